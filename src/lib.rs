@@ -1,0 +1,4 @@
+//! Heliostat.
+pub mod aggregate;
+pub mod model;
+pub mod wire;

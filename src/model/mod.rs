@@ -1,0 +1,22 @@
+//! What every other module speaks of: time, points, selectors, queries and errors.
+//!
+//! Nothing here does I/O, and no value of these types can be wrong once it exists.
+
+pub mod error;
+pub mod fields;
+pub mod points;
+pub mod query;
+pub mod selector;
+pub mod statistic;
+pub mod time;
+
+pub use error::{Error, Kind, Origin};
+pub use fields::{Field, FieldType, FieldValue, FieldValues};
+pub use points::{Bucket, Points};
+pub use query::{
+    Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,
+    TargetUrl,
+};
+pub use selector::{Condition, Number, Scalar, Selector, Test};
+pub use statistic::Statistic;
+pub use time::{MAX_TIME, Millis, RangeSet, Step, TimeRange};

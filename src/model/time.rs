@@ -1,0 +1,308 @@
+//! Time: epoch milliseconds, half-open ranges, sets of ranges and grids.
+
+use std::num::NonZeroI64;
+
+/// Milliseconds since the Unix epoch, or a number of milliseconds.
+pub type Millis = i64;
+
+/// The first instant past year 9999; no client may name a time at or after it.
+pub const MAX_TIME: Millis = 253_402_300_800_000;
+
+/// Beyond this distance from the epoch no range exists, so that lengths and grid
+/// arithmetic cannot overflow. About 73 million years.
+const LIMIT: Millis = i64::MAX / 4;
+
+/// A half-open range `[start, end)` of epoch milliseconds; never reversed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TimeRange {
+    start: Millis,
+    end: Millis,
+}
+
+impl TimeRange {
+    /// The range that holds every instant a client can name.
+    pub const ALL: Self = Self {
+        start: 0,
+        end: MAX_TIME,
+    };
+
+    /// `[start, end)`, or `None` where it would be reversed or out of the representable span.
+    pub fn new(start: Millis, end: Millis) -> Option<Self> {
+        (start <= end && start >= -LIMIT && end <= LIMIT).then_some(Self { start, end })
+    }
+
+    /// `[start, end)`, or the empty range at `start` where `end` comes before it.
+    pub fn clamped(start: Millis, end: Millis) -> Self {
+        let start = start.clamp(-LIMIT, LIMIT);
+        Self {
+            start,
+            end: end.clamp(start, LIMIT),
+        }
+    }
+
+    /// First instant of the range.
+    pub fn start(&self) -> Millis {
+        self.start
+    }
+
+    /// First instant after the range.
+    pub fn end(&self) -> Millis {
+        self.end
+    }
+
+    /// Length in milliseconds.
+    pub fn millis(&self) -> Millis {
+        self.end - self.start
+    }
+
+    /// Whether no instant lies in it.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether `t` lies in it.
+    pub fn holds(&self, t: Millis) -> bool {
+        self.start <= t && t < self.end
+    }
+
+    /// Whether all of `other` lies in it; the empty range lies in every range.
+    pub fn covers(&self, other: &Self) -> bool {
+        other.is_empty() || (self.start <= other.start && other.end <= self.end)
+    }
+
+    /// The instants in both, or `None` where there are none.
+    pub fn intersection(&self, other: &Self) -> Option<Self> {
+        let start = self.start.max(other.start);
+        let end = self.end.min(other.end);
+        (start < end).then_some(Self { start, end })
+    }
+
+    /// The smallest range that holds both.
+    pub fn hull(&self, other: &Self) -> Self {
+        Self {
+            start: self.start.min(other.start),
+            end: self.end.max(other.end),
+        }
+    }
+
+    /// The smallest range on the grid of `step` that holds it.
+    pub fn aligned(&self, step: Step) -> Self {
+        Self::clamped(step.floor(self.start), step.ceil(self.end))
+    }
+}
+
+/// The distance between two lines of a grid that is anchored at the epoch: a bucket size, a
+/// sampling interval or a chunk span. At least 1 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Step(NonZeroI64);
+
+impl Step {
+    /// A step of `millis`, or `None` outside `1..=MAX_TIME`.
+    pub fn new(millis: Millis) -> Option<Self> {
+        (1..=MAX_TIME)
+            .contains(&millis)
+            .then(|| NonZeroI64::new(millis).map(Self))
+            .flatten()
+    }
+
+    /// Its length in milliseconds.
+    pub fn millis(&self) -> Millis {
+        self.0.get()
+    }
+
+    /// This step taken `n` times, at most [`MAX_TIME`] long.
+    pub fn times(&self, n: u32) -> Self {
+        let millis = self
+            .millis()
+            .saturating_mul(i64::from(n.max(1)))
+            .min(MAX_TIME);
+        Self::new(millis).unwrap_or(*self)
+    }
+
+    /// The number of the cell that holds `t`: cell `k` is `[k·step, (k+1)·step)`.
+    pub fn index(&self, t: Millis) -> i64 {
+        t.div_euclid(self.millis())
+    }
+
+    /// The last grid line at or before `t`.
+    pub fn floor(&self, t: Millis) -> Millis {
+        t - t.rem_euclid(self.millis())
+    }
+
+    /// The first grid line at or after `t`.
+    pub fn ceil(&self, t: Millis) -> Millis {
+        let floor = self.floor(t);
+        if floor == t {
+            t
+        } else {
+            floor.saturating_add(self.millis())
+        }
+    }
+
+    /// Cell `index` as a range.
+    pub fn cell(&self, index: i64) -> TimeRange {
+        let start = index.saturating_mul(self.millis());
+        TimeRange::clamped(start, start.saturating_add(self.millis()))
+    }
+
+    /// How many cells intersect `range`.
+    pub fn cells_in(&self, range: &TimeRange) -> u64 {
+        let aligned = range.aligned(*self);
+        (aligned.millis() / self.millis()).unsigned_abs()
+    }
+}
+
+/// A set of instants as ascending, disjoint, non-touching ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeSet(Vec<TimeRange>);
+
+impl RangeSet {
+    /// The empty set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the instants of `range`.
+    pub fn insert(&mut self, range: TimeRange) {
+        if range.is_empty() {
+            return;
+        }
+        let mut merged = range;
+        self.0.retain(|r| {
+            let apart = r.end < merged.start || merged.end < r.start;
+            if !apart {
+                merged = merged.hull(r);
+            }
+            apart
+        });
+        let at = self.0.partition_point(|r| r.start < merged.start);
+        self.0.insert(at, merged);
+    }
+
+    /// Takes the instants of `range` away.
+    pub fn remove(&mut self, range: &TimeRange) {
+        let before = std::mem::take(&mut self.0);
+        for r in before {
+            match r.intersection(range) {
+                None => self.0.push(r),
+                Some(cut) => {
+                    for rest in [
+                        TimeRange::clamped(r.start, cut.start),
+                        TimeRange::clamped(cut.end, r.end),
+                    ] {
+                        if !rest.is_empty() {
+                            self.0.push(rest);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The instants of `range` that are not in the set.
+    pub fn missing_from(&self, range: TimeRange) -> Self {
+        let mut rest = Self::from(range);
+        for r in &self.0 {
+            rest.remove(r);
+        }
+        rest
+    }
+
+    /// Whether every instant of `range` is in the set.
+    pub fn covers(&self, range: &TimeRange) -> bool {
+        range.is_empty() || self.0.iter().any(|r| r.covers(range))
+    }
+
+    /// Its ranges, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = &TimeRange> {
+        self.0.iter()
+    }
+
+    /// Its ranges, ascending.
+    pub fn ranges(&self) -> &[TimeRange] {
+        &self.0
+    }
+
+    /// Whether it holds no instant.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<TimeRange> for RangeSet {
+    fn from(range: TimeRange) -> Self {
+        let mut set = Self::new();
+        set.insert(range);
+        set
+    }
+}
+
+impl FromIterator<TimeRange> for RangeSet {
+    fn from_iter<I: IntoIterator<Item = TimeRange>>(ranges: I) -> Self {
+        let mut set = Self::new();
+        for range in ranges {
+            set.insert(range);
+        }
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn range(start: Millis, end: Millis) -> TimeRange {
+        TimeRange::new(start, end).unwrap()
+    }
+
+    #[test]
+    fn a_range_cannot_be_reversed() {
+        assert_eq!(TimeRange::new(2, 1), None);
+        assert_eq!(TimeRange::new(0, i64::MAX), None);
+        assert!(TimeRange::new(1, 1).unwrap().is_empty());
+    }
+
+    #[test]
+    fn grids_are_anchored_at_the_epoch_on_both_sides_of_it() {
+        let step = Step::new(60).unwrap();
+        assert_eq!(
+            (step.floor(119), step.ceil(119), step.index(119)),
+            (60, 120, 1)
+        );
+        assert_eq!((step.floor(120), step.ceil(120)), (120, 120));
+        assert_eq!(
+            (step.floor(-1), step.ceil(-1), step.index(-1)),
+            (-60, 0, -1)
+        );
+        assert_eq!(step.cells_in(&range(59, 121)), 3);
+        assert_eq!(step.cells_in(&range(60, 60)), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_holds_what_was_inserted_and_not_removed(
+            ops in prop::collection::vec((any::<bool>(), 0i64..60, 0i64..20), 0..25)
+        ) {
+            let mut set = RangeSet::new();
+            let mut model = [false; 100];
+            for (insert, start, len) in ops {
+                let r = range(start, start + len);
+                if insert { set.insert(r) } else { set.remove(&r) }
+                for t in start..start + len {
+                    model[t as usize] = insert;
+                }
+            }
+            for t in 0..100 {
+                prop_assert_eq!(set.iter().any(|r| r.holds(t)), model[t as usize]);
+            }
+            for pair in set.ranges().windows(2) {
+                prop_assert!(pair[0].end() < pair[1].start());
+            }
+            let missing = set.missing_from(range(0, 100));
+            for t in 0..100 {
+                prop_assert_eq!(missing.iter().any(|r| r.holds(t)), !model[t as usize]);
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The mirror API as bytes: requests and responses to and from the model. Pure.
+//!
+//! Facts of the protocol are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
+
+pub mod json;
+pub mod number;
+pub mod request;
+pub mod response;

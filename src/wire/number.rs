@@ -1,0 +1,81 @@
+//! Numbers and points as JSON text.
+
+use crate::model::{Millis, Step};
+
+/// Appends a finite `value` in its shortest form that reads back the same, as `serde_json`
+/// writes it.
+pub fn write_f64(out: &mut Vec<u8>, value: f64) {
+    out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes());
+}
+
+/// Appends a whole number.
+pub fn write_i64(out: &mut Vec<u8>, value: i64) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+/// Appends `[value,time]`.
+pub fn write_point(out: &mut Vec<u8>, time: Millis, value: f64) {
+    out.push(b'[');
+    write_f64(out, value);
+    out.push(b',');
+    write_i64(out, time);
+    out.push(b']');
+}
+
+/// Appends `[value,start,end]`.
+pub fn write_bucket(out: &mut Vec<u8>, start: Millis, size: Step, value: f64) {
+    write_span(out, start, start.saturating_add(size.millis()), value);
+}
+
+/// Appends `[value,start,end]`.
+pub fn write_span(out: &mut Vec<u8>, start: Millis, end: Millis, value: f64) {
+    out.push(b'[');
+    write_f64(out, value);
+    out.push(b',');
+    write_i64(out, start);
+    out.push(b',');
+    write_i64(out, end);
+    out.push(b']');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text(value: f64) -> String {
+        let mut out = Vec::new();
+        write_f64(&mut out, value);
+        String::from_utf8(out).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_written_as_serde_json_writes_them_and_read_back_the_same(bits in any::<u64>()) {
+            let value = f64::from_bits(bits);
+            prop_assume!(value.is_finite());
+            prop_assert_eq!(text(value), serde_json::to_string(&value).unwrap());
+            let back: f64 = serde_json::from_str(&text(value)).unwrap();
+            prop_assert_eq!(back.to_bits(), bits);
+        }
+    }
+
+    #[test]
+    fn edge_values_are_written_as_serde_json_writes_them() {
+        for value in [
+            0.0,
+            -0.0,
+            1.0,
+            1e15,
+            1e16,
+            1e17,
+            1e-5,
+            1e-7,
+            f64::MAX,
+            5e-324,
+            0.1 + 0.2,
+        ] {
+            assert_eq!(text(value), serde_json::to_string(&value).unwrap());
+        }
+    }
+}

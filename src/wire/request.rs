@@ -1,0 +1,467 @@
+//! Requests of the mirror API, both ways.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::json::{Node, parse};
+use crate::model::{
+    Condition, Details, Error, Field, FieldNamesQuery, FieldType, FieldValuesQuery, Kind, Layout,
+    MAX_TIME, MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step,
+    TargetUrl, Test, TimeRange,
+};
+
+/// The largest `limit` and `offset` of the protocol.
+const MAX_COUNT: i64 = i32::MAX as i64;
+
+/// The protocol's names of aggregation methods, each with its statistic. A statistic's first
+/// name is the one we send.
+const METHODS: [(&str, Statistic); 15] = [
+    ("MEAN", Statistic::Mean),
+    ("PERCENTILE_25", Statistic::P25),
+    ("PERCENTILE_50", Statistic::P50),
+    ("PERCENTILE_75", Statistic::P75),
+    ("PERCENTILE_90", Statistic::P90),
+    ("PERCENTILE_95", Statistic::P95),
+    ("PERCENTILE_98", Statistic::P98),
+    ("PERCENTILE_99", Statistic::P99),
+    ("MAX", Statistic::Max),
+    ("MIN", Statistic::Min),
+    ("SUM", Statistic::Sum),
+    ("EVENT_COUNT", Statistic::Count),
+    ("SUM_NO_ZEROS", Statistic::Sum),
+    ("EVENT_COUNT_NO_ZEROS", Statistic::Count),
+    ("COUNT_NO_ZEROS", Statistic::Count),
+];
+
+/// The protocol's name of `statistic`.
+pub fn method_name(statistic: Statistic) -> &'static str {
+    let found = METHODS.iter().find(|(_, s)| *s == statistic);
+    found.map_or("MEAN", |(name, _)| name)
+}
+
+/// The statistic of a method's name, without regard to case.
+pub fn method(name: &str) -> Option<Statistic> {
+    let found = METHODS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+    found.map(|(_, statistic)| *statistic)
+}
+
+/// The names of all methods, for messages.
+pub fn method_names() -> String {
+    METHODS.map(|(name, _)| name).join(", ")
+}
+
+/// A request of the mirror API: whom it is for, and what it asks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request<Q> {
+    /// Whom it is for.
+    pub details: Details,
+    /// What it asks.
+    pub query: Q,
+}
+
+/// Reads the body of `/api/connection`.
+pub fn read_connection(body: &[u8]) -> Result<Request<()>, Error> {
+    read(body, |_| Ok(()))
+}
+
+/// Reads the body of `/api/field/name`.
+pub fn read_field_names(body: &[u8]) -> Result<Request<FieldNamesQuery>, Error> {
+    read(body, |root| {
+        let scope = scope(&query(root)?)?;
+        Ok(FieldNamesQuery { scope })
+    })
+}
+
+/// Reads the body of `/api/field/value`.
+pub fn read_field_values(body: &[u8]) -> Result<Request<FieldValuesQuery>, Error> {
+    read(body, |root| {
+        let query = query(root)?;
+        let offset = query.member("offset").optional_integer(0, MAX_COUNT)?;
+        Ok(FieldValuesQuery {
+            scope: scope(&query)?,
+            field: field(&query.member("field"))?,
+            prefix: query
+                .member("fieldValuePrefix")
+                .optional_string()?
+                .unwrap_or_default()
+                .to_owned(),
+            offset: count(offset).unwrap_or(0),
+        })
+    })
+}
+
+/// Reads the body of `/api/metric`.
+pub fn read_metric(body: &[u8]) -> Result<Request<MetricQuery>, Error> {
+    read(body, |root| {
+        let query = query(root)?;
+        let start = query.member("startTime");
+        let end = query.member("endTime");
+        let (from, to) = (start.integer(0, MAX_TIME)?, end.integer(0, MAX_TIME)?);
+        let range = TimeRange::new(from, to).ok_or_else(|| reversed(&start, from, to))?;
+        Ok(MetricQuery {
+            selector: selector(&query)?,
+            metric_field: query
+                .member("metricField")
+                .optional_string()?
+                .filter(|f| !f.is_empty())
+                .map(str::to_owned),
+            range,
+            limit: limit(&query)?,
+            layout: layout(&query.member("aggregation"))?,
+        })
+    })
+}
+
+fn reversed(start: &Node<'_>, from: i64, to: i64) -> Error {
+    Error::invalid(
+        start.path(),
+        format!("startTime ({from}) must not be after endTime ({to})"),
+    )
+}
+
+fn read<Q>(
+    body: &[u8],
+    read_query: impl FnOnce(&Node<'_>) -> Result<Q, Error>,
+) -> Result<Request<Q>, Error> {
+    let value = parse(body)?;
+    let root = Node::root(&value);
+    root.object()?;
+    Ok(Request {
+        details: details(&root.member("connectionDetails"))?,
+        query: read_query(&root)?,
+    })
+}
+
+fn query<'a>(root: &Node<'a>) -> Result<Node<'a>, Error> {
+    let query = root.member("query");
+    query.object()?;
+    Ok(query)
+}
+
+fn details(node: &Node<'_>) -> Result<Details, Error> {
+    let mut rest = node.object()?.clone();
+    let upstream = node.member("upstream").optional_string()?;
+    let url = target(node)?;
+    if upstream.is_some() || url.is_some() {
+        for key in ["upstream", "url", "host", "port"] {
+            // What picked the upstream is ours; the rest may be meant for it.
+            rest.remove(key);
+        }
+    }
+    Ok(Details {
+        upstream: upstream.map(str::to_owned),
+        url,
+        timeout: timeout(node)?,
+        nan: nan_interpretation(&node.member("nan_interpretation"))?,
+        rest,
+    })
+}
+
+/// The address that `{"url"}` or `{"host", "port"}` names.
+fn target(node: &Node<'_>) -> Result<Option<TargetUrl>, Error> {
+    let (url, host, port) = (node.member("url"), node.member("host"), node.member("port"));
+    if let Some(text) = url.optional_string()?.filter(|t| !t.is_empty()) {
+        let parsed = TargetUrl::parse(text);
+        return parsed.map(Some).map_err(|e| Error::invalid(url.path(), e));
+    }
+    let Some(name) = host.optional_string()?.filter(|t| !t.is_empty()) else {
+        return Ok(None);
+    };
+    let port = match port.value().and_then(Value::as_str) {
+        // The old mirror's form holds the port as text.
+        Some(text) => text.parse::<u16>().ok().filter(|p| *p > 0),
+        None => port
+            .optional_integer(1, 65535)?
+            .map_or(Some(80), |p| u16::try_from(p).ok()),
+    }
+    .ok_or_else(|| port.expected("a port from 1 to 65535"))?;
+    let (scheme, name) = match name.split_once("://") {
+        Some((scheme, name)) => (scheme, name),
+        None => ("http", name),
+    };
+    if name.contains(['/', '@', '?', '#', '\\']) {
+        return Err(host.expected("a host name without path or user"));
+    }
+    TargetUrl::parse(&format!("{scheme}://{name}:{port}"))
+        .map(Some)
+        .map_err(|e| Error::invalid(host.path(), e))
+}
+
+fn timeout(node: &Node<'_>) -> Result<Option<Duration>, Error> {
+    const DAY: f64 = 86_400.0;
+    for (key, unit) in [("requestTimeout", 0.001), ("request_timeout_seconds", 1.0)] {
+        let node = node.member(key);
+        if let Some(value) = node.value() {
+            let seconds = value
+                .as_f64()
+                .map(|n| n * unit)
+                .filter(|s| *s > 0.0 && *s <= DAY)
+                .ok_or_else(|| node.expected("a positive number, at most a day"))?;
+            return Ok(Some(Duration::from_secs_f64(seconds)));
+        }
+    }
+    Ok(None)
+}
+
+fn nan_interpretation(node: &Node<'_>) -> Result<NanInterpretation, Error> {
+    match node.optional_string()? {
+        None | Some("NONE") => Ok(NanInterpretation::Omit),
+        Some("ZERO") => Ok(NanInterpretation::Zero),
+        Some(_) => Err(node.expected("\"ZERO\" or \"NONE\"")),
+    }
+}
+
+fn scope(query: &Node<'_>) -> Result<Scope, Error> {
+    let start = query.member("startTime").optional_integer(0, MAX_TIME)?;
+    let end = query.member("endTime").optional_integer(0, MAX_TIME)?;
+    if let (Some(from), Some(to)) = (start, end)
+        && from > to
+    {
+        return Err(reversed(&query.member("startTime"), from, to));
+    }
+    let latest_first = query.member("latestFirst").optional_bool()?;
+    Ok(Scope {
+        selector: selector(query)?,
+        start,
+        end,
+        limit: limit(query)?,
+        latest_first: latest_first.unwrap_or(false),
+    })
+}
+
+fn limit(query: &Node<'_>) -> Result<Option<u32>, Error> {
+    Ok(count(query.member("limit").optional_integer(1, MAX_COUNT)?))
+}
+
+fn count(number: Option<i64>) -> Option<u32> {
+    number.and_then(|n| u32::try_from(n).ok())
+}
+
+fn field(node: &Node<'_>) -> Result<Field, Error> {
+    node.object()?;
+    let classified = node.member("classified").optional_bool()?;
+    let name = node.member("fieldName");
+    Ok(Field {
+        name: Some(name.string()?)
+            .filter(|n| !n.is_empty())
+            .ok_or_else(|| name.expected("the name of a field"))?
+            .to_owned(),
+        kind: field_type(&node.member("fieldType"))?,
+        classified: classified.unwrap_or(false),
+    })
+}
+
+pub(super) fn field_type(node: &Node<'_>) -> Result<FieldType, Error> {
+    let Some(name) = node.optional_string()? else {
+        return Ok(FieldType::String);
+    };
+    match name.to_ascii_uppercase().as_str() {
+        "STRING" => Ok(FieldType::String),
+        "NUMBER" | "DOUBLE" => Ok(FieldType::Number),
+        "BOOLEAN" => Ok(FieldType::Boolean),
+        _ => {
+            let message = format!("expected STRING, NUMBER or BOOLEAN, found {name:?}");
+            let mut error = Error::new(Kind::UnsupportedFieldType, message).about(name);
+            error.field = Some(node.path().to_owned());
+            Err(error)
+        }
+    }
+}
+
+fn selector(query: &Node<'_>) -> Result<Selector, Error> {
+    let conditions = query.member("conditions");
+    if !conditions.is_present() {
+        return Ok(Selector::default());
+    }
+    let conditions: Result<_, _> = conditions.elements()?.iter().map(condition).collect();
+    Ok(Selector::new(conditions?))
+}
+
+fn condition(node: &Node<'_>) -> Result<Condition, Error> {
+    node.object()?;
+    tagged(node, &["EqualityCondition"])?;
+    let key = node.member("key");
+    let name = Some(key.string()?).filter(|k| !k.is_empty());
+    let name = name.ok_or_else(|| key.expected("the name of a field"))?;
+    let typed = node.member("value");
+    let test = if typed.value().is_some_and(Value::is_object) {
+        test(&typed.member("value"), typed.member("_type"))?
+    } else {
+        // A bare value says its type itself.
+        test(&typed, typed.member("_type"))?
+    };
+    Ok(Condition {
+        key: name.to_owned(),
+        test,
+    })
+}
+
+fn test(value: &Node<'_>, tag: Node<'_>) -> Result<Test, Error> {
+    match tag.optional_string()? {
+        None if value.value().is_some_and(Value::is_array) => set(value),
+        None => scalar(value).map(Test::Is),
+        Some("InSetValue") => set(value),
+        Some("StringValue") => value
+            .string()
+            .map(|s| Test::Is(Scalar::String(s.to_owned()))),
+        Some("DoubleValue") => number(value).map(Test::Is),
+        Some("BooleanValue") => match value.optional_bool()? {
+            Some(b) => Ok(Test::Is(Scalar::Bool(b))),
+            None => Err(value.expected("true or false")),
+        },
+        Some(_) => Err(tag.expected("StringValue, DoubleValue, BooleanValue or InSetValue")),
+    }
+}
+
+fn set(value: &Node<'_>) -> Result<Test, Error> {
+    let element = |node: &Node<'_>| {
+        if node.value().is_some_and(Value::is_object) {
+            match test(&node.member("value"), node.member("_type"))? {
+                Test::Is(scalar) => Ok(scalar),
+                Test::In(_) => Err(node.expected("a single value")),
+            }
+        } else {
+            scalar(node)
+        }
+    };
+    let values: Result<Vec<_>, _> = value.elements()?.iter().map(element).collect();
+    values.map(Test::In)
+}
+
+fn scalar(node: &Node<'_>) -> Result<Scalar, Error> {
+    match node.value() {
+        Some(Value::String(s)) => Ok(Scalar::String(s.clone())),
+        Some(Value::Number(_)) => number(node),
+        Some(Value::Bool(b)) => Ok(Scalar::Bool(*b)),
+        _ => Err(node.expected("a string, a number, true or false")),
+    }
+}
+
+fn number(node: &Node<'_>) -> Result<Scalar, Error> {
+    let number = node.value().and_then(Value::as_f64).and_then(Number::new);
+    number
+        .map(Scalar::Number)
+        .ok_or_else(|| node.expected("a number"))
+}
+
+fn layout(node: &Node<'_>) -> Result<Layout, Error> {
+    if !node.is_present() {
+        return Ok(Layout::Raw);
+    }
+    node.object()?;
+    tagged(node, &["Aggregation"])?;
+    let name = node.member("method");
+    let statistic = method(name.string()?)
+        .ok_or_else(|| name.expected(format_args!("one of {}", method_names())))?;
+    let size = node.member("bucketSizeMillis");
+    let size = Step::new(size.integer(1, MAX_TIME)?)
+        .ok_or_else(|| size.expected("a positive number of milliseconds"))?;
+    Ok(Layout::Buckets { statistic, size })
+}
+
+/// A `_type` may be absent; one that is there must be one of `allowed`.
+fn tagged(node: &Node<'_>, allowed: &[&str]) -> Result<(), Error> {
+    let tag = node.member("_type");
+    match tag.optional_string()? {
+        Some(name) if !allowed.contains(&name) => Err(tag.expected(allowed.join(" or "))),
+        _ => Ok(()),
+    }
+}
+
+/// The body of `/api/connection`.
+pub fn write_connection(details: &Map<String, Value>) -> Vec<u8> {
+    body(&json!({ "connectionDetails": details, "_type": "TestConnectionRequest" }))
+}
+
+/// The body of `/api/field/name`.
+pub fn write_field_names(details: &Map<String, Value>, query: &FieldNamesQuery) -> Vec<u8> {
+    let mut fields = scope_json(&query.scope);
+    fields.insert("_type".into(), "FieldNamesQuery".into());
+    body(&json!({ "connectionDetails": details, "query": fields, "_type": "FieldNamesRequest" }))
+}
+
+/// The body of `/api/field/value`.
+pub fn write_field_values(details: &Map<String, Value>, query: &FieldValuesQuery) -> Vec<u8> {
+    let mut fields = scope_json(&query.scope);
+    fields.insert("field".into(), super::response::field_json(&query.field));
+    fields.insert("fieldValuePrefix".into(), query.prefix.clone().into());
+    fields.insert("offset".into(), query.offset.into());
+    fields.insert("_type".into(), "FieldValuesQuery".into());
+    body(&json!({ "connectionDetails": details, "query": fields, "_type": "FieldValuesRequest" }))
+}
+
+/// The body of `/api/metric`.
+pub fn write_metric(details: &Map<String, Value>, query: &MetricQuery) -> Vec<u8> {
+    let mut fields = Map::new();
+    fields.insert("conditions".into(), conditions_json(&query.selector));
+    fields.insert("startTime".into(), query.range.start().into());
+    fields.insert("endTime".into(), query.range.end().into());
+    if let Some(limit) = query.limit {
+        fields.insert("limit".into(), limit.into());
+    }
+    if let Some(field) = &query.metric_field {
+        fields.insert("metricField".into(), field.clone().into());
+    }
+    if let Layout::Buckets { statistic, size } = query.layout {
+        let aggregation = json!({
+            "method": method_name(statistic),
+            "bucketSizeMillis": size.millis(),
+            "_type": "Aggregation",
+        });
+        fields.insert("aggregation".into(), aggregation);
+    }
+    fields.insert("_type".into(), "MetricsQuery".into());
+    body(&json!({ "connectionDetails": details, "query": fields, "_type": "MetricsRequest" }))
+}
+
+fn body(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+fn scope_json(scope: &Scope) -> Map<String, Value> {
+    let mut fields = Map::new();
+    fields.insert("conditions".into(), conditions_json(&scope.selector));
+    if let Some(start) = scope.start {
+        fields.insert("startTime".into(), start.into());
+    }
+    if let Some(end) = scope.end {
+        fields.insert("endTime".into(), end.into());
+    }
+    if let Some(limit) = scope.limit {
+        fields.insert("limit".into(), limit.into());
+    }
+    fields.insert("latestFirst".into(), scope.latest_first.into());
+    fields
+}
+
+fn conditions_json(selector: &Selector) -> Value {
+    let conditions = selector.conditions().iter().map(|c| {
+        let value = match &c.test {
+            Test::Is(scalar) => scalar_json(scalar),
+            Test::In(values) => {
+                let values: Vec<_> = values.iter().map(bare_json).collect();
+                json!({ "value": values, "_type": "InSetValue" })
+            }
+        };
+        json!({ "key": c.key, "value": value, "_type": "EqualityCondition" })
+    });
+    Value::Array(conditions.collect())
+}
+
+fn scalar_json(scalar: &Scalar) -> Value {
+    let tag = match scalar {
+        Scalar::String(_) => "StringValue",
+        Scalar::Number(_) => "DoubleValue",
+        Scalar::Bool(_) => "BooleanValue",
+    };
+    json!({ "value": bare_json(scalar), "_type": tag })
+}
+
+fn bare_json(scalar: &Scalar) -> Value {
+    match scalar {
+        Scalar::String(s) => json!(s),
+        Scalar::Number(n) => json!(n.get()),
+        Scalar::Bool(b) => json!(b),
+    }
+}
