@@ -97,6 +97,12 @@ impl TimeRange {
 pub struct Step(NonZeroI64);
 
 impl Step {
+    /// One second.
+    pub const SECOND: Self = match NonZeroI64::new(1000) {
+        Some(millis) => Self(millis),
+        None => Self(NonZeroI64::MAX),
+    };
+
     /// A step of `millis`, or `None` outside `1..=MAX_TIME`.
     pub fn new(millis: Millis) -> Option<Self> {
         (1..=MAX_TIME)

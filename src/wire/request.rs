@@ -286,10 +286,10 @@ fn condition(node: &Node<'_>) -> Result<Condition, Error> {
     let name = name.ok_or_else(|| key.expected("the name of a field"))?;
     let typed = node.member("value");
     let test = if typed.value().is_some_and(Value::is_object) {
-        test(&typed.member("value"), typed.member("_type"))?
+        test(&typed.member("value"), &typed.member("_type"))?
     } else {
         // A bare value says its type itself.
-        test(&typed, typed.member("_type"))?
+        test(&typed, &typed.member("_type"))?
     };
     Ok(Condition {
         key: name.to_owned(),
@@ -297,7 +297,7 @@ fn condition(node: &Node<'_>) -> Result<Condition, Error> {
     })
 }
 
-fn test(value: &Node<'_>, tag: Node<'_>) -> Result<Test, Error> {
+fn test(value: &Node<'_>, tag: &Node<'_>) -> Result<Test, Error> {
     match tag.optional_string()? {
         None if value.value().is_some_and(Value::is_array) => set(value),
         None => scalar(value).map(Test::Is),
@@ -317,7 +317,7 @@ fn test(value: &Node<'_>, tag: Node<'_>) -> Result<Test, Error> {
 fn set(value: &Node<'_>) -> Result<Test, Error> {
     let element = |node: &Node<'_>| {
         if node.value().is_some_and(Value::is_object) {
-            match test(&node.member("value"), node.member("_type"))? {
+            match test(&node.member("value"), &node.member("_type"))? {
                 Test::Is(scalar) => Ok(scalar),
                 Test::In(_) => Err(node.expected("a single value")),
             }

@@ -1,0 +1,549 @@
+//! Reads the file and the environment, and says where an error is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+use tracing::Level;
+
+use super::raw::{self, millis};
+use super::values::{Secret, SecretSource, Text};
+use super::{Config, ErrorStatus, Log, Server, Upstream, UpstreamKind};
+use crate::model::{MAX_TIME, TargetUrl};
+
+/// The configuration that applies where there is no file; the repository's `config.toml`.
+const BUILT_IN: &str = include_str!("../../config.toml");
+
+/// The start of every variable that overrides a key.
+const PREFIX: &str = "HELIOSTAT_";
+
+/// What is wrong with the configuration, and where.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// The file, or the variable of the environment.
+    pub source: String,
+    /// Line and column from 1, where they are known.
+    pub position: Option<(usize, usize)>,
+    /// The key at fault, such as `upstream[0].timeout`; empty where it is no single one.
+    pub key: String,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)?;
+        if let Some((line, column)) = self.position {
+            write!(f, ":{line}:{column}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The configuration in the file at `path`, or the built-in one for `None`, with overrides and
+/// secrets from `env`.
+pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    let Some(path) = path else {
+        return parse(BUILT_IN, "built-in configuration", env);
+    };
+    let source = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, &source, env),
+        Err(e) => Err(ConfigError {
+            source,
+            position: None,
+            key: String::new(),
+            message: format!("cannot be read: {e}"),
+        }),
+    }
+}
+
+/// The configuration in `text`, which errors call `source`.
+pub fn parse(
+    text: &str,
+    source: &str,
+    env: &BTreeMap<String, String>,
+) -> Result<Config, ConfigError> {
+    let file = File { text, source };
+    let mut raw: raw::Config = toml::from_str(text).map_err(|e| file.toml_error(&e))?;
+    let overrides: Vec<_> = env
+        .iter()
+        .filter(|(name, _)| name.starts_with(PREFIX) && name.contains("__"))
+        .collect();
+    if !overrides.is_empty() {
+        let mut table: toml::Table = toml::from_str(text).map_err(|e| file.toml_error(&e))?;
+        for (name, value) in overrides {
+            (table, raw) = overridden(&table, name, value)?;
+        }
+    }
+    Checker { file: &file, env }.config(&raw)
+}
+
+/// `table` with the key that the variable `name` means set to `value`: as the TOML value that it
+/// spells or, where that does not fit, as a string.
+fn overridden(
+    table: &toml::Table,
+    name: &str,
+    value: &str,
+) -> Result<(toml::Table, raw::Config), ConfigError> {
+    let error = |message: String| ConfigError {
+        source: format!("environment variable {name}"),
+        position: None,
+        key: String::new(),
+        message,
+    };
+    let path: Vec<String> = name
+        .trim_start_matches(PREFIX)
+        .split("__")
+        .map(str::to_ascii_lowercase)
+        .collect();
+    let spelled = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut t| t.remove("value"));
+    let text = toml::Value::String(value.to_owned());
+    let mut first_error = None;
+    for candidate in [spelled, Some(text)].into_iter().flatten() {
+        let mut changed = table.clone();
+        set(&mut changed, &path, candidate).map_err(error)?;
+        match raw::Config::deserialize(changed.clone()) {
+            Ok(raw) => return Ok((changed, raw)),
+            Err(e) => first_error = first_error.or(Some(e)),
+        }
+    }
+    let message = first_error.map_or_else(String::new, |e| with_suggestion(e.message()));
+    Err(error(message))
+}
+
+/// Sets the value at `path`. An upstream is named by its position or its name.
+fn set(table: &mut toml::Table, path: &[String], value: toml::Value) -> Result<(), String> {
+    let Some((key, rest)) = path.split_first() else {
+        return Err("names no key".into());
+    };
+    if rest.is_empty() {
+        table.insert(key.clone(), value);
+        return Ok(());
+    }
+    let entry = table
+        .entry(key.clone())
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    match entry {
+        toml::Value::Table(inner) => set(inner, rest, value),
+        toml::Value::Array(items) => {
+            let Some((which, rest)) = rest.split_first() else {
+                return Err("names no key".into());
+            };
+            let names = |item: &toml::Value| {
+                let name = item.get("name").and_then(toml::Value::as_str);
+                name.is_some_and(|n| n.to_ascii_lowercase().replace('-', "_") == *which)
+            };
+            let at = match which.parse::<usize>() {
+                Ok(at) => Some(at),
+                Err(_) => items.iter().position(names),
+            };
+            match at.and_then(|at| items.get_mut(at)) {
+                Some(toml::Value::Table(inner)) => set(inner, rest, value),
+                _ => Err(format!("there is no {key} {which:?}")),
+            }
+        }
+        _ => Err(format!("{key} is not a section")),
+    }
+}
+
+/// A file and what errors call it.
+struct File<'a> {
+    text: &'a str,
+    source: &'a str,
+}
+
+impl File<'_> {
+    fn error(&self, position: Option<(usize, usize)>, key: String, message: String) -> ConfigError {
+        ConfigError {
+            source: self.source.to_owned(),
+            position,
+            key,
+            message,
+        }
+    }
+
+    fn toml_error(&self, error: &toml::de::Error) -> ConfigError {
+        let at = error.span().map(|span| span.start);
+        let position = at.map(|at| self.position(at));
+        let key = at.map_or_else(String::new, |at| self.key_at(at));
+        self.error(position, key, with_suggestion(error.message().trim()))
+    }
+
+    /// Line and column, from 1, of the byte `at`.
+    fn position(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let start = before.rfind('\n').map_or(0, |n| n + 1);
+        let column = before.get(start..).map_or(0, |s| s.chars().count()) + 1;
+        (line, column)
+    }
+
+    /// The dotted path of the key in whose line the byte `at` lies.
+    fn key_at(&self, at: usize) -> String {
+        let mut section = String::new();
+        let mut upstreams = 0;
+        let mut offset = 0;
+        for line in self.text.split_inclusive('\n') {
+            let content = line.trim();
+            if let Some(header) = header(content) {
+                section = header.to_owned();
+                if content.starts_with("[[") {
+                    section = format!("{header}[{upstreams}]");
+                    upstreams += 1;
+                }
+            }
+            offset += line.len();
+            if at < offset {
+                let key = content.split_once('=').map_or("", |(key, _)| key.trim());
+                return match (section.is_empty(), key.is_empty()) {
+                    (true, _) => key.to_owned(),
+                    (false, true) => section,
+                    (false, false) => format!("{section}.{key}"),
+                };
+            }
+        }
+        section
+    }
+
+    /// Where `key` of `section` stands, or where the section does.
+    fn locate(&self, section: &str, index: usize, key: &str) -> Option<(usize, usize)> {
+        let mut seen = 0;
+        let mut inside = None;
+        for (number, line) in (1..).zip(self.text.lines()) {
+            let content = line.trim();
+            if let Some(header) = header(content) {
+                if inside.is_some() {
+                    break;
+                }
+                if header == section {
+                    if seen == index {
+                        inside = Some((number, 1));
+                    }
+                    seen += 1;
+                }
+            } else if inside.is_some()
+                && content
+                    .split_once('=')
+                    .is_some_and(|(name, _)| name.trim() == key)
+            {
+                return Some((number, line.find(key).unwrap_or(0) + 1));
+            }
+        }
+        inside
+    }
+}
+
+/// The name in a section's head, such as `[server]` or `[[upstream]]`.
+fn header(line: &str) -> Option<&str> {
+    let line = line.split('#').next().unwrap_or(line).trim();
+    let inner = line.strip_prefix('[')?.strip_suffix(']')?;
+    let inner = inner
+        .strip_prefix('[')
+        .map_or(Some(inner), |s| s.strip_suffix(']'))?;
+    Some(inner.trim())
+}
+
+/// `message` with the nearest of the names that it lists, where it is about an unknown one.
+fn with_suggestion(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let unknown = names.next().unwrap_or_default();
+    let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    let nearest = names.min_by_key(|name| strsim::damerau_levenshtein(name, unknown));
+    match nearest {
+        Some(name) if is_unknown && strsim::jaro(name, unknown) > 0.7 => {
+            format!("{message}; did you mean `{name}`?")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+/// Turns what the file says into what the program gets.
+struct Checker<'a> {
+    file: &'a File<'a>,
+    env: &'a BTreeMap<String, String>,
+}
+
+/// Where a key stands: its section and, for upstreams, which one.
+#[derive(Clone, Copy)]
+struct Place {
+    section: &'static str,
+    index: Option<usize>,
+}
+
+const SERVER: Place = Place {
+    section: "server",
+    index: None,
+};
+
+impl Checker<'_> {
+    fn error(&self, place: Place, key: &str, message: impl Into<String>) -> ConfigError {
+        let position = self
+            .file
+            .locate(place.section, place.index.unwrap_or(0), key);
+        let index = place.index.map_or_else(String::new, |i| format!("[{i}]"));
+        let key = format!("{}{index}.{key}", place.section);
+        self.file.error(position, key, message.into())
+    }
+
+    fn config(&self, raw: &raw::Config) -> Result<Config, ConfigError> {
+        let demo = [raw::Upstream::default()];
+        let raw_upstreams = if raw.upstream.is_empty() {
+            &demo[..]
+        } else {
+            &raw.upstream
+        };
+        let mut upstreams = Vec::new();
+        let mut names = BTreeSet::new();
+        for (index, upstream) in raw_upstreams.iter().enumerate() {
+            let place = Place {
+                section: "upstream",
+                index: Some(index),
+            };
+            let checked = self.upstream(place, upstream)?;
+            if !names.insert(checked.name.clone()) {
+                let message = format!("{:?} names another upstream already", checked.name);
+                return Err(self.error(place, "name", message));
+            }
+            upstreams.push(checked);
+        }
+        let log = Log {
+            level: match raw.log.level {
+                Some(raw::Level::Error) => Level::ERROR,
+                Some(raw::Level::Warn) => Level::WARN,
+                None | Some(raw::Level::Info) => Level::INFO,
+                Some(raw::Level::Debug) => Level::DEBUG,
+                Some(raw::Level::Trace) => Level::TRACE,
+            },
+            json: raw.log.format == Some(raw::Format::Json),
+        };
+        Ok(Config {
+            server: self.server(&raw.server)?,
+            cache_memory: raw.cache.memory.as_ref().map_or(256 << 20, |s| s.0.0),
+            targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
+            log,
+            default_upstream: self.default_upstream(raw_upstreams, &upstreams)?,
+            upstreams,
+        })
+    }
+
+    /// The upstream that is marked as the default, or the first.
+    fn default_upstream(
+        &self,
+        raw: &[raw::Upstream],
+        checked: &[Upstream],
+    ) -> Result<String, ConfigError> {
+        let marked: Vec<usize> = (0..)
+            .zip(raw)
+            .filter(|(_, u)| u.default)
+            .map(|p| p.0)
+            .collect();
+        if let Some(&second) = marked.get(1) {
+            let place = Place {
+                section: "upstream",
+                index: Some(second),
+            };
+            let message = "only one upstream can be the default";
+            return Err(self.error(place, "default", message));
+        }
+        let index = marked.first().copied().unwrap_or(0);
+        Ok(checked
+            .get(index)
+            .map(|u| u.name.clone())
+            .unwrap_or_default())
+    }
+
+    fn server(&self, raw: &raw::Server) -> Result<Server, ConfigError> {
+        let listen = raw.listen.as_deref().unwrap_or("127.0.0.1:7007");
+        let listen: SocketAddr = listen.parse().map_err(|_| {
+            let message = format!(
+                "{listen:?} is not an address; write it as \"127.0.0.1:7007\" or \"[::]:7007\""
+            );
+            self.error(SERVER, "listen", message)
+        })?;
+        let key = match &raw.api_key {
+            Some(source) => self.secret(SERVER, "api_key", source)?,
+            None => Secret::new("api_key"),
+        };
+        let mut api_key = HeaderValue::from_str(key.reveal()).map_err(|_| {
+            self.error(
+                SERVER,
+                "api_key",
+                "holds characters that a header cannot carry",
+            )
+        })?;
+        api_key.set_sensitive(true);
+        let max_body = raw.max_body.as_ref().map_or(1 << 20, |s| s.0.0);
+        let request_timeout = raw.request_timeout.as_ref();
+        let positive = |key, value| self.at_least_one(SERVER, key, value);
+        Ok(Server {
+            listen,
+            api_key,
+            request_timeout: self.positive(SERVER, "request_timeout", request_timeout, 14)?,
+            max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
+            max_in_flight: positive("max_in_flight", raw.max_in_flight.unwrap_or(4096))? as usize,
+            max_points: positive("max_points", raw.max_points.unwrap_or(100_000))?,
+            error_status: match raw.error_status {
+                None | Some(raw::ErrorStatus::Semantic) => ErrorStatus::Semantic,
+                Some(raw::ErrorStatus::Always500) => ErrorStatus::Always500,
+            },
+            drain_timeout: raw
+                .drain_timeout
+                .as_ref()
+                .map_or(Duration::from_secs(10), |t| t.0),
+        })
+    }
+
+    fn upstream(&self, place: Place, raw: &raw::Upstream) -> Result<Upstream, ConfigError> {
+        let kind = self.kind(place, raw)?;
+        let name = raw.name.clone().unwrap_or_else(|| kind.name().to_owned());
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+            let message =
+                format!("{name:?} is not a name; use 1 to 64 letters, digits, '-', '_' and '.'");
+            return Err(self.error(place, "name", message));
+        }
+        let interval = raw.interval.as_ref();
+        if interval.is_some_and(|i| !(1..=MAX_TIME).contains(&millis(i.0))) {
+            return Err(self.error(place, "interval", "must be at least 1ms"));
+        }
+        self.positive(place, "timeout", raw.timeout.as_ref(), 10)?;
+        let rate = raw.rate_limit.per_second.unwrap_or(50.0);
+        if !(rate.is_finite() && (0.001..=1_000_000.0).contains(&rate)) {
+            let message = "per_second must be from 0.001 to 1000000";
+            return Err(self.error(place, "rate_limit", message));
+        }
+        for (key, value) in [
+            ("rate_limit", raw.rate_limit.burst),
+            ("max_concurrency", raw.max_concurrency),
+            ("breaker", raw.breaker.failures),
+            ("raw_points_max", raw.raw_points_max),
+        ] {
+            self.at_least_one(place, key, value.unwrap_or(1))?;
+        }
+        if raw.retries.is_some_and(|r| r > 10) {
+            return Err(self.error(place, "retries", "must be at most 10"));
+        }
+        let mut settings = raw.settings(name, kind);
+        settings.headers = self.headers(place, &raw.headers)?;
+        Ok(settings)
+    }
+
+    fn kind(&self, place: Place, raw: &raw::Upstream) -> Result<UpstreamKind, ConfigError> {
+        let urls: Vec<TargetUrl> = raw.urls.iter().map(|u| u.0.clone()).collect();
+        let kind = raw.kind.unwrap_or_default();
+        match (kind, urls.is_empty()) {
+            (raw::Kind::Demo, false) => {
+                let message = "an upstream of kind \"demo\" has no urls: it is built in";
+                return Err(self.error(place, "urls", message));
+            }
+            (raw::Kind::Mirror | raw::Kind::Prometheus, true) => {
+                let message = "must hold at least one URL, such as \"http://127.0.0.1:9090\"";
+                return Err(self.error(place, "urls", message));
+            }
+            _ => {}
+        }
+        Ok(match kind {
+            raw::Kind::Demo => UpstreamKind::Demo {
+                latency: raw
+                    .demo
+                    .latency
+                    .as_ref()
+                    .map_or(Duration::from_millis(400), |t| t.0),
+                per_second: self.at_least_one(place, "demo", raw.demo.per_second.unwrap_or(20))?,
+            },
+            raw::Kind::Mirror => UpstreamKind::Mirror {
+                urls,
+                api_key: match &raw.api_key {
+                    Some(source) => Some(self.secret(place, "api_key", source)?),
+                    None => None,
+                },
+                connection_details: match &raw.connection_details {
+                    None | Some(raw::ConnectionDetails::Forward(_)) => None,
+                    Some(raw::ConnectionDetails::Fixed(details)) => Some(details.clone()),
+                },
+            },
+            raw::Kind::Prometheus => UpstreamKind::Prometheus { urls },
+        })
+    }
+
+    fn headers(
+        &self,
+        place: Place,
+        raw: &BTreeMap<String, SecretSource>,
+    ) -> Result<Vec<(HeaderName, HeaderValue)>, ConfigError> {
+        let header = |(name, source): (&String, &SecretSource)| {
+            let message = format!("{name:?} is not the name of a header");
+            let header = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| self.error(place, "headers", message))?;
+            let secret = self.secret(place, "headers", source)?;
+            let message =
+                format!("the value of {name:?} holds characters that a header cannot carry");
+            let mut value = HeaderValue::from_str(secret.reveal())
+                .map_err(|_| self.error(place, "headers", message))?;
+            value.set_sensitive(true);
+            Ok((header, value))
+        };
+        raw.iter().map(header).collect()
+    }
+
+    fn secret(
+        &self,
+        place: Place,
+        key: &str,
+        source: &SecretSource,
+    ) -> Result<Secret, ConfigError> {
+        match source {
+            SecretSource::Inline(text) => Ok(Secret::new(text.clone())),
+            SecretSource::Env(name) => match self.env.get(name) {
+                Some(text) => Ok(Secret::new(text.clone())),
+                None => {
+                    let message = format!("the environment variable {name} is not set");
+                    Err(self.error(place, key, message))
+                }
+            },
+            SecretSource::File(path) => match std::fs::read_to_string(path) {
+                Ok(text) => Ok(Secret::new(text.trim_end_matches(['\r', '\n']))),
+                Err(e) => {
+                    let message = format!("the file {path:?} cannot be read: {e}");
+                    Err(self.error(place, key, message))
+                }
+            },
+        }
+    }
+
+    fn positive(
+        &self,
+        place: Place,
+        key: &str,
+        value: Option<&Text<Duration>>,
+        default: u64,
+    ) -> Result<Duration, ConfigError> {
+        let value = value.map_or(Duration::from_secs(default), |t| t.0);
+        if value < Duration::from_millis(1) {
+            return Err(self.error(place, key, "must be at least 1ms"));
+        }
+        Ok(value)
+    }
+
+    fn at_least_one(&self, place: Place, key: &str, value: u32) -> Result<u32, ConfigError> {
+        if value == 0 {
+            return Err(self.error(place, key, "must be at least 1"));
+        }
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+use super::*;
+
+fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let owned = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+    pairs.iter().map(owned).collect()
+}
+
+fn error(text: &str) -> String {
+    let error = parse(text, "c.toml", &BTreeMap::new()).unwrap_err();
+    error.to_string()
+}
+
+#[test]
+fn the_built_in_configuration_is_what_an_empty_file_means() {
+    let built_in = load(None, &BTreeMap::new()).unwrap();
+    let empty = parse("", "c.toml", &BTreeMap::new()).unwrap();
+    assert_eq!(format!("{built_in:?}"), format!("{empty:?}"));
+    assert_eq!(built_in.default_upstream, "demo");
+}
+
+#[test]
+fn errors_say_where_what_and_what_is_allowed() {
+    let cases = [
+        (
+            "[server]\nlisten = \"nonsense\"",
+            "c.toml:2:1: server.listen: \"nonsense\" is not an address",
+        ),
+        (
+            "[server]\nlitsen = \"x\"",
+            "c.toml:2:1: server.litsen: unknown field `litsen`",
+        ),
+        ("[server]\nlitsen = \"x\"", "did you mean `listen`?"),
+        (
+            "[cache]\nmemory = 5",
+            "c.toml:2:10: cache.memory: invalid type: integer `5`",
+        ),
+        ("[cache]\nmemory = \"5 apples\"", "write it as \"64KiB\""),
+        (
+            "[server]\nmax_points = 0",
+            "c.toml:2:1: server.max_points: must be at least 1",
+        ),
+        ("[server\n", "c.toml:1:"),
+        (
+            "[[upstream]]\nkind = \"promethius\"",
+            "did you mean `prometheus`?",
+        ),
+        (
+            "[[upstream]]\nkind = \"prometheus\"",
+            "upstream[0].urls: must hold at least one URL",
+        ),
+        (
+            "[[upstream]]\nname = \"a\"\n[[upstream]]\nname = \"a\"",
+            "c.toml:4:1: upstream[1].name: \"a\" names another upstream already",
+        ),
+        (
+            "[[upstream]]\nname = \"a\"\ndefault = true\n[[upstream]]\nname = \"b\"\ndefault = true",
+            "c.toml:6:1: upstream[1].default: only one",
+        ),
+        (
+            "[[upstream]]\nname = \"a b\"",
+            "upstream[0].name: \"a b\" is not a name",
+        ),
+        (
+            "[[upstream]]\nkind = \"mirror\"\nurls = [\"ftp://x\"]",
+            "must start with http://",
+        ),
+        (
+            "[[upstream]]\nkind = \"mirror\"\nurls = [\"http://u:p@x\"]",
+            "must not hold a user",
+        ),
+        (
+            "[[upstream]]\ntimeout = \"soon\"",
+            "c.toml:2:11: upstream[0].timeout: \"soon\" is not a duration",
+        ),
+        (
+            "[[upstream]]\nrate_limit = { per_second = 0 }",
+            "upstream[0].rate_limit: ",
+        ),
+        (
+            "[[upstream]]\nkind = \"mirror\"\nurls = [\"http://x\"]\napi_key = { env = \"NOPE\" }",
+            "upstream[0].api_key: the environment variable NOPE is not set",
+        ),
+        (
+            "[targets]\nallow = [\"prom\"]",
+            "targets.allow: \"prom\" is not a target",
+        ),
+        ("[log]\nlevel = \"loud\"", "unknown variant `loud`"),
+    ];
+    for (text, expected) in cases {
+        let said = error(text);
+        assert!(
+            said.contains(expected),
+            "{text}\n  said {said}\n  expected {expected}"
+        );
+    }
+}
+
+#[test]
+fn every_key_can_be_overridden_from_the_environment() {
+    let text = "[[upstream]]\nname = \"main-prom\"\nkind = \"prometheus\"\nurls = [\"http://a:1\"]\n[[upstream]]\nname = \"demo\"";
+    let overrides = env(&[
+        ("HELIOSTAT_SERVER__LISTEN", "127.0.0.1:0"),
+        ("HELIOSTAT_SERVER__MAX_POINTS", "7"),
+        ("HELIOSTAT_SERVER__API_KEY", "12345"),
+        ("HELIOSTAT_CACHE__MEMORY", "1MiB"),
+        ("HELIOSTAT_UPSTREAM__MAIN_PROM__URLS", "[\"http://b:2\"]"),
+        ("HELIOSTAT_UPSTREAM__MAIN_PROM__RATE_LIMIT__PER_SECOND", "3"),
+        ("HELIOSTAT_UPSTREAM__1__DEFAULT", "true"),
+        ("HELIOSTAT_REQUIRE_REAL", "1"),
+    ]);
+    let config = parse(text, "c.toml", &overrides).unwrap();
+    assert_eq!(config.server.listen.port(), 0);
+    assert_eq!(config.server.max_points, 7);
+    assert_eq!(config.server.api_key, "12345");
+    assert_eq!(config.cache_memory, 1 << 20);
+    assert_eq!(config.upstreams[0].kind.urls()[0].as_str(), "http://b:2");
+    assert_eq!(config.upstreams[0].limits.per_second, 3.0);
+    assert_eq!(config.default_upstream, "demo");
+
+    for (name, value, expected) in [
+        ("HELIOSTAT_SERVER__LITSEN", "x", "did you mean `listen`?"),
+        (
+            "HELIOSTAT_SERVER__MAX_POINTS",
+            "many",
+            "HELIOSTAT_SERVER__MAX_POINTS",
+        ),
+        (
+            "HELIOSTAT_UPSTREAM__NOPE__URLS",
+            "[]",
+            "there is no upstream \"nope\"",
+        ),
+    ] {
+        let said = parse(text, "c.toml", &env(&[(name, value)]))
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn secrets_come_from_the_file_the_environment_or_a_file_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    std::fs::write(&path, "from-file\n").unwrap();
+    let text = format!(
+        "[[upstream]]\nkind = \"mirror\"\nurls = [\"http://x\"]\napi_key = {{ file = {path:?} }}\nheaders = {{ Authorization = {{ env = \"TOKEN\" }} }}"
+    );
+    let config = parse(&text, "c.toml", &env(&[("TOKEN", "Bearer t0ken")])).unwrap();
+    let upstream = &config.upstreams[0];
+    let UpstreamKind::Mirror { api_key, .. } = &upstream.kind else {
+        panic!("{upstream:?}");
+    };
+    assert_eq!(api_key.as_ref().map(Secret::reveal), Some("from-file"));
+    assert_eq!(upstream.headers[0].1, "Bearer t0ken");
+    let shown = format!("{config:?}");
+    assert!(
+        !shown.contains("from-file") && !shown.contains("t0ken"),
+        "{shown}"
+    );
+}

@@ -1,0 +1,227 @@
+//! Configuration: a TOML file and overrides from the environment, as values that cannot be wrong.
+//!
+//! `raw` is what the file may say, word for word; `load` reads it and says where an error is;
+//! this module holds what the rest of the program gets.
+
+mod load;
+mod raw;
+mod values;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use tracing::Level;
+
+pub use load::{ConfigError, load, parse};
+pub use values::{Pattern, Secret};
+
+use crate::model::{Millis, Step, TargetUrl};
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How clients are served.
+    pub server: Server,
+    /// Bytes that the cached chunks may weigh.
+    pub cache_memory: u64,
+    /// Targets that connection details may name though no upstream has their address.
+    pub targets: Vec<Pattern>,
+    /// Where log lines go and which.
+    pub log: Log,
+    /// The upstreams in the order of the file; at least one.
+    pub upstreams: Vec<Upstream>,
+    /// The upstream that serves `connectionDetails {}`.
+    pub default_upstream: String,
+}
+
+/// How clients are served.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Sent as `X-MIRROR-API-KEY` on every response.
+    pub api_key: HeaderValue,
+    /// Most time from a request's head to its answer.
+    pub request_timeout: Duration,
+    /// Most bytes of a request body.
+    pub max_body: usize,
+    /// Most requests in hand.
+    pub max_in_flight: usize,
+    /// Most points or buckets of a response.
+    pub max_points: u32,
+    /// Which HTTP statuses errors have.
+    pub error_status: ErrorStatus,
+    /// Most time that requests in hand have to finish after a signal to stop.
+    pub drain_timeout: Duration,
+}
+
+/// Which HTTP statuses errors have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorStatus {
+    /// The status that fits the error.
+    Semantic,
+    /// 500 for every error, as old mirrors answer.
+    Always500,
+}
+
+/// Which log lines are written, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// The least important level that is written.
+    pub level: Level,
+    /// Text or JSON.
+    pub json: bool,
+}
+
+/// One upstream.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Its name, for connection details and metric labels.
+    pub name: String,
+    /// What it is.
+    pub kind: UpstreamKind,
+    /// Headers sent with each request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// When cached data is fetched again.
+    pub freshness: Freshness,
+    /// How it is asked.
+    pub reading: Reading,
+    /// What it may be burdened with.
+    pub limits: Limits,
+}
+
+/// What an upstream is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum UpstreamKind {
+    /// The built-in demonstration source.
+    Demo {
+        /// How long it takes to answer.
+        latency: Duration,
+        /// How many calls a second it answers.
+        per_second: u32,
+    },
+    /// Another server of the mirror API.
+    Mirror {
+        /// Its addresses; at least one.
+        urls: Vec<TargetUrl>,
+        /// The key that it must answer with.
+        api_key: Option<Secret>,
+        /// The `connectionDetails` that it is sent; `None` sends on what the client sent.
+        connection_details: Option<serde_json::Map<String, serde_json::Value>>,
+    },
+    /// A server of Prometheus' HTTP API.
+    Prometheus {
+        /// Its addresses; at least one.
+        urls: Vec<TargetUrl>,
+    },
+}
+
+impl UpstreamKind {
+    /// The name of the kind, as in the file.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Demo { .. } => "demo",
+            Self::Mirror { .. } => "mirror",
+            Self::Prometheus { .. } => "prometheus",
+        }
+    }
+
+    /// Its addresses.
+    pub fn urls(&self) -> &[TargetUrl] {
+        match self {
+            Self::Demo { .. } => &[],
+            Self::Mirror { urls, .. } | Self::Prometheus { urls } => urls,
+        }
+    }
+}
+
+/// When cached data is fetched again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Data older than this, in milliseconds, no longer changes.
+    pub settle: Millis,
+    /// For how long data that may still change is served.
+    pub refresh: Duration,
+    /// For how long expired data is served while the upstream fails.
+    pub max_stale: Duration,
+    /// For how long settled data is kept.
+    pub history_ttl: Duration,
+    /// For how long field names and values are kept.
+    pub metadata_ttl: Duration,
+}
+
+/// How an upstream is asked, and how its data is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// The native distance of points.
+    pub interval: Step,
+    /// Where aggregation happens.
+    pub aggregate: Aggregate,
+    /// Most points, by range and interval, that a query may read raw.
+    pub raw_points_max: u32,
+    /// What several matching series become.
+    pub multi_series: MultiSeries,
+    /// Whether the newest bucket is shown while it fills.
+    pub incomplete_buckets: IncompleteBuckets,
+    /// Most bytes of one response, after decompression.
+    pub max_response: usize,
+}
+
+/// Where aggregation happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aggregate {
+    /// Here while the range is short enough to be read raw, else in the upstream.
+    Auto,
+    /// Always here, out of raw points.
+    Local,
+    /// Always in the upstream.
+    Upstream,
+}
+
+/// What becomes of a selector that matches several series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MultiSeries {
+    /// The union of their points.
+    Merge,
+    /// An error that names the labels that differ.
+    Error,
+}
+
+/// Whether the newest bucket is shown while it fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IncompleteBuckets {
+    /// It is.
+    Include,
+    /// It is left out.
+    Omit,
+}
+
+/// What an upstream may be burdened with, and what is done when it fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most time of one attempt.
+    pub timeout: Duration,
+    /// Attempts on top of the first.
+    pub retries: u32,
+    /// Mean calls a second.
+    pub per_second: f64,
+    /// Calls that may come at once.
+    pub burst: u32,
+    /// Calls under way at once.
+    pub max_concurrency: usize,
+    /// Calls that may wait.
+    pub queue: usize,
+    /// Failures in a row after which a URL is left alone.
+    pub breaker_failures: u32,
+    /// For how long it is left alone.
+    pub breaker_open: Duration,
+}
+
+impl Upstream {
+    /// A Prometheus server at `url` with every setting at its default.
+    pub fn target(name: String, url: TargetUrl) -> Self {
+        let kind = UpstreamKind::Prometheus { urls: vec![url] };
+        raw::Upstream::default().settings(name, kind)
+    }
+}

@@ -1,0 +1,235 @@
+//! What the file may say, word for word. Every key is optional.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::values::{Pattern, SecretSource, Size, Text};
+use super::{
+    Aggregate, Freshness, IncompleteBuckets, Limits, MultiSeries, Reading, Upstream as Settings,
+    UpstreamKind,
+};
+use crate::model::{Millis, Step, TargetUrl};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Config {
+    pub(super) server: Server,
+    pub(super) cache: Cache,
+    pub(super) targets: Targets,
+    pub(super) log: Log,
+    pub(super) upstream: Vec<Upstream>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Server {
+    pub(super) listen: Option<String>,
+    pub(super) api_key: Option<SecretSource>,
+    pub(super) request_timeout: Option<Text<Duration>>,
+    pub(super) max_body: Option<Text<Size>>,
+    pub(super) max_in_flight: Option<u32>,
+    pub(super) max_points: Option<u32>,
+    pub(super) error_status: Option<ErrorStatus>,
+    pub(super) drain_timeout: Option<Text<Duration>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ErrorStatus {
+    Semantic,
+    #[serde(rename = "always_500")]
+    Always500,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Cache {
+    pub(super) memory: Option<Text<Size>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Targets {
+    pub(super) allow: Vec<Text<Pattern>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub(super) level: Option<Level>,
+    pub(super) format: Option<Format>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Format {
+    Human,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    #[default]
+    Demo,
+    Mirror,
+    Prometheus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Upstream {
+    pub(super) name: Option<String>,
+    pub(super) kind: Option<Kind>,
+    pub(super) urls: Vec<Text<TargetUrl>>,
+    pub(super) default: bool,
+    pub(super) api_key: Option<SecretSource>,
+    pub(super) connection_details: Option<ConnectionDetails>,
+    pub(super) demo: Demo,
+    pub(super) headers: BTreeMap<String, SecretSource>,
+    pub(super) interval: Option<Text<Duration>>,
+    pub(super) settle: Option<Text<Duration>>,
+    pub(super) refresh: Option<Text<Duration>>,
+    pub(super) max_stale: Option<Text<Duration>>,
+    pub(super) history_ttl: Option<Text<Duration>>,
+    pub(super) aggregate: Option<Aggregation>,
+    pub(super) raw_points_max: Option<u32>,
+    pub(super) multi_series: Option<Series>,
+    pub(super) incomplete_buckets: Option<Buckets>,
+    pub(super) metadata_ttl: Option<Text<Duration>>,
+    pub(super) max_response: Option<Text<Size>>,
+    pub(super) timeout: Option<Text<Duration>>,
+    pub(super) retries: Option<u32>,
+    pub(super) rate_limit: RateLimit,
+    pub(super) max_concurrency: Option<u32>,
+    pub(super) queue: Option<u32>,
+    pub(super) breaker: Breaker,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected \"forward\" or a table of details")]
+pub(super) enum ConnectionDetails {
+    Forward(Forward),
+    Fixed(serde_json::Map<String, serde_json::Value>),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Forward {
+    Forward,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Demo {
+    pub(super) latency: Option<Text<Duration>>,
+    pub(super) per_second: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RateLimit {
+    pub(super) per_second: Option<f64>,
+    pub(super) burst: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Breaker {
+    pub(super) failures: Option<u32>,
+    pub(super) open: Option<Text<Duration>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Aggregation {
+    Auto,
+    Local,
+    Upstream,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Series {
+    Merge,
+    Error,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Buckets {
+    Include,
+    Omit,
+}
+
+/// `value` as whole milliseconds.
+pub(super) fn millis(value: Duration) -> Millis {
+    Millis::try_from(value.as_millis()).unwrap_or(Millis::MAX)
+}
+
+fn seconds(value: Option<&Text<Duration>>, default: u64) -> Duration {
+    value.map_or(Duration::from_secs(default), |text| text.0)
+}
+
+impl Upstream {
+    /// The settings of an upstream `name` of `kind`; every key that is absent has its default.
+    pub(super) fn settings(&self, name: String, kind: UpstreamKind) -> Settings {
+        let interval = millis(seconds(self.interval.as_ref(), 15));
+        let per_second = self.rate_limit.per_second.unwrap_or(50.0);
+        Settings {
+            name,
+            kind,
+            headers: Vec::new(),
+            freshness: Freshness {
+                settle: millis(seconds(self.settle.as_ref(), 120)),
+                refresh: seconds(self.refresh.as_ref(), 10),
+                max_stale: seconds(self.max_stale.as_ref(), 3600),
+                history_ttl: seconds(self.history_ttl.as_ref(), 7 * 86_400),
+                metadata_ttl: seconds(self.metadata_ttl.as_ref(), 60),
+            },
+            reading: Reading {
+                interval: Step::new(interval).unwrap_or(Step::SECOND),
+                aggregate: match self.aggregate {
+                    None | Some(Aggregation::Auto) => Aggregate::Auto,
+                    Some(Aggregation::Local) => Aggregate::Local,
+                    Some(Aggregation::Upstream) => Aggregate::Upstream,
+                },
+                raw_points_max: self.raw_points_max.unwrap_or(100_000),
+                multi_series: match self.multi_series {
+                    None | Some(Series::Merge) => MultiSeries::Merge,
+                    Some(Series::Error) => MultiSeries::Error,
+                },
+                incomplete_buckets: match self.incomplete_buckets {
+                    None | Some(Buckets::Include) => IncompleteBuckets::Include,
+                    Some(Buckets::Omit) => IncompleteBuckets::Omit,
+                },
+                max_response: self
+                    .max_response
+                    .as_ref()
+                    .map_or(64 << 20, |s| usize::try_from(s.0.0).unwrap_or(usize::MAX)),
+            },
+            limits: Limits {
+                timeout: seconds(self.timeout.as_ref(), 10),
+                retries: self.retries.unwrap_or(2),
+                per_second,
+                burst: self.rate_limit.burst.unwrap_or(per_second.ceil() as u32),
+                max_concurrency: self.max_concurrency.unwrap_or(16) as usize,
+                queue: self.queue.unwrap_or(1024) as usize,
+                breaker_failures: self.breaker.failures.unwrap_or(5),
+                breaker_open: seconds(self.breaker.open.as_ref(), 10),
+            },
+        }
+    }
+}

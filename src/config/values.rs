@@ -1,0 +1,231 @@
+//! Values that are written as text in the file.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+
+use crate::model::TargetUrl;
+
+/// A value that is written as a string and parsed by [`FromText`].
+#[derive(Clone, Debug)]
+pub(super) struct Text<T>(pub(super) T);
+
+/// How a string becomes a value.
+pub(super) trait FromText: Sized {
+    /// The value, or what is allowed.
+    fn from_text(text: &str) -> Result<Self, String>;
+}
+
+impl<'de, T: FromText> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        T::from_text(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+impl FromText for Duration {
+    fn from_text(text: &str) -> Result<Self, String> {
+        const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration <= LONGEST => Ok(duration),
+            Ok(_) => Err(format!("{text:?} is longer than ten years")),
+            Err(_) => Err(format!(
+                "{text:?} is not a duration; write it as \"500ms\", \"15s\", \"2m\" or \"1h 30m\""
+            )),
+        }
+    }
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size(pub(super) u64);
+
+impl FromText for Size {
+    fn from_text(text: &str) -> Result<Self, String> {
+        const UNITS: [(&str, u64); 8] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+            ("kB", 1000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("B", 1),
+        ];
+        let parsed = UNITS.iter().find_map(|(unit, factor)| {
+            let digits = text.strip_suffix(unit)?.trim_end();
+            digits.parse::<u64>().ok()?.checked_mul(*factor)
+        });
+        parsed.map(Self).ok_or_else(|| {
+            format!("{text:?} is not a size; write it as \"64KiB\", \"256MiB\" or \"1GiB\"")
+        })
+    }
+}
+
+impl FromText for TargetUrl {
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|e| format!("{text:?}: {e}"))
+    }
+}
+
+/// A pattern of targets: `host:port`, either of which may hold `*` for any text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    host: String,
+    port: String,
+}
+
+impl Pattern {
+    /// Whether `url` is a target that the pattern means.
+    pub fn allows(&self, url: &TargetUrl) -> bool {
+        let host = url.host().to_ascii_lowercase();
+        glob(self.host.as_bytes(), host.as_bytes())
+            && glob(self.port.as_bytes(), url.port().to_string().as_bytes())
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl FromText for Pattern {
+    fn from_text(text: &str) -> Result<Self, String> {
+        let parts = text.rsplit_once(':').filter(|(host, port)| {
+            let port_ok = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit() || b == b'*');
+            let host_ok = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+            port_ok && host_ok
+        });
+        let (host, port) = parts.ok_or_else(|| {
+            format!("{text:?} is not a target; write it as \"host:port\", for example \"prometheus:9090\" or \"*.monitoring:9090\"")
+        })?;
+        Ok(Self {
+            host: host.to_ascii_lowercase(),
+            port: port.to_owned(),
+        })
+    }
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for any bytes.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            glob(rest, text) || text.split_first().is_some_and(|(_, t)| glob(pattern, t))
+        }
+        (Some((p, rest)), Some((t, tail))) => p == t && glob(rest, tail),
+        _ => false,
+    }
+}
+
+/// A secret: never shown, not even for debugging.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `text` secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Where the file says that a secret is.
+#[derive(Clone)]
+pub(super) enum SecretSource {
+    /// In the file itself.
+    Inline(String),
+    /// In a variable of the environment.
+    Env(String),
+    /// In a file of its own; a line break at its end is not part of it.
+    File(String),
+}
+
+impl fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretSource(…)")
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Source;
+        impl<'de> Visitor<'de> for Source {
+            type Value = SecretSource;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, { env = \"NAME\" } or { file = \"PATH\" }")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretSource, E> {
+                Ok(SecretSource::Inline(text.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretSource, A::Error> {
+                let Some((key, value)) = map.next_entry::<String, String>()? else {
+                    return Err(de::Error::custom("expected env or file"));
+                };
+                if map.next_key::<String>()?.is_some() {
+                    return Err(de::Error::custom("expected one of env and file, not both"));
+                }
+                match key.as_str() {
+                    "env" => Ok(SecretSource::Env(value)),
+                    "file" => Ok(SecretSource::File(value)),
+                    _ => Err(de::Error::unknown_field(&key, &["env", "file"])),
+                }
+            }
+        }
+        deserializer.deserialize_any(Source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_durations_are_written_with_units() {
+        assert_eq!(Size::from_text("256MiB"), Ok(Size(256 << 20)));
+        assert_eq!(Size::from_text("1 kB"), Ok(Size(1000)));
+        for bad in ["", "12", "MiB", "-1MiB", "1.5GiB", "99999999999TiB"] {
+            assert!(Size::from_text(bad).is_err(), "{bad}");
+        }
+        assert_eq!(Duration::from_text("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "5", "five", "99999y"] {
+            assert!(Duration::from_text(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn patterns_match_hosts_and_ports() {
+        let allows = |pattern: &str, url: &str| {
+            let pattern = Pattern::from_text(pattern).unwrap();
+            pattern.allows(&TargetUrl::parse(url).unwrap())
+        };
+        assert!(allows("prom:9090", "http://PROM:9090/x"));
+        assert!(allows("*.mon:909*", "http://a.mon:9091"));
+        assert!(allows("prom:443", "https://prom"));
+        assert!(!allows("prom:9090", "http://prom:9091"));
+        assert!(!allows("prom:9090", "http://prom.evil:9090"));
+        assert!(!allows("*.mon:9090", "http://mon:9090"));
+        for bad in ["prom", "prom:", ":1", "http://prom:1", "a@b:1"] {
+            assert!(Pattern::from_text(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        assert!(!format!("{:?}", Secret::new("s3cret")).contains("s3cret"));
+        let inline = SecretSource::Inline("s3cret".into());
+        assert!(!format!("{inline:?}").contains("s3cret"));
+    }
+}

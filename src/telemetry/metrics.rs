@@ -1,0 +1,222 @@
+//! Every metric of Heliostat, by name, in one table, and the handles to them.
+
+use std::sync::OnceLock;
+
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+const REQUESTS: &str = "heliostat_requests_total";
+const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
+const LOOKUPS: &str = "heliostat_cache_lookups_total";
+const CACHE_BYTES: &str = "heliostat_cache_bytes";
+const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
+const EVICTIONS: &str = "heliostat_cache_evictions_total";
+const POINTS_SERVED: &str = "heliostat_points_served_total";
+const UPSTREAM_REQUESTS: &str = "heliostat_upstream_requests_total";
+const UPSTREAM_SECONDS: &str = "heliostat_upstream_request_duration_seconds";
+const UPSTREAM_POINTS: &str = "heliostat_upstream_points_total";
+const QUEUE_SECONDS: &str = "heliostat_upstream_queue_seconds";
+const IN_FLIGHT: &str = "heliostat_upstream_in_flight";
+const REJECTED: &str = "heliostat_upstream_rejected_total";
+const RETRIES: &str = "heliostat_upstream_retries_total";
+const BREAKER_OPEN: &str = "heliostat_breaker_open";
+const COALESCED: &str = "heliostat_coalesced_requests_total";
+const DROPPED: &str = "heliostat_points_dropped_total";
+const BUILD_INFO: &str = "heliostat_build_info";
+
+/// A hit takes some tens of microseconds; buckets start where hits can be seen.
+const SECONDS: [f64; 18] = [
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0, 30.0,
+];
+
+/// The process-wide registry behind `/metrics`. `None` if another recorder was installed first.
+pub fn registry() -> Option<&'static PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    let install = || {
+        let mut builder = PrometheusBuilder::new();
+        for name in [REQUEST_SECONDS, UPSTREAM_SECONDS, QUEUE_SECONDS] {
+            // Only an empty list of buckets is refused.
+            builder = builder
+                .set_buckets_for_metric(Matcher::Full(name.into()), &SECONDS)
+                .ok()?;
+        }
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder).ok()?;
+        describe();
+        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        Some(handle)
+    };
+    HANDLE.get_or_init(install).as_ref()
+}
+
+fn describe() {
+    describe_counter!(
+        REQUESTS,
+        "Requests answered, by API, method and HTTP status."
+    );
+    describe_histogram!(
+        REQUEST_SECONDS,
+        Unit::Seconds,
+        "Time from a request's head to its answer's head."
+    );
+    describe_counter!(
+        LOOKUPS,
+        "Metric queries, by what the cache held: all (hit), all but some of it expired (stale), some (partial), nothing (miss)."
+    );
+    describe_gauge!(
+        CACHE_BYTES,
+        Unit::Bytes,
+        "Bytes that the cached chunks weigh."
+    );
+    describe_gauge!(CACHE_CHUNKS, "Chunks in the cache.");
+    describe_counter!(EVICTIONS, "Chunks evicted for want of room.");
+    describe_counter!(POINTS_SERVED, "Points answered, by where they came from.");
+    describe_counter!(
+        UPSTREAM_REQUESTS,
+        "HTTP attempts made upstream, by outcome."
+    );
+    describe_histogram!(
+        UPSTREAM_SECONDS,
+        Unit::Seconds,
+        "Time of an HTTP attempt, body included."
+    );
+    describe_counter!(
+        UPSTREAM_POINTS,
+        "Points and samples received from the upstream."
+    );
+    describe_histogram!(
+        QUEUE_SECONDS,
+        Unit::Seconds,
+        "Time an attempt waited for the upstream's limits."
+    );
+    describe_gauge!(IN_FLIGHT, "HTTP attempts under way.");
+    describe_counter!(REJECTED, "Calls refused before they were made, by reason.");
+    describe_counter!(RETRIES, "Attempts made again.");
+    describe_gauge!(BREAKER_OPEN, "URLs of the upstream whose breaker is open.");
+    describe_counter!(
+        COALESCED,
+        "Requests that waited for a fetch that another had started."
+    );
+    describe_counter!(
+        DROPPED,
+        "Points received and left out, by reason: not a number (nan), infinite (inf), not in the range asked for (outside_range), native histograms (histogram)."
+    );
+    describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
+}
+
+/// Counts a request that was answered after `seconds`.
+pub fn request_answered(api: &'static str, method: &'static str, status: u16, seconds: f64) {
+    let mut text = itoa::Buffer::new();
+    let status = text.format(status).to_owned();
+    counter!(REQUESTS, "api" => api, "method" => method, "status" => status).increment(1);
+    histogram!(REQUEST_SECONDS, "api" => api, "method" => method).record(seconds);
+}
+
+/// Handles to the cache's own metrics.
+#[derive(Clone, Debug)]
+pub struct CacheMetrics {
+    /// Weight of the cached chunks.
+    pub bytes: Gauge,
+    /// Number of cached chunks.
+    pub chunks: Gauge,
+    /// Chunks evicted for want of room.
+    pub evictions: Counter,
+}
+
+impl Default for CacheMetrics {
+    fn default() -> Self {
+        Self {
+            bytes: gauge!(CACHE_BYTES),
+            chunks: gauge!(CACHE_CHUNKS),
+            evictions: counter!(EVICTIONS),
+        }
+    }
+}
+
+/// Handles to the metrics of one upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamMetrics {
+    name: String,
+    /// Queries of which everything was cached and fresh.
+    pub hits: Counter,
+    /// Queries of which everything was cached, but some of it had expired.
+    pub stale: Counter,
+    /// Queries of which some was cached.
+    pub partial: Counter,
+    /// Queries of which nothing was cached.
+    pub misses: Counter,
+    /// Points answered out of the cache.
+    pub points_from_cache: Counter,
+    /// Points answered out of what was fetched for the query.
+    pub points_from_upstream: Counter,
+    /// Points and samples received.
+    pub points: Counter,
+    /// Time of an HTTP attempt.
+    pub seconds: Histogram,
+    /// Time an attempt waited for the limits.
+    pub queue_seconds: Histogram,
+    /// Attempts under way.
+    pub in_flight: Gauge,
+    /// Attempts made again.
+    pub retries: Counter,
+    /// URLs with an open breaker.
+    pub breaker_open: Gauge,
+    /// Requests that waited for another's fetch.
+    pub coalesced: Counter,
+}
+
+impl UpstreamMetrics {
+    /// The handles of the upstream `name`, which comes from the configuration.
+    pub fn new(name: &str) -> Self {
+        let upstream = || name.to_owned();
+        let lookups = |result| counter!(LOOKUPS, "upstream" => upstream(), "result" => result);
+        let served = |source| counter!(POINTS_SERVED, "upstream" => upstream(), "source" => source);
+        let metrics = Self {
+            name: upstream(),
+            hits: lookups("hit"),
+            stale: lookups("stale"),
+            partial: lookups("partial"),
+            misses: lookups("miss"),
+            points_from_cache: served("cache"),
+            points_from_upstream: served("upstream"),
+            points: counter!(UPSTREAM_POINTS, "upstream" => upstream()),
+            seconds: histogram!(UPSTREAM_SECONDS, "upstream" => upstream()),
+            queue_seconds: histogram!(QUEUE_SECONDS, "upstream" => upstream()),
+            in_flight: gauge!(IN_FLIGHT, "upstream" => upstream()),
+            retries: counter!(RETRIES, "upstream" => upstream()),
+            breaker_open: gauge!(BREAKER_OPEN, "upstream" => upstream()),
+            coalesced: counter!(COALESCED, "upstream" => upstream()),
+        };
+        metrics.breaker_open.set(0.0);
+        metrics.in_flight.set(0.0);
+        metrics
+    }
+
+    /// The upstream's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Counts an HTTP attempt that ended as `outcome`.
+    pub fn attempt(&self, outcome: &'static str) {
+        counter!(UPSTREAM_REQUESTS, "upstream" => self.name.clone(), "outcome" => outcome)
+            .increment(1);
+    }
+
+    /// Counts a call that was refused for `reason` before it was made.
+    pub fn rejected(&self, reason: &'static str) {
+        counter!(REJECTED, "upstream" => self.name.clone(), "reason" => reason).increment(1);
+    }
+
+    /// Counts `n` points that were received and left out for `reason`.
+    pub fn dropped(&self, reason: &'static str, n: u64) {
+        if n > 0 {
+            counter!(DROPPED, "upstream" => self.name.clone(), "reason" => reason).increment(n);
+        }
+    }
+}
