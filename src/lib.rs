@@ -1,4 +1,5 @@
 //! Heliostat.
+pub mod adapters;
 pub mod aggregate;
 pub mod clock;
 pub mod config;

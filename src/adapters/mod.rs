@@ -1,0 +1,208 @@
+//! Adapters: one file a kind of backend. They do no I/O: an adapter turns what is wanted into an
+//! HTTP request and the response into an answer, or into the next request.
+
+pub mod mirror;
+pub mod prometheus;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+use crate::model::{
+    Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
+    NanInterpretation, Points, Selector, TimeRange,
+};
+
+/// How one kind of backend is spoken to.
+pub trait Adapter: Send + Sync {
+    /// Whether the backend can be reached and answers as it should.
+    fn health(&self, details: &Forwarded) -> Exchange<()>;
+
+    /// The points of `fetch.range`, in one exchange or, in order of time, in several.
+    fn series(&self, fetch: &Fetch) -> Result<Vec<Exchange<Series>>, Error>;
+
+    /// The names of fields, and whether some are left out.
+    fn field_names(
+        &self,
+        details: &Forwarded,
+        query: &FieldNamesQuery,
+    ) -> Result<Exchange<(Vec<Field>, bool)>, Error>;
+
+    /// The values of a field.
+    fn field_values(
+        &self,
+        details: &Forwarded,
+        query: &FieldValuesQuery,
+    ) -> Result<Exchange<FieldValues>, Error>;
+
+    /// Whether lists of fields and values come whole, whatever prefix, offset and limit were
+    /// asked for, and are to be cut to these here.
+    fn lists_whole(&self) -> bool;
+}
+
+/// The connection details that are passed on to a backend.
+pub type Forwarded = serde_json::Map<String, serde_json::Value>;
+
+/// A range of one lane's points that is wanted.
+#[derive(Clone, Debug)]
+pub struct Fetch {
+    /// Which series.
+    pub selector: Selector,
+    /// The field that holds the value.
+    pub metric_field: Option<String>,
+    /// Raw points, or buckets.
+    pub layout: Layout,
+    /// From when to when; on the bucket grid if buckets are wanted.
+    pub range: TimeRange,
+    /// What becomes of NaN.
+    pub nan: NanInterpretation,
+    /// Connection details to pass on.
+    pub details: Forwarded,
+}
+
+/// What a backend gave for a [`Fetch`].
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// Points in the range asked for, in order of time; of several series, ties in their order.
+    /// Of buckets, a point has the time of its bucket's start.
+    pub points: Points,
+    /// Buckets that do not fit the grid asked for, as they came; then `points` is empty.
+    pub off_grid: Option<Vec<Bucket>>,
+    /// Whether the backend says that this is all there is.
+    pub complete: bool,
+    /// Samples that the response held.
+    pub received: u64,
+    /// Samples that were left out, by reason.
+    pub dropped: Dropped,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self {
+            points: Points::new(),
+            off_grid: None,
+            complete: true,
+            received: 0,
+            dropped: Dropped::default(),
+        }
+    }
+}
+
+impl Series {
+    /// These points followed by those of a later range.
+    pub fn append(&mut self, later: Self) {
+        let all = 0..later.points.len();
+        self.points.extend(&later.points, all);
+        if let Some(buckets) = later.off_grid {
+            self.off_grid.get_or_insert_default().extend(buckets);
+        }
+        self.complete &= later.complete;
+        self.received += later.received;
+        self.dropped.add(later.dropped);
+    }
+}
+
+/// Samples that were left out, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Not a number.
+    pub nan: u64,
+    /// Infinite.
+    pub inf: u64,
+    /// Outside the range asked for.
+    pub outside_range: u64,
+    /// Native histograms.
+    pub histogram: u64,
+}
+
+impl Dropped {
+    fn add(&mut self, other: Self) {
+        self.nan += other.nan;
+        self.inf += other.inf;
+        self.outside_range += other.outside_range;
+        self.histogram += other.histogram;
+    }
+
+    /// What a sample's value becomes: itself, 0 for a NaN that counts as 0, or nothing, counted.
+    fn admit(&mut self, value: f64, nan: NanInterpretation) -> Option<f64> {
+        if value.is_finite() {
+            return Some(value);
+        }
+        if value.is_nan() {
+            if nan == NanInterpretation::Zero {
+                return Some(0.0);
+            }
+            self.nan += 1;
+        } else {
+            self.inf += 1;
+        }
+        None
+    }
+}
+
+/// A request, relative to the backend's URL.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// GET or POST.
+    pub method: Method,
+    /// Path and query below the backend's URL.
+    pub path: String,
+    /// Headers on top of the configured ones.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The body; empty for GET.
+    pub body: Bytes,
+}
+
+/// A response, read whole.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, decompressed.
+    pub body: Bytes,
+}
+
+/// A request and how its response is read. Reading has no effects, so that an exchange can be
+/// made again.
+pub struct Exchange<T> {
+    /// What to send.
+    pub request: Request,
+    /// How to read what comes back.
+    pub read: Box<dyn Fn(&Response) -> Result<Next<T>, Error> + Send + Sync>,
+}
+
+/// What follows from a response.
+pub enum Next<T> {
+    /// The answer.
+    Done(T),
+    /// Another request is needed.
+    More(Exchange<T>),
+}
+
+/// The error for a response that is not what the protocol says.
+fn garbage(response: &Response, why: &str) -> Error {
+    let status = response.status.as_u16();
+    let start: String = String::from_utf8_lossy(&response.body)
+        .chars()
+        .take(120)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let message = format!("the upstream answered HTTP {status}: {why}; it starts {start:?}");
+    Error::new(Kind::UpstreamFailed, message).retryable(response.status.is_server_error())
+}
+
+/// The error for a status that means "not now", if `response` has one.
+fn busy(response: &Response) -> Option<Error> {
+    let status = response.status;
+    if status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::SERVICE_UNAVAILABLE {
+        return None;
+    }
+    let header = response.headers.get(http::header::RETRY_AFTER);
+    let seconds = header.and_then(|v| v.to_str().ok()?.trim().parse::<u64>().ok());
+    let message = format!("the upstream is at capacity (HTTP {})", status.as_u16());
+    let error = Error::new(Kind::UpstreamBusy, message)
+        .retryable(true)
+        .retry_after(seconds.map(std::time::Duration::from_secs));
+    Some(error)
+}

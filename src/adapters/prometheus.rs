@@ -1,0 +1,383 @@
+//! Prometheus' HTTP API as a backend: Prometheus 2 and 3, and what is compatible with it.
+//!
+//! Sources: Prometheus' documentation of its HTTP API and of the functions `*_over_time`,
+//! `irate`. Each call carries `nocache=1`, without which VictoriaMetrics moves start and end.
+
+mod answer;
+mod promql;
+mod pushdown;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method};
+
+use super::{Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Request, Response, Series};
+use crate::model::{
+    Error, Field, FieldNamesQuery, FieldType, FieldValue, FieldValues, FieldValuesQuery, Kind,
+    Layout, Millis, NanInterpretation, Points, Scope, Step, TimeRange,
+};
+use answer::{Matrix, SampleSeries};
+use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
+
+/// Prometheus answers at most this many steps a series to a range query.
+const MAX_STEPS: u32 = 11_000;
+
+/// How far back the sample before a range is looked for, first and at most. Samples of a counter
+/// that lie further apart have no rate between them.
+const LOOKBACK: Millis = 5 * 60_000;
+const LONGEST_LOOKBACK: Millis = 3_600_000;
+
+/// Speaks Prometheus' HTTP API to a backend.
+pub struct Prometheus {
+    /// The distance of samples: the step of range queries and subqueries.
+    pub interval: Step,
+    /// Whether several matching series are an error.
+    pub single_series: bool,
+    /// Whether a range selector leaves its left edge out, as Prometheus does from version 3 on.
+    /// Every pushed down answer tells, and corrects this.
+    left_open: Arc<AtomicBool>,
+}
+
+impl Prometheus {
+    /// An adapter for samples `interval` apart.
+    pub fn new(interval: Step, single_series: bool) -> Self {
+        Self {
+            interval,
+            single_series,
+            left_open: Arc::default(),
+        }
+    }
+
+    fn lookback(&self) -> Millis {
+        LOOKBACK.max(self.interval.times(5).millis())
+    }
+
+    fn longest_lookback(&self) -> Millis {
+        LONGEST_LOOKBACK.max(self.interval.times(20).millis())
+    }
+
+    /// The samples of a gauge as they are stored.
+    fn gauge(&self, selector: &str, fetch: &Fetch) -> Exchange<Series> {
+        let (range, nan, single) = (fetch.range, fetch.nan, self.single_series);
+        exchange(samples_of(selector, &range), move |response| {
+            let matrix = Matrix::read(response)?;
+            finish(&matrix, &range, nan, single, |s| s.samples.clone()).map(Next::Done)
+        })
+    }
+
+    /// The rate of a counter between each two consecutive samples, at the time of the later one.
+    fn counter(&self, selector: &str, fetch: &Fetch) -> Exchange<Series> {
+        let range = fetch.range;
+        let looked = TimeRange::clamped(range.start() - self.lookback(), range.end());
+        let before = TimeRange::clamped(range.start() - self.longest_lookback(), looked.start());
+        let (single, longest) = (self.single_series, self.longest_lookback());
+        let earlier = samples_of(selector, &before);
+        exchange(samples_of(selector, &looked), move |response| {
+            let matrix = Matrix::read(response)?;
+            let rates = move |s: &SampleSeries| rates(&s.samples, longest);
+            let first_in_range = |s: &SampleSeries| {
+                let first = s.samples.iter().position(|(t, _)| range.holds(*t));
+                first == Some(0)
+            };
+            if !matrix.series.iter().any(first_in_range) {
+                let done = finish(&matrix, &range, NanInterpretation::Omit, single, rates);
+                return done.map(Next::Done);
+            }
+            // Some series has no sample shortly before the range: it begins there, or had a gap.
+            Ok(Next::More(exchange(earlier.clone(), move |response| {
+                let mut all = Matrix::read(response)?;
+                all.append(&matrix);
+                finish(&all, &range, NanInterpretation::Omit, single, rates).map(Next::Done)
+            })))
+        })
+    }
+
+    /// The values of an expression on the grid of the interval.
+    fn expression(&self, expression: &str, fetch: &Fetch) -> Vec<Exchange<Series>> {
+        let (nan, single) = (fetch.nan, self.single_series);
+        steps(&fetch.range, self.interval, 0)
+            .map(|part| {
+                let request = range_query(expression, &part, self.interval);
+                let range = part.range;
+                exchange(request, move |response| {
+                    let matrix = Matrix::read(response)?;
+                    finish(&matrix, &range, nan, single, |s| s.samples.clone()).map(Next::Done)
+                })
+            })
+            .collect()
+    }
+}
+
+impl Adapter for Prometheus {
+    fn health(&self, _: &Forwarded) -> Exchange<()> {
+        let request = form("/api/v1/query", &[("query", "vector(1)")]);
+        exchange(request, |response| {
+            answer::check(response)?;
+            Ok(Next::Done(()))
+        })
+    }
+
+    fn series(&self, fetch: &Fetch) -> Result<Vec<Exchange<Series>>, Error> {
+        let meaning = Meaning::of(&fetch.selector)?;
+        Ok(match (fetch.layout, &meaning) {
+            (Layout::Buckets { statistic, size }, _) => {
+                self.pushed_down(&meaning, statistic, size, fetch)
+            }
+            (Layout::Raw, Meaning::Gauge(selector)) => vec![self.gauge(selector, fetch)],
+            (Layout::Raw, Meaning::Counter(selector)) => vec![self.counter(selector, fetch)],
+            (Layout::Raw, Meaning::Expression(text)) => self.expression(text, fetch),
+        })
+    }
+
+    fn field_names(
+        &self,
+        _: &Forwarded,
+        query: &FieldNamesQuery,
+    ) -> Result<Exchange<(Vec<Field>, bool)>, Error> {
+        let request = form("/api/v1/labels", &as_refs(&scope(&query.scope)?));
+        Ok(exchange(request, |response| {
+            let (labels, complete) = answer::strings(response)?;
+            let names = [GAUGE, COUNTER, EXPRESSION].map(str::to_owned);
+            let fields = names.into_iter().chain(labels).map(Field::text).collect();
+            Ok(Next::Done((fields, !complete)))
+        }))
+    }
+
+    fn field_values(
+        &self,
+        _: &Forwarded,
+        query: &FieldValuesQuery,
+    ) -> Result<Exchange<FieldValues>, Error> {
+        if query.field.kind != FieldType::String {
+            let name = match query.field.kind {
+                FieldType::Number => "NUMBER",
+                FieldType::Boolean | FieldType::String => "BOOLEAN",
+            };
+            let message = "labels are of type STRING";
+            let mut error = Error::new(Kind::UnsupportedFieldType, message).about(name);
+            error.field = Some("query.field.fieldType".into());
+            return Err(error);
+        }
+        let label = match query.field.name.as_str() {
+            GAUGE | COUNTER => "__name__",
+            name => name,
+        };
+        let expression = label == EXPRESSION;
+        let mut pairs = scope(&query.scope)?;
+        if expression {
+            // An expression has no values to list; one is asked for so that errors are seen.
+            pairs.push(("limit", "1".to_owned()));
+        }
+        let label = if expression { "__name__" } else { label };
+        let path = format!(
+            "/api/v1/label/{}/values?{}",
+            promql::label_in_path(label),
+            encoded(&as_refs(&pairs))
+        );
+        let request = Request {
+            method: Method::GET,
+            path,
+            headers: Vec::new(),
+            body: Bytes::new(),
+        };
+        Ok(exchange(request, move |response| {
+            let (mut values, complete) = answer::strings(response)?;
+            if expression {
+                values.clear();
+            }
+            Ok(Next::Done(FieldValues {
+                values: values.into_iter().map(FieldValue::Complete).collect(),
+                partial: !complete,
+            }))
+        }))
+    }
+
+    fn lists_whole(&self) -> bool {
+        true
+    }
+}
+
+/// Per-second rates between consecutive samples at most `longest` apart. A value below the one
+/// before it is a counter that began anew at 0.
+fn rates(samples: &[(Millis, f64)], longest: Millis) -> Vec<(Millis, f64)> {
+    let valid: Vec<_> = samples
+        .iter()
+        .copied()
+        .filter(|(_, v)| v.is_finite())
+        .collect();
+    let pairs = valid.iter().zip(valid.iter().skip(1));
+    pairs
+        .filter(|((before, _), (t, _))| *t > *before && t - before <= longest)
+        .map(|((before, from), (t, to))| {
+            let increase = if to < from { *to } else { to - from };
+            (*t, increase / ((t - before) as f64 / 1000.0))
+        })
+        .collect()
+}
+
+/// The points of `range` that `points` makes of each series, in one column.
+fn finish(
+    matrix: &Matrix,
+    range: &TimeRange,
+    nan: NanInterpretation,
+    single: bool,
+    points: impl Fn(&SampleSeries) -> Vec<(Millis, f64)>,
+) -> Result<Series, Error> {
+    let mut dropped = Dropped {
+        histogram: matrix.histograms,
+        ..Dropped::default()
+    };
+    let mut pairs = Vec::with_capacity(matrix.received as usize);
+    let mut present: Vec<&SampleSeries> = Vec::new();
+    for series in &matrix.series {
+        let before = pairs.len();
+        for (t, value) in points(series) {
+            if range.holds(t)
+                && let Some(value) = dropped.admit(value, nan)
+            {
+                pairs.push((t, value));
+            }
+        }
+        if pairs.len() > before {
+            present.push(series);
+        }
+    }
+    if single && present.len() > 1 {
+        return Err(several(&present));
+    }
+    Ok(Series {
+        points: Points::from_unsorted(pairs),
+        off_grid: None,
+        complete: matrix.complete,
+        received: matrix.received,
+        dropped,
+    })
+}
+
+/// The error for a selector that matches several series where one is allowed.
+fn several(series: &[&SampleSeries]) -> Error {
+    let labels: std::collections::BTreeSet<&str> = series
+        .iter()
+        .flat_map(|s| s.labels.keys().map(String::as_str))
+        .collect();
+    let differs = |label: &&str| {
+        let mut values = series.iter().map(|s| s.labels.get(*label));
+        let first = values.next().flatten();
+        values.any(|v| v != first)
+    };
+    let differing: Vec<&str> = labels.into_iter().filter(differs).collect();
+    let message = format!(
+        "the selector matches {} series, which differ in {}; add conditions for these",
+        series.len(),
+        differing.join(", ")
+    );
+    Error::new(Kind::MetricNotFound, message)
+}
+
+/// Steps of a range query that one call can carry.
+struct Steps {
+    /// Time of the first step.
+    first: Millis,
+    /// Time of the last step.
+    last: Millis,
+    /// What the steps stand for.
+    range: TimeRange,
+}
+
+/// The steps at `k·step + shift` for the grid lines `k·step` in `range`, in calls that the server
+/// can answer.
+fn steps(range: &TimeRange, step: Step, shift: Millis) -> impl Iterator<Item = Steps> + use<> {
+    let (begin, end) = (step.ceil(range.start()), range.end());
+    let window = step.times(MAX_STEPS).millis();
+    let next = move |at: &Millis| Some(at.saturating_add(window)).filter(|at| *at < end);
+    std::iter::successors((begin < end).then_some(begin), next).map(move |from| {
+        let range = TimeRange::clamped(from, end.min(from.saturating_add(window)));
+        Steps {
+            first: from + shift,
+            last: step.floor(range.end() - 1) + shift,
+            range,
+        }
+    })
+}
+
+/// An instant query for the stored samples of `range`. A range selector takes its left edge in
+/// (Prometheus 2) or not (3): it reaches a millisecond further back, and is clipped when read.
+fn samples_of(selector: &str, range: &TimeRange) -> Request {
+    let query = format!("{selector}[{}ms]", range.millis());
+    let time = seconds(range.end() - 1);
+    form("/api/v1/query", &[("query", &query), ("time", &time)])
+}
+
+fn range_query(expression: &str, steps: &Steps, step: Step) -> Request {
+    form(
+        "/api/v1/query_range",
+        &[
+            ("query", expression),
+            ("start", &seconds(steps.first)),
+            ("end", &seconds(steps.last)),
+            ("step", &seconds(step.millis())),
+        ],
+    )
+}
+
+/// `millis` as seconds, exactly.
+fn seconds(millis: Millis) -> String {
+    let sign = if millis < 0 { "-" } else { "" };
+    let millis = millis.unsigned_abs();
+    format!("{sign}{}.{:03}", millis / 1000, millis % 1000)
+}
+
+/// The parameters that narrow a list of labels or values.
+fn scope(scope: &Scope) -> Result<Vec<(&'static str, String)>, Error> {
+    let mut pairs = Vec::new();
+    if let Some(matcher) = promql::matcher_of(&scope.selector)? {
+        pairs.push(("match[]", matcher));
+    }
+    if let Some(start) = scope.start {
+        pairs.push(("start", seconds(start)));
+    }
+    if let Some(end) = scope.end {
+        pairs.push(("end", seconds(end)));
+    }
+    Ok(pairs)
+}
+
+fn as_refs<'a>(pairs: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
+    pairs
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect()
+}
+
+fn encoded(pairs: &[(&str, &str)]) -> String {
+    url::form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(pairs)
+        .append_pair("nocache", "1")
+        .finish()
+}
+
+fn form(path: &str, pairs: &[(&str, &str)]) -> Request {
+    let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+    Request {
+        method: Method::POST,
+        path: path.to_owned(),
+        headers: vec![(CONTENT_TYPE, form)],
+        body: Bytes::from(encoded(pairs)),
+    }
+}
+
+fn exchange<T>(
+    request: Request,
+    read: impl Fn(&Response) -> Result<Next<T>, Error> + Send + Sync + 'static,
+) -> Exchange<T> {
+    Exchange {
+        request,
+        read: Box::new(read),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Answers of Prometheus' HTTP API, read without a tree in between.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
+
+use crate::adapters::{Response, busy, garbage};
+use crate::model::{Error, Kind, Millis};
+
+/// One series: its labels and its samples in order of time.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SampleSeries {
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) samples: Vec<(Millis, f64)>,
+}
+
+/// The series of an answer, in the order of their labels.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Matrix {
+    pub(super) series: Vec<SampleSeries>,
+    /// Whether the server had nothing to warn of.
+    pub(super) complete: bool,
+    /// Samples in the answer.
+    pub(super) received: u64,
+    /// Native histograms in the answer, which have no single value.
+    pub(super) histograms: u64,
+}
+
+impl Matrix {
+    /// Reads the answer to a query.
+    pub(super) fn read(response: &Response) -> Result<Self, Error> {
+        let envelope: Envelope<'_, Data> = read(response)?;
+        let complete = envelope.is_complete();
+        let data = envelope
+            .data
+            .ok_or_else(|| garbage(response, "data is missing"))?;
+        let mut matrix = Self {
+            complete,
+            ..Self::default()
+        };
+        for raw in data.result {
+            matrix.received += raw.values.0.len() as u64;
+            matrix.histograms += raw.histograms.len() as u64;
+            let mut samples = raw.values.0;
+            if !samples.is_sorted_by_key(|s| s.0) {
+                samples.sort_by_key(|s| s.0);
+            }
+            matrix.series.push(SampleSeries {
+                labels: raw.metric,
+                samples,
+            });
+        }
+        matrix.series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(matrix)
+    }
+
+    /// Adds the later samples of `later` to the series with the same labels.
+    pub(super) fn append(&mut self, later: &Self) {
+        for series in &later.series {
+            match self
+                .series
+                .binary_search_by(|s| s.labels.cmp(&series.labels))
+            {
+                Ok(at) => {
+                    if let Some(mine) = self.series.get_mut(at) {
+                        let end = mine.samples.last().map_or(Millis::MIN, |s| s.0);
+                        let new = series.samples.iter().filter(|s| s.0 > end);
+                        mine.samples.extend(new);
+                    }
+                }
+                Err(at) => self.series.insert(at, series.clone()),
+            }
+        }
+        self.complete &= later.complete;
+        self.received += later.received;
+        self.histograms += later.histograms;
+    }
+
+    /// Takes out the series that has the label `name`.
+    pub(super) fn take(&mut self, name: &str) -> Option<SampleSeries> {
+        let at = self
+            .series
+            .iter()
+            .position(|s| s.labels.contains_key(name))?;
+        let taken = self.series.remove(at);
+        self.received -= taken.samples.len() as u64;
+        Some(taken)
+    }
+}
+
+/// Checks that the answer is one of success.
+pub(super) fn check(response: &Response) -> Result<(), Error> {
+    read::<IgnoredAny>(response).map(|_| ())
+}
+
+/// Reads a list of names or values, and whether it is whole.
+pub(super) fn strings(response: &Response) -> Result<(Vec<String>, bool), Error> {
+    let envelope: Envelope<'_, Vec<String>> = read(response)?;
+    let complete = envelope.is_complete();
+    Ok((envelope.data.unwrap_or_default(), complete))
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a, T> {
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+    #[serde(default = "Option::default")]
+    data: Option<T>,
+    #[serde(borrow, rename = "errorType", default)]
+    error_type: Cow<'a, str>,
+    #[serde(default)]
+    error: String,
+    #[serde(default)]
+    warnings: Vec<String>,
+    // VictoriaMetrics says so when a storage node did not answer.
+    #[serde(rename = "isPartial", default)]
+    is_partial: bool,
+}
+
+impl<T> Envelope<'_, T> {
+    /// Remarks on the style of a query are not warnings about its data.
+    fn is_complete(&self) -> bool {
+        let remark = |w: &String| w.starts_with("PromQL info");
+        !self.is_partial && self.warnings.iter().all(remark)
+    }
+}
+
+/// The envelope of an answer of success, or the error that it speaks of.
+fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T>, Error> {
+    if response.status.is_success() {
+        let envelope: Envelope<'a, T> = serde_json::from_slice(&response.body)
+            .map_err(|e| garbage(response, &format!("not an answer of Prometheus' API ({e})")))?;
+        if envelope.status == "success" {
+            return Ok(envelope);
+        }
+        return Err(failure(response, &envelope.error_type, &envelope.error));
+    }
+    match serde_json::from_slice::<Envelope<'_, IgnoredAny>>(&response.body) {
+        Ok(said) if said.status == "error" => Err(failure(response, &said.error_type, &said.error)),
+        _ => {
+            Err(busy(response)
+                .unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API")))
+        }
+    }
+}
+
+fn failure(response: &Response, error_type: &str, error: &str) -> Error {
+    let message = format!("the upstream answered {error_type}: {error}");
+    // VictoriaMetrics gives the HTTP status where Prometheus gives a word.
+    match error_type {
+        "bad_data" | "400" => {
+            let short: String = error.chars().take(500).collect();
+            let message = format!("the upstream cannot read the selector: {short}");
+            Error::new(Kind::MetricNotFound, message)
+        }
+        "execution" | "422" if error.contains("too many samples") => {
+            Error::new(Kind::TooManyPoints, message)
+        }
+        "execution" | "422" | "timeout" => Error::new(Kind::UpstreamFailed, message),
+        _ => match busy(response) {
+            Some(mut busy) => {
+                busy.message = message;
+                busy
+            }
+            None => {
+                let again = response.status.is_server_error();
+                Error::new(Kind::UpstreamFailed, message).retryable(again)
+            }
+        },
+    }
+}
+
+#[derive(Deserialize)]
+struct Data {
+    result: Vec<RawSeries>,
+}
+
+#[derive(Deserialize)]
+struct RawSeries {
+    #[serde(default)]
+    metric: BTreeMap<String, String>,
+    #[serde(default)]
+    values: Samples,
+    #[serde(default)]
+    histograms: Vec<IgnoredAny>,
+}
+
+/// The samples of a series: `[[seconds, "value"], …]`.
+#[derive(Default)]
+struct Samples(Vec<(Millis, f64)>);
+
+impl<'de> Deserialize<'de> for Samples {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Samples;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an array of samples")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Samples, A::Error> {
+                let mut samples = Vec::with_capacity(seq.size_hint().unwrap_or(64));
+                while let Some((seconds, value)) = seq.next_element::<(f64, Value)>()? {
+                    samples.push((millis(seconds).map_err(de::Error::custom)?, value.0));
+                }
+                Ok(Samples(samples))
+            }
+        }
+        deserializer.deserialize_seq(All)
+    }
+}
+
+fn millis(seconds: f64) -> Result<Millis, String> {
+    let millis = (seconds * 1000.0).round();
+    if millis.abs() < 9.0e15 {
+        Ok(millis as Millis)
+    } else {
+        Err(format!("{seconds} is not a time in seconds"))
+    }
+}
+
+/// A sample's value, which is a string that may say `NaN`, `+Inf` or `-Inf`.
+struct Value(f64);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Value;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number as a string")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+                // Rust reads "NaN", "+Inf" and "-Inf" as Prometheus writes them.
+                text.parse()
+                    .map(Value)
+                    .map_err(|_| E::custom(format!("{text:?} is not a number")))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
