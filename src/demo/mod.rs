@@ -1,0 +1,40 @@
+//! The built-in demonstration source: a StackState mirror that makes its telemetry up.
+//!
+//! It does no I/O and knows no clock, and its answers follow from the request and the time passed
+//! in alone. Its data behaves as real data does: it has gaps, counters that start anew, and points
+//! of the newest minute that come in late.
+
+mod query;
+mod series;
+mod signal;
+
+use crate::model::{Error, Kind, Millis};
+use crate::wire::{request, response};
+
+/// Most points that one query may evaluate over all series that match.
+const POINTS_MAX: u64 = 2_000_000;
+
+/// Answers one call of the mirror API; `path` is for example `/api/metric`, `now` in epoch
+/// milliseconds.
+pub fn answer(path: &str, body: &[u8], now: Millis) -> Result<Vec<u8>, Error> {
+    // A data source's URL often ends in a slash, so paths may start with two.
+    match path.trim_start_matches('/') {
+        "api/connection" => {
+            request::read_connection(body)?;
+            Ok(response::write_connection(None))
+        }
+        "api/field/name" => query::field_names(&request::read_field_names(body)?.query),
+        "api/field/value" => query::field_values(&request::read_field_values(body)?.query),
+        "api/metric" => query::metric(&request::read_metric(body)?.query, now, POINTS_MAX),
+        _ => Err(Error::new(
+            Kind::PathNotFound,
+            format!(
+                "no such path: {path}; there are /api/connection, /api/field/name, \
+                 /api/field/value and /api/metric"
+            ),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;
