@@ -169,8 +169,11 @@ pub struct Exchange<T> {
     /// What to send.
     pub request: Request,
     /// How to read what comes back.
-    pub read: Box<dyn Fn(&Response) -> Result<Next<T>, Error> + Send + Sync>,
+    pub read: Read<T>,
 }
+
+/// How a response is read.
+pub type Read<T> = Box<dyn Fn(&Response) -> Result<Next<T>, Error> + Send + Sync>;
 
 /// What follows from a response.
 pub enum Next<T> {

@@ -37,9 +37,14 @@ pub fn roll_up(buckets: &[Bucket], statistic: Statistic, size: Step) -> Option<P
     }
     let pairs = buckets.iter().map(|b| (b.range.start(), b.value)).collect();
     let points = Points::from_unsorted(pairs);
-    let (first, last) = (points.times().first()?, points.times().last()?);
-    let range = TimeRange::clamped(*first, last + 1);
-    Some(aggregate(&points, combine, size, &range))
+    let first = points.times().first().copied().unwrap_or(0);
+    let end = points.times().last().map_or(first, |last| last + 1);
+    Some(aggregate(
+        &points,
+        combine,
+        size,
+        &TimeRange::clamped(first, end),
+    ))
 }
 
 /// `values` reduced to one; NaN if there are none. `scratch` is reused from call to call.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::values::{Pattern, SecretSource, Size, Text};
-use super::{
-    Aggregate, Freshness, IncompleteBuckets, Limits, MultiSeries, Reading, Upstream as Settings,
-    UpstreamKind,
+use super::values::{SecretSource, Size, Text};
+use super::{Upstream as Settings, UpstreamKind};
+use crate::model::{
+    Aggregate, Freshness, IncompleteBuckets, Limits, Millis, MultiSeries, Pattern, Reading, Step,
+    TargetUrl,
 };
-use crate::model::{Millis, Step, TargetUrl};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

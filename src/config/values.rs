@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::model::TargetUrl;
+use crate::model::{Pattern, TargetUrl};
 
 /// A value that is written as a string and parsed by [`FromText`].
 #[derive(Clone, Debug)]
@@ -69,54 +69,11 @@ impl FromText for TargetUrl {
     }
 }
 
-/// A pattern of targets: `host:port`, either of which may hold `*` for any text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
-    host: String,
-    port: String,
-}
-
-impl Pattern {
-    /// Whether `url` is a target that the pattern means.
-    pub fn allows(&self, url: &TargetUrl) -> bool {
-        let host = url.host().to_ascii_lowercase();
-        glob(self.host.as_bytes(), host.as_bytes())
-            && glob(self.port.as_bytes(), url.port().to_string().as_bytes())
-    }
-}
-
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
 impl FromText for Pattern {
     fn from_text(text: &str) -> Result<Self, String> {
-        let parts = text.rsplit_once(':').filter(|(host, port)| {
-            let port_ok = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit() || b == b'*');
-            let host_ok = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
-            port_ok && host_ok
-        });
-        let (host, port) = parts.ok_or_else(|| {
+        Self::parse(text).ok_or_else(|| {
             format!("{text:?} is not a target; write it as \"host:port\", for example \"prometheus:9090\" or \"*.monitoring:9090\"")
-        })?;
-        Ok(Self {
-            host: host.to_ascii_lowercase(),
-            port: port.to_owned(),
         })
-    }
-}
-
-/// Whether `text` fits `pattern`, in which `*` stands for any bytes.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.split_first(), text.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            glob(rest, text) || text.split_first().is_some_and(|(_, t)| glob(pattern, t))
-        }
-        (Some((p, rest)), Some((t, tail))) => p == t && glob(rest, tail),
-        _ => false,
     }
 }
 
@@ -202,23 +159,6 @@ mod tests {
         assert_eq!(Duration::from_text("2m"), Ok(Duration::from_secs(120)));
         for bad in ["", "5", "five", "99999y"] {
             assert!(Duration::from_text(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn patterns_match_hosts_and_ports() {
-        let allows = |pattern: &str, url: &str| {
-            let pattern = Pattern::from_text(pattern).unwrap();
-            pattern.allows(&TargetUrl::parse(url).unwrap())
-        };
-        assert!(allows("prom:9090", "http://PROM:9090/x"));
-        assert!(allows("*.mon:909*", "http://a.mon:9091"));
-        assert!(allows("prom:443", "https://prom"));
-        assert!(!allows("prom:9090", "http://prom:9091"));
-        assert!(!allows("prom:9090", "http://prom.evil:9090"));
-        assert!(!allows("*.mon:9090", "http://mon:9090"));
-        for bad in ["prom", "prom:", ":1", "http://prom:1", "a@b:1"] {
-            assert!(Pattern::from_text(bad).is_err(), "{bad}");
         }
     }
 

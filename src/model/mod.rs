@@ -5,18 +5,21 @@
 pub mod error;
 pub mod fields;
 pub mod points;
+pub mod policy;
 pub mod query;
 pub mod selector;
 pub mod statistic;
+pub mod target;
 pub mod time;
 
 pub use error::{Error, Kind, Origin};
 pub use fields::{Field, FieldType, FieldValue, FieldValues};
 pub use points::{Bucket, Points};
+pub use policy::{Aggregate, Freshness, IncompleteBuckets, Limits, MultiSeries, Reading};
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,
-    TargetUrl,
 };
 pub use selector::{Condition, Number, Scalar, Selector, Test};
 pub use statistic::Statistic;
+pub use target::{Pattern, TargetUrl};
 pub use time::{MAX_TIME, Millis, RangeSet, Step, TimeRange};

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use url::Url;
-
 use super::fields::Field;
 use super::selector::Selector;
 use super::statistic::Statistic;
+use super::target::TargetUrl;
 use super::time::{Millis, Step, TimeRange};
 
 /// How the points of an answer are laid out.
@@ -81,52 +80,6 @@ pub enum NanInterpretation {
     Omit,
     /// It counts as 0.
     Zero,
-}
-
-/// The address of a target: scheme, host, port and path; no user, query or fragment.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TargetUrl(Url);
-
-impl TargetUrl {
-    /// Checks `text`. The error says what is allowed.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut url = Url::parse(text).map_err(|e| format!("not a URL ({e})"))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err("must start with http:// or https://".into());
-        }
-        if url.host_str().is_none_or(str::is_empty) {
-            return Err("names no host".into());
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err("must not hold a user or a password; use `headers`".into());
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err("must not have a query or a fragment".into());
-        }
-        let path = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&path);
-        Ok(Self(url))
-    }
-
-    /// The URL of `path_and_query` below this one; `path_and_query` starts with `/`.
-    pub fn join(&self, path_and_query: &str) -> String {
-        format!("{}{path_and_query}", self.as_str())
-    }
-
-    /// Host name or address, lower case; an IPv6 address in brackets.
-    pub fn host(&self) -> &str {
-        self.0.host_str().unwrap_or_default()
-    }
-
-    /// Its port, or the one its scheme implies.
-    pub fn port(&self) -> u16 {
-        self.0.port_or_known_default().unwrap_or(80)
-    }
-
-    /// The URL as text, without a slash at its end.
-    pub fn as_str(&self) -> &str {
-        self.0.as_str().trim_end_matches('/')
-    }
 }
 
 /// A request's `connectionDetails`, read as far as they concern us.

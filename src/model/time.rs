@@ -5,7 +5,7 @@ use std::num::NonZeroI64;
 /// Milliseconds since the Unix epoch, or a number of milliseconds.
 pub type Millis = i64;
 
-/// The first instant past year 9999; no client may name a time at or after it.
+/// The first instant past year 9999; no client may name a time after it.
 pub const MAX_TIME: Millis = 253_402_300_800_000;
 
 /// Beyond this distance from the epoch no range exists, so that lengths and grid
@@ -85,8 +85,11 @@ impl TimeRange {
         }
     }
 
-    /// The smallest range on the grid of `step` that holds it.
+    /// The smallest range on the grid of `step` that holds it; the empty range stays empty.
     pub fn aligned(&self, step: Step) -> Self {
+        if self.is_empty() {
+            return Self::clamped(step.floor(self.start), step.floor(self.start));
+        }
         Self::clamped(step.floor(self.start), step.ceil(self.end))
     }
 }
@@ -283,6 +286,7 @@ mod tests {
         );
         assert_eq!(step.cells_in(&range(59, 121)), 3);
         assert_eq!(step.cells_in(&range(60, 60)), 0);
+        assert_eq!(step.cells_in(&range(65, 65)), 0);
     }
 
     proptest! {

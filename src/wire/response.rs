@@ -259,7 +259,7 @@ pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
     };
     Ok(Telemetry {
         rows,
-        partial: is_partial,
+        partial: is_partial.unwrap_or(false),
     })
 }
 
@@ -306,7 +306,7 @@ struct Inner {
     #[serde(rename = "dataFormat")]
     data_format: Option<Vec<String>>,
     #[serde(rename = "isPartial", default)]
-    is_partial: bool,
+    is_partial: Option<bool>,
     #[serde(rename = "_type")]
     tag: Option<String>,
 }

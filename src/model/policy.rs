@@ -1,0 +1,88 @@
+//! How an upstream is treated: what is kept for how long, how it is read, what it may be burdened
+//! with.
+
+use std::time::Duration;
+
+use super::time::{Millis, Step};
+
+/// When cached data is fetched again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Data older than this, in milliseconds, no longer changes.
+    pub settle: Millis,
+    /// For how long data that may still change is served.
+    pub refresh: Duration,
+    /// For how long expired data is served while the upstream fails.
+    pub max_stale: Duration,
+    /// For how long settled data is kept.
+    pub history_ttl: Duration,
+    /// For how long field names and values are kept.
+    pub metadata_ttl: Duration,
+}
+
+/// How an upstream is asked, and how its data is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// The native distance of points.
+    pub interval: Step,
+    /// Where aggregation happens.
+    pub aggregate: Aggregate,
+    /// Most points, by range and interval, that a query may read raw.
+    pub raw_points_max: u32,
+    /// What several matching series become.
+    pub multi_series: MultiSeries,
+    /// Whether the newest bucket is shown while it fills.
+    pub incomplete_buckets: IncompleteBuckets,
+    /// Most bytes of one response, after decompression.
+    pub max_response: usize,
+}
+
+/// Where aggregation happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aggregate {
+    /// Here while the range is short enough to be read raw, else in the upstream.
+    Auto,
+    /// Always here, out of raw points.
+    Local,
+    /// Always in the upstream.
+    Upstream,
+}
+
+/// What becomes of a selector that matches several series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MultiSeries {
+    /// The union of their points.
+    Merge,
+    /// An error that names the labels that differ.
+    Error,
+}
+
+/// Whether the newest bucket is shown while it fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IncompleteBuckets {
+    /// It is.
+    Include,
+    /// It is left out.
+    Omit,
+}
+
+/// What an upstream may be burdened with, and what is done when it fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most time of one attempt.
+    pub timeout: Duration,
+    /// Attempts on top of the first.
+    pub retries: u32,
+    /// Mean calls a second.
+    pub per_second: f64,
+    /// Calls that may come at once.
+    pub burst: u32,
+    /// Calls under way at once.
+    pub max_concurrency: usize,
+    /// Calls that may wait.
+    pub queue: usize,
+    /// Failures in a row after which a URL is left alone.
+    pub breaker_failures: u32,
+    /// For how long it is left alone.
+    pub breaker_open: Duration,
+}

@@ -1,0 +1,120 @@
+//! Targets: where an upstream is, and which addresses a client may name.
+
+use std::fmt;
+
+use url::Url;
+
+/// The address of a target: scheme, host, port and path; no user, query or fragment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TargetUrl(Url);
+
+impl TargetUrl {
+    /// Checks `text`. The error says what is allowed.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut url = Url::parse(text).map_err(|e| format!("not a URL ({e})"))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err("must start with http:// or https://".into());
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err("names no host".into());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("must not hold a user or a password; use `headers`".into());
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err("must not have a query or a fragment".into());
+        }
+        let path = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&path);
+        Ok(Self(url))
+    }
+
+    /// The URL of `path_and_query` below this one; `path_and_query` starts with `/`.
+    pub fn join(&self, path_and_query: &str) -> String {
+        format!("{}{path_and_query}", self.as_str())
+    }
+
+    /// Host name or address, lower case; an IPv6 address in brackets.
+    pub fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// Its port, or the one its scheme implies.
+    pub fn port(&self) -> u16 {
+        self.0.port_or_known_default().unwrap_or(80)
+    }
+
+    /// The URL as text, without a slash at its end.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str().trim_end_matches('/')
+    }
+}
+
+/// A pattern of targets: `host:port`, either of which may hold `*` for any text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    host: String,
+    port: String,
+}
+
+impl Pattern {
+    /// Reads `host:port`, or `None` where `text` is nothing of the kind.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':').filter(|(host, port)| {
+            let port_ok = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit() || b == b'*');
+            let host_ok = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+            port_ok && host_ok
+        })?;
+        Some(Self {
+            host: host.to_ascii_lowercase(),
+            port: port.to_owned(),
+        })
+    }
+
+    /// Whether `url` is a target that the pattern means.
+    pub fn allows(&self, url: &TargetUrl) -> bool {
+        let host = url.host().to_ascii_lowercase();
+        glob(self.host.as_bytes(), host.as_bytes())
+            && glob(self.port.as_bytes(), url.port().to_string().as_bytes())
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for any bytes.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            glob(rest, text) || text.split_first().is_some_and(|(_, t)| glob(pattern, t))
+        }
+        (Some((p, rest)), Some((t, tail))) => p == t && glob(rest, tail),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_hosts_and_ports() {
+        let allows = |pattern: &str, url: &str| {
+            let pattern = Pattern::parse(pattern).unwrap();
+            pattern.allows(&TargetUrl::parse(url).unwrap())
+        };
+        assert!(allows("prom:9090", "http://PROM:9090/x"));
+        assert!(allows("*.mon:909*", "http://a.mon:9091"));
+        assert!(allows("prom:443", "https://prom"));
+        assert!(!allows("prom:9090", "http://prom:9091"));
+        assert!(!allows("prom:9090", "http://prom.evil:9090"));
+        assert!(!allows("*.mon:9090", "http://mon:9090"));
+        for bad in ["prom", "prom:", ":1", "http://prom:1", "a@b:1"] {
+            assert!(Pattern::parse(bad).is_none(), "{bad}");
+        }
+    }
+}
