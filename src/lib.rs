@@ -7,4 +7,5 @@ pub mod config;
 pub mod demo;
 pub mod model;
 pub mod telemetry;
+pub mod upstream;
 pub mod wire;

@@ -1,0 +1,283 @@
+//! The way of one call: queue, rate, concurrency, breaker, attempt, and perhaps another attempt.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{DATE, HeaderName};
+use http::{HeaderMap, HeaderValue};
+use tracing::warn;
+
+use super::breaker::Breaker;
+use super::limiter::Limiter;
+use super::retry::Budget;
+use super::transport::{Outgoing, Transport};
+use crate::adapters::{Exchange, Next, Request, Response};
+use crate::clock::Clock;
+use crate::model::{Error, Kind, Limits, Millis, Origin, TargetUrl};
+use crate::telemetry::metrics::UpstreamMetrics;
+
+/// The header of W3C's trace context that is passed on.
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The trace that a call belongs to.
+pub type Trace = Option<HeaderValue>;
+
+/// Waits between attempts: at most `BACKOFF · 2^n`, and never more than `LONGEST_BACKOFF`.
+const BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// An answer, and the upstream's time when it was given.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered<T> {
+    /// The answer.
+    pub value: T,
+    /// No later than the moment at which the upstream read its data, by its own clock where it
+    /// sent a `Date`, else by ours.
+    pub as_of: Millis,
+}
+
+/// The way to one upstream.
+pub struct Access {
+    transport: Arc<dyn Transport>,
+    endpoints: Vec<Endpoint>,
+    headers: HeaderMap,
+    limiter: Limiter,
+    retries: Budget,
+    limits: Limits,
+    max_response: usize,
+    metrics: UpstreamMetrics,
+    clock: Arc<dyn Clock>,
+}
+
+struct Endpoint {
+    url: TargetUrl,
+    breaker: Breaker,
+}
+
+/// What an [`Access`] is made of.
+pub struct Parts {
+    /// Sends the requests.
+    pub transport: Arc<dyn Transport>,
+    /// The upstream's addresses, the preferred one first.
+    pub urls: Vec<TargetUrl>,
+    /// Headers sent with each request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What the upstream may be burdened with.
+    pub limits: Limits,
+    /// Most bytes of a response.
+    pub max_response: usize,
+    /// Where calls are counted.
+    pub metrics: UpstreamMetrics,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Access {
+    /// The way to the upstream that `parts` describe.
+    pub fn new(parts: Parts) -> Self {
+        let limits = parts.limits;
+        let endpoint = |url| Endpoint {
+            url,
+            breaker: Breaker::new(limits.breaker_failures, limits.breaker_open),
+        };
+        Self {
+            transport: parts.transport,
+            endpoints: parts.urls.into_iter().map(endpoint).collect(),
+            headers: parts.headers.into_iter().collect(),
+            limiter: Limiter::new(&limits),
+            retries: Budget::default(),
+            limits,
+            max_response: parts.max_response,
+            metrics: parts.metrics,
+            clock: parts.clock,
+        }
+    }
+
+    /// Its addresses, the preferred one first.
+    pub fn urls(&self) -> impl Iterator<Item = &TargetUrl> {
+        self.endpoints.iter().map(|e| &e.url)
+    }
+
+    /// Makes `exchange` and those that follow from it.
+    pub async fn run<T>(&self, exchange: Exchange<T>, trace: &Trace) -> Result<Answered<T>, Error> {
+        let mut exchange = exchange;
+        let mut earliest = Millis::MAX;
+        loop {
+            let Answered { value, as_of } = self.call(&exchange, trace).await?;
+            earliest = earliest.min(as_of);
+            match value {
+                Next::Done(value) => {
+                    return Ok(Answered {
+                        value,
+                        as_of: earliest,
+                    });
+                }
+                Next::More(next) => exchange = next,
+            }
+        }
+    }
+
+    /// Makes one exchange, again if that is worth it and the budget allows.
+    async fn call<T>(
+        &self,
+        exchange: &Exchange<T>,
+        trace: &Trace,
+    ) -> Result<Answered<Next<T>>, Error> {
+        self.retries.called();
+        let mut attempt: u32 = 0;
+        loop {
+            let error = match self.attempt(exchange, trace, attempt).await {
+                Ok(answered) => return Ok(answered),
+                Err(error) => error,
+            };
+            if error.kind.origin() == Origin::Upstream {
+                let kind = error.kind;
+                warn!(
+                    upstream = self.metrics.name(),
+                    ?kind,
+                    attempt,
+                    "upstream failure: {error}"
+                );
+            }
+            // A wait that the upstream asked for is the client's to make.
+            let again = error.retryable
+                && error.retry_after.is_none()
+                && attempt < self.limits.retries
+                && self.retries.take();
+            if !again {
+                return Err(error);
+            }
+            self.metrics.retries.increment(1);
+            tokio::time::sleep(backoff(attempt)).await;
+            attempt += 1;
+        }
+    }
+
+    async fn attempt<T>(
+        &self,
+        exchange: &Exchange<T>,
+        trace: &Trace,
+        attempt: u32,
+    ) -> Result<Answered<Next<T>>, Error> {
+        let queued = self.clock.monotonic();
+        let admitted = self.limiter.admit().await;
+        let _slot = admitted.inspect_err(|_| self.metrics.rejected("queue_full"))?;
+        let started = self.clock.monotonic();
+        let waited = started.saturating_sub(queued);
+        self.metrics.queue_seconds.record(waited.as_secs_f64());
+
+        let (endpoint, pass) = self.endpoint(attempt)?;
+        let outgoing = self.outgoing(&endpoint.url, &exchange.request, trace);
+        let wall = self.clock.now();
+        let sent = {
+            let _in_flight = InFlight::new(&self.metrics);
+            let send = self.transport.send(outgoing, self.max_response);
+            tokio::time::timeout(self.limits.timeout, send).await
+        };
+        let took = self.clock.monotonic().saturating_sub(started);
+        self.metrics.seconds.record(took.as_secs_f64());
+
+        let response = sent.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(self.limits.timeout);
+            let message = format!("the upstream did not answer within {limit} (timeout)");
+            Err(Error::new(Kind::DeadlineExceeded, message).retryable(true))
+        });
+        let result = response.and_then(|response| {
+            let as_of = as_of(&response, took).unwrap_or(wall);
+            (exchange.read)(&response).map(|value| Answered { value, as_of })
+        });
+        self.metrics.attempt(outcome(&result));
+        match &result {
+            Err(e) if e.kind.origin() == Origin::Upstream && e.kind != Kind::UpstreamBusy => {
+                pass.failed();
+            }
+            _ => pass.succeeded(),
+        }
+        let open = self.endpoints.iter().filter(|e| e.breaker.is_open());
+        self.metrics.breaker_open.set(open.count() as f64);
+        result
+    }
+
+    /// The address for this attempt: the first that its breaker lets through, a later one for
+    /// another attempt.
+    fn endpoint(&self, attempt: u32) -> Result<(&Endpoint, super::breaker::Pass<'_>), Error> {
+        let mut soonest: Option<Duration> = None;
+        let skip = attempt as usize % self.endpoints.len().max(1);
+        let turned = self.endpoints.iter().cycle().skip(skip);
+        for endpoint in turned.take(self.endpoints.len()) {
+            match endpoint.breaker.pass() {
+                Ok(pass) => return Ok((endpoint, pass)),
+                Err(wait) => soonest = Some(soonest.map_or(wait, |s| s.min(wait))),
+            }
+        }
+        self.metrics.rejected("breaker_open");
+        let message = "the upstream failed again and again and is left alone for a while (breaker)";
+        let error = Error::new(Kind::UpstreamUnreachable, message).retryable(false);
+        Err(error.retry_after(soonest))
+    }
+
+    fn outgoing(&self, url: &TargetUrl, request: &Request, trace: &Trace) -> Outgoing {
+        let mut headers = self.headers.clone();
+        headers.extend(request.headers.iter().cloned());
+        if let Some(trace) = trace {
+            headers.insert(TRACEPARENT, trace.clone());
+        }
+        Outgoing {
+            method: request.method.clone(),
+            url: url.join(&request.path),
+            headers,
+            body: request.body.clone(),
+        }
+    }
+}
+
+/// Counts an attempt as under way until dropped.
+struct InFlight<'a>(&'a UpstreamMetrics);
+
+impl<'a> InFlight<'a> {
+    fn new(metrics: &'a UpstreamMetrics) -> Self {
+        metrics.in_flight.increment(1.0);
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.decrement(1.0);
+    }
+}
+
+/// The upstream's time when it began to answer: its `Date`, which is whole seconds, rounded
+/// down, of a moment at most `took` later.
+fn as_of(response: &Response, took: Duration) -> Option<Millis> {
+    let date = response.headers.get(DATE)?.to_str().ok()?;
+    let date = httpdate::parse_http_date(date).ok()?;
+    let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    let millis = Millis::try_from(since.as_millis()).ok()?;
+    Some(millis - Millis::try_from(took.as_millis()).ok()?)
+}
+
+/// The metric label of an attempt's result.
+fn outcome<T>(result: &Result<T, Error>) -> &'static str {
+    match result {
+        Ok(_) => "ok",
+        Err(e) => match e.kind {
+            Kind::DeadlineExceeded => "timeout",
+            Kind::UpstreamUnreachable => "unreachable",
+            Kind::UpstreamBusy => "busy",
+            Kind::UpstreamFailed => "error",
+            _ => "refused",
+        },
+    }
+}
+
+/// A random wait before another attempt: full jitter over an exponential bound.
+fn backoff(attempt: u32) -> Duration {
+    let bound = BACKOFF
+        .saturating_mul(2u32.saturating_pow(attempt))
+        .min(LONGEST_BACKOFF);
+    // A new hasher is randomly keyed, which is random enough to spread retries.
+    let random = RandomState::new().hash_one(attempt);
+    bound.mul_f64((random % 1024) as f64 / 1024.0)
+}

@@ -1,0 +1,140 @@
+//! A breaker: an address that failed again and again is left alone for a while, then tried once.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Calls pass; so many in a row failed.
+    Closed { failures: u32 },
+    /// No call passes before `until`.
+    Open { until: Instant },
+    /// One call is under way that decides.
+    Probing,
+}
+
+/// The breaker of one address.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    state: Mutex<State>,
+    failures: u32,
+    open: Duration,
+}
+
+/// Leave to make one call. Dropped without a verdict, it counts as a call never made.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    breaker: &'a Breaker,
+    probe: bool,
+    settled: bool,
+}
+
+impl Breaker {
+    /// Opens after `failures` in a row, for `open`.
+    pub(super) fn new(failures: u32, open: Duration) -> Self {
+        Self {
+            state: Mutex::new(State::Closed { failures: 0 }),
+            failures,
+            open,
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // A plain value cannot be left half-changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leave to call, or for how long there is none.
+    pub(super) fn pass(&self) -> Result<Pass<'_>, Duration> {
+        let mut state = self.state();
+        let probe = match *state {
+            State::Closed { .. } => false,
+            State::Probing => return Err(self.open),
+            State::Open { until } => {
+                let left = until.saturating_duration_since(Instant::now());
+                if !left.is_zero() {
+                    return Err(left);
+                }
+                *state = State::Probing;
+                true
+            }
+        };
+        Ok(Pass {
+            breaker: self,
+            probe,
+            settled: false,
+        })
+    }
+
+    /// Whether calls are held back.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(*self.state(), State::Closed { .. })
+    }
+}
+
+impl Pass<'_> {
+    /// The call showed that the address works.
+    pub(super) fn succeeded(mut self) {
+        self.settled = true;
+        *self.breaker.state() = State::Closed { failures: 0 };
+    }
+
+    /// The call showed that it does not.
+    pub(super) fn failed(mut self) {
+        self.settled = true;
+        let mut state = self.breaker.state();
+        let failures = match *state {
+            State::Closed { failures } => failures + 1,
+            State::Open { .. } => return,
+            State::Probing => self.breaker.failures,
+        };
+        *state = if failures >= self.breaker.failures {
+            State::Open {
+                until: Instant::now() + self.breaker.open,
+            }
+        } else {
+            State::Closed { failures }
+        };
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.probe && !self.settled {
+            // The probe was given up; the next call is one.
+            *self.breaker.state() = State::Open {
+                until: Instant::now(),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_opens_after_failures_in_a_row_and_closes_after_one_good_probe() {
+        let breaker = Breaker::new(3, Duration::from_secs(10));
+        for _ in 0..2 {
+            breaker.pass().unwrap().failed();
+        }
+        breaker.pass().unwrap().succeeded();
+        for _ in 0..3 {
+            assert!(!breaker.is_open());
+            breaker.pass().unwrap().failed();
+        }
+        assert_eq!(breaker.pass().unwrap_err(), Duration::from_secs(10));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let probe = breaker.pass().unwrap();
+        assert!(breaker.pass().is_err(), "only one probe");
+        probe.failed();
+        assert_eq!(breaker.pass().unwrap_err(), Duration::from_secs(10));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        drop(breaker.pass().unwrap());
+        breaker.pass().unwrap().succeeded();
+        assert!(!breaker.is_open());
+    }
+}

@@ -1,0 +1,79 @@
+//! Everything between the engine and a backend: a call passes the queue, the rate limit, the
+//! concurrency cap and a breaker, and is made again where that is safe and worth it.
+
+mod access;
+mod breaker;
+mod coalesce;
+mod limiter;
+mod registry;
+mod retry;
+mod transport;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::adapters::Adapter;
+use crate::model::{Freshness, Reading};
+use crate::telemetry::metrics::UpstreamMetrics;
+
+pub use access::{Access, Answered, Parts, Trace};
+pub use coalesce::{Boarded, Flight, Flights};
+pub use registry::{Registry, TargetFactory};
+pub use transport::{BoxFuture, Http, Outgoing, Transport};
+
+/// One upstream: how it is spoken to, how it is treated, and the way to it.
+pub struct Upstream {
+    /// A number that no other upstream of this process has; part of the identity of its lanes.
+    pub id: u64,
+    /// When its data is fetched again.
+    pub freshness: Freshness,
+    /// How its data is read.
+    pub reading: Reading,
+    /// How it is spoken to.
+    pub adapter: Box<dyn Adapter>,
+    /// Connection details that it is sent instead of the client's, and whether it is sent any.
+    pub forward: Forward,
+    /// The way to it.
+    pub access: Access,
+    /// Its metrics.
+    pub metrics: UpstreamMetrics,
+}
+
+/// Which connection details an upstream is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Forward {
+    /// None: its protocol has no place for them.
+    Nothing,
+    /// What the client sent, without what picked the upstream.
+    Client,
+    /// These.
+    Fixed(crate::adapters::Forwarded),
+}
+
+impl Upstream {
+    /// An upstream with an identity of its own.
+    pub fn new(
+        freshness: Freshness,
+        reading: Reading,
+        adapter: Box<dyn Adapter>,
+        forward: Forward,
+        access: Access,
+        metrics: UpstreamMetrics,
+    ) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            freshness,
+            reading,
+            adapter,
+            forward,
+            access,
+            metrics,
+        })
+    }
+
+    /// Its name, for clients and metrics.
+    pub fn name(&self) -> &str {
+        self.metrics.name()
+    }
+}

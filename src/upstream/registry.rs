@@ -1,0 +1,104 @@
+//! Which upstream a request's connection details mean.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Upstream;
+use crate::model::{Details, Error, Kind, Pattern, TargetUrl};
+
+/// Makes the upstream for an allowed target; the name is for its metrics.
+pub type TargetFactory = Box<dyn Fn(String, TargetUrl) -> Arc<Upstream> + Send + Sync>;
+
+/// Most targets that are known at once besides the configured upstreams.
+const MAX_TARGETS: usize = 256;
+
+/// The configured upstreams, and targets that connection details may name by themselves.
+pub struct Registry {
+    upstreams: Vec<Arc<Upstream>>,
+    default: String,
+    allow: Vec<Pattern>,
+    make: TargetFactory,
+    targets: Mutex<HashMap<TargetUrl, Arc<Upstream>>>,
+}
+
+impl Registry {
+    /// `default` names the upstream for details that name none.
+    pub fn new(
+        upstreams: Vec<Arc<Upstream>>,
+        default: String,
+        allow: Vec<Pattern>,
+        make: TargetFactory,
+    ) -> Self {
+        Self {
+            upstreams,
+            default,
+            allow,
+            make,
+            targets: Mutex::default(),
+        }
+    }
+
+    /// The configured upstreams in their order.
+    pub fn upstreams(&self) -> &[Arc<Upstream>] {
+        &self.upstreams
+    }
+
+    /// The upstream that `details` mean, if they may.
+    pub fn pick(&self, details: &Details) -> Result<Arc<Upstream>, Error> {
+        let by_name = |name: &str| self.upstreams.iter().find(|u| u.name() == name);
+        if let Some(name) = &details.upstream {
+            return by_name(name).cloned().ok_or_else(|| {
+                let names: Vec<_> = self.upstreams.iter().map(|u| u.name()).collect();
+                let message = format!(
+                    "there is no upstream of this name; configured are: {}",
+                    names.join(", ")
+                );
+                denied("connectionDetails.upstream", message)
+            });
+        }
+        if let Some(url) = &details.url {
+            let has = |u: &&Arc<Upstream>| u.access.urls().any(|mine| mine == url);
+            return match self.upstreams.iter().find(has) {
+                Some(upstream) => Ok(upstream.clone()),
+                None => self.target(url),
+            };
+        }
+        by_name(&self.default)
+            .cloned()
+            .ok_or_else(|| denied("connectionDetails", "there is no default upstream".into()))
+    }
+
+    fn target(&self, url: &TargetUrl) -> Result<Arc<Upstream>, Error> {
+        let Some(pattern) = self.allow.iter().find(|p| p.allows(url)) else {
+            let message = format!(
+                "the target {url} is not allowed: add \"{}:{}\" to `allow` in the section [targets], or configure an [[upstream]] with this address",
+                url.host(),
+                url.port(),
+                url = url.as_str(),
+            );
+            return Err(denied("connectionDetails", message));
+        };
+        // Entries are added and removed whole, so the map is sound even after a panic.
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = targets.get(url) {
+            return Ok(known.clone());
+        }
+        if targets.len() >= MAX_TARGETS {
+            // Nobody asks those now; their limits start afresh when they are asked again.
+            targets.retain(|_, upstream| Arc::strong_count(upstream) > 1);
+        }
+        if targets.len() >= MAX_TARGETS {
+            let message = format!("{MAX_TARGETS} targets are in use at once");
+            return Err(Error::new(Kind::Overloaded, message));
+        }
+        let made = (self.make)(pattern.to_string(), url.clone());
+        targets.insert(url.clone(), made.clone());
+        Ok(made)
+    }
+}
+
+fn denied(path: &str, message: String) -> Error {
+    let mut error = Error::new(Kind::TargetNotAllowed, message);
+    error.field = Some(path.to_owned());
+    error
+}

@@ -1,0 +1,57 @@
+//! A budget for attempts that are made again, so that a failing upstream is not asked more often
+//! than a healthy one.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// What one call adds and one retry takes: at most one retry for each five calls.
+const CALL: i64 = 1;
+const RETRY: i64 = 5;
+/// Retries that can be saved up; so many are there from the start.
+const SAVED: i64 = 10 * RETRY;
+
+/// Retries that may be made.
+#[derive(Debug)]
+pub(super) struct Budget(AtomicI64);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicI64::new(SAVED))
+    }
+}
+
+impl Budget {
+    /// A call is made.
+    pub(super) fn called(&self) {
+        let add = |n: i64| Some((n + CALL).min(SAVED));
+        // The closure never refuses.
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    /// Whether a retry may be made; if so, it is taken from the budget.
+    pub(super) fn take(&self) -> bool {
+        let take = |n: i64| (n >= RETRY).then_some(n - RETRY);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_are_at_most_a_fifth_of_calls_once_what_was_saved_is_spent() {
+        let budget = Budget::default();
+        while budget.take() {}
+        let retries = (0..1000)
+            .filter(|_| {
+                budget.called();
+                budget.take()
+            })
+            .count();
+        assert_eq!(retries, 200);
+    }
+}

@@ -1,0 +1,133 @@
+//! HTTP itself.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{HeaderMap, Method};
+
+use crate::adapters::Response;
+use crate::model::{Error, Kind};
+
+/// A future on the heap.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A request with everything it needs.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// GET or POST.
+    pub method: Method,
+    /// The whole URL.
+    pub url: String,
+    /// All headers but those of HTTP itself.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: bytes::Bytes,
+}
+
+/// Sends requests. Tests have one without sockets.
+pub trait Transport: Send + Sync {
+    /// Sends `request` and reads the whole response, of at most `max_bytes`.
+    fn send(&self, request: Outgoing, max_bytes: usize) -> BoxFuture<'_, Result<Response, Error>>;
+}
+
+/// HTTP over TCP.
+#[derive(Clone, Debug)]
+pub struct Http(reqwest::Client);
+
+/// Redirects followed on one host before the answer counts as an error.
+const MAX_REDIRECTS: usize = 5;
+
+impl Http {
+    /// A client with a pool of connections. Redirects are followed only on the same host and
+    /// port: another host would get the request's headers, and may be one that is not allowed.
+    pub fn new() -> Result<Self, Error> {
+        let same_host = reqwest::redirect::Policy::custom(|attempt| {
+            let same = attempt.previous().last().is_some_and(|from| {
+                from.scheme() == attempt.url().scheme()
+                    && from.host_str() == attempt.url().host_str()
+                    && from.port_or_known_default() == attempt.url().port_or_known_default()
+            });
+            if same && attempt.previous().len() <= MAX_REDIRECTS {
+                attempt.follow()
+            } else {
+                attempt.stop()
+            }
+        });
+        let client = reqwest::Client::builder()
+            .redirect(same_host)
+            .connect_timeout(Duration::from_secs(5))
+            .pool_idle_timeout(Duration::from_secs(60))
+            .tcp_keepalive(Duration::from_secs(30))
+            .user_agent(concat!("heliostat/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
+            .build();
+        client
+            .map(Self)
+            .map_err(|e| Error::new(Kind::Internal, format!("no HTTP client: {e}")))
+    }
+}
+
+impl Transport for Http {
+    fn send(&self, request: Outgoing, max_bytes: usize) -> BoxFuture<'_, Result<Response, Error>> {
+        Box::pin(async move {
+            let sent = self
+                .0
+                .request(request.method, request.url)
+                .headers(request.headers)
+                .body(request.body)
+                .send()
+                .await;
+            let mut response = sent.map_err(|e| broken(&e))?;
+            let status = response.status();
+            if status.is_redirection() {
+                let message = format!(
+                    "the upstream answered HTTP {}, a redirect that leads to another host or too far; it is not followed",
+                    status.as_u16()
+                );
+                return Err(Error::new(Kind::UpstreamFailed, message));
+            }
+            let headers = response.headers().clone();
+            let mut body = BytesMut::new();
+            while let Some(chunk) = response.chunk().await.map_err(|e| broken(&e))? {
+                if body.len() + chunk.len() > max_bytes {
+                    let message = format!(
+                        "the upstream's answer is larger than {max_bytes} bytes (max_response)"
+                    );
+                    return Err(Error::new(Kind::UpstreamFailed, message));
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok(Response {
+                status,
+                headers,
+                body: body.freeze(),
+            })
+        })
+    }
+}
+
+/// The error for an attempt that broke off, in the words of its deepest cause. The URL is left
+/// out: it may not be for the client.
+fn broken(error: &reqwest::Error) -> Error {
+    let mut deepest: &dyn std::error::Error = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    let what = if error.is_connect() {
+        "cannot be reached"
+    } else {
+        "broke off"
+    };
+    let cause = if error.source().is_some() {
+        deepest.to_string()
+    } else {
+        "no further cause".to_owned()
+    };
+    Error::new(
+        Kind::UpstreamUnreachable,
+        format!("the upstream {what}: {cause}"),
+    )
+}
