@@ -1,4 +1,90 @@
-//! The pure parts of the commands: what is typed and what is shown.
+//! The command line: what can be typed, and what becomes of it.
 
-pub mod time;
-pub mod view;
+mod check;
+mod query;
+mod serve;
+mod time;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigError};
+
+/// A caching and aggregating proxy for telemetry: StackState's mirror API in front of slow
+/// backends.
+#[derive(Debug, Parser)]
+#[command(name = "heliostat", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// The configuration file [default: config.toml, if it is there, else built-in defaults]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT; what happens without a command
+    Serve,
+    /// Validate the configuration, then try every upstream
+    Check,
+    /// Ask one query for metric values and show the answer
+    Query(query::Query),
+}
+
+/// Exit code for a configuration that is wrong.
+const WRONG_CONFIGURATION: u8 = 2;
+
+/// Does what was typed, with `env` as the environment.
+pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
+    let given = cli.config.as_deref();
+    if let Some(Command::Query(query)) = &cli.command {
+        let columns = env.get("COLUMNS").and_then(|c| c.parse().ok());
+        return query.run(given.map(|path| load(Some(path), env)), columns);
+    }
+    let config = match load(given, env) {
+        Ok(config) => config,
+        Err(error) => return wrong(&error),
+    };
+    match &cli.command {
+        Some(Command::Check) => check::run(&config),
+        _ => serve::run(&config),
+    }
+}
+
+/// The configuration in the file that was named, or in `config.toml` if it is there.
+fn load(given: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    let usual = Path::new("config.toml");
+    let path = given.or_else(|| usual.exists().then_some(usual));
+    config::load(path, env)
+}
+
+fn wrong(error: &ConfigError) -> ExitCode {
+    complain(error);
+    ExitCode::from(WRONG_CONFIGURATION)
+}
+
+/// Says on standard error what went wrong.
+#[allow(clippy::print_stderr, reason = "this is the command line")]
+fn complain(error: &dyn std::fmt::Display) {
+    eprintln!("heliostat: {error}");
+}
+
+/// Writes `text` to standard output. A reader that has gone away does not mind.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Runs `work` on a runtime of its own.
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, std::io::Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(work))
+}

@@ -29,7 +29,7 @@ const TIME_STEPS: [Millis; 41] = [
 ///
 /// It may be `now`, relative (`-6h`, `now-1d12h`), a date with or without a time of day, or a
 /// number of seconds or milliseconds since the epoch.
-pub fn moment(text: &str, now: Millis) -> Result<Millis, String> {
+pub(super) fn moment(text: &str, now: Millis) -> Result<Millis, String> {
     let trimmed = text.trim();
     let found = if let Some(offset) = offset(trimmed) {
         now.checked_add(offset?)
@@ -48,7 +48,7 @@ pub fn moment(text: &str, now: Millis) -> Result<Millis, String> {
 }
 
 /// The bucket size that `text` names.
-pub fn duration(text: &str) -> Result<Step, String> {
+pub(super) fn duration(text: &str) -> Result<Step, String> {
     let step = span(text).ok().and_then(Step::new);
     step.ok_or_else(|| {
         format!(
@@ -60,7 +60,7 @@ pub fn duration(text: &str) -> Result<Step, String> {
 
 /// `millis` as `2026-11-21 12:34:56`, with milliseconds only where there are some. A time that
 /// the calendar does not reach is shown as a number.
-pub fn show(millis: Millis) -> String {
+pub(super) fn show(millis: Millis) -> String {
     let since_epoch = u64::try_from(millis).ok().filter(|_| millis < MAX_TIME);
     let Some(since_epoch) = since_epoch else {
         return format!("{millis} ms");

@@ -11,17 +11,17 @@ const HEIGHTS: (usize, usize) = (5, 200);
 
 /// A point, or a bucket where `end` is given.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Row {
+pub(super) struct Row {
     /// The time of the point, or the start of the bucket.
-    pub start: Millis,
+    pub(super) start: Millis,
     /// The first instant after the bucket.
-    pub end: Option<Millis>,
+    pub(super) end: Option<Millis>,
     /// The value.
-    pub value: f64,
+    pub(super) value: f64,
 }
 
 /// The rows as aligned columns under a heading, every line with its line end.
-pub fn table(rows: &[Row]) -> String {
+pub(super) fn table(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "no points\n".into();
     }
@@ -62,7 +62,7 @@ pub fn table(rows: &[Row]) -> String {
 ///
 /// Points next to each other are connected, save across a gap of more than three times the usual
 /// distance. Values that are not finite and times that no client can name are left out.
-pub fn chart(rows: &[Row], title: &str, width: usize, height: usize) -> String {
+pub(super) fn chart(rows: &[Row], title: &str, width: usize, height: usize) -> String {
     // A metric's name comes from afar, and must not steer the terminal.
     let mut out: String = title.chars().filter(|c| !c.is_control()).collect();
     if !out.is_empty() {

@@ -4,6 +4,7 @@
 //! in alone. Its data behaves as real data does: it has gaps, counters that start anew, and points
 //! of the newest minute that come in late.
 
+pub mod http;
 mod query;
 mod series;
 mod signal;

@@ -45,6 +45,15 @@ pub enum FieldValue {
     Prefix(String),
 }
 
+impl FieldValue {
+    /// The value, or the start that it stands for.
+    pub fn into_text(self) -> String {
+        match self {
+            Self::Complete(text) | Self::Prefix(text) => text,
+        }
+    }
+}
+
 /// A list of field values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldValues {

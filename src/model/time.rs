@@ -100,6 +100,12 @@ impl TimeRange {
 pub struct Step(NonZeroI64);
 
 impl Step {
+    /// One millisecond.
+    pub const MILLI: Self = match NonZeroI64::new(1) {
+        Some(millis) => Self(millis),
+        None => Self(NonZeroI64::MAX),
+    };
+
     /// One second.
     pub const SECOND: Self = match NonZeroI64::new(1000) {
         Some(millis) => Self(millis),

@@ -1,0 +1,209 @@
+//! The composition root: a configuration goes in, a running service comes out.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::adapters::Adapter;
+use crate::adapters::mirror::Mirror;
+use crate::adapters::prometheus::Prometheus;
+use crate::clock::Clock;
+use crate::config::{self, Config, ErrorStatus, Secret, UpstreamKind};
+use crate::demo::http::DemoServer;
+use crate::engine::Engine;
+use crate::front::{Front, Settings, listen};
+use crate::model::{MultiSeries, TargetUrl};
+use crate::telemetry::metrics::{self, UpstreamMetrics};
+use crate::upstream::{Access, Forward, Http, Parts, Registry, Transport, Upstream};
+
+/// How often histograms are tidied when nobody reads `/metrics`.
+const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What could not be set up, in a sentence.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Everything that answers requests, without a listener.
+pub struct App {
+    /// Answers requests.
+    pub front: Arc<Front>,
+    /// Answers queries.
+    pub engine: Arc<Engine>,
+}
+
+impl App {
+    /// Sets up what `config` describes; demonstration sources start to listen.
+    pub async fn build(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let http = Http::new().map_err(|e| StartError(e.to_string()))?;
+        let transport: Arc<dyn Transport> = Arc::new(http);
+        // The registry comes first: handles made before it would count nothing.
+        let registry = metrics::registry();
+        let maker = Maker { transport, clock };
+        let mut upstreams = Vec::new();
+        for upstream in &config.upstreams {
+            let urls = match &upstream.kind {
+                UpstreamKind::Demo {
+                    latency,
+                    per_second,
+                } => {
+                    let server = DemoServer::new(*latency, *per_second, maker.clock.clone());
+                    vec![demonstrate(server).await?]
+                }
+                kind => kind.urls().to_vec(),
+            };
+            upstreams.push(maker.upstream(upstream, urls));
+        }
+        let clock = maker.clock.clone();
+        let make = move |name, url: TargetUrl| {
+            let settings = config::Upstream::target(name, url.clone());
+            maker.upstream(&settings, vec![url])
+        };
+        let default = config.default_upstream.clone();
+        let registry_of_upstreams =
+            Registry::new(upstreams, default, config.targets.clone(), Box::new(make));
+        let server = &config.server;
+        let engine = Engine::new(
+            registry_of_upstreams,
+            config.cache_memory,
+            server.max_points,
+            clock.clone(),
+        );
+        let settings = Settings {
+            api_key: server.api_key.clone(),
+            request_timeout: server.request_timeout,
+            max_body: server.max_body,
+            max_in_flight: server.max_in_flight,
+            always_500: server.error_status == ErrorStatus::Always500,
+        };
+        let front = Front::new(engine.clone(), settings, registry, clock);
+        if let Some(registry) = registry {
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(UPKEEP).await;
+                    registry.run_upkeep();
+                }
+            });
+        }
+        Ok(Self { front, engine })
+    }
+}
+
+/// A service that listens.
+pub struct Service {
+    app: App,
+    listener: TcpListener,
+    drain: std::time::Duration,
+}
+
+impl Service {
+    /// Sets up what `config` describes and binds its address.
+    pub async fn bind(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let address = config.server.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|e| StartError(format!("cannot listen on {address} (server.listen): {e}")))?;
+        Ok(Self {
+            app: App::build(config, clock).await?,
+            listener,
+            drain: config.server.drain_timeout,
+        })
+    }
+
+    /// The address that it listens on.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
+
+    /// Serves until `stop` is over, then lets what is in hand finish.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let front = self.app.front;
+        let draining = front.clone();
+        let stop = async move {
+            stop.await;
+            info!("stopping: no new connections, requests in hand finish");
+            draining.drain();
+        };
+        let handler = move |request| front.clone().handle(request);
+        listen::serve(self.listener, handler, stop, self.drain).await;
+    }
+}
+
+/// Makes upstreams out of their settings.
+struct Maker {
+    transport: Arc<dyn Transport>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Maker {
+    fn upstream(&self, settings: &config::Upstream, urls: Vec<TargetUrl>) -> Arc<Upstream> {
+        let reading = settings.reading;
+        let mirror = |api_key: Option<&Secret>| -> Box<dyn Adapter> {
+            Box::new(Mirror {
+                api_key: api_key.map(|k| k.reveal().to_owned()),
+                page: reading.raw_points_max,
+            })
+        };
+        let (adapter, forward) = match &settings.kind {
+            UpstreamKind::Demo { .. } => (mirror(None), Forward::Nothing),
+            UpstreamKind::Mirror {
+                api_key,
+                connection_details,
+                ..
+            } => {
+                let forward = connection_details
+                    .clone()
+                    .map_or(Forward::Client, Forward::Fixed);
+                (mirror(api_key.as_ref()), forward)
+            }
+            UpstreamKind::Prometheus { .. } => {
+                let single = reading.multi_series == MultiSeries::Error;
+                let adapter: Box<dyn Adapter> = Box::new(Prometheus::new(reading.interval, single));
+                (adapter, Forward::Nothing)
+            }
+        };
+        let metrics = UpstreamMetrics::new(&settings.name);
+        let access = Access::new(Parts {
+            transport: self.transport.clone(),
+            urls,
+            headers: settings.headers.clone(),
+            limits: settings.limits,
+            max_response: reading.max_response,
+            metrics: metrics.clone(),
+            clock: self.clock.clone(),
+        });
+        Upstream::new(
+            settings.freshness,
+            reading,
+            adapter,
+            forward,
+            access,
+            metrics,
+        )
+    }
+}
+
+/// Lets `server` listen on a loopback port of its own, and gives its URL.
+async fn demonstrate(server: Arc<DemoServer>) -> Result<TargetUrl, StartError> {
+    let failed = |e: std::io::Error| StartError(format!("the demonstration cannot listen: {e}"));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let url = TargetUrl::parse(&format!("http://{address}")).map_err(StartError)?;
+    let handler = move |request| server.clone().handle(request);
+    tokio::spawn(async move {
+        let never = std::future::pending();
+        listen::serve(listener, handler, never, std::time::Duration::ZERO).await;
+        warn!("the demonstration source ended");
+    });
+    Ok(url)
+}

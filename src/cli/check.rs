@@ -1,0 +1,102 @@
+//! `heliostat check`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{block_on, complain, say};
+use crate::app::App;
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::engine::Context;
+use crate::model::Details;
+
+/// One line of the table.
+struct Line {
+    name: String,
+    kind: &'static str,
+    address: String,
+    took: Duration,
+    result: Result<(), String>,
+}
+
+/// Tries every upstream of `config`, which is valid if it has come here.
+pub(super) fn run(config: &Config) -> ExitCode {
+    let lines = match block_on(try_all(config)) {
+        Ok(Ok(lines)) => lines,
+        Ok(Err(error)) => {
+            complain(&error);
+            return ExitCode::FAILURE;
+        }
+        Err(error) => {
+            complain(&error);
+            return ExitCode::FAILURE;
+        }
+    };
+    say(&table(&lines));
+    if lines.iter().all(|l| l.result.is_ok()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
+    let clock = Arc::new(SystemClock::default());
+    let app = App::build(config, clock.clone()).await?;
+    let mut lines = Vec::new();
+    for upstream in &config.upstreams {
+        let details = Details {
+            upstream: Some(upstream.name.clone()),
+            ..Details::default()
+        };
+        let arrived = clock.monotonic();
+        let context = Context {
+            arrived,
+            wall: clock.now(),
+            deadline: tokio::time::Instant::now() + config.server.request_timeout,
+            trace: None,
+        };
+        let result = app.engine.test(&details, &context).await;
+        let urls = upstream.kind.urls().iter().map(|u| u.as_str().to_owned());
+        let address = urls.collect::<Vec<_>>().join(" ");
+        lines.push(Line {
+            name: upstream.name.clone(),
+            kind: upstream.kind.name(),
+            address: if address.is_empty() {
+                "built in".to_owned()
+            } else {
+                address
+            },
+            took: clock.monotonic().saturating_sub(arrived),
+            result: result.map_err(|e| e.to_string()),
+        });
+    }
+    Ok(lines)
+}
+
+fn table(lines: &[Line]) -> String {
+    let width = |of: fn(&Line) -> &str, head: &str| {
+        let widths = lines.iter().map(|l| of(l).len());
+        widths.chain([head.len()]).max().unwrap_or(0)
+    };
+    let name = width(|l| &l.name, "UPSTREAM");
+    let kind = width(|l| l.kind, "KIND");
+    let address = width(|l| &l.address, "ADDRESS");
+    let mut text = format!(
+        "{:name$}  {:kind$}  {:address$}  {:>8}  RESULT\n",
+        "UPSTREAM", "KIND", "ADDRESS", "TIME"
+    );
+    for line in lines {
+        let result = match &line.result {
+            Ok(()) => "ok",
+            Err(error) => error,
+        };
+        let took = format!("{} ms", line.took.as_millis());
+        text.push_str(&format!(
+            "{:name$}  {:kind$}  {:address$}  {took:>8}  {result}\n",
+            line.name, line.kind, line.address
+        ));
+    }
+    text
+}

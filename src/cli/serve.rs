@@ -1,0 +1,64 @@
+//! `heliostat serve`.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use super::{block_on, complain};
+use crate::app::Service;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::telemetry::logs;
+
+/// Serves what `config` describes until a signal to stop.
+pub(super) fn run(config: &Config) -> ExitCode {
+    let format = if config.log.json {
+        logs::Format::Json
+    } else {
+        logs::Format::Human
+    };
+    logs::start(config.log.level, format, std::io::stderr().is_terminal());
+    match block_on(serve(config)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let service = Service::bind(config, Arc::new(SystemClock::default())).await?;
+    if let Some(address) = service.address() {
+        let upstreams: Vec<String> = config
+            .upstreams
+            .iter()
+            .map(|u| format!("{} ({})", u.name, u.kind.name()))
+            .collect();
+        info!(
+            upstreams = upstreams.join(", "),
+            "listening on http://{address}"
+        );
+        if !address.ip().is_loopback() {
+            warn!("others than this machine can connect, and clients are not authenticated");
+        }
+    }
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    service.run(stop).await;
+    info!("stopped");
+    Ok(())
+}

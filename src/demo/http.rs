@@ -1,0 +1,62 @@
+//! Serves the demonstration mirror over HTTP, slow and rate-limited on purpose.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+
+use crate::clock::Clock;
+use crate::front::{Body, error_response, read_body};
+use crate::model::{Error, Kind};
+
+/// The largest request that it reads, and how long it waits for one.
+const MAX_BODY: usize = 1 << 20;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The demonstration mirror as a server.
+pub struct DemoServer {
+    latency: Duration,
+    limiter: DefaultDirectRateLimiter,
+    clock: Arc<dyn Clock>,
+}
+
+impl DemoServer {
+    /// A server that takes `latency` for each answer and gives at most `per_second`.
+    pub fn new(latency: Duration, per_second: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
+        Arc::new(Self {
+            latency,
+            limiter: RateLimiter::direct(Quota::per_second(per_second)),
+            clock,
+        })
+    }
+
+    /// Answers `request`.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        if self.limiter.check().is_err() {
+            let error = Error::new(
+                Kind::UpstreamBusy,
+                "the demonstration source has a rate limit",
+            );
+            return error_response(&error.retry_after(Some(Duration::from_secs(1))), false);
+        }
+        tokio::time::sleep(self.latency).await;
+        let path = request.uri().path().to_owned();
+        let answer = match read_body(request.into_body(), MAX_BODY, BODY_TIMEOUT).await {
+            Ok(body) => super::answer(&path, &body, self.clock.now()),
+            Err(error) => Err(error),
+        };
+        let body = match answer {
+            Ok(body) => body,
+            Err(error) => return error_response(&error, false),
+        };
+        let mut response = Response::new(Body::from(body));
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    }
+}

@@ -1,0 +1,346 @@
+//! What a query for metric values is answered with.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::chunk::Chunk;
+use super::lane::Lane;
+use super::plan::Held;
+use super::series::{Degraded, Source, View};
+use super::{Context, Engine};
+use crate::model::{
+    Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
+    RangeSet, TimeRange,
+};
+use crate::upstream::Upstream;
+use crate::wire::number::write_span;
+
+/// Most stretches of `raw_points_max` intervals that one raw query reads.
+const MAX_STRETCHES: u64 = 16;
+
+/// The answer to a query for metric values.
+#[derive(Debug)]
+pub struct Answer {
+    /// The points as JSON, in parts that follow one another, commas included.
+    pub points: Vec<Bytes>,
+    /// Whether they are buckets.
+    pub aggregated: bool,
+    /// Whether it was cut short, by a limit or by the upstream.
+    pub partial: bool,
+    /// What the cache had to do with it.
+    pub cache: CacheOutcome,
+    /// Where its time went.
+    pub timing: Timing,
+}
+
+/// Where the time of an answer went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Looking up what is cached and planning what to fetch.
+    pub plan: Duration,
+    /// Fetching and storing, waiting for the upstream included.
+    pub fetch: Duration,
+    /// Rendering it.
+    pub render: Duration,
+}
+
+/// What the cache had to do with an answer.
+#[derive(Clone, Debug)]
+pub struct CacheOutcome {
+    /// What it held when the query came.
+    pub held: Held,
+    /// Whether what was fetched is in it now.
+    pub stored: bool,
+    /// Whether a fetch of another request was waited for.
+    pub collapsed: bool,
+    /// For how long the answer stays fresh; negative, in seconds, if it has expired.
+    pub ttl_seconds: i64,
+    /// Why expired data is served, if it is.
+    pub detail: Option<String>,
+}
+
+impl CacheOutcome {
+    /// An answer that needed no data.
+    pub(super) fn nothing_asked() -> Self {
+        Self {
+            held: Held::Hit,
+            stored: false,
+            collapsed: false,
+            ttl_seconds: 0,
+            detail: None,
+        }
+    }
+
+    pub(super) fn expired(&mut self, error: &Error, expired_since: Duration, edge: Option<Millis>) {
+        let seconds = i64::try_from(expired_since.as_secs()).unwrap_or(i64::MAX);
+        self.ttl_seconds = self.ttl_seconds.min(-seconds.max(1));
+        let ends = edge.map_or_else(String::new, |t| format!("; known to {t}"));
+        self.detail = Some(format!("{error}{ends}"));
+    }
+}
+
+/// The points that an answer shows, gathered stretch by stretch.
+struct Gathered {
+    slices: Vec<(i64, Arc<Chunk>, Range<usize>)>,
+    off_grid: Option<Arc<Vec<Bucket>>>,
+    left: usize,
+    partial: bool,
+    from_cache: usize,
+    from_upstream: usize,
+    outcome: Option<CacheOutcome>,
+    planning: Duration,
+}
+
+impl Engine {
+    /// Answers a query for metric values.
+    pub async fn metric(
+        self: &Arc<Self>,
+        details: &Details,
+        query: &MetricQuery,
+        context: &Context,
+    ) -> Result<Answer, Error> {
+        let upstream = self.registry.pick(details)?;
+        let lane = Lane::of(&upstream, details, query);
+        let stretches = self.stretches(&upstream, query)?;
+        let source = source(&upstream, query);
+        let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
+        let mut gathered = Gathered {
+            slices: Vec::new(),
+            off_grid: None,
+            left: limit as usize,
+            partial: false,
+            from_cache: 0,
+            from_upstream: 0,
+            outcome: None,
+            planning: Duration::ZERO,
+        };
+        let begun = self.clock.monotonic();
+        for stretch in stretches {
+            let view = self.view(&lane, stretch, source, context).await?;
+            gathered.add(view, &stretch, &upstream, context);
+            if gathered.partial {
+                break;
+            }
+        }
+        let fetched = self.clock.monotonic();
+        gathered.count(&upstream);
+        let points = match &gathered.off_grid {
+            Some(buckets) => render_as_labelled(buckets, &mut gathered.left, &mut gathered.partial),
+            None => self.render(&lane, &gathered.slices),
+        };
+        let rendered = self.clock.monotonic();
+        Ok(Answer {
+            points,
+            aggregated: query.layout != Layout::Raw,
+            partial: gathered.partial,
+            cache: gathered.outcome.unwrap_or_else(CacheOutcome::nothing_asked),
+            timing: Timing {
+                plan: gathered.planning,
+                fetch: fetched
+                    .saturating_sub(begun)
+                    .saturating_sub(gathered.planning),
+                render: rendered.saturating_sub(fetched),
+            },
+        })
+    }
+
+    /// The ranges to make known, one after the other: the buckets that meet the query's range, or
+    /// that range in stretches that can be read raw. None for an empty range.
+    fn stretches(&self, upstream: &Upstream, query: &MetricQuery) -> Result<Vec<TimeRange>, Error> {
+        if query.range.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Layout::Buckets { size, .. } = query.layout {
+            let buckets = size.cells_in(&query.range);
+            if buckets > u64::from(self.max_points) {
+                let message = format!(
+                    "the range has {buckets} buckets of {} ms; at most {} are allowed (server.max_points)",
+                    size.millis(),
+                    self.max_points
+                );
+                return Err(too_many("query.aggregation.bucketSizeMillis", message));
+            }
+            return Ok(vec![query.range.aligned(size)]);
+        }
+        let points = u64::from(upstream.reading.raw_points_max);
+        let interval = upstream.reading.interval;
+        let cells = interval.cells_in(&query.range);
+        if cells > points * MAX_STRETCHES {
+            let message = format!(
+                "the range spans {cells} points at the upstream's interval of {} ms; at most {} can be read raw in one query; ask for a shorter range or an aggregation",
+                interval.millis(),
+                points * MAX_STRETCHES,
+            );
+            return Err(too_many("query.endTime", message));
+        }
+        let stretch = interval.times(upstream.reading.raw_points_max);
+        let cells = stretch.index(query.range.start())..=stretch.index(query.range.end() - 1);
+        let within = |index| stretch.cell(index).intersection(&query.range);
+        Ok(cells.filter_map(within).collect())
+    }
+
+    fn render(&self, lane: &Lane, slices: &[(i64, Arc<Chunk>, Range<usize>)]) -> Vec<Bytes> {
+        let mut parts = Vec::with_capacity(slices.len() * 2);
+        for (index, chunk, at) in slices {
+            let new = !chunk.is_rendered();
+            if !parts.is_empty() {
+                parts.push(Bytes::from_static(b","));
+            }
+            parts.push(chunk.rendered(lane.layout()).slice(at.clone()));
+            if new {
+                self.cache.weigh_again(lane, *index, chunk);
+            }
+        }
+        parts
+    }
+}
+
+impl Gathered {
+    /// Adds what `view` shows of `range`.
+    fn add(&mut self, view: View, range: &TimeRange, upstream: &Upstream, context: &Context) {
+        let outcome = outcome(&view, upstream);
+        self.outcome = Some(match self.outcome.take() {
+            None => outcome,
+            Some(before) => both(before, outcome),
+        });
+        self.partial |= !view.complete;
+        self.planning += view.planning;
+        if view.off_grid.is_some() {
+            self.off_grid = view.off_grid;
+            return;
+        }
+        let shown = shown(&view, range, upstream, context);
+        for (index, chunk) in view.chunks.iter() {
+            let mut at = chunk.points().within(&shown);
+            if at.len() > self.left {
+                at.end = at.start + self.left;
+                self.partial = true;
+            }
+            if at.is_empty() {
+                continue;
+            }
+            self.left -= at.len();
+            let cached = cached_in(chunk, &at, &view.cached);
+            self.from_cache += cached;
+            self.from_upstream += at.len() - cached;
+            self.slices.push((index, chunk.clone(), at));
+        }
+    }
+
+    fn count(&self, upstream: &Upstream) {
+        let metrics = &upstream.metrics;
+        metrics.points_from_cache.increment(self.from_cache as u64);
+        let fetched = self.from_upstream + self.off_grid.as_ref().map_or(0, |b| b.len());
+        metrics.points_from_upstream.increment(fetched as u64);
+        match self.outcome.as_ref().map(|o| o.held) {
+            None => {}
+            Some(Held::Hit) => metrics.hits.increment(1),
+            Some(Held::Stale) => metrics.stale.increment(1),
+            Some(Held::Partial) => metrics.partial.increment(1),
+            Some(Held::Miss) => metrics.misses.increment(1),
+        }
+    }
+}
+
+/// Where the points of `query` come from.
+fn source(upstream: &Upstream, query: &MetricQuery) -> Source {
+    let Layout::Buckets { size, .. } = query.layout else {
+        return Source::Upstream;
+    };
+    let raw = upstream
+        .reading
+        .interval
+        .cells_in(&query.range.aligned(size));
+    match upstream.reading.aggregate {
+        Aggregate::Local => Source::RawPoints,
+        Aggregate::Upstream => Source::Upstream,
+        Aggregate::Auto if raw <= u64::from(upstream.reading.raw_points_max) => Source::RawPoints,
+        Aggregate::Auto => Source::Upstream,
+    }
+}
+
+/// The part of `range` whose points are shown: all of it, or, if buckets that still fill are to
+/// be left out, up to the last that was full when it was fetched.
+fn shown(view: &View, range: &TimeRange, upstream: &Upstream, context: &Context) -> TimeRange {
+    let omit = upstream.reading.incomplete_buckets == IncompleteBuckets::Omit;
+    let Some(size) = view.bucket_size.filter(|_| omit) else {
+        return *range;
+    };
+    let coverage = view.chunks.coverage();
+    let tail = coverage
+        .iter()
+        .filter(|s| !s.settled && s.range.intersection(range).is_some());
+    let age = tail
+        .map(|s| context.arrived.saturating_sub(s.fetched))
+        .max();
+    let age = Millis::try_from(age.unwrap_or_default().as_millis()).unwrap_or(Millis::MAX);
+    let full = size.floor(context.wall.saturating_sub(age));
+    TimeRange::clamped(range.start(), range.end().min(full))
+}
+
+/// How many of the points `at` of `chunk` lie in `cached`.
+fn cached_in(chunk: &Chunk, at: &Range<usize>, cached: &RangeSet) -> usize {
+    let overlap = |part: &TimeRange| {
+        let within = chunk.points().within(part);
+        let start = within.start.max(at.start);
+        within.end.min(at.end).saturating_sub(start)
+    };
+    cached.iter().map(overlap).sum()
+}
+
+fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
+    let mut outcome = CacheOutcome {
+        held: view.held,
+        stored: view.stored,
+        collapsed: view.collapsed,
+        ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
+        detail: None,
+    };
+    if let Some(Degraded { error, age, edge }) = &view.degraded {
+        let since = age.saturating_sub(upstream.freshness.refresh);
+        outcome.expired(error, since, Some(*edge));
+    }
+    outcome
+}
+
+/// The outcome of two stretches: the less cached, the sooner to end.
+fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
+    CacheOutcome {
+        held: match (a.held, b.held) {
+            (x, y) if x == y => x,
+            (Held::Hit, Held::Stale) | (Held::Stale, Held::Hit) => Held::Stale,
+            _ => Held::Partial,
+        },
+        stored: a.stored || b.stored,
+        collapsed: a.collapsed || b.collapsed,
+        ttl_seconds: a.ttl_seconds.min(b.ttl_seconds),
+        detail: a.detail.or(b.detail),
+    }
+}
+
+/// Buckets with the labels that they came with.
+fn render_as_labelled(buckets: &[Bucket], left: &mut usize, partial: &mut bool) -> Vec<Bytes> {
+    *partial |= buckets.len() > *left;
+    let mut text = Vec::with_capacity(buckets.len() * 48);
+    for bucket in buckets.iter().take(*left) {
+        if !text.is_empty() {
+            text.push(b',');
+        }
+        write_span(
+            &mut text,
+            bucket.range.start(),
+            bucket.range.end(),
+            bucket.value,
+        );
+    }
+    vec![Bytes::from(text)]
+}
+
+fn too_many(field: &str, message: String) -> Error {
+    let mut error = Error::new(Kind::TooManyPoints, message);
+    error.field = Some(field.to_owned());
+    error
+}

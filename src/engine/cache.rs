@@ -1,0 +1,199 @@
+//! The cache of chunks, bounded by the bytes they hold.
+
+use std::sync::Arc;
+
+use moka::notification::RemovalCause;
+use moka::ops::compute::Op;
+use moka::sync::Cache;
+
+use super::chunk::{Chunk, Piece, Segment};
+use super::lane::{Lane, LaneKey};
+use crate::model::TimeRange;
+use crate::telemetry::metrics::CacheMetrics;
+
+/// What moka keeps for each entry besides key and value, about.
+const ENTRY_OVERHEAD: usize = 200;
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct ChunkKey {
+    lane: LaneKey,
+    index: i64,
+}
+
+/// Chunks of all lanes.
+pub(crate) struct ChunkCache {
+    chunks: Cache<ChunkKey, Arc<Chunk>>,
+    metrics: CacheMetrics,
+}
+
+impl ChunkCache {
+    /// A cache for chunks of at most `bytes` in all.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let metrics = CacheMetrics::default();
+        let evictions = metrics.evictions.clone();
+        let weigh = |key: &ChunkKey, chunk: &Arc<Chunk>| {
+            let bytes = chunk.weight() + key.lane.heap_bytes() + ENTRY_OVERHEAD;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        let chunks = Cache::builder()
+            .max_capacity(bytes)
+            .weigher(weigh)
+            .eviction_listener(move |_, _, cause| {
+                if cause == RemovalCause::Size {
+                    evictions.increment(1);
+                }
+            })
+            .build();
+        Self { chunks, metrics }
+    }
+
+    /// The chunks of `lane` that meet `range`, as far as they are cached.
+    pub(crate) fn look_up(&self, lane: &Lane, range: &TimeRange) -> Chunks {
+        let mut found = Chunks::new(lane, range);
+        for (index, place) in found.indices().zip(&mut found.chunks) {
+            let key = ChunkKey {
+                lane: lane.key.clone(),
+                index,
+            };
+            *place = self.chunks.get(&key);
+        }
+        found
+    }
+
+    /// Adds `piece` to the chunks of `lane`; they are returned. Two pieces that come at once both
+    /// count: each chunk has one owner while it changes.
+    pub(crate) fn store(&self, lane: &Lane, piece: &Piece) -> Chunks {
+        let mut stored = Chunks::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
+        let span = lane.chunk_span();
+        for (index, place) in stored.indices().zip(&mut stored.chunks) {
+            let key = ChunkKey {
+                lane: lane.key.clone(),
+                index,
+            };
+            let merge = |old: Option<moka::Entry<ChunkKey, Arc<Chunk>>>| {
+                let old = old.map(moka::Entry::into_value);
+                let merged = Chunk::merged(old.as_deref(), piece, &span.cell(index));
+                Op::Put(Arc::new(merged))
+            };
+            *place = self
+                .chunks
+                .entry(key)
+                .and_compute_with(merge)
+                .into_entry()
+                .map(moka::Entry::into_value);
+        }
+        stored
+    }
+
+    /// Weighs `chunk` again, which has been rendered since it was stored, unless another has
+    /// taken its place.
+    pub(crate) fn weigh_again(&self, lane: &Lane, index: i64, chunk: &Arc<Chunk>) {
+        let key = ChunkKey {
+            lane: lane.key.clone(),
+            index,
+        };
+        self.chunks.entry(key).and_compute_with(|held| match held {
+            Some(held) if Arc::ptr_eq(held.value(), chunk) => Op::Put(chunk.clone()),
+            _ => Op::Nop,
+        });
+    }
+
+    /// Sets the gauges; called when they are read.
+    pub(crate) fn observe(&self) {
+        self.chunks.run_pending_tasks();
+        self.metrics.bytes.set(self.chunks.weighted_size() as f64);
+        self.metrics.chunks.set(self.chunks.entry_count() as f64);
+    }
+
+    /// Forgets everything.
+    #[cfg(test)]
+    pub(crate) fn clear(&self) {
+        self.chunks.invalidate_all();
+    }
+
+    /// Forgets the chunks whose number `which` picks.
+    #[cfg(test)]
+    pub(crate) fn forget(&self, which: impl Fn(i64) -> bool) {
+        let keys: Vec<_> = self.chunks.iter().map(|(key, _)| key).collect();
+        for key in keys.iter().filter(|k| which(k.index)) {
+            self.chunks.invalidate(&**key);
+        }
+    }
+}
+
+/// Neighbouring chunks of a lane, some of which may be absent. They stay as they are, whatever
+/// becomes of the cache meanwhile.
+#[derive(Clone)]
+pub(crate) struct Chunks {
+    first: i64,
+    chunks: Vec<Option<Arc<Chunk>>>,
+}
+
+impl Chunks {
+    /// Places for the chunks of `lane` that meet `range`, all empty.
+    pub(crate) fn new(lane: &Lane, range: &TimeRange) -> Self {
+        let span = lane.chunk_span();
+        let count = usize::try_from(span.cells_in(range)).unwrap_or(0);
+        Self {
+            first: span.index(range.start()),
+            chunks: vec![None; count],
+        }
+    }
+
+    /// The chunks that `piece` makes by itself, which are in no cache.
+    pub(crate) fn beside(lane: &Lane, piece: &Piece) -> Self {
+        let mut chunks = Self::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
+        let span = lane.chunk_span();
+        for (index, place) in chunks.indices().zip(&mut chunks.chunks) {
+            *place = Some(Arc::new(Chunk::merged(None, piece, &span.cell(index))));
+        }
+        chunks
+    }
+
+    fn indices(&self) -> impl Iterator<Item = i64> + use<> {
+        let first = self.first;
+        (0..self.chunks.len() as i64).map(move |i| first + i)
+    }
+
+    /// The chunks that are there, with their numbers, in order of time.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &Arc<Chunk>)> {
+        let numbered = self.indices().zip(&self.chunks);
+        numbered.filter_map(|(index, chunk)| Some((index, chunk.as_ref()?)))
+    }
+
+    /// What is known, in order of time.
+    pub(crate) fn coverage(&self) -> Vec<Segment> {
+        let chunks = self.iter();
+        chunks
+            .flat_map(|(_, c)| c.coverage().iter().copied())
+            .collect()
+    }
+
+    /// Takes over what `newer` knows. A chunk that knows less than the one held, because that
+    /// was evicted meanwhile, is merged with it.
+    pub(crate) fn update(&mut self, lane: &Lane, newer: &Self) {
+        let span = lane.chunk_span();
+        for (index, chunk) in newer.iter() {
+            let place = usize::try_from(index - self.first).ok();
+            let Some(place) = place.and_then(|p| self.chunks.get_mut(p)) else {
+                continue;
+            };
+            *place = Some(match place.take() {
+                None => chunk.clone(),
+                Some(held) => {
+                    let points = chunk.points().clone();
+                    let piece = Piece {
+                        points,
+                        segments: chunk.coverage().to_vec(),
+                    };
+                    let merged = Chunk::merged(Some(&held), &piece, &span.cell(index));
+                    if merged.coverage() == chunk.coverage() {
+                        chunk.clone()
+                    } else {
+                        Arc::new(merged)
+                    }
+                }
+            });
+        }
+    }
+}

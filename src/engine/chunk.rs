@@ -1,0 +1,303 @@
+//! Chunks: a fixed span of a lane, its points, and what is known of which part of it.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::render::Rendered;
+use crate::model::{Layout, Millis, Points, RangeSet, Step, TimeRange};
+
+/// A part of a chunk, known since one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// What is known.
+    pub(crate) range: TimeRange,
+    /// When its fetch began, by the monotonic clock.
+    pub(crate) fetched: Duration,
+    /// Whether it can no longer change.
+    pub(crate) settled: bool,
+}
+
+/// Points of a range, with what is known of it; what a fetch or a derivation brings.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) points: Points,
+    /// Ascending and disjoint.
+    pub(crate) segments: Vec<Segment>,
+}
+
+impl Piece {
+    /// A piece that was fetched at `fetched` and is settled up to `settled_before`, which is
+    /// taken down to the grid of `cell`: a bucket is settled when all of it is.
+    pub(crate) fn fetched(
+        points: Points,
+        range: TimeRange,
+        fetched: Duration,
+        settled_before: Millis,
+        cell: Step,
+    ) -> Self {
+        let line = cell.floor(settled_before);
+        let segments = [
+            (
+                TimeRange::clamped(range.start(), range.end().min(line)),
+                true,
+            ),
+            (
+                TimeRange::clamped(range.start().max(line), range.end()),
+                false,
+            ),
+        ];
+        let segments = segments
+            .into_iter()
+            .filter(|(range, _)| !range.is_empty())
+            .map(|(range, settled)| Segment {
+                range,
+                fetched,
+                settled,
+            });
+        Self {
+            points,
+            segments: segments.collect(),
+        }
+    }
+
+    /// All that its segments cover.
+    pub(crate) fn hull(&self) -> Option<TimeRange> {
+        let first = self.segments.first()?.range;
+        Some(first.hull(&self.segments.last()?.range))
+    }
+}
+
+/// A part of a lane. It never changes: news make a new chunk.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    points: Points,
+    /// Ascending and disjoint.
+    coverage: Vec<Segment>,
+    rendered: OnceLock<Rendered>,
+}
+
+impl Chunk {
+    pub(crate) fn points(&self) -> &Points {
+        &self.points
+    }
+
+    pub(crate) fn coverage(&self) -> &[Segment] {
+        &self.coverage
+    }
+
+    /// The points as JSON, made when first asked for.
+    pub(crate) fn rendered(&self, layout: Layout) -> &Rendered {
+        self.rendered
+            .get_or_init(|| Rendered::of(&self.points, layout))
+    }
+
+    /// Whether the points have been rendered.
+    pub(crate) fn is_rendered(&self) -> bool {
+        self.rendered.get().is_some()
+    }
+
+    /// Bytes that it holds.
+    pub(crate) fn weight(&self) -> usize {
+        size_of::<Self>()
+            + self.points.heap_bytes()
+            + self.coverage.capacity() * size_of::<Segment>()
+            + self.rendered.get().map_or(0, Rendered::heap_bytes)
+    }
+
+    /// What `old` and `piece` know of `span` together. Where both know something, what was
+    /// fetched later counts, so the order in which fetches end does not matter.
+    pub(crate) fn merged(old: Option<&Self>, piece: &Piece, span: &TimeRange) -> Self {
+        let known = old.map_or(&[][..], |c| &c.coverage);
+        let mut coverage: Vec<Segment> = Vec::with_capacity(known.len() + 2);
+        let mut news = RangeSet::new();
+        for segment in &piece.segments {
+            let Some(range) = segment.range.intersection(span) else {
+                continue;
+            };
+            let later = known.iter().filter(|k| k.fetched > segment.fetched);
+            let later: RangeSet = later.map(|k| k.range).collect();
+            for range in later.missing_from(range).iter() {
+                news.insert(*range);
+                coverage.push(Segment {
+                    range: *range,
+                    ..*segment
+                });
+            }
+        }
+        for segment in known {
+            for range in news.missing_from(segment.range).iter() {
+                coverage.push(Segment {
+                    range: *range,
+                    ..*segment
+                });
+            }
+        }
+        let none = Points::new();
+        let old_points = old.map_or(&none, |c| &c.points);
+        Self {
+            points: spliced(old_points, &piece.points, &news, span),
+            coverage: joined(coverage),
+            rendered: OnceLock::new(),
+        }
+    }
+}
+
+/// The points of `span`: those of `new` in the ranges `news`, those of `old` elsewhere.
+fn spliced(old: &Points, new: &Points, news: &RangeSet, span: &TimeRange) -> Points {
+    let mut points = Points::with_capacity(old.len() + new.len());
+    let mut at = span.start();
+    for range in news.iter() {
+        points.extend(old, old.within(&TimeRange::clamped(at, range.start())));
+        points.extend(new, new.within(range));
+        at = range.end();
+    }
+    points.extend(old, old.within(&TimeRange::clamped(at, span.end())));
+    points.shrink();
+    points
+}
+
+/// `segments` in order, neighbours that are settled or were fetched together as one. Settled
+/// neighbours of different age count as the elder, so that neither is kept too long.
+fn joined(mut segments: Vec<Segment>) -> Vec<Segment> {
+    segments.sort_unstable_by_key(|s| s.range.start());
+    let mut joined: Vec<Segment> = Vec::with_capacity(segments.len());
+    for segment in segments {
+        match joined.last_mut() {
+            Some(last)
+                if last.range.end() == segment.range.start()
+                    && last.settled == segment.settled
+                    && (last.settled || last.fetched == segment.fetched) =>
+            {
+                last.range = last.range.hull(&segment.range);
+                last.fetched = last.fetched.min(segment.fetched);
+            }
+            _ => joined.push(segment),
+        }
+    }
+    joined.shrink_to_fit();
+    joined
+}
+
+/// What is known of the buckets of `size` in `range`, given what is known of the raw points they
+/// are made of: a bucket is as old as its oldest part, and settled if all its parts are. A bucket
+/// of which some part is not known is not known.
+pub(crate) fn derived(raw: &[Segment], size: Step, range: &TimeRange) -> Vec<Segment> {
+    let known: RangeSet = raw.iter().map(|s| s.range).collect();
+    // Between two of these lines all buckets lie in the same raw segments.
+    let mut lines: Vec<Millis> = vec![range.start(), range.end()];
+    for segment in raw {
+        for line in [segment.range.start(), segment.range.end()] {
+            lines.extend([size.floor(line), size.ceil(line)]);
+        }
+    }
+    lines.retain(|line| (range.start()..=range.end()).contains(line));
+    lines.sort_unstable();
+    lines.dedup();
+    let spans = lines.iter().zip(lines.iter().skip(1));
+    let segments = spans.filter_map(|(&start, &end)| {
+        let span = TimeRange::clamped(start, end);
+        if !known.covers(&span) {
+            return None;
+        }
+        let mut parts = raw.iter().filter(|s| s.range.intersection(&span).is_some());
+        let first = *parts.next()?;
+        let whole = parts.fold(first, |all, part| Segment {
+            range: span,
+            fetched: all.fetched.min(part.fetched),
+            settled: all.settled && part.settled,
+        });
+        Some(Segment {
+            range: span,
+            ..whole
+        })
+    });
+    joined(segments.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: i64, end: i64) -> TimeRange {
+        TimeRange::new(start, end).unwrap()
+    }
+
+    fn segment(start: i64, end: i64, fetched: u64, settled: bool) -> Segment {
+        Segment {
+            range: range(start, end),
+            fetched: Duration::from_secs(fetched),
+            settled,
+        }
+    }
+
+    fn piece(pairs: &[(i64, f64)], segments: &[Segment]) -> Piece {
+        Piece {
+            points: Points::from_unsorted(pairs.to_vec()),
+            segments: segments.to_vec(),
+        }
+    }
+
+    fn points(chunk: &Chunk) -> Vec<(i64, f64)> {
+        chunk.points().iter().collect()
+    }
+
+    #[test]
+    fn what_was_fetched_later_counts_in_either_order() {
+        let span = range(0, 100);
+        let early = piece(
+            &[(5, 1.0), (15, 1.0), (25, 1.0)],
+            &[segment(0, 30, 1, true)],
+        );
+        let late = piece(&[(12, 2.0), (18, 2.0)], &[segment(10, 20, 2, false)]);
+        let one = Chunk::merged(Some(&Chunk::merged(None, &early, &span)), &late, &span);
+        let other = Chunk::merged(Some(&Chunk::merged(None, &late, &span)), &early, &span);
+        assert_eq!(points(&one), [(5, 1.0), (12, 2.0), (18, 2.0), (25, 1.0)]);
+        assert_eq!(points(&one), points(&other));
+        let coverage = [
+            segment(0, 10, 1, true),
+            segment(10, 20, 2, false),
+            segment(20, 30, 1, true),
+        ];
+        assert_eq!(one.coverage(), coverage);
+        assert_eq!(other.coverage(), coverage);
+    }
+
+    #[test]
+    fn points_outside_the_span_belong_to_another_chunk() {
+        let whole = piece(&[(5, 1.0), (105, 1.0)], &[segment(0, 200, 1, true)]);
+        let chunk = Chunk::merged(None, &whole, &range(100, 200));
+        assert_eq!(points(&chunk), [(105, 1.0)]);
+        assert_eq!(chunk.coverage(), [segment(100, 200, 1, true)]);
+    }
+
+    #[test]
+    fn a_fetch_is_settled_up_to_the_line_and_buckets_only_whole() {
+        let step = Step::new(10).unwrap();
+        let fetched = Duration::from_secs(3);
+        let piece = Piece::fetched(Points::new(), range(0, 100), fetched, 57, step);
+        assert_eq!(
+            piece.segments,
+            [segment(0, 50, 3, true), segment(50, 100, 3, false)]
+        );
+        let old = Piece::fetched(Points::new(), range(0, 100), fetched, 500, step);
+        assert_eq!(old.segments, [segment(0, 100, 3, true)]);
+    }
+
+    #[test]
+    fn a_bucket_is_as_fresh_as_its_oldest_part() {
+        let raw = [
+            segment(0, 25, 9, true),
+            segment(25, 47, 5, false),
+            segment(50, 60, 7, false),
+        ];
+        let size = Step::new(10).unwrap();
+        assert_eq!(
+            derived(&raw, size, &range(0, 70)),
+            [
+                segment(0, 20, 9, true),
+                segment(20, 40, 5, false),
+                segment(50, 60, 7, false)
+            ]
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! Names and values of fields: cached whole for a while, fetched once for all who ask.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+
+use super::answer::CacheOutcome;
+use super::lane::forwarded;
+use super::plan::Held;
+use super::series::too_late;
+use super::{Context, Engine};
+use crate::adapters::Forwarded;
+use crate::model::{
+    Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Millis,
+    Origin, Scope, Step, TimeRange,
+};
+use crate::upstream::{Flights, Upstream};
+
+/// What a list is known by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    upstream: u64,
+    details: Forwarded,
+    question: Question,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Question {
+    Names(FieldNamesQuery),
+    Values(FieldValuesQuery),
+}
+
+/// What an upstream answered.
+#[derive(Clone, Debug)]
+enum List {
+    Names(Vec<Field>, bool),
+    Values(FieldValues),
+}
+
+#[derive(Debug)]
+struct Entry {
+    list: List,
+    fetched: Duration,
+}
+
+/// Lists that were fetched, and fetches under way.
+pub(super) struct Metadata {
+    lists: Cache<Key, Arc<Entry>>,
+    flights: Flights<Key, Arc<Entry>>,
+}
+
+/// A list and what the cache had to do with it.
+#[derive(Debug)]
+pub struct Listed<T> {
+    /// The list.
+    pub list: T,
+    /// What the cache had to do with it.
+    pub cache: CacheOutcome,
+}
+
+impl Metadata {
+    /// A cache for lists of at most `bytes` in all.
+    pub(super) fn new(bytes: u64) -> Self {
+        let weigh = |_: &Key, entry: &Arc<Entry>| {
+            u32::try_from(entry.list.heap_bytes() + 512).unwrap_or(u32::MAX)
+        };
+        Self {
+            lists: Cache::builder().max_capacity(bytes).weigher(weigh).build(),
+            flights: Flights::default(),
+        }
+    }
+}
+
+impl List {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Names(fields, _) => fields
+                .iter()
+                .map(|f| size_of::<Field>() + f.name.len())
+                .sum(),
+            Self::Values(values) => values
+                .values
+                .iter()
+                .map(|v| match v {
+                    FieldValue::Complete(v) | FieldValue::Prefix(v) => {
+                        size_of::<FieldValue>() + v.len()
+                    }
+                })
+                .sum(),
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        !match self {
+            Self::Names(_, partial) => *partial,
+            Self::Values(values) => values.partial,
+        }
+    }
+}
+
+impl Engine {
+    /// Answers a query for the names of fields, and whether some are left out.
+    pub async fn field_names(
+        self: &Arc<Self>,
+        details: &Details,
+        query: &FieldNamesQuery,
+        context: &Context,
+    ) -> Result<Listed<(Vec<Field>, bool)>, Error> {
+        let upstream = self.registry.pick(details)?;
+        let whole = upstream.adapter.lists_whole();
+        let limit = self.limit(&query.scope);
+        let mut asked = query.clone();
+        self.normalize(&mut asked.scope, &upstream, whole);
+        let question = Question::Names(asked);
+        let listed = self.list(&upstream, details, question, context).await?;
+        let (mut fields, mut partial) = match listed.list {
+            List::Names(fields, partial) => (fields, partial),
+            List::Values(_) => (Vec::new(), false),
+        };
+        if fields.len() > limit {
+            fields.truncate(limit);
+            partial = true;
+        }
+        Ok(Listed {
+            list: (fields, partial),
+            cache: listed.cache,
+        })
+    }
+
+    /// Answers a query for the values of a field.
+    pub async fn field_values(
+        self: &Arc<Self>,
+        details: &Details,
+        query: &FieldValuesQuery,
+        context: &Context,
+    ) -> Result<Listed<FieldValues>, Error> {
+        let upstream = self.registry.pick(details)?;
+        let whole = upstream.adapter.lists_whole();
+        let limit = self.limit(&query.scope);
+        let mut asked = query.clone();
+        self.normalize(&mut asked.scope, &upstream, whole);
+        if whole {
+            asked.prefix.clear();
+            asked.offset = 0;
+        }
+        let question = Question::Values(asked);
+        let listed = self.list(&upstream, details, question, context).await?;
+        let values = match listed.list {
+            List::Values(values) => values,
+            List::Names(..) => FieldValues::default(),
+        };
+        let list = if whole {
+            let all: Vec<String> = values
+                .values
+                .into_iter()
+                .map(FieldValue::into_text)
+                .collect();
+            let mut page = FieldValues::page(&all, &query.prefix, query.offset as usize, limit);
+            page.partial |= values.partial;
+            page
+        } else {
+            values
+        };
+        Ok(Listed {
+            list,
+            cache: listed.cache,
+        })
+    }
+
+    fn limit(&self, scope: &Scope) -> usize {
+        scope.limit.unwrap_or(u32::MAX).min(self.max_points) as usize
+    }
+
+    /// Makes queries that want the same alike: the time range is widened to whole
+    /// `metadata_ttl`s, so that a range that slides along finds what was fetched a moment ago,
+    /// and a limit is left out where lists come whole anyway.
+    fn normalize(&self, scope: &mut Scope, upstream: &Upstream, whole: bool) {
+        let ttl = Millis::try_from(upstream.freshness.metadata_ttl.as_millis());
+        let grid = ttl.ok().and_then(Step::new).unwrap_or(Step::SECOND);
+        scope.start = scope.start.map(|t| grid.floor(t));
+        scope.end = scope.end.map(|t| grid.ceil(t));
+        scope.limit = if whole {
+            None
+        } else {
+            scope.limit.or(Some(self.max_points))
+        };
+    }
+
+    async fn list(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        details: &Details,
+        question: Question,
+        context: &Context,
+    ) -> Result<Listed<List>, Error> {
+        let key = Key {
+            upstream: upstream.id,
+            details: forwarded(upstream, details),
+            question,
+        };
+        let ttl = upstream.freshness.metadata_ttl;
+        let known = self.metadata.lists.get(&key);
+        let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
+        let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+        let mut cache = CacheOutcome {
+            held: known.as_ref().map_or(Held::Miss, |_| Held::Stale),
+            ttl_seconds: seconds(ttl),
+            ..CacheOutcome::nothing_asked()
+        };
+        if let Some(entry) = known.as_ref().filter(|e| age(e) < ttl) {
+            cache.held = Held::Hit;
+            cache.ttl_seconds = seconds(ttl.saturating_sub(age(entry)));
+            let list = entry.list.clone();
+            return Ok(Listed { list, cache });
+        }
+        let now = self.clock.monotonic();
+        let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), context.clone());
+        let boarded = self
+            .metadata
+            .flights
+            .board(&key, &[TimeRange::ALL], now, fetch);
+        if boarded.joined > 0 {
+            cache.collapsed = true;
+            upstream.metrics.coalesced.increment(1);
+        }
+        let mut landed = Err(too_late());
+        if let Some(flight) = boarded.flights.first() {
+            let waited = tokio::time::timeout_at(context.deadline, flight.landed()).await;
+            landed = waited.unwrap_or_else(|_| Err(too_late()));
+        }
+        match (landed, known) {
+            (Ok(entry), _) => {
+                cache.stored = entry.list.is_whole() || !upstream.adapter.lists_whole();
+                let list = entry.list.clone();
+                Ok(Listed { list, cache })
+            }
+            (Err(error), Some(entry))
+                if error.kind.origin() != Origin::Client
+                    && age(&entry) < ttl.saturating_add(upstream.freshness.max_stale) =>
+            {
+                cache.expired(&error, age(&entry).saturating_sub(ttl), None);
+                let list = entry.list.clone();
+                Ok(Listed { list, cache })
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+}
+
+async fn fetch(
+    engine: Arc<Engine>,
+    upstream: Arc<Upstream>,
+    key: Key,
+    context: Context,
+) -> Result<Arc<Entry>, Error> {
+    let fetched = engine.clock.monotonic();
+    let trace = &context.trace;
+    let list = match &key.question {
+        Question::Names(query) => {
+            let exchange = upstream.adapter.field_names(&key.details, query)?;
+            let (names, partial) = upstream.access.run(exchange, trace).await?.value;
+            List::Names(names, partial)
+        }
+        Question::Values(query) => {
+            let exchange = upstream.adapter.field_values(&key.details, query)?;
+            List::Values(upstream.access.run(exchange, trace).await?.value)
+        }
+    };
+    let entry = Arc::new(Entry { list, fetched });
+    // A list that lacks something because of its limit is what was asked for; one that should be
+    // whole and is not, is not kept.
+    if entry.list.is_whole() || !upstream.adapter.lists_whole() {
+        engine.metadata.lists.insert(key, entry.clone());
+    }
+    Ok(entry)
+}

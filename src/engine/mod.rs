@@ -1,0 +1,107 @@
+//! The engine answers queries out of the cache and fetches what is missing.
+//!
+//! - [`lane`]: the identity under which data is shared
+//! - [`chunk`], [`cache`]: what is known, in immutable parts, bounded by weight
+//! - [`plan`]: pure; what of a range is good and what has to be fetched
+//! - [`series`]: makes a range of a lane known: plan, fetch, store, aggregate
+//! - [`render`]: points as ready JSON
+//! - [`answer`]: what a query is answered with
+//! - [`metadata`]: names and values of fields
+
+mod answer;
+mod cache;
+mod chunk;
+mod lane;
+mod metadata;
+mod plan;
+mod render;
+mod series;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use answer::{Answer, CacheOutcome, Timing};
+pub use metadata::Listed;
+pub use plan::Held;
+
+use cache::ChunkCache;
+use lane::LaneKey;
+use metadata::Metadata;
+use series::Landed;
+
+use crate::clock::Clock;
+use crate::model::{Details, Error, Millis};
+use crate::upstream::{Flights, Registry, Trace, Upstream};
+
+/// Answers queries.
+pub struct Engine {
+    registry: Registry,
+    cache: ChunkCache,
+    flights: Flights<LaneKey, Landed>,
+    metadata: Metadata,
+    clock: Arc<dyn Clock>,
+    max_points: u32,
+}
+
+/// What the engine has to know of a request besides its query.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// When it came, by the monotonic clock.
+    pub arrived: Duration,
+    /// When it came, by the wall clock.
+    pub wall: Millis,
+    /// When it must have been answered.
+    pub deadline: Instant,
+    /// The trace that it belongs to.
+    pub trace: Trace,
+}
+
+impl Engine {
+    /// An engine over `registry` whose cache holds `cache_bytes`; no answer has more than
+    /// `max_points` points.
+    pub fn new(
+        registry: Registry,
+        cache_bytes: u64,
+        max_points: u32,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        // Lists of names are small next to series, yet must not crowd them out.
+        let for_metadata = cache_bytes / 16;
+        Arc::new(Self {
+            registry,
+            cache: ChunkCache::new(cache_bytes - for_metadata),
+            flights: Flights::default(),
+            metadata: Metadata::new(for_metadata),
+            clock,
+            max_points,
+        })
+    }
+
+    /// The configured upstreams.
+    pub fn upstreams(&self) -> &[Arc<Upstream>] {
+        self.registry.upstreams()
+    }
+
+    /// Asks the upstream that `details` mean whether it is well.
+    pub async fn test(&self, details: &Details, context: &Context) -> Result<(), Error> {
+        let upstream = self.registry.pick(details)?;
+        let exchange = upstream
+            .adapter
+            .health(&lane::forwarded(&upstream, details));
+        let call = upstream.access.run(exchange, &context.trace);
+        match tokio::time::timeout_at(context.deadline, call).await {
+            Ok(answered) => answered.map(|_| ()),
+            Err(_) => Err(series::too_late()),
+        }
+    }
+
+    /// Sets the gauges of `/metrics`; called when they are read.
+    pub fn observe(&self) {
+        self.cache.observe();
+    }
+}
+
+#[cfg(test)]
+mod tests;

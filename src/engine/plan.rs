@@ -1,0 +1,407 @@
+//! The planner: what of a range is cached and good, and what has to be fetched. Pure.
+
+use std::time::Duration;
+
+use super::chunk::Segment;
+use crate::model::{Freshness, Millis, RangeSet, Step, TimeRange};
+
+/// Gaps between missing ranges that are shorter than so many cells are fetched along: a call
+/// costs more than some points.
+const JOIN_CELLS: u32 = 32;
+
+/// Most ranges that one query asks for; beyond it the nearest are joined.
+const MAX_RANGES: usize = 8;
+
+/// What the planner goes by besides coverage.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// For how long data is good.
+    pub(crate) freshness: Freshness,
+    /// The grid that missing ranges are taken to.
+    pub(crate) grid: Step,
+    /// The distance of neighbouring points.
+    pub(crate) cell: Step,
+}
+
+/// The moment of planning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Wall time.
+    pub(crate) wall: Millis,
+    /// Monotonic time.
+    pub(crate) monotonic: Duration,
+    /// Whatever was fetched since then is fresh, whatever its age.
+    pub(crate) fresh_since: Duration,
+}
+
+/// What the cache has for a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// All of it, fresh.
+    Hit,
+    /// All of it, but some has to be fetched again.
+    Stale,
+    /// Some of it.
+    Partial,
+    /// Nothing.
+    Miss,
+}
+
+/// What is to be done for a range.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// What the cache holds.
+    pub(crate) held: Held,
+    /// Parts of the range that are answered from the cache.
+    pub(crate) cached: RangeSet,
+    /// Ranges to fetch, ascending; they may reach beyond the range.
+    pub(crate) missing: Vec<TimeRange>,
+    /// Up to where the range can be answered while the upstream fails, out of what is known,
+    /// though expired, and young enough. That is its end or, where the newest data has never
+    /// been fetched, the end of a tail that reaches up to it; `None` if there is a hole.
+    pub(crate) fallback: Option<Millis>,
+    /// The age of the oldest part of that.
+    pub(crate) oldest: Duration,
+    /// For how long the answer stays fresh if nothing is missing.
+    pub(crate) ttl: Duration,
+}
+
+/// Plans `range`, which lies on the policy's grid, given what is known of it.
+pub(crate) fn plan(range: &TimeRange, coverage: &[Segment], policy: &Policy, now: &Moment) -> Plan {
+    let (fresh, known, usable) = sort(range, coverage, policy, now);
+    let missing = fresh.missing_from(*range);
+    let held = if missing.is_empty() {
+        Held::Hit
+    } else if known.is_empty() {
+        Held::Miss
+    } else if known.covers(range) {
+        Held::Stale
+    } else {
+        Held::Partial
+    };
+    let expired = |s: &&Segment| missing.iter().any(|m| m.intersection(&s.range).is_some());
+    let age = |s: &Segment| now.monotonic.saturating_sub(s.fetched);
+    let oldest = coverage.iter().filter(expired).map(age).max();
+    let ttl = coverage
+        .iter()
+        .filter(|s| s.range.intersection(range).is_some())
+        .map(|s| lifetime(s, policy).saturating_sub(age(s)))
+        .min();
+    let fallback = fallback(range, &missing, &usable, coverage);
+    let missing = to_fetch(&missing, range, policy, now);
+    let mut cached = RangeSet::from(*range);
+    for fetch in &missing {
+        cached.remove(fetch);
+    }
+    Plan {
+        held,
+        cached,
+        missing,
+        fallback,
+        oldest: oldest.unwrap_or_default(),
+        ttl: ttl.unwrap_or_default(),
+    }
+}
+
+/// Up to where `range` can be answered with what is `usable`.
+fn fallback(
+    range: &TimeRange,
+    missing: &RangeSet,
+    usable: &RangeSet,
+    coverage: &[Segment],
+) -> Option<Millis> {
+    let edge = usable.ranges().last()?.end();
+    // Data that never was there to fetch before the failure may be missing at the end, and only
+    // there: what comes before it must be a tail, fetched when it was the newest.
+    let open = coverage.iter().any(|s| !s.settled && s.range.end() >= edge);
+    if edge < range.end() && !open {
+        return None;
+    }
+    let known = TimeRange::clamped(range.start(), edge);
+    let mut parts = missing.iter().filter_map(|m| m.intersection(&known));
+    parts.all(|part| usable.covers(&part)).then_some(edge)
+}
+
+/// For how long after its fetch a segment is good.
+fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
+    if segment.settled {
+        policy.freshness.history_ttl
+    } else {
+        policy.freshness.refresh
+    }
+}
+
+/// What of `range` is fresh, known at all, and known and young enough to be served expired.
+fn sort(
+    range: &TimeRange,
+    coverage: &[Segment],
+    policy: &Policy,
+    now: &Moment,
+) -> (RangeSet, RangeSet, RangeSet) {
+    let (mut fresh, mut known, mut usable) = (RangeSet::new(), RangeSet::new(), RangeSet::new());
+    for segment in coverage {
+        let Some(part) = segment.range.intersection(range) else {
+            continue;
+        };
+        let age = now.monotonic.saturating_sub(segment.fetched);
+        let lifetime = lifetime(segment, policy);
+        known.insert(part);
+        if age < lifetime || segment.fetched >= now.fresh_since {
+            fresh.insert(part);
+        }
+        // Settled data does not go bad: its time to live only bounds how long it is trusted.
+        if segment.settled || age < lifetime.saturating_add(policy.freshness.max_stale) {
+            usable.insert(part);
+        }
+    }
+    (fresh, known, usable)
+}
+
+/// The ranges to fetch for what is missing: on the grid, near ones joined, few, and reaching a
+/// refresh ahead where they touch the data that is still coming in, so that a window that slides
+/// along does not miss again at each step.
+fn to_fetch(
+    missing: &RangeSet,
+    range: &TimeRange,
+    policy: &Policy,
+    now: &Moment,
+) -> Vec<TimeRange> {
+    let mut ranges: Vec<TimeRange> = missing.iter().map(|m| m.aligned(policy.grid)).collect();
+    if let Some(last) = ranges.last_mut()
+        && last.end() >= range.end()
+        && last.end() > now.wall.saturating_sub(policy.freshness.settle)
+    {
+        let refresh = Millis::try_from(policy.freshness.refresh.as_millis()).unwrap_or(0);
+        let ahead = policy.grid.ceil(now.wall.saturating_add(refresh));
+        *last = TimeRange::clamped(last.start(), last.end().max(ahead));
+    }
+    let near = policy.cell.times(JOIN_CELLS).millis();
+    let gap = |a: &TimeRange, b: &TimeRange| b.start().saturating_sub(a.end());
+    let mut joined: Vec<TimeRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if gap(last, &range) <= near => *last = last.hull(&range),
+            _ => joined.push(range),
+        }
+    }
+    while joined.len() > MAX_RANGES {
+        let gaps = joined
+            .iter()
+            .zip(joined.iter().skip(1))
+            .map(|(a, b)| gap(a, b));
+        let Some((at, _)) = (0..).zip(gaps).min_by_key(|(_, gap)| *gap) else {
+            break;
+        };
+        let next = joined.remove(at + 1);
+        if let Some(here) = joined.get_mut(at) {
+            *here = here.hull(&next);
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SETTLE: Millis = 120_000;
+
+    fn range(start: i64, end: i64) -> TimeRange {
+        TimeRange::new(start, end).unwrap()
+    }
+
+    fn policy(grid: i64) -> Policy {
+        Policy {
+            freshness: Freshness {
+                settle: SETTLE,
+                refresh: Duration::from_secs(10),
+                max_stale: Duration::from_secs(3600),
+                history_ttl: Duration::from_secs(7 * 86_400),
+                metadata_ttl: Duration::from_secs(60),
+            },
+            grid: Step::new(grid).unwrap(),
+            cell: Step::new(grid).unwrap(),
+        }
+    }
+
+    fn segment(start: i64, end: i64, fetched: u64, settled: bool) -> Segment {
+        Segment {
+            range: range(start, end),
+            fetched: Duration::from_secs(fetched),
+            settled,
+        }
+    }
+
+    fn at(wall: i64, monotonic: u64) -> Moment {
+        Moment {
+            wall,
+            monotonic: Duration::from_secs(monotonic),
+            fresh_since: Duration::from_secs(monotonic),
+        }
+    }
+
+    #[test]
+    fn a_full_hit_refreshes_an_expired_tail_and_only_it() {
+        let coverage = [
+            segment(0, 900_000, 100, true),
+            segment(900_000, 1_020_000, 100, false),
+        ];
+        let window = range(0, 1_020_000);
+        let fresh = plan(&window, &coverage, &policy(1000), &at(1_005_000, 105));
+        assert_eq!((fresh.held, fresh.missing.len()), (Held::Hit, 0));
+        assert_eq!(fresh.ttl, Duration::from_secs(5));
+        let expired = plan(&window, &coverage, &policy(1000), &at(1_010_000, 110));
+        assert_eq!(expired.held, Held::Stale);
+        assert_eq!(expired.missing, [range(900_000, 1_020_000)]);
+        assert_eq!(expired.fallback, Some(1_020_000));
+        let old = plan(&window, &coverage, &policy(1000), &at(1_010_000, 4000));
+        assert_eq!(old.fallback, None);
+    }
+
+    #[test]
+    fn a_fetch_at_the_edge_reaches_a_refresh_ahead() {
+        let plan = plan(&range(0, 1_000_500), &[], &policy(1), &at(1_000_500, 1));
+        assert_eq!(plan.missing, [range(0, 1_010_500)]);
+        assert_eq!(plan.held, Held::Miss);
+        let past = super::plan(&range(0, 500_000), &[], &policy(1), &at(1_000_500, 1));
+        assert_eq!(past.missing, [range(0, 500_000)]);
+    }
+
+    #[test]
+    fn known_empty_is_known_and_settled_data_ends_with_its_time_to_live() {
+        let coverage = [segment(0, 1000, 0, true)];
+        let week = 7 * 86_400;
+        let kept = plan(
+            &range(0, 1000),
+            &coverage,
+            &policy(1000),
+            &at(10_000_000, week - 1),
+        );
+        assert_eq!(kept.held, Held::Hit);
+        let ended = plan(
+            &range(0, 1000),
+            &coverage,
+            &policy(1000),
+            &at(10_000_000, week),
+        );
+        assert_eq!(ended.missing, [range(0, 1000)]);
+        assert_eq!(ended.fallback, Some(1000));
+    }
+
+    #[test]
+    fn what_was_fetched_for_this_request_is_fresh_even_without_a_refresh_time() {
+        let mut policy = policy(1000);
+        policy.freshness.refresh = Duration::ZERO;
+        let coverage = [segment(0, 1000, 50, false)];
+        let mut now = at(1000, 60);
+        assert_eq!(
+            plan(&range(0, 1000), &coverage, &policy, &now).held,
+            Held::Stale
+        );
+        now.fresh_since = Duration::from_secs(50);
+        assert_eq!(
+            plan(&range(0, 1000), &coverage, &policy, &now).held,
+            Held::Hit
+        );
+    }
+
+    #[test]
+    fn while_the_upstream_fails_an_answer_may_end_early_but_has_no_hole() {
+        let known = [
+            segment(0, 1_000_000, 100, true),
+            segment(1_000_000, 1_100_000, 100, false),
+        ];
+        let fallback = |start, end, known: &[Segment]| {
+            plan(
+                &range(start, end),
+                known,
+                &policy(1000),
+                &at(1_160_000, 200),
+            )
+            .fallback
+        };
+        assert_eq!(fallback(0, 1_160_000, &known), Some(1_100_000));
+        assert_eq!(fallback(0, 1_100_000, &known), Some(1_100_000));
+        assert_eq!(fallback(1_120_000, 1_160_000, &known), None);
+        assert_eq!(
+            fallback(0, 1_010_000, &known[..1]),
+            None,
+            "history with a hole"
+        );
+        let hole = [known[0], segment(1_050_000, 1_100_000, 100, false)];
+        assert_eq!(fallback(0, 1_160_000, &hole), None);
+    }
+
+    #[test]
+    fn near_gaps_are_fetched_along_and_ranges_are_few() {
+        let cell = 1000;
+        let cut = |starts: &[i64], len: i64| -> Vec<Segment> {
+            starts
+                .iter()
+                .map(|s| segment(*s, s + len, 0, true))
+                .collect()
+        };
+        let near = plan(
+            &range(0, 100_000),
+            &cut(&[10_000, 30_000], 5000),
+            &policy(cell),
+            &at(1 << 40, 1),
+        );
+        assert_eq!(near.missing, [range(0, 100_000)]);
+        assert!(near.cached.is_empty());
+        let far: Vec<i64> = (0..20).map(|i| 50_000 + i * 200_000).collect();
+        let many = plan(
+            &range(0, 4_000_000),
+            &cut(&far, 100_000),
+            &policy(cell),
+            &at(1 << 40, 1),
+        );
+        assert_eq!(many.missing.len(), MAX_RANGES);
+    }
+
+    proptest! {
+        #[test]
+        fn cached_and_missing_are_disjoint_aligned_and_together_the_request(
+            grid in prop::sample::select(vec![1i64, 7, 1000, 60_000]),
+            start in 0i64..5_000, cells in 1i64..3_000,
+            parts in prop::collection::vec((0i64..8_000, 1i64..2_000, 0u64..400_000, any::<bool>()), 0..20),
+            wall in 0i64..500_000_000, monotonic in 0u64..700_000,
+        ) {
+            let policy = policy(grid);
+            let window = range(start * grid, (start + cells) * grid);
+            // Disjoint segments, as a chunk has them.
+            let mut coverage = Vec::new();
+            let mut taken = RangeSet::new();
+            for (from, len, fetched, settled) in parts {
+                for part in taken.missing_from(range(from * grid, (from + len) * grid)).iter() {
+                    coverage.push(Segment { range: *part, fetched: Duration::from_secs(fetched), settled });
+                }
+                taken.insert(range(from * grid, (from + len) * grid));
+            }
+            let now = at(wall, monotonic);
+            let plan = plan(&window, &coverage, &policy, &now);
+            let mut all = plan.cached.clone();
+            for missing in &plan.missing {
+                prop_assert!(plan.cached.iter().all(|c| c.intersection(missing).is_none()));
+                prop_assert_eq!(missing.aligned(policy.grid), *missing);
+                all.insert(*missing);
+            }
+            prop_assert!(all.covers(&window));
+            prop_assert!(plan.missing.len() <= MAX_RANGES);
+            for pair in plan.missing.windows(2) {
+                prop_assert!(pair[0].end() < pair[1].start());
+            }
+            // What is answered from the cache is known, and fresh or settled within its time.
+            for cached in plan.cached.iter() {
+                for segment in coverage.iter().filter(|s| s.range.intersection(cached).is_some()) {
+                    let age = now.monotonic.saturating_sub(segment.fetched).as_secs();
+                    let lifetime = if segment.settled { 7 * 86_400 } else { 10 };
+                    prop_assert!(age < lifetime || segment.fetched >= now.monotonic);
+                }
+                prop_assert!(taken.covers(cached));
+            }
+            prop_assert_eq!(plan.held == Held::Hit, plan.missing.is_empty());
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Makes a range of a lane known: plan, fetch what is missing, store, aggregate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+
+use super::cache::Chunks;
+use super::chunk::{Piece, derived};
+use super::lane::Lane;
+use super::plan::{Held, Moment, Plan, Policy, plan};
+use super::{Context, Engine};
+use crate::adapters::{Fetch, Series};
+use crate::aggregate::aggregate;
+use crate::model::{
+    Bucket, Error, Kind, Layout, Millis, Origin, Points, RangeSet, Step, TimeRange,
+};
+use crate::upstream::Flight;
+
+/// Calls of one fetch that run at once; the upstream's own limits come on top.
+const CALLS_AT_ONCE: usize = 4;
+
+/// Rounds of planning and fetching before a request gives up. One is enough unless chunks are
+/// evicted, or fetches joined under way bring less than hoped.
+const MAX_ROUNDS: usize = 4;
+
+/// What a fetch brought.
+#[derive(Clone)]
+pub(super) struct Landed {
+    /// The chunks that it changed.
+    chunks: Chunks,
+    /// Whether that is all there is; if not, it is in no cache.
+    complete: bool,
+    /// Buckets that do not fit the grid asked for.
+    off_grid: Option<Arc<Vec<Bucket>>>,
+}
+
+/// A range of a lane, known.
+pub(super) struct View {
+    /// The chunks that hold it.
+    pub(super) chunks: Chunks,
+    /// What the cache held at first.
+    pub(super) held: Held,
+    /// What was answered out of the cache.
+    pub(super) cached: RangeSet,
+    /// Whether what was fetched is in the cache now.
+    pub(super) stored: bool,
+    /// Whether a fetch of another request was waited for.
+    pub(super) collapsed: bool,
+    /// Whether the upstream says that this is all there is.
+    pub(super) complete: bool,
+    /// Buckets that do not fit the grid asked for; then they are the answer.
+    pub(super) off_grid: Option<Arc<Vec<Bucket>>>,
+    /// The failure in spite of which expired data is served.
+    pub(super) degraded: Option<Degraded>,
+    /// For how long it stays fresh.
+    pub(super) ttl: Duration,
+    /// How long the first look-up and plan took.
+    pub(super) planning: Duration,
+    /// The size of its buckets, if it has any.
+    pub(super) bucket_size: Option<Step>,
+}
+
+/// Expired data is served because the upstream failed.
+#[derive(Clone, Debug)]
+pub(super) struct Degraded {
+    pub(super) error: Error,
+    /// The age of the oldest data that had expired.
+    pub(super) age: Duration,
+    /// Up to where the range is answered.
+    pub(super) edge: Millis,
+}
+
+/// Where the points of a lane come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The upstream is asked for them.
+    Upstream,
+    /// They are aggregated from raw points.
+    RawPoints,
+}
+
+/// What the fetches of one round brought.
+#[derive(Default)]
+struct Round {
+    landed: Vec<Landed>,
+    /// What went wrong, even if expired data was found to serve in its stead.
+    errors: Vec<Error>,
+    collapsed: bool,
+    /// When the earliest of them was started.
+    started: Option<Duration>,
+}
+
+pub(super) fn too_late() -> Error {
+    Error::new(Kind::DeadlineExceeded, "the deadline of the request passed")
+}
+
+impl Engine {
+    /// Makes `range` of `lane` known. Of a bucketed lane it lies on the bucket grid.
+    pub(super) async fn view(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &Context,
+    ) -> Result<View, Error> {
+        let begun = self.clock.monotonic();
+        let mut chunks = self.cache.look_up(lane, &range);
+        let mut fresh_since = context.arrived;
+        let first = self.plan(lane, &range, &chunks, fresh_since, context);
+        let mut view = View {
+            held: first.held,
+            cached: first.cached.clone(),
+            chunks: chunks.clone(),
+            stored: false,
+            collapsed: false,
+            complete: true,
+            off_grid: None,
+            degraded: None,
+            ttl: first.ttl,
+            planning: self.clock.monotonic().saturating_sub(begun),
+            bucket_size: match lane.layout() {
+                Layout::Raw => None,
+                Layout::Buckets { size, .. } => Some(size),
+            },
+        };
+        let mut next = first;
+        for _ in 0..MAX_ROUNDS {
+            if next.missing.is_empty() {
+                break;
+            }
+            let round = match source {
+                Source::Upstream => self.fetch(lane, &next.missing, context).await,
+                Source::RawPoints => self.derive(lane, &next.missing, context).await,
+            };
+            for landed in &round.landed {
+                chunks.update(lane, &landed.chunks);
+                view.complete &= landed.complete;
+                view.stored |= landed.complete && landed.off_grid.is_none();
+                view.off_grid = view.off_grid.take().or_else(|| landed.off_grid.clone());
+            }
+            view.collapsed |= round.collapsed;
+            if view.off_grid.is_some() {
+                return off_grid(view, next.missing.len());
+            }
+            fresh_since = fresh_since.min(round.started.unwrap_or(fresh_since));
+            next = self.plan(lane, &range, &chunks, fresh_since, context);
+            if let Some(error) = round.errors.into_iter().next() {
+                if !next.missing.is_empty() {
+                    view.degraded = Some(fall_back(error, &next)?);
+                }
+                break;
+            }
+        }
+        if view.degraded.is_none() && !next.missing.is_empty() {
+            let message = "the range could not be made known";
+            return Err(Error::new(Kind::Internal, message));
+        }
+        view.ttl = next.ttl;
+        view.chunks = chunks;
+        Ok(view)
+    }
+
+    fn plan(
+        &self,
+        lane: &Lane,
+        range: &TimeRange,
+        chunks: &Chunks,
+        fresh_since: Duration,
+        context: &Context,
+    ) -> Plan {
+        let policy = Policy {
+            freshness: lane.upstream.freshness,
+            grid: match lane.layout() {
+                Layout::Raw => Step::MILLI,
+                Layout::Buckets { size, .. } => size,
+            },
+            cell: lane.cell(),
+        };
+        let moment = Moment {
+            wall: context.wall,
+            monotonic: context.arrived,
+            fresh_since,
+        };
+        plan(range, &chunks.coverage(), &policy, &moment)
+    }
+
+    /// Fetches `missing` of the upstream, together with whoever else needs it.
+    async fn fetch(
+        self: &Arc<Self>,
+        lane: &Lane,
+        missing: &[TimeRange],
+        context: &Context,
+    ) -> Round {
+        let now = self.clock.monotonic();
+        let boarded = self.flights.board(&lane.key, missing, now, |range| {
+            fetch_one(self.clone(), lane.clone(), range, context.clone())
+        });
+        if boarded.joined > 0 {
+            lane.upstream.metrics.coalesced.increment(1);
+        }
+        let mut round = Round {
+            collapsed: boarded.joined > 0,
+            started: boarded.flights.iter().map(|f| f.started()).min(),
+            ..Round::default()
+        };
+        for flight in &boarded.flights {
+            match wait(flight, context).await {
+                Ok(landed) => round.landed.push(landed),
+                Err(error) => round.errors.push(error),
+            }
+        }
+        round
+    }
+
+    /// Makes the buckets of `missing` out of raw points.
+    async fn derive(
+        self: &Arc<Self>,
+        lane: &Lane,
+        missing: &[TimeRange],
+        context: &Context,
+    ) -> Round {
+        let Layout::Buckets { statistic, size } = lane.layout() else {
+            return Round::default();
+        };
+        let raw = lane.raw();
+        let mut round = Round::default();
+        for range in missing {
+            // Boxed, as this is a view within a view.
+            let view = Box::pin(self.view(&raw, *range, Source::Upstream, context));
+            let view = match view.await {
+                Ok(view) => view,
+                Err(error) => {
+                    round.errors.push(error);
+                    continue;
+                }
+            };
+            let mut points = Points::new();
+            for (_, chunk) in view.chunks.iter() {
+                points.extend(chunk.points(), chunk.points().within(range));
+            }
+            let coverage = view.chunks.coverage();
+            let piece = Piece {
+                points: aggregate(&points, statistic, size, range),
+                segments: derived(&coverage, size, range),
+            };
+            round
+                .landed
+                .push(self.land(lane, &piece, view.complete, None));
+            round.collapsed |= view.collapsed;
+            match view.degraded {
+                Some(degraded) => round.errors.push(degraded.error),
+                // Raw points that were fresh enough for the view are for what is made of them.
+                None => {
+                    let oldest = piece.segments.iter().map(|s| s.fetched).min();
+                    round.started = earliest(round.started, oldest);
+                }
+            }
+        }
+        round
+    }
+
+    /// Puts `piece` into the cache, or beside it where it is not all there is.
+    fn land(
+        &self,
+        lane: &Lane,
+        piece: &Piece,
+        complete: bool,
+        off_grid: Option<Vec<Bucket>>,
+    ) -> Landed {
+        let chunks = if complete && off_grid.is_none() {
+            self.cache.store(lane, piece)
+        } else {
+            Chunks::beside(lane, piece)
+        };
+        Landed {
+            chunks,
+            complete,
+            off_grid: off_grid.map(Arc::new),
+        }
+    }
+}
+
+/// The whole way of one fetch: ask the upstream, count, store.
+async fn fetch_one(
+    engine: Arc<Engine>,
+    lane: Lane,
+    range: TimeRange,
+    context: Context,
+) -> Result<Landed, Error> {
+    let identity = lane.key.identity();
+    let fetch = Fetch {
+        selector: identity.selector.clone(),
+        metric_field: identity.metric_field.clone(),
+        layout: identity.layout,
+        range,
+        nan: identity.nan,
+        details: identity.details.clone(),
+    };
+    let upstream = lane.upstream.clone();
+    let started = engine.clock.monotonic();
+    let began = engine.clock.now();
+    let exchanges = upstream.adapter.series(&fetch)?;
+    let calls = exchanges
+        .into_iter()
+        .map(|exchange| upstream.access.run(exchange, &context.trace));
+    let mut answers = stream::iter(calls).buffered(CALLS_AT_ONCE);
+    let mut series = Series::default();
+    let mut as_of = None;
+    while let Some(answered) = answers.next().await {
+        let answered = answered?;
+        as_of = Some(as_of.map_or(answered.as_of, |t: Millis| t.min(answered.as_of)));
+        series.append(answered.value);
+    }
+    drop(answers);
+    let metrics = &upstream.metrics;
+    metrics.points.increment(series.received);
+    metrics.dropped("nan", series.dropped.nan);
+    metrics.dropped("inf", series.dropped.inf);
+    metrics.dropped("outside_range", series.dropped.outside_range);
+    metrics.dropped("histogram", series.dropped.histogram);
+    let cell = match identity.layout {
+        Layout::Raw => Step::MILLI,
+        Layout::Buckets { size, .. } => size,
+    };
+    let settled_before = as_of
+        .unwrap_or(began)
+        .saturating_sub(upstream.freshness.settle);
+    let piece = Piece::fetched(series.points, range, started, settled_before, cell);
+    Ok(engine.land(&lane, &piece, series.complete, series.off_grid))
+}
+
+fn earliest(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The view of buckets that do not fit the grid, which are an answer only as a whole.
+fn off_grid(mut view: View, fetched: usize) -> Result<View, Error> {
+    if fetched != 1 || !view.cached.is_empty() {
+        let message = "the upstream answers with buckets that do not fit the size asked for";
+        return Err(Error::new(Kind::UpstreamFailed, message));
+    }
+    view.stored = false;
+    Ok(view)
+}
+
+/// What the flight brings, if it lands before the request's deadline.
+async fn wait(flight: &Flight<Landed>, context: &Context) -> Result<Landed, Error> {
+    match tokio::time::timeout_at(context.deadline, flight.landed()).await {
+        Ok(landed) => landed,
+        Err(_) => Err(too_late()),
+    }
+}
+
+/// Expired data instead of `error`, where there is enough of it and the error is not the
+/// client's own.
+fn fall_back(error: Error, plan: &Plan) -> Result<Degraded, Error> {
+    match plan.fallback {
+        Some(edge) if error.kind.origin() != Origin::Client => Ok(Degraded {
+            error,
+            age: plan.oldest,
+            edge,
+        }),
+        _ => Err(error),
+    }
+}

@@ -1,0 +1,93 @@
+//! What Heliostat says of itself: health, readiness, metrics, and a page for humans.
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Response, StatusCode};
+
+use super::body::Body;
+use super::router::Front;
+use crate::model::{Error, Kind};
+
+const HTML: &str = "text/html; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+/// The text format of Prometheus.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// `/`
+    Home,
+    /// `/healthz`
+    Health,
+    /// `/readyz`
+    Ready,
+    /// `/metrics`
+    Metrics,
+}
+
+impl Page {
+    /// Its name in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Home => "home",
+            Self::Health => "healthz",
+            Self::Ready => "readyz",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
+pub(super) fn answer(front: &Front, page: Page, method: &Method) -> Result<Response<Body>, Error> {
+    if method != Method::GET && method != Method::HEAD {
+        let message = format!("{method} is not allowed here; use GET");
+        return Err(Error::new(Kind::MethodNotAllowed, message).about("GET, HEAD"));
+    }
+    let (status, kind, body) = match page {
+        Page::Home => (StatusCode::OK, HTML, home(front)),
+        Page::Health => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+        Page::Ready if front.is_draining() => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            (status, TEXT, "draining\n".to_owned())
+        }
+        Page::Ready => (StatusCode::OK, TEXT, "ready\n".to_owned()),
+        Page::Metrics => {
+            front.engine.observe();
+            let text = front.registry.map(|r| r.render()).unwrap_or_default();
+            (StatusCode::OK, METRICS, text)
+        }
+    };
+    // The answer to HEAD is that to GET; the connection leaves its body out.
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(response)
+}
+
+fn home(front: &Front) -> String {
+    let upstreams: String = front
+        .engine
+        .upstreams()
+        .iter()
+        // Names are letters, digits and a few signs: nothing to escape.
+        .map(|u| format!("<li><code>{}</code></li>", u.name()))
+        .collect();
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Heliostat</title>\
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:42em;margin:3em auto;padding:0 1em}}\
+code{{background:#8882;padding:.1em .3em;border-radius:3px}}</style>\
+<h1>Heliostat {version}</h1>\
+<p>A caching and aggregating proxy for telemetry. It serves StackState's mirror API in front of \
+slower sources and fetches only what is missing.</p>\
+<ul><li><code>POST /api/connection</code>, <code>/api/field/name</code>, \
+<code>/api/field/value</code>, <code>/api/metric</code>: the mirror API</li>\
+<li><a href=\"/metrics\"><code>/metrics</code></a>: for Prometheus</li>\
+<li><a href=\"/healthz\"><code>/healthz</code></a>, <a href=\"/readyz\"><code>/readyz</code></a>: \
+for probes</li></ul>\
+<p>Upstreams, the choice of <code>connectionDetails</code> <code>{{\"upstream\": \"NAME\"}}</code>:</p>\
+<ul>{upstreams}</ul>\
+<p>Set this page's address as the URL of a mirror data source in StackState.</p></html>\n",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}

@@ -1,0 +1,90 @@
+//! Connections: HTTP/1.1 and HTTP/2 without TLS on one port, and a graceful end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tracing::{debug, warn};
+
+use super::body::Body;
+
+/// How long a connection may take to send a request's head. It is also how long an unused one
+/// is kept: longer than the minute between StackState's polls.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Bounds of HTTP/2: requests at once on a connection, and bytes of a request's head.
+const STREAMS: u32 = 256;
+const HEAD_BYTES: u32 = 16 * 1024;
+
+/// Serves each request with `handler` until `stop` is over; then no connection is accepted any
+/// more, and those that are open have `drain` to finish what is in hand.
+pub async fn serve<H, F>(
+    listener: TcpListener,
+    handler: H,
+    stop: impl Future<Output = ()>,
+    drain: Duration,
+) where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD_BYTES)
+        .keep_alive_interval(Some(Duration::from_secs(30)));
+    let connections = GracefulShutdown::new();
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of file descriptors, as a rule: some will be given back.
+                warn!("no connection could be accepted: {e}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // A small answer must not wait for the acknowledgement of the one before.
+        if let Err(e) = stream.set_nodelay(true) {
+            debug!("a connection cannot be set to send at once: {e}");
+        }
+        let handler = handler.clone();
+        let service = service_fn(move |request| {
+            let answer = handler(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = connections.watch(connection.into_owned());
+        tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                debug!("a connection ended: {e}");
+            }
+        });
+    }
+    drop(listener);
+    let open = connections.count();
+    if tokio::time::timeout(drain, connections.shutdown())
+        .await
+        .is_err()
+    {
+        warn!(
+            open,
+            "connections were still busy when the time to drain was over"
+        );
+    }
+}

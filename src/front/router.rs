@@ -1,0 +1,238 @@
+//! Which path means what, and what every request gets whatever its path: admission, a deadline,
+//! the API key, a log line and metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{HeaderValue, Method, Request, Response};
+use hyper::body::Incoming;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tracing::debug;
+
+use super::body::Body;
+use super::status::{error_response, read_body};
+use super::{admin, mirror};
+use crate::clock::Clock;
+use crate::engine::{Context, Engine};
+use crate::model::{Error, Kind};
+use crate::telemetry::metrics::request_answered;
+
+/// The header in which a mirror proves itself.
+const API_KEY: HeaderName = HeaderName::from_static("x-mirror-api-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// How clients are served.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Sent as `X-MIRROR-API-KEY` on every response.
+    pub api_key: HeaderValue,
+    /// Most time from a request's head to its answer.
+    pub request_timeout: Duration,
+    /// Most bytes of a request body.
+    pub max_body: usize,
+    /// Most requests in hand.
+    pub max_in_flight: usize,
+    /// Whether every error has status 500.
+    pub always_500: bool,
+}
+
+/// Answers requests.
+pub struct Front {
+    pub(super) engine: Arc<Engine>,
+    pub(super) settings: Settings,
+    pub(super) registry: Option<&'static PrometheusHandle>,
+    clock: Arc<dyn Clock>,
+    in_flight: AtomicUsize,
+    draining: AtomicBool,
+}
+
+/// What a path means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Mirror(mirror::Method),
+    Admin(admin::Page),
+}
+
+/// A request that was admitted, until dropped.
+struct Admitted<'a>(&'a AtomicUsize);
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Front {
+    /// A front for `engine`.
+    pub fn new(
+        engine: Arc<Engine>,
+        settings: Settings,
+        registry: Option<&'static PrometheusHandle>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            settings,
+            registry,
+            clock,
+            in_flight: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on `/readyz` says that no new work should come here.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Answers `request`.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let arrived = self.clock.monotonic();
+        let path = normalized(request.uri().path());
+        let method = request.method().clone();
+        let route = route(&path);
+        let answer = match route {
+            Some(Route::Mirror(mirror)) => self.mirror(mirror, request, arrived).await,
+            Some(Route::Admin(page)) => admin::answer(&self, page, &method),
+            None => {
+                let message = format!("there is nothing at {path:.100?}; see / for what there is");
+                Err(Error::new(Kind::PathNotFound, message))
+            }
+        };
+        let mut response = answer.unwrap_or_else(|e| error_response(&e, self.settings.always_500));
+        let key = self.settings.api_key.clone();
+        response.headers_mut().insert(API_KEY, key);
+        let took = self.clock.monotonic().saturating_sub(arrived);
+        let (api, name) = match route {
+            Some(Route::Mirror(mirror)) => ("mirror", mirror.name()),
+            Some(Route::Admin(page)) => ("admin", page.name()),
+            None => ("none", "none"),
+        };
+        let status = response.status().as_u16();
+        request_answered(api, name, status, took.as_secs_f64());
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        debug!(%method, path, status, micros, "request");
+        response
+    }
+
+    /// Answers the body of a mirror request that did not come over HTTP.
+    pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
+        let context = self.context(None, self.clock.monotonic());
+        mirror::answer(&self.engine, method, body, context)
+            .await
+            .unwrap_or_else(|e| error_response(&e, false))
+    }
+
+    async fn mirror(
+        &self,
+        mirror: mirror::Method,
+        request: Request<Incoming>,
+        arrived: Duration,
+    ) -> Result<Response<Body>, Error> {
+        if request.method() != Method::POST {
+            let message = format!("{} is not allowed here; use POST", request.method());
+            return Err(Error::new(Kind::MethodNotAllowed, message).about("POST"));
+        }
+        let _admitted = self.admit()?;
+        declared_as_json(&request)?;
+        let trace = request.headers().get(&TRACEPARENT).cloned();
+        let context = self.context(trace, arrived);
+        let settings = &self.settings;
+        let body = read_body(
+            request.into_body(),
+            settings.max_body,
+            settings.request_timeout,
+        )
+        .await?;
+        mirror::answer(&self.engine, mirror, &body, context).await
+    }
+
+    fn admit(&self) -> Result<Admitted<'_>, Error> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let admitted = Admitted(&self.in_flight);
+        if before >= self.settings.max_in_flight {
+            let message = format!("{before} requests are in hand already (server.max_in_flight)");
+            return Err(Error::new(Kind::Overloaded, message));
+        }
+        Ok(admitted)
+    }
+
+    fn context(&self, trace: Option<HeaderValue>, arrived: Duration) -> Context {
+        Context {
+            arrived,
+            wall: self.clock.now(),
+            deadline: tokio::time::Instant::now() + self.settings.request_timeout,
+            trace,
+        }
+    }
+}
+
+/// `path` with repeated slashes as one and none at its end: a data source's URL often ends in a
+/// slash, so that `//api/metric` is asked for.
+fn normalized(path: &str) -> String {
+    let parts = path.split('/').filter(|p| !p.is_empty());
+    parts.fold(String::new(), |all, part| all + "/" + part)
+}
+
+fn route(path: &str) -> Option<Route> {
+    Some(match path {
+        "/api/connection" => Route::Mirror(mirror::Method::Connection),
+        "/api/field/name" => Route::Mirror(mirror::Method::FieldNames),
+        "/api/field/value" => Route::Mirror(mirror::Method::FieldValues),
+        "/api/metric" => Route::Mirror(mirror::Method::Metric),
+        "/metrics" => Route::Admin(admin::Page::Metrics),
+        "/healthz" => Route::Admin(admin::Page::Health),
+        "/readyz" => Route::Admin(admin::Page::Ready),
+        "" => Route::Admin(admin::Page::Home),
+        _ => return None,
+    })
+}
+
+/// Refuses a body that is said to be something else than JSON.
+fn declared_as_json(request: &Request<Incoming>) -> Result<(), Error> {
+    let Some(declared) = request.headers().get(CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let declared = declared.to_str().unwrap_or_default();
+    let essence = declared.split(';').next().unwrap_or_default().trim();
+    let essence = essence.to_ascii_lowercase();
+    if essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+    {
+        return Ok(());
+    }
+    let message = format!("expected Content-Type application/json, found {declared:.100?}");
+    Err(Error::new(Kind::UnsupportedMediaType, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slashes_at_the_seams_do_not_matter() {
+        for path in [
+            "/api/metric",
+            "//api/metric",
+            "/api//metric/",
+            "///api/metric//",
+        ] {
+            assert_eq!(
+                route(&normalized(path)),
+                Some(Route::Mirror(mirror::Method::Metric)),
+                "{path}"
+            );
+        }
+        assert_eq!(
+            route(&normalized("//")),
+            Some(Route::Admin(admin::Page::Home))
+        );
+        assert_eq!(route(&normalized("/api")), None);
+    }
+}
