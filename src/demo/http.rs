@@ -2,10 +2,10 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, DATE};
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 
@@ -55,8 +55,17 @@ impl DemoServer {
             Err(error) => return error_response(&error, false),
         };
         let mut response = Response::new(Body::from(body));
+        if let Ok(date) = HeaderValue::from_str(&self.date()) {
+            // Said here, so that its data and its date are of one clock.
+            response.headers_mut().insert(DATE, date);
+        }
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
         response
+    }
+
+    fn date(&self) -> String {
+        let millis = u64::try_from(self.clock.now()).unwrap_or(0);
+        httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(millis))
     }
 }

@@ -113,7 +113,8 @@ fn fallback(
     let edge = usable.ranges().last()?.end();
     // Data that never was there to fetch before the failure may be missing at the end, and only
     // there: what comes before it must be a tail, fetched when it was the newest.
-    let open = coverage.iter().any(|s| !s.settled && s.range.end() >= edge);
+    let reaches = |s: &Segment| !s.settled && s.range.start() < edge && edge <= s.range.end();
+    let open = coverage.iter().any(reaches);
     if edge < range.end() && !open {
         return None;
     }

@@ -192,8 +192,15 @@ impl UpstreamMetrics {
             breaker_open: gauge!(BREAKER_OPEN, "upstream" => upstream()),
             coalesced: counter!(COALESCED, "upstream" => upstream()),
         };
+        // What has not happened yet is shown as 0, so that a first time can be alerted on.
         metrics.breaker_open.set(0.0);
         metrics.in_flight.set(0.0);
+        for reason in ["queue_full", "breaker_open"] {
+            rejected(&metrics.name, reason).absolute(0);
+        }
+        for reason in ["nan", "inf", "outside_range", "histogram"] {
+            dropped(&metrics.name, reason).absolute(0);
+        }
         metrics
     }
 
@@ -210,13 +217,21 @@ impl UpstreamMetrics {
 
     /// Counts a call that was refused for `reason` before it was made.
     pub fn rejected(&self, reason: &'static str) {
-        counter!(REJECTED, "upstream" => self.name.clone(), "reason" => reason).increment(1);
+        rejected(&self.name, reason).increment(1);
     }
 
     /// Counts `n` points that were received and left out for `reason`.
     pub fn dropped(&self, reason: &'static str, n: u64) {
         if n > 0 {
-            counter!(DROPPED, "upstream" => self.name.clone(), "reason" => reason).increment(n);
+            dropped(&self.name, reason).increment(n);
         }
     }
+}
+
+fn rejected(upstream: &str, reason: &'static str) -> Counter {
+    counter!(REJECTED, "upstream" => upstream.to_owned(), "reason" => reason)
+}
+
+fn dropped(upstream: &str, reason: &'static str) -> Counter {
+    counter!(DROPPED, "upstream" => upstream.to_owned(), "reason" => reason)
 }

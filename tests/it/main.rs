@@ -1,0 +1,14 @@
+//! All integration tests, in one binary: real sockets, ports chosen by the system, an upstream
+//! that records every request.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+mod demo;
+mod support;

@@ -1,0 +1,142 @@
+//! A Heliostat to test, and a client for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use heliostat::app::Service;
+use heliostat::clock::{Clock, SystemClock};
+use heliostat::config;
+use serde_json::Value;
+
+/// A clock that stands still until it is moved. Wall time and monotonic time move apart only if
+/// that is asked for.
+#[derive(Debug)]
+pub(crate) struct TestClock {
+    wall: AtomicI64,
+    monotonic: AtomicU64,
+}
+
+impl TestClock {
+    pub(crate) fn at(wall: i64) -> Arc<Self> {
+        Arc::new(Self {
+            wall: AtomicI64::new(wall),
+            monotonic: AtomicU64::new(1_000_000),
+        })
+    }
+
+    /// Time passes.
+    pub(crate) fn pass(&self, millis: u64) {
+        self.wall.fetch_add(millis as i64, Ordering::SeqCst);
+        self.monotonic.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// The wall clock is set, forwards or back.
+    pub(crate) fn step(&self, millis: i64) {
+        self.wall.fetch_add(millis, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> i64 {
+        self.wall.load(Ordering::SeqCst)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.monotonic.load(Ordering::SeqCst))
+    }
+}
+
+/// A Heliostat on a port of its own; it stops when dropped.
+pub(crate) struct Server {
+    pub(crate) url: String,
+    client: reqwest::Client,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |v| v.to_str().unwrap())
+    }
+
+    /// The points of a metric answer.
+    pub(crate) fn points(&self) -> Vec<Vec<f64>> {
+        assert_eq!(self.status, 200, "{}", self.text);
+        serde_json::from_value(self.json()["telemetry"]["points"].clone()).unwrap()
+    }
+}
+
+impl Server {
+    /// Starts a Heliostat with the configuration `toml`, whose address is replaced.
+    pub(crate) async fn start(toml: &str) -> Self {
+        Self::start_at(toml, Arc::new(SystemClock::default())).await
+    }
+
+    /// The same, with a clock of the test's own.
+    pub(crate) async fn start_at(toml: &str, clock: Arc<dyn Clock>) -> Self {
+        let address = (
+            "HELIOSTAT_SERVER__LISTEN".to_owned(),
+            "127.0.0.1:0".to_owned(),
+        );
+        let config = config::parse(toml, "test.toml", &BTreeMap::from([address])).unwrap();
+        let service = Service::bind(&config, clock).await.unwrap();
+        let url = format!("http://{}", service.address().unwrap());
+        let task = tokio::spawn(service.run(std::future::pending()));
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { url, client, task }
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
+        let request = self.client.post(format!("{}{path}", self.url));
+        let request = request.header("content-type", "application/json");
+        self.reply(request.body(body.to_string())).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.reply(self.client.get(format!("{}{path}", self.url)))
+            .await
+    }
+
+    /// A request of another kind, made with [`Server::client`].
+    pub(crate) async fn reply(&self, request: reqwest::RequestBuilder) -> Reply {
+        let response = request.send().await.unwrap();
+        Reply {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.unwrap(),
+        }
+    }
+
+    pub(crate) fn client(&self) -> &reqwest::Client {
+        &self.client
+    }
+
+    /// The value of a metric with exactly these labels, as `/metrics` writes them; 0 if absent.
+    /// Servers of one process share their metrics: tell them apart by the names of upstreams.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").await.text;
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |v| v.parse().unwrap())
+    }
+}
