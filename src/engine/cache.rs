@@ -72,7 +72,7 @@ impl ChunkCache {
             };
             let merge = |old: Option<moka::Entry<ChunkKey, Arc<Chunk>>>| {
                 let old = old.map(moka::Entry::into_value);
-                let merged = Chunk::merged(old.as_deref(), piece, &span.cell(index));
+                let merged = Chunk::merged(old.as_deref(), piece, &span.cell(index), lane.grain());
                 Op::Put(Arc::new(merged))
             };
             *place = self
@@ -145,7 +145,12 @@ impl Chunks {
         let mut chunks = Self::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
         let span = lane.chunk_span();
         for (index, place) in chunks.indices().zip(&mut chunks.chunks) {
-            *place = Some(Arc::new(Chunk::merged(None, piece, &span.cell(index))));
+            *place = Some(Arc::new(Chunk::merged(
+                None,
+                piece,
+                &span.cell(index),
+                lane.grain(),
+            )));
         }
         chunks
     }
@@ -186,7 +191,8 @@ impl Chunks {
                         points,
                         segments: chunk.coverage().to_vec(),
                     };
-                    let merged = Chunk::merged(Some(&held), &piece, &span.cell(index));
+                    let merged =
+                        Chunk::merged(Some(&held), &piece, &span.cell(index), lane.grain());
                     if merged.coverage() == chunk.coverage() {
                         chunk.clone()
                     } else {

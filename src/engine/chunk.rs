@@ -17,6 +17,15 @@ pub(crate) struct Segment {
     pub(crate) settled: bool,
 }
 
+impl Segment {
+    /// Whether it, and not `other`, counts where both speak of the same time: what is settled
+    /// before what may still change, then what was fetched later. The age of settled data is only
+    /// that of its oldest part, so it does not tell which came first.
+    fn outranks(&self, other: &Self) -> bool {
+        (self.settled, self.fetched) > (other.settled, other.fetched)
+    }
+}
+
 /// Points of a range, with what is known of it; what a fetch or a derivation brings.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
@@ -104,9 +113,16 @@ impl Chunk {
             + self.rendered.get().map_or(0, Rendered::heap_bytes)
     }
 
-    /// What `old` and `piece` know of `span` together. Where both know something, what was
-    /// fetched later counts, so the order in which fetches end does not matter.
-    pub(crate) fn merged(old: Option<&Self>, piece: &Piece, span: &TimeRange) -> Self {
+    /// What `old` and `piece` know of `span` together. Where both know something, what is settled
+    /// or was fetched later counts, so the order in which fetches end does not matter.
+    ///
+    /// `grain` is how far apart the ages of settled neighbours may lie that become one segment.
+    pub(crate) fn merged(
+        old: Option<&Self>,
+        piece: &Piece,
+        span: &TimeRange,
+        grain: Duration,
+    ) -> Self {
         let known = old.map_or(&[][..], |c| &c.coverage);
         let mut coverage: Vec<Segment> = Vec::with_capacity(known.len() + 2);
         let mut news = RangeSet::new();
@@ -114,7 +130,7 @@ impl Chunk {
             let Some(range) = segment.range.intersection(span) else {
                 continue;
             };
-            let later = known.iter().filter(|k| k.fetched > segment.fetched);
+            let later = known.iter().filter(|k| k.outranks(segment));
             let later: RangeSet = later.map(|k| k.range).collect();
             for range in later.missing_from(range).iter() {
                 news.insert(*range);
@@ -136,7 +152,7 @@ impl Chunk {
         let old_points = old.map_or(&none, |c| &c.points);
         Self {
             points: spliced(old_points, &piece.points, &news, span),
-            coverage: joined(coverage),
+            coverage: joined(coverage, grain),
             rendered: OnceLock::new(),
         }
     }
@@ -156,18 +172,20 @@ fn spliced(old: &Points, new: &Points, news: &RangeSet, span: &TimeRange) -> Poi
     points
 }
 
-/// `segments` in order, neighbours that are settled or were fetched together as one. Settled
-/// neighbours of different age count as the elder, so that neither is kept too long.
-fn joined(mut segments: Vec<Segment>) -> Vec<Segment> {
+/// `segments` in order, neighbours of one state and one age as one. Ages of settled neighbours
+/// may differ by `grain`: they count as the elder, so that neither is kept too long.
+fn joined(mut segments: Vec<Segment>, grain: Duration) -> Vec<Segment> {
     segments.sort_unstable_by_key(|s| s.range.start());
     let mut joined: Vec<Segment> = Vec::with_capacity(segments.len());
     for segment in segments {
+        let alike = |last: &Segment| {
+            let apart = last.fetched.abs_diff(segment.fetched);
+            last.range.end() == segment.range.start()
+                && last.settled == segment.settled
+                && (apart.is_zero() || (last.settled && apart <= grain))
+        };
         match joined.last_mut() {
-            Some(last)
-                if last.range.end() == segment.range.start()
-                    && last.settled == segment.settled
-                    && (last.settled || last.fetched == segment.fetched) =>
-            {
+            Some(last) if alike(last) => {
                 last.range = last.range.hull(&segment.range);
                 last.fetched = last.fetched.min(segment.fetched);
             }
@@ -179,8 +197,9 @@ fn joined(mut segments: Vec<Segment>) -> Vec<Segment> {
 }
 
 /// What is known of the buckets of `size` in `range`, given what is known of the raw points they
-/// are made of: a bucket is as old as its oldest part, and settled if all its parts are. A bucket
-/// of which some part is not known is not known.
+/// are made of: a bucket is settled if all its parts are; it is as old as the oldest of the parts
+/// that may still change or, if none may, as the oldest of all. A bucket of which some part is
+/// not known is not known.
 pub(crate) fn derived(raw: &[Segment], size: Step, range: &TimeRange) -> Vec<Segment> {
     let known: RangeSet = raw.iter().map(|s| s.range).collect();
     // Between two of these lines all buckets lie in the same raw segments.
@@ -199,24 +218,22 @@ pub(crate) fn derived(raw: &[Segment], size: Step, range: &TimeRange) -> Vec<Seg
         if !known.covers(&span) {
             return None;
         }
-        let mut parts = raw.iter().filter(|s| s.range.intersection(&span).is_some());
-        let first = *parts.next()?;
-        let whole = parts.fold(first, |all, part| Segment {
-            range: span,
-            fetched: all.fetched.min(part.fetched),
-            settled: all.settled && part.settled,
-        });
+        let parts = || raw.iter().filter(|s| s.range.intersection(&span).is_some());
+        let open = parts().filter(|s| !s.settled).map(|s| s.fetched).min();
         Some(Segment {
             range: span,
-            ..whole
+            fetched: open.or_else(|| parts().map(|s| s.fetched).min())?,
+            settled: open.is_none(),
         })
     });
-    joined(segments.collect())
+    joined(segments.collect(), Duration::ZERO)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const GRAIN: Duration = Duration::from_secs(10);
 
     fn range(start: i64, end: i64) -> TimeRange {
         TimeRange::new(start, end).unwrap()
@@ -246,26 +263,78 @@ mod tests {
         let span = range(0, 100);
         let early = piece(
             &[(5, 1.0), (15, 1.0), (25, 1.0)],
-            &[segment(0, 30, 1, true)],
+            &[segment(0, 30, 1, false)],
         );
         let late = piece(&[(12, 2.0), (18, 2.0)], &[segment(10, 20, 2, false)]);
-        let one = Chunk::merged(Some(&Chunk::merged(None, &early, &span)), &late, &span);
-        let other = Chunk::merged(Some(&Chunk::merged(None, &late, &span)), &early, &span);
+        let one = Chunk::merged(
+            Some(&Chunk::merged(None, &early, &span, GRAIN)),
+            &late,
+            &span,
+            GRAIN,
+        );
+        let other = Chunk::merged(
+            Some(&Chunk::merged(None, &late, &span, GRAIN)),
+            &early,
+            &span,
+            GRAIN,
+        );
         assert_eq!(points(&one), [(5, 1.0), (12, 2.0), (18, 2.0), (25, 1.0)]);
         assert_eq!(points(&one), points(&other));
         let coverage = [
-            segment(0, 10, 1, true),
+            segment(0, 10, 1, false),
             segment(10, 20, 2, false),
-            segment(20, 30, 1, true),
+            segment(20, 30, 1, false),
         ];
         assert_eq!(one.coverage(), coverage);
         assert_eq!(other.coverage(), coverage);
     }
 
     #[test]
+    fn settled_data_counts_before_a_tail_however_old_it_looks() {
+        let span = range(0, 100);
+        let tail = piece(&[(15, 1.0)], &[segment(10, 20, 5, false)]);
+        let settled = piece(&[(15, 2.0)], &[segment(0, 20, 1, true)]);
+        let one = Chunk::merged(
+            Some(&Chunk::merged(None, &tail, &span, GRAIN)),
+            &settled,
+            &span,
+            GRAIN,
+        );
+        let other = Chunk::merged(
+            Some(&Chunk::merged(None, &settled, &span, GRAIN)),
+            &tail,
+            &span,
+            GRAIN,
+        );
+        assert_eq!(points(&one), [(15, 2.0)]);
+        assert_eq!(points(&other), [(15, 2.0)]);
+        assert_eq!(one.coverage(), [segment(0, 20, 1, true)]);
+    }
+
+    #[test]
+    fn settled_neighbours_of_about_one_age_are_one_segment() {
+        let span = range(0, 100);
+        let whole = |fetched: [u64; 3]| {
+            let at = |i: i64, f| piece(&[], &[segment(i * 10, i * 10 + 10, f, true)]);
+            let pieces = [at(0, fetched[0]), at(1, fetched[1]), at(2, fetched[2])];
+            let add = |chunk: Chunk, p: &Piece| Chunk::merged(Some(&chunk), p, &span, GRAIN);
+            pieces
+                .iter()
+                .fold(Chunk::default(), add)
+                .coverage()
+                .to_vec()
+        };
+        assert_eq!(whole([5, 10, 15]), [segment(0, 30, 5, true)]);
+        assert_eq!(
+            whole([5, 15, 20]),
+            [segment(0, 20, 5, true), segment(20, 30, 20, true)]
+        );
+    }
+
+    #[test]
     fn points_outside_the_span_belong_to_another_chunk() {
         let whole = piece(&[(5, 1.0), (105, 1.0)], &[segment(0, 200, 1, true)]);
-        let chunk = Chunk::merged(None, &whole, &range(100, 200));
+        let chunk = Chunk::merged(None, &whole, &range(100, 200), GRAIN);
         assert_eq!(points(&chunk), [(105, 1.0)]);
         assert_eq!(chunk.coverage(), [segment(100, 200, 1, true)]);
     }
@@ -284,9 +353,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_as_fresh_as_its_oldest_part() {
+    fn a_bucket_is_as_fresh_as_the_oldest_part_that_may_change() {
         let raw = [
-            segment(0, 25, 9, true),
+            segment(0, 25, 1, true),
             segment(25, 47, 5, false),
             segment(50, 60, 7, false),
         ];
@@ -294,7 +363,7 @@ mod tests {
         assert_eq!(
             derived(&raw, size, &range(0, 70)),
             [
-                segment(0, 20, 9, true),
+                segment(0, 20, 1, true),
                 segment(20, 40, 5, false),
                 segment(50, 60, 7, false)
             ]

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::adapters::Forwarded;
 use crate::model::{Details, Layout, MetricQuery, NanInterpretation, Selector, Step};
@@ -127,6 +128,11 @@ impl Lane {
             Layout::Raw => self.upstream.reading.interval,
             Layout::Buckets { size, .. } => size,
         }
+    }
+
+    /// How exactly the age of settled data is kept.
+    pub(crate) fn grain(&self) -> Duration {
+        self.upstream.freshness.history_ttl / 8
     }
 
     /// The time that a chunk spans.

@@ -214,12 +214,8 @@ impl Engine {
             let list = entry.list.clone();
             return Ok(Listed { list, cache });
         }
-        let now = self.clock.monotonic();
         let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), context.clone());
-        let boarded = self
-            .metadata
-            .flights
-            .board(&key, &[TimeRange::ALL], now, fetch);
+        let boarded = self.metadata.flights.board(&key, &[TimeRange::ALL], fetch);
         if boarded.joined > 0 {
             cache.collapsed = true;
             upstream.metrics.coalesced.increment(1);

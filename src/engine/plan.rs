@@ -30,8 +30,6 @@ pub(crate) struct Moment {
     pub(crate) wall: Millis,
     /// Monotonic time.
     pub(crate) monotonic: Duration,
-    /// Whatever was fetched since then is fresh, whatever its age.
-    pub(crate) fresh_since: Duration,
 }
 
 /// What the cache has for a query.
@@ -66,9 +64,16 @@ pub(crate) struct Plan {
     pub(crate) ttl: Duration,
 }
 
-/// Plans `range`, which lies on the policy's grid, given what is known of it.
-pub(crate) fn plan(range: &TimeRange, coverage: &[Segment], policy: &Policy, now: &Moment) -> Plan {
-    let (fresh, known, usable) = sort(range, coverage, policy, now);
+/// Plans `range`, which lies on the policy's grid, given what is known of it. What was `brought`
+/// for this very request is fresh, whatever its age.
+pub(crate) fn plan(
+    range: &TimeRange,
+    coverage: &[Segment],
+    brought: &RangeSet,
+    policy: &Policy,
+    now: &Moment,
+) -> Plan {
+    let (fresh, known, usable) = sort(range, coverage, brought, policy, now);
     let missing = fresh.missing_from(*range);
     let held = if missing.is_empty() {
         Held::Hit
@@ -136,10 +141,13 @@ fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
 fn sort(
     range: &TimeRange,
     coverage: &[Segment],
+    brought: &RangeSet,
     policy: &Policy,
     now: &Moment,
 ) -> (RangeSet, RangeSet, RangeSet) {
-    let (mut fresh, mut known, mut usable) = (RangeSet::new(), RangeSet::new(), RangeSet::new());
+    let brought = brought.iter().filter_map(|b| b.intersection(range));
+    let mut fresh: RangeSet = brought.collect();
+    let (mut known, mut usable) = (fresh.clone(), fresh.clone());
     for segment in coverage {
         let Some(part) = segment.range.intersection(range) else {
             continue;
@@ -147,7 +155,7 @@ fn sort(
         let age = now.monotonic.saturating_sub(segment.fetched);
         let lifetime = lifetime(segment, policy);
         known.insert(part);
-        if age < lifetime || segment.fetched >= now.fresh_since {
+        if age < lifetime {
             fresh.insert(part);
         }
         // Settled data does not go bad: its time to live only bounds how long it is trusted.
@@ -234,11 +242,15 @@ mod tests {
         }
     }
 
+    /// The plan of a request for which nothing has been brought yet.
+    fn plan(range: &TimeRange, coverage: &[Segment], policy: &Policy, now: &Moment) -> Plan {
+        super::plan(range, coverage, &RangeSet::new(), policy, now)
+    }
+
     fn at(wall: i64, monotonic: u64) -> Moment {
         Moment {
             wall,
             monotonic: Duration::from_secs(monotonic),
-            fresh_since: Duration::from_secs(monotonic),
         }
     }
 
@@ -262,10 +274,10 @@ mod tests {
 
     #[test]
     fn a_fetch_at_the_edge_reaches_a_refresh_ahead() {
-        let plan = plan(&range(0, 1_000_500), &[], &policy(1), &at(1_000_500, 1));
-        assert_eq!(plan.missing, [range(0, 1_010_500)]);
-        assert_eq!(plan.held, Held::Miss);
-        let past = super::plan(&range(0, 500_000), &[], &policy(1), &at(1_000_500, 1));
+        let edge = plan(&range(0, 1_000_500), &[], &policy(1), &at(1_000_500, 1));
+        assert_eq!(edge.missing, [range(0, 1_010_500)]);
+        assert_eq!(edge.held, Held::Miss);
+        let past = plan(&range(0, 500_000), &[], &policy(1), &at(1_000_500, 1));
         assert_eq!(past.missing, [range(0, 500_000)]);
     }
 
@@ -291,20 +303,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_fetched_for_this_request_is_fresh_even_without_a_refresh_time() {
+    fn what_was_brought_for_this_request_is_fresh_even_without_a_refresh_time() {
         let mut policy = policy(1000);
         policy.freshness.refresh = Duration::ZERO;
         let coverage = [segment(0, 1000, 50, false)];
-        let mut now = at(1000, 60);
-        assert_eq!(
-            plan(&range(0, 1000), &coverage, &policy, &now).held,
-            Held::Stale
-        );
-        now.fresh_since = Duration::from_secs(50);
-        assert_eq!(
-            plan(&range(0, 1000), &coverage, &policy, &now).held,
-            Held::Hit
-        );
+        let window = range(0, 1000);
+        let now = at(1000, 50);
+        assert_eq!(plan(&window, &coverage, &policy, &now).held, Held::Stale);
+        let brought = RangeSet::from(window);
+        let held = super::plan(&window, &coverage, &brought, &policy, &now).held;
+        assert_eq!(held, Held::Hit);
     }
 
     #[test]
@@ -398,7 +406,7 @@ mod tests {
                 for segment in coverage.iter().filter(|s| s.range.intersection(cached).is_some()) {
                     let age = now.monotonic.saturating_sub(segment.fetched).as_secs();
                     let lifetime = if segment.settled { 7 * 86_400 } else { 10 };
-                    prop_assert!(age < lifetime || segment.fetched >= now.monotonic);
+                    prop_assert!(age < lifetime);
                 }
                 prop_assert!(taken.covers(cached));
             }

@@ -20,10 +20,6 @@ use crate::upstream::Flight;
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
 const CALLS_AT_ONCE: usize = 4;
 
-/// Rounds of planning and fetching before a request gives up. One is enough unless chunks are
-/// evicted, or fetches joined under way bring less than hoped.
-const MAX_ROUNDS: usize = 4;
-
 /// What a fetch brought.
 #[derive(Clone)]
 pub(super) struct Landed {
@@ -80,15 +76,15 @@ pub(super) enum Source {
     RawPoints,
 }
 
-/// What the fetches of one round brought.
+/// What came of the ranges that were missing.
 #[derive(Default)]
 struct Round {
     landed: Vec<Landed>,
     /// What went wrong, even if expired data was found to serve in its stead.
     errors: Vec<Error>,
     collapsed: bool,
-    /// When the earliest of them was started.
-    started: Option<Duration>,
+    /// The ranges that are known now as well as they can be.
+    brought: RangeSet,
 }
 
 pub(super) fn too_late() -> Error {
@@ -106,11 +102,10 @@ impl Engine {
     ) -> Result<View, Error> {
         let begun = self.clock.monotonic();
         let mut chunks = self.cache.look_up(lane, &range);
-        let mut fresh_since = context.arrived;
-        let first = self.plan(lane, &range, &chunks, fresh_since, context);
+        let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
         let mut view = View {
             held: first.held,
-            cached: first.cached.clone(),
+            cached: first.cached,
             chunks: chunks.clone(),
             stored: false,
             collapsed: false,
@@ -124,39 +119,30 @@ impl Engine {
                 Layout::Buckets { size, .. } => Some(size),
             },
         };
-        let mut next = first;
-        for _ in 0..MAX_ROUNDS {
-            if next.missing.is_empty() {
-                break;
-            }
-            let round = match source {
-                Source::Upstream => self.fetch(lane, &next.missing, context).await,
-                Source::RawPoints => self.derive(lane, &next.missing, context).await,
-            };
-            for landed in &round.landed {
-                chunks.update(lane, &landed.chunks);
-                view.complete &= landed.complete;
-                view.stored |= landed.complete && landed.off_grid.is_none();
-                view.off_grid = view.off_grid.take().or_else(|| landed.off_grid.clone());
-            }
-            view.collapsed |= round.collapsed;
-            if view.off_grid.is_some() {
-                return off_grid(view, next.missing.len());
-            }
-            fresh_since = fresh_since.min(round.started.unwrap_or(fresh_since));
-            next = self.plan(lane, &range, &chunks, fresh_since, context);
-            if let Some(error) = round.errors.into_iter().next() {
-                if !next.missing.is_empty() {
-                    view.degraded = Some(fall_back(error, &next)?);
-                }
-                break;
-            }
+        if first.missing.is_empty() {
+            return Ok(view);
         }
-        if view.degraded.is_none() && !next.missing.is_empty() {
-            let message = "the range could not be made known";
-            return Err(Error::new(Kind::Internal, message));
+        let round = match source {
+            Source::Upstream => self.fetch(lane, &first.missing, context).await,
+            Source::RawPoints => self.derive(lane, &first.missing, context).await,
+        };
+        for landed in &round.landed {
+            chunks.update(lane, &landed.chunks);
+            view.complete &= landed.complete;
+            view.stored |= landed.complete;
+            view.off_grid = view.off_grid.take().or_else(|| landed.off_grid.clone());
         }
-        view.ttl = next.ttl;
+        view.collapsed = round.collapsed;
+        if view.off_grid.is_some() {
+            return off_grid(view, first.missing.len());
+        }
+        let rest = self.plan(lane, &range, &chunks, &round.brought, context);
+        if let Some(error) = round.errors.into_iter().next()
+            && !rest.missing.is_empty()
+        {
+            view.degraded = Some(fall_back(error, &rest)?);
+        }
+        view.ttl = rest.ttl;
         view.chunks = chunks;
         Ok(view)
     }
@@ -166,7 +152,7 @@ impl Engine {
         lane: &Lane,
         range: &TimeRange,
         chunks: &Chunks,
-        fresh_since: Duration,
+        brought: &RangeSet,
         context: &Context,
     ) -> Plan {
         let policy = Policy {
@@ -180,9 +166,8 @@ impl Engine {
         let moment = Moment {
             wall: context.wall,
             monotonic: context.arrived,
-            fresh_since,
         };
-        plan(range, &chunks.coverage(), &policy, &moment)
+        plan(range, &chunks.coverage(), brought, &policy, &moment)
     }
 
     /// Fetches `missing` of the upstream, together with whoever else needs it.
@@ -192,8 +177,7 @@ impl Engine {
         missing: &[TimeRange],
         context: &Context,
     ) -> Round {
-        let now = self.clock.monotonic();
-        let boarded = self.flights.board(&lane.key, missing, now, |range| {
+        let boarded = self.flights.board(&lane.key, missing, |range| {
             fetch_one(self.clone(), lane.clone(), range, context.clone())
         });
         if boarded.joined > 0 {
@@ -201,12 +185,14 @@ impl Engine {
         }
         let mut round = Round {
             collapsed: boarded.joined > 0,
-            started: boarded.flights.iter().map(|f| f.started()).min(),
             ..Round::default()
         };
         for flight in &boarded.flights {
             match wait(flight, context).await {
-                Ok(landed) => round.landed.push(landed),
+                Ok(landed) => {
+                    round.brought.insert(flight.range());
+                    round.landed.push(landed);
+                }
                 Err(error) => round.errors.push(error),
             }
         }
@@ -250,11 +236,7 @@ impl Engine {
             round.collapsed |= view.collapsed;
             match view.degraded {
                 Some(degraded) => round.errors.push(degraded.error),
-                // Raw points that were fresh enough for the view are for what is made of them.
-                None => {
-                    let oldest = piece.segments.iter().map(|s| s.fetched).min();
-                    round.started = earliest(round.started, oldest);
-                }
+                None => round.brought.insert(*range),
             }
         }
         round
@@ -328,13 +310,6 @@ async fn fetch_one(
         .saturating_sub(upstream.freshness.settle);
     let piece = Piece::fetched(series.points, range, started, settled_before, cell);
     Ok(engine.land(&lane, &piece, series.complete, series.off_grid))
-}
-
-fn earliest(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
 }
 
 /// The view of buckets that do not fit the grid, which are an answer only as a whole.

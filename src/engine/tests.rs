@@ -1,1 +1,502 @@
+//! The law: over any order of queries, evictions, upstream failures and clock steps, the answer
+//! through the cache is the one that the source gives directly.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use http::header::{DATE, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use proptest::prelude::*;
+
+use super::*;
+use crate::adapters::Response;
+use crate::adapters::mirror::Mirror;
+use crate::aggregate::aggregate;
+use crate::model::{
+    Aggregate, Freshness, IncompleteBuckets, Kind, Layout, Limits, MetricQuery, MultiSeries,
+    Points, Reading, Selector, Statistic, Step, TargetUrl, TimeRange,
+};
+use crate::telemetry::metrics::UpstreamMetrics;
+use crate::upstream::{Access, BoxFuture, Forward, Outgoing, Parts, Transport};
+use crate::wire::number::{write_bucket, write_point};
+use crate::wire::request::read_metric;
+use crate::wire::response::{METRIC_HEAD, metric_tail};
+
+const BEGIN: Millis = 1_700_000_000_000;
+const INTERVAL: Millis = 1000;
+const SETTLE: Millis = 20_000;
+const MAX_STALE: Millis = 60_000;
+
+/// Our clocks, and the true time, which is the upstream's.
+#[derive(Debug)]
+struct Clocks {
+    truth: AtomicI64,
+    skew: AtomicI64,
+    monotonic: AtomicU64,
+}
+
+impl Clocks {
+    fn pass(&self, millis: i64) {
+        self.truth.fetch_add(millis, Ordering::SeqCst);
+        self.monotonic.fetch_add(millis as u64, Ordering::SeqCst);
+    }
+
+    fn truth(&self) -> Millis {
+        self.truth.load(Ordering::SeqCst)
+    }
+}
+
+impl Clock for Clocks {
+    fn now(&self) -> Millis {
+        self.truth() + self.skew.load(Ordering::SeqCst)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.monotonic.load(Ordering::SeqCst))
+    }
+}
+
+fn hash(n: i64) -> u64 {
+    let mut x = (n as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The points of `range` that can be seen at `now`: off the grid, with gaps, some late by nearly
+/// as long as data takes to settle, some at the same time.
+fn visible(range: &TimeRange, now: Millis) -> Points {
+    let mut pairs = Vec::new();
+    for k in range.start() / INTERVAL - 1..=range.end() / INTERVAL {
+        for series in 0..2i64 {
+            let random = hash(k * 2 + series);
+            let jitter = if random.is_multiple_of(3) {
+                0
+            } else {
+                (random >> 8) as i64 % INTERVAL
+            };
+            let late = if random.is_multiple_of(5) {
+                (random >> 20) as i64 % (SETTLE - 2000)
+            } else {
+                0
+            };
+            let gap = hash(k / 37).is_multiple_of(4);
+            let time = k * INTERVAL + jitter;
+            if !gap && range.holds(time) && time + late <= now {
+                pairs.push((time, (random % 10_000) as f64 / 100.0));
+            }
+        }
+    }
+    Points::from_unsorted(pairs)
+}
+
+/// What `query` means, computed without any cache.
+fn direct(query: &MetricQuery, now: Millis) -> Vec<(Millis, f64)> {
+    match query.layout {
+        Layout::Raw => visible(&query.range, now).iter().collect(),
+        Layout::Buckets { statistic, size } => {
+            let range = query.range.aligned(size);
+            let points = visible(&range, now);
+            aggregate(&points, statistic, size, &range).iter().collect()
+        }
+    }
+}
+
+/// A mirror in memory.
+struct Source {
+    clocks: Arc<Clocks>,
+    failing: AtomicBool,
+    truncating: AtomicBool,
+    asked: Mutex<Vec<TimeRange>>,
+}
+
+impl Transport for Source {
+    fn send(&self, request: Outgoing, _: usize) -> BoxFuture<'_, Result<Response, Error>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if self.failing.load(Ordering::SeqCst) {
+                return Err(Error::new(Kind::UpstreamUnreachable, "down"));
+            }
+            let query = read_metric(&request.body)?.query;
+            self.asked.lock().unwrap().push(query.range);
+            let now = self.clocks.truth();
+            let points = direct(&query, now);
+            let mut limit = query.limit.unwrap_or(u32::MAX) as usize;
+            if self.truncating.load(Ordering::SeqCst) {
+                limit = limit.min(700);
+            }
+            let mut body = METRIC_HEAD.to_vec();
+            for (i, (time, value)) in points.iter().take(limit).enumerate() {
+                if i > 0 {
+                    body.push(b',');
+                }
+                match query.layout {
+                    Layout::Raw => write_point(&mut body, *time, *value),
+                    Layout::Buckets { size, .. } => write_bucket(&mut body, *time, size, *value),
+                }
+            }
+            let aggregated = query.layout != Layout::Raw;
+            body.extend_from_slice(metric_tail(aggregated, points.len() > limit));
+            let date = UNIX_EPOCH + Duration::from_millis(now as u64);
+            let date = HeaderValue::from_str(&httpdate::fmt_http_date(date)).unwrap();
+            Ok(Response {
+                status: StatusCode::OK,
+                headers: HeaderMap::from_iter([(DATE, date)]),
+                body: Bytes::from(body),
+            })
+        })
+    }
+}
+
+struct World {
+    clocks: Arc<Clocks>,
+    source: Arc<Source>,
+    engine: Arc<Engine>,
+}
+
+impl World {
+    fn new(refresh: Millis, aggregate: Aggregate) -> Self {
+        let clocks = Arc::new(Clocks {
+            truth: AtomicI64::new(BEGIN),
+            skew: AtomicI64::new(0),
+            monotonic: AtomicU64::new(5_000_000),
+        });
+        let source = Arc::new(Source {
+            clocks: clocks.clone(),
+            failing: AtomicBool::new(false),
+            truncating: AtomicBool::new(false),
+            asked: Mutex::default(),
+        });
+        let metrics = UpstreamMetrics::new("law");
+        let access = Access::new(Parts {
+            transport: source.clone(),
+            urls: vec![TargetUrl::parse("http://source").unwrap()],
+            headers: Vec::new(),
+            limits: Limits {
+                timeout: Duration::from_secs(5),
+                retries: 0,
+                per_second: 1e6,
+                burst: 1_000_000,
+                max_concurrency: 64,
+                queue: 10_000,
+                breaker_failures: u32::MAX,
+                breaker_open: Duration::from_secs(1),
+            },
+            max_response: usize::MAX,
+            metrics: metrics.clone(),
+            clock: clocks.clone(),
+        });
+        let millis = |m: Millis| Duration::from_millis(m as u64);
+        let freshness = Freshness {
+            settle: SETTLE,
+            refresh: millis(refresh),
+            max_stale: millis(MAX_STALE),
+            history_ttl: Duration::from_secs(3600),
+            metadata_ttl: Duration::from_secs(60),
+        };
+        let reading = Reading {
+            interval: Step::new(INTERVAL).unwrap(),
+            aggregate,
+            raw_points_max: 2000,
+            multi_series: MultiSeries::Merge,
+            incomplete_buckets: IncompleteBuckets::Include,
+            max_response: usize::MAX,
+        };
+        let mirror = Mirror {
+            api_key: None,
+            page: 100_000,
+        };
+        let upstream = Upstream::new(
+            freshness,
+            reading,
+            Box::new(mirror),
+            Forward::Nothing,
+            access,
+            metrics,
+        );
+        let none = Box::new(|_, _| unreachable!("no targets are allowed"));
+        let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
+        Self {
+            engine: Engine::new(registry, 64 << 20, 100_000, clocks.clone()),
+            clocks,
+            source,
+        }
+    }
+
+    async fn ask(&self, query: &MetricQuery) -> Result<Answer, Error> {
+        let context = Context {
+            arrived: self.clocks.monotonic(),
+            wall: self.clocks.now(),
+            deadline: Instant::now() + Duration::from_secs(60),
+            trace: None,
+        };
+        self.engine
+            .metric(&Details::default(), query, &context)
+            .await
+    }
+
+    fn calls(&self) -> Vec<TimeRange> {
+        std::mem::take(&mut self.source.asked.lock().unwrap())
+    }
+}
+
+/// The points of an answer, as a client reads them.
+fn points(answer: &Answer) -> Vec<(Millis, f64)> {
+    let text = [b"[", answer.points.concat().as_slice(), b"]"].concat();
+    let rows: Vec<Vec<f64>> = serde_json::from_slice(&text).unwrap();
+    rows.iter().map(|r| (r[1] as Millis, r[0])).collect()
+}
+
+fn query(start: Millis, end: Millis, layout: Layout) -> MetricQuery {
+    MetricQuery {
+        selector: Selector::default(),
+        metric_field: None,
+        range: TimeRange::new(start, end).unwrap(),
+        limit: None,
+        layout,
+    }
+}
+
+fn buckets(statistic: Statistic, size: Millis) -> Layout {
+    Layout::Buckets {
+        statistic,
+        size: Step::new(size).unwrap(),
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// A query that ends `back` before now (after it if negative) and is `len` long.
+    Query {
+        back: Millis,
+        len: Millis,
+        layout: Layout,
+    },
+    /// Two queries at once.
+    Pair {
+        back: Millis,
+        len: Millis,
+        apart: Millis,
+        layout: Layout,
+    },
+    Pass(Millis),
+    Skew(Millis),
+    Evict(i64),
+    EvictAll,
+    Failing(bool),
+    Truncating(bool),
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    let size = prop::sample::select(vec![700i64, 5000, 60_000, 333_000]);
+    let statistic = prop::sample::select(Statistic::ALL.to_vec());
+    prop_oneof![
+        2 => Just(Layout::Raw),
+        5 => (statistic, size).prop_map(|(statistic, size)| buckets(statistic, size)),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let back = prop_oneof![3 => -30_000i64..60_000, 2 => 0i64..3_000_000];
+    let len = prop_oneof![1i64..90_000, 1i64..2_500_000];
+    prop_oneof![
+        10 => (back.clone(), len.clone(), layout())
+            .prop_map(|(back, len, layout)| Op::Query { back, len, layout }),
+        2 => (back, len, 0i64..50_000, layout())
+            .prop_map(|(back, len, apart, layout)| Op::Pair { back, len, apart, layout }),
+        6 => prop_oneof![0i64..3000, 0i64..40_000, 0i64..4_000_000].prop_map(Op::Pass),
+        1 => (-4_000_000i64..4_000_000).prop_map(Op::Skew),
+        1 => (0i64..4).prop_map(Op::Evict),
+        1 => Just(Op::EvictAll),
+        2 => any::<bool>().prop_map(Op::Failing),
+        1 => any::<bool>().prop_map(Op::Truncating),
+    ]
+}
+
+/// Holds an answer to the law. `refresh` is how old the tail may be.
+fn check(world: &World, asked: &MetricQuery, result: &Result<Answer, Error>, refresh: Millis) {
+    let now = world.clocks.truth();
+    let failing = world.source.failing.load(Ordering::SeqCst);
+    let answer = match result {
+        Ok(answer) => answer,
+        Err(error) => {
+            assert!(failing, "only a failing source is an excuse: {error:?}");
+            return;
+        }
+    };
+    let got = points(answer);
+    if refresh == 0 && answer.cache.detail.is_none() {
+        assert_eq!(got, direct(asked, now), "{asked:?} at {now}");
+        return;
+    }
+    // What was served may be as old as a refresh or, marked, as stale as may be: nothing that
+    // came later can be missing, and nothing that is not there can be shown.
+    let (oldest, edge) = match &answer.cache.detail {
+        None => (refresh, asked.range.end()),
+        Some(detail) => {
+            assert!(failing, "{detail}");
+            assert!(answer.cache.ttl_seconds < 0);
+            let edge = detail.rsplit_once("known to ").unwrap().1;
+            (refresh + MAX_STALE, edge.parse().unwrap())
+        }
+    };
+    if asked.layout != Layout::Raw {
+        let settled = |p: &&(Millis, f64)| p.0 + 400_000 < now - oldest - SETTLE;
+        let expected = direct(asked, now);
+        let expected: Vec<_> = expected.iter().filter(settled).collect();
+        let got: Vec<_> = got.iter().filter(settled).collect();
+        assert_eq!(got, expected, "{asked:?} at {now}");
+        return;
+    }
+    let newest = direct(asked, now);
+    let mut at = 0;
+    for point in &got {
+        let found = newest[at..].iter().position(|p| p == point);
+        at += 1 + found.unwrap_or_else(|| panic!("{point:?} is not in the source: {asked:?}"));
+    }
+    let old = direct(asked, now - oldest);
+    let missing = old.iter().find(|p| p.0 < edge && !got.contains(p));
+    assert_eq!(missing, None, "{asked:?} at {now}, {:?}", answer.cache);
+}
+
+fn obey(ops: &[Op], refresh: Millis, aggregate: Aggregate) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let world = World::new(refresh, aggregate);
+        for op in ops {
+            let now = world.clocks.truth();
+            match *op {
+                Op::Query { back, len, layout } => {
+                    let asked = query(now - back - len, now - back, layout);
+                    let result = world.ask(&asked).await;
+                    check(&world, &asked, &result, refresh);
+                }
+                Op::Pair {
+                    back,
+                    len,
+                    apart,
+                    layout,
+                } => {
+                    let one = query(now - back - len, now - back, layout);
+                    let two = query(now - back - len - apart, now - back - apart, layout);
+                    let (a, b) = tokio::join!(world.ask(&one), world.ask(&two));
+                    check(&world, &one, &a, refresh);
+                    check(&world, &two, &b, refresh);
+                }
+                Op::Pass(millis) => world.clocks.pass(millis),
+                Op::Skew(millis) => world.clocks.skew.store(millis, Ordering::SeqCst),
+                Op::Evict(n) => world.engine.cache.forget(|index| index.rem_euclid(4) == n),
+                Op::EvictAll => world.engine.cache.clear(),
+                Op::Failing(is) => world.source.failing.store(is, Ordering::SeqCst),
+                Op::Truncating(is) => world.source.truncating.store(is, Ordering::SeqCst),
+            }
+        }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_law_holds_to_the_bit_when_nothing_may_be_old(
+        ops in prop::collection::vec(op(), 1..40),
+        aggregate in prop::sample::select(vec![Aggregate::Local, Aggregate::Upstream, Aggregate::Auto]),
+    ) {
+        obey(&ops, 0, aggregate);
+    }
+
+    #[test]
+    fn the_law_holds_up_to_the_refresh_time(
+        ops in prop::collection::vec(op(), 1..40),
+        aggregate in prop::sample::select(vec![Aggregate::Local, Aggregate::Upstream, Aggregate::Auto]),
+    ) {
+        obey(&ops, 7000, aggregate);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sliding_window_asks_only_for_the_tail() {
+    let world = World::new(10_000, Aggregate::Auto);
+    let layout = buckets(Statistic::Mean, 60_000);
+    for _ in 0..20 {
+        let now = world.clocks.truth();
+        world
+            .ask(&query(now - 1_800_000, now, layout))
+            .await
+            .unwrap();
+        world.clocks.pass(10_000);
+    }
+    let calls = world.calls();
+    assert_eq!(calls.len(), 20, "one call a refresh");
+    for call in &calls[1..] {
+        // From the bucket in which settled data ends to a refresh ahead, on the bucket grid.
+        assert!(call.millis() <= SETTLE + 10_000 + 2 * 60_000, "{call:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn within_a_refresh_a_window_that_slides_costs_no_call() {
+    let world = World::new(10_000, Aggregate::Auto);
+    for _ in 0..9 {
+        let now = world.clocks.truth();
+        world
+            .ask(&query(now - 600_000, now, Layout::Raw))
+            .await
+            .unwrap();
+        world.clocks.pass(1000);
+    }
+    assert_eq!(world.calls().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_statistic_of_one_series_shares_its_raw_points() {
+    let world = World::new(10_000, Aggregate::Local);
+    let now = world.clocks.truth();
+    for statistic in Statistic::ALL {
+        for size in [5000, 60_000] {
+            let asked = query(now - 1_200_000, now - 600_000, buckets(statistic, size));
+            world.ask(&asked).await.unwrap();
+        }
+    }
+    assert!(
+        world.calls().len() <= 3,
+        "once, and once for each edge of larger buckets"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_clients_at_once_cost_one_call() {
+    let world = Arc::new(World::new(10_000, Aggregate::Auto));
+    let now = world.clocks.truth();
+    let tasks: Vec<_> = (0..1000)
+        .map(|i| {
+            let world = world.clone();
+            let layout = buckets(Statistic::ALL[i % 12], 60_000);
+            tokio::spawn(async move { world.ask(&query(now - 1_800_000, now, layout)).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(world.calls().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn caps_are_stated() {
+    let world = World::new(0, Aggregate::Auto);
+    let refused = |asked: MetricQuery| {
+        let world = &world;
+        async move { world.ask(&asked).await.unwrap_err() }
+    };
+    let buckets_cap = refused(query(0, 100_001, buckets(Statistic::Sum, 1))).await;
+    assert_eq!(buckets_cap.kind, Kind::TooManyPoints);
+    assert!(buckets_cap.message.contains("100000"), "{buckets_cap}");
+    let raw_cap = refused(query(0, 2000 * 16 * INTERVAL + 1, Layout::Raw)).await;
+    assert_eq!(raw_cap.kind, Kind::TooManyPoints);
+    assert!(raw_cap.message.contains("32000"), "{raw_cap}");
+}

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -17,15 +16,14 @@ type Outcome<T> = Option<Result<T, Error>>;
 /// One fetch under way, held by each of those who wait for it.
 pub struct Flight<T> {
     range: TimeRange,
-    started: Duration,
     outcome: watch::Receiver<Outcome<T>>,
     task: AbortHandle,
 }
 
 impl<T: Clone> Flight<T> {
-    /// When it was started, by the monotonic clock.
-    pub fn started(&self) -> Duration {
-        self.started
+    /// What it is to bring.
+    pub fn range(&self) -> TimeRange {
+        self.range
     }
 
     /// What it brought.
@@ -87,12 +85,11 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// The fetches of `key` that bring all of `wanted`: those under way that overlap it, and, for
-    /// what is left, new ones made by `fetch` and started at `now`.
+    /// what is left, new ones made by `fetch`.
     pub fn board<F>(
         &self,
         key: &K,
         wanted: &[TimeRange],
-        now: Duration,
         mut fetch: impl FnMut(TimeRange) -> F,
     ) -> Boarded<T>
     where
@@ -109,7 +106,7 @@ where
         let brought: RangeSet = flights.iter().map(|f| f.range).collect();
         for wanted in wanted {
             for range in brought.missing_from(*wanted).iter() {
-                let flight = self.start(key, *range, now, fetch(*range));
+                let flight = self.start(key, *range, fetch(*range));
                 under_way.push((flight.0, *range, Arc::downgrade(&flight.1)));
                 flights.push(flight.1);
             }
@@ -120,7 +117,7 @@ where
         Boarded { flights, joined }
     }
 
-    fn start<F>(&self, key: &K, range: TimeRange, now: Duration, fetch: F) -> (u64, Arc<Flight<T>>)
+    fn start<F>(&self, key: &K, range: TimeRange, fetch: F) -> (u64, Arc<Flight<T>>)
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
@@ -143,7 +140,6 @@ where
         });
         let flight = Flight {
             range,
-            started: now,
             outcome,
             task: task.abort_handle(),
         };
@@ -174,6 +170,7 @@ impl<K: Eq + Hash, T> Drop for Entry<K, T> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     fn range(start: i64, end: i64) -> TimeRange {
         TimeRange::new(start, end).unwrap()
@@ -196,16 +193,15 @@ mod tests {
 
         fn board(&self, wanted: &[TimeRange]) -> Boarded<TimeRange> {
             let (started, ended) = (self.started.clone(), self.ended.clone());
-            self.flights
-                .board(&"lane", wanted, Duration::ZERO, move |range| {
-                    let (started, ended) = (started.clone(), ended.clone());
-                    async move {
-                        started.fetch_add(1, Ordering::SeqCst);
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                        ended.fetch_add(1, Ordering::SeqCst);
-                        Ok(range)
-                    }
-                })
+            self.flights.board(&"lane", wanted, move |range| {
+                let (started, ended) = (started.clone(), ended.clone());
+                async move {
+                    started.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    ended.fetch_add(1, Ordering::SeqCst);
+                    Ok(range)
+                }
+            })
         }
 
         fn counts(&self) -> (usize, usize) {
@@ -264,13 +260,13 @@ mod tests {
     async fn an_error_reaches_everyone_and_the_next_request_tries_again() {
         let flights: Flights<u8, u8> = Flights::default();
         let fail = |_| async { Err(Error::new(Kind::UpstreamFailed, "no")) };
-        let first = flights.board(&1, &[range(0, 1)], Duration::ZERO, fail);
-        let second = flights.board(&1, &[range(0, 1)], Duration::ZERO, fail);
+        let first = flights.board(&1, &[range(0, 1)], fail);
+        let second = flights.board(&1, &[range(0, 1)], fail);
         for boarded in [first, second] {
             let error = boarded.flights[0].landed().await.unwrap_err();
             assert_eq!(error.kind, Kind::UpstreamFailed);
         }
-        let third = flights.board(&1, &[range(0, 1)], Duration::ZERO, |_| async { Ok(7) });
+        let third = flights.board(&1, &[range(0, 1)], |_| async { Ok(7) });
         assert_eq!(third.joined, 0);
         assert_eq!(third.flights[0].landed().await, Ok(7));
     }
