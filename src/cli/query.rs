@@ -18,6 +18,7 @@ use crate::model::{
     Condition, Layout, MetricQuery, Millis, Number, Scalar, Selector, Statistic, Step, TargetUrl,
     Test, TimeRange,
 };
+use crate::upstream::Http;
 use crate::wire::request::{method, method_name, method_names, write_metric};
 use crate::wire::response::{Rows, read_metric};
 
@@ -185,10 +186,7 @@ impl Query {
                 "{url} cannot be asked: {e}; is `heliostat serve` running? With --config FILE no server is needed"
             )
         };
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .map_err(failed)?;
+        let client = Http::builder().build().map_err(failed)?;
         let request = client.post(&url).header("content-type", "application/json");
         let response = request.body(body).send().await.map_err(failed)?;
         let cache = response.headers().get("cache-status");

@@ -56,17 +56,27 @@ impl Http {
                 attempt.stop()
             }
         });
-        let client = reqwest::Client::builder()
+        let client = Self::builder()
             .redirect(same_host)
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_keepalive(Duration::from_secs(30))
-            .user_agent(concat!("heliostat/", env!("CARGO_PKG_VERSION")))
-            .no_proxy()
             .build();
         client
             .map(Self)
             .map_err(|e| Error::new(Kind::Internal, format!("no HTTP client: {e}")))
+    }
+}
+
+impl Http {
+    /// What every client of ours has in common. Certificates are checked against the system's
+    /// roots.
+    pub fn builder() -> reqwest::ClientBuilder {
+        // An error means that the process has a provider of cryptography already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        reqwest::Client::builder()
+            .user_agent(concat!("heliostat/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
     }
 }
 

@@ -101,7 +101,7 @@ impl Server {
         let service = Service::bind(&config, clock).await.unwrap();
         let url = format!("http://{}", service.address().unwrap());
         let task = tokio::spawn(service.run(std::future::pending()));
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = heliostat::upstream::Http::builder().build().unwrap();
         Self { url, client, task }
     }
 
