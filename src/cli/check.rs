@@ -56,6 +56,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             wall: clock.now(),
             deadline: tokio::time::Instant::now() + config.server.request_timeout,
             trace: None,
+            max_age: None,
         };
         let result = app.engine.test(&details, &context).await;
         let urls = upstream.kind.urls().iter().map(|u| u.as_str().to_owned());

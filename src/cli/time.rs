@@ -52,7 +52,7 @@ pub(super) fn duration(text: &str) -> Result<Step, String> {
     let step = span(text).ok().and_then(Step::new);
     step.ok_or_else(|| {
         format!(
-            "`{text}` is not a bucket size: write whole milliseconds, at least one, with their \
+            "`{text}` is not a duration: write whole milliseconds, at least one, with their \
              unit, such as `500ms`, `60s`, `5m`, `1h` or `1h30m`"
         )
     })

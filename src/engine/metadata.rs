@@ -199,7 +199,8 @@ impl Engine {
             details: forwarded(upstream, details),
             question,
         };
-        let ttl = upstream.freshness.metadata_ttl;
+        let freshness = context.freshness(&upstream.freshness);
+        let ttl = freshness.metadata_ttl;
         let known = self.metadata.lists.get(&key);
         let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
@@ -233,7 +234,7 @@ impl Engine {
             }
             (Err(error), Some(entry))
                 if error.kind.origin() != Origin::Client
-                    && age(&entry) < ttl.saturating_add(upstream.freshness.max_stale) =>
+                    && age(&entry) < ttl.saturating_add(freshness.max_stale) =>
             {
                 cache.expired(&error, age(&entry).saturating_sub(ttl), None);
                 let list = entry.list.clone();

@@ -32,7 +32,7 @@ use metadata::Metadata;
 use series::Landed;
 
 use crate::clock::Clock;
-use crate::model::{Details, Error, Millis};
+use crate::model::{Details, Error, Freshness, Millis};
 use crate::upstream::{Flights, Registry, Trace, Upstream};
 
 /// Answers queries.
@@ -56,6 +56,24 @@ pub struct Context {
     pub deadline: Instant,
     /// The trace that it belongs to.
     pub trace: Trace,
+    /// The oldest data that may still change which the client takes, if it says so
+    /// (`Cache-Control`). It then gets no expired data either.
+    pub max_age: Option<Duration>,
+}
+
+impl Context {
+    /// What the client makes of the upstream's policy.
+    fn freshness(&self, policy: &Freshness) -> Freshness {
+        match self.max_age {
+            None => *policy,
+            Some(max_age) => Freshness {
+                refresh: policy.refresh.min(max_age),
+                metadata_ttl: policy.metadata_ttl.min(max_age),
+                max_stale: Duration::ZERO,
+                ..*policy
+            },
+        }
+    }
 }
 
 impl Engine {

@@ -17,6 +17,8 @@ const MAX_RANGES: usize = 8;
 pub(crate) struct Policy {
     /// For how long data is good.
     pub(crate) freshness: Freshness,
+    /// How far ahead a fetch reaches that touches the data which is still coming in.
+    pub(crate) ahead: Duration,
     /// The grid that missing ranges are taken to.
     pub(crate) grid: Step,
     /// The distance of neighbouring points.
@@ -180,8 +182,8 @@ fn to_fetch(
         && last.end() >= range.end()
         && last.end() > now.wall.saturating_sub(policy.freshness.settle)
     {
-        let refresh = Millis::try_from(policy.freshness.refresh.as_millis()).unwrap_or(0);
-        let ahead = policy.grid.ceil(now.wall.saturating_add(refresh));
+        let ahead = Millis::try_from(policy.ahead.as_millis()).unwrap_or(0);
+        let ahead = policy.grid.ceil(now.wall.saturating_add(ahead));
         *last = TimeRange::clamped(last.start(), last.end().max(ahead));
     }
     let near = policy.cell.times(JOIN_CELLS).millis();
@@ -229,6 +231,7 @@ mod tests {
                 history_ttl: Duration::from_secs(7 * 86_400),
                 metadata_ttl: Duration::from_secs(60),
             },
+            ahead: Duration::from_secs(10),
             grid: Step::new(grid).unwrap(),
             cell: Step::new(grid).unwrap(),
         }

@@ -156,7 +156,8 @@ impl Engine {
         context: &Context,
     ) -> Plan {
         let policy = Policy {
-            freshness: lane.upstream.freshness,
+            freshness: context.freshness(&lane.upstream.freshness),
+            ahead: lane.upstream.freshness.refresh,
             grid: match lane.layout() {
                 Layout::Raw => Step::MILLI,
                 Layout::Buckets { size, .. } => size,

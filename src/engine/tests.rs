@@ -231,6 +231,7 @@ impl World {
             wall: self.clocks.now(),
             deadline: Instant::now() + Duration::from_secs(60),
             trace: None,
+            max_age: None,
         };
         self.engine
             .metric(&Details::default(), query, &context)

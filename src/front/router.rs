@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderValue, Method, Request, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::debug;
@@ -141,8 +141,7 @@ impl Front {
         }
         let _admitted = self.admit()?;
         declared_as_json(&request)?;
-        let trace = request.headers().get(&TRACEPARENT).cloned();
-        let context = self.context(trace, arrived);
+        let context = self.context(Some(request.headers()), arrived);
         let settings = &self.settings;
         let body = read_body(
             request.into_body(),
@@ -163,12 +162,13 @@ impl Front {
         Ok(admitted)
     }
 
-    fn context(&self, trace: Option<HeaderValue>, arrived: Duration) -> Context {
+    fn context(&self, headers: Option<&HeaderMap>, arrived: Duration) -> Context {
         Context {
             arrived,
             wall: self.clock.now(),
             deadline: tokio::time::Instant::now() + self.settings.request_timeout,
-            trace,
+            trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
+            max_age: headers.and_then(max_age),
         }
     }
 }
@@ -194,6 +194,26 @@ fn route(path: &str) -> Option<Route> {
     })
 }
 
+/// The oldest data that a client takes: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).
+fn max_age(headers: &HeaderMap) -> Option<Duration> {
+    let directives = headers.get_all(CACHE_CONTROL).iter();
+    let directives = directives
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','));
+    let ages = directives.filter_map(|directive| {
+        let directive = directive.trim().to_ascii_lowercase();
+        match directive.strip_prefix("max-age=") {
+            Some(seconds) => seconds
+                .trim_matches('"')
+                .parse()
+                .ok()
+                .map(Duration::from_secs),
+            None => (directive == "no-cache").then_some(Duration::ZERO),
+        }
+    });
+    ages.min()
+}
+
 /// Refuses a body that is said to be something else than JSON.
 fn declared_as_json(request: &Request<Incoming>) -> Result<(), Error> {
     let Some(declared) = request.headers().get(CONTENT_TYPE) else {
@@ -214,6 +234,18 @@ fn declared_as_json(request: &Request<Incoming>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_may_say_how_old_data_may_be() {
+        let said = |values: &[&'static str]| {
+            let value = |v: &&'static str| (CACHE_CONTROL, HeaderValue::from_static(v));
+            max_age(&values.iter().map(value).collect())
+        };
+        assert_eq!(said(&[]), None);
+        assert_eq!(said(&["no-store, max-age=nonsense"]), None);
+        assert_eq!(said(&["Max-Age=5"]), Some(Duration::from_secs(5)));
+        assert_eq!(said(&["max-age=5", "No-Cache"]), Some(Duration::ZERO));
+    }
 
     #[test]
     fn slashes_at_the_seams_do_not_matter() {

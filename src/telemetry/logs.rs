@@ -1,7 +1,10 @@
 //! Logs to standard error: for humans, or as JSON a line.
 
 use tracing::Level;
-use tracing_subscriber::fmt;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt, registry};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,12 +16,17 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging at `level` for the whole process. A second call changes nothing.
+/// Starts logging at `level` for the whole process; libraries are heard from warnings on. A
+/// second call changes nothing.
 pub fn start(level: Level, format: Format, coloured: bool) {
-    let lines = fmt().with_max_level(level).with_writer(std::io::stderr);
-    // An error means that a logger is in place already, which is as good.
-    let _ = match format {
-        Format::Human => lines.with_ansi(coloured).with_target(false).try_init(),
-        Format::Json => lines.json().flatten_event(true).try_init(),
+    let heard = Targets::new()
+        .with_default(level.min(Level::WARN))
+        .with_target(env!("CARGO_PKG_NAME"), level);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        Format::Human => lines.with_ansi(coloured).with_target(false).boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
     };
+    // An error means that a logger is in place already, which is as good.
+    let _ = registry().with(lines.with_filter(heard)).try_init();
 }
