@@ -10,6 +10,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::engine::Context;
 use crate::model::Details;
+use crate::upstream::Errand;
 
 /// One line of the table.
 struct Line {
@@ -54,8 +55,11 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
         let context = Context {
             arrived,
             wall: clock.now(),
-            deadline: tokio::time::Instant::now() + config.server.request_timeout,
-            trace: None,
+            errand: Errand {
+                caller: None,
+                deadline: tokio::time::Instant::now() + config.server.request_timeout,
+                trace: None,
+            },
             max_age: None,
         };
         let result = app.engine.test(&details, &context).await;

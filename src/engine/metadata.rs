@@ -223,7 +223,7 @@ impl Engine {
         }
         let mut landed = Err(too_late());
         if let Some(flight) = boarded.flights.first() {
-            let waited = tokio::time::timeout_at(context.deadline, flight.landed()).await;
+            let waited = tokio::time::timeout_at(context.errand.deadline, flight.landed()).await;
             landed = waited.unwrap_or_else(|_| Err(too_late()));
         }
         match (landed, known) {
@@ -252,16 +252,16 @@ async fn fetch(
     context: Context,
 ) -> Result<Arc<Entry>, Error> {
     let fetched = engine.clock.monotonic();
-    let trace = &context.trace;
+    let errand = &context.errand;
     let list = match &key.question {
         Question::Names(query) => {
             let exchange = upstream.adapter.field_names(&key.details, query)?;
-            let (names, partial) = upstream.access.run(exchange, trace).await?.value;
+            let (names, partial) = upstream.access.run(exchange, errand).await?.value;
             List::Names(names, partial)
         }
         Question::Values(query) => {
             let exchange = upstream.adapter.field_values(&key.details, query)?;
-            List::Values(upstream.access.run(exchange, trace).await?.value)
+            List::Values(upstream.access.run(exchange, errand).await?.value)
         }
     };
     let entry = Arc::new(Entry { list, fetched });

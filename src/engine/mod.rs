@@ -20,8 +20,6 @@ mod series;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 pub use answer::{Answer, CacheOutcome, Timing};
 pub use metadata::Listed;
 pub use plan::Held;
@@ -33,7 +31,8 @@ use series::Landed;
 
 use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Millis};
-use crate::upstream::{Flights, Registry, Trace, Upstream};
+pub use crate::upstream::Errand;
+use crate::upstream::{Flights, Registry, Upstream};
 
 /// Answers queries.
 pub struct Engine {
@@ -52,10 +51,8 @@ pub struct Context {
     pub arrived: Duration,
     /// When it came, by the wall clock.
     pub wall: Millis,
-    /// When it must have been answered.
-    pub deadline: Instant,
-    /// The trace that it belongs to.
-    pub trace: Trace,
+    /// Who asks, until when, and in which trace.
+    pub errand: Errand,
     /// The oldest data that may still change which the client takes, if it says so
     /// (`Cache-Control`). It then gets no expired data either.
     pub max_age: Option<Duration>,
@@ -108,8 +105,8 @@ impl Engine {
         let exchange = upstream
             .adapter
             .health(&lane::forwarded(&upstream, details));
-        let call = upstream.access.run(exchange, &context.trace);
-        match tokio::time::timeout_at(context.deadline, call).await {
+        let call = upstream.access.run(exchange, &context.errand);
+        match tokio::time::timeout_at(context.errand.deadline, call).await {
             Ok(answered) => answered.map(|_| ()),
             Err(_) => Err(series::too_late()),
         }

@@ -286,7 +286,7 @@ async fn fetch_one(
     let exchanges = upstream.adapter.series(&fetch)?;
     let calls = exchanges
         .into_iter()
-        .map(|exchange| upstream.access.run(exchange, &context.trace));
+        .map(|exchange| upstream.access.run(exchange, &context.errand));
     let mut answers = stream::iter(calls).buffered(CALLS_AT_ONCE);
     let mut series = Series::default();
     let mut as_of = None;
@@ -325,7 +325,7 @@ fn off_grid(mut view: View, fetched: usize) -> Result<View, Error> {
 
 /// What the flight brings, if it lands before the request's deadline.
 async fn wait(flight: &Flight<Landed>, context: &Context) -> Result<Landed, Error> {
-    match tokio::time::timeout_at(context.deadline, flight.landed()).await {
+    match tokio::time::timeout_at(context.errand.deadline, flight.landed()).await {
         Ok(landed) => landed,
         Err(_) => Err(too_late()),
     }

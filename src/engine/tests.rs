@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{DATE, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::*;
 use crate::adapters::Response;
@@ -229,8 +230,11 @@ impl World {
         let context = Context {
             arrived: self.clocks.monotonic(),
             wall: self.clocks.now(),
-            deadline: Instant::now() + Duration::from_secs(60),
-            trace: None,
+            errand: Errand {
+                caller: None,
+                deadline: Instant::now() + Duration::from_secs(60),
+                trace: None,
+            },
             max_age: None,
         };
         self.engine

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -22,6 +23,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Bounds of HTTP/2: requests at once on a connection, and bytes of a request's head.
 const STREAMS: u32 = 256;
 const HEAD_BYTES: u32 = 16 * 1024;
+
+/// The address of the client, among a request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) IpAddr);
 
 /// Serves each request with `handler` until `stop` is over; then no connection is accepted any
 /// more, and those that are open have `drain` to finish what is in hand.
@@ -50,8 +55,8 @@ pub async fn serve<H, F>(
             accepted = listener.accept() => accepted,
             () = &mut stop => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, Peer(peer.ip())),
             Err(e) => {
                 // Out of file descriptors, as a rule: some will be given back.
                 warn!("no connection could be accepted: {e}");
@@ -64,7 +69,8 @@ pub async fn serve<H, F>(
             debug!("a connection cannot be set to send at once: {e}");
         }
         let handler = handler.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
             let answer = handler(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });

@@ -12,10 +12,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::debug;
 
 use super::body::Body;
+use super::listen::Peer;
 use super::status::{error_response, read_body};
 use super::{admin, mirror};
 use crate::clock::Clock;
-use crate::engine::{Context, Engine};
+use crate::engine::{Context, Engine, Errand};
 use crate::model::{Error, Kind};
 use crate::telemetry::metrics::request_answered;
 
@@ -141,7 +142,7 @@ impl Front {
         }
         let _admitted = self.admit()?;
         declared_as_json(&request)?;
-        let context = self.context(Some(request.headers()), arrived);
+        let context = self.context(Some(&request), arrived);
         let settings = &self.settings;
         let body = read_body(
             request.into_body(),
@@ -162,12 +163,18 @@ impl Front {
         Ok(admitted)
     }
 
-    fn context(&self, headers: Option<&HeaderMap>, arrived: Duration) -> Context {
+    fn context(&self, request: Option<&Request<Incoming>>, arrived: Duration) -> Context {
+        let headers = request.map(Request::headers);
         Context {
             arrived,
             wall: self.clock.now(),
-            deadline: tokio::time::Instant::now() + self.settings.request_timeout,
-            trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
+            errand: Errand {
+                caller: request
+                    .and_then(|r| r.extensions().get::<Peer>())
+                    .map(|p| p.0),
+                deadline: tokio::time::Instant::now() + self.settings.request_timeout,
+                trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
+            },
             max_age: headers.and_then(max_age),
         }
     }

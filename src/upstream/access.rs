@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use http::header::{DATE, HeaderName};
 use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
 use tracing::warn;
 
+use super::advice::Advice;
 use super::breaker::Breaker;
-use super::limiter::Limiter;
+use super::limiter::{Caller, Limiter};
 use super::retry::Budget;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
@@ -20,8 +22,21 @@ use crate::telemetry::metrics::UpstreamMetrics;
 /// The header of W3C's trace context that is passed on.
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// The trace that a call belongs to.
-pub type Trace = Option<HeaderValue>;
+/// What a call has to know of the request that it is made for.
+#[derive(Clone, Debug)]
+pub struct Errand {
+    /// Who asked.
+    pub caller: Caller,
+    /// When the answer is of no use any more.
+    pub deadline: Instant,
+    /// The trace that the request belongs to.
+    pub trace: Option<HeaderValue>,
+}
+
+/// The longest that calls pause because the upstream asks for it, and the pause where it does
+/// not say for how long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Waits between attempts: at most `BACKOFF · 2^n`, and never more than `LONGEST_BACKOFF`.
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -100,11 +115,15 @@ impl Access {
     }
 
     /// Makes `exchange` and those that follow from it.
-    pub async fn run<T>(&self, exchange: Exchange<T>, trace: &Trace) -> Result<Answered<T>, Error> {
+    pub async fn run<T>(
+        &self,
+        exchange: Exchange<T>,
+        errand: &Errand,
+    ) -> Result<Answered<T>, Error> {
         let mut exchange = exchange;
         let mut earliest = Millis::MAX;
         loop {
-            let Answered { value, as_of } = self.call(&exchange, trace).await?;
+            let Answered { value, as_of } = self.call(&exchange, errand).await?;
             earliest = earliest.min(as_of);
             match value {
                 Next::Done(value) => {
@@ -122,12 +141,12 @@ impl Access {
     async fn call<T>(
         &self,
         exchange: &Exchange<T>,
-        trace: &Trace,
+        errand: &Errand,
     ) -> Result<Answered<Next<T>>, Error> {
         self.retries.called();
         let mut attempt: u32 = 0;
         loop {
-            let error = match self.attempt(exchange, trace, attempt).await {
+            let error = match self.attempt(exchange, errand, attempt).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
@@ -157,18 +176,18 @@ impl Access {
     async fn attempt<T>(
         &self,
         exchange: &Exchange<T>,
-        trace: &Trace,
+        errand: &Errand,
         attempt: u32,
     ) -> Result<Answered<Next<T>>, Error> {
         let queued = self.clock.monotonic();
-        let admitted = self.limiter.admit().await;
-        let _slot = admitted.inspect_err(|_| self.metrics.rejected("queue_full"))?;
+        let admitted = self.limiter.admit(errand.caller, errand.deadline).await;
+        let _permit = admitted.inspect_err(|_| self.metrics.rejected("limits"))?;
         let started = self.clock.monotonic();
         let waited = started.saturating_sub(queued);
         self.metrics.queue_seconds.record(waited.as_secs_f64());
 
         let (endpoint, pass) = self.endpoint(attempt)?;
-        let outgoing = self.outgoing(&endpoint.url, &exchange.request, trace);
+        let outgoing = self.outgoing(&endpoint.url, &exchange.request, errand);
         let wall = self.clock.now();
         let sent = {
             let _in_flight = InFlight::new(&self.metrics);
@@ -178,6 +197,9 @@ impl Access {
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
 
+        if let Ok(Ok(response)) = &sent {
+            self.heed(response);
+        }
         let response = sent.unwrap_or_else(|_| {
             let limit = humantime::format_duration(self.limits.timeout);
             let message = format!("the upstream did not answer within {limit} (timeout)");
@@ -188,6 +210,12 @@ impl Access {
             (exchange.read)(&response).map(|value| Answered { value, as_of })
         });
         self.metrics.attempt(outcome(&result));
+        if let Err(error) = &result
+            && error.kind == Kind::UpstreamBusy
+        {
+            let pause = error.retry_after.unwrap_or(USUAL_PAUSE);
+            self.limiter.pause(pause.min(LONGEST_PAUSE));
+        }
         match &result {
             Err(e) if e.kind.origin() == Origin::Upstream && e.kind != Kind::UpstreamBusy => {
                 pass.failed();
@@ -197,6 +225,19 @@ impl Access {
         let open = self.endpoints.iter().filter(|e| e.breaker.is_open());
         self.metrics.breaker_open.set(open.count() as f64);
         result
+    }
+
+    /// Keeps to what the upstream says is left of its budget, where that is less than ours.
+    fn heed(&self, response: &Response) {
+        let Some(advice) = Advice::of(&response.headers, self.clock.now()) else {
+            return;
+        };
+        let ours = Duration::from_secs_f64(1.0 / self.limits.per_second);
+        if advice.remaining == 0 {
+            self.limiter.pause(advice.reset.min(LONGEST_PAUSE));
+        } else if advice.spacing() > ours {
+            self.limiter.space_out(advice.spacing(), advice.reset);
+        }
     }
 
     /// The address for this attempt: the first that its breaker lets through, a later one for
@@ -217,10 +258,10 @@ impl Access {
         Err(error.retry_after(soonest))
     }
 
-    fn outgoing(&self, url: &TargetUrl, request: &Request, trace: &Trace) -> Outgoing {
+    fn outgoing(&self, url: &TargetUrl, request: &Request, errand: &Errand) -> Outgoing {
         let mut headers = self.headers.clone();
         headers.extend(request.headers.iter().cloned());
-        if let Some(trace) = trace {
+        if let Some(trace) = &errand.trace {
             headers.insert(TRACEPARENT, trace.clone());
         }
         Outgoing {

@@ -1,7 +1,14 @@
-//! What an upstream may be burdened with: calls a second, calls at once, calls that wait.
+//! What an upstream may be burdened with: calls a second, calls at once, calls that wait; and
+//! whose call is next.
+//!
+//! Those who wait stand in one line for each caller, and the lines take turns: a dashboard of 500
+//! panels delays the poll of a check by one call, not by 500. A call that cannot be admitted
+//! before its deadline is refused at once.
 
+use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use governor::clock::{Clock, Reference};
@@ -9,10 +16,13 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::model::{Error, Kind, Limits};
+
+/// Who asks: the address of a client, or Heliostat itself.
+pub type Caller = Option<IpAddr>;
 
 /// The runtime's clock for governor: the limiter's waits and its arithmetic then pass the same
 /// time, also where a test has paused it.
@@ -27,24 +37,62 @@ impl Clock for RuntimeClock {
 }
 
 /// Admits calls to one upstream.
-pub(super) struct Limiter {
+pub(super) struct Limiter(Arc<Shared>);
+
+struct Shared {
     rate: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Nanos>>,
     clock: RuntimeClock,
-    /// Those who wait for the rate stand in line here, so that the first to come is the first
-    /// to go. What it guards is only the turn.
-    turn: Mutex<()>,
-    slots: Semaphore,
-    waiting: AtomicUsize,
-    queue: usize,
-    per_second: f64,
+    limits: Limits,
+    // A plain mutex: it is held to change the queue and never across an await.
+    state: Mutex<State>,
 }
 
-/// Counts one who waits, until dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+#[derive(Default)]
+struct State {
+    /// Calls under way.
+    running: usize,
+    /// One line for each caller who waits; the first is next, and goes to the end then.
+    lines: VecDeque<Line>,
+    /// How many wait in all lines.
+    waiting: usize,
+    /// No call before this, as the upstream asked.
+    paused_until: Option<Instant>,
+    /// How far apart calls must be, and until when, as the upstream asked.
+    spacing: Option<(Duration, Instant)>,
+    /// When the last call was admitted.
+    last_admitted: Option<Instant>,
+    /// When the queue is looked at again.
+    wake_at: Option<Instant>,
+    last_ticket: u64,
+}
 
-impl Drop for Waiting<'_> {
+struct Line {
+    caller: Caller,
+    waiting: VecDeque<(u64, oneshot::Sender<Permit>)>,
+}
+
+/// Leave to make one call, which is under way until this is dropped.
+pub(super) struct Permit(Weak<Shared>);
+
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if let Some(shared) = self.0.upgrade() {
+            shared.state().running -= 1;
+            shared.admit_next();
+        }
+    }
+}
+
+/// A place in line, given up when dropped.
+struct Place<'a> {
+    shared: &'a Arc<Shared>,
+    caller: Caller,
+    ticket: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.shared.state().leave(self.caller, self.ticket);
     }
 }
 
@@ -56,52 +104,211 @@ impl Limiter {
         let quota = Quota::with_period(period)
             .unwrap_or_else(|| Quota::per_second(burst))
             .allow_burst(burst);
-        Self {
+        Self(Arc::new(Shared {
             rate: RateLimiter::direct_with_clock(quota, clock.clone()),
             clock,
-            turn: Mutex::new(()),
-            slots: Semaphore::new(limits.max_concurrency),
-            waiting: AtomicUsize::new(0),
-            queue: limits.queue,
-            per_second: limits.per_second,
+            limits: *limits,
+            state: Mutex::default(),
+        }))
+    }
+
+    /// Waits until a call of `caller` may be made; the permit is held while it is under way. At
+    /// once an error where as many wait already as may, or where `deadline` would pass first.
+    pub(super) async fn admit(&self, caller: Caller, deadline: Instant) -> Result<Permit, Error> {
+        let shared = &self.0;
+        let (place, admitted) = {
+            let mut state = shared.state();
+            if state.waiting >= shared.limits.queue {
+                let wait = shared.shortest_wait(&state, caller);
+                let message = format!(
+                    "{} calls wait for the upstream already (queue)",
+                    state.waiting
+                );
+                return Err(refusal(message, wait));
+            }
+            let wait = shared.shortest_wait(&state, caller);
+            if Instant::now() + wait > deadline {
+                let message = format!(
+                    "the upstream's limits leave no call before the request's deadline; {} calls wait",
+                    state.waiting
+                );
+                return Err(refusal(message, wait));
+            }
+            let (ticket, admitted) = state.enter(caller);
+            let place = Place {
+                shared,
+                caller,
+                ticket,
+            };
+            (place, admitted)
+        };
+        shared.admit_next();
+        let permit = admitted.await;
+        drop(place);
+        // The sender lives in the queue until it has sent.
+        permit.map_err(|_| Error::new(Kind::Internal, "the queue was lost"))
+    }
+
+    /// Admits no call for `pause`, as the upstream asked. A pause that ends later stays.
+    pub(super) fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut state = self.0.state();
+        state.paused_until = Some(state.paused_until.map_or(until, |p| p.max(until)));
+    }
+
+    /// Lets calls come no nearer together than `spacing`, for `duration`; then that is forgotten.
+    pub(super) fn space_out(&self, spacing: Duration, duration: Duration) {
+        self.0.state().spacing = Some((spacing, Instant::now() + duration));
+    }
+}
+
+fn refusal(message: String, wait: Duration) -> Error {
+    let wait = wait.clamp(Duration::from_secs(1), Duration::from_secs(3600));
+    Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
+}
+
+impl State {
+    fn enter(&mut self, caller: Caller) -> (u64, oneshot::Receiver<Permit>) {
+        let (sender, admitted) = oneshot::channel();
+        self.last_ticket += 1;
+        self.waiting += 1;
+        let entry = (self.last_ticket, sender);
+        match self.lines.iter_mut().find(|l| l.caller == caller) {
+            Some(line) => line.waiting.push_back(entry),
+            None => self.lines.push_back(Line {
+                caller,
+                waiting: VecDeque::from([entry]),
+            }),
+        }
+        (self.last_ticket, admitted)
+    }
+
+    fn leave(&mut self, caller: Caller, ticket: u64) {
+        let Some(at) = self.lines.iter().position(|l| l.caller == caller) else {
+            return;
+        };
+        if let Some(line) = self.lines.get_mut(at) {
+            let before = line.waiting.len();
+            line.waiting.retain(|(t, _)| *t != ticket);
+            self.waiting -= before - line.waiting.len();
+            if line.waiting.is_empty() {
+                self.lines.remove(at);
+            }
         }
     }
 
-    /// Waits until a call may be made; the permit is held while it is under way. At once an
-    /// error where as many wait already as may.
-    pub(super) async fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
-        if let (Ok(slot), Ok(_turn)) = (self.slots.try_acquire(), self.turn.try_lock())
-            && self.rate.check().is_ok()
-        {
-            return Ok(slot);
+    /// Takes out who is next.
+    fn next(&mut self) -> Option<oneshot::Sender<Permit>> {
+        let mut line = self.lines.pop_front()?;
+        let (_, sender) = line.waiting.pop_front()?;
+        self.waiting -= 1;
+        if !line.waiting.is_empty() {
+            self.lines.push_back(line);
         }
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        if before >= self.queue {
-            let message = format!("{before} calls wait for the upstream already (queue)");
-            let wait =
-                Duration::from_secs_f64((before as f64 / self.per_second).clamp(1.0, 3600.0));
-            return Err(Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait)));
+        Some(sender)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is made whole before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The least time that a call of `caller` which comes now will wait for the rate: its turn
+    /// comes when each other line has moved as often as its own.
+    fn shortest_wait(&self, state: &State, caller: Caller) -> Duration {
+        let own = state.lines.iter().find(|l| l.caller == caller);
+        let own = own.map_or(0, |l| l.waiting.len());
+        let others = state.lines.iter().filter(|l| l.caller != caller);
+        let before = own + others.map(|l| l.waiting.len().min(own)).sum::<usize>();
+        // A burst may be left, so only those beyond it wait.
+        let beyond = before.saturating_sub(self.limits.burst as usize);
+        let for_rate = Duration::from_secs_f64(beyond as f64 / self.limits.per_second);
+        let pause = state
+            .paused_until
+            .map(|p| p.saturating_duration_since(Instant::now()));
+        for_rate.max(pause.unwrap_or_default())
+    }
+
+    /// Admits whoever is next, as long as a call may be made now; else sees to it that the queue
+    /// is looked at when one may.
+    fn admit_next(self: &Arc<Self>) {
+        loop {
+            let mut state = self.state();
+            if state.running >= self.limits.max_concurrency || state.waiting == 0 {
+                return;
+            }
+            if let Some(wait) = self.wait(&mut state) {
+                self.wake_after(&mut state, wait);
+                return;
+            }
+            let Some(next) = state.next() else { return };
+            state.running += 1;
+            drop(state);
+            // Whoever has left meanwhile gives the permit back by dropping it.
+            let _ = next.send(Permit(Arc::downgrade(self)));
         }
-        let slot = self.slots.acquire().await.map_err(|_| {
-            // The semaphore is never closed.
-            Error::new(Kind::Internal, "the limiter is closed")
-        })?;
-        let _turn = self.turn.lock().await;
-        while let Err(not_until) = self.rate.check() {
-            let wait = not_until
-                .earliest_possible()
-                .duration_since(self.clock.now());
-            tokio::time::sleep(wait.into()).await;
+    }
+
+    /// For how long no call may be made, or `None`, with a call taken from the rate.
+    fn wait(&self, state: &mut State) -> Option<Duration> {
+        if let Some(until) = state.paused_until {
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                return Some(left);
+            }
+            state.paused_until = None;
         }
-        Ok(slot)
+        if let Some((spacing, until)) = state.spacing {
+            let now = Instant::now();
+            let next = state
+                .last_admitted
+                .map_or(now, |last| (last + spacing).min(until));
+            let left = next.saturating_duration_since(now);
+            if !left.is_zero() {
+                return Some(left);
+            }
+            if now >= until {
+                state.spacing = None;
+            }
+        }
+        let Err(not_until) = self.rate.check() else {
+            state.last_admitted = Some(Instant::now());
+            return None;
+        };
+        let wait = not_until
+            .earliest_possible()
+            .duration_since(self.clock.now());
+        // Timers are exact to the millisecond; one that rings too early would ring again at once.
+        Some(Duration::from(wait).max(Duration::from_micros(1)))
+    }
+
+    fn wake_after(self: &Arc<Self>, state: &mut State, wait: Duration) {
+        let at = Instant::now() + wait;
+        if state.wake_at.is_some_and(|planned| planned <= at) {
+            return;
+        }
+        state.wake_at = Some(at);
+        let shared = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            if let Some(shared) = shared.upgrade() {
+                {
+                    let mut state = shared.state();
+                    if state.wake_at == Some(at) {
+                        state.wake_at = None;
+                    }
+                }
+                shared.admit_next();
+            }
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn limits(per_second: f64, burst: u32, max_concurrency: usize, queue: usize) -> Limits {
         Limits {
@@ -116,13 +323,21 @@ mod tests {
         }
     }
 
+    fn caller(n: u8) -> Caller {
+        Some(IpAddr::from([10, 0, 0, n]))
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn calls_keep_to_the_rate_after_a_burst() {
         let limiter = Limiter::new(&limits(10.0, 5, 100, 100));
         let start = Instant::now();
         let mut times = Vec::new();
         for _ in 0..25 {
-            drop(limiter.admit().await.unwrap());
+            drop(limiter.admit(None, later()).await.unwrap());
             times.push(start.elapsed().as_millis());
         }
         assert_eq!(times[4], 0);
@@ -133,22 +348,117 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_more_run_at_once_than_may_and_no_more_wait() {
         let limiter = Arc::new(Limiter::new(&limits(1000.0, 1000, 2, 3)));
-        let first = limiter.admit().await.unwrap();
-        let second = limiter.admit().await.unwrap();
+        let first = limiter.admit(None, later()).await.unwrap();
+        let second = limiter.admit(None, later()).await.unwrap();
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let limiter = limiter.clone();
-                tokio::spawn(async move { limiter.admit().await.map(|_| ()) })
+                tokio::spawn(async move { limiter.admit(None, later()).await.map(|_| ()) })
             })
             .collect();
         tokio::task::yield_now().await;
-        let refused = limiter.admit().await.unwrap_err();
+        assert_eq!(limiter.0.state().waiting, 3);
+        let refused = limiter.admit(None, later()).await.map(|_| ()).unwrap_err();
         assert_eq!(refused.kind, Kind::UpstreamBudget);
         assert!(refused.retry_after.is_some());
         drop((first, second));
         for task in waiting {
             task.await.unwrap().unwrap();
         }
-        assert_eq!(limiter.waiting.load(Ordering::Relaxed), 0);
+        let state = limiter.0.state();
+        assert_eq!((state.waiting, state.running, state.lines.len()), (0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_greedy_caller_delays_a_modest_one_by_one_call() {
+        let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000)));
+        let start = Instant::now();
+        let enter = |who: u8| {
+            let limiter = limiter.clone();
+            tokio::spawn(async move {
+                drop(limiter.admit(caller(who), later()).await.unwrap());
+                start.elapsed()
+            })
+        };
+        let greedy: Vec<_> = (0..500).map(|_| enter(1)).collect();
+        tokio::task::yield_now().await;
+        let modest: Vec<_> = (0..3).map(|_| enter(2)).collect();
+        let mut times = Vec::new();
+        for task in modest {
+            times.push(task.await.unwrap());
+        }
+        assert!(times[0] <= Duration::from_millis(301), "{times:?}");
+        assert!(times[2] <= Duration::from_millis(701), "{times:?}");
+        let mut last = Duration::ZERO;
+        for task in greedy {
+            last = last.max(task.await.unwrap());
+        }
+        let total = Duration::from_millis(50_200);
+        assert!(
+            last.abs_diff(total) < Duration::from_millis(200),
+            "{last:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_make_it_is_refused_at_once_and_told_when_to_come() {
+        let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000)));
+        for _ in 0..20 {
+            let limiter = limiter.clone();
+            tokio::spawn(async move { limiter.admit(caller(1), later()).await.map(|_| ()) });
+        }
+        tokio::task::yield_now().await;
+        let begun = Instant::now();
+        let soon = begun + Duration::from_secs(5);
+        let refused = limiter
+            .admit(caller(1), soon)
+            .await
+            .map(|_| ())
+            .unwrap_err();
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(refused.retry_after, Some(Duration::from_secs(18)));
+        // Another caller has a line of its own.
+        limiter.admit(caller(2), soon).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_in_line_is_given_up_by_leaving() {
+        let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000)));
+        drop(limiter.admit(None, later()).await.unwrap());
+        let leaving = limiter.admit(None, later());
+        let _ = tokio::time::timeout(Duration::from_millis(10), leaving).await;
+        assert_eq!(limiter.0.state().waiting, 0);
+        let begun = Instant::now();
+        drop(limiter.admit(None, later()).await.unwrap());
+        assert!(begun.elapsed() <= Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_are_spaced_out_as_long_as_asked() {
+        let limiter = Limiter::new(&limits(1000.0, 1000, 10, 10));
+        drop(limiter.admit(None, later()).await.unwrap());
+        limiter.space_out(Duration::from_secs(2), Duration::from_secs(5));
+        let begun = Instant::now();
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            drop(limiter.admit(None, later()).await.unwrap());
+            times.push(begun.elapsed().as_secs());
+        }
+        assert_eq!(times, [2, 4, 5, 5, 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_holds_everyone_and_is_forgotten() {
+        let limiter = Limiter::new(&limits(1000.0, 1000, 10, 10));
+        limiter.pause(Duration::from_secs(7));
+        limiter.pause(Duration::from_secs(2));
+        let begun = Instant::now();
+        let soon = begun + Duration::from_secs(3);
+        let refused = limiter.admit(None, soon).await.map(|_| ()).unwrap_err();
+        assert_eq!(refused.retry_after, Some(Duration::from_secs(7)));
+        drop(limiter.admit(None, later()).await.unwrap());
+        assert!((7000..7010).contains(&begun.elapsed().as_millis()));
+        drop(limiter.admit(None, later()).await.unwrap());
+        assert!(begun.elapsed().as_millis() < 7010);
     }
 }

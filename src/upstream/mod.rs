@@ -2,6 +2,7 @@
 //! concurrency cap and a breaker, and is made again where that is safe and worth it.
 
 mod access;
+mod advice;
 mod breaker;
 mod coalesce;
 mod limiter;
@@ -16,8 +17,9 @@ use crate::adapters::Adapter;
 use crate::model::{Freshness, Reading};
 use crate::telemetry::metrics::UpstreamMetrics;
 
-pub use access::{Access, Answered, Parts, Trace};
+pub use access::{Access, Answered, Errand, Parts};
 pub use coalesce::{Boarded, Flight, Flights};
+pub use limiter::Caller;
 pub use registry::{Registry, TargetFactory};
 pub use transport::{BoxFuture, Http, Outgoing, Transport};
 

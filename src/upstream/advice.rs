@@ -1,0 +1,162 @@
+//! What an upstream says of its own limits in the headers of an answer.
+//!
+//! Read are `X-RateLimit-Remaining` and `X-RateLimit-Reset` (also without `X-`), and `RateLimit` of
+//! the IETF's draft (`"policy";r=50;t=30`). A reset is in seconds from now or, as some write it, a
+//! time in epoch seconds.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use crate::model::Millis;
+
+/// What is left of a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Advice {
+    /// Calls that may still be made.
+    pub(super) remaining: u64,
+    /// Until there are more.
+    pub(super) reset: Duration,
+}
+
+/// Seconds beyond this are a time, not a wait: the year 2001.
+const EPOCH_SECONDS: f64 = 1e9;
+
+/// The longest reset that is believed.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+impl Advice {
+    /// The advice in `headers`, at the wall time `now`.
+    pub(super) fn of(headers: &HeaderMap, now: Millis) -> Option<Self> {
+        let (remaining, reset) = structured(headers).or_else(|| {
+            let families = ["x-ratelimit", "x-rate-limit", "ratelimit"];
+            families.iter().find_map(|family| {
+                let remaining = number(headers, &format!("{family}-remaining"))?;
+                let reset = number(headers, &format!("{family}-reset"))?;
+                Some((remaining, reset))
+            })
+        })?;
+        let reset = if reset > EPOCH_SECONDS {
+            reset - now as f64 / 1000.0
+        } else {
+            reset
+        };
+        (remaining >= 0.0 && reset >= 0.0).then(|| Self {
+            remaining: remaining as u64,
+            reset: Duration::try_from_secs_f64(reset)
+                .unwrap_or(LONGEST)
+                .min(LONGEST),
+        })
+    }
+
+    /// How far apart calls must be for the rest to last until there are more.
+    pub(super) fn spacing(&self) -> Duration {
+        let calls = u32::try_from(self.remaining).unwrap_or(u32::MAX);
+        self.reset.checked_div(calls).unwrap_or(self.reset)
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
+    let text = headers.get(name)?.to_str().ok()?;
+    // Some list several windows; the first is the nearest.
+    let first = text.split([',', ';']).next()?.trim();
+    first.parse().ok().filter(|n: &f64| n.is_finite())
+}
+
+/// The parameters `r` and `t` of `RateLimit`.
+fn structured(headers: &HeaderMap) -> Option<(f64, f64)> {
+    let text = headers.get("ratelimit")?.to_str().ok()?;
+    let parameter = |name: &str| {
+        let parts = text.split(',').next()?.split(';');
+        let value = parts
+            .filter_map(|p| p.trim().split_once('='))
+            .find(|p| p.0 == name)?
+            .1;
+        value.trim().parse().ok().filter(|n: &f64| n.is_finite())
+    };
+    Some((parameter("r")?, parameter("t")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderName, HeaderValue};
+
+    const NOW: Millis = 1_795_000_000_000;
+
+    fn read(pairs: &[(&'static str, &'static str)]) -> Option<(u64, u64)> {
+        let header = |(k, v): &(&'static str, &'static str)| {
+            (HeaderName::from_static(k), HeaderValue::from_static(v))
+        };
+        let advice = Advice::of(&pairs.iter().map(header).collect(), NOW)?;
+        Some((advice.remaining, advice.reset.as_secs()))
+    }
+
+    #[test]
+    fn the_usual_families_are_read() {
+        for (pairs, expected) in [
+            (
+                &[("x-ratelimit-remaining", "5"), ("x-ratelimit-reset", "30")][..],
+                Some((5, 30)),
+            ),
+            (
+                &[
+                    ("x-ratelimit-remaining", "0"),
+                    ("x-ratelimit-reset", "1795000012"),
+                ],
+                Some((0, 12)),
+            ),
+            (
+                &[
+                    ("x-rate-limit-remaining", "7"),
+                    ("x-rate-limit-reset", "2.5"),
+                ],
+                Some((7, 2)),
+            ),
+            (
+                &[
+                    ("ratelimit-remaining", "9, 100"),
+                    ("ratelimit-reset", "4, 3600"),
+                ],
+                Some((9, 4)),
+            ),
+            (&[("ratelimit", "\"hour\";r=50;t=30")], Some((50, 30))),
+            (&[("ratelimit", "\"hour\";r=50")], None),
+            (&[("x-ratelimit-remaining", "5")], None),
+            (
+                &[
+                    ("x-ratelimit-remaining", "many"),
+                    ("x-ratelimit-reset", "30"),
+                ],
+                None,
+            ),
+            (
+                &[("x-ratelimit-remaining", "-1"), ("x-ratelimit-reset", "30")],
+                None,
+            ),
+            (
+                &[
+                    ("x-ratelimit-remaining", "1"),
+                    ("x-ratelimit-reset", "1790000000"),
+                ],
+                None,
+            ),
+            (
+                &[("x-ratelimit-remaining", "1"), ("x-ratelimit-reset", "inf")],
+                None,
+            ),
+        ] {
+            assert_eq!(read(pairs), expected, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_spread_over_the_time_that_is_left() {
+        let advice = |remaining, reset| Advice {
+            remaining,
+            reset: Duration::from_secs(reset),
+        };
+        assert_eq!(advice(5, 30).spacing(), Duration::from_secs(6));
+        assert_eq!(advice(0, 30).spacing(), Duration::from_secs(30));
+    }
+}
