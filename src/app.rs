@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -49,7 +50,11 @@ impl App {
         let transport: Arc<dyn Transport> = Arc::new(http);
         // The registry comes first: handles made before it would count nothing.
         let registry = metrics::registry();
-        let maker = Maker { transport, clock };
+        let maker = Maker {
+            transport,
+            clock,
+            state_dir: config.state_dir.clone(),
+        };
         let mut upstreams = Vec::new();
         for upstream in &config.upstreams {
             let urls = match &upstream.kind {
@@ -143,6 +148,7 @@ impl Service {
 struct Maker {
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
+    state_dir: Option<PathBuf>,
 }
 
 impl Maker {
@@ -179,6 +185,10 @@ impl Maker {
             headers: settings.headers.clone(),
             limits: settings.limits,
             max_response: reading.max_response,
+            budget_file: self
+                .state_dir
+                .as_ref()
+                .map(|dir| dir.join(format!("{}.budget", settings.name))),
             metrics: metrics.clone(),
             clock: self.clock.clone(),
         });

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -332,6 +332,7 @@ impl Checker<'_> {
             server: self.server(&raw.server)?,
             cache_memory: raw.cache.memory.as_ref().map_or(256 << 20, |s| s.0.0),
             targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
+            state_dir: self.state_dir(raw.state.dir.as_deref())?,
             log,
             default_upstream: self.default_upstream(raw_upstreams, &upstreams)?,
             upstreams,
@@ -362,6 +363,25 @@ impl Checker<'_> {
             .get(index)
             .map(|u| u.name.clone())
             .unwrap_or_default())
+    }
+
+    /// The folder for what is kept, which must be there and take files.
+    fn state_dir(&self, raw: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(path) = raw.filter(|p| !p.is_empty()).map(PathBuf::from) else {
+            return Ok(None);
+        };
+        let probe = path.join(".heliostat");
+        match std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)) {
+            Ok(()) => Ok(Some(path)),
+            Err(e) => {
+                let place = Place {
+                    section: "state",
+                    index: None,
+                };
+                let message = format!("{path:?} is not a folder that files can be written to: {e}");
+                Err(self.error(place, "dir", message))
+            }
+        }
     }
 
     fn server(&self, raw: &raw::Server) -> Result<Server, ConfigError> {
@@ -426,6 +446,8 @@ impl Checker<'_> {
         }
         for (key, value) in [
             ("rate_limit", raw.rate_limit.burst),
+            ("rate_limit", raw.rate_limit.per_hour),
+            ("rate_limit", raw.rate_limit.per_day),
             ("max_concurrency", raw.max_concurrency),
             ("breaker", raw.breaker.failures),
             ("raw_points_max", raw.raw_points_max),

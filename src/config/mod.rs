@@ -8,6 +8,7 @@ mod raw;
 mod values;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -27,6 +28,8 @@ pub struct Config {
     pub cache_memory: u64,
     /// Targets that connection details may name though no upstream has their address.
     pub targets: Vec<Pattern>,
+    /// A folder for what is kept across restarts.
+    pub state_dir: Option<PathBuf>,
     /// Where log lines go and which.
     pub log: Log,
     /// The upstreams in the order of the file; at least one.

@@ -18,6 +18,7 @@ pub(super) struct Config {
     pub(super) server: Server,
     pub(super) cache: Cache,
     pub(super) targets: Targets,
+    pub(super) state: State,
     pub(super) log: Log,
     pub(super) upstream: Vec<Upstream>,
 }
@@ -53,6 +54,12 @@ pub(super) struct Cache {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Targets {
     pub(super) allow: Vec<Text<Pattern>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct State {
+    pub(super) dir: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -143,6 +150,8 @@ pub(super) struct Demo {
 pub(super) struct RateLimit {
     pub(super) per_second: Option<f64>,
     pub(super) burst: Option<u32>,
+    pub(super) per_hour: Option<u32>,
+    pub(super) per_day: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -225,6 +234,8 @@ impl Upstream {
                 retries: self.retries.unwrap_or(2),
                 per_second,
                 burst: self.rate_limit.burst.unwrap_or(per_second.ceil() as u32),
+                per_hour: self.rate_limit.per_hour,
+                per_day: self.rate_limit.per_day,
                 max_concurrency: self.max_concurrency.unwrap_or(16) as usize,
                 queue: self.queue.unwrap_or(1024) as usize,
                 breaker_failures: self.breaker.failures.unwrap_or(5),

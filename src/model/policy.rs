@@ -77,6 +77,10 @@ pub struct Limits {
     pub per_second: f64,
     /// Calls that may come at once.
     pub burst: u32,
+    /// Calls in each hour of UTC.
+    pub per_hour: Option<u32>,
+    /// Calls in each day of UTC.
+    pub per_day: Option<u32>,
     /// Calls under way at once.
     pub max_concurrency: usize,
     /// Calls that may wait.

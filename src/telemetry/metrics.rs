@@ -195,7 +195,7 @@ impl UpstreamMetrics {
         // What has not happened yet is shown as 0, so that a first time can be alerted on.
         metrics.breaker_open.set(0.0);
         metrics.in_flight.set(0.0);
-        for reason in ["limits", "breaker_open"] {
+        for reason in ["limits", "budget", "breaker_open"] {
             rejected(&metrics.name, reason).absolute(0);
         }
         for reason in ["nan", "inf", "outside_range", "histogram"] {

@@ -1,6 +1,7 @@
 //! The way of one call: queue, rate, concurrency, breaker, attempt, and perhaps another attempt.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tracing::warn;
 
 use super::advice::Advice;
 use super::breaker::Breaker;
+use super::budget::Budgets;
 use super::limiter::{Caller, Limiter};
 use super::retry::Budget;
 use super::transport::{Outgoing, Transport};
@@ -58,6 +60,7 @@ pub struct Access {
     endpoints: Vec<Endpoint>,
     headers: HeaderMap,
     limiter: Limiter,
+    budgets: Budgets,
     retries: Budget,
     limits: Limits,
     max_response: usize,
@@ -82,6 +85,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Most bytes of a response.
     pub max_response: usize,
+    /// Where what is used of budgets is kept, if anywhere.
+    pub budget_file: Option<PathBuf>,
     /// Where calls are counted.
     pub metrics: UpstreamMetrics,
     /// Where the time comes from.
@@ -101,6 +106,7 @@ impl Access {
             endpoints: parts.urls.into_iter().map(endpoint).collect(),
             headers: parts.headers.into_iter().collect(),
             limiter: Limiter::new(&limits),
+            budgets: Budgets::new(&limits, parts.budget_file),
             retries: Budget::default(),
             limits,
             max_response: parts.max_response,
@@ -187,6 +193,11 @@ impl Access {
         self.metrics.queue_seconds.record(waited.as_secs_f64());
 
         let (endpoint, pass) = self.endpoint(attempt)?;
+        self.budgets.take(self.clock.now()).map_err(|wait| {
+            self.metrics.rejected("budget");
+            let message = "the upstream's budget of calls is spent (rate_limit)";
+            Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
+        })?;
         let outgoing = self.outgoing(&endpoint.url, &exchange.request, errand);
         let wall = self.clock.now();
         let sent = {
@@ -235,7 +246,8 @@ impl Access {
         let ours = Duration::from_secs_f64(1.0 / self.limits.per_second);
         if advice.remaining == 0 {
             self.limiter.pause(advice.reset.min(LONGEST_PAUSE));
-        } else if advice.spacing() > ours {
+        } else if advice.remaining < u64::from(self.limits.burst) && advice.spacing() > ours {
+            // As long as more is left than one burst of ours, the upstream takes bursts too.
             self.limiter.space_out(advice.spacing(), advice.reset);
         }
     }

@@ -316,6 +316,8 @@ mod tests {
             retries: 0,
             per_second,
             burst,
+            per_hour: None,
+            per_day: None,
             max_concurrency,
             queue,
             breaker_failures: 1,

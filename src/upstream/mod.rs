@@ -4,6 +4,7 @@
 mod access;
 mod advice;
 mod breaker;
+mod budget;
 mod coalesce;
 mod limiter;
 mod registry;

@@ -84,6 +84,10 @@ fn errors_say_where_what_and_what_is_allowed() {
             "[targets]\nallow = [\"prom\"]",
             "targets.allow: \"prom\" is not a target",
         ),
+        (
+            "[state]\ndir = \"/nonexistent/folder\"",
+            "c.toml:2:1: state.dir: \"/nonexistent/folder\" is not a folder",
+        ),
         ("[log]\nlevel = \"loud\"", "unknown variant `loud`"),
     ];
     for (text, expected) in cases {

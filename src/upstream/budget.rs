@@ -1,0 +1,228 @@
+//! Budgets of calls by the hour and by the day, kept across restarts where there is a file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::model::{Limits, Millis};
+
+const HOUR: Millis = 3_600_000;
+const DAY: Millis = 24 * HOUR;
+
+/// The format of the file; a file of another is not read.
+const VERSION: u32 = 1;
+
+/// Calls that may be made in each hour and each day of UTC.
+pub(super) struct Budgets {
+    windows: Mutex<Vec<Window>>,
+    file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Window {
+    millis: Millis,
+    allowed: u32,
+    /// Which hour or day since the epoch.
+    index: i64,
+    used: u32,
+    /// What the file says is used: ahead of what is, so that a crash does not forget calls and
+    /// not every call is written.
+    written: u32,
+}
+
+#[derive(Deserialize, Serialize)]
+struct File {
+    version: u32,
+    windows: Vec<Saved>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Saved {
+    millis: Millis,
+    index: i64,
+    used: u32,
+}
+
+impl Budgets {
+    /// The budgets of `limits`, with what `file` says of them.
+    pub(super) fn new(limits: &Limits, file: Option<PathBuf>) -> Self {
+        let window = |(millis, allowed): (Millis, Option<u32>)| {
+            allowed.map(|allowed| Window {
+                millis,
+                allowed,
+                index: 0,
+                used: 0,
+                written: 0,
+            })
+        };
+        let windows = [(HOUR, limits.per_hour), (DAY, limits.per_day)];
+        let mut windows: Vec<Window> = windows.into_iter().filter_map(window).collect();
+        if let Some(path) = &file
+            && !windows.is_empty()
+        {
+            match read(path) {
+                Ok(saved) => restore(&mut windows, &saved),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => warn!(path = %path.display(), "a budget's state cannot be read: {e}"),
+            }
+        }
+        Self {
+            windows: Mutex::new(windows),
+            file,
+        }
+    }
+
+    /// Takes one call out of every budget, at the wall time `now`, or says when the one that is
+    /// spent is renewed. A clock that steps back renews nothing.
+    pub(super) fn take(&self, now: Millis) -> Result<(), Duration> {
+        // Counts are changed one by one, and each is sound.
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        for window in windows.iter_mut() {
+            let index = now.div_euclid(window.millis);
+            if index > window.index {
+                window.index = index;
+                window.used = 0;
+                window.written = 0;
+            }
+        }
+        if let Some(spent) = windows.iter().find(|w| w.used >= w.allowed) {
+            let left = (spent.index + 1) * spent.millis - now;
+            return Err(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
+        }
+        let mut write = false;
+        for window in windows.iter_mut() {
+            window.used += 1;
+            if window.used > window.written {
+                let ahead = (window.allowed / 100).max(1);
+                window.written = (window.used + ahead - 1).min(window.allowed);
+                write = true;
+            }
+        }
+        if write
+            && let Some(path) = &self.file
+            && let Err(e) = save(path, &windows)
+        {
+            warn!(path = %path.display(), "a budget's state cannot be written: {e}");
+        }
+        Ok(())
+    }
+}
+
+fn restore(windows: &mut [Window], saved: &[Saved]) {
+    for window in windows {
+        if let Some(saved) = saved.iter().find(|s| s.millis == window.millis) {
+            window.index = saved.index;
+            window.used = saved.used;
+            window.written = saved.used;
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<Saved>> {
+    let file: File = serde_json::from_slice(&std::fs::read(path)?)?;
+    if file.version == VERSION {
+        Ok(file.windows)
+    } else {
+        let message = format!("version {} is not known", file.version);
+        Err(io::Error::new(io::ErrorKind::InvalidData, message))
+    }
+}
+
+/// Writes beside and renames, so that the file is always whole.
+fn save(path: &Path, windows: &[Window]) -> io::Result<()> {
+    let saved = windows.iter().map(|w| Saved {
+        millis: w.millis,
+        index: w.index,
+        used: w.written,
+    });
+    let file = File {
+        version: VERSION,
+        windows: saved.collect(),
+    };
+    let beside = path.with_extension("tmp");
+    std::fs::write(&beside, serde_json::to_vec(&file)?)?;
+    std::fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budgets(per_hour: Option<u32>, per_day: Option<u32>, file: Option<PathBuf>) -> Budgets {
+        let limits = Limits {
+            timeout: Duration::from_secs(1),
+            retries: 0,
+            per_second: 1.0,
+            burst: 1,
+            per_hour,
+            per_day,
+            max_concurrency: 1,
+            queue: 1,
+            breaker_failures: 1,
+            breaker_open: Duration::from_secs(1),
+        };
+        Budgets::new(&limits, file)
+    }
+
+    fn taken(budgets: &Budgets, now: Millis) -> usize {
+        (0..10_000)
+            .take_while(|_| budgets.take(now).is_ok())
+            .count()
+    }
+
+    #[test]
+    fn each_hour_and_each_day_has_its_calls() {
+        let budgets = budgets(Some(100), Some(250), None);
+        let day = 20_000 * DAY;
+        assert_eq!(taken(&budgets, day + 60_000), 100);
+        assert_eq!(
+            budgets.take(day + 60_000),
+            Err(Duration::from_secs(59 * 60))
+        );
+        assert_eq!(taken(&budgets, day + HOUR), 100);
+        assert_eq!(taken(&budgets, day + 2 * HOUR), 50);
+        assert_eq!(
+            budgets.take(day + 2 * HOUR),
+            Err(Duration::from_secs(22 * 3600))
+        );
+        assert_eq!(taken(&budgets, day + DAY), 100);
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_renews_nothing() {
+        let budgets = budgets(Some(10), None, None);
+        let now = 500_000 * HOUR;
+        assert_eq!(taken(&budgets, now), 10);
+        assert_eq!(taken(&budgets, now - 5 * HOUR), 0);
+        assert_eq!(taken(&budgets, now + HOUR), 10);
+    }
+
+    #[test]
+    fn no_budget_is_no_limit() {
+        assert_eq!(taken(&budgets(None, None, None), 0), 10_000);
+    }
+
+    #[test]
+    fn what_was_used_is_known_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prom.budget");
+        let now = 500_000 * HOUR;
+        let make = || budgets(Some(1000), None, Some(path.clone()));
+        let first = make();
+        for _ in 0..495 {
+            first.take(now).unwrap();
+        }
+        drop(first);
+        // At most a hundredth of the budget is lost to a crash, and none is gained.
+        let left = taken(&make(), now);
+        assert!((495..=505).contains(&left), "{left}");
+        assert_eq!(taken(&make(), now), 0);
+        assert_eq!(taken(&make(), now + HOUR), 1000);
+        std::fs::write(&path, b"nonsense").unwrap();
+        assert_eq!(taken(&make(), now + HOUR), 1000);
+    }
+}
