@@ -317,13 +317,15 @@ fn samples_of(selector: &str, range: &TimeRange) -> Request {
 }
 
 fn range_query(expression: &str, steps: &Steps, step: Step) -> Request {
+    // A step in seconds loses a millisecond where its fraction has no exact double.
+    let step = format!("{}ms", step.millis());
     form(
         "/api/v1/query_range",
         &[
             ("query", expression),
             ("start", &seconds(steps.first)),
             ("end", &seconds(steps.last)),
-            ("step", &seconds(step.millis())),
+            ("step", &step),
         ],
     )
 }
