@@ -894,7 +894,7 @@ impl Rig<'_> {
         let (end, data) = (self.data.end, self.data);
         let selector = [gauge("g_temp"), host("a")];
         // 1000 intervals are 250 minutes.
-        for (len, raw) in [(4 * HOUR, true), (6 * HOUR, false)] {
+        for (len, raw) in [(3 * HOUR, true), (6 * HOUR, false)] {
             let window = (end - 2 * DAY, end - 2 * DAY + len);
             let before = self.counted("upstream_points_total", "auto", "").await;
             let got = self.buckets("auto", &selector, window, "MEAN", HOUR).await;
