@@ -311,14 +311,15 @@ fn steps(
 /// An instant query for the stored samples of `range`. A range selector takes its left edge in
 /// (Prometheus 2) or not (3): it reaches a millisecond further back, and is clipped when read.
 fn samples_of(selector: &str, range: &TimeRange) -> Request {
-    let query = format!("{selector}[{}ms]", range.millis());
+    let query = format!("{selector}[{}]", duration(range.millis()));
     let time = seconds(range.end() - 1);
     form("/api/v1/query", &[("query", &query), ("time", &time)])
 }
 
 fn range_query(expression: &str, steps: &Steps, step: Step) -> Request {
-    // A step in seconds loses a millisecond where its fraction has no exact double.
-    let step = format!("{}ms", step.millis());
+    // Servers cut what is left of a millisecond, and the double next to 1.003 is a little less.
+    let mut step = seconds(step.millis());
+    step.push_str("0001");
     form(
         "/api/v1/query_range",
         &[
@@ -328,6 +329,16 @@ fn range_query(expression: &str, steps: &Steps, step: Step) -> Request {
             ("step", &step),
         ],
     )
+}
+
+/// `millis` as a duration of PromQL. VictoriaMetrics reads each part as a double of seconds and
+/// cuts what is left of a millisecond: `4007ms` would be 4006 of them, `4s7ms` is not.
+fn duration(millis: Millis) -> String {
+    match (millis / 1000, millis % 1000) {
+        (0, millis) => format!("{millis}ms"),
+        (seconds, 0) => format!("{seconds}s"),
+        (seconds, millis) => format!("{seconds}s{millis}ms"),
+    }
 }
 
 /// `millis` as seconds, exactly.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::answer::Matrix;
 use super::promql::Meaning;
-use super::{MAX_STEPS, Prometheus, Steps, exchange, finish, range_query, steps};
+use super::{MAX_STEPS, Prometheus, Steps, duration, exchange, finish, range_query, steps};
 use crate::adapters::{Exchange, Fetch, Next, Series};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
@@ -60,7 +60,7 @@ enum Single {
 /// A range of `millis` that ends with the millisecond it is evaluated at.
 fn span(millis: Millis, left_open: bool) -> String {
     let edge = Millis::from(!left_open);
-    format!("{}ms", millis - edge)
+    duration(millis - edge)
 }
 
 impl Prometheus {
@@ -149,17 +149,18 @@ impl Prometheus {
 /// What `meaning` has in a bucket of `size`, as the argument of an `_over_time` function.
 fn over(meaning: &Meaning, size: Step, inner: Millis, lookback: Millis, left_open: bool) -> String {
     let range = span(size.millis(), left_open);
+    let (grid, lookback) = (duration(inner), duration(lookback));
     match meaning {
         Meaning::Gauge(selector) => format!("{selector}[{range}]"),
         Meaning::Counter(selector) => {
             // A grid point with no new sample must not repeat the rate of the one before.
             let new = span(inner.max(2), left_open);
             format!(
-                "(irate({selector}[{lookback}ms] offset 1ms) and count_over_time({selector}[{new}] offset 1ms))[{range}:{inner}ms]"
+                "(irate({selector}[{lookback}] offset 1ms) and count_over_time({selector}[{new}] offset 1ms))[{range}:{grid}]"
             )
         }
         // A comment in the expression ends with its line.
-        Meaning::Expression(text) => format!("({text}\n)[{range}:{inner}ms]"),
+        Meaning::Expression(text) => format!("({text}\n)[{range}:{grid}]"),
     }
 }
 
@@ -194,8 +195,10 @@ impl Row {
         let probe = size + self.shift;
         let with_edge = if self.shift == size { 3.0 } else { 2.0 };
         let query = format!(
-            "{} or label_replace(count_over_time(vector(1)[{probe}ms:{size}ms]),\"{PROBE}\",\"1\",\"\",\"\")",
-            (self.query)(left_open)
+            "{} or label_replace(count_over_time(vector(1)[{}:{}]),\"{PROBE}\",\"1\",\"\",\"\")",
+            (self.query)(left_open),
+            duration(probe),
+            duration(size),
         );
         let request = range_query(&query, &self.steps, self.size);
         exchange(request, move |response| {
