@@ -1048,19 +1048,23 @@ impl Rig<'_> {
             .await
             .0;
         assert_eq!(metrics, ["g_nan", "g_odd", "g_slow", "g_temp"]);
-        let folded = self
-            .values(
-                "__counter__",
-                json!({ "limit": 3, "fieldValuePrefix": "g_" }),
-            )
-            .await
-            .0;
+        let page = json!({ "limit": 3, "fieldValuePrefix": "g_" });
+        let page = self.values("__counter__", page).await;
+        let three = ["g_nan", "g_odd", "g_slow"].map(str::to_owned);
+        assert_eq!(page, (three.to_vec(), json!(true)));
+        let folded = self.values("__counter__", json!({ "limit": 3 })).await;
+        let mut expected = vec!["c_total", "g_*"];
+        if self.is_prometheus() {
+            expected.insert(1, "fleet");
+        }
         assert_eq!(
-            folded,
-            ["g_nan", "g_odd", "g_*"].map(str::to_owned),
-            "folded"
+            (folded.0, folded.1),
+            (
+                expected.iter().map(|v| v.to_string()).collect(),
+                json!(false)
+            )
         );
-        let long_ago = json!({ "startTime": 1_000_000, "endTime": 2_000_000 });
+        let long_ago = json!({ "startTime": 1_000_000_000_000_i64, "endTime": 1_000_000_100_000_i64 });
         assert_eq!(self.values("host", long_ago).await.0, Vec::<String>::new());
         let lately = json!({ "startTime": self.data.end - HOUR, "endTime": self.data.end });
         assert_eq!(self.values("host", lately).await.0, ["a", "b", "c"]);
