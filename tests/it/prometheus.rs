@@ -324,7 +324,7 @@ impl Store {
             child,
             _folder: folder,
         };
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = heliostat::upstream::Http::builder().build().unwrap();
         for _ in 0..200 {
             let asked = client.get(format!("{}{ready}", store.url)).send().await;
             if asked.is_ok_and(|r| r.status().is_success()) {
@@ -382,7 +382,7 @@ impl Store {
             "-retentionPeriod=100y".to_owned(),
         ];
         let store = Self::start("victoria-metrics", folder, &args, port, "/health").await;
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = heliostat::upstream::Http::builder().build().unwrap();
         let import = format!("{}/api/v1/import/prometheus", store.url);
         let sent = client
             .post(import)
@@ -432,7 +432,7 @@ impl<'a> Rig<'a> {
                 "slide-pushed",
                 "settle = \"10m\"\nrefresh = \"0s\"\naggregate = \"upstream\"",
             ),
-            ("fleet", "refresh = \"5m\""),
+            ("fleet", "settle = \"10m\"\nrefresh = \"5m\""),
         ] {
             writeln!(
                 toml,
