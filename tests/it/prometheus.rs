@@ -2,7 +2,6 @@
 //! is compared with numbers that are worked out here from the samples, never by the store.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
