@@ -79,8 +79,8 @@ impl Prometheus {
             let matrix = Matrix::read(response)?;
             let rates = move |s: &SampleSeries| rates(&s.samples, longest);
             let first_in_range = |s: &SampleSeries| {
-                let first = s.samples.iter().position(|(t, _)| range.holds(*t));
-                first == Some(0)
+                let first = s.samples.iter().find(|(_, v)| v.is_finite());
+                first.is_some_and(|(t, _)| range.holds(*t))
             };
             if !matrix.series.iter().any(first_in_range) {
                 let done = finish(&matrix, &range, NanInterpretation::Omit, single, rates);
@@ -98,7 +98,7 @@ impl Prometheus {
     /// The values of an expression on the grid of the interval.
     fn expression(&self, expression: &str, fetch: &Fetch) -> Vec<Exchange<Series>> {
         let (nan, single) = (fetch.nan, self.single_series);
-        steps(&fetch.range, self.interval, 0)
+        steps(&fetch.range, self.interval, 0, MAX_STEPS)
             .map(|part| {
                 let request = range_query(expression, &part, self.interval);
                 let range = part.range;
@@ -124,7 +124,7 @@ impl Adapter for Prometheus {
         let meaning = Meaning::of(&fetch.selector)?;
         Ok(match (fetch.layout, &meaning) {
             (Layout::Buckets { statistic, size }, _) => {
-                self.pushed_down(&meaning, statistic, size, fetch)
+                self.pushed_down(&meaning, statistic, size, fetch)?
             }
             (Layout::Raw, Meaning::Gauge(selector)) => vec![self.gauge(selector, fetch)],
             (Layout::Raw, Meaning::Counter(selector)) => vec![self.counter(selector, fetch)],
@@ -287,11 +287,16 @@ struct Steps {
     range: TimeRange,
 }
 
-/// The steps at `k·step + shift` for the grid lines `k·step` in `range`, in calls that the server
-/// can answer.
-fn steps(range: &TimeRange, step: Step, shift: Millis) -> impl Iterator<Item = Steps> + use<> {
+/// The steps at `k·step + shift` for the grid lines `k·step` in `range`, at most `per_call` in one
+/// call.
+fn steps(
+    range: &TimeRange,
+    step: Step,
+    shift: Millis,
+    per_call: u32,
+) -> impl Iterator<Item = Steps> + use<> {
     let (begin, end) = (step.ceil(range.start()), range.end());
-    let window = step.times(MAX_STEPS).millis();
+    let window = step.times(per_call).millis();
     let next = move |at: &Millis| Some(at.saturating_add(window)).filter(|at| *at < end);
     std::iter::successors((begin < end).then_some(begin), next).map(move |from| {
         let range = TimeRange::clamped(from, end.min(from.saturating_add(window)));
@@ -306,21 +311,34 @@ fn steps(range: &TimeRange, step: Step, shift: Millis) -> impl Iterator<Item = S
 /// An instant query for the stored samples of `range`. A range selector takes its left edge in
 /// (Prometheus 2) or not (3): it reaches a millisecond further back, and is clipped when read.
 fn samples_of(selector: &str, range: &TimeRange) -> Request {
-    let query = format!("{selector}[{}ms]", range.millis());
+    let query = format!("{selector}[{}]", duration(range.millis()));
     let time = seconds(range.end() - 1);
     form("/api/v1/query", &[("query", &query), ("time", &time)])
 }
 
 fn range_query(expression: &str, steps: &Steps, step: Step) -> Request {
+    // Servers cut what is left of a millisecond, and the double next to 1.003 is a little less.
+    let mut step = seconds(step.millis());
+    step.push_str("0001");
     form(
         "/api/v1/query_range",
         &[
             ("query", expression),
             ("start", &seconds(steps.first)),
             ("end", &seconds(steps.last)),
-            ("step", &seconds(step.millis())),
+            ("step", &step),
         ],
     )
+}
+
+/// `millis` as a duration of PromQL. VictoriaMetrics reads each part as a double of seconds and
+/// cuts what is left of a millisecond: `4007ms` would be 4006 of them, `4s7ms` is not.
+fn duration(millis: Millis) -> String {
+    match (millis / 1000, millis % 1000) {
+        (0, millis) => format!("{millis}ms"),
+        (seconds, 0) => format!("{seconds}s"),
+        (seconds, millis) => format!("{seconds}s{millis}ms"),
+    }
 }
 
 /// `millis` as seconds, exactly.

@@ -11,4 +11,5 @@
 )]
 
 mod demo;
+mod prometheus;
 mod support;

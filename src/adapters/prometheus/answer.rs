@@ -146,18 +146,37 @@ fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T
     }
 }
 
+/// How Prometheus and VictoriaMetrics say that a query is too large for them.
+const TOO_MANY: [&str; 3] = ["too many samples", "too many points", "cannot exceed"];
+
+/// How VictoriaMetrics says that it cannot read a query. It gives the status 422 to that as to
+/// every other failure of a query.
+const UNREADABLE: [&str; 8] = [
+    "unparsed data",
+    "unexpected token",
+    "unexpected number of args",
+    "unknown func",
+    "cannot parse",
+    "cannot find the first token",
+    "invalid regexp",
+    "missing `query` arg",
+];
+
+fn unreadable(error: &str) -> Error {
+    let short: String = error.chars().take(500).collect();
+    let message = format!("the upstream cannot read the selector: {short}");
+    Error::new(Kind::MetricNotFound, message)
+}
+
 fn failure(response: &Response, error_type: &str, error: &str) -> Error {
     let message = format!("the upstream answered {error_type}: {error}");
     // VictoriaMetrics gives the HTTP status where Prometheus gives a word.
     match error_type {
-        "bad_data" | "400" => {
-            let short: String = error.chars().take(500).collect();
-            let message = format!("the upstream cannot read the selector: {short}");
-            Error::new(Kind::MetricNotFound, message)
-        }
-        "execution" | "422" if error.contains("too many samples") => {
+        "bad_data" | "400" => unreadable(error),
+        "execution" | "422" if TOO_MANY.iter().any(|words| error.contains(words)) => {
             Error::new(Kind::TooManyPoints, message)
         }
+        "422" if UNREADABLE.iter().any(|words| error.contains(words)) => unreadable(error),
         "execution" | "422" | "timeout" => Error::new(Kind::UpstreamFailed, message),
         _ => match busy(response) {
             Some(mut busy) => {

@@ -15,7 +15,7 @@ pub(super) const EXPRESSION: &str = "~";
 const NOTHING: &str = "[^\\x00-\\x{10FFFF}]";
 
 /// What a selector asks of a Prometheus server.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Meaning {
     /// The samples of this instant selector.
     Gauge(String),

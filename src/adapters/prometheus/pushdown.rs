@@ -2,26 +2,49 @@
 //!
 //! A bucket `[kB, (k+1)B)` is asked for at its last millisecond `(k+1)B - 1`, over a range that
 //! covers it exactly. Which range that is depends on whether the server counts a range's left
-//! edge in (up to Prometheus 2) or not (from 3 on), so each answer carries a probe that tells,
-//! and a query that assumed the wrong one is made again.
+//! edge in (up to Prometheus 2) or not (from 3 on, and VictoriaMetrics), so each answer carries a
+//! probe that tells, and a query that assumed the wrong one is made again.
+//!
+//! Where the result differs from what is computed here from raw points:
+//! - A range function takes in samples that are NaN: the count includes them, a sum, mean or
+//!   percentile is NaN and its bucket left out.
+//! - Rates of a counter are taken on a grid that divides the bucket, at least two points an
+//!   interval. Of samples that lie closer together than that grid, only the last counts.
+//!
+//! VictoriaMetrics differs further (measured with 1.79.5): a counter's drop of less than an
+//! eighth is no reset to it, the rate is 0; it may keep no more than 11 digits of a value; in steps
+//! under a minute, those of `~` included, it repeats one value for the last 30 s before now
+//! (`-search.latencyOffset`). A bucket of more than some 30,000 inner points is too large for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::answer::Matrix;
 use super::promql::Meaning;
-use super::{Prometheus, Steps, exchange, finish, range_query, steps};
+use super::{MAX_STEPS, Prometheus, Steps, duration, exchange, finish, range_query, steps};
 use crate::adapters::{Exchange, Fetch, Next, Series};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
 /// The label of the probe.
 const PROBE: &str = "heliostat_probe";
 
+/// Most points of a subquery in one call: a server works all of them out at once, and
+/// VictoriaMetrics refuses more than 30,000, of which it takes some for itself.
+const MAX_INNER: Millis = 25_000;
+
+/// What Prometheus says to a subquery of an expression that has no labels, such as `1 + 1`.
+const SCALAR: &str = "only allowed on instant vector, got scalar";
+
 /// One row of buckets that are asked for in one call.
 #[derive(Clone)]
 struct Row {
-    expression: Expression,
+    /// The query, by whether a range's left edge is left out.
+    query: Arc<dyn Fn(bool) -> String + Send + Sync>,
+    /// The query if the expression turns out to be a scalar.
+    of_scalar: Option<Arc<dyn Fn(bool) -> String + Send + Sync>>,
     size: Step,
+    /// From a bucket's start to the moment at which it is asked for.
+    shift: Millis,
     steps: Arc<Steps>,
     nan: NanInterpretation,
     /// Whether the answer must be of one series: it cannot be merged, or may not be.
@@ -36,22 +59,10 @@ enum Single {
     Percentile,
 }
 
-/// An expression with a place for the length of its range in milliseconds.
-#[derive(Clone)]
-struct Expression {
-    head: String,
-    /// What stands around each range; the range stands between them.
-    ranges: Vec<(String, String)>,
-}
-
-impl Expression {
-    fn over(&self, millis: Millis) -> String {
-        let mut text = self.head.clone();
-        for (before, after) in &self.ranges {
-            text.push_str(&format!("{before}{millis}ms{after}"));
-        }
-        text
-    }
+/// A range of `millis` that ends with the millisecond it is evaluated at.
+fn span(millis: Millis, left_open: bool) -> String {
+    let edge = Millis::from(!left_open);
+    duration(millis - edge)
 }
 
 impl Prometheus {
@@ -62,106 +73,158 @@ impl Prometheus {
         statistic: Statistic,
         size: Step,
         fetch: &Fetch,
-    ) -> Vec<Exchange<Series>> {
+    ) -> Result<Vec<Exchange<Series>>, Error> {
         let single = match (statistic.quantile(), self.single_series) {
             (_, true) => Single::Configured,
             (Some(_), false) => Single::Percentile,
             (None, false) => Single::No,
         };
+        if size.millis() < 2 {
+            // A range that leaves out its left edge and holds the other cannot be written.
+            let message = "buckets of 1 ms cannot be asked of the upstream; ask for larger ones";
+            return Err(Error::new(Kind::TooManyPoints, message));
+        }
         // Rates are read at grid points that see samples up to the millisecond before them, so
         // the grid points of a bucket are those after its start, its end included.
         let shift = match meaning {
             Meaning::Counter(_) => size.millis(),
             Meaning::Gauge(_) | Meaning::Expression(_) => size.millis() - 1,
         };
-        let expression = self.statistic(meaning, statistic, single);
-        steps(&fetch.range, size, shift)
-            .map(|steps| {
-                let row = Row {
-                    expression: expression.clone(),
-                    size,
-                    steps: Arc::new(steps),
-                    nan: fetch.nan,
-                    single,
-                    left_open: self.left_open.clone(),
-                };
-                row.exchange(self.left_open.load(Ordering::Relaxed))
+        let inner = match meaning {
+            Meaning::Gauge(_) => size.millis(),
+            Meaning::Counter(_) => self.rate_grid(size),
+            Meaning::Expression(_) => self.interval.millis(),
+        };
+        let per_call = (MAX_INNER.saturating_mul(inner) / size.millis()).max(1);
+        let per_call = u32::try_from(per_call).unwrap_or(MAX_STEPS).min(MAX_STEPS);
+        let lookback = self.longest_lookback();
+        let query = |meaning: &Meaning| -> Arc<dyn Fn(bool) -> String + Send + Sync> {
+            let meaning = meaning.clone();
+            Arc::new(move |left_open| {
+                let over = over(&meaning, size, inner, lookback, left_open);
+                reduced(&over, statistic, single)
             })
-            .collect()
+        };
+        let of_scalar = match meaning {
+            Meaning::Expression(text) => {
+                Some(query(&Meaning::Expression(format!("vector({text}\n)"))))
+            }
+            Meaning::Gauge(_) | Meaning::Counter(_) => None,
+        };
+        let query = query(meaning);
+        let rows = steps(&fetch.range, size, shift, per_call).map(|steps| {
+            let row = Row {
+                query: query.clone(),
+                of_scalar: of_scalar.clone(),
+                size,
+                shift,
+                steps: Arc::new(steps),
+                nan: fetch.nan,
+                single,
+                left_open: self.left_open.clone(),
+            };
+            row.exchange(self.left_open.load(Ordering::Relaxed), true)
+        });
+        Ok(rows.collect())
     }
 
-    fn statistic(&self, meaning: &Meaning, statistic: Statistic, single: Single) -> Expression {
-        let interval = self.interval.millis();
-        // What a range is taken of, up to and after the length of the range.
-        let (open, close) = match meaning {
-            Meaning::Gauge(selector) => (format!("{selector}["), "]".to_owned()),
-            Meaning::Counter(selector) => {
-                let longest = self.longest_lookback();
-                // A grid point with no new sample must not repeat the rate of the one before.
-                let new = interval.saturating_sub(1).max(1);
-                let rates = format!(
-                    "(irate({selector}[{longest}ms] offset 1ms) and count_over_time({selector}[{new}ms] offset 1ms))["
-                );
-                (rates, format!(":{interval}ms]"))
+    /// The grid on which a counter's rates are read to make buckets of `size`: it divides these,
+    /// so that no rate is counted to a neighbour, and is at most half the interval, so that
+    /// samples that come a little early or late have a grid point each.
+    fn rate_grid(&self, size: Step) -> Millis {
+        let longest = (self.interval.millis() / 2).max(1);
+        let least = (longest / 64).max(1);
+        let size = size.millis();
+        let mut parts = (size + longest - 1) / longest;
+        while size / parts >= least {
+            if size % parts == 0 {
+                return size / parts;
             }
-            Meaning::Expression(text) => {
-                // A comment in the expression ends with its line.
-                (format!("({text}\n)["), format!(":{interval}ms]"))
-            }
-        };
-        let call = |function: &str| (format!("{function}({open}"), format!("{close})"));
-        let wrapped = |outer: &str, function: &str| {
-            let (before, after) = call(function);
-            if single == Single::No {
-                (format!("{outer}({before}"), format!("{after})"))
-            } else {
-                (before, after)
-            }
-        };
-        let ranges = match (statistic, statistic.quantile()) {
-            (_, Some(q)) => vec![(
-                format!("quantile_over_time({q},{open}"),
-                format!("{close})"),
-            )],
-            (Statistic::Max, _) => vec![wrapped("max", "max_over_time")],
-            (Statistic::Min, _) => vec![wrapped("min", "min_over_time")],
-            (Statistic::Sum, _) => vec![wrapped("sum", "sum_over_time")],
-            (Statistic::Count, _) => vec![wrapped("sum", "count_over_time")],
-            _ if single == Single::No => {
-                let (before, after) = wrapped("sum", "sum_over_time");
-                vec![
-                    (before, format!("{after}/")),
-                    wrapped("sum", "count_over_time"),
-                ]
-            }
-            _ => vec![call("avg_over_time")],
-        };
-        Expression {
-            head: String::new(),
-            ranges,
+            parts += 1;
         }
+        // No grid that is coarse enough divides a bucket. Rates near an edge may be a grid point
+        // off.
+        longest
+    }
+}
+
+/// What `meaning` has in a bucket of `size`, as the argument of an `_over_time` function.
+fn over(meaning: &Meaning, size: Step, inner: Millis, lookback: Millis, left_open: bool) -> String {
+    let range = span(size.millis(), left_open);
+    let (grid, lookback) = (duration(inner), duration(lookback));
+    match meaning {
+        Meaning::Gauge(selector) => format!("{selector}[{range}]"),
+        Meaning::Counter(selector) => {
+            // A grid point with no new sample must not repeat the rate of the one before.
+            let new = span(inner.max(2), left_open);
+            format!(
+                "(irate({selector}[{lookback}] offset 1ms) and count_over_time({selector}[{new}] offset 1ms))[{range}:{grid}]"
+            )
+        }
+        // A comment in the expression ends with its line.
+        Meaning::Expression(text) => format!("({text}\n)[{range}:{grid}]"),
+    }
+}
+
+/// The statistic of `over`, as one series where several can be merged.
+fn reduced(over: &str, statistic: Statistic, single: Single) -> String {
+    let merged = |outer: &str, function: &str| {
+        if single == Single::No {
+            format!("{outer}({function}({over}))")
+        } else {
+            format!("{function}({over})")
+        }
+    };
+    match (statistic, statistic.quantile()) {
+        (_, Some(q)) => format!("quantile_over_time({q},{over})"),
+        (Statistic::Max, _) => merged("max", "max_over_time"),
+        (Statistic::Min, _) => merged("min", "min_over_time"),
+        (Statistic::Sum, _) => merged("sum", "sum_over_time"),
+        (Statistic::Count, _) => merged("sum", "count_over_time"),
+        _ if single == Single::No => {
+            format!("sum(sum_over_time({over}))/sum(count_over_time({over}))")
+        }
+        _ => format!("avg_over_time({over})"),
     }
 }
 
 impl Row {
-    fn exchange(self, left_open: bool) -> Exchange<Series> {
+    /// The call, which assumes whether the left edge counts in and may change its mind once.
+    fn exchange(self, left_open: bool, may_turn: bool) -> Exchange<Series> {
         let size = self.size.millis();
-        let range = if left_open { size } else { (size - 1).max(1) };
-        // Three grid points where the left edge counts in, two where it does not.
+        // Reaches back to a grid line exactly, so the answer is one more where the left edge
+        // counts in.
+        let probe = size + self.shift;
+        let with_edge = if self.shift == size { 3.0 } else { 2.0 };
         let query = format!(
-            "{} or label_replace(count_over_time(vector(1)[2ms:1ms]),\"{PROBE}\",\"1\",\"\",\"\")",
-            self.expression.over(range)
+            "{} or label_replace(count_over_time(vector(1)[{}:{}]),\"{PROBE}\",\"1\",\"\",\"\")",
+            (self.query)(left_open),
+            duration(probe),
+            duration(size),
         );
         let request = range_query(&query, &self.steps, self.size);
         exchange(request, move |response| {
-            let mut matrix = Matrix::read(response)?;
+            let mut matrix = match (Matrix::read(response), &self.of_scalar) {
+                (Ok(matrix), _) => matrix,
+                (Err(error), Some(query)) if error.message.contains(SCALAR) => {
+                    let mut row = self.clone();
+                    row.query = query.clone();
+                    row.of_scalar = None;
+                    return Ok(Next::More(row.exchange(left_open, may_turn)));
+                }
+                (Err(error), _) => return Err(error),
+            };
             let probe = matrix.take(PROBE);
             let found = probe
-                .and_then(|p| p.samples.first().map(|(_, count)| *count < 2.5))
+                .and_then(|p| p.samples.first().map(|(_, count)| *count < with_edge - 0.5))
                 .unwrap_or(left_open);
             if found != left_open {
+                if !may_turn {
+                    let message = "the upstream counts the left edge of a range now in, now out";
+                    return Err(Error::new(Kind::UpstreamFailed, message).retryable(true));
+                }
                 self.left_open.store(found, Ordering::Relaxed);
-                return Ok(Next::More(self.clone().exchange(found)));
+                return Ok(Next::More(self.clone().exchange(found, false)));
             }
             self.buckets(matrix).map(Next::Done)
         })
