@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -12,13 +13,23 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::body::Body;
+use super::stream::Guarded;
 
 /// How long a connection may take to send a request's head. It is also how long an unused one
 /// is kept: longer than the minute between StackState's polls.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// How long a connection may be silent, whatever is waited for, and how long a client may take
+/// none of what it is sent. Both bound what a client that does nothing can hold.
+const SILENCE: Duration = Duration::from_secs(90);
+const NOT_READING: Duration = Duration::from_secs(20);
+
+/// Most connections at once; more wait until one ends.
+const CONNECTIONS: usize = 8192;
 
 /// Bounds of HTTP/2: requests at once on a connection, and bytes of a request's head.
 const STREAMS: u32 = 256;
@@ -49,10 +60,15 @@ pub async fn serve<H, F>(
         .max_header_list_size(HEAD_BYTES)
         .keep_alive_interval(Some(Duration::from_secs(30)));
     let connections = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::pin!(stop);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let accept = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            accepted = accept => accepted,
             () = &mut stop => break,
         };
         let (stream, peer) = match accepted {
@@ -74,9 +90,11 @@ pub async fn serve<H, F>(
             let answer = handler(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let stream = TokioIo::new(Guarded::new(stream, SILENCE, NOT_READING));
+        let connection = http.serve_connection(stream, service);
         let connection = connections.watch(connection.into_owned());
         tokio::spawn(async move {
+            let _place = place;
             if let Err(e) = connection.await {
                 debug!("a connection ended: {e}");
             }

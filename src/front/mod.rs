@@ -1,6 +1,6 @@
 //! The front: listens, admits, routes, and turns answers and errors into HTTP.
 //!
-//! - [`listen`]: connections, and how they end
+//! - [`listen`], [`stream`]: connections, and how they end
 //! - [`router`]: which path means what; admission, limits, the log line and metrics of a request
 //! - [`mirror`]: the mirror API's four methods
 //! - [`admin`]: health, readiness, metrics, the page at `/`
@@ -12,6 +12,7 @@ pub mod listen;
 pub mod mirror;
 mod router;
 mod status;
+mod stream;
 
 pub use body::Body;
 pub use router::{Front, Settings};
