@@ -18,6 +18,9 @@ use crate::model::{MAX_TIME, TargetUrl};
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../config.toml");
 
+/// A connection that waits longer is taken for one whose client has gone.
+const LONGEST_REQUEST: Duration = Duration::from_secs(300);
+
 /// The start of every variable that overrides a key.
 const PREFIX: &str = "HELIOSTAT_";
 
@@ -406,6 +409,9 @@ impl Checker<'_> {
         api_key.set_sensitive(true);
         let max_body = raw.max_body.as_ref().map_or(1 << 20, |s| s.0.0);
         let request_timeout = raw.request_timeout.as_ref();
+        if request_timeout.is_some_and(|t| t.0 > LONGEST_REQUEST) {
+            return Err(self.error(SERVER, "request_timeout", "must be at most 5m"));
+        }
         let positive = |key, value| self.at_least_one(SERVER, key, value);
         Ok(Server {
             listen,

@@ -23,9 +23,9 @@ use super::stream::Guarded;
 /// is kept: longer than the minute between StackState's polls.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// How long a connection may be silent, whatever is waited for, and how long a client may take
-/// none of what it is sent. Both bound what a client that does nothing can hold.
-const SILENCE: Duration = Duration::from_secs(90);
+/// How long a connection may be silent, whatever is waited for, an answer included; and how long
+/// a client may take none of what it is sent. Both bound what a client that does nothing holds.
+const SILENCE: Duration = Duration::from_secs(600);
 const NOT_READING: Duration = Duration::from_secs(20);
 
 /// Most connections at once; more wait until one ends.
