@@ -10,5 +10,7 @@
     clippy::print_stderr
 )]
 
+mod cases;
 mod demo;
+mod scripted;
 mod support;
