@@ -275,14 +275,24 @@ async fn write(stream: &mut TcpStream, answer: &Answer, clock: &dyn Clock) -> io
             return Ok(true);
         }
         Fault::Close => {}
-        Fault::Cut => stream.write_all(&[&head[..], &body[..half]].concat()).await?,
+        Fault::Cut => {
+            stream
+                .write_all(&[&head[..], &body[..half]].concat())
+                .await?
+        }
         Fault::Reset => {
-            stream.write_all(&[&head[..], &body[..half]].concat()).await?;
+            stream
+                .write_all(&[&head[..], &body[..half]].concat())
+                .await?;
             // Closed so, what is not sent is thrown away and the other side hears of it.
             stream.set_zero_linger()?;
         }
         Fault::Hang => std::future::pending().await,
-        Fault::Noise => stream.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n").await?,
+        Fault::Noise => {
+            stream
+                .write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+                .await?
+        }
     }
     Ok(false)
 }
