@@ -10,7 +10,10 @@
     clippy::print_stderr
 )]
 
+mod bad_input;
 mod cases;
+mod chain;
 mod demo;
+mod house;
 mod scripted;
 mod support;
