@@ -1,7 +1,6 @@
 //! A mirror of a mirror: a Heliostat in front of a Heliostat gives the answers of one.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use heliostat::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::support::{Server, TestClock};
@@ -16,8 +15,7 @@ struct Chain {
 impl Chain {
     async fn start(name: &str, aggregate: &str) -> Self {
         // Answers of a Heliostat are dated by the real clock, so theirs stands near it.
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let now = since.as_millis() as i64;
+        let now = SystemClock::default().now();
         let clock = TestClock::at(now);
         let demo = format!(
             "[[upstream]]\nname = \"{name}-first\"\nkind = \"demo\"\ndemo = {{ latency = \"1ms\", per_second = 10000 }}\nrate_limit = {{ per_second = 10000 }}"
@@ -41,7 +39,7 @@ impl Chain {
         first.json()
     }
 
-    fn metric(&self, back: i64, until: i64, more: Value) -> Value {
+    fn metric(&self, back: i64, until: i64, more: &Value) -> Value {
         let name = json!({ "value": "cpu.usage_percent", "_type": "StringValue" });
         let mut query = json!({
             "conditions": [{ "key": "name", "value": name, "_type": "EqualityCondition" }],
@@ -88,7 +86,7 @@ async fn metrics_agree(name: &str, aggregate: &str) {
         json!({ "metricField": "value" }),
     ] {
         for (back, until) in [(HOUR, 0), (HOUR, HOUR / 2), (2 * HOUR + 7, 1), (0, 0)] {
-            let query = chain.metric(back, until, more.clone());
+            let query = chain.metric(back, until, &more);
             let answer = chain.agree("/api/metric", query).await;
             assert_eq!(points(&answer) > 0, back > until, "{answer}");
         }
@@ -97,7 +95,7 @@ async fn metrics_agree(name: &str, aggregate: &str) {
         for size in [60_000, 7_001, HOUR] {
             let more = json!({ "aggregation": { "method": method, "bucketSizeMillis": size } });
             for (back, until) in [(HOUR, 0), (5 * HOUR + 11, HOUR)] {
-                let query = chain.metric(back, until, more.clone());
+                let query = chain.metric(back, until, &more);
                 let answer = chain.agree("/api/metric", query).await;
                 assert!(points(&answer) > 0, "{answer}");
             }
@@ -160,13 +158,13 @@ async fn errors_are_those_of_one() {
     let chain = Chain::start("chain-errors", "auto").await;
     let unknown = json!({ "conditions": [{ "key": "name", "value": "no.such.metric" }] });
     let answer = chain
-        .agree("/api/metric", chain.metric(HOUR, 0, unknown))
+        .agree("/api/metric", chain.metric(HOUR, 0, &unknown))
         .await;
     assert_eq!(answer["_type"], "MetricNotFoundError");
     assert_eq!(answer["metric"], "no.such.metric");
     let field = json!({ "metricField": "no.such.field" });
     let answer = chain
-        .agree("/api/metric", chain.metric(HOUR, 0, field))
+        .agree("/api/metric", chain.metric(HOUR, 0, &field))
         .await;
     assert_eq!(answer["_type"], "RemoteMirrorError");
     let none = json!({ "fieldName": "no.such.field", "fieldType": "STRING" });
@@ -174,7 +172,7 @@ async fn errors_are_those_of_one() {
     chain.agree("/api/field/value", query).await;
     let fine = json!({ "aggregation": { "method": "MEAN", "bucketSizeMillis": 1 } });
     let answer = chain
-        .agree("/api/metric", chain.metric(HOUR, 0, fine))
+        .agree("/api/metric", chain.metric(HOUR, 0, &fine))
         .await;
     assert!(
         answer["details"]

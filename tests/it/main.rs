@@ -15,5 +15,6 @@ mod cases;
 mod chain;
 mod demo;
 mod house;
+mod limits;
 mod scripted;
 mod support;
