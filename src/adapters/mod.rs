@@ -4,7 +4,10 @@
 pub mod mirror;
 pub mod prometheus;
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use http::header::{DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::model::{
@@ -201,11 +204,22 @@ fn busy(response: &Response) -> Option<Error> {
     if status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::SERVICE_UNAVAILABLE {
         return None;
     }
-    let header = response.headers.get(http::header::RETRY_AFTER);
-    let seconds = header.and_then(|v| v.to_str().ok()?.trim().parse::<u64>().ok());
     let message = format!("the upstream is at capacity (HTTP {})", status.as_u16());
     let error = Error::new(Kind::UpstreamBusy, message)
         .retryable(true)
-        .retry_after(seconds.map(std::time::Duration::from_secs));
+        .retry_after(retry_after(response));
     Some(error)
+}
+
+/// The wait that `response` asks for: in seconds, or up to a date, which is by the clock that the
+/// response's own `Date` is of.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let text = |name| response.headers.get(name)?.to_str().ok().map(str::trim);
+    let asked = text(RETRY_AFTER)?;
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(asked).ok()?;
+    let now = httpdate::parse_http_date(text(DATE)?).ok()?;
+    until.duration_since(now).ok()
 }

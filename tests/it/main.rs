@@ -10,6 +10,12 @@
     clippy::print_stderr
 )]
 
+mod bad_input;
+mod cases;
+mod chain;
 mod demo;
+mod house;
+mod limits;
 mod prometheus;
+mod scripted;
 mod support;

@@ -1,0 +1,199 @@
+//! The rules of the house that can be read off the sources: who may import whom, and how long a
+//! file may be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// What each module may import. A module may always import itself.
+const MAY: &[(&str, &[&str])] = &[
+    ("main", EVERYTHING),
+    ("cli", EVERYTHING),
+    ("app", EVERYTHING),
+    ("lib", &[]),
+    ("config", &["model"]),
+    ("model", &[]),
+    ("clock", &["model"]),
+    ("front", &["wire", "engine", "model", "telemetry", "clock"]),
+    ("wire", &["model"]),
+    (
+        "engine",
+        &[
+            "aggregate",
+            "upstream",
+            "adapters",
+            "wire",
+            "model",
+            "telemetry",
+            "clock",
+        ],
+    ),
+    ("aggregate", &["model"]),
+    ("upstream", &["adapters", "model", "telemetry", "clock"]),
+    ("adapters", &["model", "wire", "aggregate"]),
+    ("demo", &["aggregate", "front", "wire", "model", "clock"]),
+    ("telemetry", &[]),
+];
+
+const EVERYTHING: &[&str] = &["*"];
+
+/// Most lines of a file before its tests, and of `main.rs`.
+const LONGEST: usize = 500;
+const LONGEST_MAIN: usize = 130;
+
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![root()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.len() > 20);
+    found
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// The module at the top of the crate that a file belongs to.
+fn module(path: &Path) -> String {
+    let inside = path.strip_prefix(root()).unwrap();
+    let first = Path::new(inside.iter().next().unwrap());
+    first.file_stem().unwrap().to_str().unwrap().to_owned()
+}
+
+/// What stands before the tests; nothing of a file of tests.
+fn product<'a>(path: &Path, text: &'a str) -> &'a str {
+    if path.file_name().is_some_and(|n| n == "tests.rs") {
+        return "";
+    }
+    // A `mod tests;` may be followed by more; a `mod tests {` is the end.
+    text.find("#[cfg(test)]\nmod tests {")
+        .map_or(text, |at| &text[..at])
+}
+
+/// The top-level modules that `text` names after `crate::`.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut found = BTreeSet::new();
+    for start in ["crate::", "heliostat::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != '$') {
+                found.extend(firsts(&code[at + start.len()..]));
+            }
+        }
+    }
+    found
+}
+
+/// The first names of a path or of a group of paths, such as `a` and `b` of `{a::x, b::{y, z}}`.
+fn firsts(rest: &str) -> Vec<String> {
+    let name = |text: &str| -> String {
+        let word = text.trim_start().chars();
+        word.take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
+    let Some(group) = rest.trim_start().strip_prefix('{') else {
+        return vec![name(rest)];
+    };
+    let (mut depth, mut names, mut expects) = (0, Vec::new(), true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '}' if depth == 0 => break,
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => expects = true,
+            c if expects && !c.is_whitespace() => {
+                names.push(name(&group[at..]));
+                expects = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+#[test]
+fn imports_follow_the_table() {
+    let may: BTreeMap<_, _> = MAY.iter().copied().collect();
+    let mut wrong = Vec::new();
+    let mut used = BTreeSet::new();
+    for path in sources() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let from = module(&path);
+        let Some(allowed) = may.get(from.as_str()) else {
+            wrong.push(format!("{from} is not in the table"));
+            continue;
+        };
+        for to in imports(product(&path, &text)) {
+            if to != from && *allowed != EVERYTHING && !allowed.contains(&to.as_str()) {
+                wrong.push(format!("{} imports {to}", path.display()));
+            }
+            used.insert((from.clone(), to));
+        }
+        if product(&path, &text).contains("super::super::") {
+            // It would lead around the table.
+            wrong.push(format!("{} has a path with super::super", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let engine_uses_upstream = ("engine".to_owned(), "upstream".to_owned());
+    assert!(
+        used.contains(&engine_uses_upstream),
+        "nothing is read: {used:?}"
+    );
+}
+
+#[test]
+fn files_are_short() {
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = product(&path, &text).lines().count();
+        let most = match path.strip_prefix(root()).unwrap() {
+            name if name == Path::new("main.rs") => LONGEST_MAIN - 1,
+            _ => LONGEST,
+        };
+        if lines > most {
+            wrong.push(format!(
+                "{} has {lines} lines, more than {most}",
+                path.display()
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn paths_are_found_in_every_form() {
+    let found = |text: &str| imports(text).into_iter().collect::<Vec<_>>().join(" ");
+    assert_eq!(found("use crate::model::Error;"), "model");
+    assert_eq!(
+        found("use crate::{engine, front::{Body, Front}, wire as w};"),
+        "engine front wire"
+    );
+    assert_eq!(
+        found("pub(crate) use crate::{\n    a::b,\n    c,\n};"),
+        "a c"
+    );
+    assert_eq!(
+        found("let x: crate::upstream::Trace = f(&crate::demo::G);"),
+        "demo upstream"
+    );
+    assert_eq!(
+        found("// use crate::model;\n/// [`crate::wire`]\nlet a = $crate::x;"),
+        ""
+    );
+    assert_eq!(found("use heliostat::cli;\nmycrate::x()"), "cli");
+}

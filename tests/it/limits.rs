@@ -1,0 +1,51 @@
+//! What happens to a request beyond what is admitted.
+
+use serde_json::json;
+
+use crate::scripted::{Answer, Scripted};
+use crate::support::{Server, TestClock};
+
+#[tokio::test]
+async fn beyond_max_in_flight_requests_are_refused_at_once() {
+    let clock = TestClock::at(1_200_000_000);
+    let upstream = Scripted::start(clock.clone(), |_, _| Answer {
+        gate: true,
+        ..Answer::json(json!({ "status": "OK" }))
+    })
+    .await;
+    let toml = format!(
+        "[server]\nmax_in_flight = 1\n[[upstream]]\nname = \"limits\"\nkind = \"mirror\"\nurls = [{:?}]",
+        upstream.url
+    );
+    let server = Server::start_at(&toml, clock).await;
+    let body = json!({ "connectionDetails": {} });
+    let first = server.post("/api/connection", &body);
+    let second = async {
+        while upstream.seen().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let refused = server.post("/api/connection", &body).await;
+        let alive = server.get("/healthz").await;
+        upstream.open();
+        (refused, alive)
+    };
+    let (first, (refused, alive)) = tokio::join!(first, second);
+    assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
+    assert_eq!(refused.json()["summary"], "Heliostat is at capacity");
+    assert_eq!(alive.status, 200);
+    assert_eq!(first.json()["status"], "OK");
+    upstream.open();
+    let after = server.post("/api/connection", &body).await;
+    assert_eq!(after.json()["status"], "OK", "the place is free again");
+}
+
+#[tokio::test]
+async fn it_serves_by_the_system_clock_too() {
+    let toml =
+        "[[upstream]]\nname = \"limits-demo\"\nkind = \"demo\"\ndemo = { latency = \"1ms\" }";
+    let server = Server::start(toml).await;
+    let body = json!({ "connectionDetails": {} });
+    let answer = server.post("/api/connection", &body).await;
+    assert_eq!(answer.json()["status"], "OK");
+    assert_eq!(server.get("/readyz").await.text, "ready\n");
+}
