@@ -126,6 +126,12 @@ impl Limiter {
                 );
                 return Err(refusal(message, wait));
             }
+            let pause = state.paused_until.filter(|until| *until > deadline);
+            if let Some(until) = pause {
+                let wait = until.saturating_duration_since(Instant::now());
+                let message = "the upstream asked for a pause (Retry-After)";
+                return Err(Error::new(Kind::UpstreamBusy, message).retry_after(Some(wait)));
+            }
             let wait = shared.shortest_wait(&state, caller);
             if Instant::now() + wait > deadline {
                 let message = format!(
