@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::front::{Front, Settings, listen};
 use crate::model::{MultiSeries, TargetUrl};
 use crate::telemetry::metrics::{self, UpstreamMetrics};
-use crate::upstream::{Access, Forward, Http, Parts, Registry, Transport, Upstream};
+use crate::upstream::{Access, Forward, Http, Parts, Registry, Transport, Upstream, watch};
 
 /// How often histograms are tidied when nobody reads `/metrics`.
 const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
@@ -192,14 +192,16 @@ impl Maker {
             metrics: metrics.clone(),
             clock: self.clock.clone(),
         });
-        Upstream::new(
+        let upstream = Upstream::new(
             settings.freshness,
             reading,
             adapter,
             forward,
             access,
             metrics,
-        )
+        );
+        tokio::spawn(watch(Arc::downgrade(&upstream)));
+        upstream
     }
 }
 

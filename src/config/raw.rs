@@ -121,6 +121,8 @@ pub(super) struct Upstream {
     pub(super) retries: Option<u32>,
     pub(super) rate_limit: RateLimit,
     pub(super) max_concurrency: Option<u32>,
+    pub(super) adaptive_concurrency: Option<bool>,
+    pub(super) hedge_after: Option<Text<Duration>>,
     pub(super) queue: Option<u32>,
     pub(super) breaker: Breaker,
 }
@@ -237,6 +239,12 @@ impl Upstream {
                 per_hour: self.rate_limit.per_hour,
                 per_day: self.rate_limit.per_day,
                 max_concurrency: self.max_concurrency.unwrap_or(16) as usize,
+                adaptive_concurrency: self.adaptive_concurrency.unwrap_or(false),
+                hedge_after: self
+                    .hedge_after
+                    .as_ref()
+                    .map(|t| t.0)
+                    .filter(|t| !t.is_zero()),
                 queue: self.queue.unwrap_or(1024) as usize,
                 breaker_failures: self.breaker.failures.unwrap_or(5),
                 breaker_open: seconds(self.breaker.open.as_ref(), 10),

@@ -83,10 +83,35 @@ pub struct Limits {
     pub per_day: Option<u32>,
     /// Calls under way at once.
     pub max_concurrency: usize,
+    /// Whether fewer calls run at once while the upstream shows that it cannot cope.
+    pub adaptive_concurrency: bool,
+    /// When an attempt is slow, so that another is made beside it; never, if `None`.
+    pub hedge_after: Option<Duration>,
     /// Calls that may wait.
     pub queue: usize,
     /// Failures in a row after which a URL is left alone.
     pub breaker_failures: u32,
     /// For how long it is left alone.
     pub breaker_open: Duration,
+}
+
+#[cfg(test)]
+impl Limits {
+    /// Limits that do not bite, for tests to change.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            timeout: Duration::from_secs(5),
+            retries: 0,
+            per_second: 1e6,
+            burst: 1_000_000,
+            per_hour: None,
+            per_day: None,
+            max_concurrency: 64,
+            adaptive_concurrency: false,
+            hedge_after: None,
+            queue: 10_000,
+            breaker_failures: u32::MAX,
+            breaker_open: Duration::from_secs(10),
+        }
+    }
 }

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use http::header::{DATE, HeaderName};
 use http::{HeaderMap, HeaderValue};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::advice::Advice;
-use super::breaker::Breaker;
 use super::budget::Budgets;
-use super::limiter::{Caller, Limiter};
+use super::endpoints::{Chosen, Endpoints, Tried};
+use super::limiter::{Caller, Limiter, Permit};
 use super::retry::Budget;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
@@ -57,7 +58,9 @@ pub struct Answered<T> {
 /// The way to one upstream.
 pub struct Access {
     transport: Arc<dyn Transport>,
-    endpoints: Vec<Endpoint>,
+    endpoints: Endpoints,
+    /// Told when a breaker opens.
+    opened: Arc<Notify>,
     headers: HeaderMap,
     limiter: Limiter,
     budgets: Budgets,
@@ -66,11 +69,6 @@ pub struct Access {
     max_response: usize,
     metrics: UpstreamMetrics,
     clock: Arc<dyn Clock>,
-}
-
-struct Endpoint {
-    url: TargetUrl,
-    breaker: Breaker,
 }
 
 /// What an [`Access`] is made of.
@@ -97,13 +95,10 @@ impl Access {
     /// The way to the upstream that `parts` describe.
     pub fn new(parts: Parts) -> Self {
         let limits = parts.limits;
-        let endpoint = |url| Endpoint {
-            url,
-            breaker: Breaker::new(limits.breaker_failures, limits.breaker_open),
-        };
         Self {
             transport: parts.transport,
-            endpoints: parts.urls.into_iter().map(endpoint).collect(),
+            endpoints: Endpoints::new(parts.urls, &limits),
+            opened: Arc::default(),
             headers: parts.headers.into_iter().collect(),
             limiter: Limiter::new(&limits),
             budgets: Budgets::new(&limits, parts.budget_file),
@@ -143,6 +138,39 @@ impl Access {
         }
     }
 
+    /// Told when a breaker opens, and when this is dropped.
+    pub(super) fn opened(&self) -> Arc<Notify> {
+        self.opened.clone()
+    }
+
+    /// When the next address that is left alone may be tried again, if any is.
+    pub(super) fn next_trial(&self) -> Option<Duration> {
+        self.endpoints.next_trial()
+    }
+
+    /// Most time of one attempt.
+    pub(super) fn timeout(&self) -> Duration {
+        self.limits.timeout
+    }
+
+    /// Makes `exchange` at each address that is left alone and may be tried again. Its breaker
+    /// learns the result.
+    pub(super) async fn try_again<T>(&self, exchange: &Exchange<T>, errand: &Errand) {
+        let open = self.endpoints.iter().filter(|e| e.breaker.is_open());
+        for endpoint in open {
+            if endpoint.breaker.shut_for().is_some() {
+                continue;
+            }
+            let Ok(_permit) = self.admit(errand).await else {
+                return;
+            };
+            if let Ok(chosen) = endpoint.enter() {
+                // An error shows in the breaker, the log of failures, and the metrics.
+                let _ = self.attempt_at(chosen, exchange, errand).await;
+            }
+        }
+    }
+
     /// Makes one exchange, again if that is worth it and the budget allows.
     async fn call<T>(
         &self,
@@ -150,21 +178,13 @@ impl Access {
         errand: &Errand,
     ) -> Result<Answered<Next<T>>, Error> {
         self.retries.called();
+        let tried = Tried::default();
         let mut attempt: u32 = 0;
         loop {
-            let error = match self.attempt(exchange, errand, attempt).await {
+            let error = match self.hedged(exchange, errand, &tried).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
-            if error.kind.origin() == Origin::Upstream {
-                let kind = error.kind;
-                warn!(
-                    upstream = self.metrics.name(),
-                    ?kind,
-                    attempt,
-                    "upstream failure: {error}"
-                );
-            }
             // A wait that the upstream asked for is the client's to make.
             let again = error.retryable
                 && error.retry_after.is_none()
@@ -179,20 +199,90 @@ impl Access {
         }
     }
 
+    /// An attempt and, if it is slow and that is wanted, another one beside it. The first to
+    /// succeed counts.
+    async fn hedged<T>(
+        &self,
+        exchange: &Exchange<T>,
+        errand: &Errand,
+        tried: &Tried,
+    ) -> Result<Answered<Next<T>>, Error> {
+        let first = self.attempt(exchange, errand, tried);
+        let Some(after) = self.limits.hedge_after else {
+            return first.await;
+        };
+        tokio::pin!(first);
+        tokio::select! {
+            result = &mut first => return result,
+            () = tokio::time::sleep(after) => {}
+        }
+        if !self.retries.take() {
+            return first.await;
+        }
+        self.metrics.retries.increment(1);
+        let second = self.attempt(exchange, errand, tried);
+        tokio::pin!(second);
+        tokio::select! {
+            result = &mut first => match result {
+                Ok(answered) => Ok(answered),
+                Err(_) => second.await,
+            },
+            result = &mut second => match result {
+                Ok(answered) => Ok(answered),
+                Err(_) => first.await,
+            },
+        }
+    }
+
+    /// Waits in line for leave to make a call.
+    async fn admit(&self, errand: &Errand) -> Result<Permit, Error> {
+        let queued = self.clock.monotonic();
+        let admitted = self.limiter.admit(errand.caller, errand.deadline).await;
+        let permit = admitted.inspect_err(|_| self.metrics.rejected("limits"))?;
+        let waited = self.clock.monotonic().saturating_sub(queued);
+        self.metrics.queue_seconds.record(waited.as_secs_f64());
+        Ok(permit)
+    }
+
     async fn attempt<T>(
         &self,
         exchange: &Exchange<T>,
         errand: &Errand,
-        attempt: u32,
+        tried: &Tried,
     ) -> Result<Answered<Next<T>>, Error> {
-        let queued = self.clock.monotonic();
-        let admitted = self.limiter.admit(errand.caller, errand.deadline).await;
-        let _permit = admitted.inspect_err(|_| self.metrics.rejected("limits"))?;
-        let started = self.clock.monotonic();
-        let waited = started.saturating_sub(queued);
-        self.metrics.queue_seconds.record(waited.as_secs_f64());
+        // Nobody stands in line for an upstream that is left alone.
+        if let Some(wait) = self.endpoints.all_shut() {
+            return Err(self.left_alone(wait));
+        }
+        let permit = self.admit(errand).await?;
+        let chosen = self
+            .endpoints
+            .choose(tried)
+            .map_err(|wait| self.left_alone(wait))?;
+        let begun = Instant::now();
+        let result = self.attempt_at(chosen, exchange, errand).await;
+        permit.report(
+            result.as_ref().map_or_else(is_strain, |_| false),
+            begun.elapsed(),
+        );
+        result
+    }
 
-        let (endpoint, pass) = self.endpoint(attempt)?;
+    fn left_alone(&self, wait: Duration) -> Error {
+        self.metrics.rejected("breaker_open");
+        let message = "the upstream failed again and again and is left alone for a while (breaker)";
+        let error = Error::new(Kind::UpstreamUnreachable, message).retryable(false);
+        error.retry_after(Some(wait))
+    }
+
+    async fn attempt_at<T>(
+        &self,
+        chosen: Chosen<'_>,
+        exchange: &Exchange<T>,
+        errand: &Errand,
+    ) -> Result<Answered<Next<T>>, Error> {
+        let endpoint = chosen.endpoint;
+        let started = self.clock.monotonic();
         self.budgets.take(self.clock.now()).map_err(|wait| {
             self.metrics.rejected("budget");
             let message = "the upstream's budget of calls is spent (rate_limit)";
@@ -227,14 +317,23 @@ impl Access {
             let pause = error.retry_after.unwrap_or(USUAL_PAUSE);
             self.limiter.pause(pause.min(LONGEST_PAUSE));
         }
+        if let Err(error) = &result
+            && error.kind.origin() == Origin::Upstream
+        {
+            let (upstream, kind) = (self.metrics.name(), error.kind);
+            warn!(upstream, ?kind, "upstream failure: {error}");
+        }
+        let Chosen { pass, .. } = chosen;
         match &result {
-            Err(e) if e.kind.origin() == Origin::Upstream && e.kind != Kind::UpstreamBusy => {
+            Err(error) if is_strain(error) && error.kind != Kind::UpstreamBusy => {
                 pass.failed();
+                if self.endpoints.open() > 0 {
+                    self.opened.notify_one();
+                }
             }
             _ => pass.succeeded(),
         }
-        let open = self.endpoints.iter().filter(|e| e.breaker.is_open());
-        self.metrics.breaker_open.set(open.count() as f64);
+        self.metrics.breaker_open.set(self.endpoints.open() as f64);
         result
     }
 
@@ -252,24 +351,6 @@ impl Access {
         }
     }
 
-    /// The address for this attempt: the first that its breaker lets through, a later one for
-    /// another attempt.
-    fn endpoint(&self, attempt: u32) -> Result<(&Endpoint, super::breaker::Pass<'_>), Error> {
-        let mut soonest: Option<Duration> = None;
-        let skip = attempt as usize % self.endpoints.len().max(1);
-        let turned = self.endpoints.iter().cycle().skip(skip);
-        for endpoint in turned.take(self.endpoints.len()) {
-            match endpoint.breaker.pass() {
-                Ok(pass) => return Ok((endpoint, pass)),
-                Err(wait) => soonest = Some(soonest.map_or(wait, |s| s.min(wait))),
-            }
-        }
-        self.metrics.rejected("breaker_open");
-        let message = "the upstream failed again and again and is left alone for a while (breaker)";
-        let error = Error::new(Kind::UpstreamUnreachable, message).retryable(false);
-        Err(error.retry_after(soonest))
-    }
-
     fn outgoing(&self, url: &TargetUrl, request: &Request, errand: &Errand) -> Outgoing {
         let mut headers = self.headers.clone();
         headers.extend(request.headers.iter().cloned());
@@ -283,6 +364,19 @@ impl Access {
             body: request.body.clone(),
         }
     }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        // Whoever waits for a breaker to open waits in vain now.
+        self.opened.notify_one();
+    }
+}
+
+/// Whether the error shows that the address cannot cope, and not that this one call is one that
+/// it cannot answer.
+fn is_strain(error: &Error) -> bool {
+    error.retryable && error.kind.origin() == Origin::Upstream
 }
 
 /// Counts an attempt as under way until dropped.

@@ -68,6 +68,18 @@ impl Breaker {
         })
     }
 
+    /// For how long no call may be made, if none may now.
+    pub(super) fn shut_for(&self) -> Option<Duration> {
+        match *self.state() {
+            State::Closed { .. } => None,
+            State::Probing => Some(self.open),
+            State::Open { until } => {
+                let left = until.saturating_duration_since(Instant::now());
+                (!left.is_zero()).then_some(left)
+            }
+        }
+    }
+
     /// Whether calls are held back.
     pub(super) fn is_open(&self) -> bool {
         !matches!(*self.state(), State::Closed { .. })

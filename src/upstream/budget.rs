@@ -154,16 +154,9 @@ mod tests {
 
     fn budgets(per_hour: Option<u32>, per_day: Option<u32>, file: Option<PathBuf>) -> Budgets {
         let limits = Limits {
-            timeout: Duration::from_secs(1),
-            retries: 0,
-            per_second: 1.0,
-            burst: 1,
             per_hour,
             per_day,
-            max_concurrency: 1,
-            queue: 1,
-            breaker_failures: 1,
-            breaker_open: Duration::from_secs(1),
+            ..Limits::for_tests()
         };
         Budgets::new(&limits, file)
     }

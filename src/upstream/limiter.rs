@@ -51,6 +51,8 @@ struct Shared {
 struct State {
     /// Calls under way.
     running: usize,
+    /// How many may be, if that adapts.
+    adapted: Option<Adapted>,
     /// One line for each caller who waits; the first is next, and goes to the end then.
     lines: VecDeque<Line>,
     /// How many wait in all lines.
@@ -71,8 +73,57 @@ struct Line {
     waiting: VecDeque<(u64, oneshot::Sender<Permit>)>,
 }
 
+/// How many calls may run at once, found by trying: a little more after each that goes well, a
+/// third less when one does not (additive increase, multiplicative decrease).
+#[derive(Clone, Copy, Debug)]
+struct Adapted {
+    limit: f64,
+    /// The shortest time of a call, forgotten slowly.
+    shortest: Duration,
+    /// When the limit was last lowered.
+    lowered: Option<Instant>,
+}
+
+/// A call that takes so many times as long as the shortest is one of an upstream that is strained.
+const SLOW: u32 = 3;
+
+/// The limit is lowered at most once in this time: calls that fail together are one failure.
+const ONE_FAILURE: Duration = Duration::from_secs(1);
+
+impl Adapted {
+    fn learn(&mut self, failed: bool, took: Duration, most: usize) {
+        let slow = took > self.shortest * SLOW + Duration::from_millis(50);
+        // A hundredth a call, so that an upstream that has become slower is not slow for ever.
+        self.shortest = (self.shortest + self.shortest / 100).min(took);
+        if !failed && !slow {
+            self.limit = (self.limit + 1.0 / self.limit).min(most as f64);
+            return;
+        }
+        let now = Instant::now();
+        if self
+            .lowered
+            .is_none_or(|at| now.duration_since(at) >= ONE_FAILURE)
+        {
+            self.lowered = Some(now);
+            self.limit = (self.limit * 0.7).max(1.0);
+        }
+    }
+}
+
 /// Leave to make one call, which is under way until this is dropped.
 pub(super) struct Permit(Weak<Shared>);
+
+impl Permit {
+    /// How the call went, for a limit that adapts.
+    pub(super) fn report(&self, failed: bool, took: Duration) {
+        if let Some(shared) = self.0.upgrade() {
+            let most = shared.limits.max_concurrency;
+            if let Some(adapted) = &mut shared.state().adapted {
+                adapted.learn(failed, took, most);
+            }
+        }
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -108,7 +159,14 @@ impl Limiter {
             rate: RateLimiter::direct_with_clock(quota, clock.clone()),
             clock,
             limits: *limits,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                adapted: limits.adaptive_concurrency.then_some(Adapted {
+                    limit: limits.max_concurrency as f64,
+                    shortest: Duration::from_secs(3600),
+                    lowered: None,
+                }),
+                ..State::default()
+            }),
         }))
     }
 
@@ -203,9 +261,10 @@ impl State {
         }
     }
 
-    /// Takes out who is next.
+    /// Takes out who is next. Work of our own waits until no client does.
     fn next(&mut self) -> Option<oneshot::Sender<Permit>> {
-        let mut line = self.lines.pop_front()?;
+        let client = self.lines.iter().position(|l| l.caller.is_some());
+        let mut line = self.lines.remove(client.unwrap_or(0))?;
         let (_, sender) = line.waiting.pop_front()?;
         self.waiting -= 1;
         if !line.waiting.is_empty() {
@@ -237,12 +296,18 @@ impl Shared {
         for_rate.max(pause.unwrap_or_default())
     }
 
+    /// How many calls may run at once.
+    fn at_once(&self, state: &State) -> usize {
+        let adapted = state.adapted.map(|a| a.limit as usize);
+        adapted.unwrap_or(self.limits.max_concurrency)
+    }
+
     /// Admits whoever is next, as long as a call may be made now; else sees to it that the queue
     /// is looked at when one may.
     fn admit_next(self: &Arc<Self>) {
         loop {
             let mut state = self.state();
-            if state.running >= self.limits.max_concurrency || state.waiting == 0 {
+            if state.running >= self.at_once(&state) || state.waiting == 0 {
                 return;
             }
             if let Some(wait) = self.wait(&mut state) {
@@ -318,16 +383,11 @@ mod tests {
 
     fn limits(per_second: f64, burst: u32, max_concurrency: usize, queue: usize) -> Limits {
         Limits {
-            timeout: Duration::from_secs(1),
-            retries: 0,
             per_second,
             burst,
-            per_hour: None,
-            per_day: None,
             max_concurrency,
             queue,
-            breaker_failures: 1,
-            breaker_open: Duration::from_secs(1),
+            ..Limits::for_tests()
         }
     }
 
@@ -406,6 +466,65 @@ mod tests {
             last.abs_diff(total) < Duration::from_millis(200),
             "{last:?}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_go_before_work_of_our_own() {
+        let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000)));
+        let start = Instant::now();
+        let enter = |who: Caller| {
+            let limiter = limiter.clone();
+            tokio::spawn(async move {
+                drop(limiter.admit(who, later()).await.unwrap());
+                start.elapsed()
+            })
+        };
+        let own: Vec<_> = (0..5).map(|_| enter(None)).collect();
+        tokio::task::yield_now().await;
+        let clients: Vec<_> = (0..5).map(|n| enter(caller(n))).collect();
+        let mut last_client = Duration::ZERO;
+        for task in clients {
+            last_client = last_client.max(task.await.unwrap());
+        }
+        let mut own_times = Vec::new();
+        for task in own {
+            own_times.push(task.await.unwrap());
+        }
+        let after = own_times.iter().filter(|t| **t > last_client).count();
+        assert_eq!(after, 4, "all but the one that went before a client came");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn concurrency_adapts_to_what_the_upstream_can_take() {
+        let limiter = Limiter::new(&Limits {
+            adaptive_concurrency: true,
+            max_concurrency: 20,
+            ..Limits::for_tests()
+        });
+        let at_once = || limiter.0.at_once(&limiter.0.state());
+        let call = async |failed: bool, millis: u64| {
+            let permit = limiter.admit(None, later()).await.unwrap();
+            permit.report(failed, Duration::from_millis(millis));
+        };
+        call(false, 100).await;
+        assert_eq!(at_once(), 20);
+        call(true, 100).await;
+        call(true, 100).await;
+        assert_eq!(at_once(), 14, "failures that come together count once");
+        for _ in 0..20 {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            call(false, 1000).await;
+        }
+        assert!(at_once() < 14, "slow answers lower it too");
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            call(true, 100).await;
+        }
+        assert_eq!(at_once(), 1);
+        for _ in 0..500 {
+            call(false, 100).await;
+        }
+        assert_eq!(at_once(), 20);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,8 @@ mod advice;
 mod breaker;
 mod budget;
 mod coalesce;
+mod endpoints;
+mod health;
 mod limiter;
 mod registry;
 mod retry;
@@ -20,6 +22,7 @@ use crate::telemetry::metrics::UpstreamMetrics;
 
 pub use access::{Access, Answered, Errand, Parts};
 pub use coalesce::{Boarded, Flight, Flights};
+pub use health::watch;
 pub use limiter::Caller;
 pub use registry::{Registry, TargetFactory};
 pub use transport::{BoxFuture, Http, Outgoing, Transport};

@@ -1,0 +1,42 @@
+//! Tries addresses that are left alone again, so that no client's request has to.
+
+use std::sync::Weak;
+
+use super::{Errand, Forward, Upstream};
+use crate::adapters::Forwarded;
+
+/// Sees to the addresses of `upstream` as long as it exists: waits until a breaker opens, then
+/// asks its address whether it is well each time the breaker allows one call.
+pub async fn watch(upstream: Weak<Upstream>) {
+    while let Some(held) = upstream.upgrade() {
+        let opened = held.access.opened();
+        let trial = held.access.next_trial();
+        // An upstream that nobody else holds must be able to end while this waits.
+        drop(held);
+        match trial {
+            None => opened.notified().await,
+            Some(wait) => {
+                tokio::time::sleep(wait).await;
+                if let Some(held) = upstream.upgrade() {
+                    held.try_again().await;
+                }
+            }
+        }
+    }
+}
+
+impl Upstream {
+    async fn try_again(&self) {
+        let details = match &self.forward {
+            Forward::Fixed(details) => details.clone(),
+            Forward::Nothing | Forward::Client => Forwarded::new(),
+        };
+        let exchange = self.adapter.health(&details);
+        let errand = Errand {
+            caller: None,
+            deadline: tokio::time::Instant::now() + self.access.timeout(),
+            trace: None,
+        };
+        self.access.try_again(&exchange, &errand).await;
+    }
+}
