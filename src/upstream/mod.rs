@@ -83,3 +83,6 @@ impl Upstream {
         self.metrics.name()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,296 @@
+//! A call's way as a whole, in paused time and without sockets: exact counts.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use tokio::time::Instant;
+
+use super::*;
+use crate::adapters::mirror::Mirror;
+use crate::adapters::{Exchange, Next, Request, Response};
+use crate::clock::SystemClock;
+use crate::model::{
+    Aggregate, Error, IncompleteBuckets, Kind, Limits, MultiSeries, Step, TargetUrl,
+};
+
+/// What a host does with a call.
+#[derive(Clone)]
+enum Does {
+    Answer(Duration),
+    Refuse,
+    Status(u16, &'static [(&'static str, &'static str)]),
+    Never,
+}
+
+/// Hosts in memory.
+#[derive(Default)]
+struct Hosts {
+    does: Mutex<HashMap<String, Does>>,
+    calls: Mutex<Vec<(String, Duration)>>,
+    running: AtomicUsize,
+}
+
+impl Hosts {
+    fn set(&self, host: &str, does: Does) {
+        self.does.lock().unwrap().insert(host.to_owned(), does);
+    }
+
+    /// How many calls each host has had since the last time.
+    fn counts(&self) -> Vec<(String, usize)> {
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        for (host, _) in std::mem::take(&mut *self.calls.lock().unwrap()) {
+            *counts.entry(host).or_default() += 1;
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort();
+        counts
+    }
+}
+
+impl Transport for Hosts {
+    fn send(&self, request: Outgoing, _: usize) -> BoxFuture<'_, Result<Response, Error>> {
+        Box::pin(async move {
+            let url = TargetUrl::parse(&request.url).unwrap();
+            let host = url.host().to_owned();
+            let does = self.does.lock().unwrap().get(&host).cloned().unwrap();
+            let at = Instant::now();
+            self.calls.lock().unwrap().push((host, at.elapsed()));
+            self.running.fetch_add(1, Ordering::SeqCst);
+            struct Running<'a>(&'a AtomicUsize);
+            impl Drop for Running<'_> {
+                fn drop(&mut self) {
+                    self.0.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+            let _running = Running(&self.running);
+            let (status, headers): (_, &[(&str, &str)]) = match does {
+                Does::Refuse => return Err(Error::new(Kind::UpstreamUnreachable, "refused")),
+                Does::Never => std::future::pending().await,
+                Does::Answer(after) => {
+                    tokio::time::sleep(after).await;
+                    (200, &[])
+                }
+                Does::Status(status, headers) => (status, headers),
+            };
+            let header = |(k, v): &(&'static str, &'static str)| {
+                (HeaderName::from_static(k), HeaderValue::from_static(v))
+            };
+            Ok(Response {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: headers.iter().map(header).collect::<HeaderMap>(),
+                body: Bytes::from_static(b"{\"status\":\"OK\"}"),
+            })
+        })
+    }
+}
+
+const QUICK: Does = Does::Answer(Duration::from_millis(10));
+
+fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream> {
+    let metrics = UpstreamMetrics::new("way");
+    let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
+    let access = Access::new(Parts {
+        transport: hosts.clone(),
+        urls: names.iter().map(url).collect(),
+        headers: Vec::new(),
+        limits,
+        max_response: 1 << 20,
+        budget_file: None,
+        metrics: metrics.clone(),
+        clock: Arc::new(SystemClock::default()),
+    });
+    let second = Duration::from_secs(1);
+    let freshness = Freshness {
+        settle: 1000,
+        refresh: second,
+        max_stale: second,
+        history_ttl: second,
+        metadata_ttl: second,
+    };
+    let reading = Reading {
+        interval: Step::SECOND,
+        aggregate: Aggregate::Auto,
+        raw_points_max: 1000,
+        multi_series: MultiSeries::Merge,
+        incomplete_buckets: IncompleteBuckets::Include,
+        max_response: 1 << 20,
+    };
+    let mirror = Mirror {
+        api_key: None,
+        page: 1000,
+    };
+    Upstream::new(
+        freshness,
+        reading,
+        Box::new(mirror),
+        Forward::Nothing,
+        access,
+        metrics,
+    )
+}
+
+fn errand() -> Errand {
+    Errand {
+        caller: None,
+        deadline: Instant::now() + Duration::from_secs(3600),
+        trace: None,
+    }
+}
+
+/// A call that succeeds with a 200, and reads anything else as a failing upstream.
+fn exchange() -> Exchange<()> {
+    Exchange {
+        request: Request {
+            method: Method::POST,
+            path: "/".into(),
+            headers: Vec::new(),
+            body: Bytes::new(),
+        },
+        read: Box::new(|response: &Response| match response.status.as_u16() {
+            200 => Ok(Next::Done(())),
+            429 => {
+                let wait = response
+                    .headers
+                    .get("retry-after")
+                    .map(|_| Duration::from_secs(5));
+                let error = Error::new(Kind::UpstreamBusy, "busy").retryable(true);
+                Err(error.retry_after(wait))
+            }
+            422 => Err(Error::new(Kind::UpstreamFailed, "this query")),
+            _ => Err(Error::new(Kind::UpstreamFailed, "broken").retryable(true)),
+        }),
+    }
+}
+
+async fn call(upstream: &Upstream) -> Result<(), Kind> {
+    let answered = upstream.access.run(exchange(), &errand()).await;
+    answered.map(|a| a.value).map_err(|e| e.kind)
+}
+
+fn times(host: &str, n: usize) -> (String, usize) {
+    (host.to_owned(), n)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_attempt_is_made_again_elsewhere() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Refuse);
+    hosts.set("b", QUICK);
+    let limits = Limits {
+        retries: 2,
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a", "b"], limits);
+    call(&upstream).await.unwrap();
+    assert_eq!(hosts.counts(), [times("a", 1), times("b", 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_end_with_their_number_and_their_budget() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Status(500, &[]));
+    let limits = Limits {
+        retries: 3,
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a"], limits);
+    assert_eq!(call(&upstream).await, Err(Kind::UpstreamFailed));
+    assert_eq!(hosts.counts(), [times("a", 4)]);
+    for _ in 0..1000 {
+        assert!(call(&upstream).await.is_err());
+    }
+    let calls = hosts.counts()[0].1;
+    assert!((1200..=1210).contains(&calls), "a fifth on top: {calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_worth_it_is_not_tried_again() {
+    let hosts = Arc::new(Hosts::default());
+    let limits = Limits {
+        retries: 3,
+        breaker_failures: 1,
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a"], limits);
+    hosts.set("a", Does::Status(422, &[]));
+    assert_eq!(call(&upstream).await, Err(Kind::UpstreamFailed));
+    hosts.set("a", Does::Status(429, &[("retry-after", "5")]));
+    assert_eq!(call(&upstream).await, Err(Kind::UpstreamBusy));
+    assert_eq!(hosts.counts(), [times("a", 2)]);
+    // Neither is a reason to leave the address alone, but the second is one to wait.
+    hosts.set("a", QUICK);
+    let begun = Instant::now();
+    call(&upstream).await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_has_a_timeout_and_is_dropped_with_it() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Never);
+    let upstream = upstream(&hosts, &["a"], Limits::for_tests());
+    let begun = Instant::now();
+    assert_eq!(call(&upstream).await, Err(Kind::DeadlineExceeded));
+    assert_eq!(begun.elapsed(), Limits::for_tests().timeout);
+    assert_eq!(hosts.running.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_attempt_gets_another_beside_it() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Answer(Duration::from_secs(4)));
+    hosts.set("b", QUICK);
+    let limits = Limits {
+        hedge_after: Some(Duration::from_secs(1)),
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a", "b"], limits);
+    let begun = Instant::now();
+    call(&upstream).await.unwrap();
+    assert_eq!(begun.elapsed().as_millis(), 1010);
+    assert_eq!(hosts.counts(), [times("a", 1), times("b", 1)]);
+    assert_eq!(
+        hosts.running.load(Ordering::SeqCst),
+        0,
+        "the slower one is dropped"
+    );
+    // A failure beside a slow success is no failure.
+    hosts.set("b", Does::Refuse);
+    call(&upstream).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_fails_is_left_alone_and_tried_again_by_us() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Refuse);
+    let limits = Limits {
+        breaker_failures: 3,
+        breaker_open: Duration::from_secs(10),
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a"], limits);
+    let watching = tokio::spawn(watch(Arc::downgrade(&upstream)));
+    for _ in 0..100 {
+        assert_eq!(call(&upstream).await, Err(Kind::UpstreamUnreachable));
+    }
+    assert_eq!(
+        hosts.counts(),
+        [times("a", 3)],
+        "no call reaches it any more"
+    );
+    // Down for a minute: one trial each ten seconds, none of them a client's call.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(hosts.counts(), [times("a", 6)]);
+    hosts.set("a", QUICK);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(hosts.counts(), [times("a", 1)]);
+    call(&upstream).await.unwrap();
+    // Who watches goes with the upstream.
+    drop(upstream);
+    watching.await.unwrap();
+}
