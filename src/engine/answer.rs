@@ -74,11 +74,11 @@ impl CacheOutcome {
         }
     }
 
-    pub(super) fn expired(&mut self, error: &Error, expired_since: Duration, edge: Option<Millis>) {
+    pub(super) fn expired(&mut self, reason: &str, expired_since: Duration, edge: Option<Millis>) {
         let seconds = i64::try_from(expired_since.as_secs()).unwrap_or(i64::MAX);
         self.ttl_seconds = self.ttl_seconds.min(-seconds.max(1));
         let ends = edge.map_or_else(String::new, |t| format!("; known to {t}"));
-        self.detail = Some(format!("{error}{ends}"));
+        self.detail = Some(format!("{reason}{ends}"));
     }
 }
 
@@ -119,7 +119,10 @@ impl Engine {
         };
         let begun = self.clock.monotonic();
         for stretch in stretches {
-            let view = self.view(&lane, stretch, source, context).await?;
+            let view = match self.while_revalidating(&lane, stretch, source, context) {
+                Some(view) => view,
+                None => self.view(&lane, stretch, source, context).await?,
+            };
             gathered.add(view, &stretch, &upstream, context);
             if gathered.partial {
                 break;
@@ -176,10 +179,13 @@ impl Engine {
             );
             return Err(too_many("query.endTime", message));
         }
-        let stretch = interval.times(upstream.reading.raw_points_max);
-        let cells = stretch.index(query.range.start())..=stretch.index(query.range.end() - 1);
-        let within = |index| stretch.cell(index).intersection(&query.range);
-        Ok(cells.filter_map(within).collect())
+        let stretch = interval.times(upstream.reading.raw_points_max).millis();
+        let (start, end) = (query.range.start(), query.range.end());
+        let next = |from: &Millis| Some(from + stretch).filter(|from| *from < end);
+        let from = std::iter::successors(Some(start), next);
+        Ok(from
+            .map(|from| TimeRange::clamped(from, end.min(from + stretch)))
+            .collect())
     }
 
     fn render(&self, lane: &Lane, slices: &[(i64, Arc<Chunk>, Range<usize>)]) -> Vec<Bytes> {
@@ -235,6 +241,9 @@ impl Gathered {
         metrics.points_from_cache.increment(self.from_cache as u64);
         let fetched = self.from_upstream + self.off_grid.as_ref().map_or(0, |b| b.len());
         metrics.points_from_upstream.increment(fetched as u64);
+        if self.outcome.as_ref().is_some_and(|o| o.detail.is_some()) {
+            metrics.stale_served.increment(1);
+        }
         match self.outcome.as_ref().map(|o| o.held) {
             None => {}
             Some(Held::Hit) => metrics.hits.increment(1),
@@ -299,9 +308,9 @@ fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
         ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
         detail: None,
     };
-    if let Some(Degraded { error, age, edge }) = &view.degraded {
+    if let Some(Degraded { reason, age, edge }) = &view.degraded {
         let since = age.saturating_sub(upstream.freshness.refresh);
-        outcome.expired(error, since, Some(*edge));
+        outcome.expired(reason, since, Some(*edge));
     }
     outcome
 }

@@ -236,7 +236,7 @@ impl Engine {
                 if error.kind.origin() != Origin::Client
                     && age(&entry) < ttl.saturating_add(freshness.max_stale) =>
             {
-                cache.expired(&error, age(&entry).saturating_sub(ttl), None);
+                cache.expired(&error.to_string(), age(&entry).saturating_sub(ttl), None);
                 let list = entry.list.clone();
                 Ok(Listed { list, cache })
             }

@@ -4,6 +4,7 @@
 //! - [`chunk`], [`cache`]: what is known, in immutable parts, bounded by weight
 //! - [`plan`]: pure; what of a range is good and what has to be fetched
 //! - [`series`]: makes a range of a lane known: plan, fetch, store, aggregate
+//! - [`revalidate`]: serves what has just expired, and fetches it in the background
 //! - [`render`]: points as ready JSON
 //! - [`answer`]: what a query is answered with
 //! - [`metadata`]: names and values of fields
@@ -15,9 +16,11 @@ mod lane;
 mod metadata;
 mod plan;
 mod render;
+mod revalidate;
 mod series;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use answer::{Answer, CacheOutcome, Timing};
@@ -40,6 +43,8 @@ pub struct Engine {
     cache: ChunkCache,
     flights: Flights<LaneKey, Landed>,
     metadata: Metadata,
+    /// Lanes that are fetched in the background.
+    revalidating: Mutex<HashSet<LaneKey>>,
     clock: Arc<dyn Clock>,
     max_points: u32,
 }
@@ -67,6 +72,7 @@ impl Context {
                 refresh: policy.refresh.min(max_age),
                 metadata_ttl: policy.metadata_ttl.min(max_age),
                 max_stale: Duration::ZERO,
+                stale_while_revalidate: Duration::ZERO,
                 ..*policy
             },
         }
@@ -89,6 +95,7 @@ impl Engine {
             cache: ChunkCache::new(cache_bytes - for_metadata),
             flights: Flights::default(),
             metadata: Metadata::new(for_metadata),
+            revalidating: Mutex::default(),
             clock,
             max_points,
         })

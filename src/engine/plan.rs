@@ -228,6 +228,7 @@ mod tests {
                 settle: SETTLE,
                 refresh: Duration::from_secs(10),
                 max_stale: Duration::from_secs(3600),
+                stale_while_revalidate: Duration::ZERO,
                 history_ttl: Duration::from_secs(7 * 86_400),
                 metadata_ttl: Duration::from_secs(60),
             },

@@ -47,7 +47,7 @@ pub(super) struct View {
     pub(super) complete: bool,
     /// Buckets that do not fit the grid asked for; then they are the answer.
     pub(super) off_grid: Option<Arc<Vec<Bucket>>>,
-    /// The failure in spite of which expired data is served.
+    /// Why expired data is served, if it is.
     pub(super) degraded: Option<Degraded>,
     /// For how long it stays fresh.
     pub(super) ttl: Duration,
@@ -57,14 +57,37 @@ pub(super) struct View {
     pub(super) bucket_size: Option<Step>,
 }
 
-/// Expired data is served because the upstream failed.
+/// Expired data is served.
 #[derive(Clone, Debug)]
 pub(super) struct Degraded {
-    pub(super) error: Error,
+    /// Why it is served.
+    pub(super) reason: String,
     /// The age of the oldest data that had expired.
     pub(super) age: Duration,
     /// Up to where the range is answered.
     pub(super) edge: Millis,
+}
+
+impl View {
+    /// What the cache holds, as it is, where `plan` found `held` of it.
+    pub(super) fn cached(lane: &Lane, chunks: Chunks, plan: &Plan, planning: Duration) -> Self {
+        Self {
+            chunks,
+            held: plan.held,
+            cached: plan.cached.clone(),
+            stored: false,
+            collapsed: false,
+            complete: true,
+            off_grid: None,
+            degraded: None,
+            ttl: plan.ttl,
+            planning,
+            bucket_size: match lane.layout() {
+                Layout::Raw => None,
+                Layout::Buckets { size, .. } => Some(size),
+            },
+        }
+    }
 }
 
 /// Where the points of a lane come from.
@@ -103,22 +126,8 @@ impl Engine {
         let begun = self.clock.monotonic();
         let mut chunks = self.cache.look_up(lane, &range);
         let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
-        let mut view = View {
-            held: first.held,
-            cached: first.cached,
-            chunks: chunks.clone(),
-            stored: false,
-            collapsed: false,
-            complete: true,
-            off_grid: None,
-            degraded: None,
-            ttl: first.ttl,
-            planning: self.clock.monotonic().saturating_sub(begun),
-            bucket_size: match lane.layout() {
-                Layout::Raw => None,
-                Layout::Buckets { size, .. } => Some(size),
-            },
-        };
+        let planning = self.clock.monotonic().saturating_sub(begun);
+        let mut view = View::cached(lane, chunks.clone(), &first, planning);
         if first.missing.is_empty() {
             return Ok(view);
         }
@@ -147,7 +156,7 @@ impl Engine {
         Ok(view)
     }
 
-    fn plan(
+    pub(super) fn plan(
         &self,
         lane: &Lane,
         range: &TimeRange,
@@ -155,15 +164,7 @@ impl Engine {
         brought: &RangeSet,
         context: &Context,
     ) -> Plan {
-        let policy = Policy {
-            freshness: context.freshness(&lane.upstream.freshness),
-            ahead: lane.upstream.freshness.refresh,
-            grid: match lane.layout() {
-                Layout::Raw => Step::MILLI,
-                Layout::Buckets { size, .. } => size,
-            },
-            cell: lane.cell(),
-        };
+        let policy = policy(lane, context);
         let moment = Moment {
             wall: context.wall,
             monotonic: context.arrived,
@@ -236,7 +237,11 @@ impl Engine {
                 .push(self.land(lane, &piece, view.complete, None));
             round.collapsed |= view.collapsed;
             match view.degraded {
-                Some(degraded) => round.errors.push(degraded.error),
+                Some(degraded) => {
+                    round
+                        .errors
+                        .push(Error::new(Kind::UpstreamFailed, degraded.reason));
+                }
                 None => round.brought.insert(*range),
             }
         }
@@ -261,6 +266,19 @@ impl Engine {
             complete,
             off_grid: off_grid.map(Arc::new),
         }
+    }
+}
+
+/// What is planned for `lane` by.
+pub(super) fn policy(lane: &Lane, context: &Context) -> Policy {
+    Policy {
+        freshness: context.freshness(&lane.upstream.freshness),
+        ahead: lane.upstream.freshness.refresh,
+        grid: match lane.layout() {
+            Layout::Raw => Step::MILLI,
+            Layout::Buckets { size, .. } => size,
+        },
+        cell: lane.cell(),
     }
 }
 
@@ -336,7 +354,7 @@ async fn wait(flight: &Flight<Landed>, context: &Context) -> Result<Landed, Erro
 fn fall_back(error: Error, plan: &Plan) -> Result<Degraded, Error> {
     match plan.fallback {
         Some(edge) if error.kind.origin() != Origin::Client => Ok(Degraded {
-            error,
+            reason: error.to_string(),
             age: plan.oldest,
             edge,
         }),

@@ -159,6 +159,11 @@ struct World {
 
 impl World {
     fn new(refresh: Millis, aggregate: Aggregate) -> Self {
+        Self::revalidating(refresh, aggregate, 0)
+    }
+
+    /// A world in which data is served for so long after it expired while it is fetched anew.
+    fn revalidating(refresh: Millis, aggregate: Aggregate, while_revalidating: Millis) -> Self {
         let clocks = Arc::new(Clocks {
             truth: AtomicI64::new(BEGIN),
             skew: AtomicI64::new(0),
@@ -186,6 +191,7 @@ impl World {
             settle: SETTLE,
             refresh: millis(refresh),
             max_stale: millis(MAX_STALE),
+            stale_while_revalidate: millis(while_revalidating),
             history_ttl: Duration::from_secs(3600),
             metadata_ttl: Duration::from_secs(60),
         };
@@ -481,6 +487,36 @@ async fn a_thousand_clients_at_once_cost_one_call() {
         task.await.unwrap().unwrap();
     }
     assert_eq!(world.calls().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_just_expired_is_served_at_once_and_fetched_once_meanwhile() {
+    for layout in [Layout::Raw, buckets(Statistic::Max, 60_000)] {
+        let world = World::revalidating(10_000, Aggregate::Local, 30_000);
+        let ask = async || {
+            let now = world.clocks.truth();
+            world.ask(&query(now - 600_000, now, layout)).await.unwrap()
+        };
+        ask().await;
+        world.clocks.pass(15_000);
+        world.calls();
+        for _ in 0..3 {
+            let answer = ask().await;
+            assert!(answer.cache.ttl_seconds < 0, "{:?}", answer.cache);
+            assert!(answer.cache.detail.unwrap().contains("revalidating"));
+        }
+        // The fetch goes on by itself; then the data is fresh again.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let calls = world.calls();
+        assert_eq!(calls.len(), 1, "{layout:?}: {calls:?}");
+        let fresh = ask().await;
+        assert_eq!((fresh.cache.held, fresh.cache.detail), (Held::Hit, None));
+        world.clocks.pass(10_000 + 31_000);
+        let too_old = ask().await;
+        assert_eq!(too_old.cache.detail, None);
+        let calls = world.calls();
+        assert_eq!(calls.len(), 1, "{layout:?}: {calls:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,6 +14,8 @@ pub struct Freshness {
     pub refresh: Duration,
     /// For how long expired data is served while the upstream fails.
     pub max_stale: Duration,
+    /// For how long after its refresh expired data is served at once, and fetched meanwhile.
+    pub stale_while_revalidate: Duration,
     /// For how long settled data is kept.
     pub history_ttl: Duration,
     /// For how long field names and values are kept.

@@ -15,6 +15,7 @@ const CACHE_BYTES: &str = "heliostat_cache_bytes";
 const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
 const EVICTIONS: &str = "heliostat_cache_evictions_total";
 const POINTS_SERVED: &str = "heliostat_points_served_total";
+const STALE_SERVED: &str = "heliostat_stale_answers_total";
 const UPSTREAM_REQUESTS: &str = "heliostat_upstream_requests_total";
 const UPSTREAM_SECONDS: &str = "heliostat_upstream_request_duration_seconds";
 const UPSTREAM_POINTS: &str = "heliostat_upstream_points_total";
@@ -76,6 +77,10 @@ fn describe() {
     describe_gauge!(CACHE_CHUNKS, "Chunks in the cache.");
     describe_counter!(EVICTIONS, "Chunks evicted for want of room.");
     describe_counter!(POINTS_SERVED, "Points answered, by where they came from.");
+    describe_counter!(
+        STALE_SERVED,
+        "Metric queries answered, marked, with data that had expired."
+    );
     describe_counter!(
         UPSTREAM_REQUESTS,
         "HTTP attempts made upstream, by outcome."
@@ -154,6 +159,8 @@ pub struct UpstreamMetrics {
     pub points_from_cache: Counter,
     /// Points answered out of what was fetched for the query.
     pub points_from_upstream: Counter,
+    /// Queries answered with data that had expired.
+    pub stale_served: Counter,
     /// Points and samples received.
     pub points: Counter,
     /// Time of an HTTP attempt.
@@ -184,6 +191,7 @@ impl UpstreamMetrics {
             misses: lookups("miss"),
             points_from_cache: served("cache"),
             points_from_upstream: served("upstream"),
+            stale_served: counter!(STALE_SERVED, "upstream" => upstream()),
             points: counter!(UPSTREAM_POINTS, "upstream" => upstream()),
             seconds: histogram!(UPSTREAM_SECONDS, "upstream" => upstream()),
             queue_seconds: histogram!(QUEUE_SECONDS, "upstream" => upstream()),

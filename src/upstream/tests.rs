@@ -109,6 +109,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         settle: 1000,
         refresh: second,
         max_stale: second,
+        stale_while_revalidate: Duration::ZERO,
         history_ttl: second,
         metadata_ttl: second,
     };

@@ -1,0 +1,98 @@
+//! Serves what has just expired at once, and fetches it in the background.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::lane::{Lane, LaneKey};
+use super::plan::{Moment, plan};
+use super::series::{Degraded, Source, View, policy};
+use super::{Context, Engine};
+use crate::model::{RangeSet, TimeRange};
+
+/// A lane that is fetched in the background, until dropped.
+struct Revalidating {
+    engine: Arc<Engine>,
+    key: LaneKey,
+}
+
+impl Drop for Revalidating {
+    fn drop(&mut self) {
+        self.engine.lanes_revalidated().remove(&self.key);
+    }
+}
+
+impl Engine {
+    /// What is cached of `range`, marked as expired, if all of it is known and expired no longer
+    /// ago than `stale_while_revalidate`; it is fetched in the background then. `None` if it is
+    /// fresh, or too old, or the client takes nothing expired.
+    pub(super) fn while_revalidating(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &Context,
+    ) -> Option<View> {
+        let mut policy = policy(lane, context);
+        policy.freshness.max_stale = policy.freshness.stale_while_revalidate;
+        if policy.freshness.max_stale.is_zero() {
+            return None;
+        }
+        let chunks = self.cache.look_up(lane, &range);
+        let moment = Moment {
+            wall: context.wall,
+            monotonic: context.arrived,
+        };
+        let none = RangeSet::new();
+        let plan = plan(&range, &chunks.coverage(), &none, &policy, &moment);
+        if plan.missing.is_empty() {
+            return None;
+        }
+        let edge = plan.fallback?;
+        self.revalidate(lane, range, source, context);
+        let mut view = View::cached(lane, chunks, &plan, Duration::ZERO);
+        view.cached = RangeSet::from(range);
+        view.degraded = Some(Degraded {
+            reason: "revalidating (stale_while_revalidate)".to_owned(),
+            age: plan.oldest,
+            edge,
+        });
+        Some(view)
+    }
+
+    /// Fetches `range` in the background, unless its lane is being fetched so already.
+    fn revalidate(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &Context,
+    ) {
+        if !self.lanes_revalidated().insert(lane.key.clone()) {
+            return;
+        }
+        let guard = Revalidating {
+            engine: self.clone(),
+            key: lane.key.clone(),
+        };
+        let (lane, mut context) = (lane.clone(), context.clone());
+        context.errand.caller = None;
+        tokio::spawn(async move {
+            let view = guard.engine.view(&lane, range, source, &context).await;
+            if let Err(error) = view {
+                debug!(
+                    upstream = lane.upstream.name(),
+                    "revalidation failed: {error}"
+                );
+            }
+        });
+    }
+
+    fn lanes_revalidated(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<LaneKey>> {
+        // Keys are added and removed whole.
+        self.revalidating
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
