@@ -2,9 +2,10 @@
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Response, StatusCode};
+use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::body::Body;
-use super::router::Front;
+use crate::engine::Engine;
 use crate::model::{Error, Kind};
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -37,22 +38,28 @@ impl Page {
     }
 }
 
-pub(super) fn answer(front: &Front, page: Page, method: &Method) -> Result<Response<Body>, Error> {
+pub(super) fn answer(
+    page: Page,
+    method: &Method,
+    engine: &Engine,
+    registry: Option<&PrometheusHandle>,
+    draining: bool,
+) -> Result<Response<Body>, Error> {
     if method != Method::GET && method != Method::HEAD {
         let message = format!("{method} is not allowed here; use GET");
         return Err(Error::new(Kind::MethodNotAllowed, message).about("GET, HEAD"));
     }
     let (status, kind, body) = match page {
-        Page::Home => (StatusCode::OK, HTML, home(front)),
+        Page::Home => (StatusCode::OK, HTML, home(engine)),
         Page::Health => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        Page::Ready if front.is_draining() => {
+        Page::Ready if draining => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             (status, TEXT, "draining\n".to_owned())
         }
         Page::Ready => (StatusCode::OK, TEXT, "ready\n".to_owned()),
         Page::Metrics => {
-            front.engine.observe();
-            let text = front.registry.map(|r| r.render()).unwrap_or_default();
+            engine.observe();
+            let text = registry.map(PrometheusHandle::render).unwrap_or_default();
             (StatusCode::OK, METRICS, text)
         }
     };
@@ -65,9 +72,8 @@ pub(super) fn answer(front: &Front, page: Page, method: &Method) -> Result<Respo
     Ok(response)
 }
 
-fn home(front: &Front) -> String {
-    let upstreams: String = front
-        .engine
+fn home(engine: &Engine) -> String {
+    let upstreams: String = engine
         .upstreams()
         .iter()
         // Names are letters, digits and a few signs: nothing to escape.

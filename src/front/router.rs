@@ -41,9 +41,9 @@ pub struct Settings {
 
 /// Answers requests.
 pub struct Front {
-    pub(super) engine: Arc<Engine>,
-    pub(super) settings: Settings,
-    pub(super) registry: Option<&'static PrometheusHandle>,
+    engine: Arc<Engine>,
+    settings: Settings,
+    registry: Option<&'static PrometheusHandle>,
     clock: Arc<dyn Clock>,
     in_flight: AtomicUsize,
     draining: AtomicBool,
@@ -88,10 +88,6 @@ impl Front {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
     /// Answers `request`.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let arrived = self.clock.monotonic();
@@ -100,7 +96,10 @@ impl Front {
         let route = route(&path);
         let answer = match route {
             Some(Route::Mirror(mirror)) => self.mirror(mirror, request, arrived).await,
-            Some(Route::Admin(page)) => admin::answer(&self, page, &method),
+            Some(Route::Admin(page)) => {
+                let draining = self.draining.load(Ordering::Relaxed);
+                admin::answer(page, &method, &self.engine, self.registry, draining)
+            }
             None => {
                 let message = format!("there is nothing at {path:.100?}; see / for what there is");
                 Err(Error::new(Kind::PathNotFound, message))

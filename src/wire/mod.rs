@@ -2,6 +2,7 @@
 //!
 //! Facts of the protocol are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
 
+mod field;
 pub mod json;
 pub mod number;
 pub mod request;

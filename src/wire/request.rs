@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::field::{field_json, field_type};
 use super::json::{Node, parse};
 use crate::model::{
-    Condition, Details, Error, Field, FieldNamesQuery, FieldType, FieldValuesQuery, Kind, Layout,
-    MAX_TIME, MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step,
-    TargetUrl, Test, TimeRange,
+    Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
+    MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step, TargetUrl,
+    Test, TimeRange,
 };
 
 /// The largest `limit` and `offset` of the protocol.
@@ -252,23 +253,6 @@ fn field(node: &Node<'_>) -> Result<Field, Error> {
     })
 }
 
-pub(super) fn field_type(node: &Node<'_>) -> Result<FieldType, Error> {
-    let Some(name) = node.optional_string()? else {
-        return Ok(FieldType::String);
-    };
-    match name.to_ascii_uppercase().as_str() {
-        "STRING" => Ok(FieldType::String),
-        "NUMBER" | "DOUBLE" => Ok(FieldType::Number),
-        "BOOLEAN" => Ok(FieldType::Boolean),
-        _ => {
-            let message = format!("expected STRING, NUMBER or BOOLEAN, found {name:?}");
-            let mut error = Error::new(Kind::UnsupportedFieldType, message).about(name);
-            error.field = Some(node.path().to_owned());
-            Err(error)
-        }
-    }
-}
-
 fn selector(query: &Node<'_>) -> Result<Selector, Error> {
     let conditions = query.member("conditions");
     if !conditions.is_present() {
@@ -384,7 +368,7 @@ pub fn write_field_names(details: &Map<String, Value>, query: &FieldNamesQuery) 
 /// The body of `/api/field/value`.
 pub fn write_field_values(details: &Map<String, Value>, query: &FieldValuesQuery) -> Vec<u8> {
     let mut fields = scope_json(&query.scope);
-    fields.insert("field".into(), super::response::field_json(&query.field));
+    fields.insert("field".into(), field_json(&query.field));
     fields.insert("fieldValuePrefix".into(), query.prefix.clone().into());
     fields.insert("offset".into(), query.offset.into());
     fields.insert("_type".into(), "FieldValuesQuery".into());

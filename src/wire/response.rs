@@ -4,11 +4,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
+use super::field::{field_json, field_type};
 use super::json::{Node, parse};
-use super::request::field_type;
-use crate::model::{
-    Bucket, Error, Field, FieldType, FieldValue, FieldValues, Kind, Millis, TimeRange,
-};
+use crate::model::{Bucket, Error, Field, FieldValue, FieldValues, Kind, Millis, TimeRange};
 
 /// What stands before the points of an answer.
 pub const METRIC_HEAD: &[u8] = br#"{"telemetry":{"points":["#;
@@ -54,20 +52,6 @@ pub fn write_field_values(answer: &FieldValues) -> Vec<u8> {
     json!({ "values": values, "isPartial": answer.partial, "_type": "FieldValuesResponse" })
         .to_string()
         .into_bytes()
-}
-
-pub(super) fn field_json(field: &Field) -> Value {
-    let kind = match field.kind {
-        FieldType::String => "STRING",
-        FieldType::Number => "NUMBER",
-        FieldType::Boolean => "BOOLEAN",
-    };
-    json!({
-        "fieldName": field.name,
-        "fieldType": kind,
-        "classified": field.classified,
-        "_type": "FieldDescriptor",
-    })
 }
 
 /// The body of an error. Its `_type` follows from the kind.
