@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::debug;
 
@@ -46,6 +46,8 @@ pub struct Front {
     registry: Option<&'static PrometheusHandle>,
     clock: Arc<dyn Clock>,
     in_flight: AtomicUsize,
+    /// Bytes of bodies that are in hand or announced.
+    body_bytes: AtomicUsize,
     draining: AtomicBool,
 }
 
@@ -56,12 +58,27 @@ enum Route {
     Admin(admin::Page),
 }
 
-/// A request that was admitted, until dropped.
-struct Admitted<'a>(&'a AtomicUsize);
+/// So many bodies of the largest size may be in hand; of usual ones, many more.
+const LARGE_BODIES: usize = 64;
 
-impl Drop for Admitted<'_> {
+/// A part of something bounded that is taken, until dropped.
+struct Taken<'a> {
+    of: &'a AtomicUsize,
+    amount: usize,
+}
+
+impl<'a> Taken<'a> {
+    /// Takes `amount`, unless more than `most` would be taken then.
+    fn take(of: &'a AtomicUsize, amount: usize, most: usize) -> Option<Self> {
+        let before = of.fetch_add(amount, Ordering::Relaxed);
+        let taken = Self { of, amount };
+        (before.saturating_add(amount) <= most).then_some(taken)
+    }
+}
+
+impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.of.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 
@@ -79,6 +96,7 @@ impl Front {
             registry,
             clock,
             in_flight: AtomicUsize::new(0),
+            body_bytes: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         })
     }
@@ -139,7 +157,7 @@ impl Front {
             let message = format!("{} is not allowed here; use POST", request.method());
             return Err(Error::new(Kind::MethodNotAllowed, message).about("POST"));
         }
-        let _admitted = self.admit()?;
+        let _admitted = self.admit(&request)?;
         declared_as_json(&request)?;
         let context = self.context(Some(&request), arrived);
         let settings = &self.settings;
@@ -152,14 +170,23 @@ impl Front {
         mirror::answer(&self.engine, mirror, &body, context).await
     }
 
-    fn admit(&self) -> Result<Admitted<'_>, Error> {
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let admitted = Admitted(&self.in_flight);
-        if before >= self.settings.max_in_flight {
-            let message = format!("{before} requests are in hand already (server.max_in_flight)");
-            return Err(Error::new(Kind::Overloaded, message));
-        }
-        Ok(admitted)
+    /// Lets a request in if there is room for it and its body; else it is refused at once.
+    fn admit(&self, request: &Request<Incoming>) -> Result<[Taken<'_>; 2], Error> {
+        let most = self.settings.max_in_flight;
+        let place = Taken::take(&self.in_flight, 1, most).ok_or_else(|| {
+            let message = format!("{most} requests are in hand already (server.max_in_flight)");
+            Error::new(Kind::Overloaded, message)
+        })?;
+        // Without a length it may be as long as is allowed.
+        let largest = self.settings.max_body;
+        let announced = request.body().size_hint().upper();
+        let bytes = announced.map_or(largest, |n| usize::try_from(n).unwrap_or(largest));
+        let most = largest.saturating_mul(LARGE_BODIES);
+        let body = Taken::take(&self.body_bytes, bytes.min(largest), most).ok_or_else(|| {
+            let message = format!("request bodies of {most} bytes are in hand already");
+            Error::new(Kind::Overloaded, message)
+        })?;
+        Ok([place, body])
     }
 
     fn context(&self, request: Option<&Request<Incoming>>, arrived: Duration) -> Context {
@@ -240,6 +267,18 @@ fn declared_as_json(request: &Request<Incoming>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_is_bounded_and_given_back() {
+        let counter = AtomicUsize::new(0);
+        let first = Taken::take(&counter, 7, 10);
+        assert!(first.is_some());
+        assert!(Taken::take(&counter, 4, 10).is_none());
+        let second = Taken::take(&counter, 3, 10);
+        assert!(second.is_some());
+        drop((first, second));
+        assert_eq!(counter.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn clients_may_say_how_old_data_may_be() {
