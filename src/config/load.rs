@@ -381,7 +381,7 @@ impl Checker<'_> {
                     .latency
                     .as_ref()
                     .map_or(Duration::from_millis(400), |t| t.0),
-                per_second: self.at_least_one(place, "demo", raw.demo.per_second.unwrap_or(20))?,
+                per_second: self.at_least_one(place, "demo", raw.demo.per_second.unwrap_or(50))?,
             },
             raw::Kind::Mirror => UpstreamKind::Mirror {
                 urls,

@@ -185,9 +185,11 @@ impl Access {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
-            // A wait that the upstream asked for is the client's to make.
+            // The limiter makes the wait that an upstream asks for; one that is too long for the
+            // request is the client's to make.
+            let wait = error.retry_after.unwrap_or_default();
             let again = error.retryable
-                && error.retry_after.is_none()
+                && Instant::now() + wait < errand.deadline
                 && attempt < self.limits.retries
                 && self.retries.take();
             if !again {

@@ -220,14 +220,41 @@ async fn what_is_not_worth_it_is_not_tried_again() {
     let upstream = upstream(&hosts, &["a"], limits);
     hosts.set("a", Does::Status(422, &[]));
     assert_eq!(call(&upstream).await, Err(Kind::UpstreamFailed));
-    hosts.set("a", Does::Status(429, &[("retry-after", "5")]));
-    assert_eq!(call(&upstream).await, Err(Kind::UpstreamBusy));
-    assert_eq!(hosts.counts(), [times("a", 2)]);
-    // Neither is a reason to leave the address alone, but the second is one to wait.
+    assert_eq!(hosts.counts(), [times("a", 1)]);
     hosts.set("a", QUICK);
-    let begun = Instant::now();
     call(&upstream).await.unwrap();
-    assert_eq!(begun.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_waited_for_where_the_deadline_allows() {
+    let hosts = Arc::new(Hosts::default());
+    let limits = Limits {
+        retries: 1,
+        breaker_failures: 1,
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a"], limits);
+    hosts.set("a", Does::Status(429, &[("retry-after", "5")]));
+    let mut soon = errand();
+    soon.deadline = Instant::now() + Duration::from_secs(4);
+    let error = upstream
+        .access
+        .run(exchange(), &soon)
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::UpstreamBusy);
+    assert_eq!(hosts.counts(), [times("a", 1)]);
+    // Being busy is no reason to leave an address alone, but one to wait.
+    let begun = Instant::now();
+    assert_eq!(call(&upstream).await, Err(Kind::UpstreamBusy));
+    assert_eq!(
+        begun.elapsed().as_secs(),
+        10,
+        "five seconds before each of two attempts"
+    );
+    hosts.set("a", QUICK);
+    call(&upstream).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
