@@ -41,6 +41,10 @@ impl Matrix {
             ..Self::default()
         };
         for raw in data.result {
+            if raw.values.0.is_empty() && raw.histograms.is_empty() {
+                // Such as an instant vector, which has a `value` instead: not a known emptiness.
+                return Err(garbage(response, "a series without samples"));
+            }
             matrix.received += raw.values.0.len() as u64;
             matrix.histograms += raw.histograms.len() as u64;
             let mut samples = raw.values.0;
