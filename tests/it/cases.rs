@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -309,10 +310,12 @@ impl Case {
         let before = coalesced().await;
         let clients = (0..step.clients).map(|_| self.server.reply(self.request(step)));
         let open = async {
-            let mut patience = 20_000;
+            let mut patience = 2_000;
             while coalesced().await < before + (step.clients - 1) as f64 {
                 patience -= 1;
                 assert!(patience > 0, "the clients do not share one fetch");
+                // Reading all metrics takes long, and other cases wait for their turn.
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             for (_, scripted) in self.upstreams.values() {
                 scripted.open();

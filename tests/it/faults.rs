@@ -90,6 +90,9 @@ async fn coalesced(server: &Server, name: &str, n: usize) {
     }
 }
 
+/// Keys of an upstream whose answer is waited for, as long as it may take.
+const PATIENT: &str = "retries = 2\ntimeout = \"1m\"";
+
 /// Fails a test that waits for what does not come.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(10);
@@ -104,7 +107,7 @@ async fn a_fetch_ends_with_its_last_waiter_and_not_before() {
         ..minutes(seen)
     })
     .await;
-    let server = Arc::new(heliostat("leaving", &upstream, "retries = 2", &clock).await);
+    let server = Arc::new(heliostat("leaving", &upstream, PATIENT, &clock).await);
     let client = || {
         let server = server.clone();
         tokio::spawn(async move { ask(&server, OLD, OLD + MINUTE).await })
@@ -123,7 +126,7 @@ async fn a_fetch_ends_with_its_last_waiter_and_not_before() {
     assert_eq!(reply.points().len(), 1);
     assert_eq!(upstream.seen().len(), 1);
 
-    let server_of_others = heliostat("leaving-all", &upstream, "retries = 2", &clock).await;
+    let server_of_others = heliostat("leaving-all", &upstream, PATIENT, &clock).await;
     let others = Arc::new(server_of_others);
     let client = || {
         let server = others.clone();
