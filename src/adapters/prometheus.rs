@@ -97,13 +97,14 @@ impl Prometheus {
 
     /// The values of an expression on the grid of the interval.
     fn expression(&self, expression: &str, fetch: &Fetch) -> Vec<Exchange<Series>> {
-        let (nan, single) = (fetch.nan, self.single_series);
-        steps(&fetch.range, self.interval, 0, MAX_STEPS)
+        let (nan, single, interval) = (fetch.nan, self.single_series, self.interval);
+        steps(&fetch.range, interval, 0, MAX_STEPS)
             .map(|part| {
-                let request = range_query(expression, &part, self.interval);
+                let request = range_query(expression, &part, interval);
                 let range = part.range;
                 exchange(request, move |response| {
                     let matrix = Matrix::read(response)?;
+                    on_grid(&matrix, interval, 0)?;
                     finish(&matrix, &range, nan, single, |s| s.samples.clone()).map(Next::Done)
                 })
             })
@@ -216,6 +217,17 @@ fn rates(samples: &[(Millis, f64)], longest: Millis) -> Vec<(Millis, f64)> {
             (*t, increase / ((t - before) as f64 / 1000.0))
         })
         .collect()
+}
+
+/// Checks that all samples lie on the grid of `step`, moved by `shift`: a server that moves start
+/// and end to where it likes answers another question.
+fn on_grid(matrix: &Matrix, step: Step, shift: Millis) -> Result<(), Error> {
+    let mut samples = matrix.series.iter().flat_map(|s| &s.samples);
+    if samples.all(|(t, _)| step.floor(t - shift) == t - shift) {
+        return Ok(());
+    }
+    let message = "the upstream answered at times that were not asked for";
+    Err(Error::new(Kind::UpstreamFailed, message))
 }
 
 /// The points of `range` that `points` makes of each series, in one column.

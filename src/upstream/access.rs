@@ -50,8 +50,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 pub struct Answered<T> {
     /// The answer.
     pub value: T,
-    /// No later than the moment at which the upstream read its data, by its own clock where it
-    /// sent a `Date`, else by ours.
+    /// No later than the moment at which the upstream read its data, by our clock and, where it
+    /// sent a `Date`, by its own.
     pub as_of: Millis,
 }
 
@@ -309,7 +309,8 @@ impl Access {
             Err(Error::new(Kind::DeadlineExceeded, message).retryable(true))
         });
         let result = response.and_then(|response| {
-            let as_of = as_of(&response, took).unwrap_or(wall);
+            // The earlier of both clocks: if one is fast, nothing is settled too soon by it.
+            let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
             (exchange.read)(&response).map(|value| Answered { value, as_of })
         });
         self.metrics.attempt(outcome(&result));

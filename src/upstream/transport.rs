@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::header::LOCATION;
 use http::{HeaderMap, Method};
 
 use crate::adapters::Response;
@@ -41,23 +42,11 @@ pub struct Http(reqwest::Client);
 const MAX_REDIRECTS: usize = 5;
 
 impl Http {
-    /// A client with a pool of connections. Redirects are followed only on the same host and
-    /// port: another host would get the request's headers, and may be one that is not allowed.
+    /// A client with a pool of connections.
     pub fn new() -> Result<Self, Error> {
-        let same_host = reqwest::redirect::Policy::custom(|attempt| {
-            let same = attempt.previous().last().is_some_and(|from| {
-                from.scheme() == attempt.url().scheme()
-                    && from.host_str() == attempt.url().host_str()
-                    && from.port_or_known_default() == attempt.url().port_or_known_default()
-            });
-            if same && attempt.previous().len() <= MAX_REDIRECTS {
-                attempt.follow()
-            } else {
-                attempt.stop()
-            }
-        });
         let client = Self::builder()
-            .redirect(same_host)
+            // Followed by hand: the client would make a GET without a body of a POST.
+            .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_keepalive(Duration::from_secs(30))
@@ -83,22 +72,35 @@ impl Http {
 impl Transport for Http {
     fn send(&self, request: Outgoing, max_bytes: usize) -> BoxFuture<'_, Result<Response, Error>> {
         Box::pin(async move {
-            let sent = self
-                .0
-                .request(request.method, request.url)
-                .headers(request.headers)
-                .body(request.body)
-                .send()
-                .await;
-            let mut response = sent.map_err(|e| broken(&e))?;
+            let Outgoing {
+                method,
+                url,
+                headers,
+                body,
+            } = request;
+            let mut url = url;
+            let mut redirects = 0;
+            let mut response = loop {
+                let asked = self.0.request(method.clone(), &url);
+                let asked = asked.headers(headers.clone()).body(body.clone());
+                let response = asked.send().await.map_err(|e| broken(&e))?;
+                let status = response.status();
+                if !status.is_redirection() {
+                    break response;
+                }
+                match same_host(&response).filter(|_| redirects < MAX_REDIRECTS) {
+                    Some(there) => url = there,
+                    None => {
+                        let message = format!(
+                            "the upstream answered HTTP {}, a redirect that leads to another host or too far; it is not followed",
+                            status.as_u16()
+                        );
+                        return Err(Error::new(Kind::UpstreamFailed, message));
+                    }
+                }
+                redirects += 1;
+            };
             let status = response.status();
-            if status.is_redirection() {
-                let message = format!(
-                    "the upstream answered HTTP {}, a redirect that leads to another host or too far; it is not followed",
-                    status.as_u16()
-                );
-                return Err(Error::new(Kind::UpstreamFailed, message));
-            }
             let headers = response.headers().clone();
             let mut body = BytesMut::new();
             while let Some(chunk) = response.chunk().await.map_err(|e| broken(&e))? {
@@ -117,6 +119,22 @@ impl Transport for Http {
             })
         })
     }
+}
+
+/// Where `response` leads, if the same request may be made there. That is only on the same host
+/// and port: another would get the request's headers, and may be one that is not allowed. A 303
+/// leads to something to be read, which answers no query.
+fn same_host(response: &reqwest::Response) -> Option<String> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 307 | 308) {
+        return None;
+    }
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    let from = response.url();
+    let to = from.join(location).ok()?;
+    let same = from.scheme() == to.scheme()
+        && from.host_str() == to.host_str()
+        && from.port_or_known_default() == to.port_or_known_default();
+    same.then(|| to.into())
 }
 
 /// The error for an attempt that broke off, in the words of its deepest cause. The URL is left

@@ -14,6 +14,7 @@ mod bad_input;
 mod cases;
 mod chain;
 mod demo;
+mod faults;
 mod house;
 mod limits;
 mod prometheus;

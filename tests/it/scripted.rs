@@ -11,9 +11,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use heliostat::clock::Clock;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -57,8 +57,12 @@ pub(crate) enum Fault {
     Reset,
     /// The answer comes one byte at a time. It is good otherwise.
     Dribble,
+    /// The same, with 20 ms after each byte of the body.
+    Slow,
     /// There never is an answer.
     Hang,
+    /// Nothing comes after the first half of the body.
+    Stall,
     /// What comes is not HTTP.
     Noise,
 }
@@ -73,6 +77,8 @@ pub(crate) struct Answer {
     pub(crate) body: Value,
     /// The body, if it is not JSON.
     pub(crate) text: Option<String>,
+    /// The body, if it is not even text, in hexadecimal.
+    pub(crate) hex: Option<String>,
     /// How long the answer waits, in milliseconds of wall time.
     pub(crate) delay: u64,
     /// Whether the answer waits until [`Scripted::open`].
@@ -89,6 +95,7 @@ impl Default for Answer {
             headers: BTreeMap::new(),
             body: Value::Null,
             text: None,
+            hex: None,
             delay: 0,
             gate: false,
             skew: 0,
@@ -116,9 +123,10 @@ impl Answer {
     }
 
     fn bytes(&self, clock: &dyn Clock) -> (Vec<u8>, Vec<u8>) {
-        let body = match &self.text {
-            Some(text) => text.clone().into_bytes(),
-            None => self.body.to_string().into_bytes(),
+        let body = match (&self.text, &self.hex) {
+            (Some(text), _) => text.clone().into_bytes(),
+            (None, Some(hex)) => hex.as_bytes().chunks(2).map(byte).collect(),
+            (None, None) => self.body.to_string().into_bytes(),
         };
         let millis = u64::try_from(clock.now() + self.skew).unwrap_or(0);
         let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(millis));
@@ -136,6 +144,11 @@ impl Answer {
     }
 }
 
+/// The byte that two digits say.
+fn byte(digits: &[u8]) -> u8 {
+    u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
+}
+
 type Script = dyn Fn(usize, &Seen) -> Answer + Send + Sync;
 
 struct Shared {
@@ -143,6 +156,8 @@ struct Shared {
     clock: Arc<dyn Clock>,
     seen: Mutex<Vec<Seen>>,
     gate: Semaphore,
+    /// Requests whose sender left before their answer.
+    left: watch::Sender<usize>,
 }
 
 /// The upstream. It stops when dropped.
@@ -172,6 +187,7 @@ impl Scripted {
             clock,
             seen: Mutex::default(),
             gate: Semaphore::new(0),
+            left: watch::Sender::new(0),
         });
         let accepting = shared.clone();
         let task = tokio::spawn(async move {
@@ -194,6 +210,24 @@ impl Scripted {
         self.shared.seen.lock().unwrap().clone()
     }
 
+    /// Waits until so many requests have come.
+    pub(crate) async fn asked(&self, times: usize) {
+        while self.shared.seen.lock().unwrap().len() < times {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// How many requests were given up by their sender before their answer.
+    pub(crate) fn left(&self) -> usize {
+        *self.shared.left.borrow()
+    }
+
+    /// Waits until so many requests were given up.
+    pub(crate) async fn given_up(&self, times: usize) {
+        let mut left = self.shared.left.subscribe();
+        left.wait_for(|n| *n >= times).await.unwrap();
+    }
+
     /// Lets one answer pass that waits at the gate.
     pub(crate) fn open(&self) {
         self.shared.gate.add_permits(1);
@@ -211,15 +245,32 @@ async fn converse(mut stream: TcpStream, shared: Arc<Shared>) {
             all.push(seen.clone());
             (shared.script)(n, &seen)
         };
-        if answer.gate {
-            shared.gate.acquire().await.unwrap().forget();
+        let wait = async {
+            if answer.gate {
+                shared.gate.acquire().await.unwrap().forget();
+            }
+            tokio::time::sleep(Duration::from_millis(answer.delay)).await;
+            if answer.fault == Fault::Hang {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = wait => {}
+            () = end(&mut stream, &mut buffer) => {
+                shared.left.send_modify(|n| *n += 1);
+                return;
+            }
         }
-        tokio::time::sleep(Duration::from_millis(answer.delay)).await;
         match write(&mut stream, &answer, shared.clock.as_ref()).await {
             Ok(true) => {}
             Ok(false) | Err(_) => return,
         }
     }
+}
+
+/// Waits until the other side closes the connection.
+async fn end(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) {
+    while stream.read_buf(buffer).await.is_ok_and(|n| n > 0) {}
 }
 
 /// Reads one request, or `None` at the end of the connection.
@@ -274,6 +325,15 @@ async fn write(stream: &mut TcpStream, answer: &Answer, clock: &dyn Clock) -> io
             }
             return Ok(true);
         }
+        Fault::Slow => {
+            stream.set_nodelay(true)?;
+            stream.write_all(&head).await?;
+            for byte in body {
+                stream.write_all(&[byte]).await?;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            return Ok(true);
+        }
         Fault::Close => {}
         Fault::Cut => {
             stream
@@ -287,7 +347,12 @@ async fn write(stream: &mut TcpStream, answer: &Answer, clock: &dyn Clock) -> io
             // Closed so, what is not sent is thrown away and the other side hears of it.
             stream.set_zero_linger()?;
         }
-        Fault::Hang => std::future::pending().await,
+        Fault::Hang => {}
+        Fault::Stall => {
+            let start = [&head[..], &body[..half]].concat();
+            stream.write_all(&start).await?;
+            end(stream, &mut Vec::new()).await;
+        }
         Fault::Noise => {
             stream
                 .write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n")

@@ -133,10 +133,14 @@ impl Server {
     /// The value of a metric with exactly these labels, as `/metrics` writes them; 0 if absent.
     /// Servers of one process share their metrics: tell them apart by the names of upstreams.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
-        let text = self.get("/metrics").await.text;
-        let line = text
-            .lines()
-            .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |v| v.parse().unwrap())
+        metric(&self.get("/metrics").await.text, series)
     }
+}
+
+/// The value of `series` in `text`, which is that of `/metrics`.
+pub(crate) fn metric(text: &str, series: &str) -> f64 {
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0.0, |v| v.parse().unwrap())
 }

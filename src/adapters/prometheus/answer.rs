@@ -41,9 +41,13 @@ impl Matrix {
             ..Self::default()
         };
         for raw in data.result {
-            matrix.received += raw.values.0.len() as u64;
-            matrix.histograms += raw.histograms.len() as u64;
-            let mut samples = raw.values.0;
+            if raw.values.is_none() && raw.histograms.is_none() {
+                // Such as an instant vector, which has a `value` instead: not a known emptiness.
+                return Err(garbage(response, "a series without samples"));
+            }
+            let mut samples = raw.values.unwrap_or_default().0;
+            matrix.received += samples.len() as u64;
+            matrix.histograms += raw.histograms.map_or(0, |h| h.len() as u64);
             if !samples.is_sorted_by_key(|s| s.0) {
                 samples.sort_by_key(|s| s.0);
             }
@@ -200,10 +204,8 @@ struct Data {
 struct RawSeries {
     #[serde(default)]
     metric: BTreeMap<String, String>,
-    #[serde(default)]
-    values: Samples,
-    #[serde(default)]
-    histograms: Vec<IgnoredAny>,
+    values: Option<Samples>,
+    histograms: Option<Vec<IgnoredAny>>,
 }
 
 /// The samples of a series: `[[seconds, "value"], …]`.

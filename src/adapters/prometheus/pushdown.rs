@@ -21,7 +21,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::answer::Matrix;
 use super::promql::Meaning;
-use super::{MAX_STEPS, Prometheus, Steps, duration, exchange, finish, range_query, steps};
+use super::{
+    MAX_STEPS, Prometheus, Steps, duration, exchange, finish, on_grid, range_query, steps,
+};
 use crate::adapters::{Exchange, Fetch, Next, Series};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
@@ -232,15 +234,9 @@ impl Row {
 
     fn buckets(&self, mut matrix: Matrix) -> Result<Series, Error> {
         let from_label = self.steps.first - self.steps.range.start();
-        for series in &mut matrix.series {
-            for (t, _) in &mut series.samples {
-                *t -= from_label;
-                if self.size.floor(*t) != *t {
-                    let message = "the upstream answered at times that were not asked for";
-                    return Err(Error::new(Kind::UpstreamFailed, message));
-                }
-            }
-        }
+        on_grid(&matrix, self.size, from_label)?;
+        let samples = matrix.series.iter_mut().flat_map(|s| &mut s.samples);
+        samples.for_each(|(t, _)| *t -= from_label);
         let several = self.single == Single::Percentile
             && matrix
                 .series
