@@ -5,7 +5,8 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
-    Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Request, Response, Series, busy, garbage,
+    Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series, busy,
+    garbage,
 };
 use crate::aggregate::roll_up;
 use crate::model::{
@@ -43,7 +44,7 @@ impl Adapter for Mirror {
         })
     }
 
-    fn series(&self, fetch: &Fetch) -> Result<Vec<Exchange<Series>>, Error> {
+    fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error> {
         let pages = Pages {
             fetch: fetch.clone(),
             checks: self.checks(),
@@ -54,7 +55,9 @@ impl Adapter for Mirror {
             received: 0,
             pages: 0,
         };
-        Ok(vec![pages.exchange(fetch.range.start(), nothing)])
+        let start = fetch.range.start();
+        let exchange = pages.exchange(start, nothing);
+        Ok(vec![Part { start, exchange }])
     }
 
     fn field_names(

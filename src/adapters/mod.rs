@@ -11,7 +11,7 @@ use http::header::{DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::model::{
-    Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
+    Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout, Millis,
     NanInterpretation, Points, Selector, TimeRange,
 };
 
@@ -20,8 +20,9 @@ pub trait Adapter: Send + Sync {
     /// Whether the backend can be reached and answers as it should.
     fn health(&self, details: &Forwarded) -> Exchange<()>;
 
-    /// The points of `fetch.range`, in one exchange or, in order of time, in several.
-    fn series(&self, fetch: &Fetch) -> Result<Vec<Exchange<Series>>, Error>;
+    /// The points of `fetch.range`, in one part or, in order of time, in several; in none, if
+    /// there can be no points.
+    fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error>;
 
     /// The names of fields, and whether some are left out.
     fn field_names(
@@ -62,6 +63,14 @@ pub struct Fetch {
     pub details: Forwarded,
 }
 
+/// An exchange for the points from `start` on, up to the next part or the end of the fetch.
+pub struct Part {
+    /// Where it starts.
+    pub start: Millis,
+    /// How its points are had.
+    pub exchange: Exchange<Series>,
+}
+
 /// What a backend gave for a [`Fetch`].
 #[derive(Clone, Debug)]
 pub struct Series {
@@ -90,20 +99,6 @@ impl Default for Series {
     }
 }
 
-impl Series {
-    /// These points followed by those of a later range.
-    pub fn append(&mut self, later: Self) {
-        let all = 0..later.points.len();
-        self.points.extend(&later.points, all);
-        if let Some(buckets) = later.off_grid {
-            self.off_grid.get_or_insert_default().extend(buckets);
-        }
-        self.complete &= later.complete;
-        self.received += later.received;
-        self.dropped.add(later.dropped);
-    }
-}
-
 /// Samples that were left out, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
@@ -118,13 +113,6 @@ pub struct Dropped {
 }
 
 impl Dropped {
-    fn add(&mut self, other: Self) {
-        self.nan += other.nan;
-        self.inf += other.inf;
-        self.outside_range += other.outside_range;
-        self.histogram += other.histogram;
-    }
-
     /// What a sample's value becomes: itself, 0 for a NaN that counts as 0, or nothing, counted.
     fn admit(&mut self, value: f64, nan: NanInterpretation) -> Option<f64> {
         if value.is_finite() {

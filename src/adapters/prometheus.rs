@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method};
 
-use super::{Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Request, Response, Series};
+use super::{Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series};
 use crate::model::{
     Error, Field, FieldNamesQuery, FieldType, FieldValue, FieldValues, FieldValuesQuery, Kind,
     Layout, Millis, NanInterpretation, Points, Scope, Step, TimeRange,
@@ -96,17 +96,19 @@ impl Prometheus {
     }
 
     /// The values of an expression on the grid of the interval.
-    fn expression(&self, expression: &str, fetch: &Fetch) -> Vec<Exchange<Series>> {
+    fn expression(&self, expression: &str, fetch: &Fetch) -> Vec<Part> {
         let (nan, single, interval) = (fetch.nan, self.single_series, self.interval);
         steps(&fetch.range, interval, 0, MAX_STEPS)
             .map(|part| {
                 let request = range_query(expression, &part, interval);
                 let range = part.range;
-                exchange(request, move |response| {
+                let exchange = exchange(request, move |response| {
                     let matrix = Matrix::read(response)?;
                     on_grid(&matrix, interval, 0)?;
                     finish(&matrix, &range, nan, single, |s| s.samples.clone()).map(Next::Done)
-                })
+                });
+                let start = range.start();
+                Part { start, exchange }
             })
             .collect()
     }
@@ -121,14 +123,18 @@ impl Adapter for Prometheus {
         })
     }
 
-    fn series(&self, fetch: &Fetch) -> Result<Vec<Exchange<Series>>, Error> {
+    fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error> {
         let meaning = Meaning::of(&fetch.selector)?;
+        let whole = |exchange| {
+            let start = fetch.range.start();
+            vec![Part { start, exchange }]
+        };
         Ok(match (fetch.layout, &meaning) {
             (Layout::Buckets { statistic, size }, _) => {
                 self.pushed_down(&meaning, statistic, size, fetch)?
             }
-            (Layout::Raw, Meaning::Gauge(selector)) => vec![self.gauge(selector, fetch)],
-            (Layout::Raw, Meaning::Counter(selector)) => vec![self.counter(selector, fetch)],
+            (Layout::Raw, Meaning::Gauge(selector)) => whole(self.gauge(selector, fetch)),
+            (Layout::Raw, Meaning::Counter(selector)) => whole(self.counter(selector, fetch)),
             (Layout::Raw, Meaning::Expression(text)) => self.expression(text, fetch),
         })
     }

@@ -52,12 +52,14 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             ..Details::default()
         };
         let arrived = clock.monotonic();
+        let deadline = tokio::time::Instant::now() + config.server.request_timeout;
         let context = Context {
             arrived,
             wall: clock.now(),
+            deadline,
             errand: Errand {
                 caller: None,
-                deadline: tokio::time::Instant::now() + config.server.request_timeout,
+                deadline,
                 trace: None,
             },
             max_age: None,

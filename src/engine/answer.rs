@@ -308,7 +308,10 @@ fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
         ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
         detail: None,
     };
-    if let Some(Degraded { reason, age, edge }) = &view.degraded {
+    if let Some(Degraded {
+        reason, age, edge, ..
+    }) = &view.degraded
+    {
         let since = age.saturating_sub(upstream.freshness.refresh);
         outcome.expired(reason, since, Some(*edge));
     }

@@ -223,7 +223,7 @@ impl Engine {
         }
         let mut landed = Err(too_late());
         if let Some(flight) = boarded.flights.first() {
-            let waited = tokio::time::timeout_at(context.errand.deadline, flight.landed()).await;
+            let waited = tokio::time::timeout_at(context.deadline, flight.landed()).await;
             landed = waited.unwrap_or_else(|_| Err(too_late()));
         }
         match (landed, known) {

@@ -27,6 +27,8 @@ pub use answer::{Answer, CacheOutcome, Timing};
 pub use metadata::Listed;
 pub use plan::Held;
 
+use tokio::time::Instant;
+
 use cache::ChunkCache;
 use lane::LaneKey;
 use metadata::Metadata;
@@ -56,7 +58,10 @@ pub struct Context {
     pub arrived: Duration,
     /// When it came, by the wall clock.
     pub wall: Millis,
-    /// Who asks, until when, and in which trace.
+    /// When the client must have been answered; no later than the errand's deadline.
+    pub deadline: Instant,
+    /// Who asks, until when an answer may be of use to anyone, and in which trace. Fetches are
+    /// shared, so a client's own shorter limit is none of theirs.
     pub errand: Errand,
     /// The oldest data that may still change which the client takes, if it says so
     /// (`Cache-Control`). It then gets no expired data either.
@@ -113,7 +118,7 @@ impl Engine {
             .adapter
             .health(&lane::forwarded(&upstream, details));
         let call = upstream.access.run(exchange, &context.errand);
-        match tokio::time::timeout_at(context.errand.deadline, call).await {
+        match tokio::time::timeout_at(context.deadline, call).await {
             Ok(answered) => answered.map(|_| ()),
             Err(_) => Err(series::too_late()),
         }

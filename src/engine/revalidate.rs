@@ -55,6 +55,7 @@ impl Engine {
         view.cached = RangeSet::from(range);
         view.degraded = Some(Degraded {
             reason: "revalidating (stale_while_revalidate)".to_owned(),
+            error: None,
             age: plan.oldest,
             edge,
         });

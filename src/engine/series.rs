@@ -15,7 +15,7 @@ use crate::aggregate::aggregate;
 use crate::model::{
     Bucket, Error, Kind, Layout, Millis, Origin, Points, RangeSet, Step, TimeRange,
 };
-use crate::upstream::Flight;
+use crate::upstream::{Flight, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
 const CALLS_AT_ONCE: usize = 4;
@@ -62,6 +62,8 @@ pub(super) struct View {
 pub(super) struct Degraded {
     /// Why it is served.
     pub(super) reason: String,
+    /// The failure, if it is for one.
+    pub(super) error: Option<Error>,
     /// The age of the oldest data that had expired.
     pub(super) age: Duration,
     /// Up to where the range is answered.
@@ -179,6 +181,17 @@ impl Engine {
         missing: &[TimeRange],
         context: &Context,
     ) -> Round {
+        let errand = &context.errand;
+        if context.deadline < errand.deadline && !self.flights.is_under_way(&lane.key) {
+            // The fetch could wait for its turn, and this client could not wait for the fetch.
+            let access = &lane.upstream.access;
+            if let Err(error) = access.check(errand.caller, context.deadline) {
+                return Round {
+                    errors: vec![error],
+                    ..Round::default()
+                };
+            }
+        }
         let boarded = self.flights.board(&lane.key, missing, |range| {
             fetch_one(self.clone(), lane.clone(), range, context.clone())
         });
@@ -238,9 +251,8 @@ impl Engine {
             round.collapsed |= view.collapsed;
             match view.degraded {
                 Some(degraded) => {
-                    round
-                        .errors
-                        .push(Error::new(Kind::UpstreamFailed, degraded.reason));
+                    let unnamed = || Error::new(Kind::UpstreamFailed, degraded.reason);
+                    round.errors.push(degraded.error.unwrap_or_else(unnamed));
                 }
                 None => round.brought.insert(*range),
             }
@@ -300,35 +312,54 @@ async fn fetch_one(
     };
     let upstream = lane.upstream.clone();
     let started = engine.clock.monotonic();
-    let began = engine.clock.now();
-    let exchanges = upstream.adapter.series(&fetch)?;
-    let calls = exchanges
-        .into_iter()
-        .map(|exchange| upstream.access.run(exchange, &context.errand));
-    let mut answers = stream::iter(calls).buffered(CALLS_AT_ONCE);
-    let mut series = Series::default();
-    let mut as_of = None;
-    while let Some(answered) = answers.next().await {
-        let answered = answered?;
-        as_of = Some(as_of.map_or(answered.as_of, |t: Millis| t.min(answered.as_of)));
-        series.append(answered.value);
+    let parts = upstream.adapter.series(&fetch)?;
+    let mut landed = Landed {
+        chunks: Chunks::new(&lane, &range),
+        complete: true,
+        off_grid: None,
+    };
+    if parts.is_empty() {
+        // There can be no points, which is known for good.
+        let piece = Piece::fetched(Points::new(), range, started, range.end(), Step::MILLI);
+        return Ok(engine.land(&lane, &piece, true, None));
     }
-    drop(answers);
+    let ends: Vec<Millis> = parts.iter().skip(1).map(|p| p.start).collect();
+    let calls = parts
+        .into_iter()
+        .map(|part| upstream.access.run(part.exchange, &context.errand));
+    let mut answers = stream::iter(calls).buffered(CALLS_AT_ONCE);
+    let mut ends = ends.into_iter();
+    let mut start = range.start();
+    while let Some(answered) = answers.next().await {
+        // Parts that came before one that fails are in the cache already.
+        let answered = answered?;
+        let end = ends.next().unwrap_or(range.end());
+        let series = answered.value;
+        count(&upstream, &series);
+        let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);
+        let part = TimeRange::clamped(start, end);
+        let cell = match identity.layout {
+            Layout::Raw => Step::MILLI,
+            Layout::Buckets { size, .. } => size,
+        };
+        let piece = Piece::fetched(series.points, part, started, settled_before, cell);
+        let part = engine.land(&lane, &piece, series.complete, series.off_grid);
+        landed.chunks.update(&lane, &part.chunks);
+        landed.complete &= part.complete;
+        landed.off_grid = landed.off_grid.or(part.off_grid);
+        start = end;
+    }
+    Ok(landed)
+}
+
+/// Counts what `series` brought.
+fn count(upstream: &Upstream, series: &Series) {
     let metrics = &upstream.metrics;
     metrics.points.increment(series.received);
     metrics.dropped("nan", series.dropped.nan);
     metrics.dropped("inf", series.dropped.inf);
     metrics.dropped("outside_range", series.dropped.outside_range);
     metrics.dropped("histogram", series.dropped.histogram);
-    let cell = match identity.layout {
-        Layout::Raw => Step::MILLI,
-        Layout::Buckets { size, .. } => size,
-    };
-    let settled_before = as_of
-        .unwrap_or(began)
-        .saturating_sub(upstream.freshness.settle);
-    let piece = Piece::fetched(series.points, range, started, settled_before, cell);
-    Ok(engine.land(&lane, &piece, series.complete, series.off_grid))
 }
 
 /// The view of buckets that do not fit the grid, which are an answer only as a whole.
@@ -343,7 +374,7 @@ fn off_grid(mut view: View, fetched: usize) -> Result<View, Error> {
 
 /// What the flight brings, if it lands before the request's deadline.
 async fn wait(flight: &Flight<Landed>, context: &Context) -> Result<Landed, Error> {
-    match tokio::time::timeout_at(context.errand.deadline, flight.landed()).await {
+    match tokio::time::timeout_at(context.deadline, flight.landed()).await {
         Ok(landed) => landed,
         Err(_) => Err(too_late()),
     }
@@ -355,6 +386,7 @@ fn fall_back(error: Error, plan: &Plan) -> Result<Degraded, Error> {
     match plan.fallback {
         Some(edge) if error.kind.origin() != Origin::Client => Ok(Degraded {
             reason: error.to_string(),
+            error: Some(error),
             age: plan.oldest,
             edge,
         }),

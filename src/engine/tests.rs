@@ -225,12 +225,14 @@ impl World {
     }
 
     async fn ask(&self, query: &MetricQuery) -> Result<Answer, Error> {
+        let deadline = Instant::now() + Duration::from_secs(60);
         let context = Context {
             arrived: self.clocks.monotonic(),
             wall: self.clocks.now(),
+            deadline,
             errand: Errand {
                 caller: None,
-                deadline: Instant::now() + Duration::from_secs(60),
+                deadline,
                 trace: None,
             },
             max_age: None,

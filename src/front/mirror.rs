@@ -103,7 +103,7 @@ pub(super) async fn answer(
 fn within(mut context: Context, details: &Details) -> Context {
     if let Some(timeout) = details.timeout {
         let limit = tokio::time::Instant::now() + timeout;
-        context.errand.deadline = context.errand.deadline.min(limit);
+        context.deadline = context.deadline.min(limit);
     }
     context
 }

@@ -191,14 +191,16 @@ impl Front {
 
     fn context(&self, request: Option<&Request<Incoming>>, arrived: Duration) -> Context {
         let headers = request.map(Request::headers);
+        let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
         Context {
             arrived,
             wall: self.clock.now(),
+            deadline,
             errand: Errand {
                 caller: request
                     .and_then(|r| r.extensions().get::<Peer>())
                     .map(|p| p.0),
-                deadline: tokio::time::Instant::now() + self.settings.request_timeout,
+                deadline,
                 trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
             },
             max_age: headers.and_then(max_age),

@@ -177,7 +177,6 @@ impl Access {
         exchange: &Exchange<T>,
         errand: &Errand,
     ) -> Result<Answered<Next<T>>, Error> {
-        self.retries.called();
         let tried = Tried::default();
         let mut attempt: u32 = 0;
         loop {
@@ -236,6 +235,13 @@ impl Access {
         }
     }
 
+    /// The error with which a call of `caller` that must be answered by `deadline` would be refused
+    /// now, if it would be.
+    pub fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
+        let checked = self.limiter.check(caller, deadline);
+        checked.inspect_err(|_| self.metrics.rejected("limits"))
+    }
+
     /// Waits in line for leave to make a call.
     async fn admit(&self, errand: &Errand) -> Result<Permit, Error> {
         let queued = self.clock.monotonic();
@@ -257,10 +263,14 @@ impl Access {
             return Err(self.left_alone(wait));
         }
         let permit = self.admit(errand).await?;
+        let first = tried.is_empty();
         let chosen = self
             .endpoints
             .choose(tried)
             .map_err(|wait| self.left_alone(wait))?;
+        if first {
+            self.retries.called();
+        }
         let begun = Instant::now();
         let result = self.attempt_at(chosen, exchange, errand).await;
         permit.report(

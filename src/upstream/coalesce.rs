@@ -117,6 +117,11 @@ where
         Boarded { flights, joined }
     }
 
+    /// Whether a fetch of `key` is under way.
+    pub fn is_under_way(&self, key: &K) -> bool {
+        lock(&self.table).contains_key(key)
+    }
+
     fn start<F>(&self, key: &K, range: TimeRange, fetch: F) -> (u64, Arc<Flight<T>>)
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,

@@ -21,6 +21,11 @@ pub(super) struct Endpoint {
 pub(super) struct Tried(AtomicU64);
 
 impl Tried {
+    /// Whether the call has been tried nowhere yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
     fn has(&self, index: usize) -> bool {
         let bit = 1u64.checked_shl(index as u32).unwrap_or(0);
         self.0.load(Ordering::Relaxed) & bit != 0

@@ -176,28 +176,7 @@ impl Limiter {
         let shared = &self.0;
         let (place, admitted) = {
             let mut state = shared.state();
-            if state.waiting >= shared.limits.queue {
-                let wait = shared.shortest_wait(&state, caller);
-                let message = format!(
-                    "{} calls wait for the upstream already (queue)",
-                    state.waiting
-                );
-                return Err(refusal(message, wait));
-            }
-            let pause = state.paused_until.filter(|until| *until > deadline);
-            if let Some(until) = pause {
-                let wait = until.saturating_duration_since(Instant::now());
-                let message = "the upstream asked for a pause (Retry-After)";
-                return Err(Error::new(Kind::UpstreamBusy, message).retry_after(Some(wait)));
-            }
-            let wait = shared.shortest_wait(&state, caller);
-            if Instant::now() + wait > deadline {
-                let message = format!(
-                    "the upstream's limits leave no call before the request's deadline; {} calls wait",
-                    state.waiting
-                );
-                return Err(refusal(message, wait));
-            }
+            shared.admissible(&state, caller, deadline)?;
             let (ticket, admitted) = state.enter(caller);
             let place = Place {
                 shared,
@@ -211,6 +190,11 @@ impl Limiter {
         drop(place);
         // The sender lives in the queue until it has sent.
         permit.map_err(|_| Error::new(Kind::Internal, "the queue was lost"))
+    }
+
+    /// The error with which a call of `caller` would be refused now, if it would be.
+    pub(super) fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
+        self.0.admissible(&self.0.state(), caller, deadline)
     }
 
     /// Admits no call for `pause`, as the upstream asked. A pause that ends later stays.
@@ -280,6 +264,32 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An error where as many calls wait as may, or where `deadline` would pass before a call's turn.
+    fn admissible(&self, state: &State, caller: Caller, deadline: Instant) -> Result<(), Error> {
+        if state.waiting >= self.limits.queue {
+            let wait = self.shortest_wait(state, caller);
+            let message = format!(
+                "{} calls wait for the upstream already (queue)",
+                state.waiting
+            );
+            return Err(refusal(message, wait));
+        }
+        if let Some(until) = state.paused_until.filter(|until| *until > deadline) {
+            let wait = until.saturating_duration_since(Instant::now());
+            let message = "the upstream asked for a pause (Retry-After)";
+            return Err(Error::new(Kind::UpstreamBusy, message).retry_after(Some(wait)));
+        }
+        let wait = self.shortest_wait(state, caller);
+        if Instant::now() + wait > deadline {
+            let message = format!(
+                "the upstream's limits leave no call before the request's deadline; {} calls wait",
+                state.waiting
+            );
+            return Err(refusal(message, wait));
+        }
+        Ok(())
+    }
+
     /// The least time that a call of `caller` which comes now will wait for the rate: its turn
     /// comes when each other line has moved as often as its own.
     fn shortest_wait(&self, state: &State, caller: Caller) -> Duration {
@@ -287,8 +297,13 @@ impl Shared {
         let own = own.map_or(0, |l| l.waiting.len());
         let others = state.lines.iter().filter(|l| l.caller != caller);
         let before = own + others.map(|l| l.waiting.len().min(own)).sum::<usize>();
-        // A burst may be left, so only those beyond it wait.
-        let beyond = before.saturating_sub(self.limits.burst as usize);
+        // Who waits for the rate now shows that no burst is left; else some may be.
+        let burst = if state.wake_at.is_some() {
+            0
+        } else {
+            self.limits.burst as usize
+        };
+        let beyond = before.saturating_sub(burst);
         let for_rate = Duration::from_secs_f64(beyond as f64 / self.limits.per_second);
         let pause = state
             .paused_until
@@ -543,7 +558,7 @@ mod tests {
             .map(|_| ())
             .unwrap_err();
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        assert_eq!(refused.retry_after, Some(Duration::from_secs(18)));
+        assert_eq!(refused.retry_after, Some(Duration::from_secs(19)));
         // Another caller has a line of its own.
         limiter.admit(caller(2), soon).await.unwrap();
     }

@@ -24,7 +24,7 @@ use super::promql::Meaning;
 use super::{
     MAX_STEPS, Prometheus, Steps, duration, exchange, finish, on_grid, range_query, steps,
 };
-use crate::adapters::{Exchange, Fetch, Next, Series};
+use crate::adapters::{Exchange, Fetch, Next, Part, Series};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
 /// The label of the probe.
@@ -75,7 +75,7 @@ impl Prometheus {
         statistic: Statistic,
         size: Step,
         fetch: &Fetch,
-    ) -> Result<Vec<Exchange<Series>>, Error> {
+    ) -> Result<Vec<Part>, Error> {
         let single = match (statistic.quantile(), self.single_series) {
             (_, true) => Single::Configured,
             (Some(_), false) => Single::Percentile,
@@ -125,7 +125,9 @@ impl Prometheus {
                 single,
                 left_open: self.left_open.clone(),
             };
-            row.exchange(self.left_open.load(Ordering::Relaxed), true)
+            let start = row.steps.range.start();
+            let exchange = row.exchange(self.left_open.load(Ordering::Relaxed), true);
+            Part { start, exchange }
         });
         Ok(rows.collect())
     }

@@ -215,7 +215,7 @@ fn a_bucket_holds_its_first_instant_and_not_its_last_by_either_convention() {
             let fetch = fetch("__gauge__", "g", layout, range.start(), range.end());
             // It is taken for Prometheus 2 at first, and for what it is from then on.
             for calls in [1 + usize::from(left_open), 1] {
-                let exchange = adapter.series(&fetch).unwrap().remove(0);
+                let exchange = adapter.series(&fetch).unwrap().remove(0).exchange;
                 assert_eq!(fake.run(exchange), (calls, expected.clone()), "{size}");
             }
         }
@@ -247,7 +247,7 @@ fn a_rate_counts_to_the_bucket_of_its_sample_by_either_convention() {
             };
             let layout = buckets(Statistic::Sum, size);
             let fetch = fetch("__counter__", "c", layout, range.start(), range.end());
-            let exchange = adapter().series(&fetch).unwrap().remove(0);
+            let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
             let (_, got) = fake.run(exchange);
             assert_eq!(got.len(), expected.len(), "{size} {offset} {left_open}");
             for (got, expected) in got.iter().zip(&expected) {
@@ -262,7 +262,7 @@ fn a_rate_counts_to_the_bucket_of_its_sample_by_either_convention() {
 fn a_server_that_changes_its_mind_is_not_asked_for_ever() {
     let layout = buckets(Statistic::Sum, MINUTE);
     let fetch = fetch("__gauge__", "g", layout, START, START + 5 * MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0);
+    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
     let fake = |left_open| Fake {
         samples: on_the_edges(MINUTE),
         left_open,
@@ -278,7 +278,7 @@ fn a_server_that_changes_its_mind_is_not_asked_for_ever() {
 fn a_scalar_expression_becomes_a_vector_when_the_server_says_so() {
     let layout = buckets(Statistic::Max, MINUTE);
     let fetch = fetch("~", "1 + 1", layout, START, START + 5 * MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0);
+    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
     let said = r#"{"status":"error","errorType":"bad_data","error":"1:15: parse error: subquery is only allowed on instant vector, got scalar instead"}"#;
     let Ok(Next::More(second)) = (exchange.read)(&answer(400, said)) else {
         panic!("a second exchange");
@@ -307,11 +307,11 @@ fn buckets_of_one_millisecond_are_refused() {
 /// The steps of each call, as a server that cuts to milliseconds reads them: the first, the last,
 /// the length of one.
 fn calls(fetch: &Fetch) -> Vec<(Millis, Millis, Millis)> {
-    let exchanges = adapter().series(fetch).unwrap();
+    let parts = adapter().series(fetch).unwrap();
     let millis = |text: &String| (text.parse::<f64>().unwrap() * 1000.0) as Millis;
-    exchanges
+    parts
         .iter()
-        .map(|e| sent(&e.request))
+        .map(|p| sent(&p.exchange.request))
         .map(|s| (millis(&s["start"]), millis(&s["end"]), millis(&s["step"])))
         .collect()
 }
@@ -339,7 +339,8 @@ fn calls_stay_within_the_limits_of_steps_and_leave_none_out() {
         }
         assert_eq!(next, first + steps * step);
     }
-    let text = |fetch: &Fetch| sent(&adapter().series(fetch).unwrap()[0].request)["step"].clone();
+    let text =
+        |fetch: &Fetch| sent(&adapter().series(fetch).unwrap()[0].exchange.request)["step"].clone();
     let odd = buckets(Statistic::Max, 1_003);
     let odd = fetch("__gauge__", "g", odd, 0, 1_003);
     // Cut to whole milliseconds, or nanoseconds, it must not fall short.
@@ -362,7 +363,7 @@ fn durations_have_no_part_that_a_double_of_seconds_cannot_hold() {
 #[test]
 fn a_counter_that_begins_in_the_range_is_looked_for_further_back_once() {
     let fetch = fetch("__counter__", "c", Layout::Raw, START, START + MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0);
+    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
     let seconds = |t: Millis| t as f64 / 1000.0;
     let sample = |t: Millis, v: &str| json!([seconds(t), v]);
     // NaN is no sample to take a rate from.
@@ -389,7 +390,7 @@ fn a_counter_that_begins_in_the_range_is_looked_for_further_back_once() {
 
 fn raw() -> Exchange<Series> {
     let fetch = fetch("__gauge__", "g", Layout::Raw, START, START + MINUTE);
-    adapter().series(&fetch).unwrap().remove(0)
+    adapter().series(&fetch).unwrap().remove(0).exchange
 }
 
 #[test]
@@ -531,7 +532,7 @@ fn garbage_is_an_error_and_no_panic() {
     // Buckets at other times than those asked for.
     let layout = buckets(Statistic::Max, MINUTE);
     let fetch = fetch("__gauge__", "g", layout, START, START + 5 * MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0);
+    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
     let moved = json!([{ "metric": {}, "values": [[START / 1000, "1"]] }]);
     assert_eq!(
         refused(&exchange, &matrix(&moved)).kind,
