@@ -67,7 +67,6 @@ struct Times {
     part: Duration,
     flip: Duration,
     refresh: Duration,
-    breaker: Duration,
 }
 
 /// One part of the bench.
@@ -79,6 +78,8 @@ struct Part {
     outage: Outage,
     /// After how many milliseconds clients give up, if they say so.
     patience: Option<u32>,
+    /// For how long a URL that failed is left alone.
+    breaker: Duration,
 }
 
 /// A number that depends on all bits of `n` (the finalizer of SplitMix64).
@@ -140,6 +141,7 @@ impl Upstream {
 
     async fn handle(self: Arc<Self>, request: http::Request<Incoming>) -> http::Response<Body> {
         self.calls.lock().unwrap().push(self.begun.elapsed());
+        let is_query = request.uri().path() == "/api/metric";
         let body = request.into_body().collect().await.unwrap().to_bytes();
         if !self.is_dead() {
             tokio::time::sleep(LATENCY).await;
@@ -151,6 +153,9 @@ impl Upstream {
                 _ => http::StatusCode::SERVICE_UNAVAILABLE,
             };
             return response;
+        }
+        if !is_query {
+            return http::Response::new(Body::from(r#"{"status":"OK"}"#));
         }
         let request: Value = serde_json::from_slice(&body).unwrap();
         let query = &request["query"];
@@ -361,7 +366,7 @@ breaker = {{ failures = 5, open = "{}ms" }}
         part.name,
         listener.local_addr().unwrap(),
         times.refresh.as_millis(),
-        times.breaker.as_millis(),
+        part.breaker.as_millis(),
     );
     let config = config::parse(&config, "bench", &BTreeMap::new()).unwrap();
     let clock = Arc::new(SystemClock::default());
@@ -511,43 +516,38 @@ fn main() {
             part: seconds(3.0),
             flip: seconds(0.75),
             refresh: seconds(1.0),
-            breaker: seconds(1.0),
         }
     } else {
         Times {
             part: seconds(20.0),
             flip: seconds(2.5),
             refresh: seconds(10.0),
-            breaker: seconds(10.0),
         }
     };
-    let part = |name, title, outage, patience| Part {
+    let part = |name, title, outage| Part {
         name,
         title,
         outage,
-        patience,
+        patience: None,
+        breaker: times.refresh,
     };
-    let parts = [
-        part("well", "the upstream is well", Outage::Never, None),
-        part(
-            "impatient",
-            "the upstream is well; clients give up after 1 s",
-            Outage::Never,
-            Some(1000),
-        ),
-        part(
-            "busy",
-            "the upstream answers 503 half of the time",
-            Outage::Busy,
-            None,
-        ),
-        part(
-            "closed",
-            "the upstream's port is closed half of the time",
-            Outage::Closed,
-            None,
-        ),
-    ];
+    let title = "the upstream is well; clients give up after 1 s";
+    let impatient = Part {
+        patience: Some(1000),
+        ..part("impatient", title, Outage::Never)
+    };
+    let title = "the upstream answers 503 half of the time";
+    let busy = part("busy", title, Outage::Busy);
+    let title = "the upstream's port is closed half of the time";
+    let closed = part("closed", title, Outage::Closed);
+    let wait = humantime::format_duration(times.refresh / 5);
+    let title = format!("the same, and a URL that failed is left alone for {wait}");
+    let sooner = Part {
+        breaker: times.refresh / 5,
+        ..part("sooner", title.leak(), Outage::Closed)
+    };
+    let well = part("well", "the upstream is well", Outage::Never);
+    let parts = [well, impatient, busy, closed, sooner];
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
