@@ -14,7 +14,10 @@
     clippy::disallowed_methods
 )]
 
+mod support;
+
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,11 +26,12 @@ use heliostat::app::Service;
 use heliostat::clock::{Clock, SystemClock};
 use heliostat::config;
 use heliostat::front::{Body, listen};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use support::{Client, quantile};
+use tokio::net::TcpListener;
 
 const DAY: i64 = 86_400_000;
 const CONNECTIONS: u64 = 16;
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 const CONFIG: &str = r#"
 [[upstream]]
@@ -61,95 +65,40 @@ impl Clock for BenchClock {
     }
 }
 
-/// A connection that is kept, with as little around it as can be.
-struct Client {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Client {
-    async fn connect(address: &str) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self {
-            stream,
-            buffer: vec![0; 1 << 20],
-        }
-    }
-
-    /// Posts `body` and reads the answer; the length of its body, and its Cache-Status.
-    async fn post(&mut self, body: &str) -> (usize, String) {
-        let head = format!(
-            "POST /api/metric HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        let request = [head.as_bytes(), body.as_bytes()].concat();
-        self.stream.write_all(&request).await.unwrap();
-        let mut filled = 0;
-        let (head, body_start) = loop {
-            let read = self.stream.read(&mut self.buffer[filled..]).await.unwrap();
-            assert!(read > 0, "the server closed the connection");
-            filled += read;
-            let end = self.buffer[..filled]
-                .windows(4)
-                .position(|w| w == b"\r\n\r\n");
-            if let Some(end) = end {
-                let head = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
-                break (head, end + 4);
-            }
-        };
-        assert!(head.starts_with("http/1.1 200"), "{head}");
-        let field = |name: &str| {
-            let line = head.lines().find_map(|l| l.strip_prefix(name));
-            line.unwrap_or_default().trim().to_owned()
-        };
-        let length: usize = field("content-length:").parse().unwrap();
-        let mut left = (body_start + length).saturating_sub(filled);
-        while left > 0 {
-            let read = self.stream.read(&mut self.buffer).await.unwrap();
-            assert!(read > 0, "the server closed the connection");
-            left = left.saturating_sub(read);
-        }
-        (length, field("cache-status:"))
-    }
+/// Asks for what `body` says; the length of the answer's body, and its Cache-Status.
+async fn ask(client: &mut Client, body: &str) -> (usize, String) {
+    let answer = client.post(body).await;
+    assert_eq!(answer.status(), 200);
+    let cache = answer.header("cache-status").to_owned();
+    (answer.body.len(), cache)
 }
 
 fn query(start: i64, end: i64) -> String {
-    let condition = |key: &str, value: &str| {
-        format!(
-            r#"{{"key":"{key}","value":{{"value":"{value}","_type":"StringValue"}},"_type":"EqualityCondition"}}"#
-        )
-    };
-    format!(
-        r#"{{"connectionDetails":{{}},"query":{{"conditions":[{},{}],"startTime":{start},"endTime":{end},"aggregation":{{"method":"MEAN","bucketSizeMillis":60000,"_type":"Aggregation"}}}}}}"#,
-        condition("name", "cpu.usage_percent"),
-        condition("host", "web-1"),
-    )
+    let conditions = [("name", "cpu.usage_percent"), ("host", "web-1")];
+    support::query("{}", conditions, start, end)
 }
 
 /// One row of the table.
 struct Row {
     what: &'static str,
     per_second: f64,
-    p50: Duration,
-    p99: Duration,
+    p50: String,
+    p99: String,
 }
 
 fn row(what: &'static str, mut times: Vec<Duration>, wall: Duration) -> Row {
-    times.sort_unstable();
-    let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize];
     Row {
         what,
         per_second: times.len() as f64 / wall.as_secs_f64(),
-        p50: at(0.5),
-        p99: at(0.99),
+        p50: quantile(&mut times, 0.5),
+        p99: quantile(&mut times, 0.99),
     }
 }
 
 /// As many requests as `duration` allows, over several connections.
 async fn load(
     what: &'static str,
-    address: &str,
+    address: SocketAddr,
     duration: Duration,
     body: impl Fn(u64) -> String + Clone + Send + 'static,
     expected: &'static str,
@@ -157,15 +106,15 @@ async fn load(
     let begun = Instant::now();
     let clients: Vec<_> = (0..CONNECTIONS)
         .map(|number| {
-            let (address, body) = (address.to_owned(), body.clone());
+            let body = body.clone();
             tokio::spawn(async move {
-                let mut client = Client::connect(&address).await;
+                let mut client = Client::connect(address, LOCAL).await;
                 let mut times = Vec::new();
                 let mut round = number;
                 while begun.elapsed() < duration {
                     let body = body(round);
                     let asked = Instant::now();
-                    let (_, cache) = client.post(&body).await;
+                    let (_, cache) = ask(&mut client, &body).await;
                     times.push(asked.elapsed());
                     assert!(cache.starts_with(expected), "{cache}");
                     round += CONNECTIONS;
@@ -192,18 +141,18 @@ async fn run(duration: Duration, rounds: u64) -> Vec<Row> {
     );
     let config = config::parse(CONFIG, "bench", &BTreeMap::from([local])).unwrap();
     let service = Service::bind(&config, clock.clone()).await.unwrap();
-    let address = service.address().unwrap().to_string();
+    let address = service.address().unwrap();
     tokio::spawn(service.run(std::future::pending()));
 
     // A day that has settled: 1,440 buckets.
     let end = clock.now() / DAY * DAY;
     let day = query(end - DAY, end);
-    let mut client = Client::connect(&address).await;
-    client.post(&query(end - 2 * DAY, end)).await;
-    let (length, _) = client.post(&day).await;
+    let mut client = Client::connect(address, LOCAL).await;
+    ask(&mut client, &query(end - 2 * DAY, end)).await;
+    let (length, _) = ask(&mut client, &day).await;
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let bare = listener.local_addr().unwrap().to_string();
+    let bare = listener.local_addr().unwrap();
     let bytes = bytes::Bytes::from(vec![b' '; length]);
     let handler = move |_| {
         let body = Body::from(bytes.clone());
@@ -217,7 +166,7 @@ async fn run(duration: Duration, rounds: u64) -> Vec<Row> {
     let mut rows = vec![
         load(
             "limit: bare hyper, the same bytes",
-            &bare,
+            bare,
             duration,
             move |_| same.clone(),
             "",
@@ -225,7 +174,7 @@ async fn run(duration: Duration, rounds: u64) -> Vec<Row> {
         .await,
         load(
             "full hit, one window",
-            &address,
+            address,
             duration,
             move |_| day.clone(),
             "heliostat; hit",
@@ -239,7 +188,7 @@ async fn run(duration: Duration, rounds: u64) -> Vec<Row> {
     rows.push(
         load(
             "full hit, a window that slides",
-            &address,
+            address,
             duration,
             slide,
             "heliostat; hit",
@@ -250,11 +199,11 @@ async fn run(duration: Duration, rounds: u64) -> Vec<Row> {
     let mut times = Vec::new();
     let begun = Instant::now();
     let tail = |clock: &BenchClock| query((clock.now() - DAY) / 60_000 * 60_000, clock.now());
-    client.post(&tail(&clock)).await;
+    ask(&mut client, &tail(&clock)).await;
     for _ in 0..rounds {
         clock.pass(10_000);
         let asked = Instant::now();
-        let (_, cache) = client.post(&tail(&clock)).await;
+        let (_, cache) = ask(&mut client, &tail(&clock)).await;
         times.push(asked.elapsed());
         assert!(
             cache.contains("fwd=stale") || cache.contains("fwd=partial"),
@@ -272,7 +221,7 @@ async fn run(duration: Duration, rounds: u64) -> Vec<Row> {
     for round in 1..=rounds as i64 {
         let back = (10 + round * 2) * DAY;
         let asked = Instant::now();
-        let (_, cache) = client.post(&query(end - back - DAY, end - back)).await;
+        let (_, cache) = ask(&mut client, &query(end - back - DAY, end - back)).await;
         times.push(asked.elapsed());
         assert!(cache.contains("fwd=miss"), "{cache}");
     }
@@ -303,8 +252,8 @@ fn main() {
             "{:<42} {:>12.0} {:>12} {:>12} {:>10}",
             row.what,
             row.per_second,
-            format!("{:.3} ms", row.p50.as_secs_f64() * 1000.0),
-            format!("{:.3} ms", row.p99.as_secs_f64() * 1000.0),
+            row.p50,
+            row.p99,
             if ratio > 0.01 {
                 format!("{ratio:.2}")
             } else {
