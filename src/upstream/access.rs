@@ -13,7 +13,6 @@ use tracing::warn;
 
 use super::advice::Advice;
 use super::budget::Budgets;
-use super::coalesce::keep_fetch;
 use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
 use super::retry::Budget;
@@ -301,7 +300,6 @@ impl Access {
             let message = "the upstream's budget of calls is spent (rate_limit)";
             Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
         })?;
-        keep_fetch();
         let outgoing = self.outgoing(&endpoint.url, &exchange.request, errand);
         let wall = self.clock.now();
         let sent = {

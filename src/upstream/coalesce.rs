@@ -1,12 +1,10 @@
 //! Shared fetches. A fetch is a task of its own: whoever needs what it will bring waits for it,
-//! and it is dropped when the last of them has left, unless it has called the upstream: what was
-//! paid for is brought home.
+//! and it is dropped when the last of them has left.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -15,35 +13,11 @@ use crate::model::{Error, Kind, RangeSet, TimeRange};
 
 type Outcome<T> = Option<Result<T, Error>>;
 
-tokio::task_local! {
-    /// The fetch that the task makes.
-    static OWN: Own;
-}
-
-/// A fetch as its own task sees it.
-struct Own {
-    flight: Weak<dyn Any + Send + Sync>,
-    /// The same, once it is not to be dropped any more.
-    kept: OnceLock<Arc<dyn Any + Send + Sync>>,
-}
-
-/// Lets the fetch that this task makes, if it makes one, come to its end though nobody may wait
-/// for it: to drop it now would lose a call, and the next request would have to make it again.
-pub(super) fn keep_fetch() {
-    let keep = |own: &Own| {
-        if let Some(flight) = own.flight.upgrade() {
-            own.kept.get_or_init(|| flight);
-        }
-    };
-    // Calls that belong to no fetch are not shared.
-    let _ = OWN.try_with(keep);
-}
-
 /// One fetch under way, held by each of those who wait for it.
 pub struct Flight<T> {
     range: TimeRange,
     outcome: watch::Receiver<Outcome<T>>,
-    task: OnceLock<AbortHandle>,
+    task: AbortHandle,
 }
 
 impl<T: Clone> Flight<T> {
@@ -70,9 +44,7 @@ impl<T: Clone> Flight<T> {
 impl<T> Drop for Flight<T> {
     fn drop(&mut self) {
         // A task that has ended does not mind.
-        if let Some(task) = self.task.get() {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 
@@ -165,24 +137,18 @@ where
             key: key.clone(),
             id,
         };
-        let flight = Arc::new(Flight {
-            range,
-            outcome,
-            task: OnceLock::new(),
-        });
-        let weak = Arc::downgrade(&flight);
-        let own = Own {
-            flight: weak,
-            kept: OnceLock::new(),
-        };
-        let task = tokio::spawn(OWN.scope(own, async move {
+        let task = tokio::spawn(async move {
             let landed = fetch.await;
             // Off the table first: whoever comes now finds what it brought in the cache.
             drop(entry);
             sender.send_replace(Some(landed));
-        }));
-        flight.task.get_or_init(|| task.abort_handle());
-        (id, flight)
+        });
+        let flight = Flight {
+            range,
+            outcome,
+            task: task.abort_handle(),
+        };
+        (id, Arc::new(flight))
     }
 }
 
@@ -293,32 +259,6 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(counted.counts(), (1, 0));
         assert!(lock(&counted.flights.table).is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_fetch_that_has_called_comes_to_its_end_and_can_still_be_joined() {
-        let flights: Flights<u8, u8> = Flights::default();
-        let ended = Arc::new(AtomicUsize::new(0));
-        let fetch = |_| {
-            let ended = ended.clone();
-            async move {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                keep_fetch();
-                tokio::time::sleep(Duration::from_secs(2)).await;
-                ended.fetch_add(1, Ordering::SeqCst);
-                Ok(7)
-            }
-        };
-        let first = flights.board(&1, &[range(0, 10)], fetch);
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        drop(first);
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let second = flights.board(&1, &[range(0, 10)], fetch);
-        assert_eq!((second.joined, second.flights.len()), (1, 1));
-        drop(second);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(ended.load(Ordering::SeqCst), 1);
-        assert!(lock(&flights.table).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
