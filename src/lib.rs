@@ -11,6 +11,18 @@
 //!                    model    │
 //!                             └─ aggregate (pure arithmetic)
 //! ```
+//!
+//! - [`cli`], [`app`]: what is typed, and the one place that puts the parts together
+//! - [`config`]: a TOML file and the environment as values that cannot be wrong
+//! - [`model`]: time, points, selectors, queries, errors; what all others speak of
+//! - [`front`]: connections, admission, routes, the only map from errors to statuses
+//! - [`wire`]: the mirror API as bytes, both ways
+//! - [`engine`]: plan, cache, fetch, answer
+//! - [`aggregate`]: points into buckets
+//! - [`upstream`]: everything between a fetch and a backend: limits, budgets, retries, breakers
+//! - [`adapters`]: one kind of backend each, without I/O
+//! - [`demo`]: the built-in demonstration source
+//! - [`telemetry`]: logs and metrics; [`clock`]: the only place that reads the machine's clocks
 
 pub mod adapters;
 pub mod aggregate;
