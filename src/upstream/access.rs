@@ -302,11 +302,9 @@ impl Access {
         })?;
         let outgoing = self.outgoing(&endpoint.url, &exchange.request, errand);
         let wall = self.clock.now();
-        let sent = {
-            let _in_flight = InFlight::new(&self.metrics);
-            let send = self.transport.send(outgoing, self.max_response);
-            tokio::time::timeout(self.limits.timeout, send).await
-        };
+        let mut counted = Attempt::begin(&self.metrics);
+        let send = self.transport.send(outgoing, self.max_response);
+        let sent = tokio::time::timeout(self.limits.timeout, send).await;
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
 
@@ -323,7 +321,8 @@ impl Access {
             let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
             (exchange.read)(&response).map(|value| Answered { value, as_of })
         });
-        self.metrics.attempt(outcome(&result));
+        counted.outcome = outcome(&result);
+        drop(counted);
         if let Err(error) = &result
             && error.kind == Kind::UpstreamBusy
         {
@@ -392,19 +391,27 @@ fn is_strain(error: &Error) -> bool {
     error.retryable && error.kind.origin() == Origin::Upstream
 }
 
-/// Counts an attempt as under way until dropped.
-struct InFlight<'a>(&'a UpstreamMetrics);
+/// Counts an attempt as under way, and then by how it ended. One that is dropped has ended too:
+/// the upstream was called.
+struct Attempt<'a> {
+    metrics: &'a UpstreamMetrics,
+    outcome: &'static str,
+}
 
-impl<'a> InFlight<'a> {
-    fn new(metrics: &'a UpstreamMetrics) -> Self {
+impl<'a> Attempt<'a> {
+    fn begin(metrics: &'a UpstreamMetrics) -> Self {
         metrics.in_flight.increment(1.0);
-        Self(metrics)
+        Self {
+            metrics,
+            outcome: "abandoned",
+        }
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.0.in_flight.decrement(1.0);
+        self.metrics.in_flight.decrement(1.0);
+        self.metrics.attempt(self.outcome);
     }
 }
 

@@ -145,6 +145,10 @@ async fn a_fetch_ends_with_its_last_waiter_and_not_before() {
         1
     );
     assert_eq!((upstream.seen().len(), upstream.left()), (3, 1));
+    // A call that nobody waited for any more was a call all the same.
+    let abandoned =
+        "heliostat_upstream_requests_total{upstream=\"leaving-all\",outcome=\"abandoned\"}";
+    assert_eq!(others.metric(abandoned).await, 1.0);
 }
 
 #[tokio::test]
