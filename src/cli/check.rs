@@ -59,6 +59,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             deadline,
             errand: Errand {
                 caller: None,
+                lane: 0,
                 deadline,
                 trace: None,
             },

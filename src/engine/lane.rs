@@ -51,6 +51,11 @@ impl LaneKey {
         &self.identity
     }
 
+    /// A number that hardly any other lane has.
+    pub(crate) fn number(&self) -> u64 {
+        self.hash
+    }
+
     /// Bytes that it holds on the heap, about.
     pub(crate) fn heap_bytes(&self) -> usize {
         let field = self.identity.metric_field.as_ref();

@@ -1,13 +1,13 @@
 //! The engine answers queries out of the cache and fetches what is missing.
 //!
-//! - [`lane`]: the identity under which data is shared
-//! - [`chunk`], [`cache`]: what is known, in immutable parts, bounded by weight
-//! - [`plan`]: pure; what of a range is good and what has to be fetched
-//! - [`series`]: makes a range of a lane known: plan, fetch, store, aggregate
-//! - [`revalidate`]: serves what has just expired, and fetches it in the background
-//! - [`render`]: points as ready JSON
-//! - [`answer`]: what a query is answered with
-//! - [`metadata`]: names and values of fields
+//! - `lane`: the identity under which data is shared
+//! - `chunk`, `cache`: what is known, in immutable parts, bounded by weight
+//! - `plan`: pure; what of a range is good and what has to be fetched
+//! - `series`: makes a range of a lane known: plan, fetch, store, aggregate
+//! - `revalidate`: serves what has just expired, and fetches it in the background
+//! - `render`: points as ready JSON
+//! - `answer`: what a query is answered with
+//! - `metadata`: names and values of fields
 
 mod answer;
 mod cache;

@@ -15,7 +15,7 @@ use crate::aggregate::aggregate;
 use crate::model::{
     Bucket, Error, Kind, Layout, Millis, Origin, Points, RangeSet, Step, TimeRange,
 };
-use crate::upstream::{Flight, Upstream};
+use crate::upstream::{Errand, Flight, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
 const CALLS_AT_ONCE: usize = 4;
@@ -323,10 +323,14 @@ async fn fetch_one(
         let piece = Piece::fetched(Points::new(), range, started, range.end(), Step::MILLI);
         return Ok(engine.land(&lane, &piece, true, None));
     }
+    let errand = Errand {
+        lane: lane.key.number(),
+        ..context.errand
+    };
     let ends: Vec<Millis> = parts.iter().skip(1).map(|p| p.start).collect();
     let calls = parts
         .into_iter()
-        .map(|part| upstream.access.run(part.exchange, &context.errand));
+        .map(|part| upstream.access.run(part.exchange, &errand));
     let mut answers = stream::iter(calls).buffered(CALLS_AT_ONCE);
     let mut ends = ends.into_iter();
     let mut start = range.start();

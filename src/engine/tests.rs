@@ -232,6 +232,7 @@ impl World {
             deadline,
             errand: Errand {
                 caller: None,
+                lane: 0,
                 deadline,
                 trace: None,
             },

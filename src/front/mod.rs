@@ -1,10 +1,10 @@
 //! The front: listens, admits, routes, and turns answers and errors into HTTP.
 //!
-//! - [`listen`], [`stream`]: connections, and how they end
-//! - [`router`]: which path means what; admission, limits, the log line and metrics of a request
-//! - [`mirror`]: the mirror API's four methods
-//! - [`admin`]: health, readiness, metrics, the page at `/`
-//! - [`body`], [`status`]: bodies made of slices; the only map from errors to statuses
+//! - `listen`, `stream`: connections, and how they end
+//! - `router`: which path means what; admission, limits, the log line and metrics of a request
+//! - `mirror`: the mirror API's four methods
+//! - `admin`: health, readiness, metrics, the page at `/`
+//! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
 mod admin;
 mod body;

@@ -200,6 +200,7 @@ impl Front {
                 caller: request
                     .and_then(|r| r.extensions().get::<Peer>())
                     .map(|p| p.0),
+                lane: 0,
                 deadline,
                 trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
             },

@@ -30,6 +30,8 @@ pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 pub struct Errand {
     /// Who asked.
     pub caller: Caller,
+    /// A number of the lane that is fetched; 0 for what is none. Lanes of one caller take turns.
+    pub lane: u64,
     /// When the answer is of no use any more.
     pub deadline: Instant,
     /// The trace that the request belongs to.
@@ -245,7 +247,10 @@ impl Access {
     /// Waits in line for leave to make a call.
     async fn admit(&self, errand: &Errand) -> Result<Permit, Error> {
         let queued = self.clock.monotonic();
-        let admitted = self.limiter.admit(errand.caller, errand.deadline).await;
+        let admitted = self
+            .limiter
+            .admit(errand.caller, errand.lane, errand.deadline)
+            .await;
         let permit = admitted.inspect_err(|_| self.metrics.rejected("limits"))?;
         let waited = self.clock.monotonic().saturating_sub(queued);
         self.metrics.queue_seconds.record(waited.as_secs_f64());

@@ -34,6 +34,7 @@ impl Upstream {
         let exchange = self.adapter.health(&details);
         let errand = Errand {
             caller: None,
+            lane: 0,
             deadline: tokio::time::Instant::now() + self.access.timeout(),
             trace: None,
         };

@@ -2,8 +2,9 @@
 //! whose call is next.
 //!
 //! Those who wait stand in one line for each caller, and the lines take turns: a dashboard of 500
-//! panels delays the poll of a check by one call, not by 500. A call that cannot be admitted
-//! before its deadline is refused at once.
+//! panels delays the poll of a check by one call, not by 500. Within a line the lanes take turns,
+//! so that a long range of many calls delays no other by more than one. A call that cannot be
+//! admitted before its deadline is refused at once.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -68,9 +69,22 @@ struct State {
     last_ticket: u64,
 }
 
+/// Those who wait for one caller; the first lane is next, and goes to the end then.
 struct Line {
     caller: Caller,
+    lanes: VecDeque<Lane>,
+}
+
+/// Those who wait for data of one lane, by its number.
+struct Lane {
+    number: u64,
     waiting: VecDeque<(u64, oneshot::Sender<Permit>)>,
+}
+
+impl Line {
+    fn len(&self) -> usize {
+        self.lanes.iter().map(|l| l.waiting.len()).sum()
+    }
 }
 
 /// How many calls may run at once, found by trying: a little more after each that goes well, a
@@ -172,12 +186,17 @@ impl Limiter {
 
     /// Waits until a call of `caller` may be made; the permit is held while it is under way. At
     /// once an error where as many wait already as may, or where `deadline` would pass first.
-    pub(super) async fn admit(&self, caller: Caller, deadline: Instant) -> Result<Permit, Error> {
+    pub(super) async fn admit(
+        &self,
+        caller: Caller,
+        lane: u64,
+        deadline: Instant,
+    ) -> Result<Permit, Error> {
         let shared = &self.0;
         let (place, admitted) = {
             let mut state = shared.state();
             shared.admissible(&state, caller, deadline)?;
-            let (ticket, admitted) = state.enter(caller);
+            let (ticket, admitted) = state.enter(caller, lane);
             let place = Place {
                 shared,
                 caller,
@@ -216,16 +235,23 @@ fn refusal(message: String, wait: Duration) -> Error {
 }
 
 impl State {
-    fn enter(&mut self, caller: Caller) -> (u64, oneshot::Receiver<Permit>) {
+    fn enter(&mut self, caller: Caller, number: u64) -> (u64, oneshot::Receiver<Permit>) {
         let (sender, admitted) = oneshot::channel();
         self.last_ticket += 1;
         self.waiting += 1;
         let entry = (self.last_ticket, sender);
+        let lane = |entry| Lane {
+            number,
+            waiting: VecDeque::from([entry]),
+        };
         match self.lines.iter_mut().find(|l| l.caller == caller) {
-            Some(line) => line.waiting.push_back(entry),
+            Some(line) => match line.lanes.iter_mut().find(|l| l.number == number) {
+                Some(lane) => lane.waiting.push_back(entry),
+                None => line.lanes.push_back(lane(entry)),
+            },
             None => self.lines.push_back(Line {
                 caller,
-                waiting: VecDeque::from([entry]),
+                lanes: VecDeque::from([lane(entry)]),
             }),
         }
         (self.last_ticket, admitted)
@@ -236,10 +262,13 @@ impl State {
             return;
         };
         if let Some(line) = self.lines.get_mut(at) {
-            let before = line.waiting.len();
-            line.waiting.retain(|(t, _)| *t != ticket);
-            self.waiting -= before - line.waiting.len();
-            if line.waiting.is_empty() {
+            let before = line.len();
+            for lane in &mut line.lanes {
+                lane.waiting.retain(|(t, _)| *t != ticket);
+            }
+            line.lanes.retain(|l| !l.waiting.is_empty());
+            self.waiting -= before - line.len();
+            if line.lanes.is_empty() {
                 self.lines.remove(at);
             }
         }
@@ -249,9 +278,13 @@ impl State {
     fn next(&mut self) -> Option<oneshot::Sender<Permit>> {
         let client = self.lines.iter().position(|l| l.caller.is_some());
         let mut line = self.lines.remove(client.unwrap_or(0))?;
-        let (_, sender) = line.waiting.pop_front()?;
+        let mut lane = line.lanes.pop_front()?;
+        let (_, sender) = lane.waiting.pop_front()?;
         self.waiting -= 1;
-        if !line.waiting.is_empty() {
+        if !lane.waiting.is_empty() {
+            line.lanes.push_back(lane);
+        }
+        if !line.lanes.is_empty() {
             self.lines.push_back(line);
         }
         Some(sender)
@@ -290,13 +323,14 @@ impl Shared {
         Ok(())
     }
 
-    /// The least time that a call of `caller` which comes now will wait for the rate: its turn
-    /// comes when each other line has moved as often as its own.
+    /// The least time that a call of `caller` for another lane, which comes now, will wait for the
+    /// rate: its turn comes when each lane of its line has had one, and each other line has moved
+    /// as often.
     fn shortest_wait(&self, state: &State, caller: Caller) -> Duration {
         let own = state.lines.iter().find(|l| l.caller == caller);
-        let own = own.map_or(0, |l| l.waiting.len());
+        let own = own.map_or(0, |l| l.lanes.len());
         let others = state.lines.iter().filter(|l| l.caller != caller);
-        let before = own + others.map(|l| l.waiting.len().min(own)).sum::<usize>();
+        let before = own + others.map(|l| l.len().min(own)).sum::<usize>();
         // Who waits for the rate now shows that no burst is left; else some may be.
         let burst = if state.wake_at.is_some() {
             0
@@ -420,7 +454,7 @@ mod tests {
         let start = Instant::now();
         let mut times = Vec::new();
         for _ in 0..25 {
-            drop(limiter.admit(None, later()).await.unwrap());
+            drop(limiter.admit(None, 0, later()).await.unwrap());
             times.push(start.elapsed().as_millis());
         }
         assert_eq!(times[4], 0);
@@ -431,17 +465,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_more_run_at_once_than_may_and_no_more_wait() {
         let limiter = Arc::new(Limiter::new(&limits(1000.0, 1000, 2, 3)));
-        let first = limiter.admit(None, later()).await.unwrap();
-        let second = limiter.admit(None, later()).await.unwrap();
+        let first = limiter.admit(None, 0, later()).await.unwrap();
+        let second = limiter.admit(None, 0, later()).await.unwrap();
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let limiter = limiter.clone();
-                tokio::spawn(async move { limiter.admit(None, later()).await.map(|_| ()) })
+                tokio::spawn(async move { limiter.admit(None, 0, later()).await.map(|_| ()) })
             })
             .collect();
         tokio::task::yield_now().await;
         assert_eq!(limiter.0.state().waiting, 3);
-        let refused = limiter.admit(None, later()).await.map(|_| ()).unwrap_err();
+        let refused = limiter
+            .admit(None, 0, later())
+            .await
+            .map(|_| ())
+            .unwrap_err();
         assert_eq!(refused.kind, Kind::UpstreamBudget);
         assert!(refused.retry_after.is_some());
         drop((first, second));
@@ -459,7 +497,7 @@ mod tests {
         let enter = |who: u8| {
             let limiter = limiter.clone();
             tokio::spawn(async move {
-                drop(limiter.admit(caller(who), later()).await.unwrap());
+                drop(limiter.admit(caller(who), 0, later()).await.unwrap());
                 start.elapsed()
             })
         };
@@ -484,13 +522,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_lane_with_many_calls_delays_another_by_one() {
+        let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000)));
+        let start = Instant::now();
+        let enter = |lane: u64| {
+            let limiter = limiter.clone();
+            tokio::spawn(async move {
+                drop(limiter.admit(caller(1), lane, later()).await.unwrap());
+                start.elapsed()
+            })
+        };
+        let long: Vec<_> = (0..100).map(|_| enter(1)).collect();
+        tokio::task::yield_now().await;
+        let short = enter(2);
+        assert!(short.await.unwrap() <= Duration::from_millis(201));
+        for task in long {
+            task.await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn clients_go_before_work_of_our_own() {
         let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000)));
         let start = Instant::now();
         let enter = |who: Caller| {
             let limiter = limiter.clone();
             tokio::spawn(async move {
-                drop(limiter.admit(who, later()).await.unwrap());
+                drop(limiter.admit(who, 0, later()).await.unwrap());
                 start.elapsed()
             })
         };
@@ -518,7 +576,7 @@ mod tests {
         });
         let at_once = || limiter.0.at_once(&limiter.0.state());
         let call = async |failed: bool, millis: u64| {
-            let permit = limiter.admit(None, later()).await.unwrap();
+            let permit = limiter.admit(None, 0, later()).await.unwrap();
             permit.report(failed, Duration::from_millis(millis));
         };
         call(false, 100).await;
@@ -545,45 +603,45 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_cannot_make_it_is_refused_at_once_and_told_when_to_come() {
         let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000)));
-        for _ in 0..20 {
+        for lane in 0..20 {
             let limiter = limiter.clone();
-            tokio::spawn(async move { limiter.admit(caller(1), later()).await.map(|_| ()) });
+            tokio::spawn(async move { limiter.admit(caller(1), lane, later()).await.map(|_| ()) });
         }
         tokio::task::yield_now().await;
         let begun = Instant::now();
         let soon = begun + Duration::from_secs(5);
         let refused = limiter
-            .admit(caller(1), soon)
+            .admit(caller(1), 99, soon)
             .await
             .map(|_| ())
             .unwrap_err();
         assert_eq!(begun.elapsed(), Duration::ZERO);
         assert_eq!(refused.retry_after, Some(Duration::from_secs(19)));
         // Another caller has a line of its own.
-        limiter.admit(caller(2), soon).await.unwrap();
+        limiter.admit(caller(2), 0, soon).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_place_in_line_is_given_up_by_leaving() {
         let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000)));
-        drop(limiter.admit(None, later()).await.unwrap());
-        let leaving = limiter.admit(None, later());
+        drop(limiter.admit(None, 0, later()).await.unwrap());
+        let leaving = limiter.admit(None, 0, later());
         let _ = tokio::time::timeout(Duration::from_millis(10), leaving).await;
         assert_eq!(limiter.0.state().waiting, 0);
         let begun = Instant::now();
-        drop(limiter.admit(None, later()).await.unwrap());
+        drop(limiter.admit(None, 0, later()).await.unwrap());
         assert!(begun.elapsed() <= Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn calls_are_spaced_out_as_long_as_asked() {
         let limiter = Limiter::new(&limits(1000.0, 1000, 10, 10));
-        drop(limiter.admit(None, later()).await.unwrap());
+        drop(limiter.admit(None, 0, later()).await.unwrap());
         limiter.space_out(Duration::from_secs(2), Duration::from_secs(5));
         let begun = Instant::now();
         let mut times = Vec::new();
         for _ in 0..5 {
-            drop(limiter.admit(None, later()).await.unwrap());
+            drop(limiter.admit(None, 0, later()).await.unwrap());
             times.push(begun.elapsed().as_secs());
         }
         assert_eq!(times, [2, 4, 5, 5, 5]);
@@ -596,11 +654,11 @@ mod tests {
         limiter.pause(Duration::from_secs(2));
         let begun = Instant::now();
         let soon = begun + Duration::from_secs(3);
-        let refused = limiter.admit(None, soon).await.map(|_| ()).unwrap_err();
+        let refused = limiter.admit(None, 0, soon).await.map(|_| ()).unwrap_err();
         assert_eq!(refused.retry_after, Some(Duration::from_secs(7)));
-        drop(limiter.admit(None, later()).await.unwrap());
+        drop(limiter.admit(None, 0, later()).await.unwrap());
         assert!((7000..7010).contains(&begun.elapsed().as_millis()));
-        drop(limiter.admit(None, later()).await.unwrap());
+        drop(limiter.admit(None, 0, later()).await.unwrap());
         assert!(begun.elapsed().as_millis() < 7010);
     }
 }

@@ -138,6 +138,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
 fn errand() -> Errand {
     Errand {
         caller: None,
+        lane: 0,
         deadline: Instant::now() + Duration::from_secs(3600),
         trace: None,
     }
