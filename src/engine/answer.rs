@@ -271,17 +271,20 @@ fn source(upstream: &Upstream, query: &MetricQuery) -> Source {
     }
 }
 
-/// The part of `range` whose points are shown: all of it, or, if buckets that still fill are to
-/// be left out, up to the last that was full when it was fetched.
+/// The part of `range` whose points are shown: all of it; of expired data, up to where it is known
+/// well enough; and if buckets that still fill are to be left out, up to the last that was full
+/// when it was fetched.
 fn shown(view: &View, range: &TimeRange, upstream: &Upstream, context: &Context) -> TimeRange {
+    let edge = view.degraded.as_ref().map_or(range.end(), |d| d.edge);
+    let range = TimeRange::clamped(range.start(), range.end().min(edge));
     let omit = upstream.reading.incomplete_buckets == IncompleteBuckets::Omit;
     let Some(size) = view.bucket_size.filter(|_| omit) else {
-        return *range;
+        return range;
     };
     let coverage = view.chunks.coverage();
     let tail = coverage
         .iter()
-        .filter(|s| !s.settled && s.range.intersection(range).is_some());
+        .filter(|s| !s.settled && s.range.intersection(&range).is_some());
     let age = tail
         .map(|s| context.arrived.saturating_sub(s.fetched))
         .max();

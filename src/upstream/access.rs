@@ -244,6 +244,12 @@ impl Access {
         checked.inspect_err(|_| self.metrics.rejected("limits"))
     }
 
+    /// How many calls have been admitted so far.
+    #[cfg(test)]
+    pub(super) fn admitted(&self) -> u64 {
+        self.limiter.admitted()
+    }
+
     /// Waits in line for leave to make a call.
     async fn admit(&self, errand: &Errand) -> Result<Permit, Error> {
         let queued = self.clock.monotonic();

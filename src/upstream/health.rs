@@ -1,9 +1,13 @@
 //! Tries addresses that are left alone again, so that no client's request has to.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use super::{Errand, Forward, Upstream};
 use crate::adapters::Forwarded;
+
+/// How long a trial that limits refused waits before the next.
+const REFUSED: Duration = Duration::from_secs(1);
 
 /// Sees to the addresses of `upstream` as long as it exists: waits until a breaker opens, then
 /// asks its address whether it is well each time the breaker allows one call.
@@ -17,8 +21,15 @@ pub async fn watch(upstream: Weak<Upstream>) {
             None => opened.notified().await,
             Some(wait) => {
                 tokio::time::sleep(wait).await;
-                if let Some(held) = upstream.upgrade() {
-                    held.try_again().await;
+                let Some(held) = upstream.upgrade() else {
+                    return;
+                };
+                held.try_again().await;
+                let refused = held.access.next_trial() == Some(Duration::ZERO);
+                drop(held);
+                if refused {
+                    // No call was made: the limits or the budget did not allow it.
+                    tokio::time::sleep(REFUSED).await;
                 }
             }
         }

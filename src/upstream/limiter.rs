@@ -211,6 +211,12 @@ impl Limiter {
         permit.map_err(|_| Error::new(Kind::Internal, "the queue was lost"))
     }
 
+    /// How many have stood in line so far; each that was not refused is admitted in the end.
+    #[cfg(test)]
+    pub(super) fn admitted(&self) -> u64 {
+        self.0.state().last_ticket
+    }
+
     /// The error with which a call of `caller` would be refused now, if it would be.
     pub(super) fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
         self.0.admissible(&self.0.state(), caller, deadline)

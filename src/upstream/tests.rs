@@ -227,6 +227,26 @@ async fn what_is_not_worth_it_is_not_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_trial_that_limits_refuse_is_not_asked_for_again_and_again() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Refuse);
+    let limits = Limits {
+        breaker_failures: 1,
+        breaker_open: Duration::from_secs(10),
+        per_hour: Some(1),
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a"], limits);
+    let _watching = tokio::spawn(watch(Arc::downgrade(&upstream)));
+    assert_eq!(call(&upstream).await, Err(Kind::UpstreamUnreachable));
+    let refused = upstream.access.admitted();
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    let tries = upstream.access.admitted() - refused;
+    assert!((1..=70).contains(&tries), "{tries} turns in a minute");
+    assert_eq!(hosts.counts(), [times("a", 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_is_waited_for_where_the_deadline_allows() {
     let hosts = Arc::new(Hosts::default());
     let limits = Limits {
