@@ -32,7 +32,7 @@ pub(super) fn field_type(node: &Node<'_>) -> Result<FieldType, Error> {
         _ => {
             let message = format!("expected STRING, NUMBER or BOOLEAN, found {name:?}");
             let mut error = Error::new(Kind::UnsupportedFieldType, message).about(name);
-            error.field = Some(node.path().to_owned());
+            error.field = Some(node.path());
             Err(error)
         }
     }

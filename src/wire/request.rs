@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::field::{field_json, field_type};
-use super::json::{Node, parse};
+use super::json::{Json, Node, parse};
 use crate::model::{
     Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
     MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step, TargetUrl,
@@ -69,7 +69,8 @@ pub fn read_connection(body: &[u8]) -> Result<Request<()>, Error> {
 /// Reads the body of `/api/field/name`.
 pub fn read_field_names(body: &[u8]) -> Result<Request<FieldNamesQuery>, Error> {
     read(body, |root| {
-        let scope = scope(&query(root)?)?;
+        let query = query(root)?;
+        let scope = scope(&query)?;
         Ok(FieldNamesQuery { scope })
     })
 }
@@ -134,28 +135,27 @@ fn read<Q>(
     })
 }
 
-fn query<'a>(root: &Node<'a>) -> Result<Node<'a>, Error> {
+fn query<'a>(root: &'a Node<'a>) -> Result<Node<'a>, Error> {
     let query = root.member("query");
     query.object()?;
     Ok(query)
 }
 
 fn details(node: &Node<'_>) -> Result<Details, Error> {
-    let mut rest = node.object()?.clone();
+    let members = node.object()?;
     let upstream = node.member("upstream").optional_string()?;
     let url = target(node)?;
-    if upstream.is_some() || url.is_some() {
-        for key in ["upstream", "url", "host", "port"] {
-            // What picked the upstream is ours; the rest may be meant for it.
-            rest.remove(key);
-        }
-    }
+    // What picked the upstream is ours; the rest may be meant for it.
+    let picks = upstream.is_some() || url.is_some();
+    let ours = |name: &str| picks && ["upstream", "url", "host", "port"].contains(&name);
+    let rest = members.iter().filter(|(name, _)| !ours(name));
+    let rest = rest.map(|(name, value)| (name.clone().into_owned(), value.to_value()));
     Ok(Details {
         upstream: upstream.map(str::to_owned),
         url,
         timeout: timeout(node)?,
         nan: nan_interpretation(&node.member("nan_interpretation"))?,
-        rest,
+        rest: rest.collect(),
     })
 }
 
@@ -169,10 +169,10 @@ fn target(node: &Node<'_>) -> Result<Option<TargetUrl>, Error> {
     let Some(name) = host.optional_string()?.filter(|t| !t.is_empty()) else {
         return Ok(None);
     };
-    let port = match port.value().and_then(Value::as_str) {
+    let port = match port.value() {
         // The old mirror's form holds the port as text.
-        Some(text) => text.parse::<u16>().ok().filter(|p| *p > 0),
-        None => port
+        Some(Json::String(text)) => text.parse::<u16>().ok().filter(|p| *p > 0),
+        _ => port
             .optional_integer(1, 65535)?
             .map_or(Some(80), |p| u16::try_from(p).ok()),
     }
@@ -193,9 +193,9 @@ fn timeout(node: &Node<'_>) -> Result<Option<Duration>, Error> {
     const DAY: f64 = 86_400.0;
     for (key, unit) in [("requestTimeout", 0.001), ("request_timeout_seconds", 1.0)] {
         let node = node.member(key);
-        if let Some(value) = node.value() {
-            let seconds = value
-                .as_f64()
+        if node.is_present() {
+            let seconds = node
+                .number()
                 .map(|n| n * unit)
                 .filter(|s| *s > 0.0 && *s <= DAY)
                 .ok_or_else(|| node.expected("a positive number, at most a day"))?;
@@ -258,7 +258,7 @@ fn selector(query: &Node<'_>) -> Result<Selector, Error> {
     if !conditions.is_present() {
         return Ok(Selector::default());
     }
-    let conditions: Result<_, _> = conditions.elements()?.iter().map(condition).collect();
+    let conditions: Result<_, _> = conditions.elements()?.map(|c| condition(&c)).collect();
     Ok(Selector::new(conditions?))
 }
 
@@ -269,7 +269,7 @@ fn condition(node: &Node<'_>) -> Result<Condition, Error> {
     let name = Some(key.string()?).filter(|k| !k.is_empty());
     let name = name.ok_or_else(|| key.expected("the name of a field"))?;
     let typed = node.member("value");
-    let test = if typed.value().is_some_and(Value::is_object) {
+    let test = if typed.is_object() {
         test(&typed.member("value"), &typed.member("_type"))?
     } else {
         // A bare value says its type itself.
@@ -283,7 +283,7 @@ fn condition(node: &Node<'_>) -> Result<Condition, Error> {
 
 fn test(value: &Node<'_>, tag: &Node<'_>) -> Result<Test, Error> {
     match tag.optional_string()? {
-        None if value.value().is_some_and(Value::is_array) => set(value),
+        None if value.is_array() => set(value),
         None => scalar(value).map(Test::Is),
         Some("InSetValue") => set(value),
         Some("StringValue") => value
@@ -299,31 +299,31 @@ fn test(value: &Node<'_>, tag: &Node<'_>) -> Result<Test, Error> {
 }
 
 fn set(value: &Node<'_>) -> Result<Test, Error> {
-    let element = |node: &Node<'_>| {
-        if node.value().is_some_and(Value::is_object) {
+    let element = |node: Node<'_>| {
+        if node.is_object() {
             match test(&node.member("value"), &node.member("_type"))? {
                 Test::Is(scalar) => Ok(scalar),
                 Test::In(_) => Err(node.expected("a single value")),
             }
         } else {
-            scalar(node)
+            scalar(&node)
         }
     };
-    let values: Result<Vec<_>, _> = value.elements()?.iter().map(element).collect();
+    let values: Result<Vec<_>, _> = value.elements()?.map(element).collect();
     values.map(Test::In)
 }
 
 fn scalar(node: &Node<'_>) -> Result<Scalar, Error> {
     match node.value() {
-        Some(Value::String(s)) => Ok(Scalar::String(s.clone())),
-        Some(Value::Number(_)) => number(node),
-        Some(Value::Bool(b)) => Ok(Scalar::Bool(*b)),
+        Some(Json::String(s)) => Ok(Scalar::String(s.clone().into_owned())),
+        Some(Json::Number(_)) => number(node),
+        Some(Json::Bool(b)) => Ok(Scalar::Bool(*b)),
         _ => Err(node.expected("a string, a number, true or false")),
     }
 }
 
 fn number(node: &Node<'_>) -> Result<Scalar, Error> {
-    let number = node.value().and_then(Value::as_f64).and_then(Number::new);
+    let number = node.number().and_then(Number::new);
     number
         .map(Scalar::Number)
         .ok_or_else(|| node.expected("a number"))

@@ -111,7 +111,8 @@ pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
     match status.string()? {
         "OK" => Ok(Ok(())),
         "FAILURE" => {
-            let details = root.member("error").member("details");
+            let error = root.member("error");
+            let details = error.member("details");
             let details = details.optional_string()?.unwrap_or("it says no more");
             Ok(Err(details.to_owned()))
         }
@@ -123,7 +124,7 @@ pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
 pub fn read_field_names(body: &[u8]) -> Result<(Vec<Field>, bool), Error> {
     let value = parse(body)?;
     let root = Node::root(&value);
-    let field = |node: &Node<'_>| {
+    let field = |node: Node<'_>| {
         let classified = node.member("classified").optional_bool()?;
         Ok(Field {
             name: node.member("fieldName").string()?.to_owned(),
@@ -131,12 +132,8 @@ pub fn read_field_names(body: &[u8]) -> Result<(Vec<Field>, bool), Error> {
             classified: classified.unwrap_or(false),
         })
     };
-    let fields: Result<Vec<_>, Error> = root
-        .member("fields")
-        .elements()?
-        .iter()
-        .map(field)
-        .collect();
+    let listed = root.member("fields");
+    let fields: Result<Vec<_>, Error> = listed.elements()?.map(field).collect();
     let partial = root.member("isPartial").optional_bool()?;
     Ok((fields?, partial.unwrap_or(false)))
 }
@@ -145,7 +142,7 @@ pub fn read_field_names(body: &[u8]) -> Result<(Vec<Field>, bool), Error> {
 pub fn read_field_values(body: &[u8]) -> Result<FieldValues, Error> {
     let value = parse(body)?;
     let root = Node::root(&value);
-    let entry = |node: &Node<'_>| {
+    let entry = |node: Node<'_>| {
         let value = node.member("value").string()?;
         Ok(match node.member("_type").optional_string()? {
             Some("FieldValuePattern") => {
@@ -154,12 +151,8 @@ pub fn read_field_values(body: &[u8]) -> Result<FieldValues, Error> {
             _ => FieldValue::Complete(value.to_owned()),
         })
     };
-    let values: Result<Vec<_>, Error> = root
-        .member("values")
-        .elements()?
-        .iter()
-        .map(entry)
-        .collect();
+    let listed = root.member("values");
+    let values: Result<Vec<_>, Error> = listed.elements()?.map(entry).collect();
     let partial = root.member("isPartial").optional_bool()?;
     Ok(FieldValues {
         values: values?,
