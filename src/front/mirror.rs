@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
@@ -117,7 +116,7 @@ fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
 }
 
 fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> Response<Body> {
-    if let Ok(value) = HeaderValue::from_str(&cache_status(cache)) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(cache_status(cache))) {
         response.headers_mut().insert(CACHE_STATUS, value);
     }
     response
@@ -164,14 +163,18 @@ fn cache_status(cache: &CacheOutcome) -> String {
 
 /// Adds the `Server-Timing` header (W3C), in milliseconds.
 fn with_timing(mut response: Response<Body>, timing: &Timing) -> Response<Body> {
-    let millis = |d: Duration| d.as_secs_f64() * 1000.0;
-    let text = format!(
-        "plan;dur={:.3}, fetch;dur={:.3}, render;dur={:.3}",
-        millis(timing.plan),
-        millis(timing.fetch),
-        millis(timing.render)
-    );
-    if let Ok(value) = HeaderValue::from_str(&text) {
+    let mut text = String::with_capacity(64);
+    for (name, took) in [
+        ("plan", timing.plan),
+        ("fetch", timing.fetch),
+        ("render", timing.render),
+    ] {
+        let separator = if text.is_empty() { "" } else { ", " };
+        let (millis, micros) = (took.as_millis(), took.subsec_micros() % 1000);
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{separator}{name};dur={millis}.{micros:03}");
+    }
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
         response.headers_mut().insert(SERVER_TIMING, value);
     }
     response

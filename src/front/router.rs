@@ -1,6 +1,7 @@
 //! Which path means what, and what every request gets whatever its path: admission, a deadline,
 //! the API key, a log line and metrics.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tracing::debug;
+use tracing::{Level, debug};
 
 use super::body::Body;
 use super::listen::Peer;
@@ -18,7 +19,7 @@ use super::{admin, mirror};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
 use crate::model::{Error, Kind};
-use crate::telemetry::metrics::request_answered;
+use crate::telemetry::metrics::RequestMetrics;
 
 /// The header in which a mirror proves itself.
 const API_KEY: HeaderName = HeaderName::from_static("x-mirror-api-key");
@@ -45,6 +46,7 @@ pub struct Front {
     settings: Settings,
     registry: Option<&'static PrometheusHandle>,
     clock: Arc<dyn Clock>,
+    metrics: Metrics,
     in_flight: AtomicUsize,
     /// Bytes of bodies that are in hand or announced.
     body_bytes: AtomicUsize,
@@ -56,6 +58,55 @@ pub struct Front {
 enum Route {
     Mirror(mirror::Method),
     Admin(admin::Page),
+}
+
+/// Every path, normalized, that means something.
+const ROUTES: [(&str, Route); 8] = [
+    ("/api/metric", Route::Mirror(mirror::Method::Metric)),
+    ("/api/field/name", Route::Mirror(mirror::Method::FieldNames)),
+    (
+        "/api/field/value",
+        Route::Mirror(mirror::Method::FieldValues),
+    ),
+    ("/api/connection", Route::Mirror(mirror::Method::Connection)),
+    ("/metrics", Route::Admin(admin::Page::Metrics)),
+    ("/healthz", Route::Admin(admin::Page::Health)),
+    ("/readyz", Route::Admin(admin::Page::Ready)),
+    ("", Route::Admin(admin::Page::Home)),
+];
+
+impl Route {
+    /// Its API and method in metrics.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Mirror(mirror) => ("mirror", mirror.name()),
+            Self::Admin(page) => ("admin", page.name()),
+        }
+    }
+}
+
+/// The metrics of requests, by what their path means.
+struct Metrics {
+    known: [RequestMetrics; ROUTES.len()],
+    unknown: RequestMetrics,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        Self {
+            known: ROUTES.map(|(_, route)| {
+                let (api, method) = route.names();
+                RequestMetrics::new(api, method)
+            }),
+            unknown: RequestMetrics::new("none", "none"),
+        }
+    }
+
+    fn of(&self, route: Option<Route>) -> &RequestMetrics {
+        let mut known = ROUTES.iter().zip(&self.known);
+        let found = known.find(|((_, r), _)| Some(*r) == route);
+        found.map_or(&self.unknown, |(_, metrics)| metrics)
+    }
 }
 
 /// So many bodies of the largest size may be in hand; of usual ones, many more.
@@ -95,6 +146,7 @@ impl Front {
             settings,
             registry,
             clock,
+            metrics: Metrics::new(),
             in_flight: AtomicUsize::new(0),
             body_bytes: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -109,9 +161,10 @@ impl Front {
     /// Answers `request`.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let arrived = self.clock.monotonic();
-        let path = normalized(request.uri().path());
+        let route = route(&normalized(request.uri().path()));
         let method = request.method().clone();
-        let route = route(&path);
+        // The request is gone when its answer is logged.
+        let uri = tracing::enabled!(Level::DEBUG).then(|| request.uri().clone());
         let answer = match route {
             Some(Route::Mirror(mirror)) => self.mirror(mirror, request, arrived).await,
             Some(Route::Admin(page)) => {
@@ -119,6 +172,7 @@ impl Front {
                 admin::answer(page, &method, &self.engine, self.registry, draining)
             }
             None => {
+                let path = normalized(request.uri().path());
                 let message = format!("there is nothing at {path:.100?}; see / for what there is");
                 Err(Error::new(Kind::PathNotFound, message))
             }
@@ -127,15 +181,12 @@ impl Front {
         let key = self.settings.api_key.clone();
         response.headers_mut().insert(API_KEY, key);
         let took = self.clock.monotonic().saturating_sub(arrived);
-        let (api, name) = match route {
-            Some(Route::Mirror(mirror)) => ("mirror", mirror.name()),
-            Some(Route::Admin(page)) => ("admin", page.name()),
-            None => ("none", "none"),
-        };
         let status = response.status().as_u16();
-        request_answered(api, name, status, took.as_secs_f64());
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        debug!(%method, path, status, micros, "request");
+        self.metrics.of(route).answered(status, took.as_secs_f64());
+        if let Some(uri) = uri {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            debug!(%method, path = uri.path(), status, micros, "request");
+        }
         response
     }
 
@@ -211,23 +262,19 @@ impl Front {
 
 /// `path` with repeated slashes as one and none at its end: a data source's URL often ends in a
 /// slash, so that `//api/metric` is asked for.
-fn normalized(path: &str) -> String {
+fn normalized(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") && !path.ends_with('/') {
+        return path.into();
+    }
     let parts = path.split('/').filter(|p| !p.is_empty());
-    parts.fold(String::new(), |all, part| all + "/" + part)
+    parts
+        .fold(String::new(), |all, part| all + "/" + part)
+        .into()
 }
 
 fn route(path: &str) -> Option<Route> {
-    Some(match path {
-        "/api/connection" => Route::Mirror(mirror::Method::Connection),
-        "/api/field/name" => Route::Mirror(mirror::Method::FieldNames),
-        "/api/field/value" => Route::Mirror(mirror::Method::FieldValues),
-        "/api/metric" => Route::Mirror(mirror::Method::Metric),
-        "/metrics" => Route::Admin(admin::Page::Metrics),
-        "/healthz" => Route::Admin(admin::Page::Health),
-        "/readyz" => Route::Admin(admin::Page::Ready),
-        "" => Route::Admin(admin::Page::Home),
-        _ => return None,
-    })
+    let found = ROUTES.iter().find(|(known, _)| *known == path);
+    found.map(|(_, route)| *route)
 }
 
 /// The oldest data that a client takes: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).

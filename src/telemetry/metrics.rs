@@ -114,12 +114,44 @@ fn describe() {
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }
 
-/// Counts a request that was answered after `seconds`.
-pub fn request_answered(api: &'static str, method: &'static str, status: u16, seconds: f64) {
-    let mut text = itoa::Buffer::new();
-    let status = text.format(status).to_owned();
-    counter!(REQUESTS, "api" => api, "method" => method, "status" => status).increment(1);
-    histogram!(REQUEST_SECONDS, "api" => api, "method" => method).record(seconds);
+/// The statuses that requests are answered with, the usual one first.
+const STATUSES: [u16; 17] = [
+    200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 502, 503, 504,
+];
+
+/// Handles to the metrics of requests to one path.
+#[derive(Debug)]
+pub struct RequestMetrics {
+    api: &'static str,
+    method: &'static str,
+    seconds: Histogram,
+    /// One a status of [`STATUSES`], made when first needed: a status that never came is not shown.
+    answered: [OnceLock<Counter>; STATUSES.len()],
+}
+
+impl RequestMetrics {
+    /// The handles of `method` of `api`.
+    pub fn new(api: &'static str, method: &'static str) -> Self {
+        Self {
+            api,
+            method,
+            seconds: histogram!(REQUEST_SECONDS, "api" => api, "method" => method),
+            answered: Default::default(),
+        }
+    }
+
+    /// Counts a request that was answered with `status` after `seconds`.
+    pub fn answered(&self, status: u16, seconds: f64) {
+        self.seconds.record(seconds);
+        let (api, method) = (self.api, self.method);
+        let counter =
+            || counter!(REQUESTS, "api" => api, "method" => method, "status" => status.to_string());
+        let known = STATUSES.iter().position(|s| *s == status);
+        match known.and_then(|at| self.answered.get(at)) {
+            Some(kept) => kept.get_or_init(counter).increment(1),
+            None => counter().increment(1),
+        }
+    }
 }
 
 /// Handles to the cache's own metrics.
