@@ -84,7 +84,7 @@ impl CacheOutcome {
 
 /// The points that an answer shows, gathered stretch by stretch.
 struct Gathered {
-    slices: Vec<(i64, Arc<Chunk>, Range<usize>)>,
+    slices: Vec<Slice>,
     off_grid: Option<Arc<Vec<Bucket>>>,
     left: usize,
     partial: bool,
@@ -94,18 +94,26 @@ struct Gathered {
     planning: Duration,
 }
 
+/// Points of one chunk.
+struct Slice {
+    index: i64,
+    chunk: Arc<Chunk>,
+    at: Range<usize>,
+}
+
 impl Engine {
     /// Answers a query for metric values.
     pub async fn metric(
         self: &Arc<Self>,
         details: &Details,
-        query: &MetricQuery,
+        query: MetricQuery,
         context: &Context,
     ) -> Result<Answer, Error> {
+        let begun = self.clock.monotonic();
         let upstream = self.registry.pick(details)?;
-        let lane = Lane::of(&upstream, details, query);
-        let stretches = self.stretches(&upstream, query)?;
-        let source = source(&upstream, query);
+        let stretches = self.stretches(&upstream, &query)?;
+        let source = source(&upstream, &query);
+        let layout = query.layout;
         let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
         let mut gathered = Gathered {
             slices: Vec::new(),
@@ -117,27 +125,29 @@ impl Engine {
             outcome: None,
             planning: Duration::ZERO,
         };
-        let begun = self.clock.monotonic();
+        let lane = Lane::of(upstream, details, query);
+        let upstream = &lane.upstream;
         for stretch in stretches {
-            let view = match self.while_revalidating(&lane, stretch, source, context) {
+            let view = match self.fresh(&lane, &stretch, context) {
                 Some(view) => view,
-                None => self.view(&lane, stretch, source, context).await?,
+                // Boxed: what a hit does not need should not be moved about with it.
+                None => Box::pin(self.not_fresh(&lane, stretch, source, context)).await?,
             };
-            gathered.add(view, &stretch, &upstream, context);
+            gathered.add(view, &lane, &stretch, context);
             if gathered.partial {
                 break;
             }
         }
         let fetched = self.clock.monotonic();
-        gathered.count(&upstream);
+        gathered.count(upstream);
         let points = match &gathered.off_grid {
             Some(buckets) => render_as_labelled(buckets, &mut gathered.left, &mut gathered.partial),
-            None => self.render(&lane, &gathered.slices),
+            None => self.render(&lane, gathered.slices),
         };
         let rendered = self.clock.monotonic();
         Ok(Answer {
             points,
-            aggregated: query.layout != Layout::Raw,
+            aggregated: layout != Layout::Raw,
             partial: gathered.partial,
             cache: gathered.outcome.unwrap_or_else(CacheOutcome::nothing_asked),
             timing: Timing {
@@ -148,6 +158,20 @@ impl Engine {
                 render: rendered.saturating_sub(fetched),
             },
         })
+    }
+
+    /// `range` of `lane`, of which not all is fresh.
+    async fn not_fresh(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &Context,
+    ) -> Result<View, Error> {
+        match self.while_revalidating(lane, range, source, context) {
+            Some(view) => Ok(view),
+            None => self.view(lane, range, source, context).await,
+        }
     }
 
     /// The ranges to make known, one after the other: the buckets that meet the query's range, or
@@ -188,26 +212,24 @@ impl Engine {
             .collect())
     }
 
-    fn render(&self, lane: &Lane, slices: &[(i64, Arc<Chunk>, Range<usize>)]) -> Vec<Bytes> {
-        let mut parts = Vec::with_capacity(slices.len() * 2);
-        for (index, chunk, at) in slices {
+    fn render(&self, lane: &Lane, slices: Vec<Slice>) -> Vec<Bytes> {
+        let last = slices.len().saturating_sub(1);
+        let slice = |(i, Slice { index, chunk, at }): (usize, Slice)| {
             let new = !chunk.is_rendered();
-            if !parts.is_empty() {
-                parts.push(Bytes::from_static(b","));
-            }
-            parts.push(chunk.rendered(lane.layout()).slice(at.clone()));
+            let part = chunk.rendered(lane.layout()).slice(at, i == last);
             if new {
-                self.cache.weigh_again(lane, *index, chunk);
+                self.cache.weigh_again(lane, index, &chunk);
             }
-        }
-        parts
+            part
+        };
+        slices.into_iter().enumerate().map(slice).collect()
     }
 }
 
 impl Gathered {
     /// Adds what `view` shows of `range`.
-    fn add(&mut self, view: View, range: &TimeRange, upstream: &Upstream, context: &Context) {
-        let outcome = outcome(&view, upstream);
+    fn add(&mut self, view: View, lane: &Lane, range: &TimeRange, context: &Context) {
+        let outcome = outcome(&view, &lane.upstream);
         self.outcome = Some(match self.outcome.take() {
             None => outcome,
             Some(before) => both(before, outcome),
@@ -218,9 +240,13 @@ impl Gathered {
             self.off_grid = view.off_grid;
             return;
         }
-        let shown = shown(&view, range, upstream, context);
+        let shown = shown(&view, range, &lane.upstream, context);
         for (index, chunk) in view.chunks.iter() {
-            let mut at = chunk.points().within(&shown);
+            let mut at = if shown.covers(&lane.chunk_span().cell(index)) {
+                0..chunk.len()
+            } else {
+                chunk.within(&shown)
+            };
             if at.len() > self.left {
                 at.end = at.start + self.left;
                 self.partial = true;
@@ -229,10 +255,14 @@ impl Gathered {
                 continue;
             }
             self.left -= at.len();
-            let cached = cached_in(chunk, &at, &view.cached);
-            self.from_cache += cached;
-            self.from_upstream += at.len() - cached;
-            self.slices.push((index, chunk.clone(), at));
+            let fetched = fetched_in(chunk, &at, &view.fetched);
+            self.from_upstream += fetched;
+            self.from_cache += at.len() - fetched;
+            self.slices.push(Slice {
+                index,
+                chunk: chunk.clone(),
+                at,
+            });
         }
     }
 
@@ -293,14 +323,14 @@ fn shown(view: &View, range: &TimeRange, upstream: &Upstream, context: &Context)
     TimeRange::clamped(range.start(), range.end().min(full))
 }
 
-/// How many of the points `at` of `chunk` lie in `cached`.
-fn cached_in(chunk: &Chunk, at: &Range<usize>, cached: &RangeSet) -> usize {
+/// How many of the points `at` of `chunk` lie in `fetched`.
+fn fetched_in(chunk: &Chunk, at: &Range<usize>, fetched: &RangeSet) -> usize {
     let overlap = |part: &TimeRange| {
-        let within = chunk.points().within(part);
+        let within = chunk.within(part);
         let start = within.start.max(at.start);
         within.end.min(at.end).saturating_sub(start)
     };
-    cached.iter().map(overlap).sum()
+    fetched.iter().map(overlap).sum()
 }
 
 fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {

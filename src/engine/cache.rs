@@ -1,5 +1,6 @@
 //! The cache of chunks, bounded by the bytes they hold.
 
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
 use moka::notification::RemovalCause;
@@ -14,15 +15,47 @@ use crate::telemetry::metrics::CacheMetrics;
 /// What moka keeps for each entry besides key and value, about.
 const ENTRY_OVERHEAD: usize = 200;
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 struct ChunkKey {
     lane: LaneKey,
     index: i64,
 }
 
+impl Hash for ChunkKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The lane's number is a keyed hash already; this spreads the chunks of a lane
+        // (the multiplier is that of Knuth's multiplicative hashing for 64 bits).
+        let spread = (self.index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.lane.number() ^ spread).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        state.write_u64(mixed ^ (mixed >> 32));
+    }
+}
+
+/// Passes on a number that is a hash already.
+#[derive(Clone, Copy, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+}
+
+type Hashing = BuildHasherDefault<AsItIs>;
+
 /// Chunks of all lanes.
 pub(crate) struct ChunkCache {
-    chunks: Cache<ChunkKey, Arc<Chunk>>,
+    chunks: Cache<ChunkKey, Arc<Chunk>, Hashing>,
     metrics: CacheMetrics,
 }
 
@@ -43,7 +76,7 @@ impl ChunkCache {
                     evictions.increment(1);
                 }
             })
-            .build();
+            .build_with_hasher(Hashing::default());
         Self { chunks, metrics }
     }
 
@@ -64,7 +97,6 @@ impl ChunkCache {
     /// count: each chunk has one owner while it changes.
     pub(crate) fn store(&self, lane: &Lane, piece: &Piece) -> Chunks {
         let mut stored = Chunks::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
-        let span = lane.chunk_span();
         for (index, place) in stored.indices().zip(&mut stored.chunks) {
             let key = ChunkKey {
                 lane: lane.key.clone(),
@@ -72,7 +104,7 @@ impl ChunkCache {
             };
             let merge = |old: Option<moka::Entry<ChunkKey, Arc<Chunk>>>| {
                 let old = old.map(moka::Entry::into_value);
-                let merged = Chunk::merged(old.as_deref(), piece, &span.cell(index), lane.grain());
+                let merged = Chunk::merged(old.as_deref(), piece, &lane.frame(index));
                 Op::Put(Arc::new(merged))
             };
             *place = self
@@ -143,14 +175,8 @@ impl Chunks {
     /// The chunks that `piece` makes by itself, which are in no cache.
     pub(crate) fn beside(lane: &Lane, piece: &Piece) -> Self {
         let mut chunks = Self::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
-        let span = lane.chunk_span();
         for (index, place) in chunks.indices().zip(&mut chunks.chunks) {
-            *place = Some(Arc::new(Chunk::merged(
-                None,
-                piece,
-                &span.cell(index),
-                lane.grain(),
-            )));
+            *place = Some(Arc::new(Chunk::merged(None, piece, &lane.frame(index))));
         }
         chunks
     }
@@ -167,17 +193,18 @@ impl Chunks {
     }
 
     /// What is known, in order of time.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.iter().flat_map(|(_, chunk)| chunk.coverage())
+    }
+
+    /// What is known, in order of time.
     pub(crate) fn coverage(&self) -> Vec<Segment> {
-        let chunks = self.iter();
-        chunks
-            .flat_map(|(_, c)| c.coverage().iter().copied())
-            .collect()
+        self.segments().copied().collect()
     }
 
     /// Takes over what `newer` knows. A chunk that knows less than the one held, because that
     /// was evicted meanwhile, is merged with it.
     pub(crate) fn update(&mut self, lane: &Lane, newer: &Self) {
-        let span = lane.chunk_span();
         for (index, chunk) in newer.iter() {
             let place = usize::try_from(index - self.first).ok();
             let Some(place) = place.and_then(|p| self.chunks.get_mut(p)) else {
@@ -186,13 +213,11 @@ impl Chunks {
             *place = Some(match place.take() {
                 None => chunk.clone(),
                 Some(held) => {
-                    let points = chunk.points().clone();
                     let piece = Piece {
-                        points,
+                        points: chunk.points().into_owned(),
                         segments: chunk.coverage().to_vec(),
                     };
-                    let merged =
-                        Chunk::merged(Some(&held), &piece, &span.cell(index), lane.grain());
+                    let merged = Chunk::merged(Some(&held), &piece, &lane.frame(index));
                     if merged.coverage() == chunk.coverage() {
                         chunk.clone()
                     } else {

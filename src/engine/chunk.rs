@@ -1,8 +1,11 @@
 //! Chunks: a fixed span of a lane, its points, and what is known of which part of it.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use super::columns::Columns;
 use super::render::Rendered;
 use crate::model::{Layout, Millis, Points, RangeSet, Step, TimeRange};
 
@@ -76,18 +79,42 @@ impl Piece {
     }
 }
 
+/// What a chunk is a part of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame {
+    /// The time that it spans.
+    pub(crate) span: TimeRange,
+    /// The layout of its lane.
+    pub(crate) layout: Layout,
+    /// How far apart the ages of settled neighbours may lie that become one segment.
+    pub(crate) grain: Duration,
+}
+
 /// A part of a lane. It never changes: news make a new chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
-    points: Points,
+    columns: Columns,
     /// Ascending and disjoint.
     coverage: Vec<Segment>,
     rendered: OnceLock<Rendered>,
 }
 
 impl Chunk {
-    pub(crate) fn points(&self) -> &Points {
-        &self.points
+    /// Its points, unpacked for the caller if they are packed.
+    pub(crate) fn points(&self) -> Cow<'_, Points> {
+        self.columns.points()
+    }
+
+    /// How many points it has.
+    pub(crate) fn len(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// The positions of the points that lie in `range`.
+    pub(crate) fn within(&self, range: &TimeRange) -> Range<usize> {
+        let rendered = || Some(self.rendered.get()?.within(range));
+        let columns = self.columns.within(range).or_else(rendered);
+        columns.unwrap_or_else(|| self.points().within(range))
     }
 
     pub(crate) fn coverage(&self) -> &[Segment] {
@@ -97,7 +124,7 @@ impl Chunk {
     /// The points as JSON, made when first asked for.
     pub(crate) fn rendered(&self, layout: Layout) -> &Rendered {
         self.rendered
-            .get_or_init(|| Rendered::of(&self.points, layout))
+            .get_or_init(|| Rendered::of(&self.points(), layout))
     }
 
     /// Whether the points have been rendered.
@@ -108,21 +135,15 @@ impl Chunk {
     /// Bytes that it holds.
     pub(crate) fn weight(&self) -> usize {
         size_of::<Self>()
-            + self.points.heap_bytes()
+            + self.columns.heap_bytes()
             + self.coverage.capacity() * size_of::<Segment>()
             + self.rendered.get().map_or(0, Rendered::heap_bytes)
     }
 
-    /// What `old` and `piece` know of `span` together. Where both know something, what is settled
+    /// What `old` and `piece` know of a span together. Where both know something, what is settled
     /// or was fetched later counts, so the order in which fetches end does not matter.
-    ///
-    /// `grain` is how far apart the ages of settled neighbours may lie that become one segment.
-    pub(crate) fn merged(
-        old: Option<&Self>,
-        piece: &Piece,
-        span: &TimeRange,
-        grain: Duration,
-    ) -> Self {
+    pub(crate) fn merged(old: Option<&Self>, piece: &Piece, frame: &Frame) -> Self {
+        let span = &frame.span;
         let known = old.map_or(&[][..], |c| &c.coverage);
         let mut coverage: Vec<Segment> = Vec::with_capacity(known.len() + 2);
         let mut news = RangeSet::new();
@@ -148,12 +169,21 @@ impl Chunk {
                 });
             }
         }
-        let none = Points::new();
-        let old_points = old.map_or(&none, |c| &c.points);
+        let coverage = joined(coverage, frame.grain);
+        let old_points = old.map_or(Cow::Owned(Points::new()), Self::points);
+        let points = spliced(&old_points, &piece.points, &news, span);
+        let rendered = OnceLock::new();
+        if let Some(text) = old.and_then(|c| c.rendered.get()) {
+            // A lane that was answered from is asked again: only what is new is rendered.
+            let changed = news.iter().next().map_or(span.end(), TimeRange::start);
+            let same = old_points.within(&TimeRange::clamped(span.start(), changed));
+            let _ = rendered.set(text.followed(same.end, &points, frame.layout));
+        }
+        let settled = coverage.iter().all(|s| s.settled);
         Self {
-            points: spliced(old_points, &piece.points, &news, span),
-            coverage: joined(coverage, grain),
-            rendered: OnceLock::new(),
+            columns: Columns::of(points, settled),
+            coverage,
+            rendered,
         }
     }
 }
@@ -233,7 +263,13 @@ pub(crate) fn derived(raw: &[Segment], size: Step, range: &TimeRange) -> Vec<Seg
 mod tests {
     use super::*;
 
-    const GRAIN: Duration = Duration::from_secs(10);
+    fn frame(span: TimeRange) -> Frame {
+        Frame {
+            span,
+            layout: Layout::Raw,
+            grain: Duration::from_secs(10),
+        }
+    }
 
     fn range(start: i64, end: i64) -> TimeRange {
         TimeRange::new(start, end).unwrap()
@@ -260,24 +296,14 @@ mod tests {
 
     #[test]
     fn what_was_fetched_later_counts_in_either_order() {
-        let span = range(0, 100);
+        let span = frame(range(0, 100));
         let early = piece(
             &[(5, 1.0), (15, 1.0), (25, 1.0)],
             &[segment(0, 30, 1, false)],
         );
         let late = piece(&[(12, 2.0), (18, 2.0)], &[segment(10, 20, 2, false)]);
-        let one = Chunk::merged(
-            Some(&Chunk::merged(None, &early, &span, GRAIN)),
-            &late,
-            &span,
-            GRAIN,
-        );
-        let other = Chunk::merged(
-            Some(&Chunk::merged(None, &late, &span, GRAIN)),
-            &early,
-            &span,
-            GRAIN,
-        );
+        let one = Chunk::merged(Some(&Chunk::merged(None, &early, &span)), &late, &span);
+        let other = Chunk::merged(Some(&Chunk::merged(None, &late, &span)), &early, &span);
         assert_eq!(points(&one), [(5, 1.0), (12, 2.0), (18, 2.0), (25, 1.0)]);
         assert_eq!(points(&one), points(&other));
         let coverage = [
@@ -291,21 +317,11 @@ mod tests {
 
     #[test]
     fn settled_data_counts_before_a_tail_however_old_it_looks() {
-        let span = range(0, 100);
+        let span = frame(range(0, 100));
         let tail = piece(&[(15, 1.0)], &[segment(10, 20, 5, false)]);
         let settled = piece(&[(15, 2.0)], &[segment(0, 20, 1, true)]);
-        let one = Chunk::merged(
-            Some(&Chunk::merged(None, &tail, &span, GRAIN)),
-            &settled,
-            &span,
-            GRAIN,
-        );
-        let other = Chunk::merged(
-            Some(&Chunk::merged(None, &settled, &span, GRAIN)),
-            &tail,
-            &span,
-            GRAIN,
-        );
+        let one = Chunk::merged(Some(&Chunk::merged(None, &tail, &span)), &settled, &span);
+        let other = Chunk::merged(Some(&Chunk::merged(None, &settled, &span)), &tail, &span);
         assert_eq!(points(&one), [(15, 2.0)]);
         assert_eq!(points(&other), [(15, 2.0)]);
         assert_eq!(one.coverage(), [segment(0, 20, 1, true)]);
@@ -313,11 +329,11 @@ mod tests {
 
     #[test]
     fn settled_neighbours_of_about_one_age_are_one_segment() {
-        let span = range(0, 100);
+        let span = frame(range(0, 100));
         let whole = |fetched: [u64; 3]| {
             let at = |i: i64, f| piece(&[], &[segment(i * 10, i * 10 + 10, f, true)]);
             let pieces = [at(0, fetched[0]), at(1, fetched[1]), at(2, fetched[2])];
-            let add = |chunk: Chunk, p: &Piece| Chunk::merged(Some(&chunk), p, &span, GRAIN);
+            let add = |chunk: Chunk, p: &Piece| Chunk::merged(Some(&chunk), p, &span);
             pieces
                 .iter()
                 .fold(Chunk::default(), add)
@@ -334,7 +350,7 @@ mod tests {
     #[test]
     fn points_outside_the_span_belong_to_another_chunk() {
         let whole = piece(&[(5, 1.0), (105, 1.0)], &[segment(0, 200, 1, true)]);
-        let chunk = Chunk::merged(None, &whole, &range(100, 200), GRAIN);
+        let chunk = Chunk::merged(None, &whole, &frame(range(100, 200)));
         assert_eq!(points(&chunk), [(105, 1.0)]);
         assert_eq!(chunk.coverage(), [segment(100, 200, 1, true)]);
     }

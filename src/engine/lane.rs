@@ -2,14 +2,14 @@
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
+use super::chunk::Frame;
 use crate::adapters::Forwarded;
 use crate::model::{Details, Layout, MetricQuery, NanInterpretation, Selector, Step};
 use crate::upstream::{Forward, Upstream};
 
 /// How many buckets or native intervals a chunk spans.
-const CHUNK_CELLS: u32 = 1024;
+const CHUNK_CELLS: u32 = 4096;
 
 /// A lane: the series that one upstream has for one selector, in one layout.
 #[derive(Clone)]
@@ -84,7 +84,7 @@ impl Lane {
     /// The lane that answers `query`. Every field of the query and of the details is named here,
     /// so that a new one does not compile until somebody has decided whether it belongs to the
     /// identity.
-    pub(crate) fn of(upstream: &Arc<Upstream>, details: &Details, query: &MetricQuery) -> Self {
+    pub(crate) fn of(upstream: Arc<Upstream>, details: &Details, query: MetricQuery) -> Self {
         let MetricQuery {
             selector,
             metric_field,
@@ -94,14 +94,14 @@ impl Lane {
         } = query;
         let identity = Identity {
             upstream: upstream.id,
-            selector: selector.clone(),
-            metric_field: metric_field.clone(),
-            layout: *layout,
+            selector,
+            metric_field,
+            layout,
             nan: details.nan,
-            details: forwarded(upstream, details),
+            details: forwarded(&upstream, details),
         };
         Self {
-            upstream: upstream.clone(),
+            upstream,
             key: LaneKey::new(identity),
         }
     }
@@ -135,9 +135,13 @@ impl Lane {
         }
     }
 
-    /// How exactly the age of settled data is kept.
-    pub(crate) fn grain(&self) -> Duration {
-        self.upstream.freshness.history_ttl / 8
+    /// What chunk `index` is a part of.
+    pub(crate) fn frame(&self, index: i64) -> Frame {
+        Frame {
+            span: self.chunk_span().cell(index),
+            layout: self.layout(),
+            grain: self.upstream.freshness.history_ttl / 8,
+        }
     }
 
     /// The time that a chunk spans.

@@ -1,7 +1,7 @@
 //! The engine answers queries out of the cache and fetches what is missing.
 //!
 //! - `lane`: the identity under which data is shared
-//! - `chunk`, `cache`: what is known, in immutable parts, bounded by weight
+//! - `chunk`, `columns`, `cache`: what is known, in immutable parts, bounded by weight
 //! - `plan`: pure; what of a range is good and what has to be fetched
 //! - `series`: makes a range of a lane known: plan, fetch, store, aggregate
 //! - `revalidate`: serves what has just expired, and fetches it in the background
@@ -12,6 +12,7 @@
 mod answer;
 mod cache;
 mod chunk;
+mod columns;
 mod lane;
 mod metadata;
 mod plan;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 use cache::ChunkCache;
 use lane::LaneKey;
 use metadata::Metadata;
+use plan::Moment;
 use series::Landed;
 
 use crate::clock::Clock;
@@ -69,6 +71,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// When it came, by both clocks.
+    fn moment(&self) -> Moment {
+        Moment {
+            wall: self.wall,
+            monotonic: self.arrived,
+        }
+    }
+
     /// What the client makes of the upstream's policy.
     fn freshness(&self, policy: &Freshness) -> Freshness {
         match self.max_age {

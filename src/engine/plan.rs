@@ -52,8 +52,6 @@ pub enum Held {
 pub(crate) struct Plan {
     /// What the cache holds.
     pub(crate) held: Held,
-    /// Parts of the range that are answered from the cache.
-    pub(crate) cached: RangeSet,
     /// Ranges to fetch, ascending; they may reach beyond the range.
     pub(crate) missing: Vec<TimeRange>,
     /// Up to where the range can be answered while the upstream fails, out of what is known,
@@ -64,6 +62,31 @@ pub(crate) struct Plan {
     pub(crate) oldest: Duration,
     /// For how long the answer stays fresh if nothing is missing.
     pub(crate) ttl: Duration,
+}
+
+/// For how long all of `range` stays fresh, if it is, given what is known in order of time: what
+/// [`plan`] says, at the price of a hit.
+pub(crate) fn fresh<'a>(
+    range: &TimeRange,
+    coverage: impl Iterator<Item = &'a Segment>,
+    policy: &Policy,
+    now: &Moment,
+) -> Option<Duration> {
+    let mut known_to = range.start();
+    let mut ttl = Duration::MAX;
+    for segment in coverage {
+        if segment.range.end() <= range.start() {
+            continue;
+        }
+        if known_to >= range.end() || segment.range.start() > known_to {
+            break;
+        }
+        let age = now.monotonic.saturating_sub(segment.fetched);
+        let left = lifetime(segment, policy).checked_sub(age);
+        ttl = ttl.min(left.filter(|left| !left.is_zero())?);
+        known_to = segment.range.end();
+    }
+    (known_to >= range.end()).then_some(ttl)
 }
 
 /// Plans `range`, which lies on the policy's grid, given what is known of it. What was `brought`
@@ -96,13 +119,8 @@ pub(crate) fn plan(
         .min();
     let fallback = fallback(range, &missing, &usable, coverage);
     let missing = to_fetch(&missing, range, policy, now);
-    let mut cached = RangeSet::from(*range);
-    for fetch in &missing {
-        cached.remove(fetch);
-    }
     Plan {
         held,
-        cached,
         missing,
         fallback,
         oldest: oldest.unwrap_or_default(),
@@ -362,7 +380,6 @@ mod tests {
             &at(1 << 40, 1),
         );
         assert_eq!(near.missing, [range(0, 100_000)]);
-        assert!(near.cached.is_empty());
         let far: Vec<i64> = (0..20).map(|i| 50_000 + i * 200_000).collect();
         let many = plan(
             &range(0, 4_000_000),
@@ -375,7 +392,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cached_and_missing_are_disjoint_aligned_and_together_the_request(
+        fn what_is_not_fetched_is_known_and_fresh(
             grid in prop::sample::select(vec![1i64, 7, 1000, 60_000]),
             start in 0i64..5_000, cells in 1i64..3_000,
             parts in prop::collection::vec((0i64..8_000, 1i64..2_000, 0u64..400_000, any::<bool>()), 0..20),
@@ -394,19 +411,17 @@ mod tests {
             }
             let now = at(wall, monotonic);
             let plan = plan(&window, &coverage, &policy, &now);
-            let mut all = plan.cached.clone();
+            let mut cached = RangeSet::from(window);
             for missing in &plan.missing {
-                prop_assert!(plan.cached.iter().all(|c| c.intersection(missing).is_none()));
                 prop_assert_eq!(missing.aligned(policy.grid), *missing);
-                all.insert(*missing);
+                cached.remove(missing);
             }
-            prop_assert!(all.covers(&window));
             prop_assert!(plan.missing.len() <= MAX_RANGES);
             for pair in plan.missing.windows(2) {
                 prop_assert!(pair[0].end() < pair[1].start());
             }
             // What is answered from the cache is known, and fresh or settled within its time.
-            for cached in plan.cached.iter() {
+            for cached in cached.iter() {
                 for segment in coverage.iter().filter(|s| s.range.intersection(cached).is_some()) {
                     let age = now.monotonic.saturating_sub(segment.fetched).as_secs();
                     let lifetime = if segment.settled { 7 * 86_400 } else { 10 };
@@ -415,6 +430,10 @@ mod tests {
                 prop_assert!(taken.covers(cached));
             }
             prop_assert_eq!(plan.held == Held::Hit, plan.missing.is_empty());
+            // The short way says the same.
+            coverage.sort_by_key(|s| s.range.start());
+            let ttl = fresh(&window, coverage.iter(), &policy, &now);
+            prop_assert_eq!(ttl, plan.missing.is_empty().then_some(plan.ttl));
         }
     }
 }

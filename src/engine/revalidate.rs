@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::lane::{Lane, LaneKey};
-use super::plan::{Moment, plan};
+use super::plan::plan;
 use super::series::{Degraded, Source, View, policy};
 use super::{Context, Engine};
 use crate::model::{RangeSet, TimeRange};
@@ -40,19 +40,20 @@ impl Engine {
             return None;
         }
         let chunks = self.cache.look_up(lane, &range);
-        let moment = Moment {
-            wall: context.wall,
-            monotonic: context.arrived,
-        };
         let none = RangeSet::new();
-        let plan = plan(&range, &chunks.coverage(), &none, &policy, &moment);
+        let plan = plan(
+            &range,
+            &chunks.coverage(),
+            &none,
+            &policy,
+            &context.moment(),
+        );
         if plan.missing.is_empty() {
             return None;
         }
         let edge = plan.fallback?;
         self.revalidate(lane, range, source, context);
-        let mut view = View::cached(lane, chunks, &plan, Duration::ZERO);
-        view.cached = RangeSet::from(range);
+        let mut view = View::cached(lane, chunks, plan.held, plan.ttl, Duration::ZERO);
         view.degraded = Some(Degraded {
             reason: "revalidating (stale_while_revalidate)".to_owned(),
             error: None,

@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt};
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
 use super::lane::Lane;
-use super::plan::{Held, Moment, Plan, Policy, plan};
+use super::plan::{Held, Plan, Policy, fresh, plan};
 use super::{Context, Engine};
 use crate::adapters::{Fetch, Series};
 use crate::aggregate::aggregate;
@@ -37,8 +37,8 @@ pub(super) struct View {
     pub(super) chunks: Chunks,
     /// What the cache held at first.
     pub(super) held: Held,
-    /// What was answered out of the cache.
-    pub(super) cached: RangeSet,
+    /// What was fetched for it.
+    pub(super) fetched: RangeSet,
     /// Whether what was fetched is in the cache now.
     pub(super) stored: bool,
     /// Whether a fetch of another request was waited for.
@@ -71,18 +71,24 @@ pub(super) struct Degraded {
 }
 
 impl View {
-    /// What the cache holds, as it is, where `plan` found `held` of it.
-    pub(super) fn cached(lane: &Lane, chunks: Chunks, plan: &Plan, planning: Duration) -> Self {
+    /// What the cache holds, as it is.
+    pub(super) fn cached(
+        lane: &Lane,
+        chunks: Chunks,
+        held: Held,
+        ttl: Duration,
+        planning: Duration,
+    ) -> Self {
         Self {
             chunks,
-            held: plan.held,
-            cached: plan.cached.clone(),
+            held,
+            fetched: RangeSet::new(),
             stored: false,
             collapsed: false,
             complete: true,
             off_grid: None,
             degraded: None,
-            ttl: plan.ttl,
+            ttl,
             planning,
             bucket_size: match lane.layout() {
                 Layout::Raw => None,
@@ -129,10 +135,11 @@ impl Engine {
         let mut chunks = self.cache.look_up(lane, &range);
         let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
         let planning = self.clock.monotonic().saturating_sub(begun);
-        let mut view = View::cached(lane, chunks.clone(), &first, planning);
+        let mut view = View::cached(lane, chunks.clone(), first.held, first.ttl, planning);
         if first.missing.is_empty() {
             return Ok(view);
         }
+        view.fetched = first.missing.iter().copied().collect();
         let round = match source {
             Source::Upstream => self.fetch(lane, &first.missing, context).await,
             Source::RawPoints => self.derive(lane, &first.missing, context).await,
@@ -145,7 +152,8 @@ impl Engine {
         }
         view.collapsed = round.collapsed;
         if view.off_grid.is_some() {
-            return off_grid(view, first.missing.len());
+            let whole = matches!(&first.missing[..], [all] if all.covers(&range));
+            return off_grid(view, whole);
         }
         let rest = self.plan(lane, &range, &chunks, &round.brought, context);
         if let Some(error) = round.errors.into_iter().next()
@@ -158,6 +166,15 @@ impl Engine {
         Ok(view)
     }
 
+    /// `range` of `lane`, if all of it is cached and fresh: a hit, at the price of one.
+    pub(super) fn fresh(&self, lane: &Lane, range: &TimeRange, context: &Context) -> Option<View> {
+        let chunks = self.cache.look_up(lane, range);
+        let policy = policy(lane, context);
+        let ttl = fresh(range, chunks.segments(), &policy, &context.moment())?;
+        let planning = self.clock.monotonic().saturating_sub(context.arrived);
+        Some(View::cached(lane, chunks, Held::Hit, ttl, planning))
+    }
+
     pub(super) fn plan(
         &self,
         lane: &Lane,
@@ -167,11 +184,13 @@ impl Engine {
         context: &Context,
     ) -> Plan {
         let policy = policy(lane, context);
-        let moment = Moment {
-            wall: context.wall,
-            monotonic: context.arrived,
-        };
-        plan(range, &chunks.coverage(), brought, &policy, &moment)
+        plan(
+            range,
+            &chunks.coverage(),
+            brought,
+            &policy,
+            &context.moment(),
+        )
     }
 
     /// Fetches `missing` of the upstream, together with whoever else needs it.
@@ -238,7 +257,8 @@ impl Engine {
             };
             let mut points = Points::new();
             for (_, chunk) in view.chunks.iter() {
-                points.extend(chunk.points(), chunk.points().within(range));
+                let all = chunk.points();
+                points.extend(&all, all.within(range));
             }
             let coverage = view.chunks.coverage();
             let piece = Piece {
@@ -366,9 +386,10 @@ fn count(upstream: &Upstream, series: &Series) {
     metrics.dropped("histogram", series.dropped.histogram);
 }
 
-/// The view of buckets that do not fit the grid, which are an answer only as a whole.
-fn off_grid(mut view: View, fetched: usize) -> Result<View, Error> {
-    if fetched != 1 || !view.cached.is_empty() {
+/// The view of buckets that do not fit the grid, which are an answer only if one fetch brought
+/// them for the `whole` range.
+fn off_grid(mut view: View, whole: bool) -> Result<View, Error> {
+    if !whole {
         let message = "the upstream answers with buckets that do not fit the size asked for";
         return Err(Error::new(Kind::UpstreamFailed, message));
     }

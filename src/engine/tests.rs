@@ -239,7 +239,7 @@ impl World {
             max_age: None,
         };
         self.engine
-            .metric(&Details::default(), query, &context)
+            .metric(&Details::default(), query.clone(), &context)
             .await
     }
 

@@ -85,9 +85,7 @@ pub(super) async fn answer(
         Method::Metric => {
             let asked = request::read_metric(body)?;
             let context = within(context, &asked.details);
-            let answer = engine
-                .metric(&asked.details, &asked.query, &context)
-                .await?;
+            let answer = engine.metric(&asked.details, asked.query, &context).await?;
             let head = Bytes::from_static(response::METRIC_HEAD);
             let tail = response::metric_tail(answer.aggregated, answer.partial);
             let tail = Bytes::from_static(tail);

@@ -40,6 +40,22 @@ impl Points {
         points
     }
 
+    /// Points out of their columns. What is not in order, not finite, or beyond the shorter
+    /// column is left out.
+    pub fn from_columns(times: Vec<Millis>, values: Vec<f64>) -> Self {
+        let sound = times.len() == values.len()
+            && times.is_sorted()
+            && values.iter().all(|v| v.is_finite());
+        if sound {
+            return Self { times, values };
+        }
+        let mut points = Self::new();
+        for (t, v) in times.into_iter().zip(values) {
+            points.push(t, v);
+        }
+        points
+    }
+
     /// Appends a point. One that is earlier than the last, or not finite, is left out.
     pub fn push(&mut self, t: Millis, v: f64) {
         if v.is_finite() && self.times.last().is_none_or(|&last| last <= t) {

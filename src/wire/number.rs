@@ -38,6 +38,23 @@ pub fn write_span(out: &mut Vec<u8>, start: Millis, end: Millis, value: f64) {
     out.push(b']');
 }
 
+/// The time, or the start, of the point that `text` begins with, as [`write_point`] and
+/// [`write_span`] write it.
+pub fn read_time(text: &[u8]) -> Option<Millis> {
+    // A number is no longer than 24 bytes, so this looks at few.
+    let comma = text.iter().position(|b| *b == b',')?;
+    let rest = text.get(comma + 1..)?;
+    let (negative, digits) = match rest.split_first()? {
+        (b'-', digits) => (true, digits),
+        _ => (false, rest),
+    };
+    let digits = digits.iter().take_while(|b| b.is_ascii_digit());
+    let time = digits.fold(0, |n: Millis, b| {
+        n.wrapping_mul(10).wrapping_add(Millis::from(b - b'0'))
+    });
+    Some(if negative { -time } else { time })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +74,18 @@ mod tests {
             prop_assert_eq!(text(value), serde_json::to_string(&value).unwrap());
             let back: f64 = serde_json::from_str(&text(value)).unwrap();
             prop_assert_eq!(back.to_bits(), bits);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn times_are_read_off_points(time in -9_000_000_000_000_000i64..9_000_000_000_000_000, value in -1e9f64..1e9) {
+            let mut text = Vec::new();
+            write_point(&mut text, time, value);
+            prop_assert_eq!(read_time(&text), Some(time));
+            text.clear();
+            write_span(&mut text, time, time + 1, value);
+            prop_assert_eq!(read_time(&text), Some(time));
         }
     }
 

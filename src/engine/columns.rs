@@ -1,0 +1,242 @@
+//! A chunk's points as they are kept: as they came while they may change, packed when they are
+//! history.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use pco::ChunkConfig;
+use pco::standalone::{simple_compress, simple_decompress};
+use tracing::error;
+
+use crate::model::{Millis, Points, TimeRange};
+
+/// Fewer points than these are not worth packing.
+const WORTH_PACKING: usize = 64;
+
+/// How hard pco tries, of 12: a further step takes half as long again for a hundredth of the
+/// size (`cargo bench --bench cache`).
+const LEVEL: usize = 2;
+
+/// Points in ascending order of time.
+#[derive(Debug)]
+pub(crate) enum Columns {
+    /// 16 bytes a point.
+    Open(Points),
+    /// One or two bytes a point where values have few decimals, seven where they are noise.
+    Packed(Packed),
+}
+
+/// Points that are compressed without loss.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    len: usize,
+    times: Times,
+    /// Compressed by pco.
+    values: Box<[u8]>,
+}
+
+#[derive(Debug)]
+enum Times {
+    /// Point `i` has the time `first + i * step`.
+    Regular { first: Millis, step: Millis },
+    /// Compressed by pco.
+    Packed(Box<[u8]>),
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self::Open(Points::new())
+    }
+}
+
+impl Columns {
+    /// `points`, packed if that is worth it and they are `settled`.
+    pub(crate) fn of(points: Points, settled: bool) -> Self {
+        if settled
+            && points.len() >= WORTH_PACKING
+            && let Some(packed) = Packed::of(&points)
+        {
+            return Self::Packed(packed);
+        }
+        Self::Open(points)
+    }
+
+    /// The points, unpacked for the caller if they are packed.
+    pub(crate) fn points(&self) -> Cow<'_, Points> {
+        match self {
+            Self::Open(points) => Cow::Borrowed(points),
+            Self::Packed(packed) => Cow::Owned(packed.points()),
+        }
+    }
+
+    /// How many points there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Open(points) => points.len(),
+            Self::Packed(packed) => packed.len,
+        }
+    }
+
+    /// The positions of the points that lie in `range`; `None` where the times are packed.
+    pub(crate) fn within(&self, range: &TimeRange) -> Option<Range<usize>> {
+        match self {
+            Self::Open(points) => Some(points.within(range)),
+            Self::Packed(packed) => packed.within(range),
+        }
+    }
+
+    /// Bytes that they hold on the heap.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Open(points) => points.heap_bytes(),
+            Self::Packed(packed) => {
+                let times = match &packed.times {
+                    Times::Regular { .. } => 0,
+                    Times::Packed(bytes) => bytes.len(),
+                };
+                times + packed.values.len()
+            }
+        }
+    }
+}
+
+impl Packed {
+    /// `None` if what is packed is not what comes out again: no fault of the codec may lose data.
+    fn of(points: &Points) -> Option<Self> {
+        let config = ChunkConfig::default().with_compression_level(LEVEL);
+        let times = match regular(points.times()) {
+            Some((first, step)) => Times::Regular { first, step },
+            None => Times::Packed(simple_compress(points.times(), &config).ok()?.into()),
+        };
+        let packed = Self {
+            len: points.len(),
+            times,
+            values: simple_compress(points.values(), &config).ok()?.into(),
+        };
+        (packed.points() == *points).then_some(packed)
+    }
+
+    fn times(&self) -> Vec<Millis> {
+        match &self.times {
+            Times::Regular { first, step } => {
+                (0..self.len as i64).map(|i| first + i * step).collect()
+            }
+            Times::Packed(bytes) => unpacked(simple_decompress(bytes)),
+        }
+    }
+
+    fn points(&self) -> Points {
+        let values = unpacked(simple_decompress(&self.values));
+        Points::from_columns(self.times(), values)
+    }
+
+    fn within(&self, range: &TimeRange) -> Option<Range<usize>> {
+        let Times::Regular { first, step } = self.times else {
+            return None;
+        };
+        // How many points lie before `t`.
+        let before = |t: Millis| {
+            let steps = t.saturating_sub(first).saturating_add(step - 1) / step;
+            usize::try_from(steps).map_or(0, |n| n.min(self.len))
+        };
+        Some(before(range.start())..before(range.end()))
+    }
+}
+
+/// The first time and the step of times that are evenly spaced.
+fn regular(times: &[Millis]) -> Option<(Millis, Millis)> {
+    let (&[first, second, ..], &[.., last]) = (times, times) else {
+        return None;
+    };
+    let step = second - first;
+    let even = step > 0
+        && last - first == step.checked_mul(times.len() as i64 - 1)?
+        && times
+            .iter()
+            .zip(times.iter().skip(1))
+            .all(|(a, b)| b - a == step);
+    even.then_some((first, step))
+}
+
+/// What has been unpacked once, when it was packed, can be unpacked again.
+fn unpacked<T>(result: pco::errors::PcoResult<Vec<T>>) -> Vec<T> {
+    result.unwrap_or_else(|e| {
+        error!("packed points cannot be unpacked: {e}");
+        Vec::new()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn times() -> impl Strategy<Value = Vec<i64>> {
+        let even = (0i64..1_000_000, 1i64..5_000, 0usize..300)
+            .prop_map(|(first, step, n)| (0..n as i64).map(|i| first + i * step).collect());
+        let uneven = prop::collection::vec(0i64..10_000, 0..300).prop_map(|mut gaps| {
+            let mut at = 0;
+            gaps.iter_mut().for_each(|gap| {
+                at += *gap;
+                *gap = at;
+            });
+            gaps
+        });
+        prop_oneof![even, uneven]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_what_was_there_to_the_bit(
+            times in times(),
+            seed in any::<u64>(),
+            start in -1000i64..1_500_000,
+            length in 0i64..1_500_000,
+        ) {
+            let value = |i: usize| f64::from_bits(seed.wrapping_mul(i as u64 * 2 + 1)) ;
+            let values = (0..).map(value).map(|v| if v.is_finite() { v } else { -0.0 });
+            let points = Points::from_unsorted(times.iter().copied().zip(values).collect());
+            let open = Columns::of(points.clone(), false);
+            let packed = Columns::of(points.clone(), true);
+            prop_assert_eq!(matches!(packed, Columns::Packed(_)), points.len() >= WORTH_PACKING);
+            prop_assert_eq!(packed.len(), open.len());
+            let bits = |p: &Points| p.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            let unpacked = packed.points();
+            prop_assert_eq!(unpacked.times(), points.times());
+            prop_assert_eq!(bits(&unpacked), bits(&points));
+            let range = TimeRange::new(start, start + length).unwrap();
+            let even = regular(points.times()).is_some() || points.len() < WORTH_PACKING;
+            let expected = even.then(|| points.within(&range));
+            prop_assert_eq!(packed.within(&range), expected);
+        }
+    }
+
+    /// Pseudo-random numbers in `0..1`.
+    fn noise(n: usize) -> impl Iterator<Item = f64> {
+        let next = |x: &u64| Some(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        let states = std::iter::successors(Some(42), next).skip(1).take(n);
+        states.map(|x| (x >> 11) as f64 / (1u64 << 53) as f64)
+    }
+
+    #[test]
+    fn history_takes_few_bytes_a_point() {
+        let every_15_s = |values: Vec<f64>| {
+            let times = (0..values.len() as i64).map(|i| 1_700_000_000_000 + i * 15_000);
+            Points::from_unsorted(times.zip(values).collect())
+        };
+        let bytes = |points: &Points, settled| {
+            Columns::of(points.clone(), settled).heap_bytes() as f64 / points.len() as f64
+        };
+        let gauge = every_15_s(
+            noise(4096)
+                .map(|v| (v * 10_000.0).round() / 100.0)
+                .collect(),
+        );
+        assert!(bytes(&gauge, true) < 2.0, "{}", bytes(&gauge, true));
+        let full = every_15_s(noise(4096).map(|v| v * 100.0).collect());
+        assert!(bytes(&full, true) < 7.5, "{}", bytes(&full, true));
+        let mut open = gauge.clone();
+        open.shrink();
+        assert_eq!(bytes(&open, false), 16.0);
+    }
+}
