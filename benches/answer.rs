@@ -154,7 +154,7 @@ async fn run(duration: Duration, rounds: u64) -> Vec<Row> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let bare = listener.local_addr().unwrap();
     let bytes = bytes::Bytes::from(vec![b' '; length]);
-    let handler = move |_| {
+    let handler = move |_, _| {
         let body = Body::from(bytes.clone());
         async move { http::Response::new(body) }
     };

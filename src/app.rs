@@ -139,7 +139,7 @@ impl Service {
             info!("stopping: no new connections, requests in hand finish");
             draining.drain();
         };
-        let handler = move |request| front.clone().handle(request);
+        let handler = move |request, peer| front.clone().handle(request, peer);
         listen::serve(self.listener, handler, stop, self.drain).await;
     }
 }
@@ -211,7 +211,7 @@ async fn demonstrate(server: Arc<DemoServer>) -> Result<TargetUrl, StartError> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let url = TargetUrl::parse(&format!("http://{address}")).map_err(StartError)?;
-    let handler = move |request| server.clone().handle(request);
+    let handler = move |request, _| server.clone().handle(request);
     tokio::spawn(async move {
         let never = std::future::pending();
         listen::serve(listener, handler, never, std::time::Duration::ZERO).await;

@@ -39,9 +39,9 @@ pub struct Answer {
 /// Where the time of an answer went.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
-    /// Looking up what is cached and planning what to fetch.
+    /// Looking up what is cached and which points of it to show.
     pub plan: Duration,
-    /// Fetching and storing, waiting for the upstream included.
+    /// Planning what to fetch, fetching and storing it, waiting for the upstream included.
     pub fetch: Duration,
     /// Rendering it.
     pub render: Duration,
@@ -91,7 +91,7 @@ struct Gathered {
     from_cache: usize,
     from_upstream: usize,
     outcome: Option<CacheOutcome>,
-    planning: Duration,
+    fetching: Duration,
 }
 
 /// Points of one chunk.
@@ -123,7 +123,7 @@ impl Engine {
             from_cache: 0,
             from_upstream: 0,
             outcome: None,
-            planning: Duration::ZERO,
+            fetching: Duration::ZERO,
         };
         let lane = Lane::of(upstream, details, query);
         let upstream = &lane.upstream;
@@ -131,14 +131,19 @@ impl Engine {
             let view = match self.fresh(&lane, &stretch, context) {
                 Some(view) => view,
                 // Boxed: what a hit does not need should not be moved about with it.
-                None => Box::pin(self.not_fresh(&lane, stretch, source, context)).await?,
+                None => {
+                    let asked = self.clock.monotonic();
+                    let view = Box::pin(self.not_fresh(&lane, stretch, source, context)).await?;
+                    gathered.fetching += self.clock.monotonic().saturating_sub(asked);
+                    view
+                }
             };
             gathered.add(view, &lane, &stretch, context);
             if gathered.partial {
                 break;
             }
         }
-        let fetched = self.clock.monotonic();
+        let gathered_at = self.clock.monotonic();
         gathered.count(upstream);
         let points = match &gathered.off_grid {
             Some(buckets) => render_as_labelled(buckets, &mut gathered.left, &mut gathered.partial),
@@ -151,11 +156,11 @@ impl Engine {
             partial: gathered.partial,
             cache: gathered.outcome.unwrap_or_else(CacheOutcome::nothing_asked),
             timing: Timing {
-                plan: gathered.planning,
-                fetch: fetched
+                plan: gathered_at
                     .saturating_sub(begun)
-                    .saturating_sub(gathered.planning),
-                render: rendered.saturating_sub(fetched),
+                    .saturating_sub(gathered.fetching),
+                fetch: gathered.fetching,
+                render: rendered.saturating_sub(gathered_at),
             },
         })
     }
@@ -235,7 +240,6 @@ impl Gathered {
             Some(before) => both(before, outcome),
         });
         self.partial |= !view.complete;
-        self.planning += view.planning;
         if view.off_grid.is_some() {
             self.off_grid = view.off_grid;
             return;

@@ -37,11 +37,21 @@ pub(crate) struct Packed {
 
 #[derive(Debug)]
 enum Times {
-    /// Point `i` has the time `first + i * step`.
-    Regular { first: Millis, step: Millis },
+    /// Evenly spaced but for some gaps.
+    Runs { step: Millis, runs: Box<[Run]> },
     /// Compressed by pco.
     Packed(Box<[u8]>),
 }
+
+/// From point `at` on, up to the next run, times are `first`, `first + step` and so on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Run {
+    at: u32,
+    first: Millis,
+}
+
+/// With more runs than one in so many points, times are packed.
+const POINTS_A_RUN: usize = 16;
 
 impl Default for Columns {
     fn default() -> Self {
@@ -91,7 +101,7 @@ impl Columns {
             Self::Open(points) => points.heap_bytes(),
             Self::Packed(packed) => {
                 let times = match &packed.times {
-                    Times::Regular { .. } => 0,
+                    Times::Runs { runs, .. } => size_of_val::<[Run]>(runs),
                     Times::Packed(bytes) => bytes.len(),
                 };
                 times + packed.values.len()
@@ -104,8 +114,8 @@ impl Packed {
     /// `None` if what is packed is not what comes out again: no fault of the codec may lose data.
     fn of(points: &Points) -> Option<Self> {
         let config = ChunkConfig::default().with_compression_level(LEVEL);
-        let times = match regular(points.times()) {
-            Some((first, step)) => Times::Regular { first, step },
+        let times = match runs(points.times()) {
+            Some(times) => times,
             None => Times::Packed(simple_compress(points.times(), &config).ok()?.into()),
         };
         let packed = Self {
@@ -118,8 +128,14 @@ impl Packed {
 
     fn times(&self) -> Vec<Millis> {
         match &self.times {
-            Times::Regular { first, step } => {
-                (0..self.len as i64).map(|i| first + i * step).collect()
+            Times::Runs { step, runs } => {
+                let mut times = Vec::with_capacity(self.len);
+                let ends = runs.iter().skip(1).map(|next| next.at as usize);
+                for (run, end) in runs.iter().zip(ends.chain([self.len])) {
+                    let count = end.saturating_sub(run.at as usize) as i64;
+                    times.extend((0..count).map(|i| run.first + i * step));
+                }
+                times
             }
             Times::Packed(bytes) => unpacked(simple_decompress(bytes)),
         }
@@ -131,31 +147,41 @@ impl Packed {
     }
 
     fn within(&self, range: &TimeRange) -> Option<Range<usize>> {
-        let Times::Regular { first, step } = self.times else {
+        let Times::Runs { step, runs } = &self.times else {
             return None;
         };
         // How many points lie before `t`.
         let before = |t: Millis| {
-            let steps = t.saturating_sub(first).saturating_add(step - 1) / step;
-            usize::try_from(steps).map_or(0, |n| n.min(self.len))
+            let next = runs.partition_point(|run| run.first < t);
+            let end = runs.get(next).map_or(self.len, |run| run.at as usize);
+            let Some(run) = next.checked_sub(1).and_then(|last| runs.get(last)) else {
+                return 0;
+            };
+            let steps = (t - run.first).saturating_add(step - 1) / step;
+            end.min((run.at as usize).saturating_add(usize::try_from(steps).unwrap_or(end)))
         };
         Some(before(range.start())..before(range.end()))
     }
 }
 
-/// The first time and the step of times that are evenly spaced.
-fn regular(times: &[Millis]) -> Option<(Millis, Millis)> {
-    let (&[first, second, ..], &[.., last]) = (times, times) else {
-        return None;
-    };
-    let step = second - first;
-    let even = step > 0
-        && last - first == step.checked_mul(times.len() as i64 - 1)?
-        && times
-            .iter()
-            .zip(times.iter().skip(1))
-            .all(|(a, b)| b - a == step);
-    even.then_some((first, step))
+/// `times` in runs, if they have few.
+fn runs(times: &[Millis]) -> Option<Times> {
+    let gaps = times.iter().zip(times.iter().skip(1)).map(|(a, b)| b - a);
+    let step = gaps.clone().min().filter(|step| *step > 0)?;
+    let starts = gaps.zip(1..).filter(|(gap, _)| *gap != step);
+    let starts = std::iter::once(0).chain(starts.map(|(_, at)| at));
+    let most = times.len() / POINTS_A_RUN;
+    let runs: Box<[Run]> = starts
+        .take(most + 1)
+        .filter_map(|at| {
+            let first = *times.get(at)?;
+            Some(Run {
+                at: u32::try_from(at).ok()?,
+                first,
+            })
+        })
+        .collect();
+    (runs.len() <= most).then_some(Times::Runs { step, runs })
 }
 
 /// What has been unpacked once, when it was packed, can be unpacked again.
@@ -174,6 +200,15 @@ mod tests {
     fn times() -> impl Strategy<Value = Vec<i64>> {
         let even = (0i64..1_000_000, 1i64..5_000, 0usize..300)
             .prop_map(|(first, step, n)| (0..n as i64).map(|i| first + i * step).collect());
+        let gaps = (
+            0i64..1_000_000,
+            1i64..5_000,
+            prop::collection::vec(0u8..60, 0..300),
+        )
+            .prop_map(|(first, step, cells)| {
+                let cells = (0..).zip(cells).filter(|(_, c)| *c > 0);
+                cells.map(|(i, _)| first + i * step).collect()
+            });
         let uneven = prop::collection::vec(0i64..10_000, 0..300).prop_map(|mut gaps| {
             let mut at = 0;
             gaps.iter_mut().for_each(|gap| {
@@ -182,7 +217,7 @@ mod tests {
             });
             gaps
         });
-        prop_oneof![even, uneven]
+        prop_oneof![even, gaps, uneven]
     }
 
     proptest! {
@@ -205,7 +240,7 @@ mod tests {
             prop_assert_eq!(unpacked.times(), points.times());
             prop_assert_eq!(bits(&unpacked), bits(&points));
             let range = TimeRange::new(start, start + length).unwrap();
-            let even = regular(points.times()).is_some() || points.len() < WORTH_PACKING;
+            let even = runs(points.times()).is_some() || points.len() < WORTH_PACKING;
             let expected = even.then(|| points.within(&range));
             prop_assert_eq!(packed.within(&range), expected);
         }
@@ -235,7 +270,7 @@ mod tests {
         assert!(bytes(&gauge, true) < 2.0, "{}", bytes(&gauge, true));
         let full = every_15_s(noise(4096).map(|v| v * 100.0).collect());
         assert!(bytes(&full, true) < 7.5, "{}", bytes(&full, true));
-        let mut open = gauge.clone();
+        let mut open = gauge;
         open.shrink();
         assert_eq!(bytes(&open, false), 16.0);
     }

@@ -1,7 +1,6 @@
 //! Serves what has just expired at once, and fetches it in the background.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use tracing::debug;
 
@@ -53,7 +52,7 @@ impl Engine {
         }
         let edge = plan.fallback?;
         self.revalidate(lane, range, source, context);
-        let mut view = View::cached(lane, chunks, plan.held, plan.ttl, Duration::ZERO);
+        let mut view = View::cached(lane, chunks, plan.held, plan.ttl);
         view.degraded = Some(Degraded {
             reason: "revalidating (stale_while_revalidate)".to_owned(),
             error: None,

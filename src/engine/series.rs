@@ -51,8 +51,6 @@ pub(super) struct View {
     pub(super) degraded: Option<Degraded>,
     /// For how long it stays fresh.
     pub(super) ttl: Duration,
-    /// How long the first look-up and plan took.
-    pub(super) planning: Duration,
     /// The size of its buckets, if it has any.
     pub(super) bucket_size: Option<Step>,
 }
@@ -72,13 +70,7 @@ pub(super) struct Degraded {
 
 impl View {
     /// What the cache holds, as it is.
-    pub(super) fn cached(
-        lane: &Lane,
-        chunks: Chunks,
-        held: Held,
-        ttl: Duration,
-        planning: Duration,
-    ) -> Self {
+    pub(super) fn cached(lane: &Lane, chunks: Chunks, held: Held, ttl: Duration) -> Self {
         Self {
             chunks,
             held,
@@ -89,7 +81,6 @@ impl View {
             off_grid: None,
             degraded: None,
             ttl,
-            planning,
             bucket_size: match lane.layout() {
                 Layout::Raw => None,
                 Layout::Buckets { size, .. } => Some(size),
@@ -131,11 +122,9 @@ impl Engine {
         source: Source,
         context: &Context,
     ) -> Result<View, Error> {
-        let begun = self.clock.monotonic();
         let mut chunks = self.cache.look_up(lane, &range);
         let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
-        let planning = self.clock.monotonic().saturating_sub(begun);
-        let mut view = View::cached(lane, chunks.clone(), first.held, first.ttl, planning);
+        let mut view = View::cached(lane, chunks.clone(), first.held, first.ttl);
         if first.missing.is_empty() {
             return Ok(view);
         }
@@ -171,8 +160,7 @@ impl Engine {
         let chunks = self.cache.look_up(lane, range);
         let policy = policy(lane, context);
         let ttl = fresh(range, chunks.segments(), &policy, &context.moment())?;
-        let planning = self.clock.monotonic().saturating_sub(context.arrived);
-        Some(View::cached(lane, chunks, Held::Hit, ttl, planning))
+        Some(View::cached(lane, chunks, Held::Hit, ttl))
     }
 
     pub(super) fn plan(

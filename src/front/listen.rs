@@ -35,11 +35,7 @@ const CONNECTIONS: usize = 8192;
 const STREAMS: u32 = 256;
 const HEAD_BYTES: u32 = 16 * 1024;
 
-/// The address of the client, among a request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) IpAddr);
-
-/// Serves each request with `handler` until `stop` is over; then no connection is accepted any
+/// Serves each request, and the address it came from, with `handler` until `stop` is over; then no connection is accepted any
 /// more, and those that are open have `drain` to finish what is in hand.
 pub async fn serve<H, F>(
     listener: TcpListener,
@@ -47,7 +43,7 @@ pub async fn serve<H, F>(
     stop: impl Future<Output = ()>,
     drain: Duration,
 ) where
-    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    H: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut http = auto::Builder::new(TokioExecutor::new());
@@ -72,7 +68,7 @@ pub async fn serve<H, F>(
             () = &mut stop => break,
         };
         let (stream, peer) = match accepted {
-            Ok((stream, peer)) => (stream, Peer(peer.ip())),
+            Ok((stream, peer)) => (stream, peer.ip()),
             Err(e) => {
                 // Out of file descriptors, as a rule: some will be given back.
                 warn!("no connection could be accepted: {e}");
@@ -85,9 +81,8 @@ pub async fn serve<H, F>(
             debug!("a connection cannot be set to send at once: {e}");
         }
         let handler = handler.clone();
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
-            let answer = handler(request);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let answer = handler(request, peer);
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let stream = TokioIo::new(Guarded::new(stream, SILENCE, NOT_READING));

@@ -122,7 +122,8 @@ fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> Response<Bo
 
 /// The `Cache-Status` header (RFC 9211) for `cache`.
 fn cache_status(cache: &CacheOutcome) -> String {
-    let mut text = String::from("heliostat");
+    let mut text = String::with_capacity(64);
+    text.push_str("heliostat");
     if let Some(detail) = &cache.detail {
         let quoted: String = detail
             .chars()
@@ -143,7 +144,8 @@ fn cache_status(cache: &CacheOutcome) -> String {
     }
     match cache.held {
         Held::Hit => {
-            let _ = write!(text, "; hit; ttl={}", cache.ttl_seconds);
+            text.push_str("; hit; ttl=");
+            text.push_str(itoa::Buffer::new().format(cache.ttl_seconds));
             return text;
         }
         Held::Stale => text.push_str("; fwd=stale"),
@@ -161,16 +163,23 @@ fn cache_status(cache: &CacheOutcome) -> String {
 
 /// Adds the `Server-Timing` header (W3C), in milliseconds.
 fn with_timing(mut response: Response<Body>, timing: &Timing) -> Response<Body> {
-    let mut text = String::with_capacity(64);
+    let mut text = String::with_capacity(72);
     for (name, took) in [
         ("plan", timing.plan),
         ("fetch", timing.fetch),
         ("render", timing.render),
     ] {
-        let separator = if text.is_empty() { "" } else { ", " };
-        let (millis, micros) = (took.as_millis(), took.subsec_micros() % 1000);
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{separator}{name};dur={millis}.{micros:03}");
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(name);
+        text.push_str(";dur=");
+        let mut number = itoa::Buffer::new();
+        text.push_str(number.format(took.as_millis()));
+        text.push('.');
+        // Three digits: what stands before the first is a 1.
+        let fraction = number.format(1000 + took.subsec_micros() % 1000);
+        text.push_str(fraction.get(1..).unwrap_or_default());
     }
     if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
         response.headers_mut().insert(SERVER_TIMING, value);

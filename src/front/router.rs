@@ -2,6 +2,7 @@
 //! the API key, a log line and metrics.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,7 +14,6 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{Level, debug};
 
 use super::body::Body;
-use super::listen::Peer;
 use super::status::{error_response, read_body};
 use super::{admin, mirror};
 use crate::clock::Clock;
@@ -158,15 +158,19 @@ impl Front {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Answers `request`.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    /// Answers `request`, which came from `peer`.
+    pub async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: IpAddr,
+    ) -> Response<Body> {
         let arrived = self.clock.monotonic();
         let route = route(&normalized(request.uri().path()));
         let method = request.method().clone();
         // The request is gone when its answer is logged.
         let uri = tracing::enabled!(Level::DEBUG).then(|| request.uri().clone());
         let answer = match route {
-            Some(Route::Mirror(mirror)) => self.mirror(mirror, request, arrived).await,
+            Some(Route::Mirror(mirror)) => self.mirror(mirror, request, peer, arrived).await,
             Some(Route::Admin(page)) => {
                 let draining = self.draining.load(Ordering::Relaxed);
                 admin::answer(page, &method, &self.engine, self.registry, draining)
@@ -192,7 +196,7 @@ impl Front {
 
     /// Answers the body of a mirror request that did not come over HTTP.
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
-        let context = self.context(None, self.clock.monotonic());
+        let context = self.context(None, None, self.clock.monotonic());
         mirror::answer(&self.engine, method, body, context)
             .await
             .unwrap_or_else(|e| error_response(&e, false))
@@ -202,6 +206,7 @@ impl Front {
         &self,
         mirror: mirror::Method,
         request: Request<Incoming>,
+        peer: IpAddr,
         arrived: Duration,
     ) -> Result<Response<Body>, Error> {
         if request.method() != Method::POST {
@@ -210,7 +215,7 @@ impl Front {
         }
         let _admitted = self.admit(&request)?;
         declared_as_json(&request)?;
-        let context = self.context(Some(&request), arrived);
+        let context = self.context(Some(request.headers()), Some(peer), arrived);
         let settings = &self.settings;
         let body = read_body(
             request.into_body(),
@@ -240,17 +245,19 @@ impl Front {
         Ok([place, body])
     }
 
-    fn context(&self, request: Option<&Request<Incoming>>, arrived: Duration) -> Context {
-        let headers = request.map(Request::headers);
+    fn context(
+        &self,
+        headers: Option<&HeaderMap>,
+        caller: Option<IpAddr>,
+        arrived: Duration,
+    ) -> Context {
         let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
         Context {
             arrived,
             wall: self.clock.now(),
             deadline,
             errand: Errand {
-                caller: request
-                    .and_then(|r| r.extensions().get::<Peer>())
-                    .map(|p| p.0),
+                caller,
                 lane: 0,
                 deadline,
                 trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
@@ -304,10 +311,9 @@ fn declared_as_json(request: &Request<Incoming>) -> Result<(), Error> {
     };
     let declared = declared.to_str().unwrap_or_default();
     let essence = declared.split(';').next().unwrap_or_default().trim();
-    let essence = essence.to_ascii_lowercase();
-    if essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
-    {
+    let (kind, form) = essence.split_once('/').unwrap_or_default();
+    let suffix = form.rsplit_once('+').map_or(form, |(_, suffix)| suffix);
+    if kind.eq_ignore_ascii_case("application") && suffix.eq_ignore_ascii_case("json") {
         return Ok(());
     }
     let message = format!("expected Content-Type application/json, found {declared:.100?}");

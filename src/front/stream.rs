@@ -19,16 +19,22 @@ pub(super) struct Guarded<S> {
     writing: Patience,
 }
 
-/// A timer that runs while something is waited for.
+/// A timer for what is waited for. It is not set anew with each wait but when it goes off: most
+/// waits are short, and a connection has one at every request.
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
+    waiting_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
     fn new(limit: Duration) -> Self {
-        Self { limit, timer: None }
+        Self {
+            limit,
+            waiting_since: None,
+            timer: None,
+        }
     }
 
     /// Passes on `result`; while that is pending, an error once the limit is over.
@@ -38,15 +44,20 @@ impl Patience {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.timer = None;
+            self.waiting_since = None;
             return result;
         }
-        let limit = self.limit;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
-        ready!(timer.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let end = since + self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        loop {
+            ready!(timer.as_mut().poll(context));
+            if timer.deadline() >= end {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // It was set for an earlier wait, which ended in time.
+            timer.as_mut().reset(end);
+        }
     }
 }
 
