@@ -10,7 +10,7 @@ use crate::upstream::{Forward, Upstream};
 
 /// How many buckets or native intervals a chunk spans: enough that a long answer is made of few,
 /// few enough that one is written anew in some microseconds. In tests seams are many.
-const CHUNK_CELLS: u32 = if cfg!(test) { 256 } else { 4096 };
+const CHUNK_CELLS: u32 = if cfg!(test) { 256 } else { 8192 };
 
 /// A lane: the series that one upstream has for one selector, in one layout.
 #[derive(Clone)]

@@ -18,7 +18,7 @@ pub(crate) struct Rendered {
 impl Rendered {
     /// Renders `points`. A text of 4 GiB or more, which no chunk comes near, is cut there.
     pub(crate) fn of(points: &Points, layout: Layout) -> Self {
-        Self::written(Vec::new(), vec![0], points, layout)
+        Self::written(&[], &[0], points, layout)
     }
 
     /// Renders `points`, the first `same` of which are those rendered here.
@@ -27,16 +27,18 @@ impl Rendered {
         let offsets = self.offsets.get(..=same).unwrap_or(&[0]);
         let end = offsets.last().map_or(0, |end| *end as usize);
         let text = self.text.get(..end).unwrap_or_default();
-        Self::written(text.to_vec(), offsets.to_vec(), points, layout)
+        Self::written(text, offsets, points, layout)
     }
 
-    /// Goes on where `text` and `offsets` end.
-    fn written(mut text: Vec<u8>, mut offsets: Vec<u32>, points: &Points, layout: Layout) -> Self {
-        let done = offsets.len().saturating_sub(1);
+    /// Goes on where `head`, the text of the first points, and its offsets end.
+    fn written(head: &[u8], starts: &[u32], points: &Points, layout: Layout) -> Self {
+        let done = starts.len().saturating_sub(1);
         let more = points.len().saturating_sub(done);
         // A point is some 20 to 50 bytes.
-        text.reserve(more * 32);
-        offsets.reserve_exact(more);
+        let mut text = Vec::with_capacity(head.len() + more * 40);
+        let mut offsets = Vec::with_capacity(starts.len() + more);
+        text.extend_from_slice(head);
+        offsets.extend_from_slice(starts);
         for (time, value) in points.iter().skip(done) {
             match layout {
                 Layout::Raw => write_point(&mut text, time, value),
