@@ -125,7 +125,7 @@ impl Upstream {
                 None => TcpListener::bind(address).await.unwrap(),
             };
             let upstream = self.clone();
-            let handler = move |request| upstream.clone().handle(request);
+            let handler = move |request, _| upstream.clone().handle(request);
             let closed = self.until(true);
             listen::serve(open, handler, closed, Duration::ZERO).await;
             self.until(false).await;

@@ -89,6 +89,7 @@ impl App {
             request_timeout: server.request_timeout,
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
+            compression: server.compression,
             always_500: server.error_status == ErrorStatus::Always500,
         };
         let front = Front::new(engine.clone(), settings, registry, clock);

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::engine::Context;
 use crate::model::Details;
 use crate::upstream::Errand;
+use crate::wire::encoding::Encoding;
 
 /// One line of the table.
 struct Line {
@@ -63,6 +64,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
                 deadline,
                 trace: None,
             },
+            encoding: Encoding::Identity,
             max_age: None,
         };
         let result = app.engine.test(&details, &context).await;

@@ -16,7 +16,7 @@ use self::file::{File, with_suggestion};
 use super::raw::{self, millis};
 use super::values::{Secret, SecretSource, Text};
 use super::{Config, ErrorStatus, Log, Server, Upstream, UpstreamKind};
-use crate::model::{MAX_TIME, TargetUrl};
+use crate::model::{Compression, MAX_TIME, TargetUrl};
 
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../config.toml");
@@ -315,6 +315,11 @@ impl Checker<'_> {
             error_status: match raw.error_status {
                 None | Some(raw::ErrorStatus::Semantic) => ErrorStatus::Semantic,
                 Some(raw::ErrorStatus::Always500) => ErrorStatus::Always500,
+            },
+            compression: match raw.compression {
+                None | Some(raw::Compression::Auto) => Compression::Auto,
+                Some(raw::Compression::Always) => Compression::Always,
+                Some(raw::Compression::Never) => Compression::Never,
             },
             drain_timeout: raw
                 .drain_timeout

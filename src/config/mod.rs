@@ -17,7 +17,7 @@ use tracing::Level;
 pub use load::{ConfigError, load, parse};
 pub use values::Secret;
 
-use crate::model::{Freshness, Limits, Pattern, Reading, TargetUrl};
+use crate::model::{Compression, Freshness, Limits, Pattern, Reading, TargetUrl};
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -55,6 +55,8 @@ pub struct Server {
     pub max_points: u32,
     /// Which HTTP statuses errors have.
     pub error_status: ErrorStatus,
+    /// Which clients are answered compressed.
+    pub compression: Compression,
     /// Most time that requests in hand have to finish after a signal to stop.
     pub drain_timeout: Duration,
 }

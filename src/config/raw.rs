@@ -33,7 +33,16 @@ pub(super) struct Server {
     pub(super) max_in_flight: Option<u32>,
     pub(super) max_points: Option<u32>,
     pub(super) error_status: Option<ErrorStatus>,
+    pub(super) compression: Option<Compression>,
     pub(super) drain_timeout: Option<Text<Duration>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Compression {
+    Auto,
+    Always,
+    Never,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

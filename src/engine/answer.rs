@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::chunk::Chunk;
 use super::lane::Lane;
 use super::plan::Held;
+use super::render::BLOCK;
 use super::series::{Degraded, Source, View};
 use super::{Context, Engine};
 use crate::model::{
@@ -16,7 +17,15 @@ use crate::model::{
     RangeSet, TimeRange,
 };
 use crate::upstream::Upstream;
+use crate::wire::encoding::{Encoding, Text};
 use crate::wire::number::write_span;
+
+/// Answers of fewer points are not encoded: they would hardly get smaller.
+const WORTH_ENCODING: usize = 3 * BLOCK;
+
+/// What costs more than to render so many points, about a millisecond, leaves the threads that
+/// serve connections.
+const BLOCKING: usize = 20_000;
 
 /// Most stretches of `raw_points_max` intervals that one raw query reads.
 const MAX_STRETCHES: u64 = 16;
@@ -25,7 +34,9 @@ const MAX_STRETCHES: u64 = 16;
 #[derive(Debug)]
 pub struct Answer {
     /// The points as JSON, in parts that follow one another, commas included.
-    pub points: Vec<Bytes>,
+    pub points: Vec<Text>,
+    /// How they are encoded: as the client asked, or not at all where that is not worth it.
+    pub encoding: Encoding,
     /// Whether they are buckets.
     pub aggregated: bool,
     /// Whether it was cut short, by a limit or by the upstream.
@@ -145,13 +156,22 @@ impl Engine {
         }
         let gathered_at = self.clock.monotonic();
         gathered.count(upstream);
+        let points = gathered.from_cache + gathered.from_upstream;
+        let encoding = match gathered.off_grid {
+            None if points >= WORTH_ENCODING => context.encoding,
+            _ => Encoding::Identity,
+        };
         let points = match &gathered.off_grid {
             Some(buckets) => render_as_labelled(buckets, &mut gathered.left, &mut gathered.partial),
-            None => self.render(&lane, gathered.slices),
+            None => {
+                let slices = std::mem::take(&mut gathered.slices);
+                self.rendered(&lane, slices, encoding).await?
+            }
         };
         let rendered = self.clock.monotonic();
         Ok(Answer {
             points,
+            encoding,
             aggregated: layout != Layout::Raw,
             partial: gathered.partial,
             cache: gathered.outcome.unwrap_or_else(CacheOutcome::nothing_asked),
@@ -217,17 +237,34 @@ impl Engine {
             .collect())
     }
 
-    fn render(&self, lane: &Lane, slices: Vec<Slice>) -> Vec<Bytes> {
+    async fn rendered(
+        self: &Arc<Self>,
+        lane: &Lane,
+        slices: Vec<Slice>,
+        encoding: Encoding,
+    ) -> Result<Vec<Text>, Error> {
+        let cost = |s: &Slice| s.chunk.rendering_cost(&s.at, encoding);
+        if slices.iter().map(cost).sum::<usize>() < BLOCKING {
+            return Ok(self.render(lane, slices, encoding));
+        }
+        let (engine, lane) = (self.clone(), lane.clone());
+        let task = move || engine.render(&lane, slices, encoding);
+        let rendered = tokio::task::spawn_blocking(task).await;
+        rendered.map_err(|e| Error::new(Kind::Internal, format!("rendering failed: {e}")))
+    }
+
+    fn render(&self, lane: &Lane, slices: Vec<Slice>, encoding: Encoding) -> Vec<Text> {
         let last = slices.len().saturating_sub(1);
-        let slice = |(i, Slice { index, chunk, at }): (usize, Slice)| {
-            let new = !chunk.is_rendered();
-            let part = chunk.rendered(lane.layout()).slice(at, i == last);
-            if new {
+        let mut parts = Vec::with_capacity(slices.len());
+        for (i, Slice { index, chunk, at }) in slices.into_iter().enumerate() {
+            let grows = chunk.rendering_cost(&at, encoding) > 0;
+            let text = chunk.rendered(lane.layout());
+            text.add_to(&mut parts, at, i == last, encoding);
+            if grows {
                 self.cache.weigh_again(lane, index, &chunk);
             }
-            part
-        };
-        slices.into_iter().enumerate().map(slice).collect()
+        }
+        parts
     }
 }
 
@@ -371,7 +408,7 @@ fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
 }
 
 /// Buckets with the labels that they came with.
-fn render_as_labelled(buckets: &[Bucket], left: &mut usize, partial: &mut bool) -> Vec<Bytes> {
+fn render_as_labelled(buckets: &[Bucket], left: &mut usize, partial: &mut bool) -> Vec<Text> {
     *partial |= buckets.len() > *left;
     let mut text = Vec::with_capacity(buckets.len() * 48);
     for bucket in buckets.iter().take(*left) {
@@ -385,7 +422,7 @@ fn render_as_labelled(buckets: &[Bucket], left: &mut usize, partial: &mut bool) 
             bucket.value,
         );
     }
-    vec![Bytes::from(text)]
+    vec![Text::Plain(Bytes::from(text))]
 }
 
 fn too_many(field: &str, message: String) -> Error {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::columns::Columns;
 use super::render::Rendered;
 use crate::model::{Layout, Millis, Points, RangeSet, Step, TimeRange};
+use crate::wire::encoding::Encoding;
 
 /// A part of a chunk, known since one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,9 +128,13 @@ impl Chunk {
             .get_or_init(|| Rendered::of(&self.points(), layout))
     }
 
-    /// Whether the points have been rendered.
-    pub(crate) fn is_rendered(&self) -> bool {
-        self.rendered.get().is_some()
+    /// What is to be done before the points at `at` can be answered in `encoding`, in points that
+    /// are rendered; 0 if nothing.
+    pub(crate) fn rendering_cost(&self, at: &Range<usize>, encoding: Encoding) -> usize {
+        match self.rendered.get() {
+            None => self.len(),
+            Some(rendered) => rendered.packing_cost(at, encoding),
+        }
     }
 
     /// Bytes that it holds.

@@ -40,6 +40,7 @@ use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Millis};
 pub use crate::upstream::Errand;
 use crate::upstream::{Flights, Registry, Upstream};
+use crate::wire::encoding::Encoding;
 
 /// Answers queries.
 pub struct Engine {
@@ -65,6 +66,8 @@ pub struct Context {
     /// Who asks, until when an answer may be of use to anyone, and in which trace. Fetches are
     /// shared, so a client's own shorter limit is none of theirs.
     pub errand: Errand,
+    /// How the client takes long answers.
+    pub encoding: Encoding,
     /// The oldest data that may still change which the client takes, if it says so
     /// (`Cache-Control`). It then gets no expired data either.
     pub max_age: Option<Duration>,

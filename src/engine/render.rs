@@ -1,18 +1,33 @@
 //! A chunk's points as ready JSON, so that an answer is made of slices.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 
 use crate::model::{Layout, Millis, Points, TimeRange};
+use crate::wire::encoding::{Encoding, Packed, Text};
 use crate::wire::number::{read_time, write_bucket, write_point};
 
+/// So many neighbouring points are packed together. At the ends of an answer up to one block less
+/// a point stays plain; smaller blocks pack worse.
+pub(crate) const BLOCK: usize = 128;
+
+/// What packing a point costs, next to rendering it.
+const PACKING: usize = 16;
+
+/// The packed blocks of a text, each packed when first asked for; `None` where that makes it no
+/// smaller.
+type Blocks = Box<[OnceLock<Option<Packed>>]>;
+
 /// Points as JSON, a comma after each, and where each starts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Rendered {
     text: Bytes,
     /// Where each point starts, and where one after the last would.
     offsets: Vec<u32>,
+    gzip: OnceLock<Blocks>,
+    zstd: OnceLock<Blocks>,
 }
 
 impl Rendered {
@@ -27,7 +42,18 @@ impl Rendered {
         let offsets = self.offsets.get(..=same).unwrap_or(&[0]);
         let end = offsets.last().map_or(0, |end| *end as usize);
         let text = self.text.get(..end).unwrap_or_default();
-        Self::written(text, offsets, points, layout)
+        let followed = Self::written(text, offsets, points, layout);
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            if let Some(old) = self.packed(encoding).and_then(OnceLock::get) {
+                let new = followed.blocks(encoding);
+                for (new, old) in new.iter().zip(old).take(same / BLOCK) {
+                    if let Some(packed) = old.get() {
+                        let _ = new.set(packed.clone());
+                    }
+                }
+            }
+        }
+        followed
     }
 
     /// Goes on where `head`, the text of the first points, and its offsets end.
@@ -53,7 +79,24 @@ impl Rendered {
         Self {
             text: Bytes::from(text.into_boxed_slice()),
             offsets,
+            ..Self::default()
         }
+    }
+
+    /// Where the blocks of `encoding` are kept; nowhere for none.
+    fn packed(&self, encoding: Encoding) -> Option<&OnceLock<Blocks>> {
+        match encoding {
+            Encoding::Identity => None,
+            Encoding::Gzip => Some(&self.gzip),
+            Encoding::Zstd => Some(&self.zstd),
+        }
+    }
+
+    fn blocks(&self, encoding: Encoding) -> &[OnceLock<Option<Packed>>] {
+        let blocks = self.len().div_ceil(BLOCK);
+        let none = || (0..blocks).map(|_| OnceLock::new()).collect();
+        self.packed(encoding)
+            .map_or(&[], |kept| kept.get_or_init(none))
     }
 
     fn len(&self) -> usize {
@@ -87,9 +130,69 @@ impl Rendered {
         }
     }
 
+    /// The blocks of which all points are at `at` and, for the `last` slice of an answer, another
+    /// after them: what ends an answer has no comma, and a packed block has.
+    fn whole_blocks(&self, at: &Range<usize>, last: bool) -> Range<usize> {
+        let end = at.end - usize::from(last && at.end > at.start);
+        let blocks = if end == self.len() {
+            end.div_ceil(BLOCK)
+        } else {
+            end / BLOCK
+        };
+        let first = at.start.div_ceil(BLOCK);
+        first..blocks.max(first)
+    }
+
+    /// What it costs to pack the points at `at`, in points that are rendered.
+    pub(crate) fn packing_cost(&self, at: &Range<usize>, encoding: Encoding) -> usize {
+        if encoding == Encoding::Identity {
+            return 0;
+        }
+        let blocks = self.blocks(encoding);
+        let blocks = blocks.get(self.whole_blocks(at, false)).unwrap_or_default();
+        let missing = blocks.iter().filter(|b| b.get().is_none());
+        missing.count() * BLOCK * PACKING
+    }
+
+    /// Adds the points at `at` to `parts`, as [`Rendered::slice`] has them, packed where whole
+    /// blocks are.
+    pub(crate) fn add_to(
+        &self,
+        parts: &mut Vec<Text>,
+        at: Range<usize>,
+        last: bool,
+        encoding: Encoding,
+    ) {
+        let whole = self.whole_blocks(&at, last);
+        let blocks = self.blocks(encoding).get(whole.clone());
+        let mut done = at.start;
+        for (index, block) in whole.zip(blocks.unwrap_or_default()) {
+            let points = index * BLOCK..((index + 1) * BLOCK).min(self.len());
+            let text = || self.slice(points.clone(), false);
+            let packed = block.get_or_init(|| encoding.pack(&text()));
+            if let Some(packed) = packed {
+                if done < points.start {
+                    parts.push(Text::Plain(self.slice(done..points.start, false)));
+                }
+                parts.push(Text::Packed(packed.clone()));
+                done = points.end;
+            }
+        }
+        if done < at.end {
+            parts.push(Text::Plain(self.slice(done..at.end, last)));
+        }
+    }
+
     /// Bytes that it holds on the heap.
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.text.len() + self.offsets.capacity() * size_of::<u32>()
+        let packed = [&self.gzip, &self.zstd]
+            .into_iter()
+            .filter_map(OnceLock::get);
+        let packed = packed.map(|blocks| {
+            let kept = blocks.iter().filter_map(|b| b.get()?.as_ref());
+            size_of_val::<[_]>(blocks) + kept.map(Packed::heap_bytes).sum::<usize>()
+        });
+        self.text.len() + self.offsets.capacity() * size_of::<u32>() + packed.sum::<usize>()
     }
 }
 
@@ -119,6 +222,41 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn packed_answers_say_what_plain_ones_say(
+            count in 0usize..700,
+            more in 0usize..300,
+            cuts in (0.0f64..1.0, 0.0f64..1.0),
+            last in any::<bool>(),
+            encoding in prop::sample::select(vec![Encoding::Identity, Encoding::Gzip, Encoding::Zstd]),
+        ) {
+            let point = |i: usize| (i as i64 * 10, (i * 7919 % 1000) as f64 / 10.0);
+            let points = |n: usize| Points::from_unsorted((0..n).map(point).collect());
+            let first = Rendered::of(&points(count), minutes());
+            first.add_to(&mut Vec::new(), 0..count, false, encoding);
+            let text = first.followed(count, &points(count + more), minutes());
+            let n = (count + more) as f64;
+            let (a, b) = ((cuts.0 * n) as usize, (cuts.1 * n) as usize);
+            let at = a.min(b)..a.max(b);
+            let mut parts = Vec::new();
+            text.add_to(&mut parts, at.clone(), last, encoding);
+            if encoding != Encoding::Identity && at.len() > 2 * BLOCK {
+                prop_assert!(parts.iter().any(|p| matches!(p, Text::Packed(_))));
+                prop_assert_eq!(text.packing_cost(&(0..count / BLOCK * BLOCK), encoding), 0);
+            }
+            let body = encoding.join(parts).concat();
+            let body = match encoding {
+                Encoding::Identity => body,
+                Encoding::Gzip => {
+                    let mut text = Vec::new();
+                    std::io::copy(&mut flate2::read::GzDecoder::new(&body[..]), &mut text).unwrap();
+                    text
+                }
+                Encoding::Zstd => zstd::stream::decode_all(&body[..]).unwrap(),
+            };
+            prop_assert_eq!(body, text.slice(at, last));
+        }
+
         #[test]
         fn what_was_rendered_before_is_rendered_the_same(
             old in prop::collection::vec((0i64..100, -1e9f64..1e9), 0..20),

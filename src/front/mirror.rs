@@ -4,12 +4,13 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
 use http::{HeaderValue, Response};
 
 use super::body::Body;
 use crate::engine::{CacheOutcome, Context, Engine, Held, Timing};
 use crate::model::{Details, Error, Kind, Origin};
+use crate::wire::encoding::{Encoding, Text};
 use crate::wire::{request, response};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -71,7 +72,10 @@ pub(super) async fn answer(
                 .await?;
             let (fields, partial) = listed.list;
             let body = response::write_field_names(&fields, partial);
-            Ok(with_cache(json([Bytes::from(body)]), &listed.cache))
+            Ok(with_cache(
+                list(body, context.encoding).await?,
+                &listed.cache,
+            ))
         }
         Method::FieldValues => {
             let asked = request::read_field_values(body)?;
@@ -80,7 +84,10 @@ pub(super) async fn answer(
                 .field_values(&asked.details, &asked.query, &context)
                 .await?;
             let body = response::write_field_values(&listed.list);
-            Ok(with_cache(json([Bytes::from(body)]), &listed.cache))
+            Ok(with_cache(
+                list(body, context.encoding).await?,
+                &listed.cache,
+            ))
         }
         Method::Metric => {
             let asked = request::read_metric(body)?;
@@ -89,8 +96,12 @@ pub(super) async fn answer(
             let head = Bytes::from_static(response::METRIC_HEAD);
             let tail = response::metric_tail(answer.aggregated, answer.partial);
             let tail = Bytes::from_static(tail);
-            let parts = std::iter::once(head).chain(answer.points).chain([tail]);
-            let response = with_cache(json(parts), &answer.cache);
+            let points = answer.points.into_iter();
+            let parts = std::iter::once(Text::Plain(head))
+                .chain(points)
+                .chain([Text::Plain(tail)]);
+            let response = json(answer.encoding.join(parts));
+            let response = with_cache(encoded(response, answer.encoding), &answer.cache);
             Ok(with_timing(response, &answer.timing))
         }
     }
@@ -110,6 +121,36 @@ fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A list of names or values, which may be long; it is packed if it is.
+async fn list(body: Vec<u8>, encoding: Encoding) -> Result<Response<Body>, Error> {
+    const WORTH_PACKING: usize = 8 << 10;
+    const BLOCKING: usize = 64 << 10;
+    let text = Bytes::from(body);
+    let plain = text.clone();
+    let pack = move || encoding.pack(&plain);
+    let packed = match text.len() {
+        ..WORTH_PACKING => None,
+        WORTH_PACKING..BLOCKING => pack(),
+        _ => tokio::task::spawn_blocking(pack)
+            .await
+            .map_err(|e| Error::new(Kind::Internal, format!("packing failed: {e}")))?,
+    };
+    Ok(match packed {
+        Some(packed) => encoded(json(encoding.join([Text::Packed(packed)])), encoding),
+        None => encoded(json([text]), Encoding::Identity),
+    })
+}
+
+/// Says how `response` is encoded, and that this depends on what the client accepts.
+fn encoded(mut response: Response<Body>, encoding: Encoding) -> Response<Body> {
+    let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+    if let Some(name) = encoding.name() {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
+    }
     response
 }
 

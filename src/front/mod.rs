@@ -8,6 +8,7 @@
 
 mod admin;
 mod body;
+mod encoding;
 pub mod listen;
 pub mod mirror;
 mod router;

@@ -14,12 +14,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{Level, debug};
 
 use super::body::Body;
+use super::encoding::chosen;
 use super::status::{error_response, read_body};
 use super::{admin, mirror};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
-use crate::model::{Error, Kind};
+use crate::model::{Compression, Error, Kind};
 use crate::telemetry::metrics::RequestMetrics;
+use crate::wire::encoding::Encoding;
 
 /// The header in which a mirror proves itself.
 const API_KEY: HeaderName = HeaderName::from_static("x-mirror-api-key");
@@ -36,6 +38,8 @@ pub struct Settings {
     pub max_body: usize,
     /// Most requests in hand.
     pub max_in_flight: usize,
+    /// Which clients are answered compressed, of those that ask for it.
+    pub compression: Compression,
     /// Whether every error has status 500.
     pub always_500: bool,
 }
@@ -262,6 +266,9 @@ impl Front {
                 deadline,
                 trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
             },
+            encoding: headers.map_or(Encoding::Identity, |headers| {
+                chosen(self.settings.compression, headers, caller)
+            }),
             max_age: headers.and_then(max_age),
         }
     }

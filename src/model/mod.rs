@@ -15,7 +15,9 @@ pub mod time;
 pub use error::{Error, Kind, Origin};
 pub use fields::{Field, FieldType, FieldValue, FieldValues};
 pub use points::{Bucket, Points};
-pub use policy::{Aggregate, Freshness, IncompleteBuckets, Limits, MultiSeries, Reading};
+pub use policy::{
+    Aggregate, Compression, Freshness, IncompleteBuckets, Limits, MultiSeries, Reading,
+};
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,
 };

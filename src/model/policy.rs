@@ -39,6 +39,17 @@ pub struct Reading {
     pub max_response: usize,
 }
 
+/// Which clients are answered compressed, of those that ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Those on other machines.
+    Auto,
+    /// All.
+    Always,
+    /// None.
+    Never,
+}
+
 /// Where aggregation happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aggregate {

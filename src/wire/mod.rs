@@ -2,6 +2,7 @@
 //!
 //! Facts of the protocol are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
 
+pub mod encoding;
 mod field;
 pub mod json;
 pub mod number;

@@ -1,0 +1,101 @@
+//! Which encoding a client is answered in.
+
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use http::header::ACCEPT_ENCODING;
+
+use crate::model::Compression;
+use crate::wire::encoding::Encoding;
+
+/// The encoding for a client at `peer` that sent `headers` (RFC 9110, section 12.5.3). Of two that
+/// it likes as much, gzip: every client reads that, and some read only the first frame of zstd.
+pub(super) fn chosen(setting: Compression, headers: &HeaderMap, peer: Option<IpAddr>) -> Encoding {
+    let near = peer.is_none_or(|peer| peer.to_canonical().is_loopback());
+    match setting {
+        Compression::Never => return Encoding::Identity,
+        // No link within a machine is as slow as unpacking.
+        Compression::Auto if near => return Encoding::Identity,
+        Compression::Auto | Compression::Always => {}
+    }
+    let accepted = headers.get_all(ACCEPT_ENCODING).iter();
+    let accepted = accepted
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','));
+    let (mut gzip, mut zstd, mut any) = (None, None, 0.0);
+    for item in accepted {
+        let (name, parameters) = item.split_once(';').unwrap_or((item, ""));
+        let name = name.trim();
+        let weight = weight(parameters);
+        if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
+            gzip = Some(weight);
+        } else if name.eq_ignore_ascii_case("zstd") {
+            zstd = Some(weight);
+        } else if name == "*" {
+            any = weight;
+        }
+    }
+    let (gzip, zstd) = (gzip.unwrap_or(any), zstd.unwrap_or(any));
+    if gzip <= 0.0 && zstd <= 0.0 {
+        Encoding::Identity
+    } else if zstd > gzip {
+        Encoding::Zstd
+    } else {
+        Encoding::Gzip
+    }
+}
+
+/// The weight that `parameters` give, such as `q=0.5`; 1 without.
+fn weight(parameters: &str) -> f32 {
+    let mut parameters = parameters
+        .split(';')
+        .filter_map(|p| p.trim().split_once('='));
+    let q = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+    q.map_or(1.0, |(_, q)| q.trim().parse().unwrap_or(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
+
+    fn choice(setting: Compression, accepted: &'static str, peer: IpAddr) -> Encoding {
+        let header = (ACCEPT_ENCODING, HeaderValue::from_static(accepted));
+        chosen(setting, &HeaderMap::from_iter([header]), Some(peer))
+    }
+
+    #[test]
+    fn the_client_says_what_it_reads() {
+        let auto = |accepted| choice(Compression::Auto, accepted, FAR);
+        assert_eq!(auto("gzip, deflate, br, zstd"), Encoding::Gzip);
+        assert_eq!(auto("GZIP;q=0.5, zstd"), Encoding::Zstd);
+        assert_eq!(auto("zstd"), Encoding::Zstd);
+        assert_eq!(auto("x-gzip"), Encoding::Gzip);
+        assert_eq!(auto("*;q=0.1"), Encoding::Gzip);
+        assert_eq!(auto("gzip;q=0, *"), Encoding::Zstd);
+        assert_eq!(auto("gzip; q=0, zstd;q=0.0"), Encoding::Identity);
+        assert_eq!(auto("br, identity"), Encoding::Identity);
+        assert_eq!(auto("gzip;q=nonsense"), Encoding::Identity);
+        assert_eq!(
+            chosen(Compression::Auto, &HeaderMap::new(), Some(FAR)),
+            Encoding::Identity
+        );
+    }
+
+    #[test]
+    fn clients_on_this_machine_are_answered_plain_unless_always_is_said() {
+        let mapped = IpAddr::V6(Ipv4Addr::LOCALHOST.to_ipv6_mapped());
+        for near in [
+            Ipv4Addr::LOCALHOST.into(),
+            Ipv6Addr::LOCALHOST.into(),
+            mapped,
+        ] {
+            assert_eq!(choice(Compression::Auto, "gzip", near), Encoding::Identity);
+            assert_eq!(choice(Compression::Always, "gzip", near), Encoding::Gzip);
+        }
+        assert_eq!(choice(Compression::Never, "gzip", FAR), Encoding::Identity);
+    }
+}

@@ -1,0 +1,232 @@
+//! Content encodings of responses. A text is packed once and kept; an answer is joined of packed
+//! and plain texts without packing anything again.
+//!
+//! - gzip (RFC 1952): one member. A packed text is a run of deflate blocks (RFC 1951) that ends on
+//!   a byte and refers to nothing before it (zlib calls this a full flush); a plain one goes into
+//!   stored blocks; checksums of the parts are combined.
+//! - zstd (RFC 8878): one frame after the other, plain texts in frames of raw blocks.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use crc32fast::Hasher;
+use flate2::{Compress, Compression, FlushCompress, Status};
+
+/// How the body of a response is encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// Not at all.
+    #[default]
+    Identity,
+    /// `gzip`
+    Gzip,
+    /// `zstd`
+    Zstd,
+}
+
+/// A text that is packed in one encoding.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    bytes: Bytes,
+    length: u32,
+    crc: u32,
+}
+
+/// A part of a response's body.
+#[derive(Clone, Debug)]
+pub enum Text {
+    /// As it is.
+    Plain(Bytes),
+    /// Packed in the encoding of the response.
+    Packed(Packed),
+}
+
+/// zlib's usual level: what is packed is kept, so it may take its time.
+const DEFLATE_LEVEL: u32 = 6;
+/// zstd's usual level.
+const ZSTD_LEVEL: i32 = 3;
+
+/// A gzip header without name and time (RFC 1952, section 2.3).
+const GZIP_HEAD: &[u8] = &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// An empty last block of deflate, with the fixed code.
+const DEFLATE_END: [u8; 2] = [3, 0];
+/// Most bytes of a stored block.
+const STORED_MAX: usize = 0xffff;
+
+/// The magic number of a zstd frame, and a descriptor that says: a single segment, its size in
+/// four bytes.
+const ZSTD_HEAD: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+/// Most bytes of a block, and so of our frames of one raw block.
+const RAW_MAX: usize = 128 * 1024;
+
+impl Encoding {
+    /// Its name in HTTP; none for no encoding.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Identity => None,
+            Self::Gzip => Some("gzip"),
+            Self::Zstd => Some("zstd"),
+        }
+    }
+
+    /// `text` packed, or `None` where that does not make it smaller.
+    pub fn pack(self, text: &[u8]) -> Option<Packed> {
+        let bytes = match self {
+            Self::Identity => None,
+            Self::Gzip => deflated(text),
+            Self::Zstd => zstd::bulk::compress(text, ZSTD_LEVEL).ok(),
+        };
+        let bytes = bytes.filter(|b| b.len() < text.len())?;
+        Some(Packed {
+            bytes: Bytes::from(bytes.into_boxed_slice()),
+            length: u32::try_from(text.len()).ok()?,
+            crc: crc32fast::hash(text),
+        })
+    }
+
+    /// The body that `parts` make.
+    pub fn join(self, parts: impl IntoIterator<Item = Text>) -> Vec<Bytes> {
+        let mut body = Vec::new();
+        match self {
+            Self::Identity => body.extend(parts.into_iter().map(|part| match part {
+                Text::Plain(text) => text,
+                Text::Packed(packed) => packed.bytes,
+            })),
+            Self::Gzip => gzip(parts, &mut body),
+            Self::Zstd => {
+                for part in parts {
+                    match part {
+                        Text::Packed(packed) => body.push(packed.bytes),
+                        Text::Plain(text) => in_blocks(&text, RAW_MAX, &mut body, raw_frame),
+                    }
+                }
+                if body.is_empty() {
+                    body.push(raw_frame(0));
+                }
+            }
+        }
+        body
+    }
+}
+
+impl Packed {
+    /// Bytes that it holds on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// `text` as deflate blocks none of which is the last.
+fn deflated(text: &[u8]) -> Option<Vec<u8>> {
+    let mut packer = Compress::new(Compression::new(DEFLATE_LEVEL), false);
+    // With room for all, one call does it; more than this it never needs.
+    let mut packed = Vec::with_capacity(text.len() + 64);
+    let status = packer.compress_vec(text, &mut packed, FlushCompress::Full);
+    let whole = packer.total_in() == text.len() as u64 && packed.len() < packed.capacity();
+    (status.ok()? == Status::Ok && whole).then_some(packed)
+}
+
+fn gzip(parts: impl IntoIterator<Item = Text>, body: &mut Vec<Bytes>) {
+    let mut crc = Hasher::new();
+    let mut length = 0u32;
+    body.push(Bytes::from_static(GZIP_HEAD));
+    for part in parts {
+        match part {
+            Text::Packed(packed) => {
+                let part = Hasher::new_with_initial_len(packed.crc, u64::from(packed.length));
+                crc.combine(&part);
+                length = length.wrapping_add(packed.length);
+                body.push(packed.bytes);
+            }
+            Text::Plain(text) => {
+                crc.update(&text);
+                length = length.wrapping_add(text.len() as u32);
+                in_blocks(&text, STORED_MAX, body, |length| {
+                    let [low, high] = (length as u16).to_le_bytes();
+                    Bytes::copy_from_slice(&[0, low, high, !low, !high])
+                });
+            }
+        }
+    }
+    let mut end = BytesMut::with_capacity(10);
+    end.put_slice(&DEFLATE_END);
+    end.put_u32_le(crc.finalize());
+    end.put_u32_le(length);
+    body.push(end.freeze());
+}
+
+/// What stands before the `length` bytes of a zstd frame of one raw block.
+fn raw_frame(length: u32) -> Bytes {
+    let mut head = BytesMut::with_capacity(12);
+    head.put_slice(&ZSTD_HEAD);
+    head.put_u32_le(length);
+    // The last block of its frame (1), raw (0).
+    head.put_uint_le(u64::from(length << 3 | 1), 3);
+    head.freeze()
+}
+
+/// `text` in blocks of at most `most` bytes, with a `head` for the length of each.
+fn in_blocks(text: &Bytes, most: usize, body: &mut Vec<Bytes>, head: impl Fn(u32) -> Bytes) {
+    let mut rest = text.clone();
+    while !rest.is_empty() {
+        let block = rest.split_to(most.min(rest.len()));
+        body.push(head(block.len() as u32));
+        body.push(block);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Read;
+
+    fn unpacked(encoding: Encoding, body: &[u8]) -> Vec<u8> {
+        let mut text = Vec::new();
+        match encoding {
+            Encoding::Identity => text.extend_from_slice(body),
+            // One member, nothing after it.
+            Encoding::Gzip => {
+                let mut reader = flate2::bufread::GzDecoder::new(body);
+                reader.read_to_end(&mut text).unwrap();
+                assert!(reader.into_inner().is_empty());
+            }
+            Encoding::Zstd => text = zstd::stream::decode_all(body).unwrap(),
+        }
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_joined_is_unpacked_to_the_whole_text(
+            parts in prop::collection::vec((any::<bool>(), "[a-f0-9,\\[\\]]{0,200}", 1usize..40), 0..12),
+        ) {
+            for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Zstd] {
+                let mut whole = Vec::new();
+                let parts: Vec<Text> = parts.iter().map(|(pack, text, times)| {
+                    let text = text.repeat(*times);
+                    whole.extend_from_slice(text.as_bytes());
+                    let packed = encoding.pack(text.as_bytes()).filter(|_| *pack);
+                    packed.map_or_else(|| Text::Plain(text.into()), Text::Packed)
+                }).collect();
+                let body = encoding.join(parts).concat();
+                prop_assert_eq!(unpacked(encoding, &body), whole);
+            }
+        }
+    }
+
+    #[test]
+    fn long_plain_texts_are_cut_into_blocks() {
+        let text: Vec<u8> = (0..400_000u32).map(|i| (i % 251) as u8).collect();
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let body = encoding.join([Text::Plain(text.clone().into())]).concat();
+            assert_eq!(unpacked(encoding, &body), text);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_made_smaller_stays_plain() {
+        assert!(Encoding::Gzip.pack(b"[1,2]").is_none());
+        assert!(Encoding::Zstd.pack(b"[1,2]").is_none());
+        assert!(Encoding::Identity.pack(&[b'a'; 1000]).is_none());
+        assert!(Encoding::Gzip.pack(&[b'a'; 1000]).unwrap().heap_bytes() < 50);
+    }
+}
