@@ -1,0 +1,123 @@
+//! How many instructions does a hit take outside the kernel?
+//!
+//! Callgrind counts those of a server with one thread that is asked the same `FEW` and then, from
+//! the start again, `MANY` times; the difference is what the hits took. Unlike times, the figures
+//! hardly depend on the machine and not on what else it does.
+//!
+//! `cargo bench --bench instructions`; it needs valgrind, and does nothing without it.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+mod support;
+
+use heliostat::clock::{Clock, SystemClock};
+use support::asking::{Ask, DAY, MINUTE, Shape};
+use support::load::{Cache, Client};
+use support::server::{Kind, Server, was_server};
+use support::upstream::Upstream;
+
+const SIZES: [i64; 3] = [50, 1440, 30_240];
+const FEW: i64 = 20;
+const MANY: i64 = 120;
+/// More buckets than the windows of all sizes need that slide.
+const SLIDES: i64 = 200;
+
+/// What is asked of a server.
+#[derive(Clone, Copy)]
+struct Case {
+    kind: Kind<'static>,
+    /// How far each window lies before the last, in milliseconds.
+    slide: i64,
+    shape: Shape,
+}
+
+impl Case {
+    /// Instructions of a server that answers so many hits of `points`.
+    fn count(&self, points: i64, hits: i64) -> u64 {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("callgrind.out");
+        let out = format!("--callgrind-out-file={}", file.display());
+        let server = Server::start_in_valgrind(&["--tool=callgrind", &out], self.kind);
+        let end = (SystemClock::default().now() / DAY - 1) * DAY;
+        let window = |back: i64, points: i64| Ask {
+            shape: self.shape,
+            lane: 1,
+            start: end - back - points * self.shape.step(),
+            end: end - back,
+        };
+        let path = match self.kind {
+            Kind::Bare => format!("/{}", window(0, points).length()),
+            Kind::Heliostat(_) => "/api/metric".to_owned(),
+        };
+        let mut client = Client::connect(server.address, &path, self.shape);
+        let expected = match self.kind {
+            Kind::Bare => Cache::Absent,
+            Kind::Heliostat(_) => {
+                client.ask(&window(0, points + SLIDES), Cache::Forwarded);
+                Cache::Hit
+            }
+        };
+        for hit in 0..hits {
+            client.ask(&window(hit * self.slide, points), expected);
+        }
+        drop(server);
+        let text = std::fs::read_to_string(file).unwrap();
+        let total = text.lines().find_map(|l| l.strip_prefix("summary: "));
+        total.unwrap().trim().parse().unwrap()
+    }
+
+    /// Instructions of one hit of `points`.
+    fn instructions(&self, points: i64) -> u64 {
+        let many = self.count(points, MANY);
+        (many - self.count(points, FEW)) / (MANY - FEW) as u64
+    }
+}
+
+fn main() {
+    if was_server() {
+        return;
+    }
+    let mut valgrind = std::process::Command::new("valgrind");
+    if valgrind.arg("--version").output().is_err() {
+        println!("valgrind is not here: instructions are not counted");
+        return;
+    }
+    let config: &'static str = Upstream::start().config("1GiB").leak();
+    let heliostat = |shape, slide| Case {
+        kind: Kind::Heliostat(config),
+        slide,
+        shape,
+    };
+    let bare = Case {
+        kind: Kind::Bare,
+        slide: 0,
+        shape: Shape::Buckets,
+    };
+    let cases = [
+        ("bare hyper, as many bytes", bare),
+        ("hit, fixed window", heliostat(Shape::Buckets, 0)),
+        ("hit, sliding, aligned", heliostat(Shape::Buckets, MINUTE)),
+        (
+            "hit, sliding, not aligned",
+            heliostat(Shape::Buckets, 61_000),
+        ),
+        ("hit, raw points", heliostat(Shape::Raw, 0)),
+    ];
+    println!("instructions a request, without the kernel, at so many points");
+    println!(
+        "{:<30}{:>10}{:>10}{:>10}{:>24}",
+        "", SIZES[0], SIZES[1], SIZES[2], "growth of the last step"
+    );
+    for (name, case) in cases {
+        let [small, day, weeks] = SIZES.map(|points| case.instructions(points));
+        let growth = (weeks as f64 / day as f64 - 1.0) * 100.0;
+        println!("{name:<30}{small:>10}{day:>10}{weeks:>10}{growth:>22.1} %");
+    }
+}
