@@ -1,8 +1,8 @@
 //! How many instructions does a hit take outside the kernel?
 //!
-//! Callgrind counts those of a server with one thread that is asked the same `FEW` and then, from
-//! the start again, `MANY` times; the difference is what the hits took. Unlike times, the figures
-//! hardly depend on the machine and not on what else it does.
+//! Callgrind counts those of a server with one thread, from when it has everything cached until it
+//! has been asked `HITS` times. Unlike times, the figures hardly depend on the machine and on what
+//! else it does.
 //!
 //! `cargo bench --bench instructions`; it needs valgrind, and does nothing without it.
 #![allow(
@@ -24,9 +24,9 @@ use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
 
 const SIZES: [i64; 3] = [50, 1440, 30_240];
-const FEW: i64 = 20;
-const MANY: i64 = 120;
-/// More buckets than the windows of all sizes need that slide.
+const WARM_UP: i64 = 20;
+const HITS: i64 = 300;
+/// Windows that slide do so over so many positions.
 const SLIDES: i64 = 200;
 
 /// What is asked of a server.
@@ -39,8 +39,8 @@ struct Case {
 }
 
 impl Case {
-    /// Instructions of a server that answers so many hits of `points`.
-    fn count(&self, points: i64, hits: i64) -> u64 {
+    /// Instructions of one hit of `points`.
+    fn instructions(&self, points: i64) -> u64 {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("callgrind.out");
         let out = format!("--callgrind-out-file={}", file.display());
@@ -60,24 +60,31 @@ impl Case {
         let expected = match self.kind {
             Kind::Bare => Cache::Absent,
             Kind::Heliostat(_) => {
-                client.ask(&window(0, points + SLIDES), Cache::Forwarded);
+                client.ask(&window(0, points + 2 * SLIDES), Cache::Forwarded);
                 Cache::Hit
             }
         };
-        for hit in 0..hits {
-            client.ask(&window(hit * self.slide, points), expected);
-        }
+        let mut ask = |hits| {
+            for hit in 0..hits {
+                client.ask(&window(hit % SLIDES * self.slide, points), expected);
+            }
+        };
+        ask(WARM_UP);
+        zero(server.process_id());
+        ask(HITS);
         drop(server);
         let text = std::fs::read_to_string(file).unwrap();
         let total = text.lines().find_map(|l| l.strip_prefix("summary: "));
-        total.unwrap().trim().parse().unwrap()
+        total.unwrap().trim().parse::<u64>().unwrap() / HITS as u64
     }
+}
 
-    /// Instructions of one hit of `points`.
-    fn instructions(&self, points: i64) -> u64 {
-        let many = self.count(points, MANY);
-        (many - self.count(points, FEW)) / (MANY - FEW) as u64
-    }
+/// Lets callgrind forget what it has counted of `process`.
+fn zero(process: u32) {
+    let mut control = std::process::Command::new("callgrind_control");
+    let done = control.arg("--zero").arg(process.to_string()).output();
+    let text = String::from_utf8_lossy(&done.unwrap().stdout).into_owned();
+    assert!(text.contains("OK"), "callgrind_control: {text}");
 }
 
 fn main() {

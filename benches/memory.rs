@@ -83,27 +83,33 @@ impl Filled {
         };
         // Code, connections and threads are there before anything counts.
         for filling in &FILLINGS {
-            filled.ask(filling, CONNECTIONS as u32);
+            filled.ask(filling, CONNECTIONS as u32, 1);
         }
         filled.rss = filled.server.rss();
         filled.bytes = filled.server.cache_bytes();
         filled
     }
 
-    /// Asks for so many new lanes.
-    fn ask(&mut self, filling: &Filling, lanes: u32) {
+    /// Asks for so many new lanes, and for so many windows of each, one before the other.
+    fn ask(&mut self, filling: &Filling, lanes: u32, windows: u32) {
+        let span = filling.points * filling.shape.step();
         let next = |n: u64| {
-            let end = self.end;
+            let end = self.end - (n as u32 / lanes) as i64 * span;
             let ask = Ask {
                 shape: filling.shape,
-                lane: self.lane + n as u32,
-                start: end - filling.points * filling.shape.step(),
+                lane: self.lane + n as u32 % lanes,
+                start: end - span,
                 end,
             };
             (ask, Cache::Forwarded)
         };
         let target = Target::heliostat(self.server.address, filling.shape);
-        closed(&target, CONNECTIONS, Until::Asked(lanes.into()), next);
+        closed(
+            &target,
+            CONNECTIONS,
+            Until::Asked((lanes * windows).into()),
+            next,
+        );
         self.lane += lanes;
     }
 
@@ -124,7 +130,7 @@ fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
     let mut lanes = 0;
     let mut batch = 8;
     loop {
-        filled.ask(filling, batch);
+        filled.ask(filling, batch, 1);
         lanes += batch;
         let weighed = filled.server.cache_bytes() as f64;
         let each = filled.weighed() / f64::from(lanes);
@@ -149,8 +155,8 @@ fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
     );
 }
 
-/// Replaces what a cache holds, several times over, with lanes of all shapes; prints the most
-/// memory that this took.
+/// Replaces what a cache holds, several times over, with lanes of all shapes, each of which grows
+/// once; prints the most memory that this took.
 fn churn(upstream: &Upstream, mebibytes: u64) {
     let mut filled = Filled::start(upstream, &format!("{mebibytes}MiB"));
     let bound = (mebibytes << 20) as f64;
@@ -166,7 +172,7 @@ fn churn(upstream: &Upstream, mebibytes: u64) {
             0.0 => 8,
             each => (bound * 0.01 / each).ceil() as u32,
         };
-        filled.ask(&FILLINGS[at], lanes);
+        filled.ask(&FILLINGS[at], lanes, 2);
         if each[at] == 0.0 {
             each[at] = ((filled.weighed() - before) / f64::from(lanes)).max(1.0);
         }
@@ -190,7 +196,7 @@ fn churn(upstream: &Upstream, mebibytes: u64) {
 fn many(upstream: &Upstream) {
     const LANES: u32 = 100_000;
     let mut filled = Filled::start(upstream, "1GiB");
-    filled.ask(&FILLINGS[0], LANES);
+    filled.ask(&FILLINGS[0], LANES, 1);
     let all = f64::from(LANES) * FILLINGS[0].points as f64;
     println!(
         "\n{LANES} lanes of {}: RSS {:.1} MiB, grown by {:.1}, weighed {:.1} MiB: {:.1} bytes a point",

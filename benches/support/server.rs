@@ -68,17 +68,13 @@ impl Server {
         Self { process, address }
     }
 
-    /// The CPU time that it has used, of user and kernel.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The CPU time that it has used.
     pub(crate) fn cpu(&self) -> Duration {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
-        let nanos = tasks.map(|task| {
-            let path = task.unwrap().path().join("schedstat");
-            // A thread may have ended meanwhile.
-            let text = std::fs::read_to_string(path).unwrap_or_default();
-            let first = text.split(' ').next().and_then(|n| n.parse().ok());
-            first.unwrap_or(0)
-        });
-        Duration::from_nanos(nanos.sum())
+        cpu(self.process.id())
     }
 
     /// The bytes of memory that it holds.
@@ -105,6 +101,19 @@ impl Server {
     pub(crate) fn cache_bytes(&self) -> u64 {
         self.metric("heliostat_cache_bytes ") as u64
     }
+}
+
+/// The CPU time that a process has used, of user and kernel.
+pub(crate) fn cpu(process: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let nanos = tasks.map(|task| {
+        let path = task.unwrap().path().join("schedstat");
+        // A thread may have ended meanwhile.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let first = text.split(' ').next().and_then(|n| n.parse().ok());
+        first.unwrap_or(0)
+    });
+    Duration::from_nanos(nanos.sum())
 }
 
 impl Drop for Server {
