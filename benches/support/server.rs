@@ -95,7 +95,7 @@ impl Server {
         stream.read_to_string(&mut text).unwrap();
         let mut values = text.lines().filter_map(|l| l.strip_prefix(name));
         let value = values.find_map(|v| v.trim().parse().ok());
-        value.unwrap_or_else(|| panic!("no {name} in {text}"))
+        value.expect("the metric is there")
     }
 
     pub(crate) fn cache_bytes(&self) -> u64 {
