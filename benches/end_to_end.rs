@@ -176,7 +176,7 @@ impl Bench {
         ];
         let mut rows = self.run(&cases, CONNECTIONS);
         let limits = [rows[0].per_second, rows[4].per_second];
-        let hits = rows[1].per_second;
+        let hits = rows[1].sample.per_second();
         for (at, (case, row)) in cases.iter().zip(&mut rows).enumerate() {
             row.print(&case.name, points, Some(limits[usize::from(at >= 4)]));
         }
@@ -256,7 +256,7 @@ impl Bench {
         ];
         let mut rows = self.run(&cases, CONNECTIONS);
         let limit = rows[0].per_second;
-        let hits = rows[1].per_second;
+        let hits = rows[1].sample.per_second();
         for (case, row) in cases.iter().zip(&mut rows) {
             row.print(&case.name, POINTS, Some(limit));
         }
@@ -302,7 +302,9 @@ impl Bench {
         )
     }
 
-    /// The times of hits at an offered load, without and with a hundredth of it misses.
+    /// The times of hits at an offered load, without and with a hundredth of it misses. The load
+    /// must be one that the server can bear on a machine as busy as it is: half of the mean
+    /// capacity, not of the best round's.
     fn beside_misses(
         &self,
         name: &str,
