@@ -1,4 +1,16 @@
-//! What the benches have in common: a client with as little around it as can be.
+//! What the benches have in common.
+//!
+//! - `asking`: requests, and what must be answered
+//! - `upstream`: a mirror that answers them; `server`: the servers that are measured
+//! - `load`: clients that cost next to nothing
+//!
+//! Here: a client that is simple.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+pub(crate) mod asking;
+pub(crate) mod load;
+pub(crate) mod server;
+pub(crate) mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -1,0 +1,441 @@
+//! What does an answer cost, as a share of what the wire costs?
+//!
+//! The limit is hyper handing out as many bytes from memory. It, Heliostat and the load are three
+//! processes on loopback; the upstream is a thread beside the load. Compare the ratios of one run:
+//! absolute figures depend on the machine. Cases that are compared take turns in short rounds; the
+//! requests/s are those of the best round, the times those of all.
+//!
+//! `cargo bench --bench end_to_end`: some minutes; or `-- --short`: half a minute.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+mod support;
+
+// As the binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use heliostat::clock::{Clock, SystemClock};
+use support::asking::{Ask, DAY, MINUTE, Shape, mixed};
+use support::load::{Cache, Sample, Target, Until, closed, open, verify};
+use support::server::{Kind, Server, cpu, was_server};
+use support::upstream::Upstream;
+
+const SIZES: [i64; 3] = [50, 1440, 30_240];
+/// Connections of a closed loop; of one with misses more, since a miss holds its connection.
+const CONNECTIONS: u64 = 32;
+const CONNECTIONS_WITH_MISSES: u64 = 128;
+/// Connections of an open loop that ask for nothing but misses.
+const CONNECTIONS_FOR_MISSES: u64 = 64;
+/// Windows that slide do so over so many positions.
+const SLIDES: i64 = 200;
+/// How long the upstream takes where it does.
+const LATENCY: u64 = 50;
+/// The lane of full hits, and the first of those that nobody has asked for before.
+const LANE: u32 = 1;
+const NEW_LANES: u32 = 5_000_000;
+
+/// How much is done.
+struct Amount {
+    /// Each case is run so often, for so long.
+    rounds: u32,
+    round: Duration,
+    /// For how long cases run that wait for the upstream.
+    waiting: Duration,
+    /// Sizes of the many streams.
+    streams: &'static [i64],
+    lanes: u32,
+}
+
+/// What a case found.
+#[derive(Default)]
+struct Row {
+    sample: Sample,
+    /// CPU time of the server, and of the load and the upstream together.
+    cpu: Duration,
+    load_cpu: Duration,
+    /// Requests a second of the best round: the one that other work on the machine disturbed least.
+    per_second: f64,
+}
+
+struct Bench {
+    amount: Amount,
+    upstream: Upstream,
+    bare: Server,
+    /// The end of the history that is asked for; it has settled.
+    end: i64,
+    new_lane: AtomicU32,
+}
+
+/// One case: where to, over how many connections, and what the n-th request is.
+struct Case<'a> {
+    name: String,
+    server: &'a Server,
+    target: Target,
+    next: Box<dyn Fn(u64) -> (Ask, Cache) + Sync + 'a>,
+}
+
+impl Bench {
+    fn ask(&self, shape: Shape, lane: u32, points: i64, back: i64) -> Ask {
+        let end = self.end - back;
+        Ask {
+            shape,
+            lane,
+            start: end - points * shape.step(),
+            end,
+        }
+    }
+
+    /// A full window that nobody has asked for.
+    fn new_ask(&self, points: i64) -> Ask {
+        let lane = self.new_lane.fetch_add(1, Ordering::Relaxed);
+        self.ask(Shape::Buckets, lane, points, 0)
+    }
+
+    /// The limit for answers of so many points.
+    fn limit(&self, name: &str, shape: Shape, points: i64) -> Case<'_> {
+        let ask = self.ask(shape, LANE, points, 0);
+        Case {
+            name: name.to_owned(),
+            server: &self.bare,
+            target: Target {
+                address: self.bare.address,
+                path: format!("/{}", ask.length()),
+                shape,
+            },
+            next: Box::new(move |_| (ask, Cache::Absent)),
+        }
+    }
+
+    fn hits<'a>(
+        name: &str,
+        server: &'a Server,
+        shape: Shape,
+        next: impl Fn(u64) -> Ask + Sync + 'a,
+    ) -> Case<'a> {
+        Case {
+            name: name.to_owned(),
+            server,
+            target: Target::heliostat(server.address, shape),
+            next: Box::new(move |number| (next(number), Cache::Hit)),
+        }
+    }
+
+    /// Runs `cases` in turns.
+    fn run(&self, cases: &[Case<'_>], connections: u64) -> Vec<Row> {
+        let mut rows: Vec<Row> = cases.iter().map(|_| Row::default()).collect();
+        for _ in 0..self.amount.rounds {
+            for (case, row) in cases.iter().zip(&mut rows) {
+                let more = case.run(connections, Until::Passed(self.amount.round));
+                row.sample.add(more.sample);
+                row.cpu += more.cpu;
+                row.load_cpu += more.load_cpu;
+                row.per_second = row.per_second.max(more.per_second);
+            }
+        }
+        rows
+    }
+
+    /// The cases of windows of `points`.
+    fn windows(&self, points: i64) {
+        let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
+        self.upstream.set_latency(0);
+        for shape in [Shape::Buckets, Shape::Raw] {
+            let more = 2 * SLIDES;
+            let all = self.ask(shape, LANE, points + more, 0);
+            verify(server.address, &all);
+            // Both sides have rendered what is to be hit.
+            verify(server.address, &self.ask(shape, LANE, points, 0));
+        }
+        let buckets = |back| self.ask(Shape::Buckets, LANE, points, back);
+        let slide = |number: u64| number as i64 % SLIDES;
+        let cases = [
+            self.limit("(a) limit: bare hyper", Shape::Buckets, points),
+            Self::hits("(b) hit, fixed window", &server, Shape::Buckets, |_| {
+                buckets(0)
+            }),
+            Self::hits("(c) hit, sliding, aligned", &server, Shape::Buckets, |n| {
+                buckets(slide(n) * MINUTE)
+            }),
+            Self::hits(
+                "(c) hit, sliding, not aligned",
+                &server,
+                Shape::Buckets,
+                |n| buckets(slide(n) * 61_000 + 17_000),
+            ),
+            self.limit("(a) limit: as many bytes as (d)", Shape::Raw, points),
+            Self::hits("(d) hit, raw points", &server, Shape::Raw, |_| {
+                self.ask(Shape::Raw, LANE, points, 0)
+            }),
+        ];
+        let mut rows = self.run(&cases, CONNECTIONS);
+        let limits = [rows[0].per_second, rows[4].per_second];
+        let hits = rows[1].sample.per_second();
+        for (at, (case, row)) in cases.iter().zip(&mut rows).enumerate() {
+            row.print(&case.name, points, Some(limits[usize::from(at >= 4)]));
+        }
+
+        self.upstream.set_latency(LATENCY);
+        let clock = SystemClock::default();
+        let tail = Case {
+            name: "(e) refresh of the tail, upstream 50 ms".to_owned(),
+            server: &server,
+            target: Target::heliostat(server.address, Shape::Buckets),
+            next: Box::new(move |number| {
+                let end = clock.now();
+                let lane = 1000 + (number % CONNECTIONS) as u32;
+                let start = end.div_euclid(MINUTE) * MINUTE - (points - 1) * MINUTE;
+                let shape = Shape::Buckets;
+                let ask = Ask {
+                    shape,
+                    lane,
+                    start,
+                    end,
+                };
+                (ask, Cache::Forwarded)
+            }),
+        };
+        tail.run(CONNECTIONS, Until::Asked(CONNECTIONS));
+        let mut row = tail.run(CONNECTIONS, Until::Passed(self.amount.waiting));
+        row.print(&tail.name, points, Some(limits[0]));
+        let miss = Case {
+            name: "(f) cold miss, upstream 50 ms".to_owned(),
+            next: Box::new(|_| (self.new_ask(points), Cache::Forwarded)),
+            ..tail
+        };
+        let mut row = miss.run(CONNECTIONS, Until::Passed(self.amount.waiting));
+        row.print(&miss.name, points, Some(limits[0]));
+
+        let fixed = |_| (buckets(0), Cache::Hit);
+        self.beside_misses("(b)", points, &miss.target, hits / 2.0, fixed);
+    }
+
+    /// Many streams, polled one after the other.
+    fn streams(&self, points: i64) {
+        const STREAMS: u32 = 10_000;
+        let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
+        let next = |n: u64| {
+            let lane = (n % u64::from(STREAMS)) as u32;
+            self.ask(Shape::Buckets, lane, points, 0)
+        };
+        let cases = [
+            self.limit("(a) limit: bare hyper", Shape::Buckets, points),
+            Self::hits("(g) 10,000 streams in turn", &server, Shape::Buckets, next),
+        ];
+        let held = self.warm(&server, STREAMS, points);
+        verify(server.address, &next(0));
+        let mut rows = self.run(&cases, CONNECTIONS);
+        let limit = rows[0].per_second;
+        for (case, row) in cases.iter().zip(&mut rows) {
+            row.print(&case.name, points, Some(limit));
+        }
+        println!("{held}");
+    }
+
+    /// Many lanes, some of which are asked for far more often than others.
+    fn popularity(&self) {
+        const POINTS: i64 = 60;
+        let lanes = self.amount.lanes;
+        let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
+        let held = self.warm(&server, lanes, POINTS);
+        let popular = zipf(lanes);
+        let known = |n: u64| {
+            let lane = popular[n as usize % popular.len()];
+            self.ask(Shape::Buckets, lane, POINTS, 0)
+        };
+        verify(server.address, &known(0));
+        let cases = [
+            self.limit("(a) limit: bare hyper", Shape::Buckets, POINTS),
+            Self::hits("(h) Zipf, hits only", &server, Shape::Buckets, known),
+        ];
+        let mut rows = self.run(&cases, CONNECTIONS);
+        let limit = rows[0].per_second;
+        let hits = rows[1].sample.per_second();
+        for (case, row) in cases.iter().zip(&mut rows) {
+            row.print(&case.name, POINTS, Some(limit));
+        }
+        self.upstream.set_latency(LATENCY);
+        let mixed = Case {
+            name: "(h) Zipf, 1 % misses, upstream 50 ms".to_owned(),
+            server: &server,
+            target: Target::heliostat(server.address, Shape::Buckets),
+            next: Box::new(|n| match mixed(n) % 100 {
+                0 => (self.new_ask(POINTS), Cache::Forwarded),
+                _ => (known(n), Cache::Hit),
+            }),
+        };
+        let whole = self.amount.round * self.amount.rounds;
+        let mut row = mixed.run(CONNECTIONS_WITH_MISSES, Until::Passed(whole));
+        row.print(&mixed.name, POINTS, Some(limit));
+        println!("{held}; {lanes} lanes");
+        let known = |n| (known(n), Cache::Hit);
+        self.beside_misses("(h)", POINTS, &mixed.target, hits / 2.0, known);
+    }
+
+    /// Asks for `points` of each of so many lanes; what the cache holds afterwards, in words.
+    fn warm(&self, server: &Server, lanes: u32, points: i64) -> String {
+        self.upstream.set_latency(0);
+        // Some code is needed whatever is cached.
+        verify(server.address, &self.new_ask(points));
+        let (bytes, rss) = (server.cache_bytes(), server.rss());
+        let target = Target::heliostat(server.address, Shape::Buckets);
+        let next = |n| {
+            let ask = self.ask(Shape::Buckets, n as u32, points, 0);
+            (ask, Cache::Forwarded)
+        };
+        closed(&target, CONNECTIONS, Until::Asked(lanes.into()), next);
+        let held = (server.cache_bytes() - bytes) as f64;
+        let grown = (server.rss() - rss) as f64;
+        let all = f64::from(lanes) * points as f64;
+        format!(
+            "{:<42}{:.1} bytes a point weighed, {:.1} of RSS; RSS {} MiB",
+            "    held",
+            held / all,
+            grown / all,
+            server.rss() >> 20
+        )
+    }
+
+    /// The times of hits at an offered load, without and with a hundredth of it misses. The load
+    /// must be one that the server can bear on a machine as busy as it is: half of the mean
+    /// capacity, not of the best round's.
+    fn beside_misses(
+        &self,
+        name: &str,
+        points: i64,
+        target: &Target,
+        per_second: f64,
+        hits: impl Fn(u64) -> (Ask, Cache) + Sync,
+    ) {
+        self.upstream.set_latency(LATENCY);
+        let (mut alone, mut beside, mut misses) =
+            (Sample::default(), Sample::default(), Sample::default());
+        let miss = |_| (self.new_ask(points), Cache::Forwarded);
+        for _ in 0..2 {
+            let duration = self.amount.waiting;
+            alone.add(open(target, CONNECTIONS, per_second, duration, &hits));
+            std::thread::scope(|scope| {
+                let missing = scope.spawn(|| {
+                    let rate = per_second * 0.01;
+                    open(target, CONNECTIONS_FOR_MISSES, rate, duration, miss)
+                });
+                let rate = per_second * 0.99;
+                beside.add(open(target, CONNECTIONS, rate, duration, &hits));
+                misses.add(missing.join().unwrap());
+            });
+        }
+        let (before, after) = (alone.quantile(0.99), beside.quantile(0.99));
+        println!(
+            "{:<42}{points:>7}  at {per_second:.0} requests/s, half of capacity: p50 {:.0}, p99 {before:.0} µs; \
+             with 1 % misses p50 {:.0}, p99 {after:.0} µs: {:.2} times (misses: p50 {:.1}, p99 {:.1} ms)",
+            format!("{name} hits at a given load"),
+            alone.quantile(0.5),
+            beside.quantile(0.5),
+            after / before,
+            misses.quantile(0.5) / 1000.0,
+            misses.quantile(0.99) / 1000.0,
+        );
+    }
+}
+
+impl Case<'_> {
+    fn run(&self, connections: u64, until: Until) -> Row {
+        let own = std::process::id();
+        let (before, load_before) = (self.server.cpu(), cpu(own));
+        let sample = closed(&self.target, connections, until, &self.next);
+        Row {
+            cpu: self.server.cpu() - before,
+            load_cpu: cpu(own) - load_before,
+            per_second: sample.per_second(),
+            sample,
+        }
+    }
+}
+
+impl Row {
+    fn print(&mut self, name: &str, points: i64, limit: Option<f64>) {
+        let per_second = self.per_second;
+        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.sample.times.len() as f64;
+        let (cpu, load_cpu) = (each(self.cpu), each(self.load_cpu));
+        println!(
+            "{name:<42}{points:>7}{per_second:>12.0}{:>11.0}{:>11.0}{:>9.3}{cpu:>11.1}{load_cpu:>11.1}",
+            self.sample.quantile(0.5),
+            self.sample.quantile(0.99),
+            limit.map_or(f64::NAN, |l| per_second / l),
+        );
+    }
+}
+
+/// Lanes in the order in which a crowd asks for them: the one of rank `r` with a weight of `1 / r`.
+fn zipf(lanes: u32) -> Vec<u32> {
+    let mut sum = 0.0;
+    let weights: Vec<f64> = (1..=lanes)
+        .map(|rank| {
+            sum += 1.0 / f64::from(rank);
+            sum
+        })
+        .collect();
+    let pick = |n: u64| {
+        let at = (mixed(n + 1) >> 11) as f64 / (1u64 << 53) as f64 * sum;
+        let rank = weights.partition_point(|w| *w < at) as u32;
+        // Lanes of like rank shall not have been cached one after the other. The factor is prime.
+        (u64::from(rank.min(lanes - 1)) * 7919 % u64::from(lanes)) as u32
+    };
+    (0..1 << 20).map(pick).collect()
+}
+
+fn main() {
+    if was_server() {
+        return;
+    }
+    let short = std::env::args().any(|a| a == "--short");
+    let amount = if short {
+        Amount {
+            rounds: 4,
+            round: Duration::from_millis(100),
+            waiting: Duration::from_millis(400),
+            streams: &[50],
+            lanes: 10_000,
+        }
+    } else {
+        Amount {
+            rounds: 10,
+            round: Duration::from_millis(400),
+            waiting: Duration::from_secs(3),
+            streams: &[50, 1440],
+            lanes: 100_000,
+        }
+    };
+    let now = SystemClock::default().now();
+    let bench = Bench {
+        amount,
+        upstream: Upstream::start(),
+        bare: Server::start(Kind::Bare),
+        end: (now / DAY - 1) * DAY,
+        new_lane: AtomicU32::new(NEW_LANES),
+    };
+    println!(
+        "{CONNECTIONS} connections ({CONNECTIONS_WITH_MISSES} where some miss); a point is a bucket of a minute or a raw point"
+    );
+    println!(
+        "{:<42}{:>7}{:>12}{:>11}{:>11}{:>9}{:>11}{:>11}",
+        "case", "points", "requests/s", "p50 µs", "p99 µs", "of limit", "CPU µs/req", "of load"
+    );
+    for points in SIZES {
+        bench.windows(points);
+    }
+    for points in bench.amount.streams {
+        bench.streams(*points);
+    }
+    bench.popularity();
+}

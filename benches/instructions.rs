@@ -1,0 +1,134 @@
+//! How many instructions does a hit take outside the kernel?
+//!
+//! Callgrind counts those of a server with one thread, from when it has everything cached until it
+//! has been asked `HITS` times. Unlike times, the figures hardly depend on the machine and on what
+//! else it does.
+//!
+//! `cargo bench --bench instructions`; it needs valgrind, and does nothing without it.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+mod support;
+
+// As the binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+use heliostat::clock::{Clock, SystemClock};
+use support::asking::{Ask, DAY, MINUTE, Shape};
+use support::load::{Cache, Client};
+use support::server::{Kind, Server, was_server};
+use support::upstream::Upstream;
+
+const SIZES: [i64; 3] = [50, 1440, 30_240];
+const WARM_UP: i64 = 20;
+const HITS: i64 = 300;
+/// Windows that slide do so over so many positions.
+const SLIDES: i64 = 200;
+
+/// What is asked of a server.
+#[derive(Clone, Copy)]
+struct Case {
+    kind: Kind<'static>,
+    /// How far each window lies before the last, in milliseconds.
+    slide: i64,
+    shape: Shape,
+}
+
+impl Case {
+    /// Instructions of one hit of `points`.
+    fn instructions(&self, points: i64) -> u64 {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("callgrind.out");
+        let out = format!("--callgrind-out-file={}", file.display());
+        let server = Server::start_in_valgrind(&["--tool=callgrind", &out], self.kind);
+        let end = (SystemClock::default().now() / DAY - 1) * DAY;
+        let window = |back: i64, points: i64| Ask {
+            shape: self.shape,
+            lane: 1,
+            start: end - back - points * self.shape.step(),
+            end: end - back,
+        };
+        let path = match self.kind {
+            Kind::Bare => format!("/{}", window(0, points).length()),
+            Kind::Heliostat(_) => "/api/metric".to_owned(),
+        };
+        let mut client = Client::connect(server.address, &path, self.shape);
+        let expected = match self.kind {
+            Kind::Bare => Cache::Absent,
+            Kind::Heliostat(_) => {
+                client.ask(&window(0, points + 2 * SLIDES), Cache::Forwarded);
+                Cache::Hit
+            }
+        };
+        let mut ask = |hits| {
+            for hit in 0..hits {
+                client.ask(&window(hit % SLIDES * self.slide, points), expected);
+            }
+        };
+        ask(WARM_UP);
+        zero(server.process_id());
+        ask(HITS);
+        drop(server);
+        let text = std::fs::read_to_string(file).unwrap();
+        let total = text.lines().find_map(|l| l.strip_prefix("summary: "));
+        total.unwrap().trim().parse::<u64>().unwrap() / HITS as u64
+    }
+}
+
+/// Lets callgrind forget what it has counted of `process`.
+fn zero(process: u32) {
+    let mut control = std::process::Command::new("callgrind_control");
+    let done = control.arg("--zero").arg(process.to_string()).output();
+    let text = String::from_utf8_lossy(&done.unwrap().stdout).into_owned();
+    assert!(text.contains("OK"), "callgrind_control: {text}");
+}
+
+fn main() {
+    if was_server() {
+        return;
+    }
+    let mut valgrind = std::process::Command::new("valgrind");
+    if valgrind.arg("--version").output().is_err() {
+        println!("valgrind is not here: instructions are not counted");
+        return;
+    }
+    let config: &'static str = Upstream::start().config("1GiB").leak();
+    let heliostat = |shape, slide| Case {
+        kind: Kind::Heliostat(config),
+        slide,
+        shape,
+    };
+    let bare = Case {
+        kind: Kind::Bare,
+        slide: 0,
+        shape: Shape::Buckets,
+    };
+    let cases = [
+        ("bare hyper, as many bytes", bare),
+        ("hit, fixed window", heliostat(Shape::Buckets, 0)),
+        ("hit, sliding, aligned", heliostat(Shape::Buckets, MINUTE)),
+        (
+            "hit, sliding, not aligned",
+            heliostat(Shape::Buckets, 61_000),
+        ),
+        ("hit, raw points", heliostat(Shape::Raw, 0)),
+    ];
+    println!("instructions a request, without the kernel, at so many points");
+    println!(
+        "{:<30}{:>10}{:>10}{:>10}{:>24}",
+        "", SIZES[0], SIZES[1], SIZES[2], "growth of the last step"
+    );
+    for (name, case) in cases {
+        let [small, day, weeks] = SIZES.map(|points| case.instructions(points));
+        let growth = (weeks as f64 / day as f64 - 1.0) * 100.0;
+        println!("{name:<30}{small:>10}{day:>10}{weeks:>10}{growth:>22.1} %");
+    }
+}

@@ -1,0 +1,255 @@
+//! How much memory does the cache take, next to what it says it takes and what it may take?
+//!
+//! Heliostat is a process of its own, so that its resident memory is nobody else's. Caches are
+//! first filled nearly full with lanes of one shape, and the growth of memory is compared with
+//! the weight of what is cached; then they are made to replace several times what they hold.
+//!
+//! `cargo bench --bench memory`: a minute or so; or `-- --short`.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
+
+mod support;
+
+// As the binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+use std::time::Instant;
+
+use heliostat::clock::{Clock, SystemClock};
+use support::asking::{Ask, DAY, Shape};
+use support::load::{Cache, Target, Until, closed};
+use support::server::{Kind, Server, was_server};
+use support::upstream::Upstream;
+
+const CONNECTIONS: u64 = 8;
+/// How full a cache is made before anything is evicted.
+const FULL: f64 = 0.85;
+/// How many times what it holds a cache replaces.
+const CHURN: u64 = 4;
+
+/// What is asked of each lane.
+#[derive(Clone, Copy)]
+struct Filling {
+    name: &'static str,
+    shape: Shape,
+    points: i64,
+}
+
+const FILLINGS: [Filling; 3] = [
+    Filling {
+        name: "an hour of buckets of a minute",
+        shape: Shape::Buckets,
+        points: 60,
+    },
+    Filling {
+        name: "a day of buckets of a minute",
+        shape: Shape::Buckets,
+        points: 1440,
+    },
+    Filling {
+        name: "a day of raw points, 15 s",
+        shape: Shape::Raw,
+        points: 5760,
+    },
+];
+
+fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
+}
+
+/// A Heliostat that is asked for ever new lanes.
+struct Filled {
+    server: Server,
+    /// The lane that is next.
+    lane: u32,
+    end: i64,
+    /// Memory and weight before the first lane of those that count.
+    rss: u64,
+    bytes: u64,
+}
+
+impl Filled {
+    fn start(upstream: &Upstream, memory: &str) -> Self {
+        let mut filled = Self {
+            server: Server::start(Kind::Heliostat(&upstream.config(memory))),
+            lane: 0,
+            end: (SystemClock::default().now() / DAY - 1) * DAY,
+            rss: 0,
+            bytes: 0,
+        };
+        // Code, connections and threads are there before anything counts.
+        for filling in &FILLINGS {
+            filled.ask(filling, CONNECTIONS as u32, 1);
+        }
+        filled.rss = filled.server.rss();
+        filled.bytes = filled.server.cache_bytes();
+        filled
+    }
+
+    /// Asks for so many new lanes, and for so many windows of each, one before the other.
+    fn ask(&mut self, filling: &Filling, lanes: u32, windows: u32) {
+        let span = filling.points * filling.shape.step();
+        let next = |n: u64| {
+            let end = self.end - (n as u32 / lanes) as i64 * span;
+            let ask = Ask {
+                shape: filling.shape,
+                lane: self.lane + n as u32 % lanes,
+                start: end - span,
+                end,
+            };
+            (ask, Cache::Forwarded)
+        };
+        let target = Target::heliostat(self.server.address, filling.shape);
+        closed(
+            &target,
+            CONNECTIONS,
+            Until::Asked((lanes * windows).into()),
+            next,
+        );
+        self.lane += lanes;
+    }
+
+    /// Resident memory beyond that at the start.
+    fn grown(&self) -> f64 {
+        self.server.rss().saturating_sub(self.rss) as f64
+    }
+
+    fn weighed(&self) -> f64 {
+        self.server.cache_bytes().saturating_sub(self.bytes) as f64
+    }
+}
+
+/// Fills a cache with lanes of one shape; prints what they take.
+fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
+    let mut filled = Filled::start(upstream, &format!("{mebibytes}MiB"));
+    let bound = (mebibytes << 20) as f64;
+    let mut lanes = 0;
+    let mut batch = 8;
+    loop {
+        filled.ask(filling, batch, 1);
+        lanes += batch;
+        let weighed = filled.server.cache_bytes() as f64;
+        let each = filled.weighed() / f64::from(lanes);
+        let room = (bound * FULL - weighed) / each;
+        if room < 1.0 {
+            break;
+        }
+        // What is known from few lanes is not trusted with all of the room.
+        batch = (room / 2.0).ceil() as u32;
+    }
+    let points = f64::from(lanes) * filling.points as f64;
+    let (grown, weighed) = (filled.grown(), filled.weighed());
+    println!(
+        "{:>7}  {:<34}{lanes:>8}{:>13.1}{:>13.1}{:>10.3}{:>14.1}{:>12.1}",
+        format!("{mebibytes}"),
+        filling.name,
+        mib(weighed),
+        mib(grown),
+        grown / weighed,
+        weighed / points,
+        grown / points,
+    );
+}
+
+/// Replaces what a cache holds, several times over, with lanes of all shapes, each of which grows
+/// once; prints the most memory that this took.
+fn churn(upstream: &Upstream, mebibytes: u64) {
+    let mut filled = Filled::start(upstream, &format!("{mebibytes}MiB"));
+    let bound = (mebibytes << 20) as f64;
+    let (mut most, mut asked) = (0.0_f64, 0.0);
+    let mut each = [0.0; FILLINGS.len()];
+    let begun = Instant::now();
+    let mut round = 0;
+    while asked < bound * CHURN as f64 {
+        let at = round % FILLINGS.len();
+        let before = filled.weighed();
+        // A hundredth of the bound each time, once it is known what that is.
+        let lanes = match each[at] {
+            0.0 => 8,
+            each => (bound * 0.01 / each).ceil() as u32,
+        };
+        filled.ask(&FILLINGS[at], lanes, 2);
+        if each[at] == 0.0 {
+            each[at] = ((filled.weighed() - before) / f64::from(lanes)).max(1.0);
+        }
+        asked += each[at] * f64::from(lanes);
+        most = most.max(filled.server.rss() as f64);
+        round += 1;
+    }
+    println!(
+        "{mebibytes:>7}{:>13.1}{:>13.1}{:>17.1}{:>16.1}{:>14.2}{:>20.2}{:>9.1}",
+        mib(filled.rss as f64),
+        mib(most),
+        mib(most - filled.rss as f64),
+        mib(filled.server.cache_bytes() as f64),
+        most / bound,
+        (most - filled.rss as f64) / bound,
+        begun.elapsed().as_secs_f64(),
+    );
+}
+
+/// Many small lanes at once, as many installations have them.
+fn many(upstream: &Upstream) {
+    const LANES: u32 = 100_000;
+    let mut filled = Filled::start(upstream, "1GiB");
+    filled.ask(&FILLINGS[0], LANES, 1);
+    let all = f64::from(LANES) * FILLINGS[0].points as f64;
+    println!(
+        "\n{LANES} lanes of {}: RSS {:.1} MiB, grown by {:.1}, weighed {:.1} MiB: {:.1} bytes a point",
+        FILLINGS[0].name,
+        mib(filled.server.rss() as f64),
+        mib(filled.grown()),
+        mib(filled.weighed()),
+        filled.grown() / all,
+    );
+}
+
+fn main() {
+    if was_server() {
+        return;
+    }
+    let short = std::env::args().any(|a| a == "--short");
+    let upstream = Upstream::start();
+    let sizes: &[u64] = if short { &[64] } else { &[64, 256] };
+    println!(
+        "{:>7}  {:<34}{:>8}{:>13}{:>13}{:>10}{:>14}{:>12}",
+        "MiB",
+        "filled with lanes of",
+        "lanes",
+        "weighed MiB",
+        "grown MiB",
+        "grown/w.",
+        "weighed B/pt",
+        "grown B/pt"
+    );
+    for mebibytes in sizes {
+        for filling in &FILLINGS {
+            fill(&upstream, *mebibytes, filling);
+        }
+    }
+    println!(
+        "\nafter {CHURN} times the bound in lanes of all shapes\n{:>7}{:>13}{:>13}{:>17}{:>16}{:>14}{:>20}{:>9}",
+        "MiB",
+        "start MiB",
+        "most MiB",
+        "most - start MiB",
+        "weighed MiB",
+        "most / bound",
+        "(most-start)/bound",
+        "seconds"
+    );
+    for mebibytes in sizes {
+        churn(&upstream, *mebibytes);
+    }
+    if !short {
+        many(&upstream);
+    }
+}

@@ -1,0 +1,324 @@
+//! Load that costs as little as can be: it shares the machine with what it measures. Every answer
+//! is checked for its status, its length and what the cache had to do with it.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::asking::{Ask, Request, Shape};
+
+/// What the `Cache-Status` of an answer says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Cache {
+    /// There is none.
+    Absent,
+    Hit,
+    /// The upstream was asked.
+    Forwarded,
+}
+
+/// The head of an answer.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    status: [u8; 3],
+    /// Where the body begins.
+    body: usize,
+    length: usize,
+    cache: Cache,
+}
+
+/// The head at the start of `bytes`, if all of it is there.
+fn head(bytes: &[u8]) -> Option<Head> {
+    let mut head = Head {
+        status: bytes.get(9..12)?.try_into().ok()?,
+        body: 0,
+        length: 0,
+        cache: Cache::Absent,
+    };
+    loop {
+        let rest = &bytes[head.body..];
+        let line = &rest[..rest.iter().position(|b| *b == b'\n')?];
+        head.body += line.len() + 1;
+        if line.len() <= 1 {
+            return Some(head);
+        }
+        if let Some(value) = value(line, b"content-length: ") {
+            let digits = value.iter().take_while(|b| b.is_ascii_digit());
+            head.length = digits.fold(0, |n, d| n * 10 + usize::from(d - b'0'));
+        } else if let Some(value) = value(line, b"cache-status: ") {
+            head.cache = if value.starts_with(b"heliostat; hit") {
+                Cache::Hit
+            } else {
+                Cache::Forwarded
+            };
+        }
+    }
+}
+
+fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, value) = line.split_at_checked(name.len())?;
+    start.eq_ignore_ascii_case(name).then_some(value)
+}
+
+/// Takes an answer in, piece by piece, into memory that is used again.
+struct Answer {
+    buffer: Vec<u8>,
+    filled: usize,
+    head: Option<Head>,
+    received: usize,
+}
+
+impl Answer {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; 256 << 10],
+            filled: 0,
+            head: None,
+            received: 0,
+        }
+    }
+
+    /// Where the next piece is to be written.
+    fn space(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.filled..]
+    }
+
+    /// Takes note of `read` more bytes; the head, when the answer is complete. Pieces of the
+    /// body are written over one another.
+    fn take(&mut self, read: usize) -> Option<Head> {
+        assert!(read > 0, "the server closed the connection");
+        self.received += read;
+        if self.head.is_none() {
+            self.filled += read;
+            self.head = head(&self.buffer[..self.filled]);
+        }
+        let head = self.head?;
+        self.filled = 0;
+        if self.received < head.body + head.length {
+            return None;
+        }
+        assert_eq!(self.received, head.body + head.length);
+        self.head = None;
+        self.received = 0;
+        Some(head)
+    }
+}
+
+fn check(head: &Head, ask: &Ask, expected: Cache) {
+    assert!(
+        head.status == *b"200" && head.length == ask.length() && head.cache == expected,
+        "{ask:?}: expected {expected:?} and {} bytes, got {head:?}",
+        ask.length()
+    );
+}
+
+/// A connection whose calls block.
+pub(crate) struct Client {
+    stream: std::net::TcpStream,
+    request: Request,
+    answer: Answer,
+}
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr, path: &str, shape: Shape) -> Self {
+        let stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            request: Request::new(path, shape),
+            answer: Answer::new(),
+        }
+    }
+
+    /// Asks, and checks the answer.
+    pub(crate) fn ask(&mut self, ask: &Ask, expected: Cache) {
+        self.stream.write_all(self.request.of(ask)).unwrap();
+        loop {
+            let read = self.stream.read(self.answer.space()).unwrap();
+            if let Some(head) = self.answer.take(read) {
+                return check(&head, ask, expected);
+            }
+        }
+    }
+}
+
+/// Compares every byte of the answer to `ask` with what it must be.
+pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
+    let mut client = Client::connect(address, "/api/metric", ask.shape);
+    client.stream.write_all(client.request.of(ask)).unwrap();
+    let (mut received, mut piece) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        let read = client.stream.read(&mut piece).unwrap();
+        assert!(read > 0, "the server closed the connection");
+        received.extend_from_slice(&piece[..read]);
+        if let Some(head) = head(&received)
+            && received.len() >= head.body + head.length
+        {
+            let (got, due) = (&received[head.body..], ask.answer());
+            assert!(
+                got == due,
+                "{ask:?}: got {} bytes, due are {}: {}",
+                got.len(),
+                due.len(),
+                String::from_utf8_lossy(&received[..received.len().min(1000)])
+            );
+            return;
+        }
+    }
+}
+
+/// What load found.
+#[derive(Default)]
+pub(crate) struct Sample {
+    /// Nanoseconds of each answer.
+    pub(crate) times: Vec<u32>,
+    pub(crate) wall: Duration,
+}
+
+impl Sample {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.times.extend(other.times);
+        self.wall += other.wall;
+    }
+
+    pub(crate) fn per_second(&self) -> f64 {
+        self.times.len() as f64 / self.wall.as_secs_f64()
+    }
+
+    /// The `q`-quantile, in microseconds.
+    pub(crate) fn quantile(&mut self, q: f64) -> f64 {
+        let at = (self.times.len().saturating_sub(1) as f64 * q) as usize;
+        if self.times.is_empty() {
+            return f64::NAN;
+        }
+        f64::from(*self.times.select_nth_unstable(at).1) / 1000.0
+    }
+}
+
+fn nanos(since: Instant) -> u32 {
+    u32::try_from(since.elapsed().as_nanos()).unwrap_or(u32::MAX)
+}
+
+/// Whom to ask.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) path: String,
+    pub(crate) shape: Shape,
+}
+
+impl Target {
+    pub(crate) fn heliostat(address: SocketAddr, shape: Shape) -> Self {
+        let path = "/api/metric".to_owned();
+        Self {
+            address,
+            path,
+            shape,
+        }
+    }
+}
+
+/// When load is over.
+#[derive(Clone, Copy)]
+pub(crate) enum Until {
+    Passed(Duration),
+    /// So many requests in all.
+    Asked(u64),
+}
+
+/// A closed loop in one thread: each connection asks as soon as it is answered. `next` is given
+/// the number of the request: connection `c` of `n` has `c`, `c + n`, `c + 2n` and so on.
+pub(crate) fn closed(
+    target: &Target,
+    connections: u64,
+    until: Until,
+    next: impl Fn(u64) -> (Ask, Cache),
+) -> Sample {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut streams = Vec::new();
+        for _ in 0..connections {
+            let stream = tokio::net::TcpStream::connect(target.address)
+                .await
+                .unwrap();
+            stream.set_nodelay(true).unwrap();
+            streams.push(stream);
+        }
+        let begun = Instant::now();
+        let over = |number| match until {
+            Until::Passed(duration) => begun.elapsed() >= duration,
+            Until::Asked(all) => number >= all,
+        };
+        let converse = async |mut number: u64, mut stream: tokio::net::TcpStream| {
+            let mut request = Request::new(&target.path, target.shape);
+            let mut answer = Answer::new();
+            let mut times = Vec::new();
+            while !over(number) {
+                let (ask, expected) = next(number);
+                let sent = Instant::now();
+                stream.write_all(request.of(&ask)).await.unwrap();
+                let head = loop {
+                    let read = stream.read(answer.space()).await.unwrap();
+                    if let Some(head) = answer.take(read) {
+                        break head;
+                    }
+                };
+                times.push(nanos(sent));
+                check(&head, &ask, expected);
+                number += connections;
+            }
+            times
+        };
+        let all = (0..).zip(streams).map(|(c, stream)| converse(c, stream));
+        let times = futures_util::future::join_all(all).await.concat();
+        Sample {
+            times,
+            wall: begun.elapsed(),
+        }
+    })
+}
+
+/// An open loop: `per_second` requests are sent at even distances, however the server does, each
+/// connection in a thread of its own. Time counts from the moment a request was due.
+pub(crate) fn open(
+    target: &Target,
+    connections: u64,
+    per_second: f64,
+    duration: Duration,
+    next: impl Fn(u64) -> (Ask, Cache) + Sync,
+) -> Sample {
+    let begun = Instant::now() + Duration::from_millis(50);
+    let converse = |first: u64| {
+        let mut client = Client::connect(target.address, &target.path, target.shape);
+        let mut times = Vec::new();
+        for number in (first..).step_by(connections as usize) {
+            let due = Duration::from_secs_f64(number as f64 / per_second);
+            if due >= duration {
+                break;
+            }
+            let due = begun + due;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let (ask, expected) = next(number);
+            client.ask(&ask, expected);
+            times.push(nanos(due));
+        }
+        times
+    };
+    let converse = &converse;
+    let times = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..connections)
+            .map(|first| scope.spawn(move || converse(first)))
+            .collect();
+        let times = threads.into_iter().map(|t| t.join().unwrap());
+        times.collect::<Vec<_>>().concat()
+    });
+    Sample {
+        times,
+        wall: begun.elapsed(),
+    }
+}
