@@ -30,7 +30,7 @@ impl Upstream {
         let address = listener.local_addr().unwrap();
         let latency = Arc::new(AtomicU64::new(0));
         let wait = latency.clone();
-        let handler = move |request: http::Request<hyper::body::Incoming>| {
+        let handler = move |request: http::Request<hyper::body::Incoming>, _| {
             let wait = Duration::from_millis(wait.load(Ordering::Relaxed));
             async move {
                 let is_query = request.uri().path() == "/api/metric";
