@@ -3,6 +3,7 @@
 
 pub mod mirror;
 pub mod prometheus;
+mod samples;
 
 use std::time::Duration;
 

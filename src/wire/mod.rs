@@ -7,3 +7,4 @@ pub mod json;
 pub mod number;
 pub mod request;
 pub mod response;
+pub mod telemetry;
