@@ -1,5 +1,7 @@
 //! Another server of the mirror API as a backend.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -112,7 +114,7 @@ fn exchange<T>(
             headers: vec![(CONTENT_TYPE, json)],
             body: Bytes::from(body),
         },
-        read: Box::new(read),
+        read: Arc::new(read),
     }
 }
 

@@ -407,7 +407,7 @@ fn exchange<T>(
 ) -> Exchange<T> {
     Exchange {
         request,
-        read: Box::new(read),
+        read: Arc::new(read),
     }
 }
 
