@@ -1,20 +1,23 @@
 //! Another server of the mirror API as a backend.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use super::samples::Samples;
 use super::{
-    Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series, busy,
-    garbage,
+    Adapter, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series, busy, garbage,
 };
 use crate::aggregate::roll_up;
 use crate::model::{
     Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
-    MetricQuery, Millis, Points, Step, TimeRange,
+    MetricQuery, Millis, Points, Statistic, Step, TimeRange,
 };
 use crate::wire::request;
-use crate::wire::response::{self, Rows};
+use crate::wire::response;
+use crate::wire::telemetry::{Telemetry, read_metric};
 
 /// The header in which a mirror proves itself.
 pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-mirror-api-key");
@@ -50,13 +53,8 @@ impl Adapter for Mirror {
             checks: self.checks(),
             limit: self.page,
         };
-        let nothing = Read {
-            rows: Vec::new(),
-            received: 0,
-            pages: 0,
-        };
         let start = fetch.range.start();
-        let exchange = pages.exchange(start, nothing);
+        let exchange = pages.exchange(start, Read::default());
         Ok(vec![Part { start, exchange }])
     }
 
@@ -116,7 +114,7 @@ fn exchange<T>(
             headers: vec![(CONTENT_TYPE, json)],
             body: Bytes::from(body),
         },
-        read: Box::new(read),
+        read: Arc::new(read),
     }
 }
 
@@ -175,15 +173,51 @@ struct Pages {
     limit: u32,
 }
 
-/// A row as it came: value, start and, of buckets, end.
-type Row = (Millis, Option<Millis>, f64);
-
 /// What the pages so far held.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Read {
-    rows: Vec<Row>,
+    times: Vec<Millis>,
+    /// Of buckets.
+    ends: Vec<Millis>,
+    values: Vec<f64>,
     received: u64,
     pages: u32,
+}
+
+impl Read {
+    /// Adds a page that was asked for from `start` on, inclusive: what was there at that time
+    /// comes again.
+    fn add(&mut self, start: Millis, page: Telemetry) {
+        self.received += page.times.len() as u64;
+        self.pages += 1;
+        let mut keep = self.times.iter().map(|t| *t < start);
+        let mut kept = || keep.next().unwrap_or(false);
+        self.values.retain(|_| kept());
+        let mut keep = self.times.iter().map(|t| *t < start);
+        let mut kept = || keep.next().unwrap_or(false);
+        self.ends.retain(|_| kept());
+        self.times.retain(|t| *t < start);
+        append(&mut self.times, page.times);
+        append(&mut self.ends, page.ends.unwrap_or_default());
+        append(&mut self.values, page.values);
+    }
+
+    fn buckets(&self) -> impl Iterator<Item = Bucket> {
+        let rows = self.times.iter().zip(&self.ends).zip(&self.values);
+        rows.map(|((start, end), value)| Bucket {
+            value: *value,
+            range: TimeRange::clamped(*start, *end),
+        })
+    }
+}
+
+/// `more` after `all`, without a copy where that is empty.
+fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.append(&mut more);
+    }
 }
 
 impl Pages {
@@ -211,85 +245,71 @@ impl Pages {
         mut read: Read,
     ) -> Result<Next<Series>, Error> {
         let telemetry =
-            response::read_metric(&response.body).map_err(|e| garbage(response, &e.to_string()))?;
-        let rows: Vec<Row> = match (telemetry.rows, self.fetch.layout) {
-            (Rows::Raw(points), Layout::Raw) => {
-                points.into_iter().map(|(t, v)| (t, None, v)).collect()
-            }
-            (Rows::Buckets(buckets), Layout::Buckets { .. }) => buckets
-                .into_iter()
-                .map(|b| (b.range.start(), Some(b.range.end()), b.value))
-                .collect(),
-            (Rows::Raw(_), _) => {
-                return Err(garbage(response, "raw points, buckets were asked for"));
-            }
-            (Rows::Buckets(_), _) => {
-                return Err(garbage(response, "buckets, raw points were asked for"));
-            }
+            read_metric(&response.body).map_err(|e| garbage(response, &e.to_string()))?;
+        let wrong = match (&telemetry.ends, self.fetch.layout) {
+            (None, Layout::Raw) | (Some(_), Layout::Buckets { .. }) => None,
+            (None, _) => Some("raw points, buckets were asked for"),
+            (Some(_), _) => Some("buckets, raw points were asked for"),
         };
-        let count = rows.len();
-        let last = rows.iter().map(|r| r.0).max();
-        // The next page starts at the last point's time, inclusive, so that time comes again.
-        read.rows.retain(|r| r.0 < start);
-        read.rows.extend(rows);
-        read.received += count as u64;
-        read.pages += 1;
+        if let Some(wrong) = wrong {
+            return Err(garbage(response, wrong));
+        }
+        let (last, partial) = (telemetry.times.iter().copied().max(), telemetry.partial);
+        read.add(start, telemetry);
         match last {
-            Some(last) if telemetry.partial && last > start && read.pages < MAX_PAGES => {
+            Some(last) if partial && last > start && read.pages < MAX_PAGES => {
                 Ok(Next::More(self.exchange(last, read)))
             }
             // A mirror that says "partial" and gives nothing new cannot be read further.
-            _ => Ok(Next::Done(self.series(read, !telemetry.partial))),
+            _ => Ok(Next::Done(self.series(read, !partial))),
         }
     }
 
     fn series(&self, read: Read, complete: bool) -> Series {
-        let mut dropped = Dropped::default();
-        let mut rows = Vec::with_capacity(read.rows.len());
-        for (start, end, value) in read.rows {
-            let inside = match end {
-                None => self.fetch.range.holds(start),
-                Some(end) => TimeRange::clamped(start, end)
-                    .intersection(&self.fetch.range)
-                    .is_some(),
-            };
-            if !inside {
-                dropped.outside_range += 1;
-            } else if let Some(value) = dropped.admit(value, self.fetch.nan) {
-                rows.push((start, end, value));
-            }
-        }
         let mut series = Series {
             complete,
             received: read.received,
-            dropped,
             ..Series::default()
         };
-        match self.fetch.layout {
-            Layout::Raw => {
-                let pairs = rows.into_iter().map(|(t, _, v)| (t, v)).collect();
-                series.points = Points::from_unsorted(pairs);
+        let range = match self.fetch.layout {
+            Layout::Raw => self.fetch.range,
+            Layout::Buckets { size, .. } if read.buckets().all(|b| on_grid(&b, size)) => {
+                self.fetch.range.aligned(size)
             }
             Layout::Buckets { statistic, size } => {
-                let mut buckets: Vec<Bucket> = rows
-                    .into_iter()
-                    .map(|(start, end, value)| Bucket {
-                        value,
-                        range: TimeRange::clamped(start, end.unwrap_or(start)),
-                    })
-                    .collect();
-                buckets.sort_by_key(|b| b.range.start());
-                if buckets.iter().all(|b| on_grid(b, size)) {
-                    let pairs = buckets.iter().map(|b| (b.range.start(), b.value)).collect();
-                    series.points = Points::from_unsorted(pairs);
-                } else if let Some(points) = roll_up(&buckets, statistic, size) {
-                    series.points = points;
-                } else {
-                    series.off_grid = Some(buckets);
-                }
+                self.fit(&read, statistic, size, &mut series);
+                return series;
+            }
+        };
+        let mut samples = Samples::new(read.times, read.values);
+        samples.sort();
+        let inside = samples.times().iter().filter(|t| range.holds(**t)).count();
+        series.dropped.outside_range = (samples.len() - inside) as u64;
+        series.points = samples.points(&range, self.fetch.nan, &mut series.dropped);
+        series
+    }
+
+    /// Puts buckets that do not all lie on the grid of `size` into `series`: rolled up to it where
+    /// that is exact, or as they came.
+    fn fit(&self, read: &Read, statistic: Statistic, size: Step, series: &mut Series) {
+        let dropped = &mut series.dropped;
+        let mut buckets = Vec::with_capacity(read.times.len());
+        for bucket in read.buckets() {
+            if bucket.range.intersection(&self.fetch.range).is_none() {
+                dropped.outside_range += 1;
+            } else if let Some(value) = dropped.admit(bucket.value, self.fetch.nan) {
+                buckets.push(Bucket { value, ..bucket });
             }
         }
-        series
+        buckets.sort_by_key(|b| b.range.start());
+        if buckets.iter().all(|b| on_grid(b, size)) {
+            let pairs = buckets.iter().map(|b| (b.range.start(), b.value)).collect();
+            series.points = Points::from_unsorted(pairs);
+        } else if let Some(points) = roll_up(&buckets, statistic, size) {
+            series.points = points;
+        } else {
+            series.off_grid = Some(buckets);
+        }
     }
 }
 

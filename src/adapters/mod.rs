@@ -3,7 +3,9 @@
 
 pub mod mirror;
 pub mod prometheus;
+mod samples;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -163,8 +165,8 @@ pub struct Exchange<T> {
     pub read: Read<T>,
 }
 
-/// How a response is read.
-pub type Read<T> = Box<dyn Fn(&Response) -> Result<Next<T>, Error> + Send + Sync>;
+/// How a response is read. It is shared with the thread that reads a large one.
+pub type Read<T> = Arc<dyn Fn(&Response) -> Result<Next<T>, Error> + Send + Sync>;
 
 /// What follows from a response.
 pub enum Next<T> {

@@ -14,12 +14,13 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method};
 
+use super::samples::Samples;
 use super::{Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series};
 use crate::model::{
     Error, Field, FieldNamesQuery, FieldType, FieldValue, FieldValues, FieldValuesQuery, Kind,
     Layout, Millis, NanInterpretation, Points, Scope, Step, TimeRange,
 };
-use answer::{Matrix, SampleSeries};
+use answer::{Labels, Matrix, SampleSeries};
 use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
 
 /// Prometheus answers at most this many steps a series to a range query.
@@ -64,7 +65,7 @@ impl Prometheus {
         let (range, nan, single) = (fetch.range, fetch.nan, self.single_series);
         exchange(samples_of(selector, &range), move |response| {
             let matrix = Matrix::read(response)?;
-            finish(&matrix, &range, nan, single, |s| s.samples.clone()).map(Next::Done)
+            finish(matrix, &range, nan, single).map(Next::Done)
         })
     }
 
@@ -75,22 +76,26 @@ impl Prometheus {
         let before = TimeRange::clamped(range.start() - self.longest_lookback(), looked.start());
         let (single, longest) = (self.single_series, self.longest_lookback());
         let earlier = samples_of(selector, &before);
+        let of_rates = move |mut matrix: Matrix| {
+            for series in &mut matrix.series {
+                series.samples = rates(&series.samples, longest);
+            }
+            finish(matrix, &range, NanInterpretation::Omit, single).map(Next::Done)
+        };
         exchange(samples_of(selector, &looked), move |response| {
             let matrix = Matrix::read(response)?;
-            let rates = move |s: &SampleSeries| rates(&s.samples, longest);
             let first_in_range = |s: &SampleSeries| {
                 let first = s.samples.iter().find(|(_, v)| v.is_finite());
-                first.is_some_and(|(t, _)| range.holds(*t))
+                first.is_some_and(|(t, _)| range.holds(t))
             };
             if !matrix.series.iter().any(first_in_range) {
-                let done = finish(&matrix, &range, NanInterpretation::Omit, single, rates);
-                return done.map(Next::Done);
+                return of_rates(matrix);
             }
             // Some series has no sample shortly before the range: it begins there, or had a gap.
             Ok(Next::More(exchange(earlier.clone(), move |response| {
                 let mut all = Matrix::read(response)?;
                 all.append(&matrix);
-                finish(&all, &range, NanInterpretation::Omit, single, rates).map(Next::Done)
+                of_rates(all)
             })))
         })
     }
@@ -105,7 +110,7 @@ impl Prometheus {
                 let exchange = exchange(request, move |response| {
                     let matrix = Matrix::read(response)?;
                     on_grid(&matrix, interval, 0)?;
-                    finish(&matrix, &range, nan, single, |s| s.samples.clone()).map(Next::Done)
+                    finish(matrix, &range, nan, single).map(Next::Done)
                 });
                 let start = range.start();
                 Part { start, exchange }
@@ -209,18 +214,14 @@ impl Adapter for Prometheus {
 
 /// Per-second rates between consecutive samples at most `longest` apart. A value below the one
 /// before it is a counter that began anew at 0.
-fn rates(samples: &[(Millis, f64)], longest: Millis) -> Vec<(Millis, f64)> {
-    let valid: Vec<_> = samples
-        .iter()
-        .copied()
-        .filter(|(_, v)| v.is_finite())
-        .collect();
-    let pairs = valid.iter().zip(valid.iter().skip(1));
+fn rates(samples: &Samples, longest: Millis) -> Samples {
+    let valid = || samples.iter().filter(|(_, v)| v.is_finite());
+    let pairs = valid().zip(valid().skip(1));
     pairs
-        .filter(|((before, _), (t, _))| *t > *before && t - before <= longest)
+        .filter(|((before, _), (t, _))| t > before && t - before <= longest)
         .map(|((before, from), (t, to))| {
-            let increase = if to < from { *to } else { to - from };
-            (*t, increase / ((t - before) as f64 / 1000.0))
+            let increase = if to < from { to } else { to - from };
+            (t, increase / ((t - before) as f64 / 1000.0))
         })
         .collect()
 }
@@ -228,46 +229,38 @@ fn rates(samples: &[(Millis, f64)], longest: Millis) -> Vec<(Millis, f64)> {
 /// Checks that all samples lie on the grid of `step`, moved by `shift`: a server that moves start
 /// and end to where it likes answers another question.
 fn on_grid(matrix: &Matrix, step: Step, shift: Millis) -> Result<(), Error> {
-    let mut samples = matrix.series.iter().flat_map(|s| &s.samples);
-    if samples.all(|(t, _)| step.floor(t - shift) == t - shift) {
+    let mut times = matrix.series.iter().flat_map(|s| s.samples.times());
+    if times.all(|t| step.floor(t - shift) == t - shift) {
         return Ok(());
     }
     let message = "the upstream answered at times that were not asked for";
     Err(Error::new(Kind::UpstreamFailed, message))
 }
 
-/// The points of `range` that `points` makes of each series, in one column.
+/// The samples of all series that lie in `range`, in one column.
 fn finish(
-    matrix: &Matrix,
+    matrix: Matrix,
     range: &TimeRange,
     nan: NanInterpretation,
     single: bool,
-    points: impl Fn(&SampleSeries) -> Vec<(Millis, f64)>,
 ) -> Result<Series, Error> {
     let mut dropped = Dropped {
         histogram: matrix.histograms,
         ..Dropped::default()
     };
-    let mut pairs = Vec::with_capacity(matrix.received as usize);
-    let mut present: Vec<&SampleSeries> = Vec::new();
-    for series in &matrix.series {
-        let before = pairs.len();
-        for (t, value) in points(series) {
-            if range.holds(t)
-                && let Some(value) = dropped.admit(value, nan)
-            {
-                pairs.push((t, value));
-            }
-        }
-        if pairs.len() > before {
-            present.push(series);
+    let mut present = Vec::new();
+    for SampleSeries { labels, samples } in matrix.series {
+        let points = samples.points(range, nan, &mut dropped);
+        if !points.is_empty() {
+            present.push((labels, points));
         }
     }
     if single && present.len() > 1 {
-        return Err(several(&present));
+        let labels: Vec<_> = present.iter().map(|(labels, _)| labels).collect();
+        return Err(several(&labels));
     }
     Ok(Series {
-        points: Points::from_unsorted(pairs),
+        points: Points::merged(present.into_iter().map(|(_, points)| points).collect()),
         off_grid: None,
         complete: matrix.complete,
         received: matrix.received,
@@ -276,13 +269,13 @@ fn finish(
 }
 
 /// The error for a selector that matches several series where one is allowed.
-fn several(series: &[&SampleSeries]) -> Error {
+fn several(series: &[&Labels]) -> Error {
     let labels: std::collections::BTreeSet<&str> = series
         .iter()
-        .flat_map(|s| s.labels.keys().map(String::as_str))
+        .flat_map(|s| s.keys().map(String::as_str))
         .collect();
     let differs = |label: &&str| {
-        let mut values = series.iter().map(|s| s.labels.get(*label));
+        let mut values = series.iter().map(|s| s.get(*label));
         let first = values.next().flatten();
         values.any(|v| v != first)
     };
@@ -414,7 +407,7 @@ fn exchange<T>(
 ) -> Exchange<T> {
     Exchange {
         request,
-        read: Box::new(read),
+        read: Arc::new(read),
     }
 }
 

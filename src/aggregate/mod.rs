@@ -1,6 +1,8 @@
 //! Aggregation: points into buckets. Pure arithmetic.
 
-use crate::model::{Bucket, Points, Statistic, Step, TimeRange};
+mod reduce;
+
+use crate::model::{Bucket, Millis, Points, Statistic, Step, TimeRange};
 
 /// One value for each bucket of `size` that lies in `range` and holds a point of `points`; a
 /// bucket's point has the time of the bucket's start. `range` is taken to the bucket grid.
@@ -11,19 +13,91 @@ pub fn aggregate(points: &Points, statistic: Statistic, size: Step, range: &Time
     let within = points.within(&range.aligned(size));
     let times = points.times().get(within.clone()).unwrap_or_default();
     let values = points.values().get(within).unwrap_or_default();
-    let mut buckets = Points::new();
     let mut scratch = Vec::new();
-    let mut at = 0;
-    while let Some(&first) = times.get(at) {
-        let start = size.floor(first);
-        let end = start + size.millis();
-        let rest = times.get(at..).unwrap_or_default();
-        let len = rest.partition_point(|&t| t < end);
-        let bucket = values.get(at..at + len).unwrap_or_default();
-        buckets.push(start, reduce(bucket, statistic, &mut scratch));
-        at += len;
+    // A loop of its own for each statistic.
+    match statistic {
+        Statistic::Count => each_bucket(times, values, size, |bucket| bucket.len() as f64),
+        Statistic::Sum => each_bucket(times, values, size, reduce::sum),
+        Statistic::Mean => each_bucket(times, values, size, reduce::mean),
+        Statistic::Min => each_bucket(times, values, size, reduce::min),
+        Statistic::Max => each_bucket(times, values, size, reduce::max),
+        Statistic::P25
+        | Statistic::P50
+        | Statistic::P75
+        | Statistic::P90
+        | Statistic::P95
+        | Statistic::P98
+        | Statistic::P99 => {
+            let q = statistic.quantile().unwrap_or(0.5);
+            each_bucket(times, values, size, |bucket| {
+                reduce::quantile(bucket, q, &mut scratch)
+            })
+        }
+    }
+}
+
+/// What `reduce` makes of the values of each bucket of `size`.
+fn each_bucket(
+    mut times: &[Millis],
+    mut values: &[f64],
+    size: Step,
+    mut reduce: impl FnMut(&[f64]) -> f64,
+) -> Points {
+    let millis = size.millis();
+    let (first, last) = (times.first().copied(), times.last().copied());
+    let span = TimeRange::clamped(first.unwrap_or(0), last.map_or(0, |t| t + 1));
+    let most = usize::try_from(size.cells_in(&span)).unwrap_or(usize::MAX);
+    let mut buckets = Points::with_capacity(most.min(times.len()));
+    let (mut start, mut len) = (size.floor(span.start()), 1);
+    while let Some(&next) = times.first() {
+        // The next bucket is as a rule the one beside the last: no division then.
+        if next >= start + millis {
+            start = size.floor(next);
+        }
+        len = leading(times, start + millis, len);
+        let (Some((bucket, rest)), Some(later)) = (values.split_at_checked(len), times.get(len..))
+        else {
+            break;
+        };
+        buckets.push(start, reduce(bucket));
+        (times, values, start) = (later, rest, start + millis);
     }
     buckets
+}
+
+/// How many of `times`, of which there are some, come before `end`. `likely` is tried first; from
+/// there on the cost grows with the logarithm of the number.
+fn leading(times: &[Millis], end: Millis, likely: usize) -> usize {
+    let before = |at: usize| times.get(at).is_some_and(|&t| t < end);
+    if before(likely.wrapping_sub(1)) && !before(likely) {
+        return likely;
+    }
+    let mut bound = 1;
+    while before(bound) {
+        bound *= 2;
+    }
+    let from = bound / 2;
+    let between = times.get(from..bound.min(times.len())).unwrap_or_default();
+    from + between.partition_point(|&t| t < end)
+}
+
+/// `range`, taken to the grid of `size`, in at most `parts` parts of about equal length, each a
+/// whole number of buckets: what [`aggregate`] makes of each, one after the other, is what it
+/// makes of the whole.
+pub fn split(range: &TimeRange, size: Step, parts: u32) -> Vec<TimeRange> {
+    let aligned = range.aligned(size);
+    let buckets = aligned.millis() / size.millis();
+    let parts = Millis::from(parts.max(1)).min(buckets);
+    let mut start = aligned.start();
+    (0..parts)
+        .map(|part| {
+            let longer = Millis::from(part < buckets % parts);
+            let end = start + (buckets / parts + longer) * size.millis();
+            let range = TimeRange::clamped(start, end);
+            start = end;
+            range
+        })
+        .collect()
 }
 
 /// Larger buckets out of the smaller ones they consist of, where that is exact: `None` for
@@ -47,74 +121,9 @@ pub fn roll_up(buckets: &[Bucket], statistic: Statistic, size: Step) -> Option<P
     ))
 }
 
-/// `values` reduced to one; NaN if there are none. `scratch` is reused from call to call.
-fn reduce(values: &[f64], statistic: Statistic, scratch: &mut Vec<f64>) -> f64 {
-    match statistic {
-        Statistic::Count => values.len() as f64,
-        Statistic::Sum => sum(values),
-        Statistic::Mean => mean(values),
-        Statistic::Min => values.iter().copied().fold(f64::NAN, f64::min),
-        Statistic::Max => values.iter().copied().fold(f64::NAN, f64::max),
-        Statistic::P25
-        | Statistic::P50
-        | Statistic::P75
-        | Statistic::P90
-        | Statistic::P95
-        | Statistic::P98
-        | Statistic::P99 => {
-            scratch.clear();
-            scratch.extend_from_slice(values);
-            quantile(scratch, statistic.quantile().unwrap_or(0.5))
-        }
-    }
-}
-
-/// Sum with Neumaier's compensation (A. Neumaier, ZAMM 54, 1974), in the order given, so that it
-/// is exact to the last bit or nearly so and does not depend on where points were cut.
-fn sum(values: &[f64]) -> f64 {
-    let (mut sum, mut lost) = (0.0f64, 0.0f64);
-    for &value in values {
-        let next = sum + value;
-        lost += if sum.abs() >= value.abs() {
-            (sum - next) + value
-        } else {
-            (value - next) + sum
-        };
-        sum = next;
-    }
-    if sum.is_finite() { sum + lost } else { sum }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    let count = values.len() as f64;
-    let total = sum(values);
-    if total.is_finite() {
-        total / count
-    } else {
-        // The sum overflows where the mean does not.
-        let parts: Vec<f64> = values.iter().map(|v| v / count).collect();
-        sum(&parts)
-    }
-}
-
-/// The quantile `q` in `0..=1` by linear interpolation between closest ranks: definition R-7 of
-/// Hyndman and Fan (1996), which numpy and PromQL's `quantile` use, in PromQL's arithmetic.
-/// Reorders `values`.
-fn quantile(values: &mut [f64], q: f64) -> f64 {
-    let Some(last) = values.len().checked_sub(1) else {
-        return f64::NAN;
-    };
-    let rank = q * last as f64;
-    let lower = rank.floor() as usize;
-    let weight = rank - rank.floor();
-    let (_, low, above) = values.select_nth_unstable_by(lower.min(last), f64::total_cmp);
-    let low = *low;
-    let high = above.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
-    low * (1.0 - weight) + high * weight
-}
-
 #[cfg(test)]
 mod tests {
+    use super::reduce::sum;
     use super::*;
     use proptest::prelude::*;
 
@@ -244,6 +253,38 @@ mod tests {
                 for bucket in aggregate(&p, statistic, step(size), &range).iter() {
                     prop_assert!(whole.contains(&bucket));
                 }
+            }
+        }
+
+        #[test]
+        fn the_parts_of_a_range_make_the_buckets_of_the_whole(
+            pairs in prop::collection::vec((0i64..500, -1e6f64..1e6), 0..120),
+            size in 1i64..90, start in 0i64..500, len in 0i64..500, parts in 0u32..12,
+        ) {
+            let (p, size) = (points(&pairs), step(size));
+            let range = TimeRange::new(start, start + len).unwrap();
+            let parts_of = split(&range, size, parts);
+            prop_assert!(parts_of.len() <= parts.max(1) as usize);
+            let cells: Vec<u64> = parts_of.iter().map(|p| size.cells_in(p)).collect();
+            if let (Some(least), Some(most)) = (cells.iter().min(), cells.iter().max()) {
+                prop_assert!(*least >= 1 && most - least <= 1);
+            }
+            prop_assert_eq!(cells.iter().sum::<u64>(), size.cells_in(&range));
+            for statistic in Statistic::ALL {
+                let whole = aggregate(&p, statistic, size, &range);
+                let pieces = parts_of.iter().map(|part| aggregate(&p, statistic, size, part));
+                let joined: Vec<_> = pieces.flat_map(|p| p.iter().collect::<Vec<_>>()).collect();
+                prop_assert_eq!(joined, whole.iter().collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn the_end_of_a_bucket_is_found_whatever_was_likely(
+            mut times in prop::collection::vec(0i64..50, 1..80), likely in 0usize..100,
+        ) {
+            times.sort_unstable();
+            for end in times[0] + 1..52 {
+                prop_assert_eq!(leading(&times, end, likely), times.partition_point(|&t| t < end));
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::model::{
 };
 use crate::upstream::Http;
 use crate::wire::request::{method, method_name, method_names, write_metric};
-use crate::wire::response::{Rows, read_metric};
+use crate::wire::telemetry::read_metric;
 
 /// Buckets that a chart is asked for where no size is given.
 const CHART_BUCKETS: i64 = 240;
@@ -214,24 +214,14 @@ impl Query {
             return Ok(());
         }
         let telemetry = read_metric(&answer.body).map_err(|e| e.to_string())?;
-        let rows: Vec<Row> = match telemetry.rows {
-            Rows::Raw(points) => points
-                .into_iter()
-                .map(|(start, value)| Row {
-                    start,
-                    end: None,
-                    value,
-                })
-                .collect(),
-            Rows::Buckets(buckets) => buckets
-                .into_iter()
-                .map(|b| Row {
-                    start: b.range.start(),
-                    end: Some(b.range.end()),
-                    value: b.value,
-                })
-                .collect(),
+        let ends: Vec<Option<Millis>> = match telemetry.ends {
+            Some(ends) => ends.into_iter().map(Some).collect(),
+            None => vec![None; telemetry.times.len()],
         };
+        let rows = telemetry.times.into_iter().zip(ends).zip(telemetry.values);
+        let rows: Vec<Row> = rows
+            .map(|((start, end), value)| Row { start, end, value })
+            .collect();
         if self.table {
             say(&view::table(&rows));
         } else {

@@ -7,7 +7,7 @@ use super::{POINTS_MAX, answer, query};
 use crate::aggregate::aggregate;
 use crate::model::{Error, Kind, Millis, Points, Statistic, Step, TimeRange};
 use crate::wire::request;
-use crate::wire::response::{self, Rows};
+use crate::wire::{response, telemetry};
 
 /// A Wednesday at noon, UTC.
 const NOW: Millis = 1_750_248_000_000;
@@ -35,12 +35,9 @@ fn with(mut query: Value, key: &str, value: Value) -> Value {
 
 /// The points of an answer (of buckets, their starts) and whether it is partial.
 fn points(query: &Value, now: Millis) -> (Vec<(Millis, f64)>, bool) {
-    let telemetry = response::read_metric(&ask("/api/metric", query, now).unwrap()).unwrap();
-    let rows = match telemetry.rows {
-        Rows::Raw(rows) => rows,
-        Rows::Buckets(rows) => rows.iter().map(|b| (b.range.start(), b.value)).collect(),
-    };
-    (rows, telemetry.partial)
+    let telemetry = telemetry::read_metric(&ask("/api/metric", query, now).unwrap()).unwrap();
+    let points = telemetry.times.into_iter().zip(telemetry.values);
+    (points.collect(), telemetry.partial)
 }
 
 /// How many points the series that meet `conditions` have in an hour.
@@ -253,13 +250,10 @@ fn paging_reaches_every_point_whatever_cut_the_answer_short() {
         let body = json!({ "connectionDetails": {}, "query": q }).to_string();
         let request = request::read_metric(body.as_bytes()).unwrap();
         let body = query::metric(&request.query, NOW, 500).unwrap();
-        match response::read_metric(&body).unwrap() {
-            response::Telemetry {
-                rows: Rows::Raw(rows),
-                partial,
-            } => (rows, partial),
-            other => panic!("{other:?}"),
-        }
+        let answer = telemetry::read_metric(&body).unwrap();
+        assert_eq!(answer.ends, None);
+        let points = answer.times.into_iter().zip(answer.values);
+        (points.collect(), answer.partial)
     };
     assert!(capped(&query).1);
     assert_eq!(page(&query, capped), all);

@@ -40,20 +40,29 @@ impl Points {
         points
     }
 
-    /// Points out of their columns. What is not in order, not finite, or beyond the shorter
-    /// column is left out.
+    /// Takes over columns, as many values as times. Points that are earlier than one before them,
+    /// or not finite, are left out.
     pub fn from_columns(times: Vec<Millis>, values: Vec<f64>) -> Self {
-        let sound = times.len() == values.len()
+        let whole = times.len() == values.len()
             && times.is_sorted()
             && values.iter().all(|v| v.is_finite());
-        if sound {
+        if whole {
             return Self { times, values };
         }
-        let mut points = Self::new();
+        let mut points = Self::with_capacity(times.len());
         for (t, v) in times.into_iter().zip(values) {
             points.push(t, v);
         }
         points
+    }
+
+    /// The points of all of `parts` in order of time, those of one time in the order of the parts.
+    pub fn merged(mut parts: Vec<Self>) -> Self {
+        if parts.len() < 2 {
+            return parts.pop().unwrap_or_default();
+        }
+        // A stable sort of what is sorted in parts is a merge.
+        Self::from_unsorted(parts.iter().flat_map(Self::iter).collect())
     }
 
     /// Appends a point. One that is earlier than the last, or not finite, is left out.
@@ -131,4 +140,39 @@ pub struct Bucket {
     pub value: f64,
     /// What the value covers.
     pub range: TimeRange,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_taken_over_without_what_points_may_not_hold() {
+        for (times, values) in [
+            (vec![1, 2, 2], vec![0.5, 1.5, 2.5]),
+            (vec![1, 3, 2, 3, 4], vec![0.5, 1.0, 7.0, f64::NAN, 2.0]),
+            (vec![1, 2], vec![0.5]),
+            (vec![], vec![]),
+        ] {
+            let mut expected = Points::new();
+            for (t, v) in times.iter().zip(&values) {
+                expected.push(*t, *v);
+            }
+            assert_eq!(Points::from_columns(times, values), expected);
+        }
+    }
+
+    #[test]
+    fn parts_are_merged_by_time_and_then_in_their_order() {
+        let part = |pairs: &[(Millis, f64)]| Points::from_unsorted(pairs.to_vec());
+        let (a, b) = (
+            part(&[(1, 5.0), (4, 6.0)]),
+            part(&[(1, 1.0), (3, 2.0), (4, 3.0)]),
+        );
+        let merged = Points::merged(vec![a.clone(), Points::new(), b]);
+        let expected = [(1, 5.0), (1, 1.0), (3, 2.0), (4, 6.0), (4, 3.0)];
+        assert_eq!(merged.iter().collect::<Vec<_>>(), expected);
+        assert_eq!(Points::merged(vec![a.clone()]), a);
+        assert_eq!(Points::merged(Vec::new()), Points::new());
+    }
 }

@@ -25,6 +25,8 @@ enum Does {
     Refuse,
     Status(u16, &'static [(&'static str, &'static str)]),
     Never,
+    /// A body of so many bytes.
+    Body(usize),
 }
 
 /// Hosts in memory.
@@ -68,7 +70,12 @@ impl Transport for Hosts {
                 }
             }
             let _running = Running(&self.running);
+            let mut body = Bytes::from_static(b"{\"status\":\"OK\"}");
             let (status, headers): (_, &[(&str, &str)]) = match does {
+                Does::Body(length) => {
+                    body = vec![b' '; length].into();
+                    (200, &[])
+                }
                 Does::Refuse => return Err(Error::new(Kind::UpstreamUnreachable, "refused")),
                 Does::Never => std::future::pending().await,
                 Does::Answer(after) => {
@@ -83,7 +90,7 @@ impl Transport for Hosts {
             Ok(Response {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: headers.iter().map(header).collect::<HeaderMap>(),
-                body: Bytes::from_static(b"{\"status\":\"OK\"}"),
+                body,
             })
         })
     }
@@ -153,7 +160,7 @@ fn exchange() -> Exchange<()> {
             headers: Vec::new(),
             body: Bytes::new(),
         },
-        read: Box::new(|response: &Response| match response.status.as_u16() {
+        read: Arc::new(|response: &Response| match response.status.as_u16() {
             200 => Ok(Next::Done(())),
             429 => {
                 let wait = response
@@ -342,4 +349,49 @@ async fn an_address_that_fails_is_left_alone_and_tried_again_by_us() {
     // Who watches goes with the upstream.
     drop(upstream);
     watching.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_body_is_read_off_the_threads_of_the_runtime() {
+    let hosts = Arc::new(Hosts::default());
+    let upstream = upstream(&hosts, &["a"], Limits::for_tests());
+    let here = std::thread::current().id();
+    let elsewhere = |length| {
+        hosts.set("a", Does::Body(length));
+        let mut exchange = exchange();
+        let seen = Arc::new(Mutex::new(None));
+        let sees = seen.clone();
+        exchange.read = Arc::new(move |response| {
+            let thread = std::thread::current().id();
+            *sees.lock().unwrap() = Some((response.body.len(), thread != here));
+            Ok(Next::Done(()))
+        });
+        let access = &upstream.access;
+        async move {
+            access.run(exchange, &errand()).await.unwrap();
+            let seen = *seen.lock().unwrap();
+            seen.unwrap()
+        }
+    };
+    assert_eq!(elsewhere(1000).await, (1000, false));
+    assert_eq!(elsewhere(1 << 20).await, (1 << 20, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_a_large_body_is_read_is_an_error() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Body(1 << 20));
+    let limits = Limits {
+        max_concurrency: 1,
+        breaker_failures: 1,
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a"], limits);
+    let mut broken = exchange();
+    broken.read = Arc::new(|_| panic!("it breaks"));
+    let ended = upstream.access.run(broken, &errand()).await;
+    assert_eq!(ended.map(|_| ()).unwrap_err().kind, Kind::Internal);
+    // Its place is free again, and it is not the upstream's failure.
+    call(&upstream).await.unwrap();
+    assert_eq!(hosts.counts(), [times("a", 2)]);
 }

@@ -8,3 +8,4 @@ pub mod json;
 pub mod number;
 pub mod request;
 pub mod response;
+pub mod telemetry;

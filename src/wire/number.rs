@@ -55,6 +55,19 @@ pub fn read_time(text: &[u8]) -> Option<Millis> {
     Some(if negative { -time } else { time })
 }
 
+/// The whole number nearest to `number`, away from 0 where two are; `None` beyond `±9e15`, where
+/// doubles are no longer exact, and for NaN.
+pub fn whole(number: f64) -> Option<i64> {
+    if number.abs() < 9.0e15 {
+        // `f64::round` is a call where the processor has no instruction for it.
+        let whole = number as i64;
+        let rest = number - whole as f64;
+        Some(whole + i64::from(rest >= 0.5) - i64::from(rest <= -0.5))
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +119,23 @@ mod tests {
         ] {
             assert_eq!(text(value), serde_json::to_string(&value).unwrap());
         }
+    }
+
+    proptest! {
+        #[test]
+        fn whole_numbers_are_rounded_as_the_standard_rounds(
+            number in prop_oneof![-1e17f64..1e17, -1e4f64..1e4, any::<i32>().prop_map(|n| f64::from(n) / 2.0)]
+        ) {
+            let expected = (number.abs() < 9.0e15).then(|| number.round() as i64);
+            prop_assert_eq!(whole(number), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_whole_numbers_is_none() {
+        for number in [f64::NAN, f64::INFINITY, -f64::INFINITY, 9.0e15, -9.0e15] {
+            assert_eq!(whole(number), None);
+        }
+        assert_eq!(whole(0.499_999_999_999_999_94), Some(0));
     }
 }

@@ -6,14 +6,19 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
+use crate::adapters::samples::Samples;
 use crate::adapters::{Response, busy, garbage};
 use crate::model::{Error, Kind, Millis};
+use crate::wire::number::whole;
+
+/// The labels of a series and their values.
+pub(super) type Labels = BTreeMap<String, String>;
 
 /// One series: its labels and its samples in order of time.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SampleSeries {
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) samples: Vec<(Millis, f64)>,
+    pub(super) labels: Labels,
+    pub(super) samples: Samples,
 }
 
 /// The series of an answer, in the order of their labels.
@@ -46,11 +51,9 @@ impl Matrix {
                 return Err(garbage(response, "a series without samples"));
             }
             let mut samples = raw.values.unwrap_or_default().0;
+            samples.sort();
             matrix.received += samples.len() as u64;
             matrix.histograms += raw.histograms.map_or(0, |h| h.len() as u64);
-            if !samples.is_sorted_by_key(|s| s.0) {
-                samples.sort_by_key(|s| s.0);
-            }
             matrix.series.push(SampleSeries {
                 labels: raw.metric,
                 samples,
@@ -69,9 +72,10 @@ impl Matrix {
             {
                 Ok(at) => {
                     if let Some(mine) = self.series.get_mut(at) {
-                        let end = mine.samples.last().map_or(Millis::MIN, |s| s.0);
-                        let new = series.samples.iter().filter(|s| s.0 > end);
-                        mine.samples.extend(new);
+                        let end = mine.samples.times().last().copied();
+                        let new = series.samples.iter();
+                        let new = new.filter(|(t, _)| end.is_none_or(|end| *t > end));
+                        new.for_each(|(t, value)| mine.samples.push(t, value));
                     }
                 }
                 Err(at) => self.series.insert(at, series.clone()),
@@ -203,29 +207,29 @@ struct Data {
 #[derive(Deserialize)]
 struct RawSeries {
     #[serde(default)]
-    metric: BTreeMap<String, String>,
-    values: Option<Samples>,
+    metric: Labels,
+    values: Option<Values>,
     histograms: Option<Vec<IgnoredAny>>,
 }
 
 /// The samples of a series: `[[seconds, "value"], …]`.
 #[derive(Default)]
-struct Samples(Vec<(Millis, f64)>);
+struct Values(Samples);
 
-impl<'de> Deserialize<'de> for Samples {
+impl<'de> Deserialize<'de> for Values {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct All;
         impl<'de> Visitor<'de> for All {
-            type Value = Samples;
+            type Value = Values;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an array of samples")
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Samples, A::Error> {
-                let mut samples = Vec::with_capacity(seq.size_hint().unwrap_or(64));
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Values, A::Error> {
+                let mut samples = Samples::default();
                 while let Some((seconds, value)) = seq.next_element::<(f64, Value)>()? {
-                    samples.push((millis(seconds).map_err(de::Error::custom)?, value.0));
+                    samples.push(millis(seconds).map_err(de::Error::custom)?, value.0);
                 }
-                Ok(Samples(samples))
+                Ok(Values(samples))
             }
         }
         deserializer.deserialize_seq(All)
@@ -233,12 +237,7 @@ impl<'de> Deserialize<'de> for Samples {
 }
 
 fn millis(seconds: f64) -> Result<Millis, String> {
-    let millis = (seconds * 1000.0).round();
-    if millis.abs() < 9.0e15 {
-        Ok(millis as Millis)
-    } else {
-        Err(format!("{seconds} is not a time in seconds"))
-    }
+    whole(seconds * 1000.0).ok_or_else(|| format!("{seconds} is not a time in seconds"))
 }
 
 /// A sample's value, which is a string that may say `NaN`, `+Inf` or `-Inf`.

@@ -220,7 +220,12 @@ impl Row {
             };
             let probe = matrix.take(PROBE);
             let found = probe
-                .and_then(|p| p.samples.first().map(|(_, count)| *count < with_edge - 0.5))
+                .and_then(|p| {
+                    p.samples
+                        .iter()
+                        .next()
+                        .map(|(_, count)| count < with_edge - 0.5)
+                })
                 .unwrap_or(left_open);
             if found != left_open {
                 if !may_turn {
@@ -237,8 +242,9 @@ impl Row {
     fn buckets(&self, mut matrix: Matrix) -> Result<Series, Error> {
         let from_label = self.steps.first - self.steps.range.start();
         on_grid(&matrix, self.size, from_label)?;
-        let samples = matrix.series.iter_mut().flat_map(|s| &mut s.samples);
-        samples.for_each(|(t, _)| *t -= from_label);
+        for series in &mut matrix.series {
+            series.samples.shift(-from_label);
+        }
         let several = self.single == Single::Percentile
             && matrix
                 .series
@@ -254,8 +260,6 @@ impl Row {
             return Err(Error::new(Kind::TooManyPoints, message));
         }
         let single = self.single == Single::Configured;
-        finish(&matrix, &self.steps.range, self.nan, single, |s| {
-            s.samples.clone()
-        })
+        finish(matrix, &self.steps.range, self.nan, single)
     }
 }

@@ -239,7 +239,8 @@ fn a_rate_counts_to_the_bucket_of_its_sample_by_either_convention() {
         });
         let samples: Vec<_> = samples.collect();
         let range = TimeRange::new(first, first + 10 * size).unwrap();
-        let expected = sums(&rates(&samples, 3_600_000), size, &range);
+        let rates = rates(&samples.iter().copied().collect(), 3_600_000);
+        let expected = sums(&rates.iter().collect::<Vec<_>>(), size, &range);
         for left_open in [false, true] {
             let fake = Fake {
                 samples: samples.clone(),
