@@ -193,7 +193,8 @@ pub fn classify(text: &str) -> Analysis {
     if tokens(text) > MOST_TOKENS {
         return Analysis::PassThrough(Reason::TooLong);
     }
-    let Ok(expr) = parser::parse(text) else {
+    // The parser panics at a duration that is too large, such as `offset 18446744073709551616`.
+    let Ok(Ok(expr)) = std::panic::catch_unwind(|| parser::parse(text)) else {
         return Analysis::PassThrough(Reason::NotUnderstood);
     };
     if !matches!(expr.value_type(), ValueType::Vector | ValueType::Scalar) {

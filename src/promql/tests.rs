@@ -63,6 +63,8 @@ fn what_may_be_kept_and_why_not() {
         // Text that only looks like what is looked for.
         ("up{a=\"@ end()\", b=\"offset -5m\"}", KEPT),
         ("start + end", KEPT),
+        // A duration is a number in Prometheus 3, and an offset ends before the sign.
+        ("up offset 5m - 10m", KEPT),
         ("up @ 1700000000", "at-modifier"),
         ("up @ 0", "at-modifier"),
         ("sum(rate(a_total[5m] @ 1700000000)) + up", "at-modifier"),
@@ -87,6 +89,14 @@ fn what_may_be_kept_and_why_not() {
             "label_replace(up offset -5m, \"a\", \"\", \"\", \"\")",
             "negative-offset",
         ),
+        ("up offset - 5m", "negative-offset"),
+        ("up OFFSET -5m", "negative-offset"),
+        ("up offset -1.5", "negative-offset"),
+        ("up offset -1h @ 0", "at-modifier"),
+        ("up offset (-5m)", "not-understood"),
+        ("up offset -(5m)", "not-understood"),
+        ("up @ START()", "depends-on-window"),
+        ("up @ -5", "at-modifier"),
         ("topk(scalar(k), up)", "varying-parameter"),
         ("quantile(time() / 1e10, up)", "varying-parameter"),
         ("rate({job=\"a\"}[5m])", "names-may-collide"),
@@ -122,6 +132,12 @@ fn what_may_be_kept_and_why_not() {
         ("up default 0", "not-understood"),
         ("rate(up[5m]) keep_metric_names", "not-understood"),
         ("up @ (end() - 5)", "not-understood"),
+        // Where the parser panics.
+        ("up offset 18446744073709551616", "not-understood"),
+        ("rate(up[1e300])", "not-understood"),
+        ("max_over_time(up[5m:1e300])", "not-understood"),
+        ("up @ 1e300", "at-modifier"),
+        ("up offset -1e300", "not-understood"),
         ("holt_winters(up[5m], 0.5, 0.5)", "not-understood"),
     ];
     let mut wrong = Vec::new();

@@ -190,7 +190,7 @@ proptest! {
     fn the_fast_way_and_the_slow_way_agree(
         seconds in 0i64..99_999_999_999,
         millis in prop::option::of(0i64..1000),
-        value in "[-+.0-9A-Za-z\\\\\"]{0,20}",
+        value in "[-+.0-9A-Za-z\\\\\"\\]]{0,20}",
     ) {
         let time = millis.map_or(format!("{seconds}"), |m| format!("{seconds}.{m:03}"));
         let text = format!("[{time},\"{value}\"]");
@@ -210,6 +210,8 @@ proptest! {
 
 #[test]
 fn digits_and_quotes_are_found_eight_at_a_time() {
+    assert_eq!(usual(b"[1700000000,\"1\"],"), Some((1_700_000_000_000, 16)));
+    assert_eq!(usual(br#"[1700000000,"\"],[1,2"]"#), None);
     assert_eq!(eight_digits(*b"12345678"), Some(12_345_678));
     assert_eq!(eight_digits(*b"00000009"), Some(9));
     assert_eq!(eight_digits(*b"99999999"), Some(99_999_999));
