@@ -16,7 +16,8 @@
 //! - [`config`]: a TOML file and the environment as values that cannot be wrong
 //! - [`model`]: time, points, selectors, queries, errors; what all others speak of
 //! - [`front`]: connections, admission, routes, the only map from errors to statuses
-//! - [`wire`]: the mirror API as bytes, both ways
+//! - [`wire`]: the mirror API and the Prometheus API as bytes, both ways
+//! - [`promql`]: what a cache must know of an expression
 //! - [`engine`]: plan, cache, fetch, answer
 //! - [`aggregate`]: points into buckets
 //! - [`upstream`]: everything between a fetch and a backend: limits, budgets, retries, breakers
@@ -34,6 +35,7 @@ pub mod demo;
 pub mod engine;
 pub mod front;
 pub mod model;
+pub mod promql;
 pub mod telemetry;
 pub mod upstream;
 pub mod wire;

@@ -15,6 +15,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("front", &["wire", "engine", "model", "telemetry", "clock"]),
     ("wire", &["model"]),
+    ("promql", &["model"]),
     (
         "engine",
         &[

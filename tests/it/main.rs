@@ -17,6 +17,7 @@ mod demo;
 mod faults;
 mod house;
 mod limits;
+mod promapi;
 mod prometheus;
 mod scripted;
 mod support;

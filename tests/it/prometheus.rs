@@ -59,7 +59,7 @@ struct Data {
 }
 
 /// A number that looks random, the same each time.
-fn noise(n: i64) -> i64 {
+pub(crate) fn noise(n: i64) -> i64 {
     let mut x = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x ^= x >> 29;
     x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -269,9 +269,9 @@ fn same(what: &str, got: &Samples, expected: &Samples) {
 }
 
 /// A store that runs until dropped.
-struct Store {
+pub(crate) struct Store {
     name: &'static str,
-    url: String,
+    pub(crate) url: String,
     child: Child,
     _folder: tempfile::TempDir,
 }
@@ -285,7 +285,7 @@ impl Drop for Store {
 }
 
 /// Whether `program` is there; if not, that is said, or a failure where it must be.
-fn installed(program: &str) -> bool {
+pub(crate) fn installed(program: &str) -> bool {
     let run = Command::new(program).arg("--version").output();
     if run.is_ok() {
         return true;
@@ -296,13 +296,13 @@ fn installed(program: &str) -> bool {
     false
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
 
 impl Store {
-    async fn start(
+    pub(crate) async fn start(
         name: &'static str,
         folder: tempfile::TempDir,
         args: &[String],

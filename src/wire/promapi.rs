@@ -1,0 +1,16 @@
+//! The Prometheus HTTP API as bytes: what is asked, and the answers to range queries as slices of
+//! the origin's own text, so that no number is ever written anew.
+//!
+//! Facts of the protocol are those of Prometheus 2.42, `web/api/v1/api.go`, and of its page
+//! "HTTP API".
+
+pub mod params;
+pub mod read;
+pub mod series;
+pub mod units;
+pub mod write;
+
+pub use params::{InstantQuery, Params, RangeQuery};
+pub use read::{Extras, Matrix, Unread, read_matrix};
+pub use series::{Metric, Series, Track, heap_bytes, merge, thin};
+pub use write::{error_type, write_error, write_matrix};

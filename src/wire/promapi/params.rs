@@ -1,0 +1,343 @@
+//! What a request asks for.
+
+use std::time::Duration;
+
+use percent_encoding::percent_decode;
+use url::form_urlencoded;
+
+use super::units::{read_duration, read_time, to_duration, to_millis, write_step, write_time};
+use crate::model::{Error, Millis, Step};
+
+/// Most points a series that Prometheus answers with, less one.
+pub const MOST_STEPS: i128 = 11_000;
+
+/// The parameters of a request, those of the form before those of the URL.
+///
+/// They are read as Go's `Request.FormValue` does: of several values of one name the first
+/// counts, and a pair that holds a semicolon or a broken escape is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Params(Vec<(String, String)>);
+
+impl Params {
+    /// The parameters of the query string `url` and of `form`, the body of a POST whose type is
+    /// `application/x-www-form-urlencoded`.
+    pub fn read(url: Option<&str>, form: Option<&[u8]>) -> Self {
+        let texts = [form, url.map(str::as_bytes)];
+        let pairs = texts
+            .into_iter()
+            .flatten()
+            .flat_map(|text| text.split(|b| *b == b'&'));
+        Self(pairs.filter_map(pair).collect())
+    }
+
+    /// The first value of `name`; empty where there is none.
+    pub fn get(&self, name: &str) -> &str {
+        let found = self.0.iter().find(|(n, _)| n == name);
+        found.map_or("", |(_, value)| value)
+    }
+
+    /// All pairs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(n, v)| (n.as_str(), v.as_str()))
+    }
+
+    fn without(&self, known: &[&str]) -> Vec<(String, String)> {
+        let other = self.0.iter().filter(|(n, _)| !known.contains(&n.as_str()));
+        other.cloned().collect()
+    }
+
+    fn time(&self, name: &str) -> Result<i128, Error> {
+        read_time(self.get(name)).map_err(|e| invalid(name, &e))
+    }
+
+    fn timeout(&self) -> Result<Option<Duration>, Error> {
+        match self.get("timeout") {
+            "" => Ok(None),
+            text => {
+                let read = read_duration(text).map_err(|e| invalid("timeout", &e))?;
+                Ok(Some(to_duration(read)))
+            }
+        }
+    }
+
+    fn carried(&self) -> Carried {
+        Carried {
+            limit: self.get("limit").to_owned(),
+            stats: self.get("stats").to_owned(),
+            lookback_delta: self.get("lookback_delta").to_owned(),
+        }
+    }
+}
+
+/// Parameters that the origin reads, as they were written; empty where absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Carried {
+    /// Most series to answer with; empty and `0` say all. Which series are left then depends on
+    /// the window.
+    pub limit: String,
+    /// Whether the origin is to add figures about the query; anything but empty says yes.
+    pub stats: String,
+    /// How far back a sample counts; it changes the values. Prometheus 2.42 does not know it yet.
+    pub lookback_delta: String,
+}
+
+/// What a range query asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeQuery {
+    /// The expression, as it was written.
+    pub query: String,
+    /// The first evaluation time.
+    pub start: Millis,
+    /// No evaluation time lies after this one; not before `start`.
+    pub end: Millis,
+    /// The distance between evaluation times.
+    pub step: Step,
+    /// How long the evaluation may take.
+    pub timeout: Option<Duration>,
+    /// Further parameters of the API.
+    pub carried: Carried,
+    /// Parameters that are not part of Prometheus' API, such as `dedup`, in order. They may
+    /// change the answer.
+    pub other: Vec<(String, String)>,
+}
+
+impl RangeQuery {
+    /// What `params` ask. Errors are said in the words of Prometheus, in the order in which it
+    /// looks. It knows steps below a millisecond, which it then cannot divide by; here they are
+    /// not positive.
+    pub fn read(params: &Params) -> Result<Self, Error> {
+        let start = params.time("start")?;
+        let end = params.time("end")?;
+        if end < start {
+            return Err(invalid(
+                "end",
+                "end timestamp must not be before start time",
+            ));
+        }
+        let step = read_duration(params.get("step")).map_err(|e| invalid("step", &e))?;
+        let whole = Millis::try_from(step / 1_000_000).ok().and_then(Step::new);
+        let Some(whole) = whole else {
+            return Err(invalid(
+                "step",
+                "zero or negative query resolution step widths are not accepted. \
+                 Try a positive integer",
+            ));
+        };
+        if (end - start) / step > MOST_STEPS {
+            return Err(Error::invalid(
+                "step",
+                "exceeded maximum resolution of 11,000 points per timeseries. \
+                 Try decreasing the query resolution (?step=XX)",
+            ));
+        }
+        Ok(Self {
+            query: params.get("query").to_owned(),
+            start: to_millis(start),
+            end: to_millis(end),
+            step: whole,
+            timeout: params.timeout()?,
+            carried: params.carried(),
+            other: params.without(&[
+                "query",
+                "start",
+                "end",
+                "step",
+                "timeout",
+                "limit",
+                "stats",
+                "lookback_delta",
+            ]),
+        })
+    }
+
+    /// The form that asks the origin for the same at other times: from `start` to `end`, both
+    /// included. Without `timeout`, `limit` and `stats`, which concern one answer alone.
+    pub fn form(&self, start: Millis, end: Millis) -> String {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("query", &self.query)
+            .append_pair("start", &write_time(start))
+            .append_pair("end", &write_time(end))
+            .append_pair("step", &write_step(self.step));
+        if !self.carried.lookback_delta.is_empty() {
+            form.append_pair("lookback_delta", &self.carried.lookback_delta);
+        }
+        form.extend_pairs(&self.other);
+        form.finish()
+    }
+}
+
+/// What an instant query asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstantQuery {
+    /// The expression, as it was written.
+    pub query: String,
+    /// The evaluation time; now where there is none.
+    pub time: Option<Millis>,
+    /// How long the evaluation may take.
+    pub timeout: Option<Duration>,
+    /// Further parameters of the API.
+    pub carried: Carried,
+    /// Parameters that are not part of Prometheus' API, in order.
+    pub other: Vec<(String, String)>,
+}
+
+impl InstantQuery {
+    /// What `params` ask. Errors are said in the words of Prometheus.
+    pub fn read(params: &Params) -> Result<Self, Error> {
+        let time = match params.get("time") {
+            "" => None,
+            text => {
+                let said = |e| invalid("time", &format!("Invalid time value for 'time': {e}"));
+                Some(to_millis(read_time(text).map_err(said)?))
+            }
+        };
+        Ok(Self {
+            query: params.get("query").to_owned(),
+            time,
+            timeout: params.timeout()?,
+            carried: params.carried(),
+            other: params.without(&[
+                "query",
+                "time",
+                "timeout",
+                "limit",
+                "stats",
+                "lookback_delta",
+            ]),
+        })
+    }
+}
+
+fn invalid(name: &str, said: &str) -> Error {
+    Error::invalid(name, format!("invalid parameter \"{name}\": {said}"))
+}
+
+/// One `name=value`.
+fn pair(text: &[u8]) -> Option<(String, String)> {
+    if text.is_empty() || text.contains(&b';') {
+        return None;
+    }
+    let (name, value) = match text.iter().position(|b| *b == b'=') {
+        Some(at) => (text.get(..at)?, text.get(at + 1..)?),
+        None => (text, &b""[..]),
+    };
+    Some((unescaped(name)?, unescaped(value)?))
+}
+
+/// `text` without its escapes, or `None` where one is broken. Bytes that are not UTF-8 become
+/// U+FFFD; no label of Prometheus holds any.
+fn unescaped(text: &[u8]) -> Option<String> {
+    let mut escapes = text.split(|b| *b == b'%');
+    escapes.next();
+    let whole = |after: &[u8]| {
+        let two = after.get(..2);
+        two.is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !escapes.all(whole) {
+        return None;
+    }
+    let spaced: Vec<u8> = text
+        .iter()
+        .map(|b| if *b == b'+' { b' ' } else { *b })
+        .collect();
+    Some(percent_decode(&spaced).decode_utf8_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(url: &str) -> Result<RangeQuery, Error> {
+        RangeQuery::read(&Params::read(Some(url), None))
+    }
+
+    #[test]
+    fn the_first_value_counts_and_the_form_comes_first() {
+        let params = Params::read(
+            Some("a=url&b=%C3%A9+%2B&b=2&c&&=x"),
+            Some(b"d=1;e=2&a=form&f=%zz&g=%4&h=%41"),
+        );
+        let pairs: Vec<_> = params.iter().collect();
+        let expected = [
+            ("a", "form"),
+            ("h", "A"),
+            ("a", "url"),
+            ("b", "é +"),
+            ("b", "2"),
+            ("c", ""),
+            ("", "x"),
+        ];
+        assert_eq!(pairs, expected);
+        assert_eq!(
+            ["a", "b", "f", "none"].map(|n| params.get(n)),
+            ["form", "é +", "", ""]
+        );
+    }
+
+    #[test]
+    fn a_range_query_is_read() {
+        let url = "query=up+%2B+1&start=1700000000.001&end=2023-11-14T23:13:20Z&step=1m30s\
+                   &timeout=5&dedup=true&limit=0&lookback_delta=1m&stats=all&max[]=1&max[]=2";
+        let query = read(url).unwrap();
+        assert_eq!(query.query, "up + 1");
+        assert_eq!(
+            (query.start, query.end),
+            (1_700_000_000_001, 1_700_003_600_000)
+        );
+        assert_eq!(query.step.millis(), 90_000);
+        assert_eq!(query.timeout, Some(Duration::from_secs(5)));
+        let carried = &query.carried;
+        assert_eq!(
+            [&carried.limit, &carried.stats, &carried.lookback_delta],
+            ["0", "all", "1m"]
+        );
+        let other = [("dedup", "true"), ("max[]", "1"), ("max[]", "2")];
+        assert_eq!(
+            query.other,
+            other.map(|(n, v)| (n.to_owned(), v.to_owned()))
+        );
+        assert_eq!(
+            query.form(-1500, 60_000),
+            "query=up+%2B+1&start=-1.500&end=60&step=90&lookback_delta=1m\
+             &dedup=true&max%5B%5D=1&max%5B%5D=2"
+        );
+        let instant = Params::read(Some("query=up&time=1.5&x=1"), None);
+        let instant = InstantQuery::read(&instant).unwrap();
+        assert_eq!((instant.time, instant.other.len()), (Some(1500), 1));
+        let now = Params::read(Some("query=up&time="), None);
+        assert_eq!(InstantQuery::read(&now).unwrap().time, None);
+    }
+
+    #[test]
+    fn a_step_is_cut_to_the_millisecond_as_the_origin_cuts_it() {
+        let step = |text: &str| read(&format!("start=0&end=1&step={text}")).map(|q| q.step);
+        assert_eq!(step("1.001").unwrap().millis(), 1000);
+        assert_eq!(step("0.0015").unwrap().millis(), 1);
+        assert_eq!(step("1001ms").unwrap().millis(), 1001);
+        assert!(step("0.0005").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_form_reads_back_the_same(
+            query in "\\PC{0,40}",
+            start in 0i64..2_000_000_000_000,
+            steps in 0i64..11_000,
+            step in 1i64..100_000_000,
+        ) {
+            let asked = RangeQuery {
+                query,
+                start,
+                end: start + steps * step,
+                step: Step::new(step).unwrap(),
+                timeout: None,
+                carried: Carried::default(),
+                other: vec![("a b".to_owned(), "&=;é".to_owned())],
+            };
+            let form = asked.form(asked.start, asked.end);
+            let read = RangeQuery::read(&Params::read(None, Some(form.as_bytes())));
+            prop_assert_eq!(read.unwrap(), asked);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Answers and errors as Prometheus writes them.
+
+use std::cmp::Ordering;
+
+use bytes::Bytes;
+
+use super::read::Extras;
+use super::series::{Series, Track};
+use crate::model::{Error, Kind, TimeRange};
+
+/// Texts of samples shorter than this are copied: a part of its own would cost more.
+const SHORT: usize = 256;
+
+/// The answer with the samples of `range` of consecutive chunks, each ordered by labels, as
+/// parts. Series are joined by labels, in the order of labels; one without samples in `range` is
+/// left out. The bytes are those that Prometheus 2.42 writes for the same samples, metrics and
+/// `extras`. The work grows with the number of series and chunks, not of samples.
+pub fn write_matrix(chunks: &[&[Series]], range: &TimeRange, extras: &Extras) -> Vec<Bytes> {
+    let mut parts = Parts::default();
+    parts.write(b"{\"status\":\"success\",\"data\":{\"resultType\":\"matrix\",\"result\":[");
+    let mut open: Vec<&[Series]> = chunks.to_vec();
+    let (mut same, mut any): (Vec<&Series>, _) = (Vec::with_capacity(open.len()), false);
+    loop {
+        same.clear();
+        for head in open.iter().filter_map(|rest| rest.first()) {
+            match same.first().map_or(Ordering::Equal, |s| head.order(s)) {
+                Ordering::Less => {
+                    same.clear();
+                    same.push(head);
+                }
+                Ordering::Equal => same.push(head),
+                Ordering::Greater => {}
+            }
+        }
+        let Some(first) = same.first() else {
+            break;
+        };
+        for rest in &mut open {
+            if let Some((head, tail)) = rest.split_first()
+                && head.order(first).is_eq()
+            {
+                *rest = tail;
+            }
+        }
+        any |= parts.series(&same, range, any);
+    }
+    parts.write(b"]");
+    parts.members(&extras.data);
+    parts.write(b"}");
+    parts.members(&extras.top);
+    parts.write(b"}");
+    parts.finish()
+}
+
+/// An answer in the making: text of our own between slices of the origin's.
+#[derive(Default)]
+struct Parts {
+    glue: Vec<u8>,
+    /// Each slice, and where it belongs in the glue.
+    slices: Vec<(usize, Bytes)>,
+}
+
+impl Parts {
+    fn write(&mut self, text: &[u8]) {
+        self.glue.extend_from_slice(text);
+    }
+
+    /// One series, of all chunks that have it. Whether it has samples.
+    fn series(&mut self, same: &[&Series], range: &TimeRange, comma: bool) -> bool {
+        let (glue, slices) = (self.glue.len(), self.slices.len());
+        if comma {
+            self.write(b",");
+        }
+        self.write(b"{\"metric\":");
+        if let Some(first) = same.first() {
+            self.glue.extend_from_slice(&first.metric.text);
+        }
+        let values = self.samples(b",\"values\":[", same.iter().map(|s| &s.values), range);
+        let histograms = same.iter().map(|s| &s.histograms);
+        let histograms = self.samples(b",\"histograms\":[", histograms, range);
+        if !values && !histograms {
+            self.glue.truncate(glue);
+            self.slices.truncate(slices);
+            return false;
+        }
+        self.write(b"}");
+        true
+    }
+
+    /// The samples of one kind of a series. Whether there are any.
+    fn samples<'a>(
+        &mut self,
+        name: &[u8],
+        tracks: impl Iterator<Item = &'a Track>,
+        range: &TimeRange,
+    ) -> bool {
+        let mut any = false;
+        for track in tracks {
+            let Some(span) = track.span_of(range) else {
+                continue;
+            };
+            self.write(if any { b"," } else { name });
+            any = true;
+            let text = track.bytes(span.clone());
+            if text.len() < SHORT {
+                self.write(text);
+            } else {
+                self.slices.push((self.glue.len(), track.shared(span)));
+            }
+        }
+        if any {
+            self.write(b"]");
+        }
+        any
+    }
+
+    fn members(&mut self, members: &[(String, Bytes)]) {
+        for (name, json) in members {
+            self.write(b",");
+            self.glue.extend_from_slice(quoted(name).as_bytes());
+            self.write(b":");
+            self.write(json);
+        }
+    }
+
+    fn finish(self) -> Vec<Bytes> {
+        let glue = Bytes::from(self.glue);
+        let mut parts = Vec::with_capacity(2 * self.slices.len() + 1);
+        let mut at = 0;
+        for (to, slice) in self.slices {
+            parts.push(glue.slice(at..to));
+            parts.push(slice);
+            at = to;
+        }
+        parts.push(glue.slice(at..));
+        parts
+    }
+}
+
+/// The status and the `errorType` that Prometheus answers for such an error (`respondError` in
+/// `web/api/v1/api.go`); what it does not know is said as Mimir says it.
+pub fn error_type(kind: Kind) -> (u16, &'static str) {
+    match kind {
+        Kind::InvalidRequest | Kind::UnsupportedFieldType => (400, "bad_data"),
+        Kind::TargetNotAllowed => (403, "bad_data"),
+        Kind::MetricNotFound | Kind::PathNotFound => (404, "not_found"),
+        Kind::MethodNotAllowed => (405, "bad_data"),
+        Kind::RequestTimeout => (408, "timeout"),
+        Kind::BodyTooLarge => (413, "bad_data"),
+        Kind::UnsupportedMediaType => (415, "bad_data"),
+        Kind::TooManyPoints => (422, "execution"),
+        Kind::UpstreamBudget => (429, "too_many_requests"),
+        Kind::Overloaded | Kind::UpstreamBusy => (503, "unavailable"),
+        Kind::DeadlineExceeded => (503, "timeout"),
+        Kind::UpstreamUnreachable | Kind::UpstreamFailed => (502, "unavailable"),
+        Kind::Internal => (500, "internal"),
+    }
+}
+
+/// The body that says `error`.
+pub fn write_error(error: &Error) -> Bytes {
+    let (_, kind) = error_type(error.kind);
+    let said = quoted(&error.message);
+    format!("{{\"status\":\"error\",\"errorType\":\"{kind}\",\"error\":{said}}}").into()
+}
+
+/// `text` as a JSON string as Go writes it: safe within HTML.
+fn quoted(text: &str) -> String {
+    // A string has a JSON text.
+    let mut quoted = serde_json::to_string(text).unwrap_or_default();
+    for (plain, escaped) in [
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("&", "\\u0026"),
+        ("\u{2028}", "\\u2028"),
+        ("\u{2029}", "\\u2029"),
+    ] {
+        if quoted.contains(plain) {
+            quoted = quoted.replace(plain, escaped);
+        }
+    }
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RangeSet;
+    use crate::wire::promapi::series::tests::{models, series};
+    use crate::wire::promapi::{merge, read_matrix};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn chunks_are_joined_by_labels_in_order(
+            model in models(),
+            edges in prop::collection::vec(0i64..50, 0..4),
+            range in (0i64..50, 0i64..50),
+        ) {
+            let whole = series(&model);
+            let mut edges = edges;
+            edges.extend([-1000, 1000]);
+            edges.sort_unstable();
+            let chunks: Vec<_> = edges
+                .windows(2)
+                .map(|w| {
+                    let span = TimeRange::clamped(w[0], w[1]);
+                    merge(&[], &whole, &RangeSet::from(span), &span)
+                })
+                .collect();
+            let chunks: Vec<&[Series]> = chunks.iter().map(|c| &c[..]).collect();
+            let range = TimeRange::clamped(range.0, range.0 + range.1);
+            let written = write_matrix(&chunks, &range, &Extras::default()).concat();
+            let once = write_matrix(&[&whole], &range, &Extras::default()).concat();
+            prop_assert_eq!(&written, &once);
+            // And it is what was in the range.
+            let expected = merge(&[], &whole, &RangeSet::from(range), &range);
+            let samples = |list: &[Series]| -> Vec<_> {
+                let all = |t: &Track| t.slice(0..t.len());
+                let of = |s: &Series| {
+                    (s.metric.labels.clone(), all(&s.values), all(&s.histograms))
+                };
+                list.iter().map(of).collect()
+            };
+            let read = read_matrix(&written.into(), 100).unwrap();
+            prop_assert_eq!(samples(&read.series), samples(&expected));
+        }
+    }
+
+    #[test]
+    fn errors_have_the_shape_of_prometheus() {
+        let error = Error::invalid("step", "a \"b\" < c & d");
+        assert_eq!(
+            write_error(&error),
+            "{\"status\":\"error\",\"errorType\":\"bad_data\",\
+             \"error\":\"a \\\"b\\\" \\u003c c \\u0026 d\"}"
+        );
+        assert_eq!(error_type(Kind::DeadlineExceeded), (503, "timeout"));
+    }
+
+    #[test]
+    fn long_texts_are_shared_and_short_ones_copied() {
+        let model = |n: i64| {
+            let samples = (0..n).map(|t| ((false, t), 7)).collect();
+            std::collections::BTreeMap::from([("a".to_owned(), samples)])
+        };
+        let parts = |n| {
+            let list = series(&model(n));
+            let range = TimeRange::clamped(0, n);
+            let parts = write_matrix(&[&list], &range, &Extras::default());
+            (parts, list[0].values.slice(0..n as usize))
+        };
+        assert_eq!(parts(3).0.len(), 1);
+        let (long, text) = parts(300);
+        assert_eq!(long.len(), 3);
+        assert_eq!(long[1].as_ptr(), text.as_ptr());
+    }
+}
