@@ -18,10 +18,6 @@
 
 mod support;
 
-// As the binary has it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 

@@ -17,10 +17,6 @@
 
 mod support;
 
-// As the binary has it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 use heliostat::clock::{Clock, SystemClock};
 use support::asking::{Ask, DAY, MINUTE, Shape};
 use support::load::{Cache, Client};

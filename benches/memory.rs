@@ -17,10 +17,6 @@
 
 mod support;
 
-// As the binary has it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 use std::time::Instant;
 
 use heliostat::clock::{Clock, SystemClock};

@@ -12,8 +12,9 @@ use super::lane::{Lane, LaneKey};
 use crate::model::TimeRange;
 use crate::telemetry::metrics::CacheMetrics;
 
-/// What moka keeps for each entry besides key and value, about.
-const ENTRY_OVERHEAD: usize = 200;
+/// What an entry takes besides the bytes that key and value hold: what moka keeps for it, and what
+/// the allocator adds to each block (`cargo bench --bench memory`).
+const ENTRY_OVERHEAD: usize = 600;
 
 #[derive(Clone, PartialEq, Eq)]
 struct ChunkKey {
@@ -114,7 +115,14 @@ impl ChunkCache {
                 .into_entry()
                 .map(moka::Entry::into_value);
         }
+        self.make_room();
         stored
+    }
+
+    /// Evicts what is over the bound now. moka by itself does that some hundred writes later,
+    /// which may be a hundred chunks of half a megabyte.
+    fn make_room(&self) {
+        self.chunks.run_pending_tasks();
     }
 
     /// Weighs `chunk` again, which has been rendered since it was stored, unless another has
@@ -128,6 +136,7 @@ impl ChunkCache {
             Some(held) if Arc::ptr_eq(held.value(), chunk) => Op::Put(chunk.clone()),
             _ => Op::Nop,
         });
+        self.make_room();
     }
 
     /// Sets the gauges; called when they are read.
