@@ -43,6 +43,11 @@ pub trait Adapter: Send + Sync {
     /// Whether lists of fields and values come whole, whatever prefix, offset and limit were
     /// asked for, and are to be cut to these here.
     fn lists_whole(&self) -> bool;
+
+    /// It as an adapter of Prometheus' API, if that is what the backend speaks.
+    fn as_prometheus(&self) -> Option<&prometheus::Prometheus> {
+        None
+    }
 }
 
 /// The connection details that are passed on to a backend.

@@ -210,6 +210,10 @@ impl Adapter for Prometheus {
     fn lists_whole(&self) -> bool {
         true
     }
+
+    fn as_prometheus(&self) -> Option<&Prometheus> {
+        Some(self)
+    }
 }
 
 /// Per-second rates between consecutive samples at most `longest` apart. A value below the one
