@@ -181,6 +181,7 @@ impl Transport for Source {
 }
 
 /// How an upstream's data is kept.
+#[derive(Clone, Copy)]
 pub(super) struct Keeping {
     pub(super) refresh: Millis,
     pub(super) while_revalidating: Millis,
