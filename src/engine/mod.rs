@@ -8,6 +8,7 @@
 //! - `render`: points as ready JSON
 //! - `answer`: what a query is answered with
 //! - `metadata`: names and values of fields
+//! - `verbatim`: whole answers of Prometheus' API
 
 mod answer;
 mod cache;
@@ -19,6 +20,7 @@ mod plan;
 mod render;
 mod revalidate;
 mod series;
+mod verbatim;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -27,6 +29,7 @@ use std::time::Duration;
 pub use answer::{Answer, CacheOutcome, Timing};
 pub use metadata::Listed;
 pub use plan::Held;
+pub use verbatim::{Keep, Question, Told};
 
 use tokio::time::Instant;
 
@@ -48,6 +51,7 @@ pub struct Engine {
     cache: ChunkCache,
     flights: Flights<LaneKey, Landed>,
     metadata: Metadata,
+    answers: verbatim::Answers,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
     clock: Arc<dyn Clock>,
@@ -106,13 +110,15 @@ impl Engine {
         max_points: u32,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        // Lists of names are small next to series, yet must not crowd them out.
+        // Lists of names and whole answers are small next to series, yet must not crowd them out.
         let for_metadata = cache_bytes / 16;
+        let for_answers = cache_bytes / 16;
         Arc::new(Self {
             registry,
-            cache: ChunkCache::new(cache_bytes - for_metadata),
+            cache: ChunkCache::new(cache_bytes - for_metadata - for_answers),
             flights: Flights::default(),
             metadata: Metadata::new(for_metadata),
+            answers: verbatim::Answers::new(for_answers),
             revalidating: Mutex::default(),
             clock,
             max_points,

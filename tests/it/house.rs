@@ -13,7 +13,10 @@ const MAY: &[(&str, &[&str])] = &[
     ("config", &["model"]),
     ("model", &[]),
     ("clock", &["model"]),
-    ("front", &["wire", "engine", "model", "telemetry", "clock"]),
+    (
+        "front",
+        &["wire", "promql", "engine", "model", "telemetry", "clock"],
+    ),
     ("wire", &["model"]),
     ("promql", &["model"]),
     (
@@ -23,6 +26,7 @@ const MAY: &[(&str, &[&str])] = &[
             "upstream",
             "adapters",
             "wire",
+            "promql",
             "model",
             "telemetry",
             "clock",
