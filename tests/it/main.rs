@@ -19,5 +19,6 @@ mod house;
 mod limits;
 mod promapi;
 mod prometheus;
+mod prometheus_face;
 mod scripted;
 mod support;

@@ -304,13 +304,13 @@ mod remote_write {
     }
 }
 
-struct Rig {
-    store: Store,
+pub(crate) struct Rig {
+    pub(crate) store: Store,
     client: reqwest::Client,
 }
 
 impl Rig {
-    async fn new() -> Option<Self> {
+    pub(crate) async fn new() -> Option<Self> {
         if !installed("prometheus") {
             return None;
         }
