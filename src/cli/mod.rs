@@ -1,6 +1,8 @@
 //! The command line: what can be typed, and what becomes of it.
 
 mod check;
+mod health;
+mod pages;
 mod query;
 mod serve;
 mod time;
@@ -35,6 +37,15 @@ enum Command {
     Check,
     /// Ask one query for metric values and show the answer
     Query(query::Query),
+    /// Ask the server that the configuration describes whether it is ready; for container probes
+    Health,
+    /// Write the script that completes commands in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page
+    Man,
 }
 
 /// Exit code for a configuration that is wrong.
@@ -43,6 +54,14 @@ const WRONG_CONFIGURATION: u8 = 2;
 /// Does what was typed, with `env` as the environment.
 pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     let given = cli.config.as_deref();
+    match &cli.command {
+        Some(Command::Completions { shell }) => {
+            say(&pages::completions(*shell));
+            return ExitCode::SUCCESS;
+        }
+        Some(Command::Man) => return man(),
+        _ => {}
+    }
     if let Some(Command::Query(query)) = &cli.command {
         let columns = env.get("COLUMNS").and_then(|c| c.parse().ok());
         return query.run(given.map(|path| load(Some(path), env)), columns);
@@ -53,6 +72,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     };
     match &cli.command {
         Some(Command::Check) => check::run(&config),
+        Some(Command::Health) => health::run(config.server.listen),
         _ => serve::run(&config),
     }
 }
@@ -75,10 +95,23 @@ fn complain(error: &dyn std::fmt::Display) {
     eprintln!("heliostat: {error}");
 }
 
+fn man() -> ExitCode {
+    match pages::man() {
+        Ok(page) => {
+            say(&page);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Writes `text` to standard output. A reader that has gone away does not mind.
-fn say(text: &str) {
+fn say(text: impl AsRef<[u8]>) {
     use std::io::Write;
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().write_all(text.as_ref());
 }
 
 /// Runs `work` on a runtime of its own.

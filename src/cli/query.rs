@@ -209,7 +209,7 @@ impl Query {
             return Err(format!("HTTP {}: {text}", answer.status.as_u16()));
         }
         if self.json {
-            say(&String::from_utf8_lossy(&answer.body));
+            say(&answer.body);
             say("\n");
             return Ok(());
         }

@@ -12,6 +12,10 @@ const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The text format of Prometheus.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// The mirror API and these pages as OpenAPI 3.1.
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
 
 /// A page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub(super) enum Page {
     Ready,
     /// `/metrics`
     Metrics,
+    /// `/openapi.json`
+    OpenApi,
 }
 
 impl Page {
@@ -34,6 +40,7 @@ impl Page {
             Self::Health => "healthz",
             Self::Ready => "readyz",
             Self::Metrics => "metrics",
+            Self::OpenApi => "openapi",
         }
     }
 }
@@ -62,6 +69,7 @@ pub(super) fn answer(
             let text = registry.map(PrometheusHandle::render).unwrap_or_default();
             (StatusCode::OK, METRICS, text)
         }
+        Page::OpenApi => (StatusCode::OK, JSON, OPENAPI.to_owned()),
     };
     // The answer to HEAD is that to GET; the connection leaves its body out.
     let mut response = Response::new(Body::from(body));
@@ -90,6 +98,7 @@ slower sources and fetches only what is missing.</p>\
 <code>/api/field/value</code>, <code>/api/metric</code>: the mirror API</li>\
 <li><code>/prometheus/NAME/api/v1/</code>: Prometheus' HTTP API of an upstream of its kind</li>\
 <li><a href=\"/metrics\"><code>/metrics</code></a>: for Prometheus</li>\
+<li><a href=\"/openapi.json\"><code>/openapi.json</code></a>: the mirror API as OpenAPI</li>\
 <li><a href=\"/healthz\"><code>/healthz</code></a>, <a href=\"/readyz\"><code>/readyz</code></a>: \
 for probes</li></ul>\
 <p>Upstreams, the choice of <code>connectionDetails</code> <code>{{\"upstream\": \"NAME\"}}</code>:</p>\

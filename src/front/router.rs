@@ -66,7 +66,7 @@ enum Route {
 }
 
 /// Every path, normalized, that means something by itself.
-const ROUTES: [(&str, Route); 8] = [
+const ROUTES: [(&str, Route); 9] = [
     ("/api/metric", Route::Mirror(mirror::Method::Metric)),
     ("/api/field/name", Route::Mirror(mirror::Method::FieldNames)),
     (
@@ -77,6 +77,7 @@ const ROUTES: [(&str, Route); 8] = [
     ("/metrics", Route::Admin(admin::Page::Metrics)),
     ("/healthz", Route::Admin(admin::Page::Health)),
     ("/readyz", Route::Admin(admin::Page::Ready)),
+    ("/openapi.json", Route::Admin(admin::Page::OpenApi)),
     ("", Route::Admin(admin::Page::Home)),
 ];
 
@@ -387,6 +388,81 @@ mod tests {
         assert_eq!(said(&["no-store, max-age=nonsense"]), None);
         assert_eq!(said(&["Max-Age=5"]), Some(Duration::from_secs(5)));
         assert_eq!(said(&["max-age=5", "No-Cache"]), Some(Duration::ZERO));
+    }
+
+    /// All kinds of errors; a new one does not compile until it is here.
+    fn every_kind() -> Vec<Kind> {
+        let mut kinds = vec![Kind::InvalidRequest];
+        while let Some(last) = kinds.last() {
+            kinds.push(match last {
+                Kind::InvalidRequest => Kind::TargetNotAllowed,
+                Kind::TargetNotAllowed => Kind::MetricNotFound,
+                Kind::MetricNotFound => Kind::UnsupportedFieldType,
+                Kind::UnsupportedFieldType => Kind::PathNotFound,
+                Kind::PathNotFound => Kind::MethodNotAllowed,
+                Kind::MethodNotAllowed => Kind::BodyTooLarge,
+                Kind::BodyTooLarge => Kind::UnsupportedMediaType,
+                Kind::UnsupportedMediaType => Kind::TooManyPoints,
+                Kind::TooManyPoints => Kind::RequestTimeout,
+                Kind::RequestTimeout => Kind::Overloaded,
+                Kind::Overloaded => Kind::UpstreamBudget,
+                Kind::UpstreamBudget => Kind::UpstreamBusy,
+                Kind::UpstreamBusy => Kind::UpstreamUnreachable,
+                Kind::UpstreamUnreachable => Kind::UpstreamFailed,
+                Kind::UpstreamFailed => Kind::DeadlineExceeded,
+                Kind::DeadlineExceeded => Kind::Internal,
+                Kind::Internal => return kinds,
+            });
+        }
+        kinds
+    }
+
+    #[test]
+    fn the_description_has_these_paths_methods_statuses_and_errors() {
+        use std::collections::BTreeSet;
+        let described: serde_json::Value = serde_json::from_str(admin::OPENAPI).unwrap();
+        let paths = described["paths"].as_object().unwrap();
+        // The page for humans is not an API.
+        let routes = ROUTES.iter().filter(|(path, _)| !path.is_empty());
+        assert_eq!(
+            paths.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+            routes.clone().map(|(path, _)| *path).collect()
+        );
+        let errors = every_kind().into_iter();
+        let statuses: BTreeSet<_> = errors
+            .map(|k| super::super::status::status(k).to_string())
+            .collect();
+        let statuses: BTreeSet<_> = statuses.iter().map(|s| &s[..3]).chain(["200"]).collect();
+        for (path, route) in routes {
+            let methods: BTreeSet<_> = paths[*path].as_object().unwrap().keys().collect();
+            match route {
+                Route::Mirror(method) => {
+                    assert!(methods.into_iter().eq(["post"]), "{path}");
+                    if *method != mirror::Method::Connection {
+                        let answers = paths[*path]["post"]["responses"].as_object().unwrap();
+                        let answers: BTreeSet<_> = answers.keys().map(String::as_str).collect();
+                        assert_eq!(answers, statuses, "{path}");
+                    }
+                }
+                _ => assert!(methods.into_iter().eq(["get", "head"]), "{path}"),
+            }
+        }
+        let errors = every_kind().into_iter().map(|kind| {
+            let body = crate::wire::response::write_error(&Error::new(kind, "x"));
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let tag = body["_type"].as_str().unwrap();
+            let members = &described["components"]["schemas"][tag]["properties"];
+            let members: Vec<_> = members.as_object().unwrap().keys().collect();
+            assert!(body.as_object().unwrap().keys().eq(members), "{tag}");
+            format!("#/components/schemas/{tag}")
+        });
+        let described = described["components"]["schemas"]["Error"]["anyOf"]
+            .as_array()
+            .unwrap();
+        let described = described
+            .iter()
+            .map(|s| s["$ref"].as_str().unwrap().to_owned());
+        assert_eq!(errors.collect::<BTreeSet<_>>(), described.collect());
     }
 
     #[test]

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Builds a Debian package from a binary that is there already:
+#
+#   cargo build --release --locked
+#   deploy/debian/build.sh [BINARY [FOLDER]]     (target/release/heliostat, .)
+#
+# It needs dpkg-deb. The same binary gives the same package if SOURCE_DATE_EPOCH is set.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../.." && pwd)
+binary=${1:-$top/target/release/heliostat}
+out=${2:-.}
+version=$("$binary" --version | cut -d ' ' -f 2)
+arch=$(dpkg --print-architecture)
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+
+put() { install -D -m "$1" "$2" "$root/$3"; }
+# What the binary writes of itself.
+made() { "$binary" "${@:2}" >"$root.made" && put 644 "$root.made" "$1" && rm "$root.made"; }
+
+put 755 "$binary" usr/bin/heliostat
+strip --strip-unneeded "$root/usr/bin/heliostat" 2>/dev/null || true
+put 644 "$top/config.toml" etc/heliostat/config.toml
+put 644 "$top/deploy/systemd/heliostat.service" lib/systemd/system/heliostat.service
+made usr/share/man/man1/heliostat.1 man
+gzip -9n "$root/usr/share/man/man1/heliostat.1"
+made usr/share/bash-completion/completions/heliostat completions bash
+made usr/share/zsh/vendor-completions/_heliostat completions zsh
+made usr/share/fish/vendor_completions.d/heliostat.fish completions fish
+docs=usr/share/doc/heliostat
+for file in "$top"/docs/*.md; do put 644 "$file" "$docs/$(basename "$file")"; done
+put 644 "$top/deploy/prometheus/alerts.yml" "$docs/examples/alerts.yml"
+put 644 "$top/deploy/grafana/heliostat.json" "$docs/examples/heliostat.json"
+put 644 "$here/copyright" "$docs/copyright"
+put 644 "$top/CHANGELOG.md" "$docs/changelog"
+gzip -9n "$root/$docs/changelog"
+
+for script in postinst prerm postrm; do put 755 "$here/$script" "DEBIAN/$script"; done
+echo /etc/heliostat/config.toml >"$root/DEBIAN/conffiles"
+chmod 644 "$root/DEBIAN/conffiles"
+size=$(du -sk --exclude=DEBIAN "$root" | cut -f 1)
+sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@SIZE@/$size/" "$here/control" >"$root/DEBIAN/control"
+(cd "$root" && find usr lib -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
+chmod 644 "$root/DEBIAN/md5sums"
+chmod -R u+rwX,go+rX,go-w "$root"
+dpkg-deb --root-owner-group --build "$root" "$out/heliostat_${version}_$arch.deb"

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Renders and lints the chart with Helm's own engine, through the Python package helm-sdkpy.
+
+    python3 deploy/helm/check.py [HELIOSTAT]
+
+Each case is a set of values; what the chart makes of them is read as YAML and looked at. With the
+path of a heliostat binary, the configuration that is rendered is tried with it.
+"""
+import asyncio
+import base64
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import helm_sdkpy
+import yaml
+
+CHART = pathlib.Path(__file__).parent / "heliostat"
+BEGIN, END = "<<<rendered>>>", "<<<end>>>"
+
+
+def lint(chart):
+    """What is wrong with a chart, and what Helm logs of it. When it lints, it logs what templates
+    fail with and goes on."""
+    with tempfile.TemporaryFile() as log:
+        kept = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            said = asyncio.run(helm_sdkpy.Lint(helm_sdkpy.Configuration()).run(str(chart)))
+        except helm_sdkpy.HelmError as error:
+            said = {"Errors": [str(error)]}
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        log.seek(0)
+        return said, log.read().decode()
+
+
+def with_values(values, folder):
+    chart = pathlib.Path(folder) / "heliostat"
+    shutil.copytree(CHART, chart)
+    defaults = yaml.safe_load((chart / "values.yaml").read_text())
+    unknown = set(values) - set(defaults)
+    assert not unknown, unknown
+    (chart / "values.yaml").write_text(json.dumps(merged(defaults, values)))
+    return chart
+
+
+def merged(under, over):
+    if isinstance(under, dict) and isinstance(over, dict):
+        return {**under, **{k: merged(under.get(k), v) for k, v in over.items()}}
+    return over
+
+
+def render(values):
+    """The objects that the chart makes of `values`, by kind."""
+    objects = {}
+    for template in sorted((CHART / "templates").glob("*.yaml")):
+        with tempfile.TemporaryDirectory() as folder:
+            chart = with_values(values, folder)
+            # Lint tells what a template fails with: let it fail with what another renders.
+            for other in (chart / "templates").glob("*.yaml"):
+                if other.name != template.name:
+                    other.unlink()
+            shutil.move(chart / "templates" / template.name, chart / "rendered.tpl")
+            text = '{{ fail (printf "%s%s%s" "' + BEGIN + '" (tpl (.Files.Get "rendered.tpl") . | b64enc) "' + END + '") }}'
+            (chart / "templates" / "tell.yaml").write_text(text)
+            said, logged = lint(chart)
+            assert BEGIN in logged, f"{template.name}: {said} {logged}"
+            encoded = logged.split(BEGIN, 1)[1].split(END, 1)[0]
+            found = yaml.safe_load(base64.b64decode(encoded))
+            if found:
+                objects[found["kind"]] = found
+    return objects
+
+
+def main():
+    always = {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy"}
+
+    for values, required in (({"global": {"apiKey": "k"}}, False), ({}, True)):
+        with tempfile.TemporaryDirectory() as folder:
+            said, logged = lint(with_values(values, folder))
+            print("lint:", json.dumps(said))
+            assert not said["Errors"], said
+            assert ("set global.apiKey" in logged) == required, logged
+
+    small = render({"global": {"apiKey": "secret: #1"}, "port": 8080})
+    assert set(small) == always | {"Secret"}, set(small)
+    assert small["Secret"]["stringData"] == {"API_KEY": "secret: #1"}
+    assert small["Service"]["spec"]["ports"][0]["port"] == 8080
+    pod = small["Deployment"]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    env = {e["name"]: e for e in container["env"]}
+    assert env["HELIOSTAT_SERVER__LISTEN"]["value"] == "0.0.0.0:8080"
+    assert env["MIRROR_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == small["Secret"]["metadata"]["name"]
+    assert "secret: #1" not in json.dumps(small["Deployment"]) + json.dumps(small["ConfigMap"])
+    assert container["securityContext"]["readOnlyRootFilesystem"] and pod["securityContext"]["runAsNonRoot"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    selector = small["Deployment"]["spec"]["selector"]["matchLabels"]
+    for found in (small["Service"]["spec"]["selector"], small["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]):
+        assert found == selector, found
+
+    large = render({
+        "existingSecret": "mine",
+        "config": '[cache]\nmemory = "1GiB"\n',
+        "upstreams": [
+            {"name": "prom", "kind": "prometheus", "urls": ["http://prometheus:9090"], "default": True, "retries": 3,
+             "rate_limit": {"per_second": 20, "burst": 20, "per_day": 1000000},
+             "headers": {"X-Scope-OrgID": "a \"b\" <c>", "Authorization": {"env": "STORE_TOKEN"}}},
+            {"name": "demo", "kind": "demo"}],
+        "env": [{"name": "STORE_TOKEN", "value": "t"}],
+        "podAnnotations": {"a": "b"}, "imagePullSecrets": [{"name": "p"}], "nodeSelector": {"n": "m"},
+        "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
+        "service": {"annotations": {"x": "y"}},
+        "networkPolicy": {"from": [{"namespaceSelector": {}}]},
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}})
+    assert set(large) == always | {"ServiceMonitor"}, set(large)
+    pod = large["Deployment"]["spec"]["template"]["spec"]
+    env = {e["name"]: e for e in pod["containers"][0]["env"]}
+    assert env["MIRROR_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "mine" and env["STORE_TOKEN"]["value"] == "t"
+    assert pod["nodeSelector"] == {"n": "m"} and pod["imagePullSecrets"] == [{"name": "p"}]
+    assert large["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
+    assert large["ServiceMonitor"]["metadata"]["labels"]["release"] == "prometheus"
+
+    none = render({"global": {"apiKey": "k"}, "podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}})
+    assert set(none) == {"Deployment", "Service", "ConfigMap", "Secret"}, set(none)
+
+    if len(sys.argv) > 1:
+        for objects, wanted in ((small, ["demo "]), (large, ["prom ", "demo "])):
+            with tempfile.TemporaryDirectory() as folder:
+                config = pathlib.Path(folder) / "config.toml"
+                config.write_text(objects["ConfigMap"]["data"]["config.toml"])
+                container = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+                env = {e["name"]: e.get("value", "k") for e in container["env"]}
+                # The status is 1 if an upstream does not answer, 2 if the configuration is wrong.
+                run = subprocess.run([sys.argv[1], "check", "--config", config], env={**os.environ, **env}, capture_output=True, text=True)
+                assert run.returncode in (0, 1) and all(w in run.stdout for w in wanted), (run, config.read_text())
+    print("the chart renders as it should")
+
+
+main()

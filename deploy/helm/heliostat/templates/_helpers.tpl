@@ -1,0 +1,40 @@
+{{- define "heliostat.name" -}}
+{{- if contains "heliostat" .Release.Name }}{{ .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-heliostat" .Release.Name | trunc 63 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "heliostat.selector" -}}
+app.kubernetes.io/name: heliostat
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "heliostat.labels" -}}
+{{ include "heliostat.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "heliostat.secret" -}}
+{{ .Values.existingSecret | default (include "heliostat.name" .) }}
+{{- end }}
+
+{{- /* A value as TOML: a map as an inline table, anything else as JSON writes it. */ -}}
+{{- define "heliostat.toml" -}}
+{{- if kindIs "map" . -}}
+{ {{- range $i, $key := keys . | sortAlpha }}{{ if $i }},{{ end }} {{ $key | toJson }} = {{ include "heliostat.toml" (get $ $key) }}{{ end }} }
+{{- else -}}
+{{ toJson . }}
+{{- end -}}
+{{- end }}
+
+{{- define "heliostat.config" -}}
+{{ .Values.config }}
+{{- range .Values.upstreams }}
+
+[[upstream]]
+{{- range $key, $value := . }}
+{{ $key | toJson }} = {{ include "heliostat.toml" $value }}
+{{- end }}
+{{- end }}
+{{- end }}

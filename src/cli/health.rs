@@ -1,0 +1,66 @@
+//! `heliostat health`: a probe for images that hold nothing but the binary.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{block_on, complain};
+use crate::upstream::Http;
+
+/// A server that has not said by then that it is ready is not.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// Asks the server that listens at `listen` whether it is ready.
+pub(super) fn run(listen: SocketAddr) -> ExitCode {
+    let url = format!("http://{}/readyz", reached_at(listen));
+    match block_on(ask(&url)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn ask(url: &str) -> Result<(), String> {
+    let failed = |e: reqwest::Error| format!("{url}: {e}");
+    // What is asked is on this machine, whatever proxy the environment names.
+    let client = Http::builder().no_proxy().timeout(LIMIT).build();
+    let answer = client.map_err(failed)?.get(url).send().await;
+    let status = answer.map_err(failed)?.status();
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(format!("{url}: {status}"))
+    }
+}
+
+/// Where who listens at `listen` is reached from this machine.
+fn reached_at(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_listens_everywhere_is_asked_on_this_machine() {
+        for (listen, reached) in [
+            ("0.0.0.0:7007", "127.0.0.1:7007"),
+            ("[::]:80", "[::1]:80"),
+            ("10.1.2.3:1", "10.1.2.3:1"),
+        ] {
+            assert_eq!(reached_at(listen.parse().unwrap()).to_string(), reached);
+        }
+    }
+}

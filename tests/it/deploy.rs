@@ -1,0 +1,129 @@
+//! What is in `deploy/`: that it speaks of metrics, files and settings that there are, and that
+//! the programs it is meant for take it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::prometheus::installed;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The names of metrics that `text` holds.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    let words = text.split(word).filter(|w| w.starts_with("heliostat_"));
+    words.map(str::to_owned).collect()
+}
+
+/// Every metric there is. Those of histograms are told by their unit.
+fn metrics() -> BTreeSet<String> {
+    let source = read("src/telemetry/metrics.rs");
+    let names = source.split('"').filter(|t| t.starts_with("heliostat_"));
+    let mut all: BTreeSet<String> = names.map(str::to_owned).collect();
+    assert!(all.len() > 15, "{all:?}");
+    for histogram in all.clone() {
+        if histogram.ends_with("_seconds") {
+            all.extend(["bucket", "sum", "count"].map(|part| format!("{histogram}_{part}")));
+        }
+    }
+    all
+}
+
+/// The PromQL expressions of the dashboard.
+fn dashboard_expressions() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/heliostat.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|p| p["targets"].as_array().into_iter().flatten());
+    targets
+        .map(|t| t["expr"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn dashboard_and_rules_speak_of_metrics_that_there_are() {
+    let known = metrics();
+    for file in [
+        "deploy/grafana/heliostat.json",
+        "deploy/prometheus/alerts.yml",
+        "deploy/prometheus/alerts.test.yml",
+        "docs/metrics.md",
+        "docs/operations.md",
+        "docs/troubleshooting.md",
+    ] {
+        let used = metrics_in(&read(file));
+        assert!(!used.is_empty(), "{file} has no metric");
+        let unknown: Vec<_> = used.difference(&known).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+    }
+    // And the dashboard shows all of them.
+    let shown = metrics_in(&read("deploy/grafana/heliostat.json"));
+    for name in metrics_in(&read("docs/metrics.md")) {
+        assert!(
+            shown.iter().any(|s| s.starts_with(&name)),
+            "{name} is not shown"
+        );
+    }
+}
+
+#[test]
+fn the_dashboard_asks_in_promql() {
+    let expressions = dashboard_expressions();
+    assert!(expressions.len() > 20);
+    for expression in expressions {
+        let asked = expression.replace("$__rate_interval", "5m");
+        promql_parser::parser::parse(&asked).unwrap_or_else(|e| panic!("{asked}: {e}"));
+    }
+}
+
+#[test]
+fn every_alert_is_tested_and_explained() {
+    let (rules, tests) = (
+        read("deploy/prometheus/alerts.yml"),
+        read("deploy/prometheus/alerts.test.yml"),
+    );
+    let operations = read("docs/operations.md");
+    let alerts: Vec<_> = rules
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() >= 10, "{alerts:?}");
+    for key in ["for: ", "severity: ", "summary: "] {
+        assert_eq!(rules.matches(key).count(), alerts.len(), "{key}");
+    }
+    for alert in alerts {
+        let anchor = format!("docs/operations.md#{}\n", alert.to_lowercase());
+        assert!(rules.contains(&anchor), "{anchor}");
+        assert!(operations.contains(&format!("\n### {alert}\n")), "{alert}");
+        assert!(tests.contains(&format!("alertname: {alert}\n")), "{alert}");
+    }
+}
+
+#[test]
+fn promtool_tests_the_rules() {
+    if !installed("promtool") {
+        return;
+    }
+    for (command, file) in [("check", "alerts.yml"), ("test", "alerts.test.yml")] {
+        let mut promtool = Command::new("promtool");
+        promtool.args([command, "rules", file]);
+        let run = promtool
+            .current_dir(root().join("deploy/prometheus"))
+            .output()
+            .unwrap();
+        assert!(
+            run.status.success(),
+            "{}",
+            String::from_utf8_lossy(&run.stderr)
+        );
+    }
+}
