@@ -33,8 +33,12 @@ for file in "$top"/docs/*.md; do put 644 "$file" "$docs/$(basename "$file")"; do
 put 644 "$top/deploy/prometheus/alerts.yml" "$docs/examples/alerts.yml"
 put 644 "$top/deploy/grafana/heliostat.json" "$docs/examples/heliostat.json"
 put 644 "$here/copyright" "$docs/copyright"
-put 644 "$top/CHANGELOG.md" "$docs/changelog"
+put 644 "$top/CHANGELOG.md" "$docs/NEWS.md"
+gzip -9n "$root/$docs/NEWS.md"
+built=$(date -uR -d "@${SOURCE_DATE_EPOCH:-$(date +%s)}")
+sed -e "s/@VERSION@/$version/; s/@DATE@/$built/" "$here/changelog" >"$root/$docs/changelog"
 gzip -9n "$root/$docs/changelog"
+chmod 644 "$root/$docs/changelog.gz"
 
 for script in postinst prerm postrm; do put 755 "$here/$script" "DEBIAN/$script"; done
 echo /etc/heliostat/config.toml >"$root/DEBIAN/conffiles"

@@ -127,3 +127,74 @@ fn promtool_tests_the_rules() {
         );
     }
 }
+
+#[test]
+fn the_image_is_made_of_what_there_is() {
+    let dockerfile = read("deploy/Dockerfile");
+    let ignored = read(".dockerignore");
+    let copies = dockerfile.lines().filter_map(|l| l.strip_prefix("COPY "));
+    let mut sources = 0;
+    for copy in copies.filter(|c| !c.starts_with("--from")) {
+        let parts: Vec<_> = copy.split(' ').collect();
+        for source in &parts[..parts.len() - 1] {
+            assert!(root().join(source).exists(), "{source}");
+            assert!(
+                ignored.contains(&format!("\n!{source}\n")),
+                "{source} is ignored"
+            );
+            sources += 1;
+        }
+    }
+    assert!(sources >= 5);
+    // The default configuration is part of the binary.
+    assert!(read("src/config/load.rs").contains("include_str!(\"../../config.toml\")"));
+    assert!(dockerfile.contains(" config.toml "));
+    assert!(dockerfile.contains("--release --locked"));
+    let needed = read("Cargo.toml");
+    let needed = needed
+        .lines()
+        .find_map(|l| l.strip_prefix("rust-version = "));
+    let image = format!("FROM rust:{}-", needed.unwrap().trim_matches('"'));
+    assert!(dockerfile.contains(&image), "{image}");
+}
+
+#[test]
+fn the_chart_uses_values_that_it_has() {
+    let values = read("deploy/helm/heliostat/values.yaml");
+    let chart = read("deploy/helm/heliostat/Chart.yaml");
+    assert!(chart.contains(&format!("appVersion: \"{}\"\n", env!("CARGO_PKG_VERSION"))));
+    let mut used = BTreeSet::new();
+    for entry in std::fs::read_dir(root().join("deploy/helm/heliostat/templates")).unwrap() {
+        let text = read(entry.unwrap().path());
+        for rest in text.split(".Values.").skip(1) {
+            let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '.'));
+            used.insert(rest[..end.unwrap_or(rest.len())].to_owned());
+        }
+    }
+    assert!(
+        used.contains("global.apiKey") && used.contains("port"),
+        "{used:?}"
+    );
+    for path in &used {
+        let (top, inner) = path.split_once('.').unwrap_or((path, ""));
+        let section = format!("\n{values}");
+        let section = section.split_once(&format!("\n{top}:"));
+        let (_, section) = section.unwrap_or_else(|| panic!("values.yaml has no {top}"));
+        // A section ends where the next line is not indented.
+        let mut lines = section.lines().skip(1);
+        let mut lines = lines
+            .by_ref()
+            .take_while(|l| l.is_empty() || l.starts_with([' ', '#']));
+        let found = inner.is_empty() || lines.any(|l| l.starts_with(&format!("  {inner}:")));
+        assert!(found, "values.yaml has no {path}");
+    }
+    // And the other way round: nothing is offered that does nothing.
+    for line in values
+        .lines()
+        .filter(|l| l.starts_with(|c: char| c.is_ascii_alphabetic()))
+    {
+        let top = line.split(':').next().unwrap();
+        let known = used.iter().any(|u| u.split('.').next() == Some(top));
+        assert!(known, "{top} is not used");
+    }
+}
