@@ -109,7 +109,7 @@ fn man() -> ExitCode {
 }
 
 /// Writes `text` to standard output. A reader that has gone away does not mind.
-fn say(text: impl AsRef<[u8]>) {
+fn say(text: &(impl AsRef<[u8]> + ?Sized)) {
     use std::io::Write;
     let _ = std::io::stdout().write_all(text.as_ref());
 }
