@@ -3,7 +3,8 @@
 #
 #   deploy/check.sh [BINARY]     (target/debug/heliostat)
 #
-# What needs a program that is not here is said and left out.
+# What needs a program that is not here is said and left out. HELIOSTAT_TOOLS names a Python virtual
+# environment to use, and to keep, for schemathesis and Helm's engine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=$(realpath "${1:-target/debug/heliostat}")
