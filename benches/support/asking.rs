@@ -92,7 +92,7 @@ impl Ask {
 
 /// The value of `lane` at `time`, in hundredths: a slow wave of a few hours with some noise, as
 /// gauges have it. Always four digits, the last of which is not 0: five bytes of JSON.
-fn cents(lane: u32, time: i64) -> i64 {
+pub(crate) fn cents(lane: u32, time: i64) -> i64 {
     let period = (3 + i64::from(lane % 5)) * 60 * MINUTE;
     let phase = (time + i64::from(lane) * 977_000).rem_euclid(period);
     let wave = 6000 * (phase * 2 - period).abs() / period;
@@ -160,7 +160,7 @@ impl Request {
 }
 
 /// Writes `number` with as many digits as there is place.
-fn digits(place: &mut [u8], mut number: i64) {
+pub(crate) fn digits(place: &mut [u8], mut number: i64) {
     for digit in place.iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;
         number /= 10;
