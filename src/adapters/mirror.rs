@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::samples::Samples;
 use super::{
-    Adapter, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series, busy, garbage,
+    Adapter, Data, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series, busy, garbage,
 };
 use crate::aggregate::roll_up;
 use crate::model::{
@@ -285,7 +285,7 @@ impl Pages {
         samples.sort();
         let inside = samples.times().iter().filter(|t| range.holds(**t)).count();
         series.dropped.outside_range = (samples.len() - inside) as u64;
-        series.points = samples.points(&range, self.fetch.nan, &mut series.dropped);
+        series.data = Data::Points(samples.points(&range, self.fetch.nan, &mut series.dropped));
         series
     }
 
@@ -304,9 +304,9 @@ impl Pages {
         buckets.sort_by_key(|b| b.range.start());
         if buckets.iter().all(|b| on_grid(b, size)) {
             let pairs = buckets.iter().map(|b| (b.range.start(), b.value)).collect();
-            series.points = Points::from_unsorted(pairs);
+            series.data = Data::Points(Points::from_unsorted(pairs));
         } else if let Some(points) = roll_up(&buckets, statistic, size) {
-            series.points = points;
+            series.data = Data::Points(points);
         } else {
             series.off_grid = Some(buckets);
         }

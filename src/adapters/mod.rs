@@ -16,6 +16,7 @@ use crate::model::{
     Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout, Millis,
     NanInterpretation, Points, Selector, TimeRange,
 };
+use crate::wire::promapi;
 
 /// How one kind of backend is spoken to.
 pub trait Adapter: Send + Sync {
@@ -81,10 +82,9 @@ pub struct Part {
 /// What a backend gave for a [`Fetch`].
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// Points in the range asked for, in order of time; of several series, ties in their order.
-    /// Of buckets, a point has the time of its bucket's start.
-    pub points: Points,
-    /// Buckets that do not fit the grid asked for, as they came; then `points` is empty.
+    /// What lies in the range asked for.
+    pub data: Data,
+    /// Buckets that do not fit the grid asked for, as they came; then `data` is empty.
     pub off_grid: Option<Vec<Bucket>>,
     /// Whether the backend says that this is all there is.
     pub complete: bool,
@@ -97,12 +97,69 @@ pub struct Series {
 impl Default for Series {
     fn default() -> Self {
         Self {
-            points: Points::new(),
+            data: Data::default(),
             off_grid: None,
             complete: true,
             received: 0,
             dropped: Dropped::default(),
         }
+    }
+}
+
+/// Points or whole series, in order of time.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// Points; of several series, ties in their order. Of buckets, a point has the time of its
+    /// bucket's start.
+    Points(Points),
+    /// Series with labels.
+    Matrix(Matrix),
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self::Points(Points::new())
+    }
+}
+
+/// What an expression is at many times: a sample a time of each series.
+#[derive(Clone, Debug, Default)]
+pub struct Matrix {
+    /// In the order of their labels.
+    pub series: Vec<promapi::Series>,
+    /// What the backend says of it.
+    pub remarks: Remarks,
+}
+
+/// What a backend says of an answer besides its data; sorted, without duplicates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// `warnings`
+    pub warnings: Vec<String>,
+    /// `infos`
+    pub infos: Vec<String>,
+}
+
+impl Remarks {
+    /// Adds those of `others`.
+    pub fn add(&mut self, others: &Self) {
+        let lists = [
+            (&mut self.warnings, &others.warnings),
+            (&mut self.infos, &others.infos),
+        ];
+        for (mine, others) in lists {
+            for remark in others {
+                if let Err(at) = mine.binary_search(remark) {
+                    mine.insert(at, remark.clone());
+                }
+            }
+        }
+    }
+
+    /// Bytes that they hold on the heap, about.
+    pub fn heap_bytes(&self) -> usize {
+        let all = self.warnings.iter().chain(&self.infos);
+        all.map(|r| r.capacity() + size_of::<String>()).sum()
     }
 }
 

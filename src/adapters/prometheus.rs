@@ -6,6 +6,7 @@
 mod answer;
 mod promql;
 mod pushdown;
+mod range;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,13 +16,16 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method};
 
 use super::samples::Samples;
-use super::{Adapter, Dropped, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series};
+use super::{
+    Adapter, Data, Dropped, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series,
+};
 use crate::model::{
     Error, Field, FieldNamesQuery, FieldType, FieldValue, FieldValues, FieldValuesQuery, Kind,
     Layout, Millis, NanInterpretation, Points, Scope, Step, TimeRange,
 };
 use answer::{Labels, Matrix, SampleSeries};
 use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
+pub use range::Expression;
 
 /// Prometheus answers at most this many steps a series to a range query.
 const MAX_STEPS: u32 = 11_000;
@@ -121,7 +125,7 @@ impl Prometheus {
 
 impl Adapter for Prometheus {
     fn health(&self, _: &Forwarded) -> Exchange<()> {
-        let request = form("/api/v1/query", &[("query", "vector(1)")]);
+        let request = form("/api/v1/query", [("query", "vector(1)")]);
         exchange(request, |response| {
             answer::check(response)?;
             Ok(Next::Done(()))
@@ -149,7 +153,7 @@ impl Adapter for Prometheus {
         _: &Forwarded,
         query: &FieldNamesQuery,
     ) -> Result<Exchange<(Vec<Field>, bool)>, Error> {
-        let request = form("/api/v1/labels", &as_refs(&scope(&query.scope)?));
+        let request = form("/api/v1/labels", as_refs(&scope(&query.scope)?));
         Ok(exchange(request, |response| {
             let (labels, complete) = answer::strings(response)?;
             let names = [GAUGE, COUNTER, EXPRESSION].map(str::to_owned);
@@ -187,7 +191,7 @@ impl Adapter for Prometheus {
         let path = format!(
             "/api/v1/label/{}/values?{}",
             promql::label_in_path(label),
-            encoded(&as_refs(&pairs))
+            encoded(as_refs(&pairs))
         );
         let request = Request {
             method: Method::GET,
@@ -264,7 +268,9 @@ fn finish(
         return Err(several(&labels));
     }
     Ok(Series {
-        points: Points::merged(present.into_iter().map(|(_, points)| points).collect()),
+        data: Data::Points(Points::merged(
+            present.into_iter().map(|(_, points)| points).collect(),
+        )),
         off_grid: None,
         complete: matrix.complete,
         received: matrix.received,
@@ -328,25 +334,32 @@ fn steps(
 fn samples_of(selector: &str, range: &TimeRange) -> Request {
     let query = format!("{selector}[{}]", duration(range.millis()));
     let time = seconds(range.end() - 1);
-    form("/api/v1/query", &[("query", &query), ("time", &time)])
+    form(
+        "/api/v1/query",
+        [("query", query.as_str()), ("time", time.as_str())],
+    )
 }
 
 fn range_query(expression: &str, steps: &Steps, step: Step) -> Request {
+    form(
+        "/api/v1/query_range",
+        [
+            ("query", expression),
+            ("start", &seconds(steps.first)),
+            ("end", &seconds(steps.last)),
+            ("step", &step_width(step)),
+        ],
+    )
+}
+
+fn step_width(step: Step) -> String {
     // Servers cut what is left of a millisecond, and the double next to 1.003 is a little less.
     let cut = step.millis() % 1000 != 0;
     let mut step = seconds(step.millis());
     if cut {
         step.push_str("0001");
     }
-    form(
-        "/api/v1/query_range",
-        &[
-            ("query", expression),
-            ("start", &seconds(steps.first)),
-            ("end", &seconds(steps.last)),
-            ("step", &step),
-        ],
-    )
+    step
 }
 
 /// `millis` as a duration of PromQL. VictoriaMetrics reads each part as a double of seconds and
@@ -381,21 +394,18 @@ fn scope(scope: &Scope) -> Result<Vec<(&'static str, String)>, Error> {
     Ok(pairs)
 }
 
-fn as_refs<'a>(pairs: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
-    pairs
-        .iter()
-        .map(|(name, value)| (*name, value.as_str()))
-        .collect()
+fn as_refs<'a>(pairs: &'a [(&'static str, String)]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pairs.iter().map(|(name, value)| (*name, value.as_str()))
 }
 
-fn encoded(pairs: &[(&str, &str)]) -> String {
+fn encoded<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     url::form_urlencoded::Serializer::new(String::new())
         .extend_pairs(pairs)
         .append_pair("nocache", "1")
         .finish()
 }
 
-fn form(path: &str, pairs: &[(&str, &str)]) -> Request {
+fn form<'a>(path: &str, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Request {
     let form = HeaderValue::from_static("application/x-www-form-urlencoded");
     Request {
         method: Method::POST,

@@ -354,6 +354,7 @@ impl Checker<'_> {
             ("max_concurrency", raw.max_concurrency),
             ("breaker", raw.breaker.failures),
             ("raw_points_max", raw.raw_points_max),
+            ("max_series", raw.max_series),
         ] {
             self.at_least_one(place, key, value.unwrap_or(1))?;
         }

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::values::{SecretSource, Size, Text};
 use super::{Upstream as Settings, UpstreamKind};
 use crate::model::{
-    Aggregate, Freshness, IncompleteBuckets, Limits, Millis, MultiSeries, Pattern, Reading, Step,
-    TargetUrl,
+    Aggregate, Freshness, IncompleteBuckets, Limits, Millis, MultiSeries, Pattern, RangeLimits,
+    Reading, Step, StepAlignment, TargetUrl,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -104,6 +104,13 @@ pub(super) enum Kind {
     Prometheus,
 }
 
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Alignment {
+    Exact,
+    Align,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Upstream {
@@ -127,6 +134,9 @@ pub(super) struct Upstream {
     pub(super) incomplete_buckets: Option<Buckets>,
     pub(super) metadata_ttl: Option<Text<Duration>>,
     pub(super) max_response: Option<Text<Size>>,
+    pub(super) max_series: Option<u32>,
+    pub(super) max_span: Option<Text<Duration>>,
+    pub(super) step_alignment: Option<Alignment>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
     pub(super) rate_limit: RateLimit,
@@ -241,6 +251,14 @@ impl Upstream {
                     .max_response
                     .as_ref()
                     .map_or(64 << 20, |s| usize::try_from(s.0.0).unwrap_or(usize::MAX)),
+                range_limits: RangeLimits {
+                    series: self.max_series.unwrap_or(20_000) as usize,
+                    span: millis(seconds(self.max_span.as_ref(), 0)),
+                },
+                step_alignment: match self.step_alignment {
+                    None | Some(Alignment::Exact) => StepAlignment::Exact,
+                    Some(Alignment::Align) => StepAlignment::Align,
+                },
             },
             limits: Limits {
                 timeout: seconds(self.timeout.as_ref(), 10),

@@ -16,6 +16,7 @@ use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
     RangeSet, TimeRange,
 };
+use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
 use crate::wire::number::write_span;
@@ -82,6 +83,19 @@ impl CacheOutcome {
             collapsed: false,
             ttl_seconds: 0,
             detail: None,
+        }
+    }
+
+    /// Counts what the cache held.
+    pub(super) fn count(&self, metrics: &UpstreamMetrics) {
+        if self.detail.is_some() {
+            metrics.stale_served.increment(1);
+        }
+        match self.held {
+            Held::Hit => metrics.hits.increment(1),
+            Held::Stale => metrics.stale.increment(1),
+            Held::Partial => metrics.partial.increment(1),
+            Held::Miss => metrics.misses.increment(1),
         }
     }
 
@@ -186,7 +200,7 @@ impl Engine {
     }
 
     /// `range` of `lane`, of which not all is fresh.
-    async fn not_fresh(
+    pub(super) async fn not_fresh(
         self: &Arc<Self>,
         lane: &Lane,
         range: TimeRange,
@@ -258,8 +272,9 @@ impl Engine {
         let mut parts = Vec::with_capacity(slices.len());
         for (i, Slice { index, chunk, at }) in slices.into_iter().enumerate() {
             let grows = chunk.rendering_cost(&at, encoding) > 0;
-            let text = chunk.rendered(lane.layout());
-            text.add_to(&mut parts, at, i == last, encoding);
+            if let Some(text) = chunk.rendered(lane.layout()) {
+                text.add_to(&mut parts, at, i == last, encoding);
+            }
             if grows {
                 self.cache.weigh_again(lane, index, &chunk);
             }
@@ -312,15 +327,8 @@ impl Gathered {
         metrics.points_from_cache.increment(self.from_cache as u64);
         let fetched = self.from_upstream + self.off_grid.as_ref().map_or(0, |b| b.len());
         metrics.points_from_upstream.increment(fetched as u64);
-        if self.outcome.as_ref().is_some_and(|o| o.detail.is_some()) {
-            metrics.stale_served.increment(1);
-        }
-        match self.outcome.as_ref().map(|o| o.held) {
-            None => {}
-            Some(Held::Hit) => metrics.hits.increment(1),
-            Some(Held::Stale) => metrics.stale.increment(1),
-            Some(Held::Partial) => metrics.partial.increment(1),
-            Some(Held::Miss) => metrics.misses.increment(1),
+        if let Some(outcome) = &self.outcome {
+            outcome.count(metrics);
         }
     }
 }
@@ -374,7 +382,7 @@ fn fetched_in(chunk: &Chunk, at: &Range<usize>, fetched: &RangeSet) -> usize {
     fetched.iter().map(overlap).sum()
 }
 
-fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
+pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
     let mut outcome = CacheOutcome {
         held: view.held,
         stored: view.stored,

@@ -223,7 +223,7 @@ impl Chunks {
                 None => chunk.clone(),
                 Some(held) => {
                     let piece = Piece {
-                        points: chunk.points().into_owned(),
+                        data: chunk.data(),
                         segments: chunk.coverage().to_vec(),
                     };
                     let merged = Chunk::merged(Some(&held), &piece, &lane.frame(index));

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use super::columns::Columns;
 use super::render::Rendered;
+use crate::adapters::{Data, Matrix};
 use crate::model::{Layout, Millis, Points, RangeSet, Step, TimeRange};
 use crate::wire::encoding::Encoding;
+use crate::wire::promapi;
 
 /// A part of a chunk, known since one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +32,10 @@ impl Segment {
     }
 }
 
-/// Points of a range, with what is known of it; what a fetch or a derivation brings.
+/// Data of a range, with what is known of it; what a fetch or a derivation brings.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
-    pub(crate) points: Points,
+    pub(crate) data: Data,
     /// Ascending and disjoint.
     pub(crate) segments: Vec<Segment>,
 }
@@ -42,7 +44,7 @@ impl Piece {
     /// A piece that was fetched at `fetched` and is settled up to `settled_before`, which is
     /// taken down to the grid of `cell`: a bucket is settled when all of it is.
     pub(crate) fn fetched(
-        points: Points,
+        data: Data,
         range: TimeRange,
         fetched: Duration,
         settled_before: Millis,
@@ -68,7 +70,7 @@ impl Piece {
                 settled,
             });
         Self {
-            points,
+            data,
             segments: segments.collect(),
         }
     }
@@ -94,27 +96,72 @@ pub(crate) struct Frame {
 /// A part of a lane. It never changes: news make a new chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
-    columns: Columns,
+    content: Content,
     /// Ascending and disjoint.
     coverage: Vec<Segment>,
-    rendered: OnceLock<Rendered>,
+}
+
+/// What a chunk holds.
+#[derive(Debug)]
+enum Content {
+    /// Points, and their text once it has been asked for.
+    Points {
+        columns: Columns,
+        rendered: OnceLock<Rendered>,
+    },
+    /// Series, which are slices of their text from the beginning.
+    Matrix(Matrix),
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self::Points {
+            columns: Columns::default(),
+            rendered: OnceLock::new(),
+        }
+    }
 }
 
 impl Chunk {
-    /// Its points, unpacked for the caller if they are packed.
+    /// Its points, unpacked for the caller if they are packed; none of a matrix.
     pub(crate) fn points(&self) -> Cow<'_, Points> {
-        self.columns.points()
+        match &self.content {
+            Content::Points { columns, .. } => columns.points(),
+            Content::Matrix(_) => Cow::Owned(Points::new()),
+        }
+    }
+
+    /// Its series, if it holds any with labels.
+    pub(crate) fn matrix(&self) -> Option<&Matrix> {
+        match &self.content {
+            Content::Points { .. } => None,
+            Content::Matrix(matrix) => Some(matrix),
+        }
+    }
+
+    /// A copy of what it holds.
+    pub(crate) fn data(&self) -> Data {
+        match &self.content {
+            Content::Points { columns, .. } => Data::Points(columns.points().into_owned()),
+            Content::Matrix(matrix) => Data::Matrix(matrix.clone()),
+        }
     }
 
     /// How many points it has.
     pub(crate) fn len(&self) -> usize {
-        self.columns.len()
+        match &self.content {
+            Content::Points { columns, .. } => columns.len(),
+            Content::Matrix(_) => 0,
+        }
     }
 
     /// The positions of the points that lie in `range`.
     pub(crate) fn within(&self, range: &TimeRange) -> Range<usize> {
-        let rendered = || Some(self.rendered.get()?.within(range));
-        let columns = self.columns.within(range).or_else(rendered);
+        let Content::Points { columns, rendered } = &self.content else {
+            return 0..0;
+        };
+        let rendered = || Some(rendered.get()?.within(range));
+        let columns = columns.within(range).or_else(rendered);
         columns.unwrap_or_else(|| self.points().within(range))
     }
 
@@ -123,26 +170,38 @@ impl Chunk {
     }
 
     /// The points as JSON, made when first asked for.
-    pub(crate) fn rendered(&self, layout: Layout) -> &Rendered {
-        self.rendered
-            .get_or_init(|| Rendered::of(&self.points(), layout))
+    pub(crate) fn rendered(&self, layout: Layout) -> Option<&Rendered> {
+        match &self.content {
+            Content::Points { columns, rendered } => {
+                Some(rendered.get_or_init(|| Rendered::of(&columns.points(), layout)))
+            }
+            Content::Matrix(_) => None,
+        }
     }
 
     /// What is to be done before the points at `at` can be answered in `encoding`, in points that
     /// are rendered; 0 if nothing.
     pub(crate) fn rendering_cost(&self, at: &Range<usize>, encoding: Encoding) -> usize {
-        match self.rendered.get() {
-            None => self.len(),
-            Some(rendered) => rendered.packing_cost(at, encoding),
+        match &self.content {
+            Content::Points { columns, rendered } => match rendered.get() {
+                None => columns.len(),
+                Some(rendered) => rendered.packing_cost(at, encoding),
+            },
+            Content::Matrix(_) => 0,
         }
     }
 
     /// Bytes that it holds.
     pub(crate) fn weight(&self) -> usize {
-        size_of::<Self>()
-            + self.columns.heap_bytes()
-            + self.coverage.capacity() * size_of::<Segment>()
-            + self.rendered.get().map_or(0, Rendered::heap_bytes)
+        let content = match &self.content {
+            Content::Points { columns, rendered } => {
+                columns.heap_bytes() + rendered.get().map_or(0, Rendered::heap_bytes)
+            }
+            Content::Matrix(matrix) => {
+                promapi::heap_bytes(&matrix.series) + matrix.remarks.heap_bytes()
+            }
+        };
+        size_of::<Self>() + content + self.coverage.capacity() * size_of::<Segment>()
     }
 
     /// What `old` and `piece` know of a span together. Where both know something, what is settled
@@ -175,21 +234,54 @@ impl Chunk {
             }
         }
         let coverage = joined(coverage, frame.grain);
-        let old_points = old.map_or(Cow::Owned(Points::new()), Self::points);
-        let points = spliced(&old_points, &piece.points, &news, span);
+        let settled = coverage.iter().all(|s| s.settled);
+        let content = match &piece.data {
+            Data::Points(points) => Content::of_points(old, points, &news, frame, settled),
+            Data::Matrix(matrix) => Content::of_series(old, matrix, &news, span),
+        };
+        Self { content, coverage }
+    }
+}
+
+impl Content {
+    /// What `old` holds with `points` in the ranges `news`.
+    fn of_points(
+        old: Option<&Chunk>,
+        points: &Points,
+        news: &RangeSet,
+        frame: &Frame,
+        settled: bool,
+    ) -> Self {
+        let span = &frame.span;
+        let old_points = old.map_or(Cow::Owned(Points::new()), Chunk::points);
+        let points = spliced(&old_points, points, news, span);
         let rendered = OnceLock::new();
-        if let Some(text) = old.and_then(|c| c.rendered.get()) {
+        if let Some(Self::Points { rendered: text, .. }) = old.map(|c| &c.content)
+            && let Some(text) = text.get()
+        {
             // A lane that was answered from is asked again: only what is new is rendered.
             let changed = news.iter().next().map_or(span.end(), TimeRange::start);
             let same = old_points.within(&TimeRange::clamped(span.start(), changed));
             let _ = rendered.set(text.followed(same.end, &points, frame.layout));
         }
-        let settled = coverage.iter().all(|s| s.settled);
-        Self {
+        Self::Points {
             columns: Columns::of(points, settled),
-            coverage,
             rendered,
         }
+    }
+
+    /// What `old` holds with the samples of `matrix` in the ranges `news`.
+    fn of_series(old: Option<&Chunk>, matrix: &Matrix, news: &RangeSet, span: &TimeRange) -> Self {
+        let old = old.and_then(Chunk::matrix);
+        let mut remarks = matrix.remarks.clone();
+        if let Some(old) = old {
+            remarks.add(&old.remarks);
+        }
+        let old = old.map_or(&[][..], |m| &m.series);
+        Self::Matrix(Matrix {
+            series: promapi::merge(old, &matrix.series, news, span),
+            remarks,
+        })
     }
 }
 
@@ -290,7 +382,7 @@ mod tests {
 
     fn piece(pairs: &[(i64, f64)], segments: &[Segment]) -> Piece {
         Piece {
-            points: Points::from_unsorted(pairs.to_vec()),
+            data: Data::Points(Points::from_unsorted(pairs.to_vec())),
             segments: segments.to_vec(),
         }
     }
@@ -364,12 +456,12 @@ mod tests {
     fn a_fetch_is_settled_up_to_the_line_and_buckets_only_whole() {
         let step = Step::new(10).unwrap();
         let fetched = Duration::from_secs(3);
-        let piece = Piece::fetched(Points::new(), range(0, 100), fetched, 57, step);
+        let piece = Piece::fetched(Data::default(), range(0, 100), fetched, 57, step);
         assert_eq!(
             piece.segments,
             [segment(0, 50, 3, true), segment(50, 100, 3, false)]
         );
-        let old = Piece::fetched(Points::new(), range(0, 100), fetched, 500, step);
+        let old = Piece::fetched(Data::default(), range(0, 100), fetched, 500, step);
         assert_eq!(old.segments, [segment(0, 100, 3, true)]);
     }
 

@@ -4,13 +4,19 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
 
 use super::chunk::Frame;
-use crate::adapters::Forwarded;
-use crate::model::{Details, Layout, MetricQuery, NanInterpretation, Selector, Step};
+use crate::adapters::prometheus::Expression;
+use crate::adapters::{Data, Forwarded, Matrix};
+use crate::model::{
+    Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step,
+};
 use crate::upstream::{Forward, Upstream};
 
 /// How many buckets or native intervals a chunk spans: enough that a long answer is made of few,
 /// few enough that one is written anew in some microseconds. In tests seams are many.
 const CHUNK_CELLS: u32 = if cfg!(test) { 256 } else { 8192 };
+
+/// The same of the series of an expression, of which there may be hundreds.
+const MATRIX_CELLS: u32 = if cfg!(test) { 64 } else { 512 };
 
 /// A lane: the series that one upstream has for one selector, in one layout.
 #[derive(Clone)]
@@ -32,24 +38,36 @@ pub(crate) struct LaneKey {
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     upstream: u64,
-    pub(crate) selector: Selector,
-    pub(crate) metric_field: Option<String>,
-    pub(crate) layout: Layout,
-    pub(crate) nan: NanInterpretation,
-    pub(crate) details: Forwarded,
+    pub(crate) subject: Subject,
+}
+
+/// What of an upstream a lane has.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Subject {
+    /// The points of a metric, as the mirror API asks for them.
+    Metric {
+        selector: Selector,
+        metric_field: Option<String>,
+        layout: Layout,
+        nan: NanInterpretation,
+        details: Forwarded,
+    },
+    /// The series of a PromQL expression.
+    Expression(Expression),
+}
+
+/// The keys of all hashes, which nobody outside can know.
+fn keys() -> &'static RandomState {
+    static KEYS: OnceLock<RandomState> = OnceLock::new();
+    KEYS.get_or_init(RandomState::new)
 }
 
 impl LaneKey {
     fn new(identity: Identity) -> Self {
-        static KEYS: OnceLock<RandomState> = OnceLock::new();
         Self {
-            hash: KEYS.get_or_init(RandomState::new).hash_one(&identity),
+            hash: keys().hash_one(&identity),
             identity: Arc::new(identity),
         }
-    }
-
-    pub(crate) fn identity(&self) -> &Identity {
-        &self.identity
     }
 
     /// A number that hardly any other lane has.
@@ -59,10 +77,19 @@ impl LaneKey {
 
     /// Bytes that it holds on the heap, about.
     pub(crate) fn heap_bytes(&self) -> usize {
-        let field = self.identity.metric_field.as_ref();
-        size_of::<Identity>()
-            + self.identity.selector.heap_bytes()
-            + field.map_or(0, String::capacity)
+        let subject = match &self.identity.subject {
+            Subject::Metric {
+                selector,
+                metric_field,
+                ..
+            } => selector.heap_bytes() + metric_field.as_ref().map_or(0, String::capacity),
+            Subject::Expression(expression) => {
+                let pairs = expression.parameters.iter();
+                let pairs = pairs.map(|(n, v)| n.capacity() + v.capacity());
+                expression.query.capacity() + pairs.sum::<usize>()
+            }
+        };
+        size_of::<Identity>() + subject
     }
 }
 
@@ -93,13 +120,25 @@ impl Lane {
             range: _,
             limit: _,
         } = query;
-        let identity = Identity {
-            upstream: upstream.id,
+        let subject = Subject::Metric {
             selector,
             metric_field,
             layout,
             nan: details.nan,
             details: forwarded(&upstream, details),
+        };
+        Self::new(upstream, subject)
+    }
+
+    /// The lane of `expression`.
+    pub(crate) fn of_expression(upstream: Arc<Upstream>, expression: Expression) -> Self {
+        Self::new(upstream, Subject::Expression(expression))
+    }
+
+    fn new(upstream: Arc<Upstream>, subject: Subject) -> Self {
+        let identity = Identity {
+            upstream: upstream.id,
+            subject,
         };
         Self {
             upstream,
@@ -107,32 +146,87 @@ impl Lane {
         }
     }
 
-    /// The lane of the raw points that this one's buckets are made of.
-    pub(crate) fn raw(&self) -> Self {
-        let identity = self.key.identity();
-        let raw = Identity {
-            upstream: identity.upstream,
-            selector: identity.selector.clone(),
-            metric_field: identity.metric_field.clone(),
-            layout: Layout::Raw,
-            nan: identity.nan,
-            details: identity.details.clone(),
+    /// The lane of the raw points that this one's buckets are made of; an expression has none.
+    pub(crate) fn raw(&self) -> Option<Self> {
+        let Subject::Metric {
+            selector,
+            metric_field,
+            layout: _,
+            nan,
+            details,
+        } = &self.key.identity.subject
+        else {
+            return None;
         };
-        Self {
-            upstream: self.upstream.clone(),
-            key: LaneKey::new(raw),
+        let raw = Subject::Metric {
+            selector: selector.clone(),
+            metric_field: metric_field.clone(),
+            layout: Layout::Raw,
+            nan: *nan,
+            details: details.clone(),
+        };
+        Some(Self::new(self.upstream.clone(), raw))
+    }
+
+    pub(crate) fn subject(&self) -> &Subject {
+        &self.key.identity.subject
+    }
+
+    /// The layout of its points. Samples of an expression have their own times, as raw points do.
+    pub(crate) fn layout(&self) -> Layout {
+        match self.subject() {
+            Subject::Metric { layout, .. } => *layout,
+            Subject::Expression(_) => Layout::Raw,
         }
     }
 
-    pub(crate) fn layout(&self) -> Layout {
-        self.key.identity.layout
+    /// What a range of it holds of which it is known that there is nothing.
+    pub(crate) fn nothing(&self) -> Data {
+        match self.subject() {
+            Subject::Metric { .. } => Data::Points(Points::new()),
+            Subject::Expression(_) => Data::Matrix(Matrix::default()),
+        }
     }
 
-    /// What lies between two neighbouring points: the bucket size or the native interval.
+    /// What lies between two neighbouring points: the bucket size, the step, or the native
+    /// interval.
     pub(crate) fn cell(&self) -> Step {
+        match (self.subject(), self.layout()) {
+            (Subject::Expression(expression), _) => expression.step,
+            (_, Layout::Raw) => self.upstream.reading.interval,
+            (_, Layout::Buckets { size, .. }) => size,
+        }
+    }
+
+    /// A number that hardly any other expression of any upstream has, the same for all steps.
+    pub(crate) fn whatever_the_step(&self) -> u64 {
+        let Subject::Expression(expression) = self.subject() else {
+            return self.key.number();
+        };
+        let Expression {
+            query,
+            step: _,
+            phase: _,
+            lag: _,
+            parameters,
+            headers,
+        } = expression;
+        keys().hash_one((self.upstream.id, query, parameters, headers))
+    }
+
+    /// The grid on which its ranges are fetched and known.
+    pub(crate) fn grid(&self) -> Step {
         match self.layout() {
-            Layout::Raw => self.upstream.reading.interval,
+            Layout::Raw => Step::MILLI,
             Layout::Buckets { size, .. } => size,
+        }
+    }
+
+    /// Milliseconds between the time of a point and the newest data that it may depend on.
+    pub(crate) fn lag(&self) -> Millis {
+        match self.subject() {
+            Subject::Metric { .. } => 0,
+            Subject::Expression(expression) => expression.lag,
         }
     }
 
@@ -147,7 +241,10 @@ impl Lane {
 
     /// The time that a chunk spans.
     pub(crate) fn chunk_span(&self) -> Step {
-        self.cell().times(CHUNK_CELLS)
+        self.cell().times(match self.subject() {
+            Subject::Metric { .. } => CHUNK_CELLS,
+            Subject::Expression(_) => MATRIX_CELLS,
+        })
     }
 }
 

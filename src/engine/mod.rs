@@ -7,15 +7,18 @@
 //! - `revalidate`: serves what has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
 //! - `answer`: what a query is answered with
+//! - `range`, `grids`: what a range query of PromQL is answered with
 //! - `metadata`: names and values of fields
 
 mod answer;
 mod cache;
 mod chunk;
 mod columns;
+mod grids;
 mod lane;
 mod metadata;
 mod plan;
+mod range;
 mod render;
 mod revalidate;
 mod series;
@@ -27,10 +30,12 @@ use std::time::Duration;
 pub use answer::{Answer, CacheOutcome, Timing};
 pub use metadata::Listed;
 pub use plan::Held;
+pub use range::{RangeAnswer, RangeRequest};
 
 use tokio::time::Instant;
 
 use cache::ChunkCache;
+use grids::Grids;
 use lane::LaneKey;
 use metadata::Metadata;
 use plan::Moment;
@@ -47,6 +52,7 @@ pub struct Engine {
     registry: Registry,
     cache: ChunkCache,
     flights: Flights<LaneKey, Landed>,
+    grids: Grids,
     metadata: Metadata,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
@@ -112,6 +118,7 @@ impl Engine {
             registry,
             cache: ChunkCache::new(cache_bytes - for_metadata),
             flights: Flights::default(),
+            grids: Grids::default(),
             metadata: Metadata::new(for_metadata),
             revalidating: Mutex::default(),
             clock,

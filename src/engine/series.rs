@@ -7,10 +7,10 @@ use futures_util::stream::{self, StreamExt};
 
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
-use super::lane::Lane;
+use super::lane::{Lane, Subject};
 use super::plan::{Held, Plan, Policy, fresh, plan};
 use super::{Context, Engine};
-use crate::adapters::{Fetch, Series};
+use crate::adapters::{Data, Fetch, Part, Series};
 use crate::aggregate::aggregate;
 use crate::model::{
     Bucket, Error, Kind, Layout, Millis, Origin, Points, RangeSet, Step, TimeRange,
@@ -107,6 +107,11 @@ struct Round {
     collapsed: bool,
     /// The ranges that are known now as well as they can be.
     brought: RangeSet,
+}
+
+pub(super) fn not_prometheus() -> Error {
+    let message = "the upstream does not speak the API of Prometheus";
+    Error::new(Kind::PathNotFound, message)
 }
 
 pub(super) fn too_late() -> Error {
@@ -231,7 +236,9 @@ impl Engine {
         let Layout::Buckets { statistic, size } = lane.layout() else {
             return Round::default();
         };
-        let raw = lane.raw();
+        let Some(raw) = lane.raw() else {
+            return Round::default();
+        };
         let mut round = Round::default();
         for range in missing {
             // Boxed, as this is a view within a view.
@@ -250,7 +257,7 @@ impl Engine {
             }
             let coverage = view.chunks.coverage();
             let piece = Piece {
-                points: aggregate(&points, statistic, size, range),
+                data: Data::Points(aggregate(&points, statistic, size, range)),
                 segments: derived(&coverage, size, range),
             };
             round
@@ -294,10 +301,7 @@ pub(super) fn policy(lane: &Lane, context: &Context) -> Policy {
     Policy {
         freshness: context.freshness(&lane.upstream.freshness),
         ahead: lane.upstream.freshness.refresh,
-        grid: match lane.layout() {
-            Layout::Raw => Step::MILLI,
-            Layout::Buckets { size, .. } => size,
-        },
+        grid: lane.grid(),
         cell: lane.cell(),
     }
 }
@@ -309,18 +313,9 @@ async fn fetch_one(
     range: TimeRange,
     context: Context,
 ) -> Result<Landed, Error> {
-    let identity = lane.key.identity();
-    let fetch = Fetch {
-        selector: identity.selector.clone(),
-        metric_field: identity.metric_field.clone(),
-        layout: identity.layout,
-        range,
-        nan: identity.nan,
-        details: identity.details.clone(),
-    };
     let upstream = lane.upstream.clone();
     let started = engine.clock.monotonic();
-    let parts = upstream.adapter.series(&fetch)?;
+    let parts = parts(&lane, range)?;
     let mut landed = Landed {
         chunks: Chunks::new(&lane, &range),
         complete: true,
@@ -328,7 +323,7 @@ async fn fetch_one(
     };
     if parts.is_empty() {
         // There can be no points, which is known for good.
-        let piece = Piece::fetched(Points::new(), range, started, range.end(), Step::MILLI);
+        let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
         return Ok(engine.land(&lane, &piece, true, None));
     }
     let errand = Errand {
@@ -349,12 +344,9 @@ async fn fetch_one(
         let series = answered.value;
         count(&upstream, &series);
         let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);
+        let settled_before = settled_before.saturating_add(lane.lag());
         let part = TimeRange::clamped(start, end);
-        let cell = match identity.layout {
-            Layout::Raw => Step::MILLI,
-            Layout::Buckets { size, .. } => size,
-        };
-        let piece = Piece::fetched(series.points, part, started, settled_before, cell);
+        let piece = Piece::fetched(series.data, part, started, settled_before, lane.grid());
         let part = engine.land(&lane, &piece, series.complete, series.off_grid);
         landed.chunks.update(&lane, &part.chunks);
         landed.complete &= part.complete;
@@ -362,6 +354,34 @@ async fn fetch_one(
         start = end;
     }
     Ok(landed)
+}
+
+/// How `range` of `lane` is asked of its upstream.
+fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
+    let upstream = &lane.upstream;
+    match lane.subject() {
+        Subject::Metric {
+            selector,
+            metric_field,
+            layout,
+            nan,
+            details,
+        } => upstream.adapter.series(&Fetch {
+            selector: selector.clone(),
+            metric_field: metric_field.clone(),
+            layout: *layout,
+            range,
+            nan: *nan,
+            details: details.clone(),
+        }),
+        Subject::Expression(expression) => {
+            let prometheus = upstream
+                .adapter
+                .as_prometheus()
+                .ok_or_else(not_prometheus)?;
+            Ok(prometheus.range(expression, &range, upstream.reading.range_limits))
+        }
+    }
 }
 
 /// Counts what `series` brought.

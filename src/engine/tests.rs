@@ -12,12 +12,12 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
-use crate::adapters::Response;
 use crate::adapters::mirror::Mirror;
+use crate::adapters::{Adapter, Response};
 use crate::aggregate::aggregate;
 use crate::model::{
     Aggregate, Freshness, IncompleteBuckets, Kind, Layout, Limits, MetricQuery, MultiSeries,
-    Points, Reading, Selector, Statistic, Step, TargetUrl, TimeRange,
+    Points, RangeLimits, Reading, Selector, Statistic, Step, StepAlignment, TargetUrl, TimeRange,
 };
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::{Access, BoxFuture, Forward, Outgoing, Parts, Transport};
@@ -35,19 +35,45 @@ const MAX_STALE: Millis = 60_000;
 
 /// Our clocks, and the true time, which is the upstream's.
 #[derive(Debug)]
-struct Clocks {
+pub(super) struct Clocks {
     truth: AtomicI64,
-    skew: AtomicI64,
+    pub(super) skew: AtomicI64,
     monotonic: AtomicU64,
 }
 
 impl Clocks {
-    fn pass(&self, millis: i64) {
+    pub(super) fn new() -> Self {
+        Self {
+            truth: AtomicI64::new(BEGIN),
+            skew: AtomicI64::new(0),
+            monotonic: AtomicU64::new(5_000_000),
+        }
+    }
+
+    /// What the engine is told of a request that comes now.
+    pub(super) fn context(&self, encoding: Encoding) -> Context {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        Context {
+            arrived: self.monotonic(),
+            wall: self.now(),
+            deadline,
+            errand: Errand {
+                caller: None,
+                lane: 0,
+                deadline,
+                trace: None,
+            },
+            encoding,
+            max_age: None,
+        }
+    }
+
+    pub(super) fn pass(&self, millis: i64) {
         self.truth.fetch_add(millis, Ordering::SeqCst);
         self.monotonic.fetch_add(millis as u64, Ordering::SeqCst);
     }
 
-    fn truth(&self) -> Millis {
+    pub(super) fn truth(&self) -> Millis {
         self.truth.load(Ordering::SeqCst)
     }
 }
@@ -154,6 +180,67 @@ impl Transport for Source {
     }
 }
 
+/// How an upstream's data is kept.
+#[derive(Clone, Copy)]
+pub(super) struct Keeping {
+    pub(super) refresh: Millis,
+    pub(super) while_revalidating: Millis,
+    pub(super) aggregate: Aggregate,
+}
+
+/// An engine over one upstream, named "law", that is reached by `transport`.
+pub(super) fn engine_over(
+    transport: Arc<dyn Transport>,
+    clocks: &Arc<Clocks>,
+    adapter: Box<dyn Adapter>,
+    keeping: Keeping,
+) -> Arc<Engine> {
+    let metrics = UpstreamMetrics::new("law");
+    let access = Access::new(Parts {
+        transport,
+        urls: vec![TargetUrl::parse("http://source").unwrap()],
+        headers: Vec::new(),
+        limits: Limits::for_tests(),
+        max_response: usize::MAX,
+        budget_file: None,
+        metrics: metrics.clone(),
+        clock: clocks.clone(),
+    });
+    let millis = |m: Millis| Duration::from_millis(m as u64);
+    let freshness = Freshness {
+        settle: SETTLE,
+        refresh: millis(keeping.refresh),
+        max_stale: millis(MAX_STALE),
+        stale_while_revalidate: millis(keeping.while_revalidating),
+        history_ttl: Duration::from_secs(3600),
+        metadata_ttl: Duration::from_secs(60),
+    };
+    let reading = Reading {
+        interval: Step::new(INTERVAL).unwrap(),
+        aggregate: keeping.aggregate,
+        raw_points_max: 2000,
+        multi_series: MultiSeries::Merge,
+        incomplete_buckets: IncompleteBuckets::Include,
+        max_response: usize::MAX,
+        range_limits: RangeLimits {
+            series: usize::MAX,
+            span: 0,
+        },
+        step_alignment: StepAlignment::Exact,
+    };
+    let upstream = Upstream::new(
+        freshness,
+        reading,
+        adapter,
+        Forward::Nothing,
+        access,
+        metrics,
+    );
+    let none = Box::new(|_, _| unreachable!("no targets are allowed"));
+    let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
+    Engine::new(registry, 64 << 20, 100_000, clocks.clone())
+}
+
 struct World {
     clocks: Arc<Clocks>,
     source: Arc<Source>,
@@ -167,81 +254,32 @@ impl World {
 
     /// A world in which data is served for so long after it expired while it is fetched anew.
     fn revalidating(refresh: Millis, aggregate: Aggregate, while_revalidating: Millis) -> Self {
-        let clocks = Arc::new(Clocks {
-            truth: AtomicI64::new(BEGIN),
-            skew: AtomicI64::new(0),
-            monotonic: AtomicU64::new(5_000_000),
-        });
+        let clocks = Arc::new(Clocks::new());
         let source = Arc::new(Source {
             clocks: clocks.clone(),
             failing: AtomicBool::new(false),
             truncating: AtomicBool::new(false),
             asked: Mutex::default(),
         });
-        let metrics = UpstreamMetrics::new("law");
-        let access = Access::new(Parts {
-            transport: source.clone(),
-            urls: vec![TargetUrl::parse("http://source").unwrap()],
-            headers: Vec::new(),
-            limits: Limits::for_tests(),
-            max_response: usize::MAX,
-            budget_file: None,
-            metrics: metrics.clone(),
-            clock: clocks.clone(),
-        });
-        let millis = |m: Millis| Duration::from_millis(m as u64);
-        let freshness = Freshness {
-            settle: SETTLE,
-            refresh: millis(refresh),
-            max_stale: millis(MAX_STALE),
-            stale_while_revalidate: millis(while_revalidating),
-            history_ttl: Duration::from_secs(3600),
-            metadata_ttl: Duration::from_secs(60),
-        };
-        let reading = Reading {
-            interval: Step::new(INTERVAL).unwrap(),
-            aggregate,
-            raw_points_max: 2000,
-            multi_series: MultiSeries::Merge,
-            incomplete_buckets: IncompleteBuckets::Include,
-            max_response: usize::MAX,
-        };
         let mirror = Mirror {
             api_key: None,
             page: 100_000,
         };
-        let upstream = Upstream::new(
-            freshness,
-            reading,
-            Box::new(mirror),
-            Forward::Nothing,
-            access,
-            metrics,
-        );
-        let none = Box::new(|_, _| unreachable!("no targets are allowed"));
-        let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
+        let keeping = Keeping {
+            refresh,
+            while_revalidating,
+            aggregate,
+        };
         Self {
-            engine: Engine::new(registry, 64 << 20, 100_000, clocks.clone()),
+            engine: engine_over(source.clone(), &clocks, Box::new(mirror), keeping),
             clocks,
             source,
         }
     }
 
     async fn ask(&self, query: &MetricQuery) -> Result<Answer, Error> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let context = Context {
-            arrived: self.clocks.monotonic(),
-            wall: self.clocks.now(),
-            deadline,
-            errand: Errand {
-                caller: None,
-                lane: 0,
-                deadline,
-                trace: None,
-            },
-            encoding: ENCODINGS[query.range.start().rem_euclid(3) as usize],
-            max_age: None,
-        };
+        let encoding = ENCODINGS[query.range.start().rem_euclid(3) as usize];
+        let context = self.clocks.context(encoding);
         self.engine
             .metric(&Details::default(), query.clone(), &context)
             .await

@@ -16,7 +16,8 @@ pub use error::{Error, Kind, Origin};
 pub use fields::{Field, FieldType, FieldValue, FieldValues};
 pub use points::{Bucket, Points};
 pub use policy::{
-    Aggregate, Compression, Freshness, IncompleteBuckets, Limits, MultiSeries, Reading,
+    Aggregate, Compression, Freshness, IncompleteBuckets, Limits, MultiSeries, RangeLimits,
+    Reading, StepAlignment,
 };
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,

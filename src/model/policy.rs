@@ -37,6 +37,28 @@ pub struct Reading {
     pub incomplete_buckets: IncompleteBuckets,
     /// Most bytes of one response, after decompression.
     pub max_response: usize,
+    /// Bounds of one range query.
+    pub range_limits: RangeLimits,
+    /// Which times of a range query are answered.
+    pub step_alignment: StepAlignment,
+}
+
+/// Bounds of one range query.
+#[derive(Clone, Copy, Debug)]
+pub struct RangeLimits {
+    /// Most series of an answer.
+    pub series: usize,
+    /// Longest range of a call in milliseconds; 0 for any.
+    pub span: Millis,
+}
+
+/// Which of the times of a range query are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepAlignment {
+    /// Those that were asked for.
+    Exact,
+    /// Start and end are taken down to multiples of the step.
+    Align,
 }
 
 /// Which clients are answered compressed, of those that ask for it.

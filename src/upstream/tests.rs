@@ -127,6 +127,8 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         multi_series: MultiSeries::Merge,
         incomplete_buckets: IncompleteBuckets::Include,
         max_response: 1 << 20,
+        range_limits: crate::model::RangeLimits { series: 1, span: 0 },
+        step_alignment: crate::model::StepAlignment::Exact,
     };
     let mirror = Mirror {
         api_key: None,

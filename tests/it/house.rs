@@ -23,6 +23,7 @@ const MAY: &[(&str, &[&str])] = &[
             "upstream",
             "adapters",
             "wire",
+            "promql",
             "model",
             "telemetry",
             "clock",

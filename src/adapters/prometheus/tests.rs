@@ -57,7 +57,10 @@ fn sent(request: &Request) -> BTreeMap<String, String> {
 }
 
 fn all(series: &Series) -> Vec<(Millis, f64)> {
-    series.points.iter().collect()
+    match &series.data {
+        Data::Points(points) => points.iter().collect(),
+        Data::Matrix(_) => panic!("points are expected"),
+    }
 }
 
 fn done<T>(exchange: &Exchange<T>, response: &Response) -> T {

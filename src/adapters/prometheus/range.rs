@@ -1,0 +1,146 @@
+//! Range queries as they are, series by series: what the Prometheus face caches.
+
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_width, steps};
+use crate::adapters::{Data, Matrix, Next, Part, Remarks, Response, Series, garbage};
+use crate::model::{Error, Kind, Millis, RangeLimits, Step, TimeRange};
+use crate::wire::promapi::{Extras, Unread, read_matrix};
+
+/// An expression that is evaluated at `phase + k * step`, and all else that its values depend on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Expression {
+    /// The expression in PromQL.
+    pub query: String,
+    /// The distance of evaluation times.
+    pub step: Step,
+    /// The evaluation times modulo `step`, in `0..step`.
+    pub phase: Millis,
+    /// Milliseconds between an evaluation time and the newest sample that its value may depend on.
+    pub lag: Millis,
+    /// Further parameters, by name; those of one name in their order.
+    pub parameters: Vec<(String, String)>,
+    /// Headers of the client that the backend is sent, such as `X-Scope-OrgID`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Prometheus {
+    /// The values of `expression` at its times in `range`, in parts that one call can carry each;
+    /// in none, if there is no such time.
+    pub fn range(
+        &self,
+        expression: &Expression,
+        range: &TimeRange,
+        limits: RangeLimits,
+    ) -> Vec<Part> {
+        let (step, phase) = (expression.step, expression.phase);
+        let per_call = match limits.span / step.millis() {
+            _ if limits.span == 0 => MAX_STEPS,
+            span => u32::try_from(span).map_or(MAX_STEPS, |n| n.clamp(1, MAX_STEPS)),
+        };
+        let lines = TimeRange::clamped(range.start() - phase, range.end() - phase);
+        steps(&lines, step, phase, per_call)
+            .map(|steps| {
+                let asked = TimeRange::clamped(steps.first, steps.last + 1);
+                let mut request = request(expression, &steps);
+                request.headers.extend(expression.headers.iter().cloned());
+                Part {
+                    start: steps.first,
+                    exchange: exchange(request, move |response| {
+                        read(response, limits.series, &asked, step).map(Next::Done)
+                    }),
+                }
+            })
+            .collect()
+    }
+}
+
+fn request(expression: &Expression, steps: &Steps) -> crate::adapters::Request {
+    let (first, last) = (seconds(steps.first), seconds(steps.last));
+    let step = step_width(expression.step);
+    let times = [
+        ("query", expression.query.as_str()),
+        ("start", &first),
+        ("end", &last),
+        ("step", &step),
+    ];
+    let further = expression
+        .parameters
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_str()));
+    form("/api/v1/query_range", times.into_iter().chain(further))
+}
+
+/// Reads the values at the times of `asked`.
+fn read(response: &Response, most: usize, asked: &TimeRange, step: Step) -> Result<Series, Error> {
+    if !response.status.is_success() {
+        answer::check(response)?;
+    }
+    let matrix = read_matrix(&response.body, most).map_err(|unread| match unread {
+        Unread::TooManySeries => {
+            let message = format!("the answer has more than {most} series (max_series)");
+            Error::new(Kind::TooManyPoints, message)
+        }
+        // An error with a status of success has a message that is better than ours.
+        Unread::NotAMatrix => match answer::check(response) {
+            Ok(()) => garbage(response, "not a matrix"),
+            Err(said) => said,
+        },
+        other => garbage(response, &other.to_string()),
+    })?;
+    let mut received = 0;
+    for track in matrix
+        .series
+        .iter()
+        .flat_map(|s| [&s.values, &s.histograms])
+    {
+        let times = track.times();
+        received += times.len() as u64;
+        let on_grid = |t: &Millis| asked.holds(*t) && (t - asked.start()) % step.millis() == 0;
+        if !times.iter().all(on_grid) {
+            let message = "the upstream answered at times that were not asked for";
+            return Err(Error::new(Kind::UpstreamFailed, message));
+        }
+    }
+    let remarks = remarks(&matrix.extras);
+    Ok(Series {
+        complete: is_complete(&matrix.extras, &remarks),
+        data: Data::Matrix(Matrix {
+            series: matrix.series,
+            remarks,
+        }),
+        received,
+        ..Series::default()
+    })
+}
+
+fn remarks(extras: &Extras) -> Remarks {
+    let list = |name| {
+        let json = extras.get(name);
+        let list = json.and_then(|json| {
+            Vec::<String>::deserialize(&mut serde_json::Deserializer::from_slice(json)).ok()
+        });
+        let mut list = list.unwrap_or_default();
+        list.sort();
+        list.dedup();
+        list
+    };
+    Remarks {
+        warnings: list("warnings"),
+        infos: list("infos"),
+    }
+}
+
+/// Whether nothing is missing: remarks on the style of a query, which Prometheus 2.4x to 2.5x
+/// sends among its warnings, say nothing about its data.
+fn is_complete(extras: &Extras, remarks: &Remarks) -> bool {
+    let partial = extras
+        .get("isPartial")
+        .is_some_and(|json| &json[..] == b"true");
+    !partial
+        && remarks
+            .warnings
+            .iter()
+            .all(|w| w.starts_with("PromQL info"))
+}

@@ -1,0 +1,225 @@
+//! What a range query of PromQL is answered with: whole series, out of chunks that hold the
+//! origin's own text.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+use super::answer::outcome;
+use super::chunk::Piece;
+use super::lane::{Lane, Subject};
+use super::series::{Source, View, not_prometheus};
+use super::{CacheOutcome, Context, Engine, Timing};
+use crate::adapters::prometheus::Expression;
+use crate::adapters::{Data, Matrix, Remarks};
+use crate::model::{Error, Kind, Millis, StepAlignment, TimeRange};
+use crate::upstream::Upstream;
+use crate::wire::promapi::{Extras, RangeQuery, Series, thin, write_matrix};
+
+/// The answer to a range query.
+#[derive(Debug)]
+pub struct RangeAnswer {
+    /// The body in parts that follow one another.
+    pub body: Vec<Bytes>,
+    /// What the cache had to do with it.
+    pub cache: CacheOutcome,
+    /// Where its time went.
+    pub timing: Timing,
+}
+
+/// A range query whose values may be kept by evaluation time.
+#[derive(Clone, Debug)]
+pub struct RangeRequest {
+    /// What is asked.
+    pub query: RangeQuery,
+    /// Milliseconds between an evaluation time and the newest sample that its value may depend on.
+    pub lag: Millis,
+    /// Headers of the client that the upstream is sent; they set answers apart.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Engine {
+    /// Answers `request` for `upstream`.
+    pub async fn query_range(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        request: RangeRequest,
+        context: &Context,
+    ) -> Result<RangeAnswer, Error> {
+        let begun = self.clock.monotonic();
+        if upstream.adapter.as_prometheus().is_none() {
+            return Err(not_prometheus());
+        }
+        let (expression, range) = asked(request, upstream.reading.step_alignment);
+        let lane = Lane::of_expression(upstream.clone(), expression);
+        let mut fetching = Duration::ZERO;
+        let view = match self.fresh(&lane, &range, context) {
+            Some(view) => view,
+            None => {
+                let began = self.clock.monotonic();
+                let view = Box::pin(self.fetched_or_thinned(&lane, range, context)).await?;
+                fetching = self.clock.monotonic().saturating_sub(began);
+                view
+            }
+        };
+        let known = view.degraded.as_ref().map_or(range.end(), |d| d.edge);
+        let shown = TimeRange::clamped(range.start(), range.end().min(known));
+        let planned = self.clock.monotonic();
+        let body = body(&view, &shown);
+        let bytes: usize = body.iter().map(Bytes::len).sum();
+        let most = upstream.reading.max_response;
+        if bytes > most {
+            let message =
+                format!("the answer has {bytes} bytes; at most {most} are allowed (max_response)");
+            return Err(Error::new(Kind::TooManyPoints, message));
+        }
+        let cache = outcome(&view, upstream);
+        count(&view, &shown, &cache, upstream);
+        Ok(RangeAnswer {
+            body,
+            cache,
+            timing: Timing {
+                plan: planned.saturating_sub(begun).saturating_sub(fetching),
+                fetch: fetching,
+                render: self.clock.monotonic().saturating_sub(planned),
+            },
+        })
+    }
+
+    /// `range` of `lane`: out of a lane of finer steps that has all of it fresh, else fetched.
+    async fn fetched_or_thinned(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        context: &Context,
+    ) -> Result<View, Error> {
+        if self.thinned(lane, &range, context)
+            && let Some(view) = self.fresh(lane, &range, context)
+        {
+            return Ok(view);
+        }
+        let view = self
+            .not_fresh(lane, range, Source::Upstream, context)
+            .await?;
+        if let Subject::Expression(expression) = lane.subject() {
+            self.grids.add(lane, expression);
+        }
+        Ok(view)
+    }
+
+    /// Fills `range` of `lane` out of a lane of the same expression whose steps are finer and
+    /// meet all of its times, if there is one that has the range fresh. Whether it did.
+    fn thinned(&self, lane: &Lane, range: &TimeRange, context: &Context) -> bool {
+        let Subject::Expression(coarse) = lane.subject() else {
+            return false;
+        };
+        let finer = self
+            .grids
+            .finer_than(lane, coarse)
+            .into_iter()
+            .find_map(|finer| {
+                let view = self.fresh(&finer, range, context)?;
+                Some(view)
+            });
+        let Some(view) = finer else {
+            return false;
+        };
+        for (_, chunk) in view.chunks.iter() {
+            let Some(matrix) = chunk.matrix() else {
+                continue;
+            };
+            let segments = chunk.coverage().iter().filter_map(|s| {
+                let range = s.range.intersection(range)?;
+                Some(super::chunk::Segment { range, ..*s })
+            });
+            let piece = Piece {
+                data: Data::Matrix(Matrix {
+                    series: thin(&matrix.series, coarse.step, coarse.phase),
+                    remarks: matrix.remarks.clone(),
+                }),
+                segments: segments.collect(),
+            };
+            self.cache.store(lane, &piece);
+        }
+        true
+    }
+}
+
+/// What `request` asks: an expression at its phase, and the range from its first evaluation time
+/// up to right behind its last.
+fn asked(request: RangeRequest, alignment: StepAlignment) -> (Expression, TimeRange) {
+    let RangeRequest {
+        query,
+        lag,
+        headers,
+    } = request;
+    let RangeQuery {
+        query,
+        start,
+        end,
+        step,
+        // These two bound one answer and do not change it; `stats` is passed through.
+        timeout: _,
+        carried,
+        other: mut parameters,
+    } = query;
+    let (start, end) = match alignment {
+        StepAlignment::Exact => (start, end),
+        StepAlignment::Align => (step.floor(start), step.floor(end)),
+    };
+    let last = start + step.floor(end - start);
+    if !carried.lookback_delta.is_empty() {
+        parameters.push(("lookback_delta".to_owned(), carried.lookback_delta));
+    }
+    parameters.sort_by(|a, b| a.0.cmp(&b.0));
+    let expression = Expression {
+        query: crate::promql::canonical(&query).to_owned(),
+        step,
+        phase: start - step.floor(start),
+        lag,
+        parameters,
+        headers,
+    };
+    (expression, TimeRange::clamped(start, last + 1))
+}
+
+fn matrices(view: &View) -> impl Iterator<Item = &Matrix> {
+    view.chunks.iter().filter_map(|(_, chunk)| chunk.matrix())
+}
+
+fn body(view: &View, shown: &TimeRange) -> Vec<Bytes> {
+    let chunks: Vec<&[Series]> = matrices(view).map(|m| &m.series[..]).collect();
+    let mut remarks = Remarks::default();
+    for matrix in matrices(view) {
+        remarks.add(&matrix.remarks);
+    }
+    let mut extras = Extras::default();
+    for (name, list) in [("warnings", remarks.warnings), ("infos", remarks.infos)] {
+        if !list.is_empty() {
+            let json = serde_json::Value::from(list).to_string();
+            extras.top.push((name.to_owned(), Bytes::from(json)));
+        }
+    }
+    write_matrix(&chunks, shown, &extras)
+}
+
+fn count(view: &View, shown: &TimeRange, cache: &CacheOutcome, upstream: &Upstream) {
+    let samples = |range: &TimeRange| -> usize {
+        let series = matrices(view).flat_map(|m| &m.series);
+        let tracks = series.flat_map(|s| [&s.values, &s.histograms]);
+        tracks.map(|track| track.within(range).len()).sum()
+    };
+    let fetched = view.fetched.iter().filter_map(|f| f.intersection(shown));
+    let fetched: usize = fetched.map(|f| samples(&f)).sum();
+    let metrics = &upstream.metrics;
+    metrics.points_from_upstream.increment(fetched as u64);
+    metrics
+        .points_from_cache
+        .increment(samples(shown).saturating_sub(fetched) as u64);
+    cache.count(metrics);
+}
+
+#[cfg(test)]
+mod tests;
