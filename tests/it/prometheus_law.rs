@@ -258,7 +258,7 @@ impl Rig {
 
     /// What Heliostat answers, by the way of the default upstream or of the name.
     async fn face(&self, ask: &Ask) -> Reply {
-        let base = if ask.params.len() % 2 == 0 {
+        let base = if ask.params.len().is_multiple_of(2) {
             self.server.url.clone()
         } else {
             format!("{}/prometheus/{}", self.server.url, self.name)
