@@ -22,7 +22,7 @@ use criterion::{
 };
 use heliostat::adapters::mirror::Mirror;
 use heliostat::adapters::prometheus::Prometheus;
-use heliostat::adapters::{Adapter, Fetch, Forwarded, Next, Response, Series};
+use heliostat::adapters::{Adapter, Data, Fetch, Forwarded, Next, Response, Series};
 use heliostat::model::{
     Condition, Layout, NanInterpretation, Points, Scalar, Selector, Statistic, Step, Test,
     TimeRange,
@@ -233,7 +233,10 @@ fn reads(group: &mut BenchmarkGroup<'_, WallTime>, points: &Points) {
     for (name, adapter, layout, body) in cases {
         let bytes = body.len();
         let read = read(adapter, &fetch(layout, range), body);
-        assert_eq!(&read().points, points);
+        let Data::Points(got) = read().data else {
+            panic!("points are expected")
+        };
+        assert_eq!(&got, points);
         bench(group, name, n, bytes, || {
             black_box(read());
         });

@@ -4,6 +4,7 @@
 //! `irate`. Each call carries `nocache=1`, without which VictoriaMetrics moves start and end.
 
 mod answer;
+mod pass;
 mod promql;
 mod pushdown;
 mod range;
@@ -24,6 +25,7 @@ use crate::model::{
     Layout, Millis, NanInterpretation, Points, Scope, Step, TimeRange,
 };
 use answer::{Labels, Matrix, SampleSeries};
+pub use pass::{Passed, pass};
 use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
 pub use range::Expression;
 

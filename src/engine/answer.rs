@@ -70,6 +70,8 @@ pub struct CacheOutcome {
     pub collapsed: bool,
     /// For how long the answer stays fresh; negative, in seconds, if it has expired.
     pub ttl_seconds: i64,
+    /// Why the cache was not asked, if it was not.
+    pub bypass: Option<&'static str>,
     /// Why expired data is served, if it is.
     pub detail: Option<String>,
 }
@@ -82,6 +84,7 @@ impl CacheOutcome {
             stored: false,
             collapsed: false,
             ttl_seconds: 0,
+            bypass: None,
             detail: None,
         }
     }
@@ -388,7 +391,7 @@ pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
         stored: view.stored,
         collapsed: view.collapsed,
         ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
-        detail: None,
+        ..CacheOutcome::nothing_asked()
     };
     if let Some(Degraded {
         reason, age, edge, ..
@@ -411,6 +414,7 @@ fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
         stored: a.stored || b.stored,
         collapsed: a.collapsed || b.collapsed,
         ttl_seconds: a.ttl_seconds.min(b.ttl_seconds),
+        bypass: a.bypass.or(b.bypass),
         detail: a.detail.or(b.detail),
     }
 }

@@ -7,9 +7,11 @@
 //! - `revalidate`: serves what has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
 //! - `answer`: what a query is answered with
-//! - `range`, `grids`: what a range query of PromQL is answered with
+//! - `range`, `grids`, `analyses`: what a range query of PromQL is answered with
 //! - `metadata`: names and values of fields
+//! - `verbatim`: whole answers of Prometheus' API
 
+mod analyses;
 mod answer;
 mod cache;
 mod chunk;
@@ -22,6 +24,7 @@ mod range;
 mod render;
 mod revalidate;
 mod series;
+mod verbatim;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -31,9 +34,11 @@ pub use answer::{Answer, CacheOutcome, Timing};
 pub use metadata::Listed;
 pub use plan::Held;
 pub use range::{RangeAnswer, RangeRequest};
+pub use verbatim::{Keep, Question, Told};
 
 use tokio::time::Instant;
 
+use analyses::Analyses;
 use cache::ChunkCache;
 use grids::Grids;
 use lane::LaneKey;
@@ -54,6 +59,8 @@ pub struct Engine {
     flights: Flights<LaneKey, Landed>,
     grids: Grids,
     metadata: Metadata,
+    answers: verbatim::Answers,
+    analyses: Analyses,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
     clock: Arc<dyn Clock>,
@@ -112,14 +119,17 @@ impl Engine {
         max_points: u32,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        // Lists of names are small next to series, yet must not crowd them out.
+        // Lists of names and whole answers are small next to series, yet must not crowd them out.
         let for_metadata = cache_bytes / 16;
+        let for_answers = cache_bytes / 16;
         Arc::new(Self {
             registry,
-            cache: ChunkCache::new(cache_bytes - for_metadata),
+            cache: ChunkCache::new(cache_bytes - for_metadata - for_answers),
             flights: Flights::default(),
             grids: Grids::default(),
             metadata: Metadata::new(for_metadata),
+            answers: verbatim::Answers::new(for_answers),
+            analyses: Analyses::default(),
             revalidating: Mutex::default(),
             clock,
             max_points,

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
 use super::answer::outcome;
-use super::chunk::Piece;
+use super::cache::Chunks;
+use super::chunk::{Piece, Segment};
 use super::lane::{Lane, Subject};
 use super::series::{Source, View, not_prometheus};
 use super::{CacheOutcome, Context, Engine, Timing};
@@ -16,13 +17,23 @@ use crate::adapters::prometheus::Expression;
 use crate::adapters::{Data, Matrix, Remarks};
 use crate::model::{Error, Kind, Millis, StepAlignment, TimeRange};
 use crate::upstream::Upstream;
-use crate::wire::promapi::{Extras, RangeQuery, Series, thin, write_matrix};
+use crate::wire::encoding::{Encoding, Text};
+use crate::wire::promapi::{Extras, RangeQuery, Series, thin, unpacked_bytes, write_matrix};
+
+/// Shorter answers are not encoded.
+const WORTH_ENCODING: usize = 8 << 10;
+
+/// What takes longer to pack than so many bytes, some milliseconds, leaves the threads that serve
+/// connections.
+const BLOCKING: usize = 128 << 10;
 
 /// The answer to a range query.
 #[derive(Debug)]
 pub struct RangeAnswer {
     /// The body in parts that follow one another.
-    pub body: Vec<Bytes>,
+    pub body: Vec<Text>,
+    /// How it is encoded: as the client asked, or not at all where that is not worth it.
+    pub encoding: Encoding,
     /// What the cache had to do with it.
     pub cache: CacheOutcome,
     /// Where its time went.
@@ -67,18 +78,28 @@ impl Engine {
         let known = view.degraded.as_ref().map_or(range.end(), |d| d.edge);
         let shown = TimeRange::clamped(range.start(), range.end().min(known));
         let planned = self.clock.monotonic();
-        let body = body(&view, &shown);
-        let bytes: usize = body.iter().map(Bytes::len).sum();
+        let mut body = body(&view.chunks, &shown, Encoding::Identity);
+        let bytes = length(&body);
         let most = upstream.reading.max_response;
         if bytes > most {
             let message =
                 format!("the answer has {bytes} bytes; at most {most} are allowed (max_response)");
             return Err(Error::new(Kind::TooManyPoints, message));
         }
+        let encoding = match bytes {
+            ..WORTH_ENCODING => Encoding::Identity,
+            _ => context.encoding,
+        };
+        if encoding != Encoding::Identity {
+            body = self
+                .encoded(&lane, view.chunks.clone(), shown, encoding)
+                .await?;
+        }
         let cache = outcome(&view, upstream);
         count(&view, &shown, &cache, upstream);
         Ok(RangeAnswer {
             body,
+            encoding,
             cache,
             timing: Timing {
                 plan: planned.saturating_sub(begun).saturating_sub(fetching),
@@ -86,6 +107,42 @@ impl Engine {
                 render: self.clock.monotonic().saturating_sub(planned),
             },
         })
+    }
+
+    /// The answer with what of `chunks` lies in `shown`, packed. What has to be packed for it first
+    /// leaves the threads that serve connections if it is much.
+    async fn encoded(
+        self: &Arc<Self>,
+        lane: &Lane,
+        chunks: Chunks,
+        shown: TimeRange,
+        encoding: Encoding,
+    ) -> Result<Vec<Text>, Error> {
+        let unpacked = matrices(&chunks).map(|m| unpacked_bytes(&m.series, encoding));
+        match unpacked.sum() {
+            0 => Ok(body(&chunks, &shown, encoding)),
+            1..BLOCKING => Ok(self.packed(lane, &chunks, &shown, encoding)),
+            _ => {
+                let (engine, lane) = (self.clone(), lane.clone());
+                let pack = move || engine.packed(&lane, &chunks, &shown, encoding);
+                let packed = tokio::task::spawn_blocking(pack).await;
+                packed.map_err(|e| Error::new(Kind::Internal, format!("packing failed: {e}")))
+            }
+        }
+    }
+
+    fn packed(
+        &self,
+        lane: &Lane,
+        chunks: &Chunks,
+        shown: &TimeRange,
+        encoding: Encoding,
+    ) -> Vec<Text> {
+        let body = body(chunks, shown, encoding);
+        for (index, chunk) in chunks.iter() {
+            self.cache.weigh_again(lane, index, chunk);
+        }
+        body
     }
 
     /// `range` of `lane`: out of a lane of finer steps that has all of it fresh, else fetched.
@@ -132,7 +189,7 @@ impl Engine {
             };
             let segments = chunk.coverage().iter().filter_map(|s| {
                 let range = s.range.intersection(range)?;
-                Some(super::chunk::Segment { range, ..*s })
+                Some(Segment { range, ..*s })
             });
             let piece = Piece {
                 data: Data::Matrix(Matrix {
@@ -185,14 +242,13 @@ fn asked(request: RangeRequest, alignment: StepAlignment) -> (Expression, TimeRa
     (expression, TimeRange::clamped(start, last + 1))
 }
 
-fn matrices(view: &View) -> impl Iterator<Item = &Matrix> {
-    view.chunks.iter().filter_map(|(_, chunk)| chunk.matrix())
+fn matrices(chunks: &Chunks) -> impl Iterator<Item = &Matrix> {
+    chunks.iter().filter_map(|(_, chunk)| chunk.matrix())
 }
 
-fn body(view: &View, shown: &TimeRange) -> Vec<Bytes> {
-    let chunks: Vec<&[Series]> = matrices(view).map(|m| &m.series[..]).collect();
+fn body(chunks: &Chunks, shown: &TimeRange, encoding: Encoding) -> Vec<Text> {
     let mut remarks = Remarks::default();
-    for matrix in matrices(view) {
+    for matrix in matrices(chunks) {
         remarks.add(&matrix.remarks);
     }
     let mut extras = Extras::default();
@@ -202,12 +258,21 @@ fn body(view: &View, shown: &TimeRange) -> Vec<Bytes> {
             extras.top.push((name.to_owned(), Bytes::from(json)));
         }
     }
-    write_matrix(&chunks, shown, &extras)
+    let chunks: Vec<&[Series]> = matrices(chunks).map(|m| &m.series[..]).collect();
+    write_matrix(&chunks, shown, &extras, encoding)
+}
+
+fn length(body: &[Text]) -> usize {
+    let length = |text: &Text| match text {
+        Text::Plain(text) => text.len(),
+        Text::Packed(packed) => packed.heap_bytes(),
+    };
+    body.iter().map(length).sum()
 }
 
 fn count(view: &View, shown: &TimeRange, cache: &CacheOutcome, upstream: &Upstream) {
     let samples = |range: &TimeRange| -> usize {
-        let series = matrices(view).flat_map(|m| &m.series);
+        let series = matrices(&view.chunks).flat_map(|m| &m.series);
         let tracks = series.flat_map(|s| [&s.values, &s.histograms]);
         tracks.map(|track| track.within(range).len()).sum()
     };

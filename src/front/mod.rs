@@ -3,6 +3,8 @@
 //! - `listen`, `stream`: connections, and how they end
 //! - `router`: which path means what; admission, limits, the log line and metrics of a request
 //! - `mirror`: the mirror API's four methods
+//! - `prometheus`: Prometheus' HTTP API
+//! - `respond`, `encoding`: what responses of data have in common
 //! - `admin`: health, readiness, metrics, the page at `/`
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
@@ -11,6 +13,8 @@ mod body;
 mod encoding;
 pub mod listen;
 pub mod mirror;
+mod prometheus;
+mod respond;
 mod router;
 mod status;
 mod stream;

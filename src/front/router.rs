@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, ORIGIN};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -16,7 +16,7 @@ use tracing::{Level, debug};
 use super::body::Body;
 use super::encoding::chosen;
 use super::status::{error_response, read_body};
-use super::{admin, mirror};
+use super::{admin, mirror, prometheus};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
 use crate::model::{Compression, Error, Kind};
@@ -61,10 +61,11 @@ pub struct Front {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Mirror(mirror::Method),
+    Prometheus(prometheus::Endpoint),
     Admin(admin::Page),
 }
 
-/// Every path, normalized, that means something.
+/// Every path, normalized, that means something by itself.
 const ROUTES: [(&str, Route); 8] = [
     ("/api/metric", Route::Mirror(mirror::Method::Metric)),
     ("/api/field/name", Route::Mirror(mirror::Method::FieldNames)),
@@ -84,6 +85,7 @@ impl Route {
     fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Mirror(mirror) => ("mirror", mirror.name()),
+            Self::Prometheus(endpoint) => ("prometheus", endpoint.name()),
             Self::Admin(page) => ("admin", page.name()),
         }
     }
@@ -91,24 +93,27 @@ impl Route {
 
 /// The metrics of requests, by what their path means.
 struct Metrics {
-    known: [RequestMetrics; ROUTES.len()],
+    known: Vec<(Route, RequestMetrics)>,
     unknown: RequestMetrics,
 }
 
 impl Metrics {
     fn new() -> Self {
+        let fixed = ROUTES.into_iter().map(|(_, route)| route);
         Self {
-            known: ROUTES.map(|(_, route)| {
-                let (api, method) = route.names();
-                RequestMetrics::new(api, method)
-            }),
+            known: fixed
+                .chain(prometheus::Endpoint::ALL.map(Route::Prometheus))
+                .map(|route| {
+                    let (api, method) = route.names();
+                    (route, RequestMetrics::new(api, method))
+                })
+                .collect(),
             unknown: RequestMetrics::new("none", "none"),
         }
     }
 
     fn of(&self, route: Option<Route>) -> &RequestMetrics {
-        let mut known = ROUTES.iter().zip(&self.known);
-        let found = known.find(|((_, r), _)| Some(*r) == route);
+        let found = self.known.iter().find(|(r, _)| Some(*r) == route);
         found.map_or(&self.unknown, |(_, metrics)| metrics)
     }
 }
@@ -175,6 +180,9 @@ impl Front {
         let uri = tracing::enabled!(Level::DEBUG).then(|| request.uri().clone());
         let answer = match route {
             Some(Route::Mirror(mirror)) => self.mirror(mirror, request, peer, arrived).await,
+            Some(Route::Prometheus(endpoint)) => {
+                Ok(self.prometheus(endpoint, request, peer, arrived).await)
+            }
             Some(Route::Admin(page)) => {
                 let draining = self.draining.load(Ordering::Relaxed);
                 admin::answer(page, &method, &self.engine, self.registry, draining)
@@ -230,6 +238,31 @@ impl Front {
         mirror::answer(&self.engine, mirror, &body, context).await
     }
 
+    async fn prometheus(
+        &self,
+        endpoint: prometheus::Endpoint,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        arrived: Duration,
+    ) -> Response<Body> {
+        let browser = request.headers().contains_key(ORIGIN);
+        let answer = async {
+            if request.method() == Method::OPTIONS {
+                return Ok(prometheus::options());
+            }
+            let _admitted = self.admit(&request)?;
+            let context = self.context(Some(request.headers()), Some(peer), arrived);
+            let settings = &self.settings;
+            let (head, body) = request.into_parts();
+            let body = read_body(body, settings.max_body, settings.request_timeout).await?;
+            prometheus::answer(&self.engine, endpoint, &head, body, context).await
+        };
+        let answer = answer.await;
+        let mut response = answer.unwrap_or_else(|e| prometheus::error_response(&e));
+        prometheus::finish(&mut response, browser);
+        response
+    }
+
     /// Lets a request in if there is room for it and its body; else it is refused at once.
     fn admit(&self, request: &Request<Incoming>) -> Result<[Taken<'_>; 2], Error> {
         let most = self.settings.max_in_flight;
@@ -276,7 +309,7 @@ impl Front {
 
 /// `path` with repeated slashes as one and none at its end: a data source's URL often ends in a
 /// slash, so that `//api/metric` is asked for.
-fn normalized(path: &str) -> Cow<'_, str> {
+pub(super) fn normalized(path: &str) -> Cow<'_, str> {
     if !path.contains("//") && !path.ends_with('/') {
         return path.into();
     }
@@ -288,7 +321,8 @@ fn normalized(path: &str) -> Cow<'_, str> {
 
 fn route(path: &str) -> Option<Route> {
     let found = ROUTES.iter().find(|(known, _)| *known == path);
-    found.map(|(_, route)| *route)
+    let found = found.map(|(_, route)| *route);
+    found.or_else(|| prometheus::Endpoint::of(path).map(Route::Prometheus))
 }
 
 /// The oldest data that a client takes: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).

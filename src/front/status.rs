@@ -40,8 +40,15 @@ pub fn error_response(error: &Error, always_500: bool) -> Response<Body> {
     } else {
         status
     };
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    add_advice(&mut response, error);
+    response
+}
+
+/// Says what the client may do about `error`: which methods are allowed, when to ask again.
+pub(super) fn add_advice(response: &mut Response<Body>, error: &Error) {
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if error.kind == Kind::MethodNotAllowed
         && let Some(allowed) = &error.subject
         && let Ok(allowed) = HeaderValue::from_str(allowed)
@@ -60,7 +67,6 @@ pub fn error_response(error: &Error, always_500: bool) -> Response<Body> {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
-    response
 }
 
 /// The body of a request, of at most `max` bytes, within `limit`.

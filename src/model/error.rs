@@ -1,7 +1,10 @@
 //! One error type: what happened, whose doing it was, and whether asking again may help.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::verbatim::Verbatim;
 
 /// What went wrong. The front has the only map from kinds to HTTP statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +94,8 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// Whether the same attempt may succeed if it is made again at once.
     pub retryable: bool,
+    /// What the upstream answered, for clients that speak its own API.
+    pub said: Option<Arc<Verbatim>>,
 }
 
 impl Error {
@@ -103,6 +108,7 @@ impl Error {
             subject: None,
             retry_after: None,
             retryable: matches!(kind, Kind::UpstreamUnreachable),
+            said: None,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod selector;
 pub mod statistic;
 pub mod target;
 pub mod time;
+pub mod verbatim;
 
 pub use error::{Error, Kind, Origin};
 pub use fields::{Field, FieldType, FieldValue, FieldValues};
@@ -26,3 +27,4 @@ pub use selector::{Condition, Number, Scalar, Selector, Test};
 pub use statistic::Statistic;
 pub use target::{Pattern, TargetUrl};
 pub use time::{MAX_TIME, Millis, RangeSet, Step, TimeRange};
+pub use verbatim::Verbatim;

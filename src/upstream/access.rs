@@ -388,7 +388,10 @@ impl Access {
 
     fn outgoing(&self, url: &TargetUrl, request: &Request, errand: &Errand) -> Outgoing {
         let mut headers = self.headers.clone();
-        headers.extend(request.headers.iter().cloned());
+        // What is configured is not for a client to change, such as the tenant that is asked for.
+        let theirs = request.headers.iter();
+        let theirs = theirs.filter(|(name, _)| !self.headers.contains_key(name));
+        headers.extend(theirs.cloned());
         if let Some(trace) = &errand.trace {
             headers.insert(TRACEPARENT, trace.clone());
         }

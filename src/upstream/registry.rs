@@ -43,11 +43,16 @@ impl Registry {
         &self.upstreams
     }
 
+    /// The configured upstream `name`, or the default one.
+    pub fn named(&self, name: Option<&str>) -> Option<&Arc<Upstream>> {
+        let name = name.unwrap_or(&self.default);
+        self.upstreams.iter().find(|u| u.name() == name)
+    }
+
     /// The upstream that `details` mean, if they may.
     pub fn pick(&self, details: &Details) -> Result<Arc<Upstream>, Error> {
-        let by_name = |name: &str| self.upstreams.iter().find(|u| u.name() == name);
         if let Some(name) = &details.upstream {
-            return by_name(name).cloned().ok_or_else(|| {
+            return self.named(Some(name)).cloned().ok_or_else(|| {
                 let names: Vec<_> = self.upstreams.iter().map(|u| u.name()).collect();
                 let message = format!(
                     "there is no upstream of this name; configured are: {}",
@@ -63,7 +68,7 @@ impl Registry {
                 None => self.target(url),
             };
         }
-        by_name(&self.default)
+        self.named(None)
             .cloned()
             .ok_or_else(|| denied("connectionDetails", "there is no default upstream".into()))
     }

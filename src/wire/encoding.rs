@@ -23,7 +23,7 @@ pub enum Encoding {
 }
 
 /// A text that is packed in one encoding.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packed {
     bytes: Bytes,
     length: u32,

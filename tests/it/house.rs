@@ -13,7 +13,10 @@ const MAY: &[(&str, &[&str])] = &[
     ("config", &["model"]),
     ("model", &[]),
     ("clock", &["model"]),
-    ("front", &["wire", "engine", "model", "telemetry", "clock"]),
+    (
+        "front",
+        &["wire", "promql", "engine", "model", "telemetry", "clock"],
+    ),
     ("wire", &["model"]),
     ("promql", &["model"]),
     (

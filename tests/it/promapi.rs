@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use heliostat::model::{RangeSet, Step, TimeRange};
 use heliostat::promql::{Analysis, classify};
+use heliostat::wire::encoding::Encoding;
 use heliostat::wire::promapi::{
     Extras, InstantQuery, Params, RangeQuery, Series, error_type, merge, read_matrix, thin,
     write_error, write_matrix,
@@ -291,7 +292,8 @@ impl Dice {
 
 fn written(chunks: &[Vec<Series>], range: TimeRange) -> String {
     let chunks: Vec<&[Series]> = chunks.iter().map(|c| &c[..]).collect();
-    let parts = write_matrix(&chunks, &range, &Extras::default());
+    let plain = Encoding::Identity;
+    let parts = plain.join(write_matrix(&chunks, &range, &Extras::default(), plain));
     String::from_utf8(parts.concat()).unwrap()
 }
 

@@ -145,13 +145,22 @@ fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T
         }
         return Err(failure(response, &envelope.error_type, &envelope.error));
     }
-    match serde_json::from_slice::<Envelope<'_, IgnoredAny>>(&response.body) {
-        Ok(said) if said.status == "error" => Err(failure(response, &said.error_type, &said.error)),
-        _ => {
-            Err(busy(response)
-                .unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API")))
-        }
-    }
+    let error = spoken_error(response).or_else(|| busy(response));
+    Err(error.unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API")))
+}
+
+/// Whether `response` has an envelope: `None` if not; else whether it is one of success that has
+/// nothing to warn of.
+pub(super) fn envelope(response: &Response) -> Option<bool> {
+    let envelope: Envelope<'_, IgnoredAny> = serde_json::from_slice(&response.body).ok()?;
+    Some(envelope.status == "success" && envelope.is_complete())
+}
+
+/// The error that `response`, which is none of success, speaks of, if it does so as Prometheus
+/// does.
+pub(super) fn spoken_error(response: &Response) -> Option<Error> {
+    let said: Envelope<'_, IgnoredAny> = serde_json::from_slice(&response.body).ok()?;
+    (said.status == "error").then(|| failure(response, &said.error_type, &said.error))
 }
 
 /// How Prometheus and VictoriaMetrics say that a query is too large for them.

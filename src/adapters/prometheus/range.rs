@@ -3,6 +3,7 @@
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use super::pass::verbatim;
 use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_width, steps};
 use crate::adapters::{Data, Matrix, Next, Part, Remarks, Response, Series, garbage};
 use crate::model::{Error, Kind, Millis, RangeLimits, Step, TimeRange};
@@ -75,7 +76,12 @@ fn request(expression: &Expression, steps: &Steps) -> crate::adapters::Request {
 /// Reads the values at the times of `asked`.
 fn read(response: &Response, most: usize, asked: &TimeRange, step: Step) -> Result<Series, Error> {
     if !response.status.is_success() {
-        answer::check(response)?;
+        let Some(mut error) = answer::spoken_error(response) else {
+            answer::check(response)?;
+            return Err(garbage(response, "neither an answer nor an error"));
+        };
+        error.said = Some(verbatim(response));
+        return Err(error);
     }
     let matrix = read_matrix(&response.body, most).map_err(|unread| match unread {
         Unread::TooManySeries => {

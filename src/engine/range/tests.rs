@@ -167,7 +167,7 @@ fn seconds(millis: Millis) -> String {
 }
 
 fn text(answer: &RangeAnswer) -> String {
-    String::from_utf8(answer.body.concat()).unwrap()
+    String::from_utf8(answer.encoding.join(answer.body.clone()).concat()).unwrap()
 }
 
 #[derive(Clone, Debug)]

@@ -41,6 +41,13 @@ impl Params {
         self.0.iter().map(|(n, v)| (n.as_str(), v.as_str()))
     }
 
+    /// All pairs, ordered by name. Of one name they stay in order, so that the first still counts.
+    pub fn sorted(&self) -> Vec<(String, String)> {
+        let mut pairs = self.0.clone();
+        pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+        pairs
+    }
+
     fn without(&self, known: &[&str]) -> Vec<(String, String)> {
         let other = self.0.iter().filter(|(n, _)| !known.contains(&n.as_str()));
         other.cloned().collect()
@@ -273,6 +280,9 @@ mod tests {
             ["a", "b", "f", "none"].map(|n| params.get(n)),
             ["form", "é +", "", ""]
         );
+        let sorted = params.sorted();
+        let names: Vec<_> = sorted.iter().map(|(n, v)| format!("{n}{v}")).collect();
+        assert_eq!(names, ["x", "aform", "aurl", "bé +", "b2", "c", "hA"]);
     }
 
     #[test]

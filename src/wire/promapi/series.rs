@@ -2,11 +2,12 @@
 
 use std::cmp::Ordering;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use crate::model::{Millis, RangeSet, Step, TimeRange};
+use crate::wire::encoding::{Encoding, Packed, Text};
 
 /// The labels of a series.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +70,13 @@ pub struct Track {
     text: Bytes,
     /// Where each text starts, and where one after the last would.
     offsets: Vec<u32>,
+    /// The whole text packed, once it has been asked for; nothing where that makes it no smaller.
+    gzip: OnceLock<Option<Packed>>,
+    zstd: OnceLock<Option<Packed>>,
 }
+
+/// Shorter texts are not packed.
+const WORTH_PACKING: usize = 1024;
 
 impl Track {
     /// A track of texts that fill `text` from `offsets` on, with a comma between; the last offset
@@ -83,6 +90,7 @@ impl Track {
             times,
             text,
             offsets,
+            ..Self::default()
         }
     }
 
@@ -160,6 +168,27 @@ impl Track {
         self.text.slice(span)
     }
 
+    /// Where the whole text in `encoding` is kept; nowhere if it is not to be packed.
+    fn kept(&self, encoding: Encoding) -> Option<&OnceLock<Option<Packed>>> {
+        let kept = match encoding {
+            Encoding::Identity => return None,
+            Encoding::Gzip => &self.gzip,
+            Encoding::Zstd => &self.zstd,
+        };
+        (self.text.len() >= WORTH_PACKING).then_some(kept)
+    }
+
+    /// The texts of the samples `span`, packed where they are all there are.
+    pub(super) fn encoded(&self, span: Range<usize>, encoding: Encoding) -> Text {
+        let whole = span == (0..self.text.len());
+        let kept = self.kept(encoding).filter(|_| whole);
+        let packed = kept.and_then(|kept| kept.get_or_init(|| encoding.pack(&self.text)).as_ref());
+        packed.map_or_else(
+            || Text::Plain(self.shared(span)),
+            |p| Text::Packed(p.clone()),
+        )
+    }
+
     pub(super) fn bytes(&self, span: Range<usize>) -> &[u8] {
         self.text.get(span).unwrap_or_default()
     }
@@ -167,9 +196,12 @@ impl Track {
     /// Bytes that it holds on the heap. Those of a track that was just read are part of the
     /// whole answer, which stays as long as the track does.
     pub fn heap_bytes(&self) -> usize {
+        let packed = [&self.gzip, &self.zstd].into_iter();
+        let packed = packed.filter_map(|p| p.get()?.as_ref().map(Packed::heap_bytes));
         self.text.len()
             + self.times.capacity() * size_of::<Millis>()
             + self.offsets.capacity() * size_of::<u32>()
+            + packed.sum::<usize>()
     }
 
     /// The samples of `span`: those of `new` in the ranges `news`, those of `old` elsewhere.
@@ -218,6 +250,13 @@ impl Track {
         offsets.push(size as u32);
         Self::new(times, text.into(), offsets)
     }
+}
+
+/// Bytes of texts that have yet to be packed before all of `series` can be answered in `encoding`.
+pub fn unpacked_bytes(series: &[Series], encoding: Encoding) -> usize {
+    let tracks = series.iter().flat_map(|s| [&s.values, &s.histograms]);
+    let unpacked = tracks.filter(|t| t.kept(encoding).is_some_and(|kept| kept.get().is_none()));
+    unpacked.map(|track| track.text.len()).sum()
 }
 
 /// Bytes that `series` hold on the heap.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::read::Extras;
 use super::series::{Series, Track};
 use crate::model::{Error, Kind, TimeRange};
+use crate::wire::encoding::{Encoding, Text};
 
 /// Texts of samples shorter than this are copied: a part of its own would cost more.
 const SHORT: usize = 256;
@@ -15,8 +16,18 @@ const SHORT: usize = 256;
 /// parts. Series are joined by labels, in the order of labels; one without samples in `range` is
 /// left out. The bytes are those that Prometheus 2.42 writes for the same samples, metrics and
 /// `extras`. The work grows with the number of series and chunks, not of samples.
-pub fn write_matrix(chunks: &[&[Series]], range: &TimeRange, extras: &Extras) -> Vec<Bytes> {
-    let mut parts = Parts::default();
+///
+/// A track that is answered whole is packed in `encoding`, once.
+pub fn write_matrix(
+    chunks: &[&[Series]],
+    range: &TimeRange,
+    extras: &Extras,
+    encoding: Encoding,
+) -> Vec<Text> {
+    let mut parts = Parts {
+        encoding,
+        ..Parts::default()
+    };
     parts.write(b"{\"status\":\"success\",\"data\":{\"resultType\":\"matrix\",\"result\":[");
     let mut open: Vec<&[Series]> = chunks.to_vec();
     let (mut same, mut any): (Vec<&Series>, _) = (Vec::with_capacity(open.len()), false);
@@ -57,7 +68,8 @@ pub fn write_matrix(chunks: &[&[Series]], range: &TimeRange, extras: &Extras) ->
 struct Parts {
     glue: Vec<u8>,
     /// Each slice, and where it belongs in the glue.
-    slices: Vec<(usize, Bytes)>,
+    slices: Vec<(usize, Text)>,
+    encoding: Encoding,
 }
 
 impl Parts {
@@ -105,7 +117,8 @@ impl Parts {
             if text.len() < SHORT {
                 self.write(text);
             } else {
-                self.slices.push((self.glue.len(), track.shared(span)));
+                let slice = track.encoded(span, self.encoding);
+                self.slices.push((self.glue.len(), slice));
             }
         }
         if any {
@@ -123,16 +136,16 @@ impl Parts {
         }
     }
 
-    fn finish(self) -> Vec<Bytes> {
+    fn finish(self) -> Vec<Text> {
         let glue = Bytes::from(self.glue);
         let mut parts = Vec::with_capacity(2 * self.slices.len() + 1);
         let mut at = 0;
         for (to, slice) in self.slices {
-            parts.push(glue.slice(at..to));
+            parts.push(Text::Plain(glue.slice(at..to)));
             parts.push(slice);
             at = to;
         }
-        parts.push(glue.slice(at..));
+        parts.push(Text::Plain(glue.slice(at..)));
         parts
     }
 }
@@ -210,9 +223,12 @@ mod tests {
                 .collect();
             let chunks: Vec<&[Series]> = chunks.iter().map(|c| &c[..]).collect();
             let range = TimeRange::clamped(range.0, range.0 + range.1);
-            let written = write_matrix(&chunks, &range, &Extras::default()).concat();
-            let once = write_matrix(&[&whole], &range, &Extras::default()).concat();
-            prop_assert_eq!(&written, &once);
+            let plain = Encoding::Identity;
+            let write = |chunks: &[&[Series]]| {
+                plain.join(write_matrix(chunks, &range, &Extras::default(), plain)).concat()
+            };
+            let written = write(&chunks);
+            prop_assert_eq!(&written, &write(&[&whole]));
             // And it is what was in the range.
             let expected = merge(&[], &whole, &RangeSet::from(range), &range);
             let samples = |list: &[Series]| -> Vec<_> {
@@ -247,8 +263,9 @@ mod tests {
         let parts = |n| {
             let list = series(&model(n));
             let range = TimeRange::clamped(0, n);
-            let parts = write_matrix(&[&list], &range, &Extras::default());
-            (parts, list[0].values.slice(0..n as usize))
+            let plain = Encoding::Identity;
+            let parts = write_matrix(&[&list], &range, &Extras::default(), plain);
+            (plain.join(parts), list[0].values.slice(0..n as usize))
         };
         assert_eq!(parts(3).0.len(), 1);
         let (long, text) = parts(300);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::TimeRange;
+use crate::wire::encoding::Encoding;
 use crate::wire::promapi::write_matrix;
 use proptest::prelude::*;
 
@@ -21,7 +22,12 @@ fn read(text: &str) -> Result<Matrix, Unread> {
 }
 
 fn written(matrix: &Matrix) -> String {
-    let parts = write_matrix(&[&matrix.series], &WIDE, &matrix.extras);
+    let parts = Encoding::Identity.join(write_matrix(
+        &[&matrix.series],
+        &WIDE,
+        &matrix.extras,
+        Encoding::Identity,
+    ));
     String::from_utf8(parts.concat()).unwrap()
 }
 
@@ -182,7 +188,7 @@ proptest! {
         }
         if let Ok(matrix) = read_matrix(&bytes.into(), 10) {
             // What is read can be used.
-            let _ = write_matrix(&[&matrix.series], &WIDE, &matrix.extras);
+            let _ = Encoding::Identity.join(write_matrix(&[&matrix.series], &WIDE, &matrix.extras, Encoding::Identity));
         }
     }
 

@@ -1,0 +1,154 @@
+//! Requests that are passed on as they came, and answers likewise.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
+
+use super::{answer, exchange};
+use crate::adapters::{Exchange, Next, Request, Response, busy, garbage};
+use crate::model::{Error, Verbatim};
+
+/// Headers of an answer that belong to its body: remote read packs its own.
+const OF_BODY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
+
+/// An answer that is passed on.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    /// The answer.
+    pub answer: Arc<Verbatim>,
+    /// Whether it is one of success with nothing left out.
+    pub complete: bool,
+}
+
+/// An exchange whose answer is passed on. With `json` it must be JSON, as all answers of
+/// Prometheus' API are but those of remote read; what else comes in its stead, such as the page
+/// of a gateway, is an error of ours.
+///
+/// So is an error that may pass: it is retried, and says in the end what the upstream
+/// [`said`](Error::said). An error of the client is an answer.
+pub fn pass(request: Request, json: bool) -> Exchange<Passed> {
+    exchange(request, move |response| {
+        let status = response.status;
+        let complete = if status.is_success() {
+            match answer::envelope(response) {
+                None if json => return Err(garbage(response, "not JSON")),
+                envelope => envelope.unwrap_or(!json),
+            }
+        } else {
+            let spoken = answer::spoken_error(response);
+            // What a path or a method is not known by is said so by most servers.
+            let readable = spoken.is_some() || is_text(response) || !json;
+            if !status.is_client_error() || status == StatusCode::TOO_MANY_REQUESTS || !readable {
+                return Err(failure(response, spoken, json));
+            }
+            false
+        };
+        let answer = verbatim(response);
+        Ok(Next::Done(Passed { answer, complete }))
+    })
+}
+
+fn failure(response: &Response, spoken: Option<Error>, json: bool) -> Error {
+    let passed_on = spoken.is_some() || (!json && is_text(response));
+    let error = spoken.or_else(|| busy(response));
+    let mut error = error.unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API"));
+    error.said = passed_on.then(|| verbatim(response));
+    error
+}
+
+fn is_text(response: &Response) -> bool {
+    let kind = response.headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"))
+}
+
+pub(super) fn verbatim(response: &Response) -> Arc<Verbatim> {
+    let headers = OF_BODY.iter().filter_map(|name| {
+        let value = response.headers.get(name)?;
+        Some((name.clone(), value.clone()))
+    });
+    Arc::new(Verbatim {
+        status: response.status,
+        headers: headers.collect(),
+        body: response.body.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, Method};
+
+    use crate::model::Kind;
+
+    fn read(
+        status: u16,
+        kind: &'static str,
+        body: &'static str,
+        json: bool,
+    ) -> Result<Passed, Error> {
+        let request = Request {
+            method: Method::GET,
+            path: String::new(),
+            headers: Vec::new(),
+            body: Bytes::new(),
+        };
+        let response = Response {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]),
+            body: body.into(),
+        };
+        match (pass(request, json).read)(&response)? {
+            Next::Done(passed) => Ok(passed),
+            Next::More(_) => panic!("nothing follows"),
+        }
+    }
+
+    const JSON: &str = "application/json";
+
+    #[test]
+    fn answers_are_complete_without_warnings() {
+        let complete = |body| read(200, JSON, body, true).map(|p| p.complete);
+        assert_eq!(complete(r#"{"status":"success","data":[]}"#), Ok(true));
+        assert_eq!(
+            complete(r#"{"status":"success","warnings":["PromQL info: x"]}"#),
+            Ok(true)
+        );
+        for body in [
+            r#"{"status":"success","warnings":["a store is away"]}"#,
+            r#"{"status":"success","isPartial":true}"#,
+            r#"{"status":"ok"}"#,
+        ] {
+            assert_eq!(complete(body), Ok(false), "{body}");
+        }
+        assert!(complete(r#"{"status":"success","data":["#).is_err());
+        assert!(read(200, "text/html", "<p>", true).is_err());
+        assert!(read(200, "x/y", "\u{1}", false).unwrap().complete);
+    }
+
+    #[test]
+    fn errors_of_the_client_are_answers_and_others_say_what_was_said() {
+        const BODY: &str = r#"{"status":"error","errorType":"x","error":"y"}"#;
+        for status in [400, 404, 422] {
+            let passed = read(status, JSON, BODY, true).unwrap();
+            assert_eq!(passed.answer.status.as_u16(), status);
+            assert_eq!(passed.answer.body, BODY);
+            assert!(!passed.complete);
+        }
+        for (status, retryable) in [(429, true), (500, true), (503, true)] {
+            let error = read(status, JSON, BODY, true).unwrap_err();
+            assert_eq!(error.retryable, retryable, "{status}");
+            assert_eq!(error.said.unwrap().body, BODY);
+        }
+        let html = read(502, "text/html", "<p>", true).unwrap_err();
+        assert_eq!((html.kind, html.said), (Kind::UpstreamFailed, None));
+        let html = read(403, "text/html", "<p>", true).unwrap_err();
+        assert_eq!((html.kind, html.said), (Kind::UpstreamFailed, None));
+        assert!(read(404, "text/plain; charset=utf-8", "no", true).is_ok());
+        let text = read(503, "text/plain", "not ready", true).unwrap_err();
+        assert_eq!((text.kind, text.said), (Kind::UpstreamBusy, None));
+        let text = read(500, "text/plain", "no", false).unwrap_err();
+        assert_eq!(text.said.unwrap().body, "no");
+    }
+}

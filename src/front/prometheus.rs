@@ -1,0 +1,425 @@
+//! Prometheus' HTTP API in front of the upstreams of its kind: `/api/v1/…` of the default upstream,
+//! `/prometheus/NAME/api/v1/…` of any.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+
+use super::body::Body;
+use super::respond::{encoded, json, packed, with_cache, with_timing};
+use super::router::normalized;
+use super::status::add_advice;
+use crate::engine::{Context, Engine, Keep, Question, RangeRequest, Told};
+use crate::model::{Error, Kind, Millis, Verbatim};
+use crate::promql::Analysis;
+use crate::wire::promapi::{InstantQuery, Params, RangeQuery, error_type, write_error};
+
+/// Headers by which stores tell tenants apart: Mimir's, which Cortex, Loki and VictoriaMetrics'
+/// companions know too, and that of Thanos. They are passed on, and answers are kept by them. No
+/// other header that says who asks is passed on: `Authorization` and `Cookie` are between the
+/// client and us, and the upstream's configured `headers` are what it is shown.
+const TENANT: [HeaderName; 2] = [
+    HeaderName::from_static("x-scope-orgid"),
+    HeaderName::from_static("thanos-tenant"),
+];
+
+/// Headers that say what a body is that is no form.
+const OF_BODY: [HeaderName; 3] = [
+    CONTENT_TYPE,
+    CONTENT_ENCODING,
+    HeaderName::from_static("x-prometheus-remote-read-version"),
+];
+
+/// What Prometheus tells browsers (`corsHeaders` in its `util/httputil/cors.go`).
+const CORS: [(&str, &str); 4] = [
+    (
+        "access-control-allow-headers",
+        "Accept, Authorization, Content-Type, Origin",
+    ),
+    ("access-control-allow-methods", "GET, POST, OPTIONS"),
+    ("access-control-allow-origin", "*"),
+    ("access-control-expose-headers", "Date"),
+];
+
+/// What an answer depends on besides the path.
+const VARIES: HeaderValue = HeaderValue::from_static("accept-encoding, origin, x-scope-orgid");
+
+/// What a path of the API asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    QueryRange,
+    Query,
+    Labels,
+    LabelValues,
+    Series,
+    Metadata,
+    FormatQuery,
+    ParseQuery,
+    QueryExemplars,
+    Status,
+    Rules,
+    Alerts,
+    Targets,
+    /// Remote read.
+    Read,
+    /// What changes the store.
+    Refused,
+    /// What is not known here.
+    Other,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub(super) const ALL: [Self; 16] = [
+        Self::QueryRange,
+        Self::Query,
+        Self::Labels,
+        Self::LabelValues,
+        Self::Series,
+        Self::Metadata,
+        Self::FormatQuery,
+        Self::ParseQuery,
+        Self::QueryExemplars,
+        Self::Status,
+        Self::Rules,
+        Self::Alerts,
+        Self::Targets,
+        Self::Read,
+        Self::Refused,
+        Self::Other,
+    ];
+
+    /// Its name in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::QueryRange => "query_range",
+            Self::Query => "query",
+            Self::Labels => "labels",
+            Self::LabelValues => "label_values",
+            Self::Series => "series",
+            Self::Metadata => "metadata",
+            Self::FormatQuery => "format_query",
+            Self::ParseQuery => "parse_query",
+            Self::QueryExemplars => "query_exemplars",
+            Self::Status => "status",
+            Self::Rules => "rules",
+            Self::Alerts => "alerts",
+            Self::Targets => "targets",
+            Self::Read => "read",
+            Self::Refused => "refused",
+            Self::Other => "other",
+        }
+    }
+
+    /// What `path`, normalized, asks for, if it is of this API.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        let (_, below) = split(path)?;
+        // As the upstream will read it: what is escaped is hidden from nobody.
+        let below = percent_decode_str(below).decode_utf8_lossy();
+        let parts: Vec<&str> = below.split(['/', '\\']).filter(|p| !p.is_empty()).collect();
+        if parts.iter().any(|p| matches!(*p, "." | "..")) {
+            return Some(Self::Refused);
+        }
+        Some(match parts.get(2..)? {
+            ["query_range"] => Self::QueryRange,
+            ["query"] => Self::Query,
+            ["labels"] => Self::Labels,
+            ["label", _, "values"] => Self::LabelValues,
+            ["series"] => Self::Series,
+            ["metadata"] | ["targets", "metadata"] => Self::Metadata,
+            ["format_query"] => Self::FormatQuery,
+            ["parse_query"] => Self::ParseQuery,
+            ["query_exemplars"] => Self::QueryExemplars,
+            ["status", ..] => Self::Status,
+            ["rules"] => Self::Rules,
+            ["alerts"] => Self::Alerts,
+            ["targets"] => Self::Targets,
+            ["read"] => Self::Read,
+            ["admin" | "write" | "push" | "otlp" | "import", ..] => Self::Refused,
+            _ => Self::Other,
+        })
+    }
+
+    /// The methods that it is asked by.
+    fn methods(self) -> &'static [Method] {
+        match self {
+            Self::QueryRange
+            | Self::Query
+            | Self::Labels
+            | Self::Series
+            | Self::FormatQuery
+            | Self::ParseQuery
+            | Self::QueryExemplars => &[Method::GET, Method::HEAD, Method::POST],
+            Self::Read => &[Method::POST],
+            _ => &[Method::GET, Method::HEAD],
+        }
+    }
+
+    /// Whether it is asked by `method`.
+    fn check(self, method: &Method) -> Result<(), Error> {
+        if self == Self::Refused {
+            let message = "what may change the store does not pass here";
+            return Err(Error::new(Kind::TargetNotAllowed, message));
+        }
+        if self.methods().contains(method) {
+            return Ok(());
+        }
+        let allowed: Vec<&str> = self.methods().iter().map(Method::as_str).collect();
+        let allowed = format!("{}, OPTIONS", allowed.join(", "));
+        let message = format!("{method} is not allowed here; use {allowed}");
+        Err(Error::new(Kind::MethodNotAllowed, message).about(allowed))
+    }
+}
+
+/// The upstream that `path` names, if it names one, and what is below it, from `/api/v1/` on.
+fn split(path: &str) -> Option<(Option<&str>, &str)> {
+    if path.starts_with("/api/v1/") {
+        return Some((None, path));
+    }
+    let (name, below) = path.strip_prefix("/prometheus/")?.split_once('/')?;
+    below.starts_with("api/v1/").then_some(())?;
+    Some((Some(name), path.get(path.len() - below.len() - 1..)?))
+}
+
+/// Answers a request with this `head` and `body`.
+pub(super) async fn answer(
+    engine: &Arc<Engine>,
+    endpoint: Endpoint,
+    head: &Parts,
+    body: Bytes,
+    mut context: Context,
+) -> Result<Response<Body>, Error> {
+    endpoint.check(&head.method)?;
+    let path = normalized(head.uri.path());
+    let Some((name, below)) = split(&path) else {
+        return Err(Error::new(Kind::PathNotFound, "there is nothing here"));
+    };
+    let upstream = engine.prometheus(name)?;
+    let form = !body.is_empty() && is_form(&head.headers);
+    let params = Params::read(head.uri.query(), form.then_some(&body));
+    let keep = match endpoint {
+        Endpoint::QueryRange => {
+            let asked = RangeQuery::read(&params)?;
+            within(&mut context, asked.timeout);
+            match cacheable(engine, &asked) {
+                Ok(lag) => {
+                    let request = RangeRequest {
+                        query: asked,
+                        lag,
+                        headers: picked(&head.headers, &TENANT),
+                    };
+                    let answer = engine.query_range(&upstream, request, &context).await?;
+                    let response =
+                        encoded(json(answer.encoding.join(answer.body)), answer.encoding);
+                    let response = with_cache(response, &answer.cache);
+                    return Ok(with_timing(response, &answer.timing));
+                }
+                Err(reason) => Keep::Not(reason),
+            }
+        }
+        Endpoint::Query => {
+            let asked = InstantQuery::read(&params)?;
+            within(&mut context, asked.timeout);
+            match asked.time {
+                None => Keep::Refresh,
+                Some(time) => Keep::Value {
+                    query: asked.query,
+                    time,
+                },
+            }
+        }
+        Endpoint::Labels
+        | Endpoint::LabelValues
+        | Endpoint::Series
+        | Endpoint::Metadata
+        | Endpoint::Status => Keep::Metadata,
+        Endpoint::FormatQuery | Endpoint::ParseQuery => Keep::History,
+        Endpoint::QueryExemplars | Endpoint::Rules | Endpoint::Alerts | Endpoint::Targets => {
+            Keep::Refresh
+        }
+        Endpoint::Read => Keep::Not("remote-read"),
+        Endpoint::Refused | Endpoint::Other => Keep::Not("unknown-endpoint"),
+    };
+    let raw = !form && !body.is_empty();
+    let mut headers = picked(&head.headers, &TENANT);
+    if raw {
+        headers.extend(picked(&head.headers, &OF_BODY));
+    }
+    let question = Question {
+        path: below.to_owned(),
+        params: params.sorted(),
+        body: if raw { body } else { Bytes::new() },
+        headers,
+        json: !matches!(endpoint, Endpoint::Read | Endpoint::Other),
+    };
+    let method = match &head.method {
+        &Method::POST => Method::POST,
+        _ => Method::GET,
+    };
+    let told = engine.told(&upstream, method, question, keep, &context);
+    respond(told.await?, &context).await
+}
+
+/// How far behind its evaluation times the values of `query` stay, if they may be kept one by one;
+/// else why they may not.
+fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str> {
+    if !query.carried.stats.is_empty() {
+        // What the evaluation cost is told of that evaluation.
+        return Err("stats");
+    }
+    if !matches!(query.carried.limit.as_str(), "" | "0") {
+        // Which series are left out depends on the window.
+        return Err("limit");
+    }
+    match engine.analysis(&query.query) {
+        Analysis::PerInstant { lag } => Ok(lag),
+        Analysis::PassThrough(reason) => Err(reason.as_str()),
+    }
+}
+
+/// The response that says `told`.
+async fn respond(told: Told, context: &Context) -> Result<Response<Body>, Error> {
+    let Verbatim {
+        status,
+        headers,
+        body,
+    } = &*told.answer;
+    let packs = !headers.iter().any(|(name, _)| name == CONTENT_ENCODING);
+    let mut response = if packs {
+        packed(body.clone(), context.encoding).await?
+    } else {
+        Response::new(Body::from(body.clone()))
+    };
+    *response.status_mut() = *status;
+    set(&mut response, headers);
+    let response = with_cache(response, &told.cache);
+    Ok(with_timing(response, &told.timing))
+}
+
+/// The response that says `error`: as the upstream said it, if it did so in a way that the client
+/// knows.
+pub(super) fn error_response(error: &Error) -> Response<Body> {
+    let mut response = match &error.said {
+        Some(said) => {
+            let mut response = Response::new(Body::from(said.body.clone()));
+            *response.status_mut() = said.status;
+            set(&mut response, &said.headers);
+            response
+        }
+        None => {
+            let mut response = json([write_error(error)]);
+            let (status, _) = error_type(error.kind);
+            *response.status_mut() =
+                StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            response
+        }
+    };
+    add_advice(&mut response, error);
+    response
+}
+
+/// What a browser asks before it asks.
+pub(super) fn options() -> Response<Body> {
+    let mut response = Response::new(Body::default());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// Says what every answer of the API says; `browser` is whether the request had an `Origin`.
+pub(super) fn finish(response: &mut Response<Body>, browser: bool) {
+    let headers = response.headers_mut();
+    headers.insert(VARY, VARIES);
+    let cors = CORS.into_iter().filter(|_| browser);
+    headers.extend(cors.map(|(name, value)| {
+        let name = HeaderName::from_static(name);
+        (name, HeaderValue::from_static(value))
+    }));
+}
+
+fn set(response: &mut Response<Body>, headers: &[(HeaderName, HeaderValue)]) {
+    for (name, value) in headers {
+        response.headers_mut().insert(name, value.clone());
+    }
+}
+
+fn picked(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
+    let found = |name: &HeaderName| Some((name.clone(), headers.get(name)?.clone()));
+    names.iter().filter_map(found).collect()
+}
+
+/// `context` with the client's own limit, where that is shorter.
+fn within(context: &mut Context, timeout: Option<Duration>) {
+    let limit = timeout.and_then(|t| tokio::time::Instant::now().checked_add(t));
+    context.deadline = limit.map_or(context.deadline, |limit| context.deadline.min(limit));
+}
+
+fn is_form(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let kind: Cow<'_, str> = kind.map_or(Cow::Borrowed(""), String::from_utf8_lossy);
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_mean_endpoints() {
+        for (path, endpoint) in [
+            ("/api/v1/query_range", Endpoint::QueryRange),
+            ("/prometheus/prom/api/v1/query", Endpoint::Query),
+            ("/api/v1/label/a%2Fb/values", Endpoint::Other),
+            ("/api/v1/label/a.b/values", Endpoint::LabelValues),
+            ("/api/v1/targets/metadata", Endpoint::Metadata),
+            ("/api/v1/status/tsdb", Endpoint::Status),
+            ("/api/v1/new", Endpoint::Other),
+            ("/api/v1/admin/tsdb/snapshot", Endpoint::Refused),
+            ("/api/v1/%61dmin%2ftsdb", Endpoint::Refused),
+            ("/api/v1/%2Fadmin/tsdb", Endpoint::Refused),
+            ("/api/v1/x/../admin", Endpoint::Refused),
+            ("/api/v1/%2e%2E/%2e./-/reload", Endpoint::Refused),
+            ("/api/v1/..\\..\\x", Endpoint::Refused),
+            ("/api/v1/write", Endpoint::Refused),
+        ] {
+            assert_eq!(Endpoint::of(path), Some(endpoint), "{path}");
+        }
+        for path in [
+            "/api/v1",
+            "/api/metric",
+            "/prometheus/prom/graph",
+            "/prometheus",
+        ] {
+            assert_eq!(Endpoint::of(path), None, "{path}");
+        }
+        assert_eq!(
+            split("/prometheus/a.b/api/v1/query"),
+            Some((Some("a.b"), "/api/v1/query"))
+        );
+    }
+
+    #[test]
+    fn every_endpoint_is_counted_by_its_name() {
+        let names: std::collections::BTreeSet<_> = Endpoint::ALL.iter().map(|e| e.name()).collect();
+        assert_eq!(names.len(), Endpoint::ALL.len());
+    }
+
+    #[test]
+    fn forms_are_known_by_their_type() {
+        let form = |kind: &'static str| {
+            is_form(&HeaderMap::from_iter([(
+                CONTENT_TYPE,
+                HeaderValue::from_static(kind),
+            )]))
+        };
+        assert!(form("Application/X-WWW-Form-URLencoded; charset=utf-8"));
+        assert!(!form("application/json"));
+        assert!(!is_form(&HeaderMap::new()));
+    }
+}
