@@ -23,8 +23,11 @@ fn params(seen: &Seen) -> BTreeMap<String, String> {
     all.map(|(n, v)| (n.into_owned(), v.into_owned())).collect()
 }
 
-/// Seconds as milliseconds.
+/// A time or a step as milliseconds.
 fn millis(text: &str) -> i64 {
+    if let Some(millis) = text.strip_suffix("ms") {
+        return millis.parse().unwrap();
+    }
     (text.parse::<f64>().unwrap() * 1000.0).round() as i64
 }
 
@@ -190,8 +193,8 @@ async fn coarse_steps_come_from_fine_ones_of_the_same_phase_only() {
         (OLD + 1, fine),
         (OLD + 7_500, fine),
         (OLD, 61_000),
-        (OLD, 5_000),
         (OLD + fine, 20_000),
+        (OLD, 5_000),
     ] {
         let (calls, end) = (rig.calls(), OLD + 3 * HOUR);
         let reply = rig.ask("s", start, end, step).await;
