@@ -88,6 +88,7 @@ code{{background:#8882;padding:.1em .3em;border-radius:3px}}</style>\
 slower sources and fetches only what is missing.</p>\
 <ul><li><code>POST /api/connection</code>, <code>/api/field/name</code>, \
 <code>/api/field/value</code>, <code>/api/metric</code>: the mirror API</li>\
+<li><code>/prometheus/NAME/api/v1/</code>: Prometheus' HTTP API of an upstream of its kind</li>\
 <li><a href=\"/metrics\"><code>/metrics</code></a>: for Prometheus</li>\
 <li><a href=\"/healthz\"><code>/healthz</code></a>, <a href=\"/readyz\"><code>/readyz</code></a>: \
 for probes</li></ul>\

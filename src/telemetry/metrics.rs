@@ -77,10 +77,7 @@ fn describe() {
     describe_gauge!(CACHE_CHUNKS, "Chunks in the cache.");
     describe_counter!(EVICTIONS, "Chunks evicted for want of room.");
     describe_counter!(POINTS_SERVED, "Points answered, by where they came from.");
-    describe_counter!(
-        STALE_SERVED,
-        "Metric queries answered, marked, with data that had expired."
-    );
+    describe_counter!(STALE_SERVED, "Answers, marked, of data that had expired.");
     describe_counter!(
         UPSTREAM_REQUESTS,
         "HTTP attempts made upstream, by outcome."

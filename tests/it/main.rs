@@ -19,6 +19,7 @@ mod house;
 mod limits;
 mod promapi;
 mod prometheus;
+mod prometheus_face;
 mod prometheus_law;
 mod prometheus_traps;
 mod promtool;

@@ -203,13 +203,13 @@ pub(crate) fn data() -> Vec<Written> {
     all
 }
 
-struct Rig {
-    store: Store,
+pub(crate) struct Rig {
+    pub(crate) store: Store,
     client: reqwest::Client,
 }
 
 impl Rig {
-    async fn new() -> Option<Self> {
+    pub(crate) async fn new() -> Option<Self> {
         let store = fresh().await?;
         let client = heliostat::upstream::Http::builder().build().unwrap();
         let all = data();

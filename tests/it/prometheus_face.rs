@@ -1,0 +1,710 @@
+//! Prometheus' HTTP API as Heliostat serves it: in front of a script, and of a real Prometheus.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::promapi;
+use crate::scripted::{Answer, Fault, Scripted, Seen};
+use crate::support::{Reply, Server, TestClock};
+
+const NOW: i64 = 1_700_000_000_000;
+
+/// A Heliostat in front of a script.
+struct Face {
+    server: Server,
+    upstream: Scripted,
+    clock: Arc<TestClock>,
+}
+
+impl Face {
+    async fn start(
+        settings: &str,
+        script: impl Fn(usize, &Seen) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let clock = TestClock::at(NOW);
+        let upstream = Scripted::start(clock.clone(), script).await;
+        let toml = format!(
+            "[server]\ncompression = \"always\"\n[[upstream]]\nname = \"demo\"\nkind = \"demo\"\n\
+             [[upstream]]\nname = \"face\"\nkind = \"prometheus\"\ndefault = true\nurls = [{:?}]\n\
+             breaker = {{ failures = 1000, open = \"10s\" }}\n{settings}",
+            upstream.url
+        );
+        let server = Server::start_at(&toml, clock.clone()).await;
+        Self {
+            server,
+            upstream,
+            clock,
+        }
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.server.get(&format!("/api/v1/{path}")).await
+    }
+
+    async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Reply {
+        let url = format!("{}{path}", self.server.url);
+        let request = self.server.client().request(method, url);
+        let request = headers.iter().fold(request, |r, (n, v)| r.header(*n, *v));
+        self.server.reply(request).await
+    }
+
+    async fn form(&self, path: &str, form: &'static str) -> Reply {
+        let url = format!("{}{path}", self.server.url);
+        let request = self.server.client().post(url).body(form);
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        self.server.reply(request).await
+    }
+
+    fn calls(&self) -> usize {
+        self.upstream.seen().len()
+    }
+}
+
+fn success(data: impl Into<Value>) -> Answer {
+    Answer::json(json!({ "status": "success", "data": data.into() }))
+}
+
+fn failure(status: u16, kind: &str) -> Answer {
+    Answer {
+        status,
+        ..Answer::json(json!({ "status": "error", "errorType": kind, "error": "as it is" }))
+    }
+}
+
+/// Calls for an answer that is asked for at 0 s, at once again, at 11 s and at 72 s.
+const NEVER: usize = 4;
+const REFRESH: usize = 3;
+const METADATA: usize = 2;
+const HISTORY: usize = 1;
+
+#[tokio::test]
+async fn each_endpoint_is_kept_as_long_as_it_may_be() {
+    let face = Face::start("", |n, _| success(n)).await;
+    for (path, calls) in [
+        ("query?query=up", REFRESH),
+        ("query?query=up&time=1700000000", REFRESH),
+        ("query?query=up&time=1699999900", REFRESH),
+        ("query?query=up&time=1600000000.5", HISTORY),
+        ("query?query=up&time=2020-09-13T12:26:40Z", HISTORY),
+        ("query?query=up+@+5&time=1600000000", REFRESH),
+        ("query_range?query=up+@+5&start=0&end=10&step=1", NEVER),
+        ("labels", METADATA),
+        ("labels?match[]=up&start=1&end=2", METADATA),
+        ("label/job/values", METADATA),
+        ("series?match[]=up", METADATA),
+        ("metadata?metric=up", METADATA),
+        ("targets/metadata", METADATA),
+        ("status/buildinfo", METADATA),
+        ("status/config", METADATA),
+        ("rules", REFRESH),
+        ("alerts", REFRESH),
+        ("targets?state=active", REFRESH),
+        ("query_exemplars?query=up&start=0&end=1", REFRESH),
+        ("format_query?query=up", HISTORY),
+        ("parse_query?query=up", HISTORY),
+        ("something/new", NEVER),
+    ] {
+        let before = face.calls();
+        let first = face.get(path).await;
+        assert_eq!(first.status, 200, "{path}: {}", first.text);
+        assert_eq!(first.json()["data"], before, "{path}");
+        let expected = if calls == NEVER {
+            "bypass"
+        } else {
+            "miss; stored"
+        };
+        let status = first.header("cache-status");
+        assert!(status.contains(expected), "{path}: {status}");
+        let second = face.get(path).await;
+        let hit = second
+            .header("cache-status")
+            .starts_with("heliostat; hit; ttl=");
+        assert_eq!(hit, calls != NEVER, "{path}");
+        assert_eq!(second.text == first.text, hit, "{path}");
+        face.clock.pass(11_000);
+        face.get(path).await;
+        face.clock.pass(61_000);
+        face.get(path).await;
+        assert_eq!(face.calls() - before, calls, "{path}");
+        face.clock.step(-72_000);
+        let seen = &face.upstream.seen()[before];
+        assert_eq!(seen.method, "GET");
+        let (own, query) = path.split_once('?').unwrap_or((path, ""));
+        let (theirs, sent) = seen.path.split_once('?').unwrap_or((&seen.path, ""));
+        assert_eq!(theirs, format!("/api/v1/{own}"));
+        let pairs = |text: &str| {
+            let mut pairs: Vec<_> = url::form_urlencoded::parse(text.as_bytes())
+                .into_owned()
+                .collect();
+            pairs.sort();
+            pairs
+        };
+        assert_eq!(pairs(sent), pairs(query), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn get_and_form_and_the_order_of_parameters_ask_the_same() {
+    let face = Face::start("", |n, _| success(n)).await;
+    let first = face.get("query?query=up&time=5&x=1").await;
+    let again = face.get("query?x=1&time=5&query=up").await;
+    let form = face
+        .form("/prometheus/face//api/v1/query/?x=1", "query=up&time=5")
+        .await;
+    assert_eq!([&again.text, &form.text], [&first.text, &first.text]);
+    assert_eq!(face.calls(), 1);
+    let other = face.form("/api/v1/query", "query=up&time=6").await;
+    assert_ne!(other.text, first.text);
+    let seen = &face.upstream.seen()[1];
+    assert_eq!(
+        (seen.method.as_str(), seen.path.as_str()),
+        ("POST", "/api/v1/query")
+    );
+    assert_eq!(seen.json(), json!({ "query": "up", "time": "6" }));
+}
+
+#[tokio::test]
+async fn those_who_ask_at_once_share_a_call() {
+    let script = |_: usize, _: &Seen| Answer {
+        gate: true,
+        ..success(json!([]))
+    };
+    let face = Face::start("", script).await;
+    for path in ["labels", "query_range?query=up&start=0&end=1&step=1"] {
+        let before = face.calls();
+        let coalesced = "heliostat_coalesced_requests_total{upstream=\"face\"}";
+        let shared = face.server.metric(coalesced).await;
+        let asked = futures_util::future::join_all((0..20).map(|_| face.get(path)));
+        let opened = async {
+            while face.server.metric(coalesced).await < shared + 19.0 {
+                tokio::task::yield_now().await;
+            }
+            face.upstream.open();
+        };
+        let (replies, ()) = tokio::join!(asked, opened);
+        assert!(replies.iter().all(|r| r.status == 200));
+        let collapsed = replies.iter().map(|r| r.header("cache-status"));
+        assert_eq!(collapsed.filter(|c| c.contains("; collapsed")).count(), 19);
+        assert_eq!(face.calls() - before, 1);
+    }
+}
+
+#[tokio::test]
+async fn errors_of_the_origin_are_its_own() {
+    let script = |_: usize, seen: &Seen| match seen.path.split('=').next_back() {
+        Some("400") => failure(400, "bad_data"),
+        Some("422") => failure(422, "execution"),
+        Some("429") => failure(429, "too_many_requests"),
+        Some("503") => failure(503, "timeout"),
+        Some("500") => failure(500, "internal"),
+        Some("404") => Answer {
+            status: 404,
+            headers: [("content-type".to_owned(), "text/plain".to_owned())].into(),
+            text: Some("404 page not found\n".to_owned()),
+            ..Answer::default()
+        },
+        Some("502") => Answer {
+            status: 502,
+            text: Some("<html>".to_owned()),
+            ..Answer::default()
+        },
+        Some("200") => Answer {
+            text: Some("{\"status\":\"success\",\"da".to_owned()),
+            ..Answer::default()
+        },
+        _ => Answer {
+            status: 503,
+            headers: [("retry-after".to_owned(), "7".to_owned())].into(),
+            text: Some("busy".to_owned()),
+            ..Answer::default()
+        },
+    };
+    let face = Face::start("retries = 0", script).await;
+    for (status, kind) in [
+        (400, "bad_data"),
+        (422, "execution"),
+        (429, "too_many_requests"),
+        (503, "timeout"),
+        (500, "internal"),
+    ] {
+        // What fails once is asked again.
+        face.get(&format!("query?query={status}")).await;
+        // The limiter pauses after a 429.
+        let reply = face.get(&format!("query?query={status}")).await;
+        assert_eq!(reply.status, status, "{}", reply.text);
+        assert_eq!(reply.text, failure(status, kind).body.to_string());
+        assert_eq!(reply.header("content-type"), "application/json");
+        assert_eq!(reply.header("x-mirror-api-key"), "api_key");
+        assert_eq!(
+            reply.header("retry-after"),
+            if status == 429 { "1" } else { "" }
+        );
+    }
+    assert_eq!(face.calls(), 10);
+    let unknown = face.get("query?query=404").await;
+    assert_eq!(
+        (unknown.status, unknown.text.as_str()),
+        (404, "404 page not found\n")
+    );
+    assert_eq!(unknown.header("content-type"), "text/plain");
+    for path in ["query?query=502", "query?query=200"] {
+        let garbage = face.get(path).await;
+        assert_eq!(garbage.status, 502);
+        assert_eq!(
+            garbage.json()["errorType"],
+            "unavailable",
+            "{}",
+            garbage.text
+        );
+    }
+    let busy = face.get("query?query=busy").await;
+    assert_eq!((busy.status, busy.header("retry-after")), (503, "7"));
+    assert_eq!(busy.json()["status"], "error");
+    assert_eq!(busy.json()["errorType"], "unavailable");
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again() {
+    let script = |n: usize, _: &Seen| match n {
+        0 => failure(500, "internal"),
+        n => success(n),
+    };
+    let face = Face::start("retries = 1", script).await;
+    let reply = face.get("labels").await;
+    assert_eq!((reply.status, &reply.json()["data"]), (200, &json!(1)));
+}
+
+#[tokio::test]
+async fn warnings_are_passed_on_and_not_kept() {
+    let script = |n: usize, _: &Seen| {
+        Answer::json(match n {
+            0 => json!({ "status": "success", "data": 0, "warnings": ["a store is away"] }),
+            1 => json!({ "status": "success", "data": 1, "isPartial": true }),
+            n => json!({ "status": "success", "data": n, "warnings": ["PromQL info: x"] }),
+        })
+    };
+    let face = Face::start("", script).await;
+    for (data, said) in [
+        (0, "heliostat; fwd=miss"),
+        (1, "heliostat; fwd=miss"),
+        (2, "heliostat; fwd=miss; stored"),
+        (2, "heliostat; hit; ttl=60"),
+    ] {
+        let reply = face.get("labels").await;
+        assert_eq!(reply.json()["data"], data);
+        assert_eq!(reply.header("cache-status"), said);
+    }
+}
+
+#[tokio::test]
+async fn browsers_are_told_what_prometheus_tells_them() {
+    let face = Face::start("", |_, _| success(json!([]))).await;
+    let origin = [("origin", "http://grafana")];
+    for (method, headers, status) in [
+        (Method::OPTIONS, &origin[..], 204),
+        (Method::GET, &origin[..], 200),
+        (Method::GET, &[], 200),
+        (Method::PUT, &origin[..], 405),
+    ] {
+        let reply = face.ask(method.clone(), "/api/v1/labels", headers).await;
+        assert_eq!(reply.status, status, "{method}");
+        let said = !headers.is_empty();
+        for (name, value) in [
+            ("access-control-allow-origin", "*"),
+            ("access-control-allow-methods", "GET, POST, OPTIONS"),
+            (
+                "access-control-allow-headers",
+                "Accept, Authorization, Content-Type, Origin",
+            ),
+            ("access-control-expose-headers", "Date"),
+        ] {
+            assert_eq!(reply.header(name), if said { value } else { "" });
+        }
+        assert!(reply.header("vary").contains("origin"));
+    }
+    let head = face.ask(Method::HEAD, "/api/v1/labels", &[]).await;
+    let get = face.get("labels").await;
+    assert_eq!((head.status, head.text.as_str()), (200, ""));
+    assert_eq!(head.header("content-length"), get.text.len().to_string());
+    assert!(get.header("server-timing").starts_with("plan;dur="));
+}
+
+#[tokio::test]
+async fn what_may_change_the_store_does_not_pass() {
+    let face = Face::start("", |_, _| success(json!([]))).await;
+    for (method, path, status) in [
+        (Method::POST, "/api/v1/admin/tsdb/snapshot", 403),
+        (Method::GET, "/api/v1/%61dmin/tsdb/snapshot", 403),
+        (Method::POST, "/api/v1/write", 403),
+        (Method::POST, "/api/v1/something", 405),
+        (Method::DELETE, "/api/v1/series?match[]=up", 405),
+        (Method::PUT, "/api/v1/query?query=up", 405),
+        (Method::POST, "/api/v1/label/a/values", 405),
+        (Method::GET, "/api/v1/read", 405),
+        (Method::GET, "/prometheus/nobody/api/v1/query?query=up", 404),
+        (Method::GET, "/prometheus/demo/api/v1/query?query=up", 400),
+    ] {
+        let reply = face.ask(method.clone(), path, &[]).await;
+        assert_eq!(reply.status, status, "{method} {path}: {}", reply.text);
+        assert_eq!(reply.json()["status"], "error");
+        assert_eq!(!reply.header("allow").is_empty(), status == 405, "{path}");
+    }
+    assert_eq!(face.calls(), 0);
+}
+
+#[tokio::test]
+async fn tenants_share_nothing_and_credentials_stay_here() {
+    let script = |n: usize, _: &Seen| success(n);
+    let face = Face::start("", script).await;
+    let ask = |tenant: &'static str| {
+        let headers = [
+            ("x-scope-orgid", tenant),
+            ("authorization", "Bearer secret"),
+            ("cookie", "a=b"),
+        ];
+        let face = &face;
+        async move { face.ask(Method::GET, "/api/v1/labels", &headers).await }
+    };
+    assert_eq!(ask("a").await.json()["data"], 0);
+    assert_eq!(ask("b").await.json()["data"], 1);
+    assert_eq!(ask("a").await.json()["data"], 0);
+    assert_eq!(face.get("labels").await.json()["data"], 2);
+    let seen = face.upstream.seen();
+    let tenant = |n: usize| seen[n].headers.get("x-scope-orgid").map(String::as_str);
+    assert_eq!(
+        [tenant(0), tenant(1), tenant(2)],
+        [Some("a"), Some("b"), None]
+    );
+    let secret =
+        |s: &Seen| s.headers.contains_key("authorization") || s.headers.contains_key("cookie");
+    assert!(!seen.iter().any(secret));
+
+    let fixed = Face::start("headers = { X-Scope-OrgID = \"ours\" }", script).await;
+    let headers = [("x-scope-orgid", "theirs")];
+    fixed.ask(Method::GET, "/api/v1/labels", &headers).await;
+    let sent = &fixed.upstream.seen()[0].headers;
+    assert_eq!(
+        sent["x-scope-orgid"], "ours",
+        "what is configured is not for clients to change"
+    );
+}
+
+#[tokio::test]
+async fn expired_answers_are_served_marked_while_the_upstream_fails() {
+    let failing = Arc::new(AtomicBool::new(false));
+    let fails = failing.clone();
+    let script = move |n: usize, _: &Seen| match fails.load(Ordering::SeqCst) {
+        true => failure(500, "internal"),
+        false => success(n),
+    };
+    let face = Face::start("max_stale = \"1h\"\nretries = 0", script).await;
+    let path = "query?query=up";
+    assert_eq!(face.get(path).await.json()["data"], 0);
+    failing.store(true, Ordering::SeqCst);
+    face.clock.pass(70_000);
+    let stale = face.get(path).await;
+    assert_eq!((stale.status, &stale.json()["data"]), (200, &json!(0)));
+    let said = stale.header("cache-status");
+    assert!(
+        said.starts_with("heliostat; hit; ttl=-60; detail=\""),
+        "{said}"
+    );
+    let fresh = [("cache-control", "no-cache")];
+    let refused = face
+        .ask(Method::GET, "/api/v1/query?query=up", &fresh)
+        .await;
+    assert_eq!(refused.status, 500);
+    assert_eq!(refused.text, failure(500, "internal").body.to_string());
+    face.clock.pass(3_600_000);
+    assert_eq!(face.get(path).await.status, 500);
+    failing.store(false, Ordering::SeqCst);
+    let again = face.get(path).await;
+    assert!(again.header("cache-status").contains("fwd=stale; stored"));
+}
+
+#[tokio::test]
+async fn clients_say_how_old_answers_may_be() {
+    let face = Face::start("", |n, _| success(n)).await;
+    face.get("labels").await;
+    face.clock.pass(5_000);
+    for (control, data) in [
+        ("max-age=6", 0),
+        ("max-age=5", 1),
+        ("no-cache", 2),
+        ("x", 2),
+    ] {
+        let headers = [("cache-control", control)];
+        let reply = face.ask(Method::GET, "/api/v1/labels", &headers).await;
+        assert_eq!(reply.json()["data"], data, "{control}");
+    }
+}
+
+#[tokio::test]
+async fn ranges_pass_with_the_reason() {
+    let face = Face::start("", |n, _| success(n)).await;
+    let reply = face
+        .form(
+            "/api/v1/query_range",
+            "query=up%20%40%20end()&start=1&end=2&step=1",
+        )
+        .await;
+    assert_eq!(
+        reply.header("cache-status"),
+        "heliostat; fwd=bypass; detail=\"depends-on-window\""
+    );
+    let refused = face.get("query_range?query=up&start=2&end=1&step=1").await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(
+        refused.text,
+        "{\"status\":\"error\",\"errorType\":\"bad_data\",\"error\":\"invalid parameter \
+         \\\"end\\\": end timestamp must not be before start time\"}"
+    );
+    assert_eq!(face.calls(), 1);
+}
+
+#[tokio::test]
+async fn the_timeout_of_a_query_is_kept_to() {
+    let script = |_: usize, _: &Seen| Answer {
+        fault: Fault::Hang,
+        ..Answer::default()
+    };
+    let face = Face::start("", script).await;
+    let late = face.get("query?query=up&timeout=50ms").await;
+    assert_eq!(late.status, 503);
+    assert_eq!(late.json()["errorType"], "timeout");
+    face.upstream.given_up(1).await;
+}
+
+#[tokio::test]
+async fn long_answers_are_packed_for_those_who_ask() {
+    let names: Vec<String> = (0..5000).map(|n| format!("label_{n}")).collect();
+    let face = Face::start("", move |_, _| success(names.clone())).await;
+    let plain = face.get("labels").await;
+    let client = reqwest::Client::builder().gzip(false).build();
+    let request = client
+        .unwrap()
+        .get(format!("{}/api/v1/labels", face.server.url));
+    let reply = request
+        .header("accept-encoding", "gzip")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(reply.headers()["content-encoding"], "gzip");
+    let packed = reply.bytes().await.unwrap();
+    assert!(packed.len() < plain.text.len() / 2);
+    let mut unpacked = String::new();
+    let mut reader = flate2::bufread::GzDecoder::new(&packed[..]);
+    std::io::Read::read_to_string(&mut reader, &mut unpacked).unwrap();
+    assert_eq!(unpacked, plain.text);
+    assert_eq!(face.calls(), 1);
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_endpoint() {
+    let face = Face::start("", |_, _| success(json!([]))).await;
+    let series = |method: &str, status: u16| {
+        format!(
+            "heliostat_requests_total{{api=\"prometheus\",method=\"{method}\",status=\"{status}\"}}"
+        )
+    };
+    for (path, method, status) in [
+        ("label/x/values", "label_values", 200),
+        ("admin/tsdb/snapshot", "refused", 403),
+        ("unheard/of", "other", 200),
+    ] {
+        let before = face.server.metric(&series(method, status)).await;
+        face.get(path).await;
+        let after = face.server.metric(&series(method, status)).await;
+        assert!(after > before, "{method} {status}");
+    }
+}
+
+/// A remote read of the samples of `g` in the first hour of the data.
+fn remote_read() -> Vec<u8> {
+    let mut plain = vec![0x0a, 29, 0x08];
+    let varint = |out: &mut Vec<u8>, mut n: u64| {
+        while n >= 0x80 {
+            out.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        out.push(n as u8);
+    };
+    varint(&mut plain, NOW as u64);
+    plain.push(0x10);
+    varint(&mut plain, NOW as u64 + 3_600_000);
+    plain.extend_from_slice(b"\x1a\x0d\x12\x08__name__\x1a\x01g");
+    assert_eq!(plain.len(), 31);
+    // One literal of snappy.
+    [&[31, 30 << 2], &plain[..]].concat()
+}
+
+#[tokio::test]
+async fn a_real_prometheus_is_not_told_apart() {
+    let Some(rig) = promapi::Rig::new().await else {
+        return;
+    };
+    let toml = format!(
+        "[[upstream]]\nname = \"real-face\"\nkind = \"prometheus\"\nurls = [{:?}]",
+        rig.store.url
+    );
+    let server = Server::start(&toml).await;
+    let origin = &rig.store.url;
+    let ours = format!("{}/prometheus/real-face", server.url);
+    let ask = |base: &str, path: &str, form: Option<&str>| {
+        let url = format!("{base}/api/v1/{path}");
+        let client = server.client();
+        let request = match form {
+            None => client.get(url),
+            Some(form) => client
+                .post(url)
+                .header("content-type", "application/x-www-form-urlencoded")
+                .body(form.to_owned()),
+        };
+        server.reply(request.header("origin", "http://grafana"))
+    };
+    const KEPT: bool = true;
+    for (path, form, kept) in [
+        ("query?query=g&time=1700003600", None, KEPT),
+        ("query?query=g&time=2023-11-14T23:13:20.5Z", None, KEPT),
+        (
+            "query",
+            Some("query=sum(rate(c_total[5m]))&time=1700003600"),
+            KEPT,
+        ),
+        ("query?query=g[2m]&time=1700003600", None, KEPT),
+        ("query?query=\"text\"&time=1700003600", None, KEPT),
+        ("query?query=nh&time=1700003600", None, KEPT),
+        ("query?query=odd&time=1700003600", None, KEPT),
+        ("query?query=wild&time=1700003600&stats=", None, KEPT),
+        ("query?query=none_at_all", None, KEPT),
+        ("query", None, false),
+        ("query?query=g{", None, false),
+        ("query?query=g&time=then", None, false),
+        ("query?query=g&timeout=x", None, false),
+        (
+            "query?query=g+%2B+on(host)+c_total&time=1700003600",
+            None,
+            false,
+        ),
+        (
+            "query_range?query=g&start=1700000000&end=1700003600&step=60",
+            None,
+            false,
+        ),
+        (
+            "query_range",
+            Some("query=g @ end()&start=1700000000&end=1700003600&step=1m"),
+            false,
+        ),
+        (
+            "query_range?query=g&start=1700000000&end=1700003600&step=0",
+            None,
+            false,
+        ),
+        (
+            "query_range?query=g&start=1700000000&end=1800003600&step=1",
+            None,
+            false,
+        ),
+        (
+            "query_range?query=g&start=x&end=1800003600&step=1",
+            None,
+            false,
+        ),
+        ("query_range?query=g[1m]&start=1&end=2&step=1", None, false),
+        ("query_range?query=g{&start=1&end=2&step=1", None, false),
+        ("query_range?start=1&end=2&step=1", None, false),
+        ("labels?start=1700000000&end=1700003600", None, KEPT),
+        (
+            "labels",
+            Some("match[]=g&start=1700000000&end=1700003600"),
+            KEPT,
+        ),
+        ("labels?match[]=", None, false),
+        (
+            "label/host/values?start=1700000000&end=1700003600",
+            None,
+            KEPT,
+        ),
+        (
+            "label/odd/values?start=1700000000&end=1700003600",
+            None,
+            KEPT,
+        ),
+        ("label/a-b/values", None, false),
+        (
+            "series?match[]=g&match[]=c_total&start=1700000000&end=1700003600",
+            None,
+            KEPT,
+        ),
+        ("series", None, false),
+        ("metadata", None, KEPT),
+        ("metadata?limit=x", None, false),
+        (
+            "query_exemplars?query=g&start=1700000000&end=1700003600",
+            None,
+            KEPT,
+        ),
+        ("format_query?query=sum(g)by(host)", None, KEPT),
+        ("format_query", Some("query=g{"), false),
+        ("parse_query?query=g", None, false),
+        ("rules", None, KEPT),
+        ("alerts", None, KEPT),
+        ("targets", None, KEPT),
+        ("alertmanagers", None, false),
+        ("status/buildinfo", None, KEPT),
+        ("status/flags", None, KEPT),
+        ("nothing/at/all", None, false),
+    ] {
+        let expected = ask(origin, path, form).await;
+        for hit in [false, kept] {
+            let reply = ask(&ours, path, form).await;
+            assert_eq!(
+                reply.status, expected.status,
+                "{path} {form:?}: {}",
+                reply.text
+            );
+            assert_eq!(reply.text, expected.text, "{path} {form:?}");
+            for name in [
+                "content-type",
+                "access-control-allow-origin",
+                "access-control-allow-headers",
+                "access-control-allow-methods",
+                "access-control-expose-headers",
+            ] {
+                // The router of Prometheus does not say it of paths that it does not know.
+                if expected.status == 404 && name.starts_with("access") {
+                    continue;
+                }
+                assert_eq!(reply.header(name), expected.header(name), "{path}: {name}");
+            }
+            let said = reply.header("cache-status");
+            assert_eq!(said.contains("; hit"), hit, "{path} {form:?}: {said}");
+        }
+    }
+    let read = |base: &str| {
+        let request = server.client().post(format!("{base}/api/v1/read"));
+        let request = request
+            .header("content-type", "application/x-protobuf")
+            .header("content-encoding", "snappy")
+            .header("x-prometheus-remote-read-version", "0.1.0")
+            .body(remote_read());
+        async {
+            let reply = request.send().await.unwrap();
+            let header = |name: &str| reply.headers()[name].to_str().unwrap().to_owned();
+            let said = (
+                reply.status().as_u16(),
+                header("content-type"),
+                header("content-encoding"),
+            );
+            (said, reply.bytes().await.unwrap())
+        }
+    };
+    let (expected, answered) = (read(origin).await, read(&ours).await);
+    assert_eq!(expected.0.0, 200);
+    assert!(expected.1.len() > 1000, "{}", expected.1.len());
+    assert_eq!(answered, expected);
+}
