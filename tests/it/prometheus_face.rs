@@ -170,7 +170,7 @@ async fn get_and_form_and_the_order_of_parameters_ask_the_same() {
 async fn those_who_ask_at_once_share_a_call() {
     let script = |_: usize, _: &Seen| Answer {
         gate: true,
-        ..success(json!([]))
+        ..success(json!({ "resultType": "matrix", "result": [] }))
     };
     let face = Face::start("", script).await;
     for path in ["labels", "query_range?query=up&start=0&end=1&step=1"] {
@@ -592,7 +592,7 @@ async fn a_real_prometheus_is_not_told_apart() {
         (
             "query_range?query=g&start=1700000000&end=1700003600&step=60",
             None,
-            false,
+            KEPT,
         ),
         (
             "query_range",
