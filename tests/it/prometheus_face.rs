@@ -168,9 +168,12 @@ async fn get_and_form_and_the_order_of_parameters_ask_the_same() {
 
 #[tokio::test]
 async fn those_who_ask_at_once_share_a_call() {
-    let script = |_: usize, _: &Seen| Answer {
+    let script = |_: usize, seen: &Seen| Answer {
         gate: true,
-        ..success(json!({ "resultType": "matrix", "result": [] }))
+        ..success(match seen.path.contains("query_range") {
+            true => json!({"resultType": "matrix", "result": []}),
+            false => json!([]),
+        })
     };
     let face = Face::start("", script).await;
     for path in ["labels", "query_range?query=up&start=0&end=1&step=1"] {
