@@ -291,7 +291,8 @@ impl Real {
 
     /// Waits until it answers `range`, and compares every byte.
     pub(crate) async fn verify(&self, client: &reqwest::Client, range: &Range) {
-        for _ in 0..200 {
+        for round in 0.. {
+            assert!(round < 200, "Prometheus did not become ready");
             let answer = fetch(client, self.address, "/api/v1/query_range", range).await;
             // It answers 503 until it has read its blocks.
             if let Some((200, _, body)) = answer {
@@ -303,7 +304,6 @@ impl Real {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("Prometheus did not become ready");
     }
 }
 
