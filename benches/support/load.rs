@@ -3,9 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use heliostat::wire::encoding::Encoding;
 
 use super::asking::{Ask, Request, Shape};
 
@@ -27,6 +30,7 @@ struct Head {
     body: usize,
     length: usize,
     cache: Cache,
+    encoding: Encoding,
 }
 
 /// The head at the start of `bytes`, if all of it is there.
@@ -36,6 +40,7 @@ fn head(bytes: &[u8]) -> Option<Head> {
         body: 0,
         length: 0,
         cache: Cache::Absent,
+        encoding: Encoding::Identity,
     };
     loop {
         let rest = &bytes[head.body..];
@@ -52,6 +57,12 @@ fn head(bytes: &[u8]) -> Option<Head> {
                 Cache::Hit
             } else {
                 Cache::Forwarded
+            };
+        } else if let Some(value) = value(line, b"content-encoding: ") {
+            head.encoding = match value.trim_ascii_end() {
+                b"gzip" => Encoding::Gzip,
+                b"zstd" => Encoding::Zstd,
+                _ => Encoding::Identity,
             };
         }
     }
@@ -106,11 +117,15 @@ impl Answer {
     }
 }
 
-fn check(head: &Head, ask: &Ask, expected: Cache) {
+fn check(head: &Head, ask: &Ask, expected: Cache, encoding: Encoding) {
+    let (length, encoded) = (ask.length(), encoding != Encoding::Identity);
+    let as_long = match encoded {
+        true => head.length < length,
+        false => head.length == length,
+    };
     assert!(
-        head.status == *b"200" && head.length == ask.length() && head.cache == expected,
-        "{ask:?}: expected {expected:?} and {} bytes, got {head:?}",
-        ask.length()
+        head.status == *b"200" && as_long && head.cache == expected && head.encoding == encoding,
+        "{ask:?}: expected {expected:?}, {encoding:?} and {length} bytes, got {head:?}",
     );
 }
 
@@ -119,16 +134,27 @@ pub(crate) struct Client {
     stream: std::net::TcpStream,
     request: Request,
     answer: Answer,
+    encoding: Encoding,
 }
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr, path: &str, shape: Shape) -> Self {
-        let stream = std::net::TcpStream::connect(address).unwrap();
+        Self::of(&Target {
+            address,
+            path: path.to_owned(),
+            shape,
+            encoding: Encoding::Identity,
+        })
+    }
+
+    fn of(target: &Target) -> Self {
+        let stream = std::net::TcpStream::connect(target.address).unwrap();
         stream.set_nodelay(true).unwrap();
         Self {
             stream,
-            request: Request::new(path, shape),
+            request: target.request(),
             answer: Answer::new(),
+            encoding: target.encoding,
         }
     }
 
@@ -138,7 +164,7 @@ impl Client {
         loop {
             let read = self.stream.read(self.answer.space()).unwrap();
             if let Some(head) = self.answer.take(read) {
-                return check(&head, ask, expected);
+                return check(&head, ask, expected, self.encoding);
             }
         }
     }
@@ -146,7 +172,22 @@ impl Client {
 
 /// Compares every byte of the answer to `ask` with what it must be.
 pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
-    let mut client = Client::connect(address, "/api/metric", ask.shape);
+    let (got, due) = (
+        body(&Target::heliostat(address, ask.shape), ask),
+        ask.answer(),
+    );
+    assert!(
+        got == due,
+        "{ask:?}: got {} bytes, due are {}: {}",
+        got.len(),
+        due.len(),
+        String::from_utf8_lossy(&got[..got.len().min(1000)])
+    );
+}
+
+/// The body of the answer to `ask`, as it comes.
+pub(crate) fn body(target: &Target, ask: &Ask) -> Vec<u8> {
+    let mut client = Client::of(target);
     client.stream.write_all(client.request.of(ask)).unwrap();
     let (mut received, mut piece) = (Vec::new(), vec![0; 64 << 10]);
     loop {
@@ -156,15 +197,8 @@ pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
         if let Some(head) = head(&received)
             && received.len() >= head.body + head.length
         {
-            let (got, due) = (&received[head.body..], ask.answer());
-            assert!(
-                got == due,
-                "{ask:?}: got {} bytes, due are {}: {}",
-                got.len(),
-                due.len(),
-                String::from_utf8_lossy(&received[..received.len().min(1000)])
-            );
-            return;
+            assert_eq!(head.encoding, target.encoding);
+            return received.split_off(head.body);
         }
     }
 }
@@ -207,16 +241,22 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) path: String,
     pub(crate) shape: Shape,
+    /// What the client asks for, and must be answered in.
+    pub(crate) encoding: Encoding,
 }
 
 impl Target {
     pub(crate) fn heliostat(address: SocketAddr, shape: Shape) -> Self {
-        let path = "/api/metric".to_owned();
         Self {
             address,
-            path,
+            path: "/api/metric".to_owned(),
             shape,
+            encoding: Encoding::Identity,
         }
+    }
+
+    fn request(&self) -> Request {
+        Request::new(&self.path, self.shape, self.encoding.name())
     }
 }
 
@@ -255,7 +295,7 @@ pub(crate) fn closed(
             Until::Asked(all) => number >= all,
         };
         let converse = async |mut number: u64, mut stream: tokio::net::TcpStream| {
-            let mut request = Request::new(&target.path, target.shape);
+            let mut request = target.request();
             let mut answer = Answer::new();
             let mut times = Vec::new();
             while !over(number) {
@@ -269,7 +309,7 @@ pub(crate) fn closed(
                     }
                 };
                 times.push(nanos(sent));
-                check(&head, &ask, expected);
+                check(&head, &ask, expected, target.encoding);
                 number += connections;
             }
             times
@@ -284,17 +324,22 @@ pub(crate) fn closed(
 }
 
 /// An open loop: `per_second` requests are sent at even distances, however the server does, each
-/// connection in a thread of its own. Time counts from the moment a request was due.
+/// connection in a thread of its own. Time counts from the moment a request was due. Each
+/// connection has asked once, which does not count, before all that wait for `start` begin.
 pub(crate) fn open(
     target: &Target,
     connections: u64,
     per_second: f64,
     duration: Duration,
+    start: &Barrier,
     next: impl Fn(u64) -> (Ask, Cache) + Sync,
 ) -> Sample {
-    let begun = Instant::now() + Duration::from_millis(50);
     let converse = |first: u64| {
-        let mut client = Client::connect(target.address, &target.path, target.shape);
+        let mut client = Client::of(target);
+        let (ask, expected) = next(first);
+        client.ask(&ask, expected);
+        start.wait();
+        let begun = Instant::now();
         let mut times = Vec::new();
         for number in (first..).step_by(connections as usize) {
             let due = Duration::from_secs_f64(number as f64 / per_second);
@@ -319,6 +364,6 @@ pub(crate) fn open(
     });
     Sample {
         times,
-        wall: begun.elapsed(),
+        wall: duration,
     }
 }
