@@ -32,6 +32,7 @@ use std::time::Duration;
 use heliostat::app::Service;
 use heliostat::clock::{Clock, SystemClock};
 use heliostat::config;
+use heliostat::wire::encoding::Encoding;
 use support::load::{Cache, Due, Sample, Until, closed_of};
 use support::prometheus::{Quick, Range, Real, Request, fetch};
 use support::server::{Kind, Server, was_server};
@@ -70,6 +71,7 @@ impl Case<'_> {
                 Due {
                     length: range.length(),
                     cache: self.cache,
+                    encoding: Encoding::Identity,
                 }
             }
         })

@@ -24,6 +24,9 @@
 //! - [`adapters`]: one kind of backend each, without I/O
 //! - [`demo`]: the built-in demonstration source
 //! - [`telemetry`]: logs and metrics; [`clock`]: the only place that reads the machine's clocks
+//!
+//! Of the engine, [`engine::Engine`] is what others use; its parts are public for the benches,
+//! which measure them one by one.
 
 pub mod adapters;
 pub mod aggregate;

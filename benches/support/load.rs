@@ -3,9 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use heliostat::wire::encoding::Encoding;
 
 use super::asking::{Ask, Request, Shape};
 
@@ -29,6 +32,7 @@ struct Head {
     /// The length is not known before the end, as with answers of Prometheus.
     chunked: bool,
     cache: Cache,
+    encoding: Encoding,
 }
 
 /// The head at the start of `bytes`, if all of it is there.
@@ -39,6 +43,7 @@ fn head(bytes: &[u8]) -> Option<Head> {
         length: 0,
         chunked: false,
         cache: Cache::Absent,
+        encoding: Encoding::Identity,
     };
     loop {
         let rest = &bytes[head.body..];
@@ -57,6 +62,12 @@ fn head(bytes: &[u8]) -> Option<Head> {
                 Cache::Hit
             } else {
                 Cache::Forwarded
+            };
+        } else if let Some(value) = value(line, b"content-encoding: ") {
+            head.encoding = match value.trim_ascii_end() {
+                b"gzip" => Encoding::Gzip,
+                b"zstd" => Encoding::Zstd,
+                _ => Encoding::Identity,
             };
         }
     }
@@ -130,16 +141,23 @@ impl Answer {
 /// What an answer must be like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Due {
+    /// The length of the body before it is packed.
     pub(crate) length: usize,
     pub(crate) cache: Cache,
+    pub(crate) encoding: Encoding,
 }
 
 fn check(head: &Head, due: Due) {
-    // Chunks hide the length; whoever answers so is not what is tested.
-    let length = head.chunked || head.length == due.length;
+    let as_long = match due.encoding {
+        // Chunks hide the length; whoever answers so is not what is tested.
+        _ if head.chunked => true,
+        Encoding::Identity => head.length == due.length,
+        Encoding::Gzip | Encoding::Zstd => head.length < due.length,
+    };
+    let as_due = head.cache == due.cache && head.encoding == due.encoding;
     assert!(
-        head.status == *b"200" && length && head.cache == due.cache,
-        "expected {due:?}, got {head:?}"
+        head.status == *b"200" && as_long && as_due,
+        "expected {due:?}, got {head:?}",
     );
 }
 
@@ -148,16 +166,27 @@ pub(crate) struct Client {
     stream: std::net::TcpStream,
     request: Request,
     answer: Answer,
+    encoding: Encoding,
 }
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr, path: &str, shape: Shape) -> Self {
-        let stream = std::net::TcpStream::connect(address).unwrap();
+        Self::of(&Target {
+            address,
+            path: path.to_owned(),
+            shape,
+            encoding: Encoding::Identity,
+        })
+    }
+
+    fn of(target: &Target) -> Self {
+        let stream = std::net::TcpStream::connect(target.address).unwrap();
         stream.set_nodelay(true).unwrap();
         Self {
             stream,
-            request: Request::new(path, shape),
+            request: target.request(),
             answer: Answer::new(),
+            encoding: target.encoding,
         }
     }
 
@@ -167,10 +196,10 @@ impl Client {
         loop {
             let read = self.stream.read(self.answer.space()).unwrap();
             if let Some(head) = self.answer.take(read) {
-                let length = ask.length();
                 let due = Due {
-                    length,
+                    length: ask.length(),
                     cache: expected,
+                    encoding: self.encoding,
                 };
                 return check(&head, due);
             }
@@ -180,7 +209,22 @@ impl Client {
 
 /// Compares every byte of the answer to `ask` with what it must be.
 pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
-    let mut client = Client::connect(address, "/api/metric", ask.shape);
+    let (got, due) = (
+        body(&Target::heliostat(address, ask.shape), ask),
+        ask.answer(),
+    );
+    assert!(
+        got == due,
+        "{ask:?}: got {} bytes, due are {}: {}",
+        got.len(),
+        due.len(),
+        String::from_utf8_lossy(&got[..got.len().min(1000)])
+    );
+}
+
+/// The body of the answer to `ask`, as it comes.
+pub(crate) fn body(target: &Target, ask: &Ask) -> Vec<u8> {
+    let mut client = Client::of(target);
     client.stream.write_all(client.request.of(ask)).unwrap();
     let (mut received, mut piece) = (Vec::new(), vec![0; 64 << 10]);
     loop {
@@ -190,15 +234,8 @@ pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
         if let Some(head) = head(&received)
             && received.len() >= head.body + head.length
         {
-            let (got, due) = (&received[head.body..], ask.answer());
-            assert!(
-                got == due,
-                "{ask:?}: got {} bytes, due are {}: {}",
-                got.len(),
-                due.len(),
-                String::from_utf8_lossy(&received[..received.len().min(1000)])
-            );
-            return;
+            assert_eq!(head.encoding, target.encoding);
+            return received.split_off(head.body);
         }
     }
 }
@@ -241,16 +278,22 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) path: String,
     pub(crate) shape: Shape,
+    /// What the client asks for, and must be answered in.
+    pub(crate) encoding: Encoding,
 }
 
 impl Target {
     pub(crate) fn heliostat(address: SocketAddr, shape: Shape) -> Self {
-        let path = "/api/metric".to_owned();
         Self {
             address,
-            path,
+            path: "/api/metric".to_owned(),
             shape,
+            encoding: Encoding::Identity,
         }
+    }
+
+    fn request(&self) -> Request {
+        Request::new(&self.path, self.shape, self.encoding.name())
     }
 }
 
@@ -271,13 +314,16 @@ pub(crate) fn closed(
     next: impl Fn(u64) -> (Ask, Cache),
 ) -> Sample {
     closed_of(target.address, connections, until, || {
-        let mut request = Request::new(&target.path, target.shape);
+        let mut request = target.request();
         let next = &next;
         move |number, out| {
             let (ask, cache) = next(number);
             out.extend_from_slice(request.of(&ask));
-            let length = ask.length();
-            Due { length, cache }
+            Due {
+                length: ask.length(),
+                cache,
+                encoding: target.encoding,
+            }
         }
     })
 }
@@ -337,17 +383,22 @@ pub(crate) fn closed_of<W: FnMut(u64, &mut Vec<u8>) -> Due>(
 }
 
 /// An open loop: `per_second` requests are sent at even distances, however the server does, each
-/// connection in a thread of its own. Time counts from the moment a request was due.
+/// connection in a thread of its own. Time counts from the moment a request was due. Each
+/// connection has asked once, which does not count, before all that wait for `start` begin.
 pub(crate) fn open(
     target: &Target,
     connections: u64,
     per_second: f64,
     duration: Duration,
+    start: &Barrier,
     next: impl Fn(u64) -> (Ask, Cache) + Sync,
 ) -> Sample {
-    let begun = Instant::now() + Duration::from_millis(50);
     let converse = |first: u64| {
-        let mut client = Client::connect(target.address, &target.path, target.shape);
+        let mut client = Client::of(target);
+        let (ask, expected) = next(first);
+        client.ask(&ask, expected);
+        start.wait();
+        let begun = Instant::now();
         let mut times = Vec::new();
         for number in (first..).step_by(connections as usize) {
             let due = Duration::from_secs_f64(number as f64 / per_second);
@@ -372,6 +423,6 @@ pub(crate) fn open(
     });
     Sample {
         times,
-        wall: begun.elapsed(),
+        wall: duration,
     }
 }

@@ -7,14 +7,12 @@ use futures_util::stream::{self, StreamExt};
 
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
+use super::derive::buckets;
 use super::lane::{Lane, Subject};
 use super::plan::{Held, Plan, Policy, fresh, plan};
 use super::{Context, Engine};
 use crate::adapters::{Data, Fetch, Part, Series};
-use crate::aggregate::aggregate;
-use crate::model::{
-    Bucket, Error, Kind, Layout, Millis, Origin, Points, RangeSet, Step, TimeRange,
-};
+use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
 use crate::upstream::{Errand, Flight, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
@@ -250,15 +248,16 @@ impl Engine {
                     continue;
                 }
             };
-            let mut points = Points::new();
-            for (_, chunk) in view.chunks.iter() {
-                let all = chunk.points();
-                points.extend(&all, all.within(range));
-            }
-            let coverage = view.chunks.coverage();
+            let points = match buckets(&view.chunks, statistic, size, range).await {
+                Ok(points) => points,
+                Err(error) => {
+                    round.errors.push(error);
+                    continue;
+                }
+            };
             let piece = Piece {
-                data: Data::Points(aggregate(&points, statistic, size, range)),
-                segments: derived(&coverage, size, range),
+                data: Data::Points(points),
+                segments: derived(&view.chunks.coverage(), size, range),
             };
             round
                 .landed
