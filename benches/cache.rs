@@ -268,10 +268,8 @@ fn looking_up(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("look-up");
     for chunks in [1, 5] {
         let range = TimeRange::new(START, START + chunks * CHUNK * INTERVAL).unwrap();
-        assert_eq!(
-            cache.look_up(&lane, &range).segments().count(),
-            chunks as usize
-        );
+        // The newest chunk has a tail, too.
+        assert!(cache.look_up(&lane, &range).segments().count() >= chunks as usize);
         group.bench_function(BenchmarkId::new("chunks", chunks), |b| {
             b.iter(|| cache.look_up(black_box(&lane), &range));
         });

@@ -116,6 +116,24 @@ pub enum Data {
     Matrix(Matrix),
 }
 
+impl Data {
+    /// How many points or samples it has.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Points(points) => points.len(),
+            Self::Matrix(matrix) => {
+                let samples = |s: &promapi::Series| s.values.len() + s.histograms.len();
+                matrix.series.iter().map(samples).sum()
+            }
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl Default for Data {
     fn default() -> Self {
         Self::Points(Points::new())
