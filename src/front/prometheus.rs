@@ -12,8 +12,8 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::body::Body;
+use super::path::normalized;
 use super::respond::{encoded, json, packed, with_cache, with_timing};
-use super::router::normalized;
 use super::status::add_advice;
 use crate::engine::{Context, Engine, Keep, Question, RangeRequest, Told};
 use crate::model::{Error, Kind, Millis, Verbatim};

@@ -1,7 +1,6 @@
 //! Which path means what, and what every request gets whatever its path: admission, a deadline,
 //! the API key, a log line and metrics.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +14,7 @@ use tracing::{Level, debug};
 
 use super::body::Body;
 use super::encoding::chosen;
+use super::path::normalized;
 use super::status::{error_response, read_body};
 use super::{admin, mirror, prometheus};
 use crate::clock::Clock;
@@ -315,18 +315,6 @@ impl Front {
             max_age: headers.and_then(max_age),
         }
     }
-}
-
-/// `path` with repeated slashes as one and none at its end: a data source's URL often ends in a
-/// slash, so that `//api/metric` is asked for.
-pub(super) fn normalized(path: &str) -> Cow<'_, str> {
-    if !path.contains("//") && !path.ends_with('/') {
-        return path.into();
-    }
-    let parts = path.split('/').filter(|p| !p.is_empty());
-    parts
-        .fold(String::new(), |all, part| all + "/" + part)
-        .into()
 }
 
 fn route(path: &str) -> Option<Route> {
