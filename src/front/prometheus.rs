@@ -48,7 +48,8 @@ const CORS: [(&str, &str); 4] = [
 ];
 
 /// What an answer depends on besides the path.
-const VARIES: HeaderValue = HeaderValue::from_static("accept-encoding, origin, x-scope-orgid, thanos-tenant");
+const VARIES: HeaderValue =
+    HeaderValue::from_static("accept-encoding, origin, x-scope-orgid, thanos-tenant");
 
 /// What a path of the API asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
