@@ -87,10 +87,10 @@ async fn secrets_are_printed_nowhere() {
         .unwrap();
     let said = || std::fs::read_to_string(&log).unwrap();
     let url = loop {
-        if let Some((_, rest)) = said().split_once("listening on ") {
-            if let Some(end) = rest.find(|c: char| c.is_whitespace()) {
-                break rest[..end].to_owned();
-            }
+        if let Some((_, rest)) = said().split_once("listening on ")
+            && let Some((url, _)) = rest.split_once(char::is_whitespace)
+        {
+            break url.to_owned();
         }
         assert!(serving.try_wait().unwrap().is_none(), "{}", said());
         tokio::time::sleep(Duration::from_millis(10)).await;
