@@ -236,3 +236,15 @@ async fn a_proxy_is_named_by_the_file_or_the_environment() {
     assert!(reaches(&server).await.is_err());
     assert_eq!(proxy.seen().len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_has_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, _) = secured(&Authority::new(), folder.path(), "").await;
+    let address = server.url.strip_prefix("https://").unwrap();
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+    let took = begun.elapsed().as_secs();
+    assert!((9..=15).contains(&took), "{took} s");
+}
