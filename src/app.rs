@@ -15,14 +15,16 @@ use crate::adapters::Adapter;
 use crate::adapters::mirror::Mirror;
 use crate::adapters::prometheus::Prometheus;
 use crate::clock::Clock;
-use crate::config::{self, Config, ErrorStatus, UpstreamKind};
+use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
 use crate::engine::Engine;
 use crate::files::Live;
 use crate::front::{Front, Settings, listen};
 use crate::model::{MultiSeries, TargetUrl};
 use crate::telemetry::metrics::{self, UpstreamMetrics};
-use crate::upstream::{Access, Forward, Guard, Http, Parts, Registry, Transport, Upstream, watch};
+use crate::upstream::{
+    Access, Forward, Guard, Http, Parts, Registry, Security, Transport, Upstream, watch,
+};
 
 /// How often histograms are tidied when nobody reads `/metrics`.
 const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
@@ -56,6 +58,9 @@ impl App {
             clock,
             state_dir: config.state_dir.clone(),
         };
+        // A client reads the system's authorities; most upstreams can share one.
+        let plain = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
+        let plain: Arc<dyn Transport> = Arc::new(Http::new(Live::fixed(plain)));
         let mut upstreams = Vec::new();
         for upstream in &config.upstreams {
             let urls = match &upstream.kind {
@@ -79,8 +84,12 @@ impl App {
                 }
                 _ => None,
             };
+            let alike = upstream.tls == ClientTls::default() && upstream.proxy == Proxy::default();
             let ways = Ways {
-                transport: Arc::new(live::http(upstream, &maker.clock).map_err(StartError)?),
+                transport: match alike {
+                    true => plain.clone(),
+                    false => Arc::new(live::http(upstream, &maker.clock).map_err(StartError)?),
+                },
                 headers: live::headers(upstream, &maker.clock).map_err(StartError)?,
                 api_key,
             };

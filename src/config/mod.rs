@@ -79,7 +79,7 @@ pub struct ServerTls {
 }
 
 /// How connections to an upstream are secured; the files hold what they should.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientTls {
     /// Authorities that are trusted besides the system's.
     pub ca: Option<PathBuf>,
@@ -90,7 +90,7 @@ pub struct ClientTls {
 }
 
 /// The proxies on the way to an upstream. Their URLs may hold passwords.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxy {
     /// For `http://` URLs.
     pub http: Option<Secret>,

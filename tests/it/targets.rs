@@ -96,8 +96,8 @@ async fn a_redirect_leads_nowhere_else() {
     let inside = Arc::new(prometheus().await);
     for to in [
         inside.url.clone(),
-        "http://169.254.169.254/latest".to_owned(),
-        "//169.254.169.254/latest".to_owned(),
+        "http://192.0.2.1/latest".to_owned(),
+        "//192.0.2.1/latest".to_owned(),
     ] {
         let location = to.clone();
         let upstream = Scripted::start(TestClock::at(NOW), move |_, _| Answer {

@@ -152,10 +152,14 @@ impl Checker<'_> {
                 message,
             })
         };
+        let (http, https) = (proxy("HTTP_PROXY")?, proxy("HTTPS_PROXY")?);
+        if http.is_none() && https.is_none() {
+            return Ok(Proxy::default());
+        }
         let except = of("NO_PROXY").map_or("", String::as_str);
         Ok(Proxy {
-            http: proxy("HTTP_PROXY")?,
-            https: proxy("HTTPS_PROXY")?,
+            http,
+            https,
             except: format!("{LOOPBACK},{except}"),
         })
     }
