@@ -194,5 +194,12 @@ pub(crate) async fn bare(started: impl FnOnce(SocketAddr)) {
         let body = Body::from(bytes.slice(..length));
         async move { http::Response::new(body) }
     };
-    listen::serve(listener, handler, std::future::pending(), Duration::ZERO).await;
+    listen::serve(
+        listener,
+        None,
+        handler,
+        std::future::pending(),
+        Duration::ZERO,
+    )
+    .await;
 }

@@ -50,7 +50,13 @@ impl Upstream {
         };
         let never = std::future::pending();
         std::thread::spawn(move || {
-            runtime.block_on(listen::serve(listener, handler, never, Duration::ZERO));
+            runtime.block_on(listen::serve(
+                listener,
+                None,
+                handler,
+                never,
+                Duration::ZERO,
+            ));
         });
         Self { address, latency }
     }

@@ -54,8 +54,9 @@ pub trait Adapter: Send + Sync {
 /// The connection details that are passed on to a backend.
 pub type Forwarded = serde_json::Map<String, serde_json::Value>;
 
-/// A range of one lane's points that is wanted.
-#[derive(Clone, Debug)]
+/// A range of one lane's points that is wanted. Its details may hold secrets, so it cannot be
+/// printed.
+#[derive(Clone)]
 pub struct Fetch {
     /// Which series.
     pub selector: Selector,
@@ -212,8 +213,8 @@ impl Dropped {
     }
 }
 
-/// A request, relative to the backend's URL.
-#[derive(Clone, Debug)]
+/// A request, relative to the backend's URL. Its body may hold secrets, so it cannot be printed.
+#[derive(Clone)]
 pub struct Request {
     /// GET or POST.
     pub method: Method,

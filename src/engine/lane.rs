@@ -35,14 +35,14 @@ pub(crate) struct LaneKey {
 }
 
 /// Everything that two queries must agree on to share cached data.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     upstream: u64,
     pub(crate) subject: Subject,
 }
 
-/// What of an upstream a lane has.
-#[derive(Debug, PartialEq, Eq, Hash)]
+/// What of an upstream a lane has. Details may hold secrets, so it cannot be printed.
+#[derive(PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
     /// The points of a metric, as the mirror API asks for them.
     Metric {

@@ -200,7 +200,7 @@ pub(super) fn engine_over(
     let access = Access::new(Parts {
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],
-        headers: Vec::new(),
+        headers: crate::files::Live::fixed(http::HeaderMap::new()),
         limits: Limits::for_tests(),
         max_response: usize::MAX,
         budget_file: None,

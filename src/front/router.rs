@@ -19,6 +19,7 @@ use super::status::{error_response, read_body};
 use super::{admin, mirror, prometheus};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
+use crate::files::Live;
 use crate::model::{Compression, Error, Kind};
 use crate::telemetry::metrics::RequestMetrics;
 use crate::wire::encoding::Encoding;
@@ -31,7 +32,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Sent as `X-MIRROR-API-KEY` on every response.
-    pub api_key: HeaderValue,
+    pub api_key: Arc<Live<HeaderValue>>,
     /// Most time from a request's head to its answer.
     pub request_timeout: Duration,
     /// Most bytes of a request body.
@@ -194,7 +195,7 @@ impl Front {
             }
         };
         let mut response = answer.unwrap_or_else(|e| error_response(&e, self.settings.always_500));
-        let key = self.settings.api_key.clone();
+        let key = HeaderValue::clone(&self.settings.api_key.get());
         response.headers_mut().insert(API_KEY, key);
         let took = self.clock.monotonic().saturating_sub(arrived);
         let status = response.status().as_u16();
