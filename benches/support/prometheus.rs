@@ -193,7 +193,13 @@ impl Quick {
         };
         let never = std::future::pending();
         std::thread::spawn(move || {
-            runtime.block_on(listen::serve(listener, handler, never, Duration::ZERO));
+            runtime.block_on(listen::serve(
+                listener,
+                None,
+                handler,
+                never,
+                Duration::ZERO,
+            ));
         });
         Self { address, asked }
     }

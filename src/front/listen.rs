@@ -45,7 +45,8 @@ const STREAMS: u32 = 256;
 const HEAD_BYTES: u32 = 16 * 1024;
 
 /// Serves each request, and the address it came from, with `handler` until `stop` is over, with
-/// TLS if there is `tls`; then no connection is accepted any more, and those that are open have `drain` to finish what is in hand.
+/// TLS if there is `tls`; then no connection is accepted any more, and those that are open have
+/// `drain` to finish what is in hand.
 pub async fn serve<H, F>(
     listener: TcpListener,
     tls: Option<Tls>,
