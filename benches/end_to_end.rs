@@ -18,13 +18,16 @@
 
 mod support;
 
+use std::io::Read;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heliostat::clock::{Clock, SystemClock};
-use support::asking::{Ask, DAY, MINUTE, Shape, mixed};
-use support::load::{Cache, Sample, Target, Until, closed, open, verify};
-use support::server::{Kind, Server, cpu, was_server};
+use heliostat::wire::encoding::Encoding;
+use support::asking::{ALIKE, Ask, DAY, MINUTE, Shape, mixed};
+use support::load::{Cache, Sample, Target, Until, body, closed, open, verify};
+use support::server::{Kind, Server, cpu, cpu_of_all, was_server};
 use support::upstream::Upstream;
 
 const SIZES: [i64; 3] = [50, 1440, 30_240];
@@ -37,9 +40,10 @@ const CONNECTIONS_FOR_MISSES: u64 = 64;
 const SLIDES: i64 = 200;
 /// How long the upstream takes where it does.
 const LATENCY: u64 = 50;
-/// The lane of full hits, and the first of those that nobody has asked for before.
+/// The lane of full hits.
 const LANE: u32 = 1;
-const NEW_LANES: u32 = 5_000_000;
+/// Shorter answers are sent as they are, whatever the client asks for.
+const WORTH_ENCODING: i64 = 384;
 
 /// How much is done.
 struct Amount {
@@ -70,6 +74,7 @@ struct Bench {
     bare: Server,
     /// The end of the history that is asked for; it has settled.
     end: i64,
+    /// The next of the lanes that nobody has asked for before.
     new_lane: AtomicU32,
 }
 
@@ -108,6 +113,7 @@ impl Bench {
                 address: self.bare.address,
                 path: format!("/{}", ask.length()),
                 shape,
+                encoding: Encoding::Identity,
             },
             next: Box::new(move |_| (ask, Cache::Absent)),
         }
@@ -155,7 +161,7 @@ impl Bench {
         }
         let buckets = |back| self.ask(Shape::Buckets, LANE, points, back);
         let slide = |number: u64| number as i64 % SLIDES;
-        let cases = [
+        let mut cases = vec![
             self.limit("(a) limit: bare hyper", Shape::Buckets, points),
             Self::hits("(b) hit, fixed window", &server, Shape::Buckets, |_| {
                 buckets(0)
@@ -174,11 +180,25 @@ impl Bench {
                 self.ask(Shape::Raw, LANE, points, 0)
             }),
         ];
+        if points >= WORTH_ENCODING {
+            for encoding in [Encoding::Gzip, Encoding::Zstd] {
+                let name = format!("(b) hit, {}", encoding.name().unwrap());
+                let mut case = Self::hits(&name, &server, Shape::Buckets, |_| buckets(0));
+                case.target.encoding = encoding;
+                cases.insert(2, case);
+            }
+        }
         let mut rows = self.run(&cases, CONNECTIONS);
-        let limits = [rows[0].per_second, rows[4].per_second];
+        let raw = cases.len() - 2;
+        let limits = [rows[0].per_second, rows[raw].per_second];
         let hits = rows[1].sample.per_second();
         for (at, (case, row)) in cases.iter().zip(&mut rows).enumerate() {
-            row.print(&case.name, points, Some(limits[usize::from(at >= 4)]));
+            row.print(&case.name, points, Some(limits[usize::from(at >= raw)]));
+        }
+        for case in &cases {
+            if case.target.encoding != Encoding::Identity {
+                print_unpacking(case, &buckets(0));
+            }
         }
 
         self.upstream.set_latency(LATENCY);
@@ -213,7 +233,7 @@ impl Bench {
         row.print(&miss.name, points, Some(limits[0]));
 
         let fixed = |_| (buckets(0), Cache::Hit);
-        self.beside_misses("(b)", points, &miss.target, hits / 2.0, fixed);
+        self.beside_misses("(b)", points, &miss, hits, fixed);
     }
 
     /// Many streams, polled one after the other.
@@ -275,7 +295,7 @@ impl Bench {
         row.print(&mixed.name, POINTS, Some(limit));
         println!("{held}; {lanes} lanes");
         let known = |n| (known(n), Cache::Hit);
-        self.beside_misses("(h)", POINTS, &mixed.target, hits / 2.0, known);
+        self.beside_misses("(h)", POINTS, &mixed, hits, known);
     }
 
     /// Asks for `points` of each of so many lanes; what the cache holds afterwards, in words.
@@ -302,33 +322,44 @@ impl Bench {
         )
     }
 
-    /// The times of hits at an offered load, without and with a hundredth of it misses. The load
-    /// must be one that the server can bear on a machine as busy as it is: half of the mean
-    /// capacity, not of the best round's.
+    /// The times of hits at an offered load, without and with a hundredth of it misses: half of
+    /// what the machine can bear of an open loop, in which the load takes more CPU time than in a
+    /// closed one, at `most` requests a second.
     fn beside_misses(
         &self,
         name: &str,
         points: i64,
-        target: &Target,
-        per_second: f64,
+        case: &Case<'_>,
+        most: f64,
         hits: impl Fn(u64) -> (Ask, Cache) + Sync,
     ) {
         self.upstream.set_latency(LATENCY);
-        let (mut alone, mut beside, mut misses) =
-            (Sample::default(), Sample::default(), Sample::default());
-        let miss = |_| (self.new_ask(points), Cache::Forwarded);
+        let cores = std::thread::available_parallelism().unwrap().get() as f64;
+        let mut per_second = most / 8.0;
         for _ in 0..2 {
+            let (hits, misses, cpu) = self.beside(case, points, per_second, &hits);
+            let asked = hits.times.len() + misses.times.len();
+            let bearable = cores * asked as f64 / cpu.as_secs_f64();
+            // Others may take CPU time as well, which is seen in what a closed loop reaches.
+            per_second = bearable.min(most) / 2.0;
+        }
+        let mut alone = Sample::default();
+        let (mut beside, mut misses) = (Sample::default(), Sample::default());
+        for _ in 0..2 {
+            let start = Barrier::new(CONNECTIONS as usize);
             let duration = self.amount.waiting;
-            alone.add(open(target, CONNECTIONS, per_second, duration, &hits));
-            std::thread::scope(|scope| {
-                let missing = scope.spawn(|| {
-                    let rate = per_second * 0.01;
-                    open(target, CONNECTIONS_FOR_MISSES, rate, duration, miss)
-                });
-                let rate = per_second * 0.99;
-                beside.add(open(target, CONNECTIONS, rate, duration, &hits));
-                misses.add(missing.join().unwrap());
-            });
+            let rate = per_second * 0.99;
+            alone.add(open(
+                &case.target,
+                CONNECTIONS,
+                rate,
+                duration,
+                &start,
+                &hits,
+            ));
+            let more = self.beside(case, points, per_second, &hits);
+            beside.add(more.0);
+            misses.add(more.1);
         }
         let (before, after) = (alone.quantile(0.99), beside.quantile(0.99));
         println!(
@@ -342,6 +373,63 @@ impl Bench {
             misses.quantile(0.99) / 1000.0,
         );
     }
+
+    /// Hits, and beside them misses, a hundredth of all; and the CPU time that both took of the
+    /// server, the load and the upstream.
+    fn beside(
+        &self,
+        case: &Case<'_>,
+        points: i64,
+        per_second: f64,
+        hits: impl Fn(u64) -> (Ask, Cache) + Sync + Send,
+    ) -> (Sample, Sample, Duration) {
+        let (target, duration) = (&case.target, self.amount.waiting);
+        let start = &Barrier::new((CONNECTIONS + CONNECTIONS_FOR_MISSES) as usize + 1);
+        let miss = |_| (self.new_ask(points), Cache::Forwarded);
+        let cpu = || cpu_of_all(case.server.process_id()) + cpu_of_all(std::process::id());
+        std::thread::scope(|scope| {
+            let missing = scope.spawn(move || {
+                let rate = per_second * 0.01;
+                open(target, CONNECTIONS_FOR_MISSES, rate, duration, start, miss)
+            });
+            let hitting = scope.spawn(|| {
+                let rate = per_second * 0.99;
+                open(target, CONNECTIONS, rate, duration, start, hits)
+            });
+            start.wait();
+            let before = cpu();
+            let (hits, misses) = (hitting.join().unwrap(), missing.join().unwrap());
+            (hits, misses, cpu() - before)
+        })
+    }
+}
+
+/// Prints how long the body of an answer is, and how long a client takes to unpack it.
+fn print_unpacking(case: &Case<'_>, ask: &Ask) {
+    let packed = body(&case.target, ask);
+    let mut text = Vec::with_capacity(ask.length());
+    let mut best = Duration::MAX;
+    for _ in 0..50 {
+        text.clear();
+        let begun = Instant::now();
+        match case.target.encoding {
+            Encoding::Identity => text.extend_from_slice(&packed),
+            Encoding::Gzip => {
+                let mut reader = flate2::bufread::GzDecoder::new(&packed[..]);
+                reader.read_to_end(&mut text).unwrap();
+            }
+            Encoding::Zstd => zstd::stream::copy_decode(&packed[..], &mut text).unwrap(),
+        }
+        best = best.min(begun.elapsed());
+    }
+    assert!(text == ask.answer());
+    println!(
+        "    {}: {} bytes instead of {}, unpacked in {:.0} µs",
+        case.name,
+        packed.len(),
+        text.len(),
+        best.as_secs_f64() * 1e6
+    );
 }
 
 impl Case<'_> {
@@ -418,7 +506,7 @@ fn main() {
         upstream: Upstream::start(),
         bare: Server::start(Kind::Bare),
         end: (now / DAY - 1) * DAY,
-        new_lane: AtomicU32::new(NEW_LANES),
+        new_lane: AtomicU32::new(ALIKE),
     };
     println!(
         "{CONNECTIONS} connections ({CONNECTIONS_WITH_MISSES} where some miss); a point is a bucket of a minute or a raw point"

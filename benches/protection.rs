@@ -127,7 +127,7 @@ impl Upstream {
             let upstream = self.clone();
             let handler = move |request, _| upstream.clone().handle(request);
             let closed = self.until(true);
-            listen::serve(open, handler, closed, Duration::ZERO).await;
+            listen::serve(open, None, handler, closed, Duration::ZERO).await;
             self.until(false).await;
         }
     }

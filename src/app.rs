@@ -1,10 +1,13 @@
 //! The composition root: a configuration goes in, a running service comes out.
 
+mod live;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use http::HeaderMap;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
@@ -12,13 +15,16 @@ use crate::adapters::Adapter;
 use crate::adapters::mirror::Mirror;
 use crate::adapters::prometheus::Prometheus;
 use crate::clock::Clock;
-use crate::config::{self, Config, ErrorStatus, Secret, UpstreamKind};
+use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
 use crate::engine::Engine;
+use crate::files::Live;
 use crate::front::{Front, Settings, listen};
 use crate::model::{MultiSeries, TargetUrl};
 use crate::telemetry::metrics::{self, UpstreamMetrics};
-use crate::upstream::{Access, Forward, Http, Parts, Registry, Transport, Upstream, watch};
+use crate::upstream::{
+    Access, Forward, Guard, Http, Parts, Registry, Security, Transport, Upstream, watch,
+};
 
 /// How often histograms are tidied when nobody reads `/metrics`.
 const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
@@ -46,15 +52,15 @@ pub struct App {
 impl App {
     /// Sets up what `config` describes; demonstration sources start to listen.
     pub async fn build(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let http = Http::new().map_err(|e| StartError(e.to_string()))?;
-        let transport: Arc<dyn Transport> = Arc::new(http);
         // The registry comes first: handles made before it would count nothing.
         let registry = metrics::registry();
         let maker = Maker {
-            transport,
             clock,
             state_dir: config.state_dir.clone(),
         };
+        // A client reads the system's authorities; most upstreams can share one.
+        let plain = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
+        let plain: Arc<dyn Transport> = Arc::new(Http::new(Live::fixed(plain)));
         let mut upstreams = Vec::new();
         for upstream in &config.upstreams {
             let urls = match &upstream.kind {
@@ -67,12 +73,42 @@ impl App {
                 }
                 kind => kind.urls().to_vec(),
             };
-            upstreams.push(maker.upstream(upstream, urls));
+            let api_key = match &upstream.kind {
+                UpstreamKind::Mirror {
+                    api_key: Some(secret),
+                    ..
+                } => {
+                    let name = format!("upstream {} api_key", upstream.name);
+                    let text = live::text(name, secret, &maker.clock).map_err(StartError)?;
+                    Some(Arc::new(text))
+                }
+                _ => None,
+            };
+            let alike = upstream.tls == ClientTls::default() && upstream.proxy == Proxy::default();
+            let ways = Ways {
+                transport: match alike {
+                    true => plain.clone(),
+                    false => Arc::new(live::http(upstream, &maker.clock).map_err(StartError)?),
+                },
+                headers: live::headers(upstream, &maker.clock).map_err(StartError)?,
+                api_key,
+            };
+            upstreams.push(maker.upstream(upstream, urls, ways));
         }
+        let guard = Guard {
+            named: config.targets.clone(),
+            networks: config.target_networks.clone(),
+        };
+        let guarded: Arc<dyn Transport> = Arc::new(Http::guarded(guard).map_err(StartError)?);
         let clock = maker.clock.clone();
         let make = move |name, url: TargetUrl| {
             let settings = config::Upstream::target(name, url.clone());
-            maker.upstream(&settings, vec![url])
+            let ways = Ways {
+                transport: guarded.clone(),
+                headers: Live::fixed(HeaderMap::new()),
+                api_key: None,
+            };
+            maker.upstream(&settings, vec![url], ways)
         };
         let default = config.default_upstream.clone();
         let registry_of_upstreams =
@@ -84,8 +120,9 @@ impl App {
             server.max_points,
             clock.clone(),
         );
+        let api_key = live::header("server.api_key".into(), &server.api_key, &clock);
         let settings = Settings {
-            api_key: server.api_key.clone(),
+            api_key: Arc::new(api_key.map_err(StartError)?),
             request_timeout: server.request_timeout,
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
@@ -109,6 +146,7 @@ impl App {
 pub struct Service {
     app: App,
     listener: TcpListener,
+    tls: Option<listen::Tls>,
     drain: std::time::Duration,
 }
 
@@ -119,9 +157,13 @@ impl Service {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|e| StartError(format!("cannot listen on {address} (server.listen): {e}")))?;
+        let tls = config.server.tls.as_ref();
+        let tls = tls.map(|files| live::server(files, &clock)).transpose();
+        let tls = tls.map_err(StartError)?.map(Arc::new);
         Ok(Self {
             app: App::build(config, clock).await?,
             listener,
+            tls,
             drain: config.server.drain_timeout,
         })
     }
@@ -141,37 +183,48 @@ impl Service {
             draining.drain();
         };
         let handler = move |request, peer| front.clone().handle(request, peer);
-        listen::serve(self.listener, handler, stop, self.drain).await;
+        listen::serve(self.listener, self.tls, handler, stop, self.drain).await;
     }
 }
 
 /// Makes upstreams out of their settings.
 struct Maker {
-    transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
     state_dir: Option<PathBuf>,
 }
 
+/// The way to an upstream, and what it is proved with.
+struct Ways {
+    transport: Arc<dyn Transport>,
+    /// Sent with each request.
+    headers: Live<HeaderMap>,
+    /// What a mirror must answer with.
+    api_key: Option<Arc<Live<String>>>,
+}
+
 impl Maker {
-    fn upstream(&self, settings: &config::Upstream, urls: Vec<TargetUrl>) -> Arc<Upstream> {
+    fn upstream(
+        &self,
+        settings: &config::Upstream,
+        urls: Vec<TargetUrl>,
+        ways: Ways,
+    ) -> Arc<Upstream> {
         let reading = settings.reading;
-        let mirror = |api_key: Option<&Secret>| -> Box<dyn Adapter> {
+        let mirror = || -> Box<dyn Adapter> {
             Box::new(Mirror {
-                api_key: api_key.map(|k| k.reveal().to_owned()),
+                api_key: ways.api_key.clone(),
                 page: reading.raw_points_max,
             })
         };
         let (adapter, forward) = match &settings.kind {
-            UpstreamKind::Demo { .. } => (mirror(None), Forward::Nothing),
+            UpstreamKind::Demo { .. } => (mirror(), Forward::Nothing),
             UpstreamKind::Mirror {
-                api_key,
-                connection_details,
-                ..
+                connection_details, ..
             } => {
                 let forward = connection_details
                     .clone()
                     .map_or(Forward::Client, Forward::Fixed);
-                (mirror(api_key.as_ref()), forward)
+                (mirror(), forward)
             }
             UpstreamKind::Prometheus { .. } => {
                 let single = reading.multi_series == MultiSeries::Error;
@@ -181,9 +234,9 @@ impl Maker {
         };
         let metrics = UpstreamMetrics::new(&settings.name);
         let access = Access::new(Parts {
-            transport: self.transport.clone(),
+            transport: ways.transport,
             urls,
-            headers: settings.headers.clone(),
+            headers: ways.headers,
             limits: settings.limits,
             max_response: reading.max_response,
             budget_file: self
@@ -215,7 +268,7 @@ async fn demonstrate(server: Arc<DemoServer>) -> Result<TargetUrl, StartError> {
     let handler = move |request, _| server.clone().handle(request);
     tokio::spawn(async move {
         let never = std::future::pending();
-        listen::serve(listener, handler, never, std::time::Duration::ZERO).await;
+        listen::serve(listener, None, handler, never, std::time::Duration::ZERO).await;
         warn!("the demonstration source ended");
     });
     Ok(url)

@@ -8,8 +8,11 @@ pub(crate) const DAY: i64 = 86_400_000;
 /// The distance of raw points.
 pub(crate) const INTERVAL: i64 = 15_000;
 
+/// Lanes from this one on all have the same values, so that an upstream has their answers ready.
+pub(crate) const ALIKE: u32 = 5_000_000;
+
 /// Buckets of a minute, or raw points.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Shape {
     Buckets,
     Raw,
@@ -92,7 +95,8 @@ impl Ask {
 
 /// The value of `lane` at `time`, in hundredths: a slow wave of a few hours with some noise, as
 /// gauges have it. Always four digits, the last of which is not 0: five bytes of JSON.
-fn cents(lane: u32, time: i64) -> i64 {
+pub(crate) fn cents(lane: u32, time: i64) -> i64 {
+    let lane = lane.min(ALIKE);
     let period = (3 + i64::from(lane % 5)) * 60 * MINUTE;
     let phase = (time + i64::from(lane) * 977_000).rem_euclid(period);
     let wave = 6000 * (phase * 2 - period).abs() / period;
@@ -118,7 +122,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub(crate) fn new(path: &str, shape: Shape) -> Self {
+    pub(crate) fn new(path: &str, shape: Shape, encoding: Option<&str>) -> Self {
         let aggregation = match shape {
             Shape::Buckets => {
                 r#","aggregation":{"method":"MEAN","bucketSizeMillis":60000,"_type":"Aggregation"}"#
@@ -137,8 +141,9 @@ impl Request {
             "1111111111111",
             "2222222222222",
         );
+        let accept = encoding.map_or_else(String::new, |e| format!("accept-encoding: {e}\r\n"));
         let text = format!(
-            "POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: bench\r\n{accept}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         let place = |mark: &str| text.find(mark).unwrap();
@@ -160,7 +165,7 @@ impl Request {
 }
 
 /// Writes `number` with as many digits as there is place.
-fn digits(place: &mut [u8], mut number: i64) {
+pub(crate) fn digits(place: &mut [u8], mut number: i64) {
     for digit in place.iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;
         number /= 10;

@@ -3,9 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use heliostat::wire::encoding::Encoding;
 
 use super::asking::{Ask, Request, Shape};
 
@@ -26,7 +29,10 @@ struct Head {
     /// Where the body begins.
     body: usize,
     length: usize,
+    /// The length is not known before the end, as with answers of Prometheus.
+    chunked: bool,
     cache: Cache,
+    encoding: Encoding,
 }
 
 /// The head at the start of `bytes`, if all of it is there.
@@ -35,7 +41,9 @@ fn head(bytes: &[u8]) -> Option<Head> {
         status: bytes.get(9..12)?.try_into().ok()?,
         body: 0,
         length: 0,
+        chunked: false,
         cache: Cache::Absent,
+        encoding: Encoding::Identity,
     };
     loop {
         let rest = &bytes[head.body..];
@@ -47,11 +55,19 @@ fn head(bytes: &[u8]) -> Option<Head> {
         if let Some(value) = value(line, b"content-length: ") {
             let digits = value.iter().take_while(|b| b.is_ascii_digit());
             head.length = digits.fold(0, |n, d| n * 10 + usize::from(d - b'0'));
+        } else if value(line, b"transfer-encoding: chunked").is_some() {
+            head.chunked = true;
         } else if let Some(value) = value(line, b"cache-status: ") {
             head.cache = if value.starts_with(b"heliostat; hit") {
                 Cache::Hit
             } else {
                 Cache::Forwarded
+            };
+        } else if let Some(value) = value(line, b"content-encoding: ") {
+            head.encoding = match value.trim_ascii_end() {
+                b"gzip" => Encoding::Gzip,
+                b"zstd" => Encoding::Zstd,
+                _ => Encoding::Identity,
             };
         }
     }
@@ -68,7 +84,12 @@ struct Answer {
     filled: usize,
     head: Option<Head>,
     received: usize,
+    /// The last bytes received.
+    last: [u8; LAST_CHUNK.len()],
 }
+
+/// How an answer in chunks ends.
+const LAST_CHUNK: [u8; 7] = *b"\r\n0\r\n\r\n";
 
 impl Answer {
     fn new() -> Self {
@@ -77,6 +98,7 @@ impl Answer {
             filled: 0,
             head: None,
             received: 0,
+            last: [0; LAST_CHUNK.len()],
         }
     }
 
@@ -90,27 +112,52 @@ impl Answer {
     fn take(&mut self, read: usize) -> Option<Head> {
         assert!(read > 0, "the server closed the connection");
         self.received += read;
+        let new = &self.buffer[self.filled..][..read];
+        let new = &new[read.saturating_sub(LAST_CHUNK.len())..];
+        self.last.rotate_left(new.len());
+        self.last[LAST_CHUNK.len() - new.len()..].copy_from_slice(new);
         if self.head.is_none() {
             self.filled += read;
             self.head = head(&self.buffer[..self.filled]);
         }
         let head = self.head?;
         self.filled = 0;
-        if self.received < head.body + head.length {
-            return None;
+        if head.chunked {
+            if self.last != LAST_CHUNK {
+                return None;
+            }
+        } else {
+            if self.received < head.body + head.length {
+                return None;
+            }
+            assert_eq!(self.received, head.body + head.length);
         }
-        assert_eq!(self.received, head.body + head.length);
         self.head = None;
         self.received = 0;
         Some(head)
     }
 }
 
-fn check(head: &Head, ask: &Ask, expected: Cache) {
+/// What an answer must be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Due {
+    /// The length of the body before it is packed.
+    pub(crate) length: usize,
+    pub(crate) cache: Cache,
+    pub(crate) encoding: Encoding,
+}
+
+fn check(head: &Head, due: Due) {
+    let as_long = match due.encoding {
+        // Chunks hide the length; whoever answers so is not what is tested.
+        _ if head.chunked => true,
+        Encoding::Identity => head.length == due.length,
+        Encoding::Gzip | Encoding::Zstd => head.length < due.length,
+    };
+    let as_due = head.cache == due.cache && head.encoding == due.encoding;
     assert!(
-        head.status == *b"200" && head.length == ask.length() && head.cache == expected,
-        "{ask:?}: expected {expected:?} and {} bytes, got {head:?}",
-        ask.length()
+        head.status == *b"200" && as_long && as_due,
+        "expected {due:?}, got {head:?}",
     );
 }
 
@@ -119,16 +166,27 @@ pub(crate) struct Client {
     stream: std::net::TcpStream,
     request: Request,
     answer: Answer,
+    encoding: Encoding,
 }
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr, path: &str, shape: Shape) -> Self {
-        let stream = std::net::TcpStream::connect(address).unwrap();
+        Self::of(&Target {
+            address,
+            path: path.to_owned(),
+            shape,
+            encoding: Encoding::Identity,
+        })
+    }
+
+    fn of(target: &Target) -> Self {
+        let stream = std::net::TcpStream::connect(target.address).unwrap();
         stream.set_nodelay(true).unwrap();
         Self {
             stream,
-            request: Request::new(path, shape),
+            request: target.request(),
             answer: Answer::new(),
+            encoding: target.encoding,
         }
     }
 
@@ -138,7 +196,12 @@ impl Client {
         loop {
             let read = self.stream.read(self.answer.space()).unwrap();
             if let Some(head) = self.answer.take(read) {
-                return check(&head, ask, expected);
+                let due = Due {
+                    length: ask.length(),
+                    cache: expected,
+                    encoding: self.encoding,
+                };
+                return check(&head, due);
             }
         }
     }
@@ -146,7 +209,22 @@ impl Client {
 
 /// Compares every byte of the answer to `ask` with what it must be.
 pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
-    let mut client = Client::connect(address, "/api/metric", ask.shape);
+    let (got, due) = (
+        body(&Target::heliostat(address, ask.shape), ask),
+        ask.answer(),
+    );
+    assert!(
+        got == due,
+        "{ask:?}: got {} bytes, due are {}: {}",
+        got.len(),
+        due.len(),
+        String::from_utf8_lossy(&got[..got.len().min(1000)])
+    );
+}
+
+/// The body of the answer to `ask`, as it comes.
+pub(crate) fn body(target: &Target, ask: &Ask) -> Vec<u8> {
+    let mut client = Client::of(target);
     client.stream.write_all(client.request.of(ask)).unwrap();
     let (mut received, mut piece) = (Vec::new(), vec![0; 64 << 10]);
     loop {
@@ -156,15 +234,8 @@ pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
         if let Some(head) = head(&received)
             && received.len() >= head.body + head.length
         {
-            let (got, due) = (&received[head.body..], ask.answer());
-            assert!(
-                got == due,
-                "{ask:?}: got {} bytes, due are {}: {}",
-                got.len(),
-                due.len(),
-                String::from_utf8_lossy(&received[..received.len().min(1000)])
-            );
-            return;
+            assert_eq!(head.encoding, target.encoding);
+            return received.split_off(head.body);
         }
     }
 }
@@ -207,16 +278,22 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) path: String,
     pub(crate) shape: Shape,
+    /// What the client asks for, and must be answered in.
+    pub(crate) encoding: Encoding,
 }
 
 impl Target {
     pub(crate) fn heliostat(address: SocketAddr, shape: Shape) -> Self {
-        let path = "/api/metric".to_owned();
         Self {
             address,
-            path,
+            path: "/api/metric".to_owned(),
             shape,
+            encoding: Encoding::Identity,
         }
+    }
+
+    fn request(&self) -> Request {
+        Request::new(&self.path, self.shape, self.encoding.name())
     }
 }
 
@@ -236,6 +313,29 @@ pub(crate) fn closed(
     until: Until,
     next: impl Fn(u64) -> (Ask, Cache),
 ) -> Sample {
+    closed_of(target.address, connections, until, || {
+        let mut request = target.request();
+        let next = &next;
+        move |number, out| {
+            let (ask, cache) = next(number);
+            out.extend_from_slice(request.of(&ask));
+            Due {
+                length: ask.length(),
+                cache,
+                encoding: target.encoding,
+            }
+        }
+    })
+}
+
+/// The same for any requests: what `writer` makes, once a connection, is given the number of the
+/// request, writes its bytes and says what is due.
+pub(crate) fn closed_of<W: FnMut(u64, &mut Vec<u8>) -> Due>(
+    address: SocketAddr,
+    connections: u64,
+    until: Until,
+    writer: impl Fn() -> W,
+) -> Sample {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -243,9 +343,7 @@ pub(crate) fn closed(
     runtime.block_on(async {
         let mut streams = Vec::new();
         for _ in 0..connections {
-            let stream = tokio::net::TcpStream::connect(target.address)
-                .await
-                .unwrap();
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
             stream.set_nodelay(true).unwrap();
             streams.push(stream);
         }
@@ -255,13 +353,14 @@ pub(crate) fn closed(
             Until::Asked(all) => number >= all,
         };
         let converse = async |mut number: u64, mut stream: tokio::net::TcpStream| {
-            let mut request = Request::new(&target.path, target.shape);
+            let (mut write, mut request) = (writer(), Vec::new());
             let mut answer = Answer::new();
             let mut times = Vec::new();
             while !over(number) {
-                let (ask, expected) = next(number);
+                request.clear();
+                let due = write(number, &mut request);
                 let sent = Instant::now();
-                stream.write_all(request.of(&ask)).await.unwrap();
+                stream.write_all(&request).await.unwrap();
                 let head = loop {
                     let read = stream.read(answer.space()).await.unwrap();
                     if let Some(head) = answer.take(read) {
@@ -269,7 +368,7 @@ pub(crate) fn closed(
                     }
                 };
                 times.push(nanos(sent));
-                check(&head, &ask, expected);
+                check(&head, due);
                 number += connections;
             }
             times
@@ -284,17 +383,22 @@ pub(crate) fn closed(
 }
 
 /// An open loop: `per_second` requests are sent at even distances, however the server does, each
-/// connection in a thread of its own. Time counts from the moment a request was due.
+/// connection in a thread of its own. Time counts from the moment a request was due. Each
+/// connection has asked once, which does not count, before all that wait for `start` begin.
 pub(crate) fn open(
     target: &Target,
     connections: u64,
     per_second: f64,
     duration: Duration,
+    start: &Barrier,
     next: impl Fn(u64) -> (Ask, Cache) + Sync,
 ) -> Sample {
-    let begun = Instant::now() + Duration::from_millis(50);
     let converse = |first: u64| {
-        let mut client = Client::connect(target.address, &target.path, target.shape);
+        let mut client = Client::of(target);
+        let (ask, expected) = next(first);
+        client.ask(&ask, expected);
+        start.wait();
+        let begun = Instant::now();
         let mut times = Vec::new();
         for number in (first..).step_by(connections as usize) {
             let due = Duration::from_secs_f64(number as f64 / per_second);
@@ -319,6 +423,6 @@ pub(crate) fn open(
     });
     Sample {
         times,
-        wall: begun.elapsed(),
+        wall: duration,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - `asking`: requests, and what must be answered
 //! - `upstream`: a mirror that answers them; `server`: the servers that are measured
+//! - `prometheus`: the same for range queries of PromQL
 //! - `load`: clients that cost next to nothing
 //!
 //! Here: a client that is simple.
@@ -9,6 +10,7 @@
 
 pub(crate) mod asking;
 pub(crate) mod load;
+pub(crate) mod prometheus;
 pub(crate) mod server;
 pub(crate) mod upstream;
 

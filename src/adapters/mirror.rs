@@ -11,6 +11,7 @@ use super::{
     Adapter, Data, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series, busy, garbage,
 };
 use crate::aggregate::roll_up;
+use crate::files::Live;
 use crate::model::{
     Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
     MetricQuery, Millis, Points, Statistic, Step, TimeRange,
@@ -28,7 +29,7 @@ const MAX_PAGES: u32 = 64;
 /// Speaks the mirror API to a backend.
 pub struct Mirror {
     /// The key that every answer must carry.
-    pub api_key: Option<String>,
+    pub api_key: Option<Arc<Live<String>>>,
     /// Most points to ask for in one page.
     pub page: u32,
 }
@@ -121,14 +122,14 @@ fn exchange<T>(
 /// What every answer of a mirror has to pass before it is read.
 #[derive(Clone)]
 struct Checks {
-    api_key: Option<String>,
+    api_key: Option<Arc<Live<String>>>,
 }
 
 impl Checks {
     fn pass(&self, response: &Response) -> Result<(), Error> {
         let key = response.headers.get(&API_KEY_HEADER);
         if let Some(expected) = &self.api_key
-            && key.is_none_or(|k| k.as_bytes() != expected.as_bytes())
+            && key.is_none_or(|k| k.as_bytes() != expected.get().as_bytes())
         {
             let what = if key.is_some() { "another" } else { "no" };
             let message = format!(

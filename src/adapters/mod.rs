@@ -54,8 +54,9 @@ pub trait Adapter: Send + Sync {
 /// The connection details that are passed on to a backend.
 pub type Forwarded = serde_json::Map<String, serde_json::Value>;
 
-/// A range of one lane's points that is wanted.
-#[derive(Clone, Debug)]
+/// A range of one lane's points that is wanted. Its details may hold secrets, so it cannot be
+/// printed.
+#[derive(Clone)]
 pub struct Fetch {
     /// Which series.
     pub selector: Selector,
@@ -114,6 +115,24 @@ pub enum Data {
     Points(Points),
     /// Series with labels.
     Matrix(Matrix),
+}
+
+impl Data {
+    /// How many points or samples it has.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Points(points) => points.len(),
+            Self::Matrix(matrix) => {
+                let samples = |s: &promapi::Series| s.values.len() + s.histograms.len();
+                matrix.series.iter().map(samples).sum()
+            }
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl Default for Data {
@@ -194,8 +213,8 @@ impl Dropped {
     }
 }
 
-/// A request, relative to the backend's URL.
-#[derive(Clone, Debug)]
+/// A request, relative to the backend's URL. Its body may hold secrets, so it cannot be printed.
+#[derive(Clone)]
 pub struct Request {
     /// GET or POST.
     pub method: Method,

@@ -72,7 +72,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     };
     match &cli.command {
         Some(Command::Check) => check::run(&config),
-        Some(Command::Health) => health::run(config.server.listen),
+        Some(Command::Health) => health::run(&config.server),
         _ => serve::run(&config),
     }
 }

@@ -44,11 +44,14 @@ async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
             .iter()
             .map(|u| format!("{} ({})", u.name, u.kind.name()))
             .collect();
+        let tls = config.server.tls.as_ref();
+        let scheme = if tls.is_some() { "https" } else { "http" };
         info!(
             upstreams = upstreams.join(", "),
-            "listening on http://{address}"
+            "listening on {scheme}://{address}"
         );
-        if !address.ip().is_loopback() {
+        let certified = tls.is_some_and(|tls| tls.client_ca.is_some());
+        if !address.ip().is_loopback() && !certified {
             warn!("others than this machine can connect, and clients are not authenticated");
         }
     }

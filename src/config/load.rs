@@ -1,6 +1,7 @@
 //! Reads the file and the environment, and says where an error is.
 
 mod file;
+mod secure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -227,6 +228,7 @@ impl Checker<'_> {
             server: self.server(&raw.server)?,
             cache_memory: raw.cache.memory.as_ref().map_or(256 << 20, |s| s.0.0),
             targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
+            target_networks: raw.targets.networks.iter().map(|n| n.0).collect(),
             state_dir: self.state_dir(raw.state.dir.as_deref())?,
             log,
             default_upstream: self.default_upstream(raw_upstreams, &upstreams)?,
@@ -287,18 +289,14 @@ impl Checker<'_> {
             );
             self.error(SERVER, "listen", message)
         })?;
-        let key = match &raw.api_key {
+        let api_key = match &raw.api_key {
             Some(source) => self.secret(SERVER, "api_key", source)?,
             None => Secret::new("api_key"),
         };
-        let mut api_key = HeaderValue::from_str(key.reveal()).map_err(|_| {
-            self.error(
-                SERVER,
-                "api_key",
-                "holds characters that a header cannot carry",
-            )
-        })?;
-        api_key.set_sensitive(true);
+        if HeaderValue::from_str(api_key.reveal()).is_err() {
+            let message = "holds characters that a header cannot carry";
+            return Err(self.error(SERVER, "api_key", message));
+        }
         let max_body = raw.max_body.as_ref().map_or(1 << 20, |s| s.0.0);
         let request_timeout = raw.request_timeout.as_ref();
         if request_timeout.is_some_and(|t| t.0 > LONGEST_REQUEST) {
@@ -325,6 +323,7 @@ impl Checker<'_> {
                 .drain_timeout
                 .as_ref()
                 .map_or(Duration::from_secs(10), |t| t.0),
+            tls: self.server_tls(&raw.tls)?,
         })
     }
 
@@ -363,6 +362,10 @@ impl Checker<'_> {
         }
         let mut settings = raw.settings(name, kind);
         settings.headers = self.headers(place, &raw.headers)?;
+        settings.tls = self.client_tls(place, &raw.tls)?;
+        if !matches!(settings.kind, UpstreamKind::Demo { .. }) {
+            settings.proxy = self.proxy(place, raw.proxy.as_ref())?;
+        }
         Ok(settings)
     }
 
@@ -408,7 +411,7 @@ impl Checker<'_> {
         &self,
         place: Place,
         raw: &BTreeMap<String, SecretSource>,
-    ) -> Result<Vec<(HeaderName, HeaderValue)>, ConfigError> {
+    ) -> Result<Vec<(HeaderName, Secret)>, ConfigError> {
         let header = |(name, source): (&String, &SecretSource)| {
             let message = format!("{name:?} is not the name of a header");
             let header = HeaderName::from_bytes(name.as_bytes())
@@ -416,37 +419,11 @@ impl Checker<'_> {
             let secret = self.secret(place, "headers", source)?;
             let message =
                 format!("the value of {name:?} holds characters that a header cannot carry");
-            let mut value = HeaderValue::from_str(secret.reveal())
+            HeaderValue::from_str(secret.reveal())
                 .map_err(|_| self.error(place, "headers", message))?;
-            value.set_sensitive(true);
-            Ok((header, value))
+            Ok((header, secret))
         };
         raw.iter().map(header).collect()
-    }
-
-    fn secret(
-        &self,
-        place: Place,
-        key: &str,
-        source: &SecretSource,
-    ) -> Result<Secret, ConfigError> {
-        match source {
-            SecretSource::Inline(text) => Ok(Secret::new(text.clone())),
-            SecretSource::Env(name) => match self.env.get(name) {
-                Some(text) => Ok(Secret::new(text.clone())),
-                None => {
-                    let message = format!("the environment variable {name} is not set");
-                    Err(self.error(place, key, message))
-                }
-            },
-            SecretSource::File(path) => match std::fs::read_to_string(path) {
-                Ok(text) => Ok(Secret::new(text.trim_end_matches(['\r', '\n']))),
-                Err(e) => {
-                    let message = format!("the file {path:?} cannot be read: {e}");
-                    Err(self.error(place, key, message))
-                }
-            },
-        }
     }
 
     fn positive(

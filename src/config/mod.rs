@@ -7,11 +7,13 @@ mod load;
 mod raw;
 mod values;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
+use ipnet::IpNet;
 use tracing::Level;
 
 pub use load::{ConfigError, load, parse};
@@ -28,6 +30,8 @@ pub struct Config {
     pub cache_memory: u64,
     /// Targets that connection details may name though no upstream has their address.
     pub targets: Vec<Pattern>,
+    /// Networks that such targets may be in though they are not public.
+    pub target_networks: Vec<IpNet>,
     /// A folder for what is kept across restarts.
     pub state_dir: Option<PathBuf>,
     /// Where log lines go and which.
@@ -44,7 +48,7 @@ pub struct Server {
     /// Address to listen on.
     pub listen: SocketAddr,
     /// Sent as `X-MIRROR-API-KEY` on every response.
-    pub api_key: HeaderValue,
+    pub api_key: Secret,
     /// Most time from a request's head to its answer.
     pub request_timeout: Duration,
     /// Most bytes of a request body.
@@ -59,6 +63,41 @@ pub struct Server {
     pub compression: Compression,
     /// Most time that requests in hand have to finish after a signal to stop.
     pub drain_timeout: Duration,
+    /// How it is served with TLS, if it is.
+    pub tls: Option<ServerTls>,
+}
+
+/// Files of a server's certificate; they hold what they should.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// The chain, the server's own certificate first.
+    pub cert: PathBuf,
+    /// The key of that.
+    pub key: PathBuf,
+    /// The authorities that every client needs a certificate of.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// How connections to an upstream are secured; the files hold what they should.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientTls {
+    /// Authorities that are trusted besides the system's.
+    pub ca: Option<PathBuf>,
+    /// The certificate that we prove ourselves with, and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Whether whoever answers is believed to be the upstream.
+    pub insecure: bool,
+}
+
+/// The proxies on the way to an upstream. Their URLs may hold passwords.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// For `http://` URLs.
+    pub http: Option<Secret>,
+    /// For `https://` URLs.
+    pub https: Option<Secret>,
+    /// Hosts and networks that are reached without it, as in `NO_PROXY`.
+    pub except: String,
 }
 
 /// Which HTTP statuses errors have.
@@ -87,7 +126,11 @@ pub struct Upstream {
     /// What it is.
     pub kind: UpstreamKind,
     /// Headers sent with each request.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: Vec<(HeaderName, Secret)>,
+    /// How connections to it are secured.
+    pub tls: ClientTls,
+    /// The proxies on the way to it.
+    pub proxy: Proxy,
     /// When cached data is fetched again.
     pub freshness: Freshness,
     /// How it is asked.
@@ -97,7 +140,7 @@ pub struct Upstream {
 }
 
 /// What an upstream is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum UpstreamKind {
     /// The built-in demonstration source.
     Demo {
@@ -120,6 +163,20 @@ pub enum UpstreamKind {
         /// Its addresses; at least one.
         urls: Vec<TargetUrl>,
     },
+}
+
+impl fmt::Debug for UpstreamKind {
+    /// Without the details that an upstream is sent, which may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Self::Demo {
+                latency,
+                per_second,
+            } => write!(f, "({latency:?}, {per_second})"),
+            _ => write!(f, "({:?})", self.urls()),
+        }
+    }
 }
 
 impl UpstreamKind {

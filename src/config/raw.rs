@@ -1,8 +1,10 @@
 //! What the file may say, word for word. Every key is optional.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::values::{SecretSource, Size, Text};
@@ -35,6 +37,24 @@ pub(super) struct Server {
     pub(super) error_status: Option<ErrorStatus>,
     pub(super) compression: Option<Compression>,
     pub(super) drain_timeout: Option<Text<Duration>>,
+    pub(super) tls: ServerTls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ServerTls {
+    pub(super) cert: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) client_ca: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ClientTls {
+    pub(super) ca: Option<String>,
+    pub(super) cert: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) insecure: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -63,6 +83,7 @@ pub(super) struct Cache {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Targets {
     pub(super) allow: Vec<Text<Pattern>>,
+    pub(super) networks: Vec<Text<IpNet>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -122,6 +143,8 @@ pub(super) struct Upstream {
     pub(super) connection_details: Option<ConnectionDetails>,
     pub(super) demo: Demo,
     pub(super) headers: BTreeMap<String, SecretSource>,
+    pub(super) tls: ClientTls,
+    pub(super) proxy: Option<SecretSource>,
     pub(super) interval: Option<Text<Duration>>,
     pub(super) settle: Option<Text<Duration>>,
     pub(super) refresh: Option<Text<Duration>>,
@@ -147,11 +170,18 @@ pub(super) struct Upstream {
     pub(super) breaker: Breaker,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(untagged, expecting = "expected \"forward\" or a table of details")]
 pub(super) enum ConnectionDetails {
     Forward(Forward),
     Fixed(serde_json::Map<String, serde_json::Value>),
+}
+
+impl fmt::Debug for ConnectionDetails {
+    /// Details may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnectionDetails(…)")
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -223,6 +253,8 @@ impl Upstream {
             name,
             kind,
             headers: Vec::new(),
+            tls: super::ClientTls::default(),
+            proxy: super::Proxy::default(),
             freshness: Freshness {
                 settle: millis(seconds(self.settle.as_ref(), 120)),
                 refresh: seconds(self.refresh.as_ref(), 10),

@@ -1,9 +1,12 @@
 //! Values that are written as text in the file.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use ipnet::IpNet;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Unexpected, Visitor};
 
 use crate::model::{Pattern, TargetUrl};
 
@@ -65,7 +68,19 @@ impl FromText for Size {
 
 impl FromText for TargetUrl {
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text).map_err(|e| format!("{text:?}: {e}"))
+        // A URL with a user may have a password.
+        let shown = if text.contains('@') { "…@…" } else { text };
+        Self::parse(text).map_err(|e| format!("{shown:?}: {e}"))
+    }
+}
+
+impl FromText for IpNet {
+    fn from_text(text: &str) -> Result<Self, String> {
+        let net = text.parse::<Self>();
+        let address = || text.parse::<IpAddr>().map(Self::from);
+        net.or_else(|_| address()).map_err(|_| {
+            format!("{text:?} is not a network; write it as \"10.0.0.0/8\" or \"fd00::/8\"")
+        })
     }
 }
 
@@ -79,17 +94,54 @@ impl FromText for Pattern {
 
 /// A secret: never shown, not even for debugging.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret {
+    text: String,
+    file: Option<PathBuf>,
+}
 
 impl Secret {
     /// Keeps `text` secret.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self {
+            text: text.into(),
+            file: None,
+        }
+    }
+
+    /// The secret that the file at `path` holds. The error names the file.
+    pub(super) fn in_file(path: PathBuf) -> Result<Self, String> {
+        let contents =
+            std::fs::read(&path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
+        let mut secret = Self {
+            text: String::new(),
+            file: Some(path),
+        };
+        secret.text = secret.reread(&mut [contents].iter())?;
+        Ok(secret)
     }
 
     /// The secret itself.
     pub fn reveal(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// The file that holds it, if one does.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// The secret as it is now, if the next of `contents` is what its file holds now; those of
+    /// secrets without a file are left where they are.
+    pub fn reread<'a>(
+        &self,
+        contents: &mut impl Iterator<Item = &'a Vec<u8>>,
+    ) -> Result<String, String> {
+        let Some(path) = &self.file else {
+            return Ok(self.text.clone());
+        };
+        let text = contents.next().and_then(|c| std::str::from_utf8(c).ok());
+        let text = text.map(|t| t.trim_end_matches(['\r', '\n']).to_owned());
+        text.ok_or_else(|| format!("the file {path:?} does not hold text in UTF-8"))
     }
 }
 
@@ -127,8 +179,24 @@ impl<'de> Deserialize<'de> for SecretSource {
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretSource, E> {
                 Ok(SecretSource::Inline(text.to_owned()))
             }
+            // The usual errors would show the value.
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<SecretSource, E> {
+                Err(de::Error::invalid_type(Unexpected::Other("boolean"), &self))
+            }
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<SecretSource, E> {
+                Err(de::Error::invalid_type(Unexpected::Other("integer"), &self))
+            }
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<SecretSource, E> {
+                Err(de::Error::invalid_type(Unexpected::Other("integer"), &self))
+            }
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<SecretSource, E> {
+                Err(de::Error::invalid_type(Unexpected::Other("float"), &self))
+            }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretSource, A::Error> {
-                let Some((key, value)) = map.next_entry::<String, String>()? else {
+                let entry = map.next_entry::<String, String>();
+                let entry =
+                    entry.map_err(|_| de::Error::custom("expected a string for env or file"))?;
+                let Some((key, value)) = entry else {
                     return Err(de::Error::custom("expected env or file"));
                 };
                 if map.next_key::<String>()?.is_some() {

@@ -260,8 +260,9 @@ impl Engine {
         slices: Vec<Slice>,
         encoding: Encoding,
     ) -> Result<Vec<Text>, Error> {
-        let cost = |s: &Slice| s.chunk.rendering_cost(&s.at, encoding);
-        if slices.iter().map(cost).sum::<usize>() < BLOCKING {
+        let last = slices.len().saturating_sub(1);
+        let cost = |(i, s): (usize, &Slice)| s.chunk.rendering_cost(&s.at, i == last, encoding);
+        if slices.iter().enumerate().map(cost).sum::<usize>() < BLOCKING {
             return Ok(self.render(lane, slices, encoding));
         }
         let (engine, lane) = (self.clone(), lane.clone());
@@ -274,7 +275,7 @@ impl Engine {
         let last = slices.len().saturating_sub(1);
         let mut parts = Vec::with_capacity(slices.len());
         for (i, Slice { index, chunk, at }) in slices.into_iter().enumerate() {
-            let grows = chunk.rendering_cost(&at, encoding) > 0;
+            let grows = chunk.rendering_cost(&at, i == last, encoding) > 0;
             if let Some(text) = chunk.rendered(lane.layout()) {
                 text.add_to(&mut parts, at, i == last, encoding);
             }

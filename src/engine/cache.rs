@@ -55,14 +55,14 @@ impl Hasher for AsItIs {
 type Hashing = BuildHasherDefault<AsItIs>;
 
 /// Chunks of all lanes.
-pub(crate) struct ChunkCache {
+pub struct ChunkCache {
     chunks: Cache<ChunkKey, Arc<Chunk>, Hashing>,
     metrics: CacheMetrics,
 }
 
 impl ChunkCache {
     /// A cache for chunks of at most `bytes` in all.
-    pub(crate) fn new(bytes: u64) -> Self {
+    pub fn new(bytes: u64) -> Self {
         let metrics = CacheMetrics::default();
         let evictions = metrics.evictions.clone();
         let weigh = |key: &ChunkKey, chunk: &Arc<Chunk>| {
@@ -82,7 +82,7 @@ impl ChunkCache {
     }
 
     /// The chunks of `lane` that meet `range`, as far as they are cached.
-    pub(crate) fn look_up(&self, lane: &Lane, range: &TimeRange) -> Chunks {
+    pub fn look_up(&self, lane: &Lane, range: &TimeRange) -> Chunks {
         let mut found = Chunks::new(lane, range);
         for (index, place) in found.indices().zip(&mut found.chunks) {
             let key = ChunkKey {
@@ -96,7 +96,7 @@ impl ChunkCache {
 
     /// Adds `piece` to the chunks of `lane`; they are returned. Two pieces that come at once both
     /// count: each chunk has one owner while it changes.
-    pub(crate) fn store(&self, lane: &Lane, piece: &Piece) -> Chunks {
+    pub fn store(&self, lane: &Lane, piece: &Piece) -> Chunks {
         let mut stored = Chunks::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
         for (index, place) in stored.indices().zip(&mut stored.chunks) {
             let key = ChunkKey {
@@ -165,7 +165,7 @@ impl ChunkCache {
 /// Neighbouring chunks of a lane, some of which may be absent. They stay as they are, whatever
 /// becomes of the cache meanwhile.
 #[derive(Clone)]
-pub(crate) struct Chunks {
+pub struct Chunks {
     first: i64,
     chunks: Vec<Option<Arc<Chunk>>>,
 }
@@ -202,7 +202,7 @@ impl Chunks {
     }
 
     /// What is known, in order of time.
-    pub(crate) fn segments(&self) -> impl Iterator<Item = &Segment> {
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.iter().flat_map(|(_, chunk)| chunk.coverage())
     }
 
@@ -221,17 +221,13 @@ impl Chunks {
             };
             *place = Some(match place.take() {
                 None => chunk.clone(),
+                Some(held) if chunk.supersedes(&held) => chunk.clone(),
                 Some(held) => {
                     let piece = Piece {
                         data: chunk.data(),
                         segments: chunk.coverage().to_vec(),
                     };
-                    let merged = Chunk::merged(Some(&held), &piece, &lane.frame(index));
-                    if merged.coverage() == chunk.coverage() {
-                        chunk.clone()
-                    } else {
-                        Arc::new(merged)
-                    }
+                    Arc::new(Chunk::merged(Some(&held), &piece, &lane.frame(index)))
                 }
             });
         }

@@ -14,13 +14,13 @@ use crate::wire::promapi;
 
 /// A part of a chunk, known since one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub struct Segment {
     /// What is known.
-    pub(crate) range: TimeRange,
+    pub range: TimeRange,
     /// When its fetch began, by the monotonic clock.
-    pub(crate) fetched: Duration,
+    pub fetched: Duration,
     /// Whether it can no longer change.
-    pub(crate) settled: bool,
+    pub settled: bool,
 }
 
 impl Segment {
@@ -34,16 +34,17 @@ impl Segment {
 
 /// Data of a range, with what is known of it; what a fetch or a derivation brings.
 #[derive(Clone, Debug)]
-pub(crate) struct Piece {
-    pub(crate) data: Data,
+pub struct Piece {
+    /// All that there is where its segments are.
+    pub data: Data,
     /// Ascending and disjoint.
-    pub(crate) segments: Vec<Segment>,
+    pub segments: Vec<Segment>,
 }
 
 impl Piece {
     /// A piece that was fetched at `fetched` and is settled up to `settled_before`, which is
     /// taken down to the grid of `cell`: a bucket is settled when all of it is.
-    pub(crate) fn fetched(
+    pub fn fetched(
         data: Data,
         range: TimeRange,
         fetched: Duration,
@@ -84,18 +85,18 @@ impl Piece {
 
 /// What a chunk is a part of.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Frame {
+pub struct Frame {
     /// The time that it spans.
-    pub(crate) span: TimeRange,
+    pub span: TimeRange,
     /// The layout of its lane.
-    pub(crate) layout: Layout,
+    pub layout: Layout,
     /// How far apart the ages of settled neighbours may lie that become one segment.
-    pub(crate) grain: Duration,
+    pub grain: Duration,
 }
 
 /// A part of a lane. It never changes: news make a new chunk.
 #[derive(Debug, Default)]
-pub(crate) struct Chunk {
+pub struct Chunk {
     content: Content,
     /// Ascending and disjoint.
     coverage: Vec<Segment>,
@@ -170,7 +171,7 @@ impl Chunk {
     }
 
     /// The points as JSON, made when first asked for.
-    pub(crate) fn rendered(&self, layout: Layout) -> Option<&Rendered> {
+    pub fn rendered(&self, layout: Layout) -> Option<&Rendered> {
         match &self.content {
             Content::Points { columns, rendered } => {
                 Some(rendered.get_or_init(|| Rendered::of(&columns.points(), layout)))
@@ -179,13 +180,18 @@ impl Chunk {
         }
     }
 
-    /// What is to be done before the points at `at` can be answered in `encoding`, in points that
-    /// are rendered; 0 if nothing.
-    pub(crate) fn rendering_cost(&self, at: &Range<usize>, encoding: Encoding) -> usize {
+    /// What is to be done before the points at `at` can be the `last` slice of an answer in
+    /// `encoding`, or one before it, in points that are rendered; 0 if nothing.
+    pub(crate) fn rendering_cost(
+        &self,
+        at: &Range<usize>,
+        last: bool,
+        encoding: Encoding,
+    ) -> usize {
         match &self.content {
             Content::Points { columns, rendered } => match rendered.get() {
                 None => columns.len(),
-                Some(rendered) => rendered.packing_cost(at, encoding),
+                Some(rendered) => rendered.packing_cost(at, last, encoding),
             },
             Content::Matrix(_) => 0,
         }
@@ -204,9 +210,21 @@ impl Chunk {
         size_of::<Self>() + content + self.coverage.capacity() * size_of::<Segment>()
     }
 
+    /// Whether it knows all that `other`, of the same span, knows, and as well: then it is what
+    /// both know together.
+    pub(crate) fn supersedes(&self, other: &Self) -> bool {
+        let known: RangeSet = self.coverage.iter().map(|s| s.range).collect();
+        let worse = |theirs: &Segment| {
+            let mut ours = self.coverage.iter();
+            ours.any(|o| theirs.outranks(o) && o.range.intersection(&theirs.range).is_some())
+        };
+        let mut theirs = other.coverage.iter();
+        theirs.all(|s| known.covers(&s.range) && !worse(s))
+    }
+
     /// What `old` and `piece` know of a span together. Where both know something, what is settled
     /// or was fetched later counts, so the order in which fetches end does not matter.
-    pub(crate) fn merged(old: Option<&Self>, piece: &Piece, frame: &Frame) -> Self {
+    pub fn merged(old: Option<&Self>, piece: &Piece, frame: &Frame) -> Self {
         let span = &frame.span;
         let known = old.map_or(&[][..], |c| &c.coverage);
         let mut coverage: Vec<Segment> = Vec::with_capacity(known.len() + 2);
@@ -410,6 +428,10 @@ mod tests {
         ];
         assert_eq!(one.coverage(), coverage);
         assert_eq!(other.coverage(), coverage);
+        let early = Chunk::merged(None, &early, &span);
+        let late = Chunk::merged(None, &late, &span);
+        assert!(one.supersedes(&early) && one.supersedes(&late) && one.supersedes(&other));
+        assert!(!early.supersedes(&late) && !late.supersedes(&early) && !early.supersedes(&one));
     }
 
     #[test]
@@ -422,6 +444,8 @@ mod tests {
         assert_eq!(points(&one), [(15, 2.0)]);
         assert_eq!(points(&other), [(15, 2.0)]);
         assert_eq!(one.coverage(), [segment(0, 20, 1, true)]);
+        assert!(one.supersedes(&Chunk::merged(None, &tail, &span)));
+        assert!(!Chunk::merged(None, &tail, &span).supersedes(&one));
     }
 
     #[test]

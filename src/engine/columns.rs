@@ -19,7 +19,7 @@ const LEVEL: usize = 2;
 
 /// Points in ascending order of time.
 #[derive(Debug)]
-pub(crate) enum Columns {
+pub enum Columns {
     /// 16 bytes a point.
     Open(Points),
     /// One or two bytes a point where values have few decimals, seven where they are noise.
@@ -28,7 +28,7 @@ pub(crate) enum Columns {
 
 /// Points that are compressed without loss.
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub struct Packed {
     len: usize,
     times: Times,
     /// Compressed by pco.
@@ -61,7 +61,7 @@ impl Default for Columns {
 
 impl Columns {
     /// `points`, packed if that is worth it and they are `settled`.
-    pub(crate) fn of(points: Points, settled: bool) -> Self {
+    pub fn of(points: Points, settled: bool) -> Self {
         if settled
             && points.len() >= WORTH_PACKING
             && let Some(packed) = Packed::of(&points)
@@ -72,7 +72,7 @@ impl Columns {
     }
 
     /// The points, unpacked for the caller if they are packed.
-    pub(crate) fn points(&self) -> Cow<'_, Points> {
+    pub fn points(&self) -> Cow<'_, Points> {
         match self {
             Self::Open(points) => Cow::Borrowed(points),
             Self::Packed(packed) => Cow::Owned(packed.points()),
@@ -96,7 +96,7 @@ impl Columns {
     }
 
     /// Bytes that they hold on the heap.
-    pub(crate) fn heap_bytes(&self) -> usize {
+    pub fn heap_bytes(&self) -> usize {
         match self {
             Self::Open(points) => points.heap_bytes(),
             Self::Packed(packed) => {

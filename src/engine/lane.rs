@@ -20,7 +20,7 @@ const MATRIX_CELLS: u32 = if cfg!(test) { 64 } else { 512 };
 
 /// A lane: the series that one upstream has for one selector, in one layout.
 #[derive(Clone)]
-pub(crate) struct Lane {
+pub struct Lane {
     /// Where its points come from.
     pub(crate) upstream: Arc<Upstream>,
     /// What sets it apart from every other lane.
@@ -35,14 +35,14 @@ pub(crate) struct LaneKey {
 }
 
 /// Everything that two queries must agree on to share cached data.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     upstream: u64,
     pub(crate) subject: Subject,
 }
 
-/// What of an upstream a lane has.
-#[derive(Debug, PartialEq, Eq, Hash)]
+/// What of an upstream a lane has. Details may hold secrets, so it cannot be printed.
+#[derive(PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
     /// The points of a metric, as the mirror API asks for them.
     Metric {
@@ -112,7 +112,7 @@ impl Lane {
     /// The lane that answers `query`. Every field of the query and of the details is named here,
     /// so that a new one does not compile until somebody has decided whether it belongs to the
     /// identity.
-    pub(crate) fn of(upstream: Arc<Upstream>, details: &Details, query: MetricQuery) -> Self {
+    pub fn of(upstream: Arc<Upstream>, details: &Details, query: MetricQuery) -> Self {
         let MetricQuery {
             selector,
             metric_field,
@@ -231,7 +231,7 @@ impl Lane {
     }
 
     /// What chunk `index` is a part of.
-    pub(crate) fn frame(&self, index: i64) -> Frame {
+    pub fn frame(&self, index: i64) -> Frame {
         Frame {
             span: self.chunk_span().cell(index),
             layout: self.layout(),

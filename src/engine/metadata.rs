@@ -17,8 +17,8 @@ use crate::model::{
 };
 use crate::upstream::{Flights, Upstream};
 
-/// What a list is known by.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What a list is known by. Details may hold secrets, so it cannot be printed.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     upstream: u64,
     details: Forwarded,

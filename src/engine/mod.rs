@@ -3,25 +3,28 @@
 //! - `lane`: the identity under which data is shared
 //! - `chunk`, `columns`, `cache`: what is known, in immutable parts, bounded by weight
 //! - `plan`: pure; what of a range is good and what has to be fetched
-//! - `series`: makes a range of a lane known: plan, fetch, store, aggregate
+//! - `series`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
 //! - `revalidate`: serves what has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
 //! - `answer`: what a query is answered with
 //! - `range`, `grids`, `analyses`: what a range query of PromQL is answered with
 //! - `metadata`: names and values of fields
 //! - `verbatim`: whole answers of Prometheus' API
+//!
+//! What the benches of its parts need is public; [`Engine`] is all that others use.
 
 mod analyses;
 mod answer;
-mod cache;
-mod chunk;
-mod columns;
+pub mod cache;
+pub mod chunk;
+pub mod columns;
+mod derive;
 mod grids;
-mod lane;
+pub mod lane;
 mod metadata;
-mod plan;
+pub mod plan;
 mod range;
-mod render;
+pub mod render;
 mod revalidate;
 mod series;
 mod verbatim;

@@ -14,24 +14,24 @@ const MAX_RANGES: usize = 8;
 
 /// What the planner goes by besides coverage.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Policy {
+pub struct Policy {
     /// For how long data is good.
-    pub(crate) freshness: Freshness,
+    pub freshness: Freshness,
     /// How far ahead a fetch reaches that touches the data which is still coming in.
-    pub(crate) ahead: Duration,
+    pub ahead: Duration,
     /// The grid that missing ranges are taken to.
-    pub(crate) grid: Step,
+    pub grid: Step,
     /// The distance of neighbouring points.
-    pub(crate) cell: Step,
+    pub cell: Step,
 }
 
 /// The moment of planning.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
+pub struct Moment {
     /// Wall time.
-    pub(crate) wall: Millis,
+    pub wall: Millis,
     /// Monotonic time.
-    pub(crate) monotonic: Duration,
+    pub monotonic: Duration,
 }
 
 /// What the cache has for a query.
@@ -49,24 +49,24 @@ pub enum Held {
 
 /// What is to be done for a range.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Plan {
+pub struct Plan {
     /// What the cache holds.
-    pub(crate) held: Held,
+    pub held: Held,
     /// Ranges to fetch, ascending; they may reach beyond the range.
-    pub(crate) missing: Vec<TimeRange>,
+    pub missing: Vec<TimeRange>,
     /// Up to where the range can be answered while the upstream fails, out of what is known,
     /// though expired, and young enough. That is its end or, where the newest data has never
     /// been fetched, the end of a tail that reaches up to it; `None` if there is a hole.
-    pub(crate) fallback: Option<Millis>,
+    pub fallback: Option<Millis>,
     /// The age of the oldest part of that.
-    pub(crate) oldest: Duration,
+    pub oldest: Duration,
     /// For how long the answer stays fresh if nothing is missing.
-    pub(crate) ttl: Duration,
+    pub ttl: Duration,
 }
 
 /// For how long all of `range` stays fresh, if it is, given what is known in order of time: what
 /// [`plan`] says, at the price of a hit.
-pub(crate) fn fresh<'a>(
+pub fn fresh<'a>(
     range: &TimeRange,
     coverage: impl Iterator<Item = &'a Segment>,
     policy: &Policy,
@@ -91,7 +91,7 @@ pub(crate) fn fresh<'a>(
 
 /// Plans `range`, which lies on the policy's grid, given what is known of it. What was `brought`
 /// for this very request is fresh, whatever its age.
-pub(crate) fn plan(
+pub fn plan(
     range: &TimeRange,
     coverage: &[Segment],
     brought: &RangeSet,

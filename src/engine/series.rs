@@ -7,18 +7,20 @@ use futures_util::stream::{self, StreamExt};
 
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
+use super::derive::buckets;
 use super::lane::{Lane, Subject};
 use super::plan::{Held, Plan, Policy, fresh, plan};
 use super::{Context, Engine};
 use crate::adapters::{Data, Fetch, Part, Series};
-use crate::aggregate::aggregate;
-use crate::model::{
-    Bucket, Error, Kind, Layout, Millis, Origin, Points, RangeSet, Step, TimeRange,
-};
+use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
 use crate::upstream::{Errand, Flight, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
 const CALLS_AT_ONCE: usize = 4;
+
+/// Pieces of more points are stored off the threads that serve connections: packing them takes
+/// about a millisecond (`cargo bench --bench cache`).
+const STORE_INLINE: usize = if cfg!(test) { 500 } else { 10_000 };
 
 /// What a fetch brought.
 #[derive(Clone)]
@@ -250,19 +252,24 @@ impl Engine {
                     continue;
                 }
             };
-            let mut points = Points::new();
-            for (_, chunk) in view.chunks.iter() {
-                let all = chunk.points();
-                points.extend(&all, all.within(range));
-            }
-            let coverage = view.chunks.coverage();
-            let piece = Piece {
-                data: Data::Points(aggregate(&points, statistic, size, range)),
-                segments: derived(&coverage, size, range),
+            let points = match buckets(&view.chunks, statistic, size, range).await {
+                Ok(points) => points,
+                Err(error) => {
+                    round.errors.push(error);
+                    continue;
+                }
             };
-            round
-                .landed
-                .push(self.land(lane, &piece, view.complete, None));
+            let piece = Piece {
+                data: Data::Points(points),
+                segments: derived(&view.chunks.coverage(), size, range),
+            };
+            match self.land(lane, piece, view.complete, None).await {
+                Ok(landed) => round.landed.push(landed),
+                Err(error) => {
+                    round.errors.push(error);
+                    continue;
+                }
+            }
             round.collapsed |= view.collapsed;
             match view.degraded {
                 Some(degraded) => {
@@ -276,23 +283,32 @@ impl Engine {
     }
 
     /// Puts `piece` into the cache, or beside it where it is not all there is.
-    fn land(
-        &self,
+    async fn land(
+        self: &Arc<Self>,
         lane: &Lane,
-        piece: &Piece,
+        piece: Piece,
         complete: bool,
         off_grid: Option<Vec<Bucket>>,
-    ) -> Landed {
-        let chunks = if complete && off_grid.is_none() {
-            self.cache.store(lane, piece)
-        } else {
-            Chunks::beside(lane, piece)
+    ) -> Result<Landed, Error> {
+        let kept = complete && off_grid.is_none();
+        let large = piece.data.len() > STORE_INLINE;
+        let (engine, of) = (self.clone(), lane.clone());
+        let put = move || match kept {
+            true => engine.cache.store(&of, &piece),
+            false => Chunks::beside(&of, &piece),
         };
-        Landed {
+        let chunks = match large {
+            true => tokio::task::spawn_blocking(put).await.map_err(|e| {
+                let message = format!("what was fetched could not be stored: {e}");
+                Error::new(Kind::Internal, message)
+            })?,
+            false => put(),
+        };
+        Ok(Landed {
             chunks,
             complete,
             off_grid: off_grid.map(Arc::new),
-        }
+        })
     }
 }
 
@@ -324,7 +340,7 @@ async fn fetch_one(
     if parts.is_empty() {
         // There can be no points, which is known for good.
         let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
-        return Ok(engine.land(&lane, &piece, true, None));
+        return engine.land(&lane, piece, true, None).await;
     }
     let errand = Errand {
         lane: lane.key.number(),
@@ -347,7 +363,8 @@ async fn fetch_one(
         let settled_before = settled_before.saturating_add(lane.lag());
         let part = TimeRange::clamped(start, end);
         let piece = Piece::fetched(series.data, part, started, settled_before, lane.grid());
-        let part = engine.land(&lane, &piece, series.complete, series.off_grid);
+        let part = engine.land(&lane, piece, series.complete, series.off_grid);
+        let part = part.await?;
         landed.chunks.update(&lane, &part.chunks);
         landed.complete &= part.complete;
         landed.off_grid = landed.off_grid.or(part.off_grid);

@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
+use super::lane::Lane;
 use super::*;
 use crate::adapters::mirror::Mirror;
 use crate::adapters::{Adapter, Response};
@@ -199,7 +200,7 @@ pub(super) fn engine_over(
     let access = Access::new(Parts {
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],
-        headers: Vec::new(),
+        headers: crate::files::Live::fixed(http::HeaderMap::new()),
         limits: Limits::for_tests(),
         max_response: usize::MAX,
         budget_file: None,
@@ -315,6 +316,12 @@ fn query(start: Millis, end: Millis, layout: Layout) -> MetricQuery {
         limit: None,
         layout,
     }
+}
+
+/// A lane of raw points.
+pub(super) fn lane() -> Lane {
+    let upstream = World::new(0, Aggregate::Local).engine.upstreams()[0].clone();
+    Lane::of(upstream, &Details::default(), query(0, 0, Layout::Raw))
 }
 
 fn buckets(statistic: Statistic, size: Millis) -> Layout {

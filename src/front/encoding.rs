@@ -51,7 +51,8 @@ fn weight(parameters: &str) -> f32 {
         .split(';')
         .filter_map(|p| p.trim().split_once('='));
     let q = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
-    q.map_or(1.0, |(_, q)| q.trim().parse().unwrap_or(0.0))
+    let known = |q: &str| q.trim().parse().ok().filter(|q: &f32| q.is_finite());
+    q.map_or(1.0, |(_, q)| known(q).unwrap_or(0.0))
 }
 
 #[cfg(test)]
@@ -79,6 +80,7 @@ mod tests {
         assert_eq!(auto("gzip; q=0, zstd;q=0.0"), Encoding::Identity);
         assert_eq!(auto("br, identity"), Encoding::Identity);
         assert_eq!(auto("gzip;q=nonsense"), Encoding::Identity);
+        assert_eq!(auto("gzip;q=nan"), Encoding::Identity);
         assert_eq!(
             chosen(Compression::Auto, &HeaderMap::new(), Some(FAR)),
             Encoding::Identity

@@ -1,4 +1,4 @@
-//! Connections: HTTP/1.1 and HTTP/2 without TLS on one port, and a graceful end.
+//! Connections: HTTP/1.1 and HTTP/2 on one port, with or without TLS, and a graceful end.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,12 +12,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::body::Body;
 use super::stream::Guarded;
+use crate::files::Live;
 
 /// How long a connection may take to send a request's head. It is also how long an unused one
 /// is kept: longer than the minute between StackState's polls.
@@ -28,6 +31,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 const SILENCE: Duration = Duration::from_secs(600);
 const NOT_READING: Duration = Duration::from_secs(20);
 
+/// How long a client may take for the handshake of TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What TLS is served with, asked for each connection: certificates may change.
+pub type Tls = Arc<Live<ServerConfig>>;
+
 /// Most connections at once; more wait until one ends.
 const CONNECTIONS: usize = 8192;
 
@@ -35,10 +44,12 @@ const CONNECTIONS: usize = 8192;
 const STREAMS: u32 = 256;
 const HEAD_BYTES: u32 = 16 * 1024;
 
-/// Serves each request, and the address it came from, with `handler` until `stop` is over; then no connection is accepted any
-/// more, and those that are open have `drain` to finish what is in hand.
+/// Serves each request, and the address it came from, with `handler` until `stop` is over, with
+/// TLS if there is `tls`; then no connection is accepted any more, and those that are open have
+/// `drain` to finish what is in hand.
 pub async fn serve<H, F>(
     listener: TcpListener,
+    tls: Option<Tls>,
     handler: H,
     stop: impl Future<Output = ()>,
     drain: Duration,
@@ -85,12 +96,28 @@ pub async fn serve<H, F>(
             let answer = handler(request, peer);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let stream = TokioIo::new(Guarded::new(stream, SILENCE, NOT_READING));
-        let connection = http.serve_connection(stream, service);
-        let connection = connections.watch(connection.into_owned());
+        let stream = Guarded::new(stream, SILENCE, NOT_READING);
+        let (http, watcher) = (http.clone(), connections.watcher());
+        let tls = tls.as_ref().map(|tls| tls.get());
         tokio::spawn(async move {
             let _place = place;
-            if let Err(e) = connection.await {
+            let ended = match tls {
+                None => {
+                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    watcher.watch(connection.into_owned()).await
+                }
+                Some(tls) => {
+                    let accept = TlsAcceptor::from(tls).accept(stream);
+                    let stream = match tokio::time::timeout(HANDSHAKE, accept).await {
+                        Ok(Ok(stream)) => stream,
+                        Ok(Err(e)) => return debug!("TLS with {peer} failed: {e}"),
+                        Err(_) => return debug!("TLS with {peer} took too long"),
+                    };
+                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    watcher.watch(connection.into_owned()).await
+                }
+            };
+            if let Err(e) = ended {
                 debug!("a connection ended: {e}");
             }
         });

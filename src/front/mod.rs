@@ -1,7 +1,7 @@
 //! The front: listens, admits, routes, and turns answers and errors into HTTP.
 //!
 //! - `listen`, `stream`: connections, and how they end
-//! - `router`: which path means what; admission, limits, the log line and metrics of a request
+//! - `router`, `path`: which path means what; admission, limits, the log line and metrics of a request
 //! - `mirror`: the mirror API's four methods
 //! - `prometheus`: Prometheus' HTTP API
 //! - `respond`, `encoding`: what responses of data have in common
@@ -13,6 +13,7 @@ mod body;
 mod encoding;
 pub mod listen;
 pub mod mirror;
+mod path;
 mod prometheus;
 mod respond;
 mod router;

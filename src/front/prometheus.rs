@@ -12,8 +12,8 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::body::Body;
+use super::path::normalized;
 use super::respond::{encoded, json, packed, with_cache, with_timing};
-use super::router::normalized;
 use super::status::add_advice;
 use crate::engine::{Context, Engine, Keep, Question, RangeRequest, Told};
 use crate::model::{Error, Kind, Millis, Verbatim};
@@ -267,9 +267,17 @@ pub(super) async fn answer(
     respond(told.await?, &context).await
 }
 
+/// Milliseconds from 1970 beyond which a 64-bit number of nanoseconds does not reach: the year 2262,
+/// and 1677 on the other side.
+const LAST_NANOS: Millis = i64::MAX / 1_000_000;
+
 /// How far behind its evaluation times the values of `query` stay, if they may be kept one by one;
 /// else why they may not.
 fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str> {
+    if query.start < -LAST_NANOS || query.end > LAST_NANOS {
+        // Prometheus then answers with other times than it was asked for.
+        return Err("beyond-nanoseconds");
+    }
     if !query.carried.stats.is_empty() {
         // What the evaluation cost is told of that evaluation.
         return Err("stats");

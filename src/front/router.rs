@@ -1,7 +1,6 @@
 //! Which path means what, and what every request gets whatever its path: admission, a deadline,
 //! the API key, a log line and metrics.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,10 +14,12 @@ use tracing::{Level, debug};
 
 use super::body::Body;
 use super::encoding::chosen;
+use super::path::normalized;
 use super::status::{error_response, read_body};
 use super::{admin, mirror, prometheus};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
+use crate::files::Live;
 use crate::model::{Compression, Error, Kind};
 use crate::telemetry::metrics::RequestMetrics;
 use crate::wire::encoding::Encoding;
@@ -31,7 +32,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Sent as `X-MIRROR-API-KEY` on every response.
-    pub api_key: HeaderValue,
+    pub api_key: Arc<Live<HeaderValue>>,
     /// Most time from a request's head to its answer.
     pub request_timeout: Duration,
     /// Most bytes of a request body.
@@ -175,7 +176,7 @@ impl Front {
         peer: IpAddr,
     ) -> Response<Body> {
         let arrived = self.clock.monotonic();
-        let route = route(&normalized(request.uri().path()));
+        let route = self.route(&normalized(request.uri().path()));
         let method = request.method().clone();
         // The request is gone when its answer is logged.
         let uri = tracing::enabled!(Level::DEBUG).then(|| request.uri().clone());
@@ -195,7 +196,7 @@ impl Front {
             }
         };
         let mut response = answer.unwrap_or_else(|e| error_response(&e, self.settings.always_500));
-        let key = self.settings.api_key.clone();
+        let key = HeaderValue::clone(&self.settings.api_key.get());
         response.headers_mut().insert(API_KEY, key);
         let took = self.clock.monotonic().saturating_sub(arrived);
         let status = response.status().as_u16();
@@ -205,6 +206,16 @@ impl Front {
             debug!(%method, path = uri.path(), status, micros, "request");
         }
         response
+    }
+
+    fn route(&self, path: &str) -> Option<Route> {
+        // Clients look at the address of their data source to see whether it is there.
+        let named = || {
+            let name = path.strip_prefix("/prometheus/")?;
+            let known = self.engine.prometheus(Some(name)).is_ok();
+            known.then_some(Route::Admin(admin::Page::Home))
+        };
+        route(path).or_else(named)
     }
 
     /// Answers the body of a mirror request that did not come over HTTP.
@@ -306,18 +317,6 @@ impl Front {
             max_age: headers.and_then(max_age),
         }
     }
-}
-
-/// `path` with repeated slashes as one and none at its end: a data source's URL often ends in a
-/// slash, so that `//api/metric` is asked for.
-pub(super) fn normalized(path: &str) -> Cow<'_, str> {
-    if !path.contains("//") && !path.ends_with('/') {
-        return path.into();
-    }
-    let parts = path.split('/').filter(|p| !p.is_empty());
-    parts
-        .fold(String::new(), |all, part| all + "/" + part)
-        .into()
 }
 
 fn route(path: &str) -> Option<Route> {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, and no value of these types can be wrong once it exists.
 
+pub mod address;
 pub mod error;
 pub mod fields;
 pub mod points;

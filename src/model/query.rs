@@ -1,5 +1,6 @@
 //! What can be asked: metric values, field names, field values, and of whom.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::fields::Field;
@@ -83,7 +84,7 @@ pub enum NanInterpretation {
 }
 
 /// A request's `connectionDetails`, read as far as they concern us.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Details {
     /// The upstream by its configured name.
     pub upstream: Option<String>,
@@ -95,4 +96,14 @@ pub struct Details {
     pub nan: NanInterpretation,
     /// Everything but what picked the upstream, as the client sent it.
     pub rest: serde_json::Map<String, serde_json::Value>,
+}
+
+impl fmt::Debug for Details {
+    /// What clients send besides may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Details")
+            .field("upstream", &self.upstream)
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
 }

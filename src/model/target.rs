@@ -1,8 +1,9 @@
 //! Targets: where an upstream is, and which addresses a client may name.
 
 use std::fmt;
+use std::net::IpAddr;
 
-use url::Url;
+use url::{Host, Url};
 
 /// The address of a target: scheme, host, port and path; no user, query or fragment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +38,15 @@ impl TargetUrl {
     /// Host name or address, lower case; an IPv6 address in brackets.
     pub fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()
+    }
+
+    /// Its host where that is an address and not a name.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self.0.host()? {
+            Host::Ipv4(ip) => Some(ip.into()),
+            Host::Ipv6(ip) => Some(ip.into()),
+            Host::Domain(_) => None,
+        }
     }
 
     /// Its port, or the one its scheme implies.
@@ -77,6 +87,11 @@ impl Pattern {
         glob(self.host.as_bytes(), host.as_bytes())
             && glob(self.port.as_bytes(), url.port().to_string().as_bytes())
     }
+
+    /// Whether the pattern allows `url` and says its host letter by letter.
+    pub fn names(&self, url: &TargetUrl) -> bool {
+        !self.host.contains('*') && self.allows(url)
+    }
 }
 
 impl fmt::Display for Pattern {
@@ -113,6 +128,9 @@ mod tests {
         assert!(!allows("prom:9090", "http://prom:9091"));
         assert!(!allows("prom:9090", "http://prom.evil:9090"));
         assert!(!allows("*.mon:9090", "http://mon:9090"));
+        let url = TargetUrl::parse("http://10.0.0.1:9090").unwrap();
+        assert!(Pattern::parse("10.0.0.1:*").unwrap().names(&url));
+        assert!(!Pattern::parse("10.0.0.*:9090").unwrap().names(&url));
         for bad in ["prom", "prom:", ":1", "http://prom:1", "a@b:1"] {
             assert!(Pattern::parse(bad).is_none(), "{bad}");
         }

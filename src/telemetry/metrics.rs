@@ -26,6 +26,7 @@ const RETRIES: &str = "heliostat_upstream_retries_total";
 const BREAKER_OPEN: &str = "heliostat_breaker_open";
 const COALESCED: &str = "heliostat_coalesced_requests_total";
 const DROPPED: &str = "heliostat_points_dropped_total";
+const FILE_ERRORS: &str = "heliostat_file_errors";
 const BUILD_INFO: &str = "heliostat_build_info";
 
 /// A hit takes some tens of microseconds; buckets start where hits can be seen.
@@ -107,6 +108,10 @@ fn describe() {
     describe_counter!(
         DROPPED,
         "Points received and left out, by reason: not a number (nan), infinite (inf), not in the range asked for (outside_range), native histograms (histogram)."
+    );
+    describe_gauge!(
+        FILE_ERRORS,
+        "1 while certificates or secrets have changed in their files to something that is no good; what they said before is in use."
     );
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }
@@ -263,6 +268,11 @@ impl UpstreamMetrics {
             dropped(&self.name, reason).increment(n);
         }
     }
+}
+
+/// Says whether the files of `what` are no good.
+pub fn file_error(what: &str, bad: bool) {
+    gauge!(FILE_ERRORS, "what" => what.to_owned()).set(if bad { 1.0 } else { 0.0 });
 }
 
 fn rejected(upstream: &str, reason: &'static str) -> Counter {

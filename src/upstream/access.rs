@@ -19,6 +19,7 @@ use super::retry::Budget;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::clock::Clock;
+use crate::files::Live;
 use crate::model::{Error, Kind, Limits, Millis, Origin, TargetUrl};
 use crate::telemetry::metrics::UpstreamMetrics;
 
@@ -67,7 +68,7 @@ pub struct Access {
     endpoints: Endpoints,
     /// Told when a breaker opens.
     opened: Arc<Notify>,
-    headers: HeaderMap,
+    headers: Live<HeaderMap>,
     limiter: Limiter,
     budgets: Budgets,
     retries: Budget,
@@ -84,7 +85,7 @@ pub struct Parts {
     /// The upstream's addresses, the preferred one first.
     pub urls: Vec<TargetUrl>,
     /// Headers sent with each request.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: Live<HeaderMap>,
     /// What the upstream may be burdened with.
     pub limits: Limits,
     /// Most bytes of a response.
@@ -105,7 +106,7 @@ impl Access {
             transport: parts.transport,
             endpoints: Endpoints::new(parts.urls, &limits),
             opened: Arc::default(),
-            headers: parts.headers.into_iter().collect(),
+            headers: parts.headers,
             limiter: Limiter::new(&limits),
             budgets: Budgets::new(&limits, parts.budget_file),
             retries: Budget::default(),
@@ -387,10 +388,11 @@ impl Access {
     }
 
     fn outgoing(&self, url: &TargetUrl, request: &Request, errand: &Errand) -> Outgoing {
-        let mut headers = self.headers.clone();
+        let ours = self.headers.get();
+        let mut headers = HeaderMap::clone(&ours);
         // What is configured is not for a client to change, such as the tenant that is asked for.
         let theirs = request.headers.iter();
-        let theirs = theirs.filter(|(name, _)| !self.headers.contains_key(name));
+        let theirs = theirs.filter(|(name, _)| !ours.contains_key(name));
         headers.extend(theirs.cloned());
         if let Some(trace) = &errand.trace {
             headers.insert(TRACEPARENT, trace.clone());

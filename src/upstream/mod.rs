@@ -7,6 +7,7 @@ mod breaker;
 mod budget;
 mod coalesce;
 mod endpoints;
+mod guard;
 mod health;
 mod limiter;
 mod registry;
@@ -22,10 +23,11 @@ use crate::telemetry::metrics::UpstreamMetrics;
 
 pub use access::{Access, Answered, Errand, Parts};
 pub use coalesce::{Boarded, Flight, Flights};
+pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;
 pub use registry::{Registry, TargetFactory};
-pub use transport::{BoxFuture, Http, Outgoing, Transport};
+pub use transport::{BoxFuture, Http, Outgoing, Security, Transport};
 
 /// One upstream: how it is spoken to, how it is treated, and the way to it.
 pub struct Upstream {
@@ -46,7 +48,7 @@ pub struct Upstream {
 }
 
 /// Which connection details an upstream is sent.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Forward {
     /// None: its protocol has no place for them.
     Nothing,

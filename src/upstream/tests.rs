@@ -104,7 +104,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
     let access = Access::new(Parts {
         transport: hosts.clone(),
         urls: names.iter().map(url).collect(),
-        headers: Vec::new(),
+        headers: crate::files::Live::fixed(http::HeaderMap::new()),
         limits,
         max_response: 1 << 20,
         budget_file: None,

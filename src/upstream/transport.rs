@@ -1,22 +1,26 @@
 //! HTTP itself.
 
 use std::error::Error as _;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header::LOCATION;
 use http::{HeaderMap, Method};
 
+use super::guard::{Guard, Refused};
 use crate::adapters::Response;
+use crate::files::Live;
 use crate::model::{Error, Kind};
 
 /// A future on the heap.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A request with everything it needs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Outgoing {
     /// GET or POST.
     pub method: Method,
@@ -28,36 +32,84 @@ pub struct Outgoing {
     pub body: bytes::Bytes,
 }
 
+impl fmt::Debug for Outgoing {
+    /// Headers and bodies may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Outgoing({} …)", self.method)
+    }
+}
+
 /// Sends requests. Tests have one without sockets.
 pub trait Transport: Send + Sync {
     /// Sends `request` and reads the whole response, of at most `max_bytes`.
     fn send(&self, request: Outgoing, max_bytes: usize) -> BoxFuture<'_, Result<Response, Error>>;
 }
 
-/// HTTP over TCP.
-#[derive(Clone, Debug)]
-pub struct Http(reqwest::Client);
+/// HTTP over TCP or TLS.
+#[derive(Debug)]
+pub struct Http {
+    client: Live<reqwest::Client>,
+    guard: Option<Guard>,
+}
+
+/// How connections to an upstream are secured: contents of PEM files.
+#[derive(Default)]
+pub struct Security<'a> {
+    /// Authorities that are trusted besides the system's.
+    pub ca: Option<&'a [u8]>,
+    /// The certificate that we prove ourselves with, and its key.
+    pub identity: Option<(&'a [u8], &'a [u8])>,
+    /// Whether whoever answers is believed to be the upstream.
+    pub insecure: bool,
+}
 
 /// Redirects followed on one host before the answer counts as an error.
 const MAX_REDIRECTS: usize = 5;
 
 impl Http {
+    /// Requests by `client`, which [`Http::client`] made, to where the configuration says.
+    pub fn new(client: Live<reqwest::Client>) -> Self {
+        let guard = None;
+        Self { client, guard }
+    }
+
+    /// Requests to where clients say, as far as `guard` lets them. They never go through a proxy,
+    /// which would look up names where nobody checks the addresses.
+    pub fn guarded(guard: Guard) -> Result<Self, String> {
+        let builder = Self::builder().dns_resolver(Arc::new(guard.clone()));
+        let client = Self::client(builder, &Security::default())?;
+        Ok(Self {
+            client: Live::fixed(client),
+            guard: Some(guard),
+        })
+    }
+
     /// A client with a pool of connections.
-    pub fn new() -> Result<Self, Error> {
-        let client = Self::builder()
+    pub fn client(
+        builder: reqwest::ClientBuilder,
+        security: &Security<'_>,
+    ) -> Result<reqwest::Client, String> {
+        let mut builder = builder;
+        if let Some(ca) = security.ca {
+            let ca = reqwest::Certificate::from_pem_bundle(ca).map_err(|e| deepest(&e))?;
+            builder = builder.tls_certs_merge(ca);
+        }
+        if let Some((cert, key)) = security.identity {
+            let both = [cert, b"\n", key].concat();
+            let identity = reqwest::Identity::from_pem(&both).map_err(|e| deepest(&e))?;
+            builder = builder.identity(identity);
+        }
+        let client = builder
+            .tls_danger_accept_invalid_certs(security.insecure)
             // Followed by hand: the client would make a GET without a body of a POST.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_keepalive(Duration::from_secs(30))
             .build();
-        client
-            .map(Self)
-            .map_err(|e| Error::new(Kind::Internal, format!("no HTTP client: {e}")))
+        client.map_err(|e| format!("no HTTP client: {}", deepest(&e)))
     }
-}
 
-impl Http {
     /// What every client of ours has in common. Certificates are checked against the system's
     /// roots.
     pub fn builder() -> reqwest::ClientBuilder {
@@ -78,10 +130,14 @@ impl Transport for Http {
                 headers,
                 body,
             } = request;
+            let client = self.client.get();
             let mut url = url;
             let mut redirects = 0;
             let mut response = loop {
-                let asked = self.0.request(method.clone(), &url);
+                if let Some(guard) = &self.guard {
+                    guard.check(&url)?;
+                }
+                let asked = client.request(method.clone(), &url);
                 let asked = asked.headers(headers.clone()).body(body.clone());
                 let response = asked.send().await.map_err(|e| broken(&e))?;
                 let status = response.status();
@@ -140,9 +196,15 @@ fn same_host(response: &reqwest::Response) -> Option<String> {
 /// The error for an attempt that broke off, in the words of its deepest cause. The URL is left
 /// out: it may not be for the client.
 fn broken(error: &reqwest::Error) -> Error {
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
+    let mut cause: &dyn std::error::Error = error;
+    loop {
+        if let Some(refused) = cause.downcast_ref::<Refused>() {
+            return refused.error();
+        }
+        match cause.source() {
+            Some(source) => cause = source,
+            None => break,
+        }
     }
     let what = if error.is_connect() {
         "cannot be reached"
@@ -150,7 +212,7 @@ fn broken(error: &reqwest::Error) -> Error {
         "broke off"
     };
     let cause = if error.source().is_some() {
-        deepest.to_string()
+        cause.to_string()
     } else {
         "no further cause".to_owned()
     };
@@ -158,4 +220,13 @@ fn broken(error: &reqwest::Error) -> Error {
         Kind::UpstreamUnreachable,
         format!("the upstream {what}: {cause}"),
     )
+}
+
+/// The deepest cause of `error`, which says most.
+fn deepest(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }

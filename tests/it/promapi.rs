@@ -13,19 +13,17 @@ use heliostat::wire::promapi::{
 };
 use url::form_urlencoded;
 
-use crate::prometheus::{Store, free_port, installed, noise};
+use crate::prometheus::{Store, noise};
+use crate::remote_write::{STALE, Sample, Written, fresh, write};
 
-const MINUTE: i64 = 60_000;
+pub(crate) const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 const INTERVAL: i64 = 15_000;
-const START: i64 = 1_700_000_000_000;
-const LENGTH: i64 = 3 * HOUR;
-
-/// The value that says a series has ended (`value.StaleNaN` in Prometheus).
-const STALE: u64 = 0x7ff0_0000_0000_0002;
+pub(crate) const START: i64 = 1_700_000_000_000;
+pub(crate) const LENGTH: i64 = 3 * HOUR;
 
 /// What may be cached; each is asked in pieces and at once.
-const KEPT: &[&str] = &[
+pub(crate) const KEPT: &[&str] = &[
     "g",
     "g{host=\"b\"}",
     "none",
@@ -99,7 +97,7 @@ const KEPT: &[&str] = &[
 ];
 
 /// What may not: put together from pieces, it differs.
-const PASSED: &[&str] = &[
+pub(crate) const PASSED: &[&str] = &[
     "g @ end()",
     "g - g @ start()",
     "max_over_time(g[5m:1m] @ end())",
@@ -107,19 +105,7 @@ const PASSED: &[&str] = &[
     "-{__name__=~\".*_name\"}",
 ];
 
-/// What a series has at a time.
-enum Sample {
-    Float(f64),
-    /// A native histogram of as many observations in each of two buckets.
-    Histogram(u64),
-}
-
-struct Written {
-    labels: Vec<(&'static str, String)>,
-    samples: Vec<(i64, Sample)>,
-}
-
-fn data() -> Vec<Written> {
+pub(crate) fn data() -> Vec<Written> {
     let mut all = Vec::new();
     let mut add = |labels: &[(&'static str, &str)], samples: Vec<(i64, Sample)>| {
         let mut labels: Vec<_> = labels.iter().map(|(n, v)| (*n, (*v).to_owned())).collect();
@@ -217,93 +203,6 @@ fn data() -> Vec<Written> {
     all
 }
 
-/// Protocol buffers and snappy, as far as Prometheus' remote write 1.0 needs them.
-mod remote_write {
-    use super::{Sample, Written};
-
-    fn varint(out: &mut Vec<u8>, mut n: u64) {
-        while n >= 0x80 {
-            out.push(n as u8 | 0x80);
-            n >>= 7;
-        }
-        out.push(n as u8);
-    }
-
-    fn number(out: &mut Vec<u8>, field: u64, n: u64) {
-        varint(out, field << 3);
-        varint(out, n);
-    }
-
-    fn double(out: &mut Vec<u8>, field: u64, value: f64) {
-        varint(out, field << 3 | 1);
-        out.extend_from_slice(&value.to_bits().to_le_bytes());
-    }
-
-    fn bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
-        varint(out, field << 3 | 2);
-        varint(out, bytes.len() as u64);
-        out.extend_from_slice(bytes);
-    }
-
-    fn zigzag(n: i64) -> u64 {
-        ((n << 1) ^ (n >> 63)) as u64
-    }
-
-    fn sample(out: &mut Vec<u8>, time: i64, sample: &Sample) {
-        let mut body = Vec::new();
-        match sample {
-            Sample::Float(value) => {
-                double(&mut body, 1, *value);
-                number(&mut body, 2, time as u64);
-                bytes(out, 2, &body);
-            }
-            Sample::Histogram(n) => {
-                number(&mut body, 1, 2 * n);
-                double(&mut body, 3, *n as f64 * 1.5);
-                number(&mut body, 4, zigzag(0));
-                double(&mut body, 5, 0.001);
-                let mut span = Vec::new();
-                number(&mut span, 1, zigzag(0));
-                number(&mut span, 2, 2);
-                bytes(&mut body, 11, &span);
-                let mut deltas = Vec::new();
-                varint(&mut deltas, zigzag(*n as i64));
-                varint(&mut deltas, zigzag(0));
-                bytes(&mut body, 12, &deltas);
-                number(&mut body, 15, time as u64);
-                bytes(out, 4, &body);
-            }
-        }
-    }
-
-    /// The samples of `from..to` as the body of a request.
-    pub(super) fn request(all: &[Written], from: i64, to: i64) -> Vec<u8> {
-        let mut plain = Vec::new();
-        for series in all {
-            let mut body = Vec::new();
-            for (name, value) in &series.labels {
-                let mut label = Vec::new();
-                bytes(&mut label, 1, name.as_bytes());
-                bytes(&mut label, 2, value.as_bytes());
-                bytes(&mut body, 1, &label);
-            }
-            for (time, one) in series.samples.iter().filter(|s| (from..to).contains(&s.0)) {
-                sample(&mut body, *time, one);
-            }
-            bytes(&mut plain, 1, &body);
-        }
-        // Literals alone are a valid way to compress.
-        let mut packed = Vec::new();
-        varint(&mut packed, plain.len() as u64);
-        for part in plain.chunks(0x1_0000) {
-            packed.push(61 << 2);
-            packed.extend_from_slice(&((part.len() - 1) as u16).to_le_bytes());
-            packed.extend_from_slice(part);
-        }
-        packed
-    }
-}
-
 pub(crate) struct Rig {
     pub(crate) store: Store,
     client: reqwest::Client,
@@ -311,42 +210,12 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) async fn new() -> Option<Self> {
-        if !installed("prometheus") {
-            return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).display().to_string();
-        std::fs::write(path("prometheus.yml"), "").unwrap();
-        let port = free_port();
-        let args = [
-            format!("--config.file={}", path("prometheus.yml")),
-            format!("--storage.tsdb.path={}", path("data")),
-            "--storage.tsdb.retention.time=100y".to_owned(),
-            "--web.enable-remote-write-receiver".to_owned(),
-            "--enable-feature=native-histograms".to_owned(),
-            format!("--web.listen-address=127.0.0.1:{port}"),
-        ];
-        let store = Store::start("prometheus", folder, &args, port, "/-/ready").await;
+        let store = fresh().await?;
         let client = heliostat::upstream::Http::builder().build().unwrap();
         let all = data();
         let mut from = START - MINUTE;
         while from < START + LENGTH {
-            let body = remote_write::request(&all, from, from + 10 * MINUTE);
-            let sent = client
-                .post(format!("{}/api/v1/write", store.url))
-                .header("content-encoding", "snappy")
-                .header("content-type", "application/x-protobuf")
-                .header("x-prometheus-remote-write-version", "0.1.0")
-                .body(body)
-                .send()
-                .await
-                .unwrap();
-            let status = sent.status();
-            assert!(
-                status.is_success(),
-                "{status}: {}",
-                sent.text().await.unwrap()
-            );
+            write(&store, &all, from, from + 10 * MINUTE).await;
             from += 10 * MINUTE;
         }
         Some(Self { store, client })
@@ -411,11 +280,11 @@ impl Rig {
 }
 
 /// Numbers that look random, the same each time.
-struct Dice(i64);
+pub(crate) struct Dice(pub(crate) i64);
 
 impl Dice {
     /// One of `0..n`.
-    fn roll(&mut self, n: i64) -> i64 {
+    pub(crate) fn roll(&mut self, n: i64) -> i64 {
         self.0 += 1;
         noise(self.0) % n.max(1)
     }
@@ -446,7 +315,7 @@ fn window(text: &str, dice: &mut Dice) -> RangeQuery {
 }
 
 /// Where two texts part, for a message.
-fn differ(a: &str, b: &str) -> Option<String> {
+pub(crate) fn differ(a: &str, b: &str) -> Option<String> {
     if a == b {
         return None;
     }

@@ -359,6 +359,23 @@ async fn what_may_change_the_store_does_not_pass() {
 }
 
 #[tokio::test]
+async fn the_address_of_a_data_source_is_there() {
+    let face = Face::start("", |_, _| success(json!([]))).await;
+    for (path, status) in [
+        ("/prometheus/face/", 200),
+        ("/prometheus/face", 200),
+        ("/prometheus/nobody/", 404),
+        ("/prometheus/demo/", 404),
+    ] {
+        assert_eq!(
+            face.ask(Method::GET, path, &[]).await.status,
+            status,
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn tenants_share_nothing_and_credentials_stay_here() {
     let script = |n: usize, _: &Seen| success(n);
     let face = Face::start("", script).await;
@@ -620,6 +637,16 @@ async fn a_real_prometheus_is_not_told_apart() {
         ("query_range?query=g[1m]&start=1&end=2&step=1", None, false),
         ("query_range?query=g{&start=1&end=2&step=1", None, false),
         ("query_range?start=1&end=2&step=1", None, false),
+        (
+            "query_range?query=-time()&start=1969-12-31T23:00:00Z&end=0&step=1m",
+            None,
+            KEPT,
+        ),
+        (
+            "query_range?query=vector(1)&start=9999999999&end=10000000900&step=15",
+            None,
+            false,
+        ),
         ("labels?start=1700000000&end=1700003600", None, KEPT),
         (
             "labels",

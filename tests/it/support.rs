@@ -93,13 +93,24 @@ impl Server {
 
     /// The same, with a clock of the test's own.
     pub(crate) async fn start_at(toml: &str, clock: Arc<dyn Clock>) -> Self {
-        let address = (
-            "HELIOSTAT_SERVER__LISTEN".to_owned(),
-            "127.0.0.1:0".to_owned(),
-        );
-        let config = config::parse(toml, "test.toml", &BTreeMap::from([address])).unwrap();
+        Self::start_with(toml, clock, BTreeMap::new()).await
+    }
+
+    /// The same, with an environment.
+    pub(crate) async fn start_with(
+        toml: &str,
+        clock: Arc<dyn Clock>,
+        mut env: BTreeMap<String, String>,
+    ) -> Self {
+        let address = "127.0.0.1:0".to_owned();
+        env.insert("HELIOSTAT_SERVER__LISTEN".to_owned(), address);
+        let config = config::parse(toml, "test.toml", &env).unwrap();
         let service = Service::bind(&config, clock).await.unwrap();
-        let url = format!("http://{}", service.address().unwrap());
+        let scheme = match config.server.tls {
+            Some(_) => "https",
+            None => "http",
+        };
+        let url = format!("{scheme}://{}", service.address().unwrap());
         let task = tokio::spawn(service.run(std::future::pending()));
         let client = heliostat::upstream::Http::builder().build().unwrap();
         Self { url, client, task }

@@ -106,6 +106,12 @@ fn header(line: &str) -> Option<&str> {
 
 /// `message` with the nearest of the names that it lists, where it is about an unknown one.
 pub(super) fn with_suggestion(message: &str) -> String {
+    // Text in the wrong place may be a secret.
+    if message.starts_with("invalid type: string ")
+        && let Some((_, expected)) = message.rsplit_once(", expected ")
+    {
+        return format!("invalid type: string, expected {expected}");
+    }
     let mut names = message.split('`').skip(1).step_by(2);
     let unknown = names.next().unwrap_or_default();
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");

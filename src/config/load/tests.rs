@@ -115,7 +115,7 @@ fn every_key_can_be_overridden_from_the_environment() {
     let config = parse(text, "c.toml", &overrides).unwrap();
     assert_eq!(config.server.listen.port(), 0);
     assert_eq!(config.server.max_points, 7);
-    assert_eq!(config.server.api_key, "12345");
+    assert_eq!(config.server.api_key.reveal(), "12345");
     assert_eq!(config.cache_memory, 1 << 20);
     assert_eq!(config.upstreams[0].kind.urls()[0].as_str(), "http://b:2");
     assert_eq!(config.upstreams[0].limits.per_second, 3.0);
@@ -155,10 +155,85 @@ fn secrets_come_from_the_file_the_environment_or_a_file_of_their_own() {
         panic!("{upstream:?}");
     };
     assert_eq!(api_key.as_ref().map(Secret::reveal), Some("from-file"));
-    assert_eq!(upstream.headers[0].1, "Bearer t0ken");
+    assert_eq!(upstream.headers[0].1.reveal(), "Bearer t0ken");
     let shown = format!("{config:?}");
     assert!(
         !shown.contains("from-file") && !shown.contains("t0ken"),
         "{shown}"
     );
+}
+
+#[test]
+fn wrong_certificates_are_named_with_their_file_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let made = |name: &str| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        std::fs::write(path(&format!("{name}.crt")), made.cert.pem()).unwrap();
+        std::fs::write(
+            path(&format!("{name}.key")),
+            made.signing_key.serialize_pem(),
+        )
+        .unwrap();
+    };
+    made("a");
+    made("b");
+    std::fs::write(path("empty"), "").unwrap();
+    let at = |name: &str| format!("{:?}", path(name));
+    let server = |cert: &str, key: &str, more: &str| {
+        let tls = format!("cert = {}\nkey = {}\n{more}", at(cert), at(key));
+        parse(&format!("[server.tls]\n{tls}"), "c.toml", &BTreeMap::new())
+            .map(drop)
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(server("a.crt", "a.key", ""), Ok(()));
+    let empty_ca = format!("client_ca = {}", at("empty"));
+    for (result, says) in [
+        (
+            server("no", "a.key", ""),
+            "c.toml:2:1: server.tls.cert: the file",
+        ),
+        (server("no", "a.key", ""), "cannot be read"),
+        (server("a.key", "a.key", ""), "BEGIN CERTIFICATE"),
+        (
+            server("a.crt", "a.crt", ""),
+            "c.toml:3:1: server.tls.key: the file",
+        ),
+        (server("a.crt", "a.crt", ""), "BEGIN PRIVATE KEY"),
+        (
+            server("a.crt", "b.key", ""),
+            "b.key\" is not the key of the certificate",
+        ),
+        (
+            server("a.crt", "a.key", &empty_ca),
+            "c.toml:4:1: server.tls.client_ca: the file",
+        ),
+    ] {
+        let error = result.unwrap_err();
+        assert!(error.contains(says), "{error} does not say {says}");
+    }
+    assert!(error("[server.tls]\nclient_ca = \"x\"").contains("server.tls.cert: is needed"));
+    assert!(error("[server.tls]\ncert = \"x\"").contains("server.tls.key: is needed"));
+    let upstream = |tls: &str| {
+        error(&format!(
+            "[[upstream]]\nkind = \"mirror\"\nurls = [\"https://a\"]\ntls = {tls}"
+        ))
+    };
+    for (tls, says) in [
+        (format!("{{ ca = {} }}", at("empty")), "ca: the file"),
+        (format!("{{ ca = {} }}", at("no")), "cannot be read"),
+        (format!("{{ cert = {} }}", at("a.crt")), "need each other"),
+        (
+            format!("{{ cert = {}, key = {} }}", at("a.crt"), at("b.key")),
+            "b.key\" is not the key",
+        ),
+    ] {
+        let error = upstream(&tls);
+        assert!(
+            error.starts_with("c.toml:4:1: upstream[0].tls: "),
+            "{error}"
+        );
+        assert!(error.contains(says), "{error}");
+    }
+    assert!(error("[targets]\nnetworks = [\"10.0.0.0/33\"]").contains("is not a network"));
 }

@@ -106,9 +106,16 @@ fn read_rfc3339(text: &str) -> Option<Nanos> {
     if local.as_bytes().get(10) != Some(&b'T') || local.ends_with('.') {
         return None;
     }
-    let time = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
+    // It knows no time before 1970; 400 years later the calendar is the same.
+    let (year, rest) = local.split_at_checked(4)?;
+    let year = year.parse::<u16>().ok()?;
+    let cycles = 1970_u16.saturating_sub(year).div_ceil(400);
+    let later = format!("{:04}{rest}Z", year + cycles * 400);
+    let time = humantime::parse_rfc3339(&later).ok()?;
     let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some(Nanos::try_from(since.as_nanos()).ok()? - offset * SECOND)
+    let since = Nanos::try_from(since.as_nanos()).ok()?;
+    const CYCLE: Nanos = 146_097 * 86_400 * SECOND;
+    Some(since - Nanos::from(cycles) * CYCLE - offset * SECOND)
 }
 
 /// A duration such as `1y2w3d4h5m6s7ms`: units in that order, each at most once.
@@ -183,6 +190,9 @@ mod tests {
             ("-1.5", Some(-1500)),
             ("0", Some(0)),
             ("2023-11-14T22:13:20Z", Some(1_700_000_000_000)),
+            ("1969-12-31T23:59:58.5Z", Some(-1500)),
+            ("1600-02-29T00:00:00Z", Some(-11_670_998_400_000)),
+            ("0001-01-01T00:00:00Z", Some(-62_135_596_800_000)),
             ("2023-11-14T22:13:20.0019Z", Some(1_700_000_000_001)),
             ("2023-11-14T23:13:20.25+01:00", Some(1_700_000_000_250)),
             ("2023-11-14T17:43:20-04:30", Some(1_700_000_000_000)),

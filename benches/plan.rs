@@ -1,0 +1,127 @@
+//! What does it cost to plan? Telling that a range is a hit, and what is missing where it is not,
+//! of one segment, of history with a tail that has expired, and of coverage in many pieces.
+//!
+//! `cargo bench --bench plan`, or `-- --quick --noplot` for a run of a few seconds. A criterion
+//! filter picks a part, such as `-- fresh`.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use heliostat::engine::Held;
+use heliostat::engine::chunk::Segment;
+use heliostat::engine::plan::{Moment, Policy, fresh, plan};
+use heliostat::model::{Freshness, RangeSet, Step, TimeRange};
+
+const MINUTE: i64 = 60_000;
+const NOW: i64 = 1_700_000_040_000;
+/// A window of 1,440 minutes.
+const START: i64 = NOW - 1440 * MINUTE;
+
+/// What is known of the window, and what is to be found out about it.
+struct Case {
+    name: String,
+    coverage: Vec<Segment>,
+    held: Held,
+}
+
+fn segment(start: i64, end: i64, age: u64) -> Segment {
+    Segment {
+        range: TimeRange::new(start, end).unwrap(),
+        fetched: moment().monotonic - Duration::from_secs(age),
+        settled: end < NOW - 2 * MINUTE,
+    }
+}
+
+fn moment() -> Moment {
+    Moment {
+        wall: NOW,
+        monotonic: Duration::from_secs(1_000_000),
+    }
+}
+
+fn policy() -> Policy {
+    let minute = Step::new(MINUTE).unwrap();
+    Policy {
+        freshness: Freshness {
+            settle: 2 * MINUTE,
+            refresh: Duration::from_secs(10),
+            max_stale: Duration::from_secs(3600),
+            stale_while_revalidate: Duration::ZERO,
+            history_ttl: Duration::from_secs(7 * 86_400),
+            metadata_ttl: Duration::from_secs(60),
+        },
+        ahead: Duration::from_secs(10),
+        grid: minute,
+        cell: minute,
+    }
+}
+
+/// The window with so many segments known and as many holes between them.
+fn fragments(n: i64) -> Case {
+    let line = |i: i64| START + i * 1440 / (2 * n) * MINUTE;
+    let known = (0..2 * n).step_by(2);
+    Case {
+        name: "in pieces, as many missing".to_owned(),
+        coverage: known.map(|i| segment(line(i), line(i + 1), 1)).collect(),
+        held: Held::Partial,
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let history = segment(START - 1440 * MINUTE, NOW - 4 * MINUTE, 100);
+    let tail = |age| segment(NOW - 4 * MINUTE, NOW + MINUTE, age);
+    let hit = Case {
+        name: "fresh hit".to_owned(),
+        coverage: vec![history, tail(5)],
+        held: Held::Hit,
+    };
+    let expired = Case {
+        name: "expired tail".to_owned(),
+        coverage: vec![history, tail(15)],
+        held: Held::Stale,
+    };
+    let mut cases = vec![hit, expired];
+    cases.extend([4, 40, 400].map(fragments));
+    cases
+}
+
+fn planning(criterion: &mut Criterion) {
+    let (window, policy, now) = (TimeRange::new(START, NOW).unwrap(), policy(), moment());
+    let none = RangeSet::new();
+    let cases = cases();
+    let mut group = criterion.benchmark_group("fresh");
+    for case in &cases {
+        let coverage = &case.coverage;
+        let found = fresh(&window, coverage.iter(), &policy, &now);
+        assert_eq!(found.is_some(), case.held == Held::Hit);
+        let id = BenchmarkId::new(&case.name, coverage.len());
+        group.bench_function(id, |b| {
+            b.iter(|| fresh(black_box(&window), coverage.iter(), &policy, &now));
+        });
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("plan");
+    for case in &cases {
+        let coverage = &case.coverage;
+        let found = plan(&window, coverage, &none, &policy, &now);
+        assert_eq!(found.held, case.held);
+        let id = BenchmarkId::new(&case.name, coverage.len());
+        group.bench_function(id, |b| {
+            b.iter(|| plan(black_box(&window), coverage, &none, &policy, &now));
+        });
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .without_plots()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1));
+    targets = planning
+}
+criterion_main!(benches);

@@ -1,0 +1,140 @@
+//! What follows files: certificates, keys and secrets, as parts that read them again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue};
+use rustls::ServerConfig;
+use tracing::warn;
+
+use crate::clock::Clock;
+use crate::config::{self, Secret};
+use crate::files::Live;
+use crate::tls;
+use crate::upstream::{Http, Security};
+
+/// How clients are served with TLS.
+pub(super) fn server(
+    files: &config::ServerTls,
+    clock: &Arc<dyn Clock>,
+) -> Result<Live<ServerConfig>, String> {
+    let mut paths = vec![files.cert.clone(), files.key.clone()];
+    paths.extend(files.client_ca.clone());
+    Live::new("server.tls".into(), paths, clock.clone(), |contents| {
+        let [cert, key, client_ca @ ..] = contents else {
+            return Err("cert and key are needed".into());
+        };
+        let client_ca = client_ca.first().map(Vec::as_slice);
+        tls::server(cert, key, client_ca).map_err(|e| format!("{}: {}", e.key, e.message))
+    })
+}
+
+/// A secret as text.
+pub(super) fn text(
+    name: String,
+    secret: &Secret,
+    clock: &Arc<dyn Clock>,
+) -> Result<Live<String>, String> {
+    let secret = secret.clone();
+    Live::new(name, files(&[&secret]), clock.clone(), move |contents| {
+        secret.reread(&mut contents.iter())
+    })
+}
+
+/// A secret as the value of a header.
+pub(super) fn header(
+    name: String,
+    secret: &Secret,
+    clock: &Arc<dyn Clock>,
+) -> Result<Live<HeaderValue>, String> {
+    let secret = secret.clone();
+    Live::new(name, files(&[&secret]), clock.clone(), move |contents| {
+        value(&secret.reread(&mut contents.iter())?)
+    })
+}
+
+/// The headers that `settings` has for each request.
+pub(super) fn headers(
+    settings: &config::Upstream,
+    clock: &Arc<dyn Clock>,
+) -> Result<Live<HeaderMap>, String> {
+    let headers = settings.headers.clone();
+    let secrets: Vec<&Secret> = headers.iter().map(|(_, secret)| secret).collect();
+    let paths = files(&secrets);
+    let name = format!("upstream {} headers", settings.name);
+    Live::new(name, paths, clock.clone(), move |contents| {
+        let mut contents = contents.iter();
+        let one = |(name, secret): &(_, Secret)| {
+            Ok((
+                http::HeaderName::clone(name),
+                value(&secret.reread(&mut contents)?)?,
+            ))
+        };
+        headers.iter().map(one).collect()
+    })
+}
+
+/// HTTP to the upstream that `settings` describes.
+pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Result<Http, String> {
+    let (tls, proxy) = (settings.tls.clone(), settings.proxy.clone());
+    let mut paths: Vec<PathBuf> = tls.ca.iter().cloned().collect();
+    if let Some((cert, key)) = &tls.identity {
+        paths.extend([cert.clone(), key.clone()]);
+    }
+    let secrets: Vec<&Secret> = proxy.http.iter().chain(&proxy.https).collect();
+    paths.extend(files(&secrets));
+    let upstream = settings.name.clone();
+    let name = format!("upstream {upstream} tls and proxy");
+    let make = move |contents: &[Vec<u8>]| {
+        let mut contents = contents.iter();
+        let mut next = |wanted: bool| wanted.then(|| contents.next().map(Vec::as_slice)).flatten();
+        let ca = next(tls.ca.is_some());
+        let cert = next(tls.identity.is_some());
+        let identity = cert.zip(next(tls.identity.is_some()));
+        let described = |e: tls::PemError| format!("{}: {}", e.key, e.message);
+        ca.map_or(Ok(()), tls::check_ca).map_err(described)?;
+        identity
+            .map_or(Ok(()), |(cert, key)| tls::check_client(cert, key))
+            .map_err(described)?;
+        if tls.insecure {
+            warn!(
+                upstream,
+                "INSECURE: whoever answers is believed to be this upstream and is sent its headers (tls.insecure); trust its authority with tls.ca instead"
+            );
+        }
+        let mut builder = Http::builder();
+        let except = reqwest::NoProxy::from_string(&proxy.except);
+        // What goes wrong with a proxy's URL is not repeated: it may hold a password.
+        let wrong = |_| "proxy: not the URL of a proxy".to_owned();
+        if let Some(secret) = &proxy.http {
+            let url = secret.reread(&mut contents)?;
+            let proxy = reqwest::Proxy::http(url).map_err(wrong)?;
+            builder = builder.proxy(proxy.no_proxy(except.clone()));
+        }
+        if let Some(secret) = &proxy.https {
+            let url = secret.reread(&mut contents)?;
+            let proxy = reqwest::Proxy::https(url).map_err(wrong)?;
+            builder = builder.proxy(proxy.no_proxy(except));
+        }
+        let security = Security {
+            ca,
+            identity,
+            insecure: tls.insecure,
+        };
+        Http::client(builder, &security)
+    };
+    Ok(Http::new(Live::new(name, paths, clock.clone(), make)?))
+}
+
+fn value(text: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(text)
+        .map_err(|_| "holds characters that a header cannot carry".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The files that hold `secrets`, in their order.
+fn files(secrets: &[&Secret]) -> Vec<PathBuf> {
+    let file = |secret: &&Secret| secret.file().map(PathBuf::from);
+    secrets.iter().filter_map(file).collect()
+}

@@ -1,0 +1,186 @@
+//! Secrets, certificates, and the proxies of the environment.
+
+use std::path::PathBuf;
+
+use url::Url;
+
+use super::{Checker, ConfigError, Place};
+use crate::config::raw;
+use crate::config::values::{Secret, SecretSource};
+use crate::config::{ClientTls, Proxy, ServerTls};
+use crate::tls::{self, PemError};
+
+const SERVER_TLS: Place = Place {
+    section: "server.tls",
+    index: None,
+};
+
+/// Hosts that no proxy of the environment is asked for.
+const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
+
+impl Checker<'_> {
+    pub(super) fn secret(
+        &self,
+        place: Place,
+        key: &str,
+        source: &SecretSource,
+    ) -> Result<Secret, ConfigError> {
+        match source {
+            SecretSource::Inline(text) => Ok(Secret::new(text.clone())),
+            SecretSource::Env(name) => match self.env.get(name) {
+                Some(text) => Ok(Secret::new(text.clone())),
+                None => {
+                    let message = format!("the environment variable {name} is not set");
+                    Err(self.error(place, key, message))
+                }
+            },
+            SecretSource::File(path) => {
+                Secret::in_file(path.into()).map_err(|e| self.error(place, key, e))
+            }
+        }
+    }
+
+    pub(super) fn server_tls(
+        &self,
+        raw: &raw::ServerTls,
+    ) -> Result<Option<ServerTls>, ConfigError> {
+        let path = |text: &Option<String>| named(text.as_deref());
+        let (cert, key, client_ca) = (path(&raw.cert), path(&raw.key), path(&raw.client_ca));
+        let (cert, key) = match (cert, key) {
+            (Some(cert), Some(key)) => (cert, key),
+            (None, None) if client_ca.is_none() => return Ok(None),
+            (None, _) => return Err(self.error(SERVER_TLS, "cert", "is needed for TLS")),
+            (_, None) => return Err(self.error(SERVER_TLS, "key", "is needed with cert")),
+        };
+        let read = |name, path: &PathBuf| {
+            std::fs::read(path).map_err(|e| self.unreadable(SERVER_TLS, name, path, &e))
+        };
+        let contents = (read("cert", &cert)?, read("key", &key)?);
+        let ca = client_ca.as_ref().map(|path| read("client_ca", path));
+        let ca = ca.transpose()?;
+        let checked = tls::server(&contents.0, &contents.1, ca.as_deref());
+        checked.map_err(|e| {
+            let path = match (e.key, &client_ca) {
+                ("cert", _) => &cert,
+                ("client_ca", Some(ca)) => ca,
+                _ => &key,
+            };
+            let message = format!("the file {path:?} {}", e.message);
+            self.error(SERVER_TLS, e.key, message)
+        })?;
+        Ok(Some(ServerTls {
+            cert,
+            key,
+            client_ca,
+        }))
+    }
+
+    pub(super) fn client_tls(
+        &self,
+        place: Place,
+        raw: &raw::ClientTls,
+    ) -> Result<ClientTls, ConfigError> {
+        let path = |text: &Option<String>| named(text.as_deref());
+        let ca = path(&raw.ca);
+        let identity = match (path(&raw.cert), path(&raw.key)) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(self.error(place, "tls", "cert and key need each other")),
+        };
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|e| self.unreadable(place, "tls", path, &e))
+        };
+        let wrong = |path: &PathBuf, e: PemError| {
+            let message = format!("{}: the file {path:?} {}", e.key, e.message);
+            self.error(place, "tls", message)
+        };
+        if let Some(path) = &ca {
+            tls::check_ca(&read(path)?).map_err(|e| wrong(path, e))?;
+        }
+        if let Some((cert, key)) = &identity {
+            tls::check_client(&read(cert)?, &read(key)?)
+                .map_err(|e| wrong(if e.key == "cert" { cert } else { key }, e))?;
+        }
+        Ok(ClientTls {
+            ca,
+            identity,
+            insecure: raw.insecure,
+        })
+    }
+
+    fn unreadable(
+        &self,
+        place: Place,
+        key: &str,
+        path: &std::path::Path,
+        error: &std::io::Error,
+    ) -> ConfigError {
+        let message = format!("the file {path:?} cannot be read: {error}");
+        self.error(place, key, message)
+    }
+
+    /// The proxy that the file says, or that the environment does.
+    pub(super) fn proxy(
+        &self,
+        place: Place,
+        raw: Option<&SecretSource>,
+    ) -> Result<Proxy, ConfigError> {
+        if let Some(source) = raw {
+            let secret = self.secret(place, "proxy", source)?;
+            if secret.reveal() == "none" {
+                return Ok(Proxy::default());
+            }
+            check_proxy(&secret).map_err(|e| self.error(place, "proxy", e))?;
+            return Ok(Proxy {
+                http: Some(secret.clone()),
+                https: Some(secret),
+                except: String::new(),
+            });
+        }
+        let of = |name: &str| {
+            let found = [name.to_owned(), name.to_ascii_lowercase()];
+            let mut found = found.iter().filter_map(|n| self.env.get(n));
+            found.find(|text| !text.is_empty())
+        };
+        let proxy = |name: &str| {
+            let secret = of(name).map(Secret::new);
+            let checked = secret.as_ref().map_or(Ok(()), check_proxy);
+            checked.map(|()| secret).map_err(|message| ConfigError {
+                source: format!("environment variable {name}"),
+                position: None,
+                key: String::new(),
+                message,
+            })
+        };
+        let (http, https) = (proxy("HTTP_PROXY")?, proxy("HTTPS_PROXY")?);
+        if http.is_none() && https.is_none() {
+            return Ok(Proxy::default());
+        }
+        let except = of("NO_PROXY").map_or("", String::as_str);
+        Ok(Proxy {
+            http,
+            https,
+            except: format!("{LOOPBACK},{except}"),
+        })
+    }
+}
+
+/// A path, unless it is empty.
+fn named(text: Option<&str>) -> Option<PathBuf> {
+    text.filter(|t| !t.is_empty()).map(PathBuf::from)
+}
+
+/// The error does not repeat the URL, which may hold a password.
+fn check_proxy(secret: &Secret) -> Result<(), String> {
+    let text = secret.reveal();
+    let whole = match text.contains("://") {
+        true => text.to_owned(),
+        false => format!("http://{text}"),
+    };
+    let url = Url::parse(&whole).ok();
+    let good = url.is_some_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
+    good.then_some(()).ok_or_else(|| {
+        "is not the URL of a proxy; write it as \"http://proxy:3128\", or \"none\" in the file"
+            .into()
+    })
+}

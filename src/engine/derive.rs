@@ -1,0 +1,100 @@
+//! Makes buckets of raw points, those of long ranges in several threads.
+
+use std::thread::available_parallelism;
+
+use futures_util::future::try_join_all;
+
+use super::cache::Chunks;
+use crate::aggregate::{aggregate, split};
+use crate::model::{Error, Kind, Points, Statistic, Step, TimeRange};
+
+/// With more raw points than these, about a millisecond's work, buckets are made off the threads
+/// that serve connections. In tests they often are.
+const BLOCKING: usize = if cfg!(test) { 300 } else { 100_000 };
+
+/// Most threads that one query takes.
+const MOST_PARTS: usize = 4;
+
+/// The buckets of `size` in `range`, which lies on their grid, of the raw points in `chunks`,
+/// which hold all of it.
+pub(super) async fn buckets(
+    chunks: &Chunks,
+    statistic: Statistic,
+    size: Step,
+    range: &TimeRange,
+) -> Result<Points, Error> {
+    let raw: usize = chunks.iter().map(|(_, chunk)| chunk.len()).sum();
+    if raw <= BLOCKING {
+        return Ok(part(chunks, statistic, size, range));
+    }
+    let threads = available_parallelism().map_or(1, |n| n.get().min(MOST_PARTS));
+    let parts = split(range, size, threads as u32);
+    let parts = parts.into_iter().map(|range| {
+        let chunks = chunks.clone();
+        tokio::task::spawn_blocking(move || part(&chunks, statistic, size, &range))
+    });
+    let parts = try_join_all(parts).await.map_err(|e| {
+        let message = format!("points could not be aggregated: {e}");
+        Error::new(Kind::Internal, message)
+    })?;
+    let mut buckets = Points::with_capacity(parts.iter().map(Points::len).sum());
+    for part in &parts {
+        buckets.extend(part, 0..part.len());
+    }
+    Ok(buckets)
+}
+
+/// What [`buckets`] makes, in this thread.
+fn part(chunks: &Chunks, statistic: Statistic, size: Step, range: &TimeRange) -> Points {
+    let mut points = Points::new();
+    for (_, chunk) in chunks.iter() {
+        let mut known = chunk.coverage().iter();
+        // What belongs to another part only is not unpacked.
+        if known.any(|s| s.range.intersection(range).is_some()) {
+            let all = chunk.points();
+            points.extend(&all, all.within(range));
+        }
+    }
+    aggregate(&points, statistic, size, range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::chunk::Piece;
+    use super::*;
+    use crate::adapters::Data;
+
+    /// Chunks of raw points, packed ones and one that is not, with gaps.
+    fn chunks(n: i64) -> Chunks {
+        let lane = crate::engine::tests::lane();
+        let cell = lane.cell().millis();
+        let range = TimeRange::new(0, n * cell).unwrap();
+        let point = |i: i64| (i * cell, (i * 7919 % 1000) as f64 / 7.0);
+        let kept = (0..n).filter(|i| i % 97 != 0).map(point);
+        let piece = Piece::fetched(
+            Data::Points(Points::from_unsorted(kept.collect())),
+            range,
+            std::time::Duration::ZERO,
+            range.end() - 50 * cell,
+            Step::MILLI,
+        );
+        Chunks::beside(&lane, &piece)
+    }
+
+    #[tokio::test]
+    async fn many_points_make_the_buckets_that_they_make_at_once() {
+        let chunks = chunks(5 * BLOCKING as i64);
+        for statistic in Statistic::ALL {
+            for (size, start, end) in [(7_000, 0, 1_000_000), (333_000, 333_000, 999_000)] {
+                let size = Step::new(size).unwrap();
+                let range = TimeRange::clamped(start, end).aligned(size);
+                let whole = part(&chunks, statistic, size, &range);
+                assert!(!whole.is_empty());
+                let buckets = buckets(&chunks, statistic, size, &range).await.unwrap();
+                assert_eq!(buckets.times(), whole.times());
+                let bits = |p: &Points| p.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&buckets), bits(&whole));
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! What is made out of files, such as certificates and secrets, and made again when they change.
+//!
+//! There is no watcher: whoever needs the value looks at most every [`CHECK_EVERY`] whether the
+//! files still say the same. So it works wherever files can be read, on mounted secrets too.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tracing::{error, info};
+
+use crate::clock::Clock;
+use crate::telemetry::metrics;
+
+/// How long files are taken to say what they said.
+pub const CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// The contents of the files, in the order of their paths.
+type Contents = Vec<Vec<u8>>;
+type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync>;
+
+/// A value that follows its files. A change that is no good is logged, shows in
+/// `heliostat_file_errors`, and leaves the value as it was.
+pub struct Live<T> {
+    current: RwLock<Arc<T>>,
+    source: Option<Source<T>>,
+}
+
+/// Where a value comes from.
+struct Source<T> {
+    /// What it is for, in logs and metrics, such as `server.tls`.
+    name: String,
+    paths: Vec<PathBuf>,
+    make: Make<T>,
+    clock: Arc<dyn Clock>,
+    /// When the files were looked at, in milliseconds of monotonic time.
+    checked: AtomicU64,
+    /// What they said then, or why they could not be read.
+    seen: Mutex<Result<Contents, String>>,
+}
+
+impl<T> fmt::Debug for Live<T> {
+    /// The value may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Live(…)")
+    }
+}
+
+impl<T> Live<T> {
+    /// A value without files.
+    pub fn fixed(value: T) -> Self {
+        Self {
+            current: RwLock::new(Arc::new(value)),
+            source: None,
+        }
+    }
+
+    /// What `make` makes of the files at `paths`, now and whenever they change; `name` is for logs
+    /// and metrics. The error says what is wrong now.
+    pub fn new(
+        name: String,
+        paths: Vec<PathBuf>,
+        clock: Arc<dyn Clock>,
+        make: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        let contents = read(&paths)?;
+        let value = make(&contents).map_err(|e| format!("{name}: {e}"))?;
+        let mut live = Self::fixed(value);
+        if !paths.is_empty() {
+            metrics::file_error(&name, false);
+            live.source = Some(Source {
+                name,
+                paths,
+                make: Box::new(make),
+                checked: AtomicU64::new(millis(clock.as_ref())),
+                clock,
+                seen: Mutex::new(Ok(contents)),
+            });
+        }
+        Ok(live)
+    }
+
+    /// The value, after a look at the files where that is due.
+    pub fn get(&self) -> Arc<T> {
+        if let Some(source) = &self.source
+            && let Some(fresh) = source.look()
+        {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            *current = Arc::new(fresh);
+        }
+        // The value is replaced whole, so it is sound even after a panic.
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.clone()
+    }
+}
+
+impl<T> Source<T> {
+    /// A new value, if a look is due and the files say something new that is good.
+    fn look(&self) -> Option<T> {
+        let now = millis(self.clock.as_ref());
+        let checked = self.checked.load(Ordering::Relaxed);
+        if now.saturating_sub(checked) < CHECK_EVERY.as_millis() as u64 {
+            return None;
+        }
+        let mine =
+            self.checked
+                .compare_exchange(checked, now, Ordering::Relaxed, Ordering::Relaxed);
+        // Somebody else looks.
+        mine.ok()?;
+        let contents = read(&self.paths);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen == contents {
+            return None;
+        }
+        let made = match &contents {
+            Ok(contents) => (self.make)(contents),
+            Err(e) => Err(e.clone()),
+        };
+        *seen = contents;
+        metrics::file_error(&self.name, made.is_err());
+        match made {
+            Ok(value) => {
+                info!("{}: its files have changed and are in use", self.name);
+                Some(value)
+            }
+            Err(e) => {
+                error!(
+                    "{}: its files have changed and are no good, what they said before stays in use: {e}",
+                    self.name
+                );
+                None
+            }
+        }
+    }
+}
+
+fn millis(clock: &dyn Clock) -> u64 {
+    u64::try_from(clock.monotonic().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn read(paths: &[PathBuf]) -> Result<Contents, String> {
+    let one = |path: &PathBuf| contents(path);
+    paths.iter().map(one).collect()
+}
+
+/// What is in the file at `path`. The error names it.
+fn contents(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> i64 {
+            0
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_millis(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    #[test]
+    fn a_value_follows_its_file_and_stays_when_the_file_is_no_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("n");
+        std::fs::write(&path, "1").unwrap();
+        let clock = Arc::new(Hand::default());
+        let number = |contents: &[Vec<u8>]| {
+            let text = std::str::from_utf8(&contents[0]).map_err(|e| e.to_string())?;
+            text.parse::<u32>().map_err(|e| e.to_string())
+        };
+        let live = Live::new("n".into(), vec![path.clone()], clock.clone(), number).unwrap();
+        let later = || clock.0.fetch_add(5000, Ordering::Relaxed);
+        std::fs::write(&path, "2").unwrap();
+        assert_eq!(*live.get(), 1, "not looked at yet");
+        later();
+        assert_eq!(*live.get(), 2);
+        std::fs::write(&path, "x").unwrap();
+        later();
+        assert_eq!(*live.get(), 2);
+        std::fs::remove_file(&path).unwrap();
+        later();
+        assert_eq!(*live.get(), 2);
+        std::fs::write(&path, "3").unwrap();
+        later();
+        assert_eq!(*live.get(), 3);
+        let missing = Live::new("n".into(), vec![folder.path().join("no")], clock, number);
+        assert!(missing.unwrap_err().contains("no\" cannot be read"));
+    }
+
+    #[test]
+    fn what_it_holds_is_not_shown() {
+        assert!(!format!("{:?}", Live::fixed("s3cret")).contains("s3cret"));
+    }
+}

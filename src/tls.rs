@@ -1,0 +1,112 @@
+//! TLS: certificates and keys out of PEM files, with rustls and ring.
+
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+
+/// The protocols that are offered to clients, the preferred one first.
+const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// What is wrong with PEM text: the key of the configuration that names its file, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PemError {
+    /// `cert`, `key`, `ca` or `client_ca`.
+    pub key: &'static str,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+fn wrong(key: &'static str, message: impl Into<String>) -> PemError {
+    let message = message.into();
+    PemError { key, message }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// TLS 1.3 and 1.2; older ones are broken.
+const VERSIONS: &[&SupportedProtocolVersion] = rustls::ALL_VERSIONS;
+
+/// How a server proves itself with the chain in `cert` and the key in `key`. With `client_ca`
+/// each client must prove itself too, with a certificate that one of those has signed.
+pub fn server(cert: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<ServerConfig, PemError> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)
+        .map_err(|e| wrong("cert", e.to_string()))?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let roots = Arc::new(roots("client_ca", pem)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+            let verifier = verifier.map_err(|e| wrong("client_ca", e.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let (chain, key) = identity(cert, key)?;
+    let mut config = builder
+        .with_single_cert(chain, key)
+        .map_err(|e| mismatch(&e))?;
+    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+    Ok(config)
+}
+
+/// Checks that `cert` and `key` are a client's certificate and the key for it.
+pub fn check_client(cert: &[u8], key: &[u8]) -> Result<(), PemError> {
+    // What a server has to prove itself with is checked in the same way.
+    server(cert, key, None).map(drop)
+}
+
+/// Checks that `pem` holds certificates of authorities.
+pub fn check_ca(pem: &[u8]) -> Result<(), PemError> {
+    roots("ca", pem).map(drop)
+}
+
+fn mismatch(error: &rustls::Error) -> PemError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            wrong("key", "is not the key of the certificate in `cert`")
+        }
+        rustls::Error::InvalidCertificate(_) => wrong(
+            "cert",
+            format!("holds a certificate that cannot be used: {error}"),
+        ),
+        _ => wrong("key", format!("holds a key that cannot be used: {error}")),
+    }
+}
+
+fn identity(
+    cert: &[u8],
+    key: &[u8],
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PemError> {
+    let chain = certificates("cert", cert)?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+        // The parser's own words could hold a part of the file.
+        let expected = "holds no private key that can be read; expected PEM: -----BEGIN PRIVATE KEY-----, without a passphrase";
+        wrong("key", expected)
+    })?;
+    Ok((chain, key))
+}
+
+fn certificates(key: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let expected =
+        "holds no certificate that can be read; expected PEM: -----BEGIN CERTIFICATE-----";
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    all.ok()
+        .filter(|all| !all.is_empty())
+        .ok_or_else(|| wrong(key, expected))
+}
+
+fn roots(key: &'static str, pem: &[u8]) -> Result<RootCertStore, PemError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(key, pem)? {
+        roots
+            .add(certificate)
+            .map_err(|e| wrong(key, format!("holds a certificate that cannot be used: {e}")))?;
+    }
+    Ok(roots)
+}

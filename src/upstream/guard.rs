@@ -1,0 +1,91 @@
+//! Where clients may not lead us, by the addresses that connections are really made to.
+//!
+//! A name is checked by what it resolves to when a connection is made, and that very address is
+//! connected to. So a name that resolves to something else the second time (DNS rebinding) gains
+//! nothing.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use reqwest::dns::{Name, Resolve, Resolving};
+use tracing::warn;
+use url::Url;
+
+use crate::model::address::refused;
+use crate::model::{Error, Kind, Pattern, TargetUrl};
+
+/// Which addresses the targets of clients may have.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// Patterns of targets. An address that one of them names by itself is allowed.
+    pub named: Vec<Pattern>,
+    /// Networks that are allowed though they are not public.
+    pub networks: Vec<IpNet>,
+}
+
+impl Guard {
+    /// Checks the host of `url` where that is an address; names are checked as they are resolved.
+    pub(super) fn check(&self, url: &str) -> Result<(), Error> {
+        let unreadable = |e: String| Error::new(Kind::TargetNotAllowed, e);
+        let mut url = Url::parse(url).map_err(|e| unreadable(e.to_string()))?;
+        url.set_query(None);
+        let url = TargetUrl::parse(url.as_str()).map_err(unreadable)?;
+        match url.address().and_then(|ip| refused(ip, &self.networks)) {
+            Some(what) if !self.named.iter().any(|p| p.names(&url)) => Err(Refused(what).error()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let networks = self.networks.clone();
+        Box::pin(async move {
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let mut refusal = None;
+            let mut allowed = Vec::new();
+            for address in found {
+                match refused(address.ip(), &networks) {
+                    None => allowed.push(address),
+                    Some(what) => {
+                        let (name, ip) = (name.as_str(), address.ip());
+                        warn!(name, %ip, "a client's target has an address that is {what}; it is not connected to ([targets] networks)");
+                        refusal = Some(Refused(what));
+                    }
+                }
+            }
+            match refusal {
+                Some(refused) if allowed.is_empty() => Err(refused.into()),
+                _ => Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs),
+            }
+        })
+    }
+}
+
+/// An address that clients may not lead us to, by what it is.
+#[derive(Debug)]
+pub(super) struct Refused(&'static str);
+
+impl fmt::Display for Refused {
+    /// The address itself is left out: clients could use us to look up names of our network.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the target's address is {}, which clients may not reach: add its network to `networks` in the section [targets], name the address itself in `allow`, or configure an [[upstream]] with this target",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Refused {
+    /// The error for clients.
+    pub(super) fn error(&self) -> Error {
+        let mut error = Error::new(Kind::TargetNotAllowed, self.to_string());
+        error.field = Some("connectionDetails".to_owned());
+        error
+    }
+}

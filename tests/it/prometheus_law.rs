@@ -1,0 +1,727 @@
+//! The law of the Prometheus face: whatever was asked before, evicted or failed, an answer is byte
+//! for byte that of the Prometheus behind it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use heliostat::promql::{Analysis, classify};
+use url::form_urlencoded;
+
+use crate::promapi::{Dice, KEPT, LENGTH, MINUTE, PASSED, START, data, differ};
+use crate::prometheus::Store;
+use crate::relay::{Accident, Relay};
+use crate::remote_write::{Written, fresh, write};
+use crate::scripted::Fault;
+use crate::support::{Reply, Server, TestClock, metric};
+
+const HOUR: i64 = 60 * MINUTE;
+
+/// Steps in milliseconds: of one phase and not, whole seconds and not.
+const STEPS: [i64; 9] = [
+    1_000, 1_500, 7_000, 15_000, 15_000, 30_000, 60_000, 61_500, 300_001,
+];
+
+/// Most steps of a window.
+const MOST: i64 = 900;
+
+/// What is asked for besides what the pure parts are tested with.
+const MORE: &[&str] = &[
+    "sum(c_total)",
+    "max without (code) (c_total)",
+    "count by (le) (h_bucket)",
+    "group(c_total)",
+    "count({__name__=~\"g|c_total|h_bucket\"})",
+    "sum by (host) (h_bucket)",
+    "topk(2, c_total)",
+    "sum_over_time(st[5m])",
+    "count_over_time(wild[5m])",
+    "g offset 1h",
+    "c_total offset 90m",
+    "max_over_time(g[1h:5m] offset 10m)",
+    "timestamp(g offset 1m)",
+    "histogram_count(nh)",
+    "histogram_sum(rate(nh[2m]))",
+    "sum(nh)",
+    "nh + nh",
+    "absent(g)",
+    "g == 12.5",
+    "g != bool 12.5",
+    "{host=\"a\"}",
+    "{__name__=~\".+\", code=\"500\"}",
+    "  g  # a comment\n",
+    // What may not be cached.
+    "g offset -5m",
+    "g @ 1700003600",
+    "rate(c_total[5m] @ end())",
+    "topk(scalar(count(g)), c_total)",
+    // What fails, at some times only or whenever it is asked.
+    "g * on (host) build",
+    "build * on (host) g",
+    "label_replace(g, \"host\", \"same\", \"\", \"\")",
+    "label_replace(g, \"0\", \"same\", \"\", \"\")",
+    "rate(g)",
+    "sum(g",
+    "g[5m]",
+    "\"text\"",
+    "no_such_function(g)",
+    "",
+];
+
+/// A range query's window.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    start: i64,
+    end: i64,
+    step: i64,
+}
+
+impl Window {
+    /// One of `len` at most, within what there are data for, or nearly.
+    fn any(dice: &mut Dice) -> Self {
+        let step = STEPS[pick(dice, STEPS.len())];
+        let start = START - 20 * MINUTE + dice.roll(LENGTH);
+        let end = start + (1 + dice.roll(300)) * step;
+        Self { start, end, step }.bounded(START + LENGTH + 20 * MINUTE)
+    }
+
+    /// Where somebody goes who looks at a dashboard.
+    fn moved(mut self, dice: &mut Dice, latest: i64) -> Self {
+        let length = self.end - self.start;
+        let mut by = 0;
+        match dice.roll(12) {
+            0 => {}
+            1 | 2 => by = (1 + dice.roll(40)) * self.step,
+            3 => by = -(1 + dice.roll(40)) * self.step,
+            4 => by = length,
+            5 => by = -length / 2,
+            // Of another phase.
+            6 => by = 1 + dice.roll(self.step),
+            // In.
+            7 => {
+                self.start += length / 4 / self.step * self.step;
+                self.end -= length / 4;
+            }
+            // Out.
+            8 => {
+                self.start -= (length / self.step).max(10) * self.step;
+                self.end += length;
+            }
+            9 => self.step = STEPS[pick(dice, STEPS.len())],
+            // Coarser, of the same phase.
+            10 => {
+                self.step *= 2 + dice.roll(4);
+                self.end += length;
+            }
+            // An end that no step meets.
+            _ => self.end += dice.roll(self.step),
+        }
+        self.start += by;
+        self.end += by;
+        if self.step > 1_200_000 {
+            self.step = 15_000;
+        }
+        self.bounded(latest)
+    }
+
+    fn bounded(mut self, latest: i64) -> Self {
+        self.end = self.end.min(latest);
+        self.start = self.start.max(START - HOUR).min(self.end);
+        self.end = self.end.min(self.start + MOST * self.step);
+        self
+    }
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+struct Ask {
+    /// Under `api/v1`.
+    path: String,
+    params: Vec<(&'static str, String)>,
+    post: bool,
+}
+
+impl Ask {
+    fn range(text: &str, window: Window, dice: &mut Dice) -> Self {
+        let mut params = vec![
+            ("query", text.to_owned()),
+            ("start", time(window.start, dice)),
+            ("end", time(window.end, dice)),
+            ("step", step(window.step, dice)),
+        ];
+        if dice.roll(8) == 0 {
+            params.push(("timeout", "30s".to_owned()));
+        }
+        let by = dice.roll(params.len() as i64) as usize;
+        params.rotate_left(by);
+        Self {
+            path: "query_range".to_owned(),
+            params,
+            post: dice.roll(2) == 0,
+        }
+    }
+
+    fn get(path: &str, params: &[(&'static str, &str)]) -> Self {
+        Self {
+            path: path.to_owned(),
+            params: params.iter().map(|(n, v)| (*n, (*v).to_owned())).collect(),
+            post: false,
+        }
+    }
+
+    fn request(&self, client: &reqwest::Client, base: &str) -> reqwest::RequestBuilder {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.extend_pairs(&self.params);
+        let (url, form) = (format!("{base}/api/v1/{}", self.path), form.finish());
+        if self.post {
+            let request = client.post(url).body(form);
+            return request.header("content-type", "application/x-www-form-urlencoded");
+        }
+        // Without this, the client asks for compression and undoes it.
+        let plain = ("accept-encoding", "identity");
+        client.get(format!("{url}?{form}")).header(plain.0, plain.1)
+    }
+}
+
+/// `millis` as seconds or as RFC 3339.
+fn time(millis: i64, dice: &mut Dice) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(millis as u64);
+    match dice.roll(4) {
+        0 => humantime::format_rfc3339_millis(at).to_string(),
+        1 => {
+            let at = at + Duration::from_secs(7200);
+            let text = humantime::format_rfc3339_millis(at).to_string();
+            text.replace('Z', "+02:00")
+        }
+        2 if millis % 1000 == 0 => (millis / 1000).to_string(),
+        _ => format!("{}.{:03}", millis / 1000, millis % 1000),
+    }
+}
+
+fn step(millis: i64, dice: &mut Dice) -> String {
+    match dice.roll(3) {
+        0 => format!("{millis}ms"),
+        1 if millis % MINUTE == 0 => format!("{}m", millis / MINUTE),
+        1 if millis % 1000 == 0 => format!("{}s", millis / 1000),
+        _ => format!("{}.{:03}", millis / 1000, millis % 1000),
+    }
+}
+
+/// Heliostat before a Prometheus, and the Prometheus itself.
+struct Rig {
+    store: Store,
+    relay: Relay,
+    server: Server,
+    clock: Arc<TestClock>,
+    name: &'static str,
+    /// Answers by what their `Cache-Status` says.
+    kinds: BTreeMap<String, usize>,
+    wrong: String,
+}
+
+impl Rig {
+    async fn new(name: &'static str, now: i64, memory: &str, more: &str) -> Option<Self> {
+        let store = fresh().await?;
+        let clock = TestClock::at(now);
+        let relay = Relay::to(&store.url, clock.clone()).await;
+        let config = format!(
+            "[cache]\nmemory = \"{memory}\"\n[[upstream]]\nname = \"{name}\"\n\
+             kind = \"prometheus\"\nurls = [\"{}\"]\ndefault = true\n\
+             rate_limit = {{ per_second = 1000000, burst = 1000000 }}\n\
+             breaker = {{ failures = 1000000 }}\n{more}\n",
+            relay.upstream.url
+        );
+        let server = Server::start_at(&config, clock.clone()).await;
+        Some(Self {
+            store,
+            relay,
+            server,
+            clock,
+            name,
+            kinds: BTreeMap::new(),
+            wrong: String::new(),
+        })
+    }
+
+    async fn write(&self, all: &[Written], from: i64, to: i64) {
+        let mut at = from;
+        while at < to {
+            let next = (at + 10 * MINUTE).min(to);
+            write(&self.store, all, at, next).await;
+            at = next;
+        }
+    }
+
+    async fn direct(&self, ask: &Ask) -> Reply {
+        let request = ask.request(self.server.client(), &self.store.url);
+        self.server.reply(request).await
+    }
+
+    /// What Heliostat answers, by the way of the default upstream or of the name.
+    async fn face(&self, ask: &Ask) -> Reply {
+        let base = if ask.params.len().is_multiple_of(2) {
+            self.server.url.clone()
+        } else {
+            format!("{}/prometheus/{}", self.server.url, self.name)
+        };
+        let request = ask.request(self.server.client(), &base);
+        self.server.reply(request).await
+    }
+
+    /// Asks both, and notes where they part. `excused` is whether it may fail instead.
+    async fn compare(&mut self, ask: &Ask, excused: bool) {
+        let reply = self.face(ask).await;
+        if excused && reply.status >= 500 {
+            let told = reply.json();
+            assert_eq!(told["status"], "error", "{ask:?}: {}", reply.text);
+            assert!(told["errorType"].is_string(), "{ask:?}: {}", reply.text);
+            *self.kinds.entry("failed".to_owned()).or_default() += 1;
+            return;
+        }
+        let direct = self.direct(ask).await;
+        let status = reply.header("cache-status");
+        if ask.path == "query_range" && reply.status == 200 {
+            let kind = status.split(';').nth(1).unwrap_or("none").trim();
+            *self.kinds.entry(kind.to_owned()).or_default() += 1;
+            let query = &ask.params.iter().find(|p| p.0 == "query").unwrap().1;
+            let reason = match classify(query) {
+                _ if ask.params.iter().any(|p| p.0 == "limit") => Some("limit"),
+                Analysis::PassThrough(reason) => Some(reason.as_str()),
+                Analysis::PerInstant { .. } => None,
+            };
+            if let Some(reason) = reason {
+                let due = format!("heliostat; fwd=bypass; detail=\"{reason}\"");
+                assert_eq!(status, due, "{ask:?}");
+            } else {
+                assert!(!kind.contains("bypass"), "{ask:?}: {status}");
+            }
+        }
+        let said = |reply: &Reply| match ask.path.as_str() {
+            "query" => unordered(&reply.text),
+            _ => reply.text.clone(),
+        };
+        if reply.status == direct.status && said(&reply) == said(&direct) {
+            return;
+        }
+        let again = self.direct(ask).await;
+        let fickle = if said(&again) == said(&direct) {
+            ""
+        } else {
+            " (it differs from itself)"
+        };
+        let parted = differ(&said(&reply), &said(&direct)).unwrap_or_default();
+        let parted = parted.replace("pieces", "face  ");
+        writeln!(
+            self.wrong,
+            "{} where the origin says {}{fickle}; {status}; {ask:?}{parted}",
+            reply.status, direct.status
+        )
+        .unwrap();
+    }
+
+    /// How often answers were of this kind.
+    fn kind(&self, kind: &str) -> usize {
+        self.kinds.get(kind).copied().unwrap_or(0)
+    }
+}
+
+/// The answer to an instant query, whose elements Prometheus gives in no order of its own.
+fn unordered(text: &str) -> String {
+    let (Some(start), true) = (text.find("\"result\":[{"), text.ends_with("}]}}")) else {
+        return text.to_owned();
+    };
+    let start = start + "\"result\":[{".len();
+    let mut elements: Vec<&str> = text[start..text.len() - 4].split("},{\"metric").collect();
+    elements[0] = elements[0].trim_start_matches("\"metric");
+    elements.sort_unstable();
+    format!("{}{}", &text[..start], elements.join("\n"))
+}
+
+/// One of so many places.
+fn pick(dice: &mut Dice, length: usize) -> usize {
+    dice.roll(length as i64) as usize
+}
+
+/// What may befall the upstream's next answers.
+fn accidents(dice: &mut Dice) -> Vec<Option<Accident>> {
+    let one = |dice: &mut Dice| match dice.roll(9) {
+        0 => Some(Accident::Fault(Fault::Close)),
+        1 => Some(Accident::Fault(Fault::Cut)),
+        2 => Some(Accident::Fault(Fault::Reset)),
+        3 => Some(Accident::Fault(Fault::Noise)),
+        4 => Some(Accident::Status(503)),
+        5 => Some(Accident::Status(500)),
+        6 => Some(Accident::Late(20)),
+        _ => None,
+    };
+    let many = 1 + dice.roll(4);
+    (0..many).map(|_| one(dice)).collect()
+}
+
+/// Requests other than range queries.
+fn others() -> Vec<Ask> {
+    let mut all = Vec::new();
+    for text in [
+        "g",
+        "c_total",
+        "sum(c_total)",
+        "nh",
+        "time()",
+        "\"text\"",
+        "g[2m]",
+        "none",
+        "g @ end()",
+        "rate(g)",
+    ] {
+        for at in ["1700003600", "1700003600.5", "2023-11-14T23:13:20Z"] {
+            all.push(Ask::get("query", &[("query", text), ("time", at)]));
+        }
+    }
+    let (start, end) = ("1700000000", "1700010800");
+    for (path, params) in [
+        ("labels", vec![]),
+        ("labels", vec![("start", start), ("end", end)]),
+        ("labels", vec![("match[]", "g"), ("match[]", "nh")]),
+        ("label/host/values", vec![]),
+        ("label/__name__/values", vec![("match[]", "{host=\"a\"}")]),
+        ("label/0/values", vec![]),
+        ("series", vec![]),
+        (
+            "series",
+            vec![("match[]", "g"), ("start", start), ("end", end)],
+        ),
+        (
+            "series",
+            vec![("match[]", "g"), ("match[]", "c_total{code=\"500\"}")],
+        ),
+        ("series", vec![("match[]", "{")]),
+        ("metadata", vec![]),
+        ("metadata", vec![("limit", "x")]),
+        ("format_query", vec![("query", "sum(g)by(host)")]),
+        ("format_query", vec![("query", "sum(")]),
+        ("parse_query", vec![("query", "sum(g)")]),
+        (
+            "query_exemplars",
+            vec![("query", "g"), ("start", start), ("end", end)],
+        ),
+        ("status/buildinfo", vec![]),
+        ("rules", vec![]),
+        ("alerts", vec![]),
+        ("no_such_thing", vec![]),
+        (
+            "query_range",
+            vec![
+                ("query", "g"),
+                ("start", end),
+                ("end", start),
+                ("step", "15"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "g"),
+                ("start", start),
+                ("end", end),
+                ("step", "0"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "g"),
+                ("start", start),
+                ("end", end),
+                ("step", "0.5"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![("query", "g"), ("start", "x"), ("end", end), ("step", "15")],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "rate(g)"),
+                ("start", start),
+                ("end", end),
+                ("step", "15"),
+                ("timeout", "x"),
+            ],
+        ),
+        ("query_range", vec![]),
+        ("query", vec![]),
+        // About 1970.
+        (
+            "query_range",
+            vec![
+                ("query", "time()"),
+                ("start", "-100"),
+                ("end", "100"),
+                ("step", "7"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "time()"),
+                ("start", "-1.5"),
+                ("end", "1"),
+                ("step", "1"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "vector(1)"),
+                ("start", "1000"),
+                ("end", "1000000000"),
+                ("step", "365d"),
+            ],
+        ),
+        // The first of several counts.
+        (
+            "query_range",
+            vec![
+                ("query", "g"),
+                ("query", "nh"),
+                ("start", "1700003600"),
+                ("start", "1700000000"),
+                ("end", end),
+                ("step", "60"),
+                ("step", "15"),
+            ],
+        ),
+        (
+            "query",
+            vec![
+                ("query", "nh"),
+                ("query", "g"),
+                ("time", "1700003600"),
+                ("time", "1700000300"),
+            ],
+        ),
+        (
+            "query",
+            vec![
+                ("query", "g"),
+                ("time", "1700000300"),
+                ("time", "1700003600"),
+            ],
+        ),
+        (
+            "labels",
+            vec![
+                ("match[]", "nh"),
+                ("match[]", "g"),
+                ("start", end),
+                ("start", start),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "g"),
+                ("start", start),
+                ("end", end),
+                ("step", "60"),
+                ("unknown", "1"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "g"),
+                ("start", start),
+                ("end", end),
+                ("step", "60"),
+                ("lookback_delta", "1m"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "g"),
+                ("start", start),
+                ("end", end),
+                ("step", "60"),
+                ("limit", "1"),
+            ],
+        ),
+        // As many steps as there may be.
+        (
+            "query_range",
+            vec![
+                ("query", "c_total"),
+                ("start", start),
+                ("end", end),
+                ("step", "1"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "c_total"),
+                ("start", "1700000000"),
+                ("end", "1700011000"),
+                ("step", "1"),
+            ],
+        ),
+        (
+            "query_range",
+            vec![
+                ("query", "c_total"),
+                ("start", "1700000000"),
+                ("end", "1700011001"),
+                ("step", "1"),
+            ],
+        ),
+    ] {
+        all.push(Ask::get(path, &params));
+    }
+    // None of these is read where it is in the URL of a GET alone.
+    let posts: Vec<Ask> = all
+        .iter()
+        .filter(|a| {
+            [
+                "query",
+                "labels",
+                "series",
+                "format_query",
+                "query_exemplars",
+            ]
+            .contains(&a.path.as_str())
+        })
+        .map(|a| Ask {
+            post: true,
+            ..a.clone()
+        })
+        .collect();
+    all.extend(posts);
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_settled_is_answered_as_the_origin_does() {
+    const ROUNDS: i64 = 900;
+    let now = START + LENGTH + HOUR;
+    let Some(mut rig) = Rig::new("law-settled", now, "1MiB", "retries = 1").await else {
+        return;
+    };
+    rig.write(&data(), START - MINUTE, START + LENGTH).await;
+    let texts = [KEPT, PASSED, MORE].concat();
+    let others = others();
+    let (mut dice, mut asked) = (Dice(11), std::collections::BTreeSet::new());
+    let mut windows: Vec<_> = texts.iter().map(|_| Window::any(&mut dice)).collect();
+    let latest = START + LENGTH + 20 * MINUTE;
+    // Each expression at least once, then as it comes; those that were asked for last more often.
+    let mut recent = 0;
+    for round in 0..ROUNDS {
+        let at = match dice.roll(3) {
+            _ if (round as usize) < texts.len() => round as usize,
+            0 => recent,
+            _ => pick(&mut dice, texts.len()),
+        };
+        recent = at;
+        windows[at] = windows[at].moved(&mut dice, latest);
+        asked.insert(format!("{at} {:?}", windows[at]));
+        let ask = Ask::range(texts[at], windows[at], &mut dice);
+        if dice.roll(6) == 0 {
+            rig.relay.plan(accidents(&mut dice));
+            rig.compare(&ask, true).await;
+            rig.relay.plan([]);
+        }
+        rig.compare(&ask, false).await;
+        if dice.roll(3) == 0 {
+            let other = &others[pick(&mut dice, others.len())];
+            rig.compare(other, false).await;
+        }
+        rig.clock.pass(dice.roll(3_000) as u64);
+    }
+    for other in &others {
+        rig.compare(other, false).await;
+    }
+    println!(
+        "{} expressions in windows, answers: {:?}",
+        asked.len(),
+        rig.kinds
+    );
+    assert!(rig.wrong.is_empty(), "{}", rig.wrong);
+    assert!(asked.len() >= 600, "{}", asked.len());
+    // What was never in play would prove nothing.
+    let evictions = metric(
+        &rig.server.get("/metrics").await.text,
+        "heliostat_cache_evictions_total",
+    );
+    assert!(evictions > 20.0, "{evictions} evictions");
+    for (kind, least) in [
+        ("hit", 60),
+        ("fwd=miss", 100),
+        ("fwd=partial", 60),
+        ("fwd=bypass", 20),
+        ("failed", 10),
+    ] {
+        assert!(rig.kind(kind) >= least, "{kind}: {:?}", rig.kinds);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_still_being_written_is_answered_as_the_origin_does() {
+    const TICKS: i64 = 120;
+    let now = START + HOUR;
+    let Some(mut rig) = Rig::new("law-live", now, "64MiB", "refresh = \"0s\"").await else {
+        return;
+    };
+    let all = data();
+    let (mut now, mut written) = (now, now - 30_000);
+    rig.write(&all, START - MINUTE, written).await;
+    // Negative offsets and the like read what is not there yet.
+    let more: Vec<&str> = MORE.iter().copied().filter(|t| !t.is_empty()).collect();
+    let texts = [KEPT, PASSED, &more].concat();
+    let mut dice = Dice(23);
+    let window = |dice: &mut Dice| {
+        let step = [15_000, 15_000, 60_000, 7_000, 1_500][dice.roll(5) as usize];
+        let length = (20 + dice.roll(200)) * step;
+        // Of all who look, some look at the same.
+        let start = (START + HOUR - length) / step * step + dice.roll(3) * 500;
+        (start, length, step)
+    };
+    let windows: Vec<_> = texts.iter().map(|_| window(&mut dice)).collect();
+    for tick in 0..TICKS {
+        // Samples come up to a minute late.
+        let passed = 1_000 * (1 + dice.roll(30));
+        now += passed;
+        rig.clock.pass(passed as u64);
+        let to = (now - dice.roll(60_000)).max(written);
+        rig.write(&all, written, to).await;
+        written = to;
+        for n in 0..6 {
+            let at = ((tick * 3 + n) % texts.len() as i64) as usize;
+            let (start, length, step) = windows[at];
+            // As Grafana does it: both ends on the grid; and further, into what is to come.
+            let slid = (now - start - length) / step * step;
+            let ahead = [0, 0, 0, step, 6 * MINUTE][dice.roll(5) as usize];
+            let window = Window {
+                start: start + slid,
+                end: start + slid + length + ahead,
+                step,
+            };
+            let ask = Ask::range(texts[at], window, &mut dice);
+            rig.compare(&ask, false).await;
+            let at = [window.start, now, window.end, now - 2 * MINUTE][dice.roll(4) as usize];
+            let (text, at) = (texts[pick(&mut dice, texts.len())], time(at, &mut dice));
+            let instant = Ask::get("query", &[("query", text), ("time", &at)]);
+            rig.compare(&instant, false).await;
+        }
+    }
+    println!("answers: {:?}", rig.kinds);
+    assert!(rig.wrong.is_empty(), "{}", rig.wrong);
+    for (kind, least) in [("fwd=partial", 200), ("fwd=miss", 60), ("fwd=bypass", 20)] {
+        assert!(
+            rig.kind(kind) >= least || rig.kind("fwd=stale") >= least,
+            "{kind}: {:?}",
+            rig.kinds
+        );
+    }
+}

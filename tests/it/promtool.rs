@@ -1,0 +1,100 @@
+//! A client of the Prometheus API that others wrote, asked to ask Heliostat.
+
+use std::process::Command;
+
+use crate::promapi::{LENGTH, MINUTE, START, data};
+use crate::prometheus::installed;
+use crate::relay::Relay;
+use crate::remote_write::{fresh, write};
+use crate::support::{Server, TestClock};
+
+/// What `promtool query` says on both outputs, and whether it thinks that it went well.
+async fn promtool(arguments: Vec<String>) -> (bool, String) {
+    let run = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new("promtool");
+        command.arg("query").args(arguments).output().unwrap()
+    });
+    let done = run.await.unwrap();
+    let said = [done.stdout, done.stderr].concat();
+    (done.status.success(), String::from_utf8(said).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promtool_gets_the_same_from_both() {
+    if !installed("promtool") {
+        return;
+    }
+    let Some(store) = fresh().await else { return };
+    let all = data();
+    for n in 0..=LENGTH / MINUTE / 10 {
+        let from = START + n * 10 * MINUTE;
+        write(&store, &all, from, from + 10 * MINUTE).await;
+    }
+    let clock = TestClock::at(START + LENGTH + 60 * MINUTE);
+    let relay = Relay::to(&store.url, clock.clone()).await;
+    let config = format!(
+        "[[upstream]]\nname = \"promtool\"\nkind = \"prometheus\"\nurls = [\"{}\"]\ndefault = true\n",
+        relay.upstream.url
+    );
+    let server = Server::start_at(&config, clock).await;
+    let (start, end) = ("--start=1700000000", "--end=2023-11-15T00:13:20Z");
+    let questions: &[&[&str]] = &[
+        &["range", start, end, "--step=15s", "URL", "g"],
+        &["range", start, end, "--step=15s", "URL", "g"],
+        &[
+            "range",
+            start,
+            end,
+            "--step=1m",
+            "URL",
+            "sum by (host) (rate(c_total[5m]))",
+        ],
+        &["range", "-o", "json", start, end, "--step=7s", "URL", "odd"],
+        &[
+            "range",
+            "-o",
+            "json",
+            start,
+            end,
+            "--step=15s",
+            "URL",
+            "wild",
+        ],
+        &["range", "-o", "json", start, end, "--step=90s", "URL", "nh"],
+        &["range", start, end, "--step=15s", "URL", "g @ end()"],
+        &["range", start, end, "--step=15s", "URL", "rate(g)"],
+        &["range", start, end, "--step=1ms", "URL", "g"],
+        &["instant", "--time=1700003600", "URL", "g"],
+        &["instant", "--time=1700003600.5", "URL", "sum(c_total)"],
+        &["instant", "-o", "json", "--time=1700003600", "URL", "g[2m]"],
+        &["instant", "--time=1700003600", "URL", "time()"],
+        &["instant", "--time=1700003600", "URL", "sum("],
+        &["labels", start, end, "URL", "host"],
+        &["labels", start, end, "URL", "__name__"],
+        &["labels", start, end, "--match=g", "URL", "host"],
+        &[
+            "series",
+            "--match=c_total{code=\"500\"}",
+            "--match=g",
+            start,
+            end,
+            "URL",
+        ],
+        &["series", "--match={", start, end, "URL"],
+    ];
+    for question in questions {
+        let ask = async |url: &str| {
+            let arguments = question.iter().map(|a| a.replace("URL", url)).collect();
+            let (good, said) = promtool(arguments).await;
+            // Where it fails, it names the address.
+            (good, said.replace(url, "URL"))
+        };
+        let direct = ask(&store.url).await;
+        for base in ["", "/prometheus/promtool"] {
+            let face = ask(&format!("{}{base}", server.url)).await;
+            assert_eq!(face, direct, "{question:?} {base}");
+        }
+    }
+    let asked = relay.upstream.seen().len();
+    assert!(asked >= 10, "{asked} requests went on");
+}

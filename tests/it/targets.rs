@@ -1,0 +1,166 @@
+//! Where clients may lead us: addresses are checked when they are connected to, and nothing that
+//! connection details say gets into a request but the address.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::scripted::{Answer, Scripted};
+use crate::support::{Reply, Server, TestClock};
+
+const NOW: i64 = 1_790_000_000_000;
+
+async fn heliostat(targets: &str) -> Server {
+    Server::start_at(&format!("[targets]\n{targets}"), TestClock::at(NOW)).await
+}
+
+/// A Prometheus without data.
+async fn prometheus() -> Scripted {
+    Scripted::start(TestClock::at(NOW), |_, _| {
+        let data = json!({ "resultType": "matrix", "result": [] });
+        Answer::json(json!({ "status": "success", "data": data }))
+    })
+    .await
+}
+
+async fn ask(server: &Server, details: &Value) -> Reply {
+    let query = json!({
+        "connectionDetails": details,
+        "query": {
+            "_type": "MetricsQuery", "startTime": NOW - 60_000, "endTime": NOW,
+            "conditions": [{
+                "_type": "EqualityCondition", "key": "__gauge__",
+                "value": { "_type": "StringValue", "value": "cpu" },
+            }],
+        },
+    });
+    server.post("/api/metric", &query).await
+}
+
+fn assert_refused(reply: &Reply, what: &str) {
+    assert_eq!(reply.status, 403, "{what}: {}", reply.text);
+    assert!(
+        reply.text.contains("`networks` in the section [targets]"),
+        "{}",
+        reply.text
+    );
+}
+
+#[tokio::test]
+async fn a_name_is_checked_by_what_it_resolves_to() {
+    let upstream = prometheus().await;
+    let details = json!({ "host": "localhost", "port": upstream.port });
+    let server = heliostat("allow = [\"localhost:*\"]").await;
+    let reply = ask(&server, &details).await;
+    assert_refused(&reply, "localhost");
+    assert!(reply.text.contains("loopback") && !reply.text.contains("127.0.0.1"));
+    assert_eq!(upstream.seen().len(), 0);
+    let server =
+        heliostat("allow = [\"localhost:*\"]\nnetworks = [\"127.0.0.0/8\", \"::1\"]").await;
+    let reply = ask(&server, &details).await;
+    assert!(!upstream.seen().is_empty(), "{}", reply.text);
+}
+
+#[tokio::test]
+async fn an_address_is_refused_in_every_spelling_unless_it_is_named() {
+    let upstream = prometheus().await;
+    let port = upstream.port;
+    let server = heliostat("allow = [\"*:*\"]").await;
+    for host in [
+        "127.0.0.1",
+        "127.1",
+        "0x7f.1",
+        "2130706433",
+        "0177.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+        "169.254.169.254",
+        "10.0.0.1",
+        "localhost",
+    ] {
+        let details = json!({ "url": format!("http://{host}:{port}") });
+        assert_refused(&ask(&server, &details).await, host);
+    }
+    assert_eq!(upstream.seen().len(), 0);
+    let details = json!({ "url": upstream.url });
+    for (allow, reached) in [("127.0.0.*:*", false), ("127.0.0.1:*", true)] {
+        let server = heliostat(&format!("allow = [{allow:?}]")).await;
+        let reply = ask(&server, &details).await;
+        assert_eq!(!upstream.seen().is_empty(), reached, "{}", reply.text);
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_leads_nowhere_else() {
+    let inside = Arc::new(prometheus().await);
+    for to in [
+        inside.url.clone(),
+        "http://192.0.2.1/latest".to_owned(),
+        "//192.0.2.1/latest".to_owned(),
+    ] {
+        let location = to.clone();
+        let upstream = Scripted::start(TestClock::at(NOW), move |_, _| Answer {
+            status: 307,
+            headers: [("location".to_owned(), location.clone())].into(),
+            ..Answer::default()
+        })
+        .await;
+        let server = heliostat(&format!("allow = [\"127.0.0.1:{}\"]", upstream.port)).await;
+        let reply = ask(&server, &json!({ "url": upstream.url })).await;
+        assert_eq!(reply.status, 502, "{}", reply.text);
+        assert!(reply.text.contains("not followed"), "{}", reply.text);
+    }
+    assert_eq!(inside.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn connection_details_get_into_no_request() {
+    let upstream = prometheus().await;
+    let server = heliostat("allow = [\"127.0.0.1:*\"]").await;
+    let plain = json!({ "url": upstream.url });
+    ask(&server, &plain).await;
+    let usual = upstream.seen()[0].clone();
+    let more = json!({
+        "url": upstream.url, "headers": { "X-Smuggled": "1" }, "Authorization": "smuggled",
+        "path": "/smuggled", "method": "DELETE", "query": "smuggled", "timeout_header": "smuggled",
+    });
+    let server = heliostat("allow = [\"127.0.0.1:*\"]").await;
+    ask(&server, &more).await;
+    let seen = upstream.seen();
+    assert_eq!(seen.len(), 2);
+    let names = |n: usize| seen[n].headers.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(1), names(0));
+    assert_eq!(
+        (&seen[1].path, &seen[1].method),
+        (&usual.path, &usual.method)
+    );
+    assert_eq!(seen[1].body, usual.body);
+
+    let port = upstream.port;
+    for host in [
+        "127.0.0.1/x",
+        "127.0.0.1:1@evil",
+        "evil@127.0.0.1",
+        "127.0.0.1 HTTP/1.1\r\nX-Smuggled: 1\r\n",
+        "127.0.0.1?x",
+        "127.0.0.1#x",
+        "127.0.0.1\\x",
+        "127.0.0.1%0d%0aX: 1",
+    ] {
+        let reply = ask(&server, &json!({ "host": host, "port": port })).await;
+        let refused = matches!(reply.status, 400 | 403);
+        assert!(
+            refused || !reply.text.contains("mugg"),
+            "{host}: {}",
+            reply.text
+        );
+    }
+    // Paths are the target's own part of its address; line breaks cannot be in them.
+    let url = format!("{}/a%0d%0ab\r\nX-Smuggled: 1", upstream.url);
+    ask(&server, &json!({ "url": url })).await;
+    for seen in upstream.seen() {
+        assert!(!seen.headers.contains_key("x-smuggled"), "{seen:?}");
+        assert!(!seen.headers.contains_key("x"), "{seen:?}");
+    }
+}
