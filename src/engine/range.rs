@@ -84,7 +84,7 @@ impl Engine {
         if bytes > most {
             let message =
                 format!("the answer has {bytes} bytes; at most {most} are allowed (max_response)");
-            return Err(Error::new(Kind::TooManyPoints, message));
+            return Err(Error::new(Kind::AnswerTooLarge, message));
         }
         let encoding = match bytes {
             ..WORTH_ENCODING => Encoding::Identity,

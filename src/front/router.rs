@@ -408,7 +408,8 @@ mod tests {
                 Kind::UpstreamBudget => Kind::UpstreamBusy,
                 Kind::UpstreamBusy => Kind::UpstreamUnreachable,
                 Kind::UpstreamUnreachable => Kind::UpstreamFailed,
-                Kind::UpstreamFailed => Kind::DeadlineExceeded,
+                Kind::UpstreamFailed => Kind::AnswerTooLarge,
+                Kind::AnswerTooLarge => Kind::DeadlineExceeded,
                 Kind::DeadlineExceeded => Kind::Internal,
                 Kind::Internal => return kinds,
             });

@@ -39,6 +39,8 @@ pub enum Kind {
     UpstreamUnreachable,
     /// The upstream answered an error, or something that is not an answer.
     UpstreamFailed,
+    /// The upstream's answer is larger than `max_response`.
+    AnswerTooLarge,
     /// The deadline passed.
     DeadlineExceeded,
     /// A fault of our own.
@@ -73,6 +75,7 @@ impl Kind {
             Self::UpstreamBusy
             | Self::UpstreamUnreachable
             | Self::UpstreamFailed
+            | Self::AnswerTooLarge
             | Self::DeadlineExceeded => Origin::Upstream,
             Self::Overloaded | Self::UpstreamBudget | Self::Internal => Origin::Us,
         }

@@ -477,7 +477,7 @@ fn outcome<T>(result: &Result<T, Error>) -> &'static str {
             Kind::DeadlineExceeded => "timeout",
             Kind::UpstreamUnreachable => "unreachable",
             Kind::UpstreamBusy => "busy",
-            Kind::UpstreamFailed => "error",
+            Kind::UpstreamFailed | Kind::AnswerTooLarge => "error",
             _ => "refused",
         },
     }

@@ -164,7 +164,7 @@ impl Transport for Http {
                     let message = format!(
                         "the upstream's answer is larger than {max_bytes} bytes (max_response)"
                     );
-                    return Err(Error::new(Kind::UpstreamFailed, message));
+                    return Err(Error::new(Kind::AnswerTooLarge, message));
                 }
                 body.extend_from_slice(&chunk);
             }

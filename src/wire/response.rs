@@ -66,7 +66,10 @@ pub fn write_error(error: &Error) -> Vec<u8> {
             "mirrorType": error.subject.as_deref().unwrap_or_default(),
             "details": details,
         }),
-        Kind::UpstreamUnreachable | Kind::UpstreamFailed | Kind::DeadlineExceeded => json!({
+        Kind::UpstreamUnreachable
+        | Kind::UpstreamFailed
+        | Kind::AnswerTooLarge
+        | Kind::DeadlineExceeded => json!({
             "_type": "MetricStoreConnectionError",
             "details": details,
         }),
@@ -96,6 +99,7 @@ fn summary(kind: Kind) -> &'static str {
         Kind::UpstreamBusy => "The upstream is at capacity",
         Kind::UpstreamUnreachable => "The upstream cannot be reached",
         Kind::UpstreamFailed => "The upstream failed",
+        Kind::AnswerTooLarge => "The upstream's answer is too large",
         Kind::DeadlineExceeded => "The deadline passed",
         Kind::Internal => "Heliostat failed",
     }

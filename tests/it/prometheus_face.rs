@@ -359,6 +359,32 @@ async fn what_may_change_the_store_does_not_pass() {
 }
 
 #[tokio::test]
+async fn too_many_series_and_too_large_answers_are_said_so() {
+    let script = |_: usize, seen: &Seen| {
+        let value = "1".repeat(if seen.path.contains("query_range") {
+            1
+        } else {
+            5000
+        });
+        let series = |n| json!({"metric": {"n": n}, "values": [[60, value]]});
+        success(json!({"resultType": "matrix", "result": [series("1"), series("2")]}))
+    };
+    let face = Face::start("max_series = 1\nmax_response = \"4KiB\"", script).await;
+    for (path, said) in [
+        (
+            "/api/v1/query_range?query=up&start=60&end=60&step=60",
+            "max_series",
+        ),
+        ("/api/v1/query?query=up", "max_response"),
+    ] {
+        let reply = face.ask(Method::GET, path, &[]).await;
+        assert_eq!(reply.status, 422, "{path}: {}", reply.text);
+        assert_eq!(reply.json()["errorType"], "execution");
+        assert!(reply.text.contains(said), "{}", reply.text);
+    }
+}
+
+#[tokio::test]
 async fn the_address_of_a_data_source_is_there() {
     let face = Face::start("", |_, _| success(json!([]))).await;
     for (path, status) in [

@@ -161,7 +161,7 @@ pub fn error_type(kind: Kind) -> (u16, &'static str) {
         Kind::RequestTimeout => (408, "timeout"),
         Kind::BodyTooLarge => (413, "bad_data"),
         Kind::UnsupportedMediaType => (415, "bad_data"),
-        Kind::TooManyPoints => (422, "execution"),
+        Kind::TooManyPoints | Kind::AnswerTooLarge => (422, "execution"),
         Kind::UpstreamBudget => (429, "too_many_requests"),
         Kind::Overloaded | Kind::UpstreamBusy => (503, "unavailable"),
         Kind::DeadlineExceeded => (503, "timeout"),
