@@ -172,15 +172,8 @@ impl Engine {
         let Subject::Expression(coarse) = lane.subject() else {
             return false;
         };
-        let finer = self
-            .grids
-            .finer_than(lane, coarse)
-            .into_iter()
-            .find_map(|finer| {
-                let view = self.fresh(&finer, range, context)?;
-                Some(view)
-            });
-        let Some(view) = finer else {
+        let mut finer = self.grids.finer_than(lane, coarse).into_iter();
+        let Some(view) = finer.find_map(|finer| self.fresh(&finer, range, context)) else {
             return false;
         };
         for (_, chunk) in view.chunks.iter() {
