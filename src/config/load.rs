@@ -1,7 +1,10 @@
 //! Reads the file and the environment, and says where an error is.
 
+mod env;
 mod file;
+mod kinds;
 mod secure;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,24 +12,26 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
-use serde::Deserialize;
+use http::HeaderValue;
 use tracing::Level;
 
-use self::file::{File, with_suggestion};
+use self::file::File;
 use super::raw::{self, millis};
-use super::values::{Secret, SecretSource, Text};
+use super::values::{Secret, Size, Text};
 use super::{Config, ErrorStatus, Log, Server, Upstream, UpstreamKind};
-use crate::model::{Compression, MAX_TIME, TargetUrl};
+use crate::model::{Compression, MAX_TIME};
 
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../config.toml");
 
+/// Fewer bytes hold no request and no answer.
+const SMALLEST_BODY: Size = Size(1 << 10);
+
+/// Fewer bytes hold not even what one dashboard shows.
+const SMALLEST_CACHE: Size = Size(1 << 20);
+
 /// A connection that waits longer is taken for one whose client has gone.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
-
-/// The start of every variable that overrides a key.
-const PREFIX: &str = "HELIOSTAT_";
 
 /// What is wrong with the configuration, and where.
 #[derive(Debug)]
@@ -63,15 +68,20 @@ pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Confi
         return parse(BUILT_IN, "built-in configuration", env);
     };
     let source = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, &source, env),
-        Err(e) => Err(ConfigError {
-            source,
-            position: None,
-            key: String::new(),
-            message: format!("cannot be read: {e}"),
-        }),
-    }
+    let wrong = |position, message| ConfigError {
+        source: source.clone(),
+        position,
+        key: String::new(),
+        message,
+    };
+    let bytes = std::fs::read(path).map_err(|e| wrong(None, format!("cannot be read: {e}")))?;
+    let text = std::str::from_utf8(&bytes).map_err(|e| {
+        let good = bytes.get(..e.valid_up_to()).unwrap_or_default();
+        let good = String::from_utf8_lossy(good);
+        let position = File::new(&good, &source).position(good.len());
+        wrong(Some(position), "is not text in UTF-8 from here on".into())
+    })?;
+    parse(text, &source, env)
 }
 
 /// The configuration in `text`, which errors call `source`.
@@ -80,89 +90,9 @@ pub fn parse(
     source: &str,
     env: &BTreeMap<String, String>,
 ) -> Result<Config, ConfigError> {
-    let file = File { text, source };
-    let mut raw: raw::Config = toml::from_str(text).map_err(|e| file.toml_error(&e))?;
-    let overrides: Vec<_> = env
-        .iter()
-        .filter(|(name, _)| name.starts_with(PREFIX) && name.contains("__"))
-        .collect();
-    if !overrides.is_empty() {
-        let mut table: toml::Table = toml::from_str(text).map_err(|e| file.toml_error(&e))?;
-        for (name, value) in overrides {
-            (table, raw) = overridden(&table, name, value)?;
-        }
-    }
+    let mut file = File::new(text, source);
+    let raw = env::read(&mut file, env)?;
     Checker { file: &file, env }.config(&raw)
-}
-
-/// `table` with the key that the variable `name` means set to `value`: as the TOML value that it
-/// spells or, where that does not fit, as a string.
-fn overridden(
-    table: &toml::Table,
-    name: &str,
-    value: &str,
-) -> Result<(toml::Table, raw::Config), ConfigError> {
-    let error = |message: String| ConfigError {
-        source: format!("environment variable {name}"),
-        position: None,
-        key: String::new(),
-        message,
-    };
-    let path: Vec<String> = name
-        .trim_start_matches(PREFIX)
-        .split("__")
-        .map(str::to_ascii_lowercase)
-        .collect();
-    let spelled = toml::from_str::<toml::Table>(&format!("value = {value}"))
-        .ok()
-        .and_then(|mut t| t.remove("value"));
-    let text = toml::Value::String(value.to_owned());
-    let mut first_error = None;
-    for candidate in [spelled, Some(text)].into_iter().flatten() {
-        let mut changed = table.clone();
-        set(&mut changed, &path, candidate).map_err(error)?;
-        match raw::Config::deserialize(changed.clone()) {
-            Ok(raw) => return Ok((changed, raw)),
-            Err(e) => first_error = first_error.or(Some(e)),
-        }
-    }
-    let message = first_error.map_or_else(String::new, |e| with_suggestion(e.message()));
-    Err(error(message))
-}
-
-/// Sets the value at `path`. An upstream is named by its position or its name.
-fn set(table: &mut toml::Table, path: &[String], value: toml::Value) -> Result<(), String> {
-    let Some((key, rest)) = path.split_first() else {
-        return Err("names no key".into());
-    };
-    if rest.is_empty() {
-        table.insert(key.clone(), value);
-        return Ok(());
-    }
-    let entry = table
-        .entry(key.clone())
-        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    match entry {
-        toml::Value::Table(inner) => set(inner, rest, value),
-        toml::Value::Array(items) => {
-            let Some((which, rest)) = rest.split_first() else {
-                return Err("names no key".into());
-            };
-            let names = |item: &toml::Value| {
-                let name = item.get("name").and_then(toml::Value::as_str);
-                name.is_some_and(|n| n.to_ascii_lowercase().replace('-', "_") == *which)
-            };
-            let at = match which.parse::<usize>() {
-                Ok(at) => Some(at),
-                Err(_) => items.iter().position(names),
-            };
-            match at.and_then(|at| items.get_mut(at)) {
-                Some(toml::Value::Table(inner)) => set(inner, rest, value),
-                _ => Err(format!("there is no {key} {which:?}")),
-            }
-        }
-        _ => Err(format!("{key} is not a section")),
-    }
 }
 
 /// Turns what the file says into what the program gets.
@@ -178,6 +108,11 @@ struct Place {
     index: Option<usize>,
 }
 
+const CACHE: Place = Place {
+    section: "cache",
+    index: None,
+};
+
 const SERVER: Place = Place {
     section: "server",
     index: None,
@@ -185,12 +120,9 @@ const SERVER: Place = Place {
 
 impl Checker<'_> {
     fn error(&self, place: Place, key: &str, message: impl Into<String>) -> ConfigError {
-        let position = self
-            .file
-            .locate(place.section, place.index.unwrap_or(0), key);
         let index = place.index.map_or_else(String::new, |i| format!("[{i}]"));
         let key = format!("{}{index}.{key}", place.section);
-        self.file.error(position, key, message.into())
+        self.file.error(key, message.into())
     }
 
     fn config(&self, raw: &raw::Config) -> Result<Config, ConfigError> {
@@ -214,6 +146,8 @@ impl Checker<'_> {
             }
             upstreams.push(checked);
         }
+        let memory = raw.cache.memory.as_ref();
+        self.at_least(CACHE, "memory", memory, SMALLEST_CACHE)?;
         let log = Log {
             level: match raw.log.level {
                 Some(raw::Level::Error) => Level::ERROR,
@@ -226,7 +160,7 @@ impl Checker<'_> {
         };
         Ok(Config {
             server: self.server(&raw.server)?,
-            cache_memory: raw.cache.memory.as_ref().map_or(256 << 20, |s| s.0.0),
+            cache_memory: memory.map_or(256 << 20, |s| s.0.0),
             targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
             target_networks: raw.targets.networks.iter().map(|n| n.0).collect(),
             state_dir: self.state_dir(raw.state.dir.as_deref())?,
@@ -282,21 +216,16 @@ impl Checker<'_> {
     }
 
     fn server(&self, raw: &raw::Server) -> Result<Server, ConfigError> {
-        let listen = raw.listen.as_deref().unwrap_or("127.0.0.1:7007");
-        let listen: SocketAddr = listen.parse().map_err(|_| {
-            let message = format!(
-                "{listen:?} is not an address; write it as \"127.0.0.1:7007\" or \"[::]:7007\""
-            );
-            self.error(SERVER, "listen", message)
-        })?;
+        let usual = SocketAddr::from(([127, 0, 0, 1], 7007));
         let api_key = match &raw.api_key {
             Some(source) => self.secret(SERVER, "api_key", source)?,
             None => Secret::new("api_key"),
         };
         if HeaderValue::from_str(api_key.reveal()).is_err() {
-            let message = "holds characters that a header cannot carry";
+            let message = "holds characters that a header cannot carry, such as line breaks";
             return Err(self.error(SERVER, "api_key", message));
         }
+        self.at_least(SERVER, "max_body", raw.max_body.as_ref(), SMALLEST_BODY)?;
         let max_body = raw.max_body.as_ref().map_or(1 << 20, |s| s.0.0);
         let request_timeout = raw.request_timeout.as_ref();
         if request_timeout.is_some_and(|t| t.0 > LONGEST_REQUEST) {
@@ -304,7 +233,7 @@ impl Checker<'_> {
         }
         let positive = |key, value| self.at_least_one(SERVER, key, value);
         Ok(Server {
-            listen,
+            listen: raw.listen.as_ref().map_or(usual, |a| a.0),
             api_key,
             request_timeout: self.positive(SERVER, "request_timeout", request_timeout, 14)?,
             max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
@@ -340,18 +269,24 @@ impl Checker<'_> {
         if interval.is_some_and(|i| !(1..=MAX_TIME).contains(&millis(i.0))) {
             return Err(self.error(place, "interval", "must be at least 1ms"));
         }
-        self.positive(place, "timeout", raw.timeout.as_ref(), 10)?;
+        let timeout = self.positive(place, "timeout", raw.timeout.as_ref(), 10)?;
+        self.positive(place, "breaker.open", raw.breaker.open.as_ref(), 10)?;
+        if raw.hedge_after.as_ref().is_some_and(|h| h.0 >= timeout) {
+            let message = "must be shorter than timeout, after which there is no attempt to help";
+            return Err(self.error(place, "hedge_after", message));
+        }
         let rate = raw.rate_limit.per_second.unwrap_or(50.0);
         if !(rate.is_finite() && (0.001..=1_000_000.0).contains(&rate)) {
-            let message = "per_second must be from 0.001 to 1000000";
-            return Err(self.error(place, "rate_limit", message));
+            let message = "must be from 0.001 to 1000000";
+            return Err(self.error(place, "rate_limit.per_second", message));
         }
         for (key, value) in [
-            ("rate_limit", raw.rate_limit.burst),
-            ("rate_limit", raw.rate_limit.per_hour),
-            ("rate_limit", raw.rate_limit.per_day),
+            ("rate_limit.burst", raw.rate_limit.burst),
+            ("rate_limit.per_hour", raw.rate_limit.per_hour),
+            ("rate_limit.per_day", raw.rate_limit.per_day),
             ("max_concurrency", raw.max_concurrency),
-            ("breaker", raw.breaker.failures),
+            ("queue", raw.queue),
+            ("breaker.failures", raw.breaker.failures),
             ("raw_points_max", raw.raw_points_max),
             ("max_series", raw.max_series),
         ] {
@@ -360,7 +295,21 @@ impl Checker<'_> {
         if raw.retries.is_some_and(|r| r > 10) {
             return Err(self.error(place, "retries", "must be at most 10"));
         }
+        self.at_least(
+            place,
+            "max_response",
+            raw.max_response.as_ref(),
+            SMALLEST_BODY,
+        )?;
         let mut settings = raw.settings(name, kind);
+        let (span, interval) = (
+            settings.reading.range_limits.span,
+            settings.reading.interval,
+        );
+        if (1..interval.millis()).contains(&span) {
+            let message = "must be at least interval, or \"0s\" for any range";
+            return Err(self.error(place, "max_span", message));
+        }
         settings.headers = self.headers(place, &raw.headers)?;
         settings.tls = self.client_tls(place, &raw.tls)?;
         if !matches!(settings.kind, UpstreamKind::Demo { .. }) {
@@ -370,27 +319,21 @@ impl Checker<'_> {
     }
 
     fn kind(&self, place: Place, raw: &raw::Upstream) -> Result<UpstreamKind, ConfigError> {
-        let urls: Vec<TargetUrl> = raw.urls.iter().map(|u| u.0.clone()).collect();
+        self.keys_of_kind(place, raw)?;
         let kind = raw.kind.unwrap_or_default();
-        match (kind, urls.is_empty()) {
-            (raw::Kind::Demo, false) => {
-                let message = "an upstream of kind \"demo\" has no urls: it is built in";
-                return Err(self.error(place, "urls", message));
-            }
-            (raw::Kind::Mirror | raw::Kind::Prometheus, true) => {
-                let message = "must hold at least one URL, such as \"http://127.0.0.1:9090\"";
-                return Err(self.error(place, "urls", message));
-            }
-            _ => {}
-        }
+        let urls = self.urls(place, kind, &raw.urls)?;
         Ok(match kind {
             raw::Kind::Demo => UpstreamKind::Demo {
                 latency: raw
                     .demo
                     .latency
                     .as_ref()
-                    .map_or(Duration::from_millis(400), |t| t.0),
-                per_second: self.at_least_one(place, "demo", raw.demo.per_second.unwrap_or(50))?,
+                    .map_or(raw::Demo::LATENCY, |t| t.0),
+                per_second: self.at_least_one(
+                    place,
+                    "demo.per_second",
+                    raw.demo.per_second.unwrap_or(raw::Demo::PER_SECOND),
+                )?,
             },
             raw::Kind::Mirror => UpstreamKind::Mirror {
                 urls,
@@ -405,25 +348,6 @@ impl Checker<'_> {
             },
             raw::Kind::Prometheus => UpstreamKind::Prometheus { urls },
         })
-    }
-
-    fn headers(
-        &self,
-        place: Place,
-        raw: &BTreeMap<String, SecretSource>,
-    ) -> Result<Vec<(HeaderName, Secret)>, ConfigError> {
-        let header = |(name, source): (&String, &SecretSource)| {
-            let message = format!("{name:?} is not the name of a header");
-            let header = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| self.error(place, "headers", message))?;
-            let secret = self.secret(place, "headers", source)?;
-            let message =
-                format!("the value of {name:?} holds characters that a header cannot carry");
-            HeaderValue::from_str(secret.reveal())
-                .map_err(|_| self.error(place, "headers", message))?;
-            Ok((header, secret))
-        };
-        raw.iter().map(header).collect()
     }
 
     fn positive(
@@ -445,6 +369,23 @@ impl Checker<'_> {
             return Err(self.error(place, key, "must be at least 1"));
         }
         Ok(value)
+    }
+
+    fn at_least(
+        &self,
+        place: Place,
+        key: &str,
+        value: Option<&Text<Size>>,
+        least: Size,
+    ) -> Result<(), ConfigError> {
+        if value.is_some_and(|v| v.0.0 < least.0) {
+            let message = match least.0 >> 20 {
+                0 => format!("must be at least \"{}KiB\"", least.0 >> 10),
+                mib => format!("must be at least \"{mib}MiB\""),
+            };
+            return Err(self.error(place, key, message));
+        }
+        Ok(())
     }
 }
 

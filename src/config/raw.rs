@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::values::{SecretSource, Size, Text};
+use super::values::{SecretSource, Size, Text, table, tables};
 use super::{Upstream as Settings, UpstreamKind};
 use crate::model::{
     Aggregate, Freshness, IncompleteBuckets, Limits, Millis, MultiSeries, Pattern, RangeLimits,
@@ -17,18 +18,24 @@ use crate::model::{
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Config {
+    #[serde(deserialize_with = "table")]
     pub(super) server: Server,
+    #[serde(deserialize_with = "table")]
     pub(super) cache: Cache,
+    #[serde(deserialize_with = "table")]
     pub(super) targets: Targets,
+    #[serde(deserialize_with = "table")]
     pub(super) state: State,
+    #[serde(deserialize_with = "table")]
     pub(super) log: Log,
+    #[serde(deserialize_with = "tables")]
     pub(super) upstream: Vec<Upstream>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Server {
-    pub(super) listen: Option<String>,
+    pub(super) listen: Option<Text<SocketAddr>>,
     pub(super) api_key: Option<SecretSource>,
     pub(super) request_timeout: Option<Text<Duration>>,
     pub(super) max_body: Option<Text<Size>>,
@@ -37,6 +44,7 @@ pub(super) struct Server {
     pub(super) error_status: Option<ErrorStatus>,
     pub(super) compression: Option<Compression>,
     pub(super) drain_timeout: Option<Text<Duration>>,
+    #[serde(deserialize_with = "table")]
     pub(super) tls: ServerTls,
 }
 
@@ -116,13 +124,24 @@ pub(super) enum Format {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
     #[default]
     Demo,
     Mirror,
     Prometheus,
+}
+
+impl Kind {
+    /// As in the file.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Demo => "demo",
+            Self::Mirror => "mirror",
+            Self::Prometheus => "prometheus",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -141,8 +160,11 @@ pub(super) struct Upstream {
     pub(super) default: bool,
     pub(super) api_key: Option<SecretSource>,
     pub(super) connection_details: Option<ConnectionDetails>,
+    #[serde(deserialize_with = "table")]
     pub(super) demo: Demo,
+    #[serde(deserialize_with = "table")]
     pub(super) headers: BTreeMap<String, SecretSource>,
+    #[serde(deserialize_with = "table")]
     pub(super) tls: ClientTls,
     pub(super) proxy: Option<SecretSource>,
     pub(super) interval: Option<Text<Duration>>,
@@ -162,16 +184,21 @@ pub(super) struct Upstream {
     pub(super) step_alignment: Option<Alignment>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
+    #[serde(deserialize_with = "table")]
     pub(super) rate_limit: RateLimit,
     pub(super) max_concurrency: Option<u32>,
     pub(super) adaptive_concurrency: Option<bool>,
     pub(super) hedge_after: Option<Text<Duration>>,
     pub(super) queue: Option<u32>,
+    #[serde(deserialize_with = "table")]
     pub(super) breaker: Breaker,
 }
 
 #[derive(Clone, Deserialize)]
-#[serde(untagged, expecting = "expected \"forward\" or a table of details")]
+#[serde(
+    untagged,
+    expecting = "expected \"forward\" or a table of details such as { host = \"prom\", port = 9090 }"
+)]
 pub(super) enum ConnectionDetails {
     Forward(Forward),
     Fixed(serde_json::Map<String, serde_json::Value>),
@@ -195,6 +222,17 @@ pub(super) enum Forward {
 pub(super) struct Demo {
     pub(super) latency: Option<Text<Duration>>,
     pub(super) per_second: Option<u32>,
+}
+
+impl Demo {
+    pub(super) const LATENCY: Duration = Duration::from_millis(400);
+    pub(super) const PER_SECOND: u32 = 50;
+
+    /// Whether every key is absent or has its default.
+    pub(super) fn is_usual(&self) -> bool {
+        self.latency.as_ref().is_none_or(|l| l.0 == Self::LATENCY)
+            && self.per_second.is_none_or(|n| n == Self::PER_SECOND)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

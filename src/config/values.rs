@@ -1,12 +1,14 @@
 //! Values that are written as text in the file.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Unexpected, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 
 use crate::model::{Pattern, TargetUrl};
 
@@ -16,18 +18,90 @@ pub(super) struct Text<T>(pub(super) T);
 
 /// How a string becomes a value.
 pub(super) trait FromText: Sized {
+    /// What is expected, for errors, with an example.
+    const EXPECTED: &str;
+
     /// The value, or what is allowed.
     fn from_text(text: &str) -> Result<Self, String>;
 }
 
 impl<'de, T: FromText> Deserialize<'de> for Text<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        T::from_text(&text).map(Self).map_err(de::Error::custom)
+        struct Written<T>(PhantomData<T>);
+        impl<T: FromText> Visitor<'_> for Written<T> {
+            type Value = Text<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(T::EXPECTED)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<T>, E> {
+                T::from_text(text).map(Text).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Written(PhantomData))
+    }
+}
+
+/// A table, and nothing else. Alone, serde would take the values of an array for those of the
+/// keys in their order.
+pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Table::deserialize(deserializer).map(|table| table.0)
+}
+
+/// An array of tables.
+pub(super) fn tables<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Tables<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Tables<T> {
+        type Value = Vec<T>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("double brackets, [[upstream]], because there can be several")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut tables: A) -> Result<Vec<T>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(Table(one)) = tables.next_element()? {
+                all.push(one);
+            }
+            Ok(all)
+        }
+    }
+    deserializer.deserialize_any(Tables(PhantomData))
+}
+
+struct Table<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table, [section] in single brackets or { key = value }")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members))
+            }
+        }
+        let members = deserializer.deserialize_map(Members(PhantomData));
+        members.map(Self)
+    }
+}
+
+impl FromText for SocketAddr {
+    const EXPECTED: &str = "an address such as \"127.0.0.1:7007\" or \"[::]:7007\"";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| {
+            format!("{text:?} is not an address; write it as \"127.0.0.1:7007\" or \"[::]:7007\"")
+        })
     }
 }
 
 impl FromText for Duration {
+    const EXPECTED: &str = "a duration such as \"500ms\", \"15s\" or \"1h 30m\"";
+
     fn from_text(text: &str) -> Result<Self, String> {
         const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
         match humantime::parse_duration(text) {
@@ -45,6 +119,8 @@ impl FromText for Duration {
 pub(super) struct Size(pub(super) u64);
 
 impl FromText for Size {
+    const EXPECTED: &str = "a size such as \"64KiB\" or \"256MiB\"";
+
     fn from_text(text: &str) -> Result<Self, String> {
         const UNITS: [(&str, u64); 8] = [
             ("KiB", 1 << 10),
@@ -67,14 +143,16 @@ impl FromText for Size {
 }
 
 impl FromText for TargetUrl {
+    const EXPECTED: &str = "a URL such as \"http://127.0.0.1:9090\"";
+
     fn from_text(text: &str) -> Result<Self, String> {
-        // A URL with a user may have a password.
-        let shown = if text.contains('@') { "…@…" } else { text };
-        Self::parse(text).map_err(|e| format!("{shown:?}: {e}"))
+        Self::parse(text).map_err(|e| format!("{:?}: {e}", shown(text)))
     }
 }
 
 impl FromText for IpNet {
+    const EXPECTED: &str = "a network such as \"10.0.0.0/8\"";
+
     fn from_text(text: &str) -> Result<Self, String> {
         let net = text.parse::<Self>();
         let address = || text.parse::<IpAddr>().map(Self::from);
@@ -85,11 +163,22 @@ impl FromText for IpNet {
 }
 
 impl FromText for Pattern {
+    const EXPECTED: &str = "\"host:port\" such as \"prometheus:9090\"";
+
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text).ok_or_else(|| {
+            let text = shown(text);
             format!("{text:?} is not a target; write it as \"host:port\", for example \"prometheus:9090\" or \"*.monitoring:9090\"")
         })
     }
+}
+
+/// `text`, which should be an address, without a user, a password or a query.
+fn shown(text: &str) -> &str {
+    if text.contains('@') {
+        return "…@…";
+    }
+    text.split(['?', '#']).next().unwrap_or_default()
 }
 
 /// A secret: never shown, not even for debugging.
@@ -141,7 +230,11 @@ impl Secret {
         };
         let text = contents.next().and_then(|c| std::str::from_utf8(c).ok());
         let text = text.map(|t| t.trim_end_matches(['\r', '\n']).to_owned());
-        text.ok_or_else(|| format!("the file {path:?} does not hold text in UTF-8"))
+        match text {
+            Some(text) if text.is_empty() => Err(format!("the file {path:?} is empty")),
+            Some(text) => Ok(text),
+            None => Err(format!("the file {path:?} does not hold text in UTF-8")),
+        }
     }
 }
 

@@ -71,8 +71,13 @@ impl Pattern {
     /// Reads `host:port`, or `None` where `text` is nothing of the kind.
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':').filter(|(host, port)| {
-            let port_ok = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit() || b == b'*');
-            let host_ok = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+            let signs = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit() || b == b'*');
+            // One that no port can be is a mistake.
+            let port_ok = signs && (port.contains('*') || port.parse::<u16>().is_ok_and(|p| p > 0));
+            let bracketed = host.starts_with('[') && host.ends_with(']');
+            let host_ok = !host.is_empty()
+                && !host.contains(['/', '@', '?', '#', ' '])
+                && (bracketed || !host.contains(':'));
             port_ok && host_ok
         })?;
         Some(Self {
@@ -131,7 +136,17 @@ mod tests {
         let url = TargetUrl::parse("http://10.0.0.1:9090").unwrap();
         assert!(Pattern::parse("10.0.0.1:*").unwrap().names(&url));
         assert!(!Pattern::parse("10.0.0.*:9090").unwrap().names(&url));
-        for bad in ["prom", "prom:", ":1", "http://prom:1", "a@b:1"] {
+        assert!(allows("[::1]:9090", "http://[::1]:9090"));
+        for bad in [
+            "prom",
+            "prom:",
+            ":1",
+            "http://prom:1",
+            "a@b:1",
+            "prom:0",
+            "prom:65536",
+            "::1:9090",
+        ] {
             assert!(Pattern::parse(bad).is_none(), "{bad}");
         }
     }

@@ -33,3 +33,4 @@ mod secrets;
 mod support;
 mod targets;
 mod tls;
+mod wrong_config;

@@ -1,37 +1,111 @@
 //! The file as text: where in it an error is.
 
-use super::ConfigError;
+use std::collections::BTreeMap;
 
-/// A file and what errors call it.
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
+use super::words::{self, Level};
+use crate::config::raw;
+
+/// A file, what errors call it, and what the environment has put in its place.
 pub(super) struct File<'a> {
-    pub(super) text: &'a str,
-    pub(super) source: &'a str,
+    text: &'a str,
+    source: &'a str,
+    /// All that could be read of it; of a file with mistakes, what is around them.
+    table: DeTable<'a>,
+    /// Keys, such as `upstream[0].timeout`, whose value is that of a variable, and its name.
+    pub(super) overridden: BTreeMap<String, String>,
 }
 
-impl File<'_> {
-    pub(super) fn error(
-        &self,
-        position: Option<(usize, usize)>,
-        key: String,
-        message: String,
-    ) -> ConfigError {
+impl<'a> File<'a> {
+    pub(super) fn new(text: &'a str, source: &'a str) -> Self {
+        Self {
+            text,
+            source,
+            table: DeTable::parse_recoverable(text).0.into_inner(),
+            overridden: BTreeMap::new(),
+        }
+    }
+
+    /// What the file says, as TOML and as the configuration that it means.
+    pub(super) fn read(&self) -> Result<(toml::Table, raw::Config), ConfigError> {
+        let raw = toml::from_str(self.text);
+        let both = raw.and_then(|raw| Ok((toml::from_str(self.text)?, raw)));
+        both.map_err(|e| self.toml_error(&e))
+    }
+
+    /// An error about `key`, which may be one that should be there and is not.
+    pub(super) fn error(&self, key: String, message: String) -> ConfigError {
+        let within = |outer: &str| {
+            let rest = key.strip_prefix(outer);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let variable = self.overridden.iter().find(|(outer, _)| within(outer));
+        let (source, position) = match variable {
+            Some((_, name)) => (format!("environment variable {name}"), None),
+            None => (self.source.to_owned(), self.locate(&key)),
+        };
         ConfigError {
-            source: self.source.to_owned(),
+            source,
             position,
             key,
             message,
         }
     }
 
-    pub(super) fn toml_error(&self, error: &toml::de::Error) -> ConfigError {
+    fn toml_error(&self, error: &toml::de::Error) -> ConfigError {
         let at = error.span().map(|span| span.start);
-        let position = at.map(|at| self.position(at));
-        let key = at.map_or_else(String::new, |at| self.key_at(at));
-        self.error(position, key, with_suggestion(error.message().trim()))
+        // Of a key that is there twice the table has the first.
+        let twice = error.message().starts_with("duplicate key");
+        let key = at.map(|at| {
+            let known = key_at(&self.table, at).filter(|_| !twice);
+            known.unwrap_or_else(|| self.key_by_line(at))
+        });
+        let key = key.unwrap_or_default();
+        let level = match key.contains('.') {
+            true => Level::Key,
+            false => Level::Section,
+        };
+        ConfigError {
+            source: self.source.to_owned(),
+            position: at.map(|at| self.position(at)),
+            message: words::plain(error.message().trim(), level),
+            key,
+        }
+    }
+
+    /// The key that is set in the line of the byte `at`, or its section, as far as lines tell: for
+    /// what is no TOML.
+    fn key_by_line(&self, at: usize) -> String {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let number = before.matches('\n').count();
+        let head = |line: &'a str| line.trim().strip_prefix('[')?.split(']').next();
+        let heads = || self.text.lines().take(number + 1).filter_map(head);
+        let section = heads().last().unwrap_or_default();
+        let index = heads().filter(|head| *head == section).count();
+        let section = match section.strip_prefix('[') {
+            Some(name) => format!("{name}[{}]", index.saturating_sub(1)),
+            None => section.to_owned(),
+        };
+        let line = self.text.lines().nth(number);
+        let key = line.and_then(|line| line.split_once('='));
+        let key = key.map_or("", |(key, _)| key.trim());
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
+        match (
+            section.is_empty(),
+            key.is_empty() || !key.bytes().all(plain),
+        ) {
+            (true, true) => String::new(),
+            (true, false) => key.to_owned(),
+            (false, true) => section,
+            (false, false) => format!("{section}.{key}"),
+        }
     }
 
     /// Line and column, from 1, of the byte `at`.
-    fn position(&self, at: usize) -> (usize, usize) {
+    pub(super) fn position(&self, at: usize) -> (usize, usize) {
         let before = self.text.get(..at).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let start = before.rfind('\n').map_or(0, |n| n + 1);
@@ -39,87 +113,65 @@ impl File<'_> {
         (line, column)
     }
 
-    /// The dotted path of the key in whose line the byte `at` lies.
-    fn key_at(&self, at: usize) -> String {
-        let mut section = String::new();
-        let mut upstreams = 0;
-        let mut offset = 0;
-        for line in self.text.split_inclusive('\n') {
-            let content = line.trim();
-            if let Some(header) = header(content) {
-                section = header.to_owned();
-                if content.starts_with("[[") {
-                    section = format!("{header}[{upstreams}]");
-                    upstreams += 1;
-                }
-            }
-            offset += line.len();
-            if at < offset {
-                let key = content.split_once('=').map_or("", |(key, _)| key.trim());
-                return match (section.is_empty(), key.is_empty()) {
-                    (true, _) => key.to_owned(),
-                    (false, true) => section,
-                    (false, false) => format!("{section}.{key}"),
-                };
-            }
-        }
-        section
-    }
-
-    /// Where `key` of `section` stands, or where the section does.
-    pub(super) fn locate(&self, section: &str, index: usize, key: &str) -> Option<(usize, usize)> {
-        let mut seen = 0;
-        let mut inside = None;
-        for (number, line) in (1..).zip(self.text.lines()) {
-            let content = line.trim();
-            if let Some(header) = header(content) {
-                if inside.is_some() {
-                    break;
-                }
-                if header == section {
-                    if seen == index {
-                        inside = Some((number, 1));
-                    }
-                    seen += 1;
-                }
-            } else if inside.is_some()
-                && content
-                    .split_once('=')
-                    .is_some_and(|(name, _)| name.trim() == key)
-            {
-                return Some((number, line.find(key).unwrap_or(0) + 1));
-            }
-        }
-        inside
+    /// Where `key` stands, or the part of the file that it should be in.
+    fn locate(&self, key: &str) -> Option<(usize, usize)> {
+        span(&self.table, key).map(|at| self.position(at))
     }
 }
 
-/// The name in a section's head, such as `[server]` or `[[upstream]]`.
-fn header(line: &str) -> Option<&str> {
-    let line = line.split('#').next().unwrap_or(line).trim();
-    let inner = line.strip_prefix('[')?.strip_suffix(']')?;
-    let inner = inner
-        .strip_prefix('[')
-        .map_or(Some(inner), |s| s.strip_suffix(']'))?;
-    Some(inner.trim())
+/// Where in `table` the `key` begins, or the innermost table around it that is there.
+fn span(table: &DeTable<'_>, key: &str) -> Option<usize> {
+    // The names of headers may hold dots.
+    if let Some((found, _)) = table.get_key_value(key) {
+        return Some(found.span().start);
+    }
+    let (first, rest) = match key.split_once('.') {
+        Some((first, rest)) => (first, Some(rest)),
+        None => (key, None),
+    };
+    let (name, index) = match first.strip_suffix(']').and_then(|f| f.split_once('[')) {
+        Some((name, index)) => (name, index.parse::<usize>().ok()),
+        None => (first, None),
+    };
+    let (found, value) = table.get_key_value(name)?;
+    let mut at = found.span().start;
+    let mut value: &Spanned<DeValue<'_>> = value;
+    if let Some(element) = index.and_then(|i| value.get_ref().as_array()?.get(i)) {
+        value = element;
+        at = value.span().start;
+    }
+    let inner = value.get_ref().as_table().zip(rest);
+    inner
+        .and_then(|(table, rest)| span(table, rest))
+        .or(Some(at))
 }
 
-/// `message` with the nearest of the names that it lists, where it is about an unknown one.
-pub(super) fn with_suggestion(message: &str) -> String {
-    // Text in the wrong place may be a secret.
-    if message.starts_with("invalid type: string ")
-        && let Some((_, expected)) = message.rsplit_once(", expected ")
-    {
-        return format!("invalid type: string, expected {expected}");
-    }
-    let mut names = message.split('`').skip(1).step_by(2);
-    let unknown = names.next().unwrap_or_default();
-    let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
-    let nearest = names.min_by_key(|name| strsim::damerau_levenshtein(name, unknown));
-    match nearest {
-        Some(name) if is_unknown && strsim::jaro(name, unknown) > 0.7 => {
-            format!("{message}; did you mean `{name}`?")
+/// The innermost key of `table` at the byte `at`, such as `upstream[0].rate_limit.burst`.
+fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
+    let mut found = None;
+    for (key, value) in table {
+        let name = key.get_ref();
+        let holds = |span: std::ops::Range<usize>| span.contains(&at) || span.start == at;
+        if let Some(inner) = inside(value, at) {
+            return Some(format!("{name}{inner}"));
         }
-        _ => message.to_owned(),
+        if holds(key.span()) || holds(value.span()) {
+            found = Some(name.clone().into_owned());
+        }
+    }
+    found
+}
+
+/// The rest of a key's path, for the part of its value at the byte `at`.
+fn inside(value: &Spanned<DeValue<'_>>, at: usize) -> Option<String> {
+    match value.get_ref() {
+        DeValue::Table(table) => key_at(table, at).map(|key| format!(".{key}")),
+        DeValue::Array(elements) => (0..).zip(elements.iter()).find_map(|(index, element)| {
+            let index: usize = index;
+            let inner = inside(element, at);
+            let here = || element.span().contains(&at).then(String::new);
+            inner.or_else(here).map(|rest| format!("[{index}]{rest}"))
+        }),
+        _ => None,
     }
 }

@@ -27,13 +27,22 @@ impl Checker<'_> {
     ) -> Result<Secret, ConfigError> {
         match source {
             SecretSource::Inline(text) => Ok(Secret::new(text.clone())),
-            SecretSource::Env(name) => match self.env.get(name) {
-                Some(text) => Ok(Secret::new(text.clone())),
-                None => {
-                    let message = format!("the environment variable {name} is not set");
-                    Err(self.error(place, key, message))
-                }
-            },
+            SecretSource::Env(name) => {
+                let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let message = match self.env.get(name) {
+                    Some(text) if !text.is_empty() => return Ok(Secret::new(text.clone())),
+                    Some(_) => format!("the environment variable {name} is empty"),
+                    None if name.chars().all(plain) && !name.is_empty() => {
+                        format!("the environment variable {name} is not set")
+                    }
+                    // It may be the secret itself.
+                    None => {
+                        "env must be the name of an environment variable: letters, digits and '_'"
+                            .into()
+                    }
+                };
+                Err(self.error(place, key, message))
+            }
             SecretSource::File(path) => {
                 Secret::in_file(path.into()).map_err(|e| self.error(place, key, e))
             }
@@ -49,8 +58,14 @@ impl Checker<'_> {
         let (cert, key) = match (cert, key) {
             (Some(cert), Some(key)) => (cert, key),
             (None, None) if client_ca.is_none() => return Ok(None),
-            (None, _) => return Err(self.error(SERVER_TLS, "cert", "is needed for TLS")),
-            (_, None) => return Err(self.error(SERVER_TLS, "key", "is needed with cert")),
+            (None, _) => {
+                let message = "is needed for TLS: a PEM file with the server's certificate";
+                return Err(self.error(SERVER_TLS, "cert", message));
+            }
+            (_, None) => {
+                let message = "is needed with cert: a PEM file with its private key";
+                return Err(self.error(SERVER_TLS, "key", message));
+            }
         };
         let read = |name, path: &PathBuf| {
             std::fs::read(path).map_err(|e| self.unreadable(SERVER_TLS, name, path, &e))
@@ -85,20 +100,27 @@ impl Checker<'_> {
         let identity = match (path(&raw.cert), path(&raw.key)) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
-            _ => return Err(self.error(place, "tls", "cert and key need each other")),
+            (Some(_), None) => {
+                let message = "is needed with cert: a PEM file with its private key";
+                return Err(self.error(place, "tls.key", message));
+            }
+            (None, Some(_)) => {
+                let message = "is needed with key: a PEM file with the certificate";
+                return Err(self.error(place, "tls.cert", message));
+            }
         };
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|e| self.unreadable(place, "tls", path, &e))
+        let read = |key, path: &PathBuf| {
+            std::fs::read(path).map_err(|e| self.unreadable(place, key, path, &e))
         };
         let wrong = |path: &PathBuf, e: PemError| {
-            let message = format!("{}: the file {path:?} {}", e.key, e.message);
-            self.error(place, "tls", message)
+            let message = format!("the file {path:?} {}", e.message);
+            self.error(place, &format!("tls.{}", e.key), message)
         };
         if let Some(path) = &ca {
-            tls::check_ca(&read(path)?).map_err(|e| wrong(path, e))?;
+            tls::check_ca(&read("tls.ca", path)?).map_err(|e| wrong(path, e))?;
         }
         if let Some((cert, key)) = &identity {
-            tls::check_client(&read(cert)?, &read(key)?)
+            tls::check_client(&read("tls.cert", cert)?, &read("tls.key", key)?)
                 .map_err(|e| wrong(if e.key == "cert" { cert } else { key }, e))?;
         }
         Ok(ClientTls {

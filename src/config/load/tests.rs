@@ -23,16 +23,16 @@ fn errors_say_where_what_and_what_is_allowed() {
     let cases = [
         (
             "[server]\nlisten = \"nonsense\"",
-            "c.toml:2:1: server.listen: \"nonsense\" is not an address",
+            "c.toml:2:10: server.listen: \"nonsense\" is not an address",
         ),
         (
             "[server]\nlitsen = \"x\"",
-            "c.toml:2:1: server.litsen: unknown field `litsen`",
+            "c.toml:2:1: server.litsen: unknown key",
         ),
         ("[server]\nlitsen = \"x\"", "did you mean `listen`?"),
         (
             "[cache]\nmemory = 5",
-            "c.toml:2:10: cache.memory: invalid type: integer `5`",
+            "c.toml:2:10: cache.memory: expected a size",
         ),
         ("[cache]\nmemory = \"5 apples\"", "write it as \"64KiB\""),
         (
@@ -42,7 +42,7 @@ fn errors_say_where_what_and_what_is_allowed() {
         ("[server\n", "c.toml:1:"),
         (
             "[[upstream]]\nkind = \"promethius\"",
-            "did you mean `prometheus`?",
+            "did you mean \"prometheus\"?",
         ),
         (
             "[[upstream]]\nkind = \"prometheus\"",
@@ -74,7 +74,7 @@ fn errors_say_where_what_and_what_is_allowed() {
         ),
         (
             "[[upstream]]\nrate_limit = { per_second = 0 }",
-            "upstream[0].rate_limit: ",
+            "upstream[0].rate_limit.per_second: ",
         ),
         (
             "[[upstream]]\nkind = \"mirror\"\nurls = [\"http://x\"]\napi_key = { env = \"NOPE\" }",
@@ -82,13 +82,13 @@ fn errors_say_where_what_and_what_is_allowed() {
         ),
         (
             "[targets]\nallow = [\"prom\"]",
-            "targets.allow: \"prom\" is not a target",
+            "targets.allow[0]: \"prom\" is not a target",
         ),
         (
             "[state]\ndir = \"/nonexistent/folder\"",
             "c.toml:2:1: state.dir: \"/nonexistent/folder\" is not a folder",
         ),
-        ("[log]\nlevel = \"loud\"", "unknown variant `loud`"),
+        ("[log]\nlevel = \"loud\"", "found \"loud\""),
     ];
     for (text, expected) in cases {
         let said = error(text);
@@ -131,7 +131,7 @@ fn every_key_can_be_overridden_from_the_environment() {
         (
             "HELIOSTAT_UPSTREAM__NOPE__URLS",
             "[]",
-            "there is no upstream \"nope\"",
+            "the file has no upstream \"nope\"",
         ),
     ] {
         let said = parse(text, "c.toml", &env(&[(name, value)]))
@@ -220,19 +220,22 @@ fn wrong_certificates_are_named_with_their_file_and_key() {
         ))
     };
     for (tls, says) in [
-        (format!("{{ ca = {} }}", at("empty")), "ca: the file"),
+        (
+            format!("{{ ca = {} }}", at("empty")),
+            "9: upstream[0].tls.ca: the file",
+        ),
         (format!("{{ ca = {} }}", at("no")), "cannot be read"),
-        (format!("{{ cert = {} }}", at("a.crt")), "need each other"),
+        (
+            format!("{{ cert = {} }}", at("a.crt")),
+            "tls.key: is needed with cert",
+        ),
         (
             format!("{{ cert = {}, key = {} }}", at("a.crt"), at("b.key")),
             "b.key\" is not the key",
         ),
     ] {
         let error = upstream(&tls);
-        assert!(
-            error.starts_with("c.toml:4:1: upstream[0].tls: "),
-            "{error}"
-        );
+        assert!(error.starts_with("c.toml:4:"), "{error}");
         assert!(error.contains(says), "{error}");
     }
     assert!(error("[targets]\nnetworks = [\"10.0.0.0/33\"]").contains("is not a network"));
