@@ -260,7 +260,9 @@ pub enum Next<T> {
 /// The error for a response that is not what the protocol says.
 fn garbage(response: &Response, why: &str) -> Error {
     let status = response.status.as_u16();
-    let start: String = String::from_utf8_lossy(&response.body)
+    // A character has four bytes at most.
+    let start = response.body.get(..480).unwrap_or(&response.body);
+    let start: String = String::from_utf8_lossy(start)
         .chars()
         .take(120)
         .map(|c| if c.is_control() { ' ' } else { c })

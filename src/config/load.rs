@@ -53,7 +53,10 @@ impl fmt::Display for ConfigError {
             write!(f, ":{line}:{column}")?;
         }
         if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
+            // Within quotes a key can hold anything; the error stays one line.
+            let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+            let key: String = self.key.chars().map(plain).collect();
+            write!(f, ": {key}")?;
         }
         write!(f, ": {}", self.message)
     }

@@ -16,6 +16,7 @@ mod chain;
 mod demo;
 mod deploy;
 mod faults;
+mod fuzz;
 mod house;
 mod limits;
 mod openapi;

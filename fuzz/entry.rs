@@ -1,0 +1,322 @@
+//! What is fuzzed, for cargo-fuzz (`fuzz_targets/`) and for the tests (`tests/it/fuzz.rs`). An entry
+//! takes any bytes; a panic is a finding.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use heliostat::adapters::mirror::Mirror;
+use heliostat::adapters::prometheus::{Expression, Prometheus, pass};
+use heliostat::adapters::{Adapter, Data, Exchange, Fetch, Next, Request, Response};
+use heliostat::config;
+use heliostat::model::{
+    Condition, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME, NanInterpretation,
+    RangeLimits, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
+};
+use heliostat::promql::{Analysis, canonical, classify};
+use heliostat::wire::encoding::Encoding;
+use heliostat::wire::promapi::{self, InstantQuery, Params, RangeQuery};
+use heliostat::wire::{json, request, response, telemetry};
+use http::{HeaderMap, Method, StatusCode};
+
+/// Requests as clients send them: of the mirror API, and the parameters of Prometheus' API.
+pub fn mirror_request(data: &[u8]) {
+    let _ = request::read_connection(data);
+    if let Ok(read) = request::read_field_names(data) {
+        scope_in_range(&read.query.scope);
+        let written = request::write_field_names(&read.details.rest, &read.query);
+        let again = request::read_field_names(&written).expect("what is written is read");
+        assert_eq!(again.query, read.query);
+        assert_eq!(again.details.rest, read.details.rest);
+    }
+    if let Ok(read) = request::read_field_values(data) {
+        scope_in_range(&read.query.scope);
+        let written = request::write_field_values(&read.details.rest, &read.query);
+        let again = request::read_field_values(&written).expect("what is written is read");
+        assert_eq!(again.query, read.query);
+    }
+    if let Ok(read) = request::read_metric(data) {
+        let range = read.query.range;
+        assert!(0 <= range.start() && range.start() <= range.end() && range.end() <= MAX_TIME);
+        let written = request::write_metric(&read.details.rest, &read.query);
+        let again = request::read_metric(&written).expect("what is written is read");
+        assert_eq!(again.query, read.query);
+    }
+    let params = Params::read(std::str::from_utf8(data).ok(), Some(data));
+    let _ = InstantQuery::read(&params);
+    if let Ok(read) = RangeQuery::read(&params) {
+        assert!(read.start <= read.end);
+        let form = read.form(read.start, read.end);
+        let again = RangeQuery::read(&Params::read(None, Some(form.as_bytes())));
+        let again = again.expect("what is written is read");
+        assert_eq!((again.start, again.end), (read.start, read.end));
+        assert_eq!((again.query, again.step), (read.query, read.step));
+    }
+}
+
+fn scope_in_range(scope: &Scope) {
+    let times = scope.start.iter().chain(&scope.end);
+    assert!(times.into_iter().all(|t| (0..=MAX_TIME).contains(t)));
+}
+
+/// Answers as upstreams send them, to all that is asked of mirrors and Prometheus servers.
+pub fn upstream_answer(data: &[u8]) {
+    mirror_answers(data);
+    matrix(data);
+    tree(data);
+    for status in [200, 400, 503] {
+        let response = Response {
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: HeaderMap::new(),
+            body: Bytes::copy_from_slice(data),
+        };
+        adapters(&response);
+    }
+}
+
+fn mirror_answers(data: &[u8]) {
+    let _ = response::read_connection(data);
+    let _ = response::read_error(data);
+    if let Ok((fields, partial)) = response::read_field_names(data) {
+        let written = response::write_field_names(&fields, partial);
+        let again = response::read_field_names(&written).expect("what is written is read");
+        assert_eq!(again, (fields, partial));
+    }
+    if let Ok(values) = response::read_field_values(data) {
+        let written = response::write_field_values(&values);
+        let again = response::read_field_values(&written).expect("what is written is read");
+        assert_eq!(again, values);
+    }
+    if let Ok(read) = telemetry::read_metric(data) {
+        assert_eq!(read.times.len(), read.values.len());
+        if let Some(ends) = read.ends {
+            assert_eq!(read.times.len(), ends.len());
+            assert!(read.times.iter().zip(&ends).all(|(start, end)| start < end));
+        }
+    }
+}
+
+/// What is read of a matrix is written as it was read.
+fn matrix(data: &[u8]) {
+    let Ok(read) = promapi::read_matrix(&Bytes::copy_from_slice(data), 1000) else {
+        return;
+    };
+    for series in &read.series {
+        for track in [&series.values, &series.histograms] {
+            assert!(track.times().is_sorted_by(|a, b| a < b));
+        }
+    }
+    let plain = Encoding::Identity;
+    let parts = promapi::write_matrix(&[&read.series], &TimeRange::ALL, &read.extras, plain);
+    let written = Bytes::from(plain.join(parts).concat());
+    let again = promapi::read_matrix(&written, 1000).expect("what is written is read");
+    let held = |t: &i64| TimeRange::ALL.holds(*t);
+    let mut shown = read.series.iter().filter(|s| {
+        let mut times = s.values.times().iter().chain(s.histograms.times());
+        times.any(held)
+    });
+    for series in &again.series {
+        let first = shown.next().expect("a series that was read");
+        assert_eq!(series.metric.labels, first.metric.labels);
+        let times = |s: &promapi::Series| -> Vec<i64> {
+            let times = s.values.times().iter().chain(s.histograms.times());
+            times.copied().filter(held).collect()
+        };
+        assert_eq!(times(series), times(first));
+    }
+    assert!(shown.next().is_none());
+}
+
+/// The tree is the one that serde_json reads.
+fn tree(data: &[u8]) {
+    let ours = json::parse(data).ok().map(|tree| tree.to_value());
+    let theirs = serde_json::from_slice::<serde_json::Value>(data).ok();
+    assert_eq!(ours, theirs);
+}
+
+/// All exchanges of both adapters, each with `response` to whatever it asks.
+fn adapters(response: &Response) {
+    let minute = Step::new(60_000).expect("a step");
+    let mirror = Mirror {
+        api_key: None,
+        page: 100,
+    };
+    let prometheus = Prometheus::new(minute, false);
+    let scope = Scope {
+        selector: Selector::default(),
+        start: None,
+        end: None,
+        limit: None,
+        latest_first: false,
+    };
+    let names = FieldNamesQuery {
+        scope: scope.clone(),
+    };
+    let values = FieldValuesQuery {
+        scope,
+        field: heliostat::model::Field {
+            name: "job".into(),
+            kind: FieldType::String,
+            classified: false,
+        },
+        prefix: String::new(),
+        offset: 0,
+    };
+    let none = serde_json::Map::new();
+    let both: [&dyn Adapter; 2] = [&mirror, &prometheus];
+    for adapter in both {
+        follow(adapter.health(&none), response);
+        if let Ok(exchange) = adapter.field_names(&none, &names) {
+            follow(exchange, response);
+        }
+        if let Ok(exchange) = adapter.field_values(&none, &values) {
+            follow(exchange, response);
+        }
+        for fetch in fetches(minute) {
+            let Ok(parts) = adapter.series(&fetch) else {
+                continue;
+            };
+            for part in parts {
+                if let Some(series) = follow(part.exchange, response)
+                    && let Data::Points(points) = &series.data
+                {
+                    let range = match fetch.layout {
+                        Layout::Raw => fetch.range,
+                        Layout::Buckets { size, .. } => fetch.range.aligned(size),
+                    };
+                    assert!(points.times().is_sorted());
+                    assert!(points.times().iter().all(|t| range.holds(*t)));
+                    assert!(points.values().iter().all(|v| v.is_finite()));
+                }
+            }
+        }
+    }
+    let expression = Expression {
+        query: "up".into(),
+        step: minute,
+        phase: 0,
+        lag: 0,
+        parameters: Vec::new(),
+        headers: Vec::new(),
+    };
+    let limits = RangeLimits {
+        series: 100,
+        span: 0,
+    };
+    let asked = window();
+    for part in prometheus.range(&expression, &asked, limits) {
+        if let Some(series) = follow(part.exchange, response)
+            && let Data::Matrix(matrix) = &series.data
+        {
+            for track in matrix
+                .series
+                .iter()
+                .flat_map(|s| [&s.values, &s.histograms])
+            {
+                assert!(track.times().iter().all(|t| asked.holds(*t)));
+            }
+        }
+    }
+    for json in [false, true] {
+        let request = Request {
+            method: Method::GET,
+            path: "/".into(),
+            headers: Vec::new(),
+            body: Bytes::new(),
+        };
+        follow(pass(request, json), response);
+    }
+}
+
+/// Twenty minutes that the corpus has points of.
+fn window() -> TimeRange {
+    TimeRange::clamped(1_700_000_040_000, 1_700_001_240_000)
+}
+
+/// Each way to ask for points, once.
+fn fetches(size: Step) -> impl Iterator<Item = Fetch> {
+    let buckets = |statistic| Layout::Buckets { statistic, size };
+    let ways = [
+        ("__gauge__", Layout::Raw, NanInterpretation::Omit),
+        (
+            "__gauge__",
+            buckets(Statistic::Mean),
+            NanInterpretation::Zero,
+        ),
+        ("__counter__", Layout::Raw, NanInterpretation::Zero),
+        (
+            "__counter__",
+            buckets(Statistic::P95),
+            NanInterpretation::Omit,
+        ),
+        ("__expression__", Layout::Raw, NanInterpretation::Omit),
+    ];
+    ways.into_iter().map(|(key, layout, nan)| Fetch {
+        selector: Selector::new(vec![Condition {
+            key: key.into(),
+            test: Test::Is(Scalar::String("up".into())),
+        }]),
+        metric_field: None,
+        layout,
+        range: window(),
+        nan,
+        details: serde_json::Map::new(),
+    })
+}
+
+/// The answer to `exchange` where every response is `response`; none after a few.
+fn follow<T>(mut exchange: Exchange<T>, response: &Response) -> Option<T> {
+    for _ in 0..4 {
+        match (exchange.read)(response).ok()? {
+            Next::Done(answer) => return Some(answer),
+            Next::More(next) => exchange = next,
+        }
+    }
+    None
+}
+
+/// A configuration. Folders and devices that it names are left alone.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if text.contains("dir") || text.contains("/dev/") {
+        return;
+    }
+    match config::parse(text, "c.toml", &BTreeMap::new()) {
+        Ok(config) => {
+            assert!(!config.upstreams.is_empty());
+            let default = &config.default_upstream;
+            assert!(config.upstreams.iter().any(|u| u.name == *default));
+        }
+        Err(error) => {
+            let shown = error.to_string();
+            assert!(shown.starts_with("c.toml"), "{shown}");
+            assert!(!shown.contains(char::is_control), "{shown:?}");
+            assert!(!error.message.is_empty());
+            if let Some((line, column)) = error.position {
+                let lines = text.matches('\n').count() + 1;
+                assert!((1..=lines).contains(&line) && column >= 1, "{shown}");
+            }
+        }
+    }
+    // As the value of a variable: said of it, or taken.
+    let name = "HELIOSTAT_SERVER__REQUEST_TIMEOUT";
+    let env = BTreeMap::from([(name.to_owned(), text.to_owned())]);
+    if let Err(error) = config::parse("", "c.toml", &env) {
+        assert!(error.source.ends_with(name), "{error}");
+    }
+}
+
+/// An expression.
+pub fn promql(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let analysis = classify(text);
+    if let Analysis::PerInstant { lag } = analysis {
+        assert!((0..=MAX_TIME).contains(&lag));
+    }
+    let known_by = canonical(text);
+    assert_eq!(canonical(known_by), known_by);
+    assert_eq!(classify(known_by), analysis);
+}
