@@ -19,7 +19,7 @@ use heliostat::wire::{json, request, response, telemetry};
 use http::{HeaderMap, Method, StatusCode};
 
 /// Requests as clients send them: of the mirror API, and the parameters of Prometheus' API.
-pub fn mirror_request(data: &[u8]) {
+pub(crate) fn mirror_request(data: &[u8]) {
     let _ = request::read_connection(data);
     if let Ok(read) = request::read_field_names(data) {
         scope_in_range(&read.query.scope);
@@ -59,7 +59,7 @@ fn scope_in_range(scope: &Scope) {
 }
 
 /// Answers as upstreams send them, to all that is asked of mirrors and Prometheus servers.
-pub fn upstream_answer(data: &[u8]) {
+pub(crate) fn upstream_answer(data: &[u8]) {
     mirror_answers(data);
     matrix(data);
     tree(data);
@@ -275,7 +275,7 @@ fn follow<T>(mut exchange: Exchange<T>, response: &Response) -> Option<T> {
 }
 
 /// A configuration. Folders and devices that it names are left alone.
-pub fn configuration(data: &[u8]) {
+pub(crate) fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
@@ -308,7 +308,7 @@ pub fn configuration(data: &[u8]) {
 }
 
 /// An expression.
-pub fn promql(data: &[u8]) {
+pub(crate) fn promql(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
