@@ -205,11 +205,13 @@ async fn settings_of_the_server_change_and_what_cannot_is_named() {
     let toml = upstream("plain", &source.url, "");
     let server = Server::start_at(&toml, TestClock::at(NOW)).await;
     let changed = format!(
-        "[server]\nmax_body = \"10B\"\n[cache]\nmemory = \"1MiB\"\n[log]\nformat = \"json\"\n{toml}"
+        "[server]\nmax_body = \"1KiB\"\n[cache]\nmemory = \"1MiB\"\n[log]\nformat = \"json\"\n{toml}"
     );
     let applied = server.reload(&changed).await.unwrap();
     assert_eq!(applied.restart, ["cache.memory", "log.format"]);
-    let refused = server.post("/api/metric", &query("plain", 0)).await;
+    let mut large = query("plain", 0);
+    large["padding"] = "x".repeat(2000).into();
+    let refused = server.post("/api/metric", &large).await;
     assert_eq!(refused.status, 413);
     let applied = server.reload(&changed).await.unwrap();
     assert_eq!(applied.restart, ["cache.memory", "log.format"], "still");
