@@ -1,6 +1,8 @@
 //! The composition root: a configuration goes in, a running service comes out.
 
 mod live;
+#[cfg(feature = "otlp")]
+pub mod traces;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -90,7 +92,12 @@ impl App {
                     true => plain.clone(),
                     false => Arc::new(live::http(upstream, &maker.clock).map_err(StartError)?),
                 },
-                headers: live::headers(upstream, &maker.clock).map_err(StartError)?,
+                headers: live::headers(
+                    format!("upstream {} headers", upstream.name),
+                    &upstream.headers,
+                    &maker.clock,
+                )
+                .map_err(StartError)?,
                 api_key,
             };
             upstreams.push(maker.upstream(upstream, urls, ways));

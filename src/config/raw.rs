@@ -22,6 +22,7 @@ pub(super) struct Config {
     pub(super) targets: Targets,
     pub(super) state: State,
     pub(super) log: Log,
+    pub(super) traces: Traces,
     pub(super) upstream: Vec<Upstream>,
 }
 
@@ -97,6 +98,14 @@ pub(super) struct State {
 pub(super) struct Log {
     pub(super) level: Option<Level>,
     pub(super) format: Option<Format>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Traces {
+    pub(super) endpoint: Option<String>,
+    pub(super) headers: BTreeMap<String, SecretSource>,
+    pub(super) sample: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
