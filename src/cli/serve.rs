@@ -4,24 +4,25 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::{block_on, complain};
-use crate::app::Service;
+use crate::app::{Service, Source};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
+use crate::front::Reloads;
 use crate::telemetry::logs;
 
-/// Serves what `config` describes until a signal to stop.
-pub(super) fn run(config: &Config) -> ExitCode {
+/// Serves what `config` describes, and what `source` does later, until a signal to stop.
+pub(super) fn run(config: &Config, source: Source) -> ExitCode {
     let format = if config.log.json {
         logs::Format::Json
     } else {
         logs::Format::Human
     };
     logs::start(config.log.level, format, std::io::stderr().is_terminal());
-    match block_on(serve(config)) {
+    match block_on(serve(config, source)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             complain(&error);
@@ -34,9 +35,10 @@ pub(super) fn run(config: &Config) -> ExitCode {
     }
 }
 
-async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(config: &Config, source: Source) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     #[cfg(feature = "otlp")]
     let traces = match &config.traces {
@@ -61,6 +63,7 @@ async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
             warn!("others than this machine can connect, and clients are not authenticated");
         }
     }
+    tokio::spawn(reload_on(hangup, service.follow(source)));
     let stopped = OnceLock::new();
     let stop = async {
         tokio::select! {
@@ -79,4 +82,11 @@ async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     }
     info!("stopped");
     Ok(())
+}
+
+/// Reads the configuration again at each `hangup`. What came of it is in the log.
+async fn reload_on(mut hangup: Signal, reloads: Reloads) {
+    while hangup.recv().await.is_some() {
+        let _ = reloads.ask().await;
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::chunk::Chunk;
+use super::explain::Explanation;
 use super::lane::Lane;
 use super::plan::Held;
 use super::render::BLOCK;
@@ -210,6 +211,23 @@ impl Engine {
         })
     }
 
+    /// What `query` would be answered with.
+    pub fn explain_metric(
+        &self,
+        details: &Details,
+        query: MetricQuery,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let upstream = self.registry.pick(details)?;
+        let stretches = self.stretches(&upstream, &query)?;
+        let source = source(&upstream, &query);
+        let lane = Lane::of(upstream.clone(), details, query);
+        let explained = stretches.into_iter();
+        let explained = explained.map(|stretch| self.explain(&lane, stretch, source, context));
+        let explained = explained.collect::<Result<_, _>>()?;
+        Ok(Explanation::new(&upstream, explained, None, context))
+    }
+
     /// `range` of `lane`, of which not all is fresh.
     pub(super) async fn not_fresh(
         self: &Arc<Self>,
@@ -292,7 +310,7 @@ impl Engine {
                 text.add_to(&mut parts, at, i == last, encoding);
             }
             if grows {
-                self.cache.weigh_again(lane, index, &chunk);
+                self.memory.cache.weigh_again(lane, index, &chunk);
             }
         }
         parts

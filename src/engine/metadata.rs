@@ -6,6 +6,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 
 use super::answer::CacheOutcome;
+use super::explain::{Explanation, Whole};
 use super::lane::forwarded;
 use super::plan::Held;
 use super::series::too_late;
@@ -72,6 +73,18 @@ impl Metadata {
     }
 }
 
+impl Metadata {
+    /// Forgets the lists of the upstreams that `which` picks.
+    pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
+        self.flights.abandon(|key| which(key.upstream));
+        for (key, _) in &self.lists {
+            if which(key.upstream) {
+                self.lists.invalidate(&*key);
+            }
+        }
+    }
+}
+
 impl List {
     fn heap_bytes(&self) -> usize {
         match self {
@@ -108,11 +121,8 @@ impl Engine {
         context: &Context,
     ) -> Result<Listed<(Vec<Field>, bool)>, Error> {
         let upstream = self.registry.pick(details)?;
-        let whole = upstream.adapter.lists_whole();
         let limit = self.limit(&query.scope);
-        let mut asked = query.clone();
-        self.normalize(&mut asked.scope, &upstream, whole);
-        let question = Question::Names(asked);
+        let question = self.names(&upstream, query);
         let listed = self.list(&upstream, details, question, context).await?;
         let (mut fields, mut partial) = match listed.list {
             List::Names(fields, partial) => (fields, partial),
@@ -138,13 +148,7 @@ impl Engine {
         let upstream = self.registry.pick(details)?;
         let whole = upstream.adapter.lists_whole();
         let limit = self.limit(&query.scope);
-        let mut asked = query.clone();
-        self.normalize(&mut asked.scope, &upstream, whole);
-        if whole {
-            asked.prefix.clear();
-            asked.offset = 0;
-        }
-        let question = Question::Values(asked);
+        let question = self.values(&upstream, query);
         let listed = self.list(&upstream, details, question, context).await?;
         let values = match listed.list {
             List::Values(values) => values,
@@ -166,6 +170,73 @@ impl Engine {
             list,
             cache: listed.cache,
         })
+    }
+
+    /// What the names of fields would be answered with.
+    pub fn explain_names(
+        &self,
+        details: &Details,
+        query: &FieldNamesQuery,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let upstream = self.registry.pick(details)?;
+        let question = self.names(&upstream, query);
+        Ok(self.explain_list(&upstream, details, question, context))
+    }
+
+    /// What the values of a field would be answered with.
+    pub fn explain_values(
+        &self,
+        details: &Details,
+        query: &FieldValuesQuery,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let upstream = self.registry.pick(details)?;
+        let question = self.values(&upstream, query);
+        Ok(self.explain_list(&upstream, details, question, context))
+    }
+
+    fn explain_list(
+        &self,
+        upstream: &Arc<Upstream>,
+        details: &Details,
+        question: Question,
+        context: &Context,
+    ) -> Explanation {
+        let key = Key {
+            upstream: upstream.id,
+            details: forwarded(upstream, details),
+            question,
+        };
+        let lifetime = context.freshness(&upstream.freshness).metadata_ttl;
+        let known = self.memory.metadata.lists.get(&key);
+        let known = known.map(|e| (context.arrived.saturating_sub(e.fetched), lifetime));
+        let under_way = self.memory.metadata.flights.is_under_way(&key);
+        Explanation::new(
+            upstream,
+            Vec::new(),
+            Some(Whole::of(known, under_way)),
+            context,
+        )
+    }
+
+    /// What is asked of `upstream` for `query`.
+    fn names(&self, upstream: &Upstream, query: &FieldNamesQuery) -> Question {
+        let mut asked = query.clone();
+        self.normalize(&mut asked.scope, upstream, upstream.adapter.lists_whole());
+        Question::Names(asked)
+    }
+
+    /// What is asked of `upstream` for `query`.
+    fn values(&self, upstream: &Upstream, query: &FieldValuesQuery) -> Question {
+        let whole = upstream.adapter.lists_whole();
+        let mut asked = query.clone();
+        self.normalize(&mut asked.scope, upstream, whole);
+        if whole {
+            asked.prefix.clear();
+            asked.offset = 0;
+        }
+        Question::Values(asked)
     }
 
     fn limit(&self, scope: &Scope) -> usize {
@@ -202,7 +273,7 @@ impl Engine {
         let planning = context.span("plan");
         let freshness = context.freshness(&upstream.freshness);
         let ttl = freshness.metadata_ttl;
-        let known = self.metadata.lists.get(&key);
+        let known = self.memory.metadata.lists.get(&key);
         let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let mut cache = CacheOutcome {
@@ -221,7 +292,7 @@ impl Engine {
         let mut span = context.span("fetch");
         let within = context.within(&span);
         let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), within.clone());
-        let (flights, trace) = (&self.metadata.flights, &within.errand.trace);
+        let (flights, trace) = (&self.memory.metadata.flights, &within.errand.trace);
         let boarded = flights.board(&key, &[TimeRange::ALL], trace, fetch);
         boarded.show(&mut span);
         if boarded.joined > 0 {
@@ -262,6 +333,7 @@ async fn fetch(
     key: Key,
     context: Context,
 ) -> Result<Arc<Entry>, Error> {
+    let since = engine.memory.forgotten();
     let fetched = engine.clock.monotonic();
     let errand = &context.errand;
     let list = match &key.question {
@@ -279,7 +351,8 @@ async fn fetch(
     // A list that lacks something because of its limit is what was asked for; one that should be
     // whole and is not, is not kept.
     if entry.list.is_whole() || !upstream.adapter.lists_whole() {
-        engine.metadata.lists.insert(key, entry.clone());
+        let keep = || engine.memory.metadata.lists.insert(key, entry.clone());
+        engine.memory.unless_forgotten(since, keep);
     }
     Ok(entry)
 }

@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue};
 use super::answer::outcome;
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
+use super::explain::Explanation;
 use super::lane::{Lane, Subject};
 use super::series::{Source, View, not_prometheus};
 use super::{CacheOutcome, Context, Engine, Timing, planned};
@@ -117,6 +118,21 @@ impl Engine {
         })
     }
 
+    /// What `request` would be answered with.
+    pub fn explain_range(
+        &self,
+        upstream: &Arc<Upstream>,
+        request: RangeRequest,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let (expression, range) = asked(request, upstream.reading.step_alignment);
+        let lane = Lane::of_expression(upstream.clone(), expression);
+        // As an answer does: what a finer step has is as good as cached.
+        self.thinned(&lane, &range, context);
+        let stretch = self.explain(&lane, range, Source::Upstream, context)?;
+        Ok(Explanation::new(upstream, vec![stretch], None, context))
+    }
+
     /// The answer with what of `chunks` lies in `shown`, packed. What has to be packed for it first
     /// leaves the threads that serve connections if it is much.
     async fn encoded(
@@ -148,7 +164,7 @@ impl Engine {
     ) -> Vec<Text> {
         let body = body(chunks, shown, encoding);
         for (index, chunk) in chunks.iter() {
-            self.cache.weigh_again(lane, index, chunk);
+            self.memory.cache.weigh_again(lane, index, chunk);
         }
         body
     }
@@ -171,7 +187,7 @@ impl Engine {
             .not_fresh(lane, range, Source::Upstream, context, planning)
             .await?;
         if let Subject::Expression(expression) = lane.subject() {
-            self.grids.add(lane, expression);
+            self.memory.grids.add(lane, expression);
         }
         Ok(view)
     }
@@ -182,7 +198,8 @@ impl Engine {
         let Subject::Expression(coarse) = lane.subject() else {
             return false;
         };
-        let mut finer = self.grids.finer_than(lane, coarse).into_iter();
+        let since = self.memory.forgotten();
+        let mut finer = self.memory.grids.finer_than(lane, coarse).into_iter();
         let Some(view) = finer.find_map(|finer| self.fresh(&finer, range, context)) else {
             return false;
         };
@@ -201,7 +218,10 @@ impl Engine {
                 }),
                 segments: segments.collect(),
             };
-            self.cache.store(lane, &piece);
+            let store = || self.memory.cache.store(lane, &piece);
+            if self.memory.unless_forgotten(since, store).is_none() {
+                return false;
+            }
         }
         true
     }

@@ -11,6 +11,7 @@ use moka::sync::Cache;
 use url::form_urlencoded;
 
 use super::answer::{CacheOutcome, Timing};
+use super::explain::{Explanation, Whole};
 use super::plan::Held;
 use super::series::too_late;
 use super::{Context, Engine, planned};
@@ -107,6 +108,18 @@ impl Answers {
     }
 }
 
+impl Answers {
+    /// Forgets the answers of the upstreams that `which` picks.
+    pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
+        self.flights.abandon(|key| which(key.upstream));
+        for (key, _) in &self.kept {
+            if which(key.upstream) {
+                self.kept.invalidate(&**key);
+            }
+        }
+    }
+}
+
 impl Identity {
     fn heap_bytes(&self) -> usize {
         let Question {
@@ -197,6 +210,36 @@ impl Engine {
         Ok(found)
     }
 
+    /// What `question` would be answered with.
+    pub fn explain_told(
+        &self,
+        upstream: &Arc<Upstream>,
+        question: Question,
+        keep: &Keep,
+        context: &Context,
+    ) -> Explanation {
+        let freshness = context.freshness(&upstream.freshness);
+        let key = Arc::new(Identity {
+            upstream: upstream.id,
+            question,
+        });
+        let kept = match keep {
+            Keep::Not(_) => None,
+            _ => self.memory.answers.kept.get(&key),
+        };
+        let known = kept.map(|entry| {
+            let age = context.arrived.saturating_sub(entry.fetched);
+            (age, entry.keep.lifetime(&freshness).unwrap_or_default())
+        });
+        let under_way = self.memory.answers.flights.is_under_way(&key);
+        let whole = Whole::of(known, under_way);
+        let mut explained = Explanation::new(upstream, Vec::new(), Some(whole), context);
+        if let Keep::Not(reason) = keep {
+            explained.bypass = Some(reason);
+        }
+        explained
+    }
+
     /// What `upstream` answers to `question`, which is asked by `method`, GET or POST.
     pub async fn told(
         self: &Arc<Self>,
@@ -218,7 +261,7 @@ impl Engine {
         if let Keep::Not(reason) = keep {
             cache.bypass = Some(reason);
         } else {
-            known = self.answers.kept.get(&key);
+            known = self.memory.answers.kept.get(&key);
             cache.held = known.as_ref().map_or(Held::Miss, |_| Held::Stale);
         }
         let known = known.map(|entry| {
@@ -236,18 +279,11 @@ impl Engine {
             });
         }
         let begun = self.clock.monotonic();
-        planned(
-            planning,
-            if known.is_some() {
-                Held::Stale
-            } else {
-                Held::Miss
-            },
-            1,
-        );
+        let held = known.as_ref().map_or(Held::Miss, |_| Held::Stale);
+        planned(planning, held, 1);
         let mut span = context.span("fetch");
         let within = context.within(&span);
-        let (flights, trace) = (&self.answers.flights, &within.errand.trace);
+        let (flights, trace) = (&self.memory.answers.flights, &within.errand.trace);
         let boarded = flights.board(&key, &[TimeRange::ALL], trace, |_| {
             fetch(
                 self.clone(),
@@ -313,6 +349,7 @@ async fn fetch(
     keep: Keep,
     context: Context,
 ) -> Result<Arc<Entry>, Error> {
+    let since = engine.memory.forgotten();
     let fetched = engine.clock.monotonic();
     let exchange = pass(key.question.request(method), key.question.json);
     let answered = upstream.access.run(exchange, &context.errand).await?;
@@ -328,9 +365,10 @@ async fn fetch(
         fetched,
     });
     if kept {
-        engine.answers.kept.insert(key, entry.clone());
+        let keep = || engine.memory.answers.kept.insert(key, entry.clone());
+        engine.memory.unless_forgotten(since, keep);
         // What is over the bound goes now; by itself moka evicts some hundred writes later.
-        engine.answers.kept.run_pending_tasks();
+        engine.memory.answers.kept.run_pending_tasks();
     }
     Ok(entry)
 }

@@ -6,20 +6,25 @@
 //! - `prometheus`: Prometheus' HTTP API
 //! - `respond`, `encoding`: what responses of data have in common
 //! - `admin`: health, readiness, metrics, the page at `/`
+//! - `admin_api`: what operators may ask and do
+//! - `reloads`: how a new configuration is asked for
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
 mod admin;
+mod admin_api;
 mod body;
 mod encoding;
 pub mod listen;
 pub mod mirror;
 mod path;
 mod prometheus;
+mod reloads;
 mod respond;
 mod router;
 mod status;
 mod stream;
 
 pub use body::Body;
+pub use reloads::{Answer, Applied, Asked, Reloads};
 pub use router::{Front, Settings};
 pub use status::{error_response, read_body};

@@ -2,8 +2,8 @@
 //! the API key, a log line and metrics.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, ORIGIN};
@@ -15,8 +15,9 @@ use tracing::{Level, debug};
 use super::body::Body;
 use super::encoding::chosen;
 use super::path::normalized;
+use super::reloads::Reloads;
 use super::status::{error_response, read_body};
-use super::{admin, mirror, prometheus};
+use super::{admin, admin_api, mirror, prometheus};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
 use crate::files::Live;
@@ -45,10 +46,15 @@ pub struct Settings {
     pub always_500: bool,
 }
 
-/// Answers requests.
+/// Answers requests, under one configuration.
 pub struct Front {
     engine: Arc<Engine>,
     settings: Settings,
+    shared: Arc<Shared>,
+}
+
+/// What stays when the configuration changes.
+struct Shared {
     registry: Option<&'static PrometheusHandle>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -56,6 +62,8 @@ pub struct Front {
     /// Bytes of bodies that are in hand or announced.
     body_bytes: AtomicUsize,
     draining: AtomicBool,
+    /// Where a new configuration is asked for, if it comes from somewhere.
+    reloads: OnceLock<Reloads>,
 }
 
 /// What a path means.
@@ -64,22 +72,16 @@ enum Route {
     Mirror(mirror::Method),
     Prometheus(prometheus::Endpoint),
     Admin(admin::Page),
+    Operate(admin_api::Call),
 }
 
-/// Every path, normalized, that means something by itself.
-const ROUTES: [(&str, Route); 9] = [
-    ("/api/metric", Route::Mirror(mirror::Method::Metric)),
-    ("/api/field/name", Route::Mirror(mirror::Method::FieldNames)),
-    (
-        "/api/field/value",
-        Route::Mirror(mirror::Method::FieldValues),
-    ),
-    ("/api/connection", Route::Mirror(mirror::Method::Connection)),
-    ("/metrics", Route::Admin(admin::Page::Metrics)),
-    ("/healthz", Route::Admin(admin::Page::Health)),
-    ("/readyz", Route::Admin(admin::Page::Ready)),
-    ("/openapi.json", Route::Admin(admin::Page::OpenApi)),
-    ("", Route::Admin(admin::Page::Home)),
+/// Paths, normalized, of what Heliostat says of itself.
+const PAGES: [(&str, admin::Page); 5] = [
+    ("/metrics", admin::Page::Metrics),
+    ("/healthz", admin::Page::Health),
+    ("/readyz", admin::Page::Ready),
+    ("/openapi.json", admin::Page::OpenApi),
+    ("", admin::Page::Home),
 ];
 
 impl Route {
@@ -89,6 +91,7 @@ impl Route {
             Self::Mirror(mirror) => ("mirror", mirror.name()),
             Self::Prometheus(endpoint) => ("prometheus", endpoint.name()),
             Self::Admin(page) => ("admin", page.name()),
+            Self::Operate(call) => ("admin", call.name()),
         }
     }
 }
@@ -101,10 +104,14 @@ struct Metrics {
 
 impl Metrics {
     fn new() -> Self {
-        let fixed = ROUTES.into_iter().map(|(_, route)| route);
+        let mirror = mirror::Method::ALL.map(|(_, method)| Route::Mirror(method));
+        let pages = PAGES.map(|(_, page)| Route::Admin(page));
         Self {
-            known: fixed
+            known: mirror
+                .into_iter()
+                .chain(pages)
                 .chain(prometheus::Endpoint::ALL.map(Route::Prometheus))
+                .chain(admin_api::Call::ALL.map(Route::Operate))
                 .map(|route| {
                     let (api, method) = route.names();
                     (route, RequestMetrics::new(api, method))
@@ -155,18 +162,35 @@ impl Front {
         Arc::new(Self {
             engine,
             settings,
-            registry,
-            clock,
-            metrics: Metrics::new(),
-            in_flight: AtomicUsize::new(0),
-            body_bytes: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
+            shared: Arc::new(Shared {
+                registry,
+                clock,
+                metrics: Metrics::new(),
+                in_flight: AtomicUsize::new(0),
+                body_bytes: AtomicUsize::new(0),
+                draining: AtomicBool::new(false),
+                reloads: OnceLock::new(),
+            }),
         })
+    }
+
+    /// A front in the place of this, which may have requests in hand.
+    pub fn succeeded_by(&self, engine: Arc<Engine>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            settings,
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// From now on admin calls can ask for a new configuration. Only the first call counts.
+    pub fn follow(&self, reloads: Reloads) {
+        let _ = self.shared.reloads.set(reloads);
     }
 
     /// From now on `/readyz` says that no new work should come here.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.shared.draining.store(true, Ordering::Relaxed);
     }
 
     /// Answers `request`, which came from `peer`.
@@ -175,7 +199,7 @@ impl Front {
         request: Request<Incoming>,
         peer: IpAddr,
     ) -> Response<Body> {
-        let arrived = self.clock.monotonic();
+        let arrived = self.shared.clock.monotonic();
         let route = self.route(&normalized(request.uri().path()));
         let method = request.method().clone();
         let (mut span, trace) = begun(route, &request, peer);
@@ -189,9 +213,10 @@ impl Front {
                 .prometheus(endpoint, request, peer, (arrived, trace))
                 .await),
             Some(Route::Admin(page)) => {
-                let draining = self.draining.load(Ordering::Relaxed);
-                admin::answer(page, &method, &self.engine, self.registry, draining)
+                let draining = self.shared.draining.load(Ordering::Relaxed);
+                admin::answer(page, &method, &self.engine, self.shared.registry, draining)
             }
+            Some(Route::Operate(call)) => self.operate(call, request, peer, arrived).await,
             None => {
                 let path = normalized(request.uri().path());
                 let message = format!("there is nothing at {path:.100?}; see / for what there is");
@@ -201,9 +226,12 @@ impl Front {
         let mut response = answer.unwrap_or_else(|e| error_response(&e, self.settings.always_500));
         let key = HeaderValue::clone(&self.settings.api_key.get());
         response.headers_mut().insert(API_KEY, key);
-        let took = self.clock.monotonic().saturating_sub(arrived);
+        let took = self.shared.clock.monotonic().saturating_sub(arrived);
         let status = response.status().as_u16();
-        self.metrics.of(route).answered(status, took.as_secs_f64());
+        self.shared
+            .metrics
+            .of(route)
+            .answered(status, took.as_secs_f64());
         span.number("http.response.status_code", status);
         if status >= 500 {
             span.fail(&status);
@@ -227,7 +255,7 @@ impl Front {
 
     /// Answers the body of a mirror request that did not come over HTTP.
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
-        let begun = (self.clock.monotonic(), Trace::default());
+        let begun = (self.shared.clock.monotonic(), Trace::default());
         let context = self.context(None, None, begun);
         mirror::answer(&self.engine, method, body, context)
             .await
@@ -258,6 +286,33 @@ impl Front {
         mirror::answer(&self.engine, mirror, &body, context).await
     }
 
+    async fn operate(
+        &self,
+        call: admin_api::Call,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        arrived: Duration,
+    ) -> Result<Response<Body>, Error> {
+        if request.headers().contains_key(ORIGIN) {
+            // A page that a browser shows must not operate this with what the browser knows.
+            let message = "the admin API is not for browsers: leave out the header Origin";
+            return Err(Error::new(Kind::TargetNotAllowed, message));
+        }
+        call.check(request.method())?;
+        let _admitted = self.admit(&request)?;
+        let context = self.context(
+            Some(request.headers()),
+            Some(peer),
+            (arrived, Trace::default()),
+        );
+        let settings = &self.settings;
+        let (head, body) = request.into_parts();
+        let path = normalized(head.uri.path());
+        let body = read_body(body, settings.max_body, settings.request_timeout).await?;
+        let reloads = self.shared.reloads.get();
+        admin_api::answer(&self.engine, reloads, call, &path, &head, body, context).await
+    }
+
     async fn prometheus(
         &self,
         endpoint: prometheus::Endpoint,
@@ -286,7 +341,7 @@ impl Front {
     /// Lets a request in if there is room for it and its body; else it is refused at once.
     fn admit(&self, request: &Request<Incoming>) -> Result<[Taken<'_>; 2], Error> {
         let most = self.settings.max_in_flight;
-        let place = Taken::take(&self.in_flight, 1, most).ok_or_else(|| {
+        let place = Taken::take(&self.shared.in_flight, 1, most).ok_or_else(|| {
             let message = format!("{most} requests are in hand already (server.max_in_flight)");
             Error::new(Kind::Overloaded, message)
         })?;
@@ -295,10 +350,11 @@ impl Front {
         let announced = request.body().size_hint().upper();
         let bytes = announced.map_or(largest, |n| usize::try_from(n).unwrap_or(largest));
         let most = largest.saturating_mul(LARGE_BODIES);
-        let body = Taken::take(&self.body_bytes, bytes.min(largest), most).ok_or_else(|| {
-            let message = format!("request bodies of {most} bytes are in hand already");
-            Error::new(Kind::Overloaded, message)
-        })?;
+        let body =
+            Taken::take(&self.shared.body_bytes, bytes.min(largest), most).ok_or_else(|| {
+                let message = format!("request bodies of {most} bytes are in hand already");
+                Error::new(Kind::Overloaded, message)
+            })?;
         Ok([place, body])
     }
 
@@ -311,7 +367,7 @@ impl Front {
         let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
         Context {
             arrived,
-            wall: self.clock.now(),
+            wall: self.shared.clock.now(),
             deadline,
             errand: Errand {
                 caller,
@@ -327,9 +383,10 @@ impl Front {
     }
 }
 
-/// The span of `request` and the trace of what is done for it. What only says how we are has none.
+/// The span of `request` and the trace of what is done for it. What only says how we
+/// are has none.
 fn begun(route: Option<Route>, request: &Request<Incoming>, peer: IpAddr) -> (Span, Trace) {
-    let Some(route) = route.filter(|r| !matches!(r, Route::Admin(_))) else {
+    let Some(route) = route.filter(|r| matches!(r, Route::Mirror(_) | Route::Prometheus(_))) else {
         return (Span::default(), Trace::default());
     };
     let (api, method) = route.names();
@@ -341,9 +398,14 @@ fn begun(route: Option<Route>, request: &Request<Incoming>, peer: IpAddr) -> (Sp
 }
 
 fn route(path: &str) -> Option<Route> {
-    let found = ROUTES.iter().find(|(known, _)| *known == path);
-    let found = found.map(|(_, route)| *route);
-    found.or_else(|| prometheus::Endpoint::of(path).map(Route::Prometheus))
+    let mirror = mirror::Method::of(path).map(Route::Mirror);
+    let page = || {
+        let found = PAGES.into_iter().find(|(known, _)| *known == path);
+        found.map(|(_, page)| Route::Admin(page))
+    };
+    let prometheus = || prometheus::Endpoint::of(path).map(Route::Prometheus);
+    let operate = || admin_api::Call::of(path).map(Route::Operate);
+    mirror.or_else(page).or_else(prometheus).or_else(operate)
 }
 
 /// The oldest data that a client takes: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).
@@ -443,31 +505,38 @@ mod tests {
         use std::collections::BTreeSet;
         let described: serde_json::Value = serde_json::from_str(admin::OPENAPI).unwrap();
         let paths = described["paths"].as_object().unwrap();
-        // The page for humans is not an API.
-        let routes = ROUTES.iter().filter(|(path, _)| !path.is_empty());
-        assert_eq!(
-            paths.keys().map(String::as_str).collect::<BTreeSet<_>>(),
-            routes.clone().map(|(path, _)| *path).collect()
-        );
         let errors = every_kind().into_iter();
         let statuses: BTreeSet<_> = errors
             .map(|k| super::super::status::status(k).to_string())
             .collect();
         let statuses: BTreeSet<_> = statuses.iter().map(|s| &s[..3]).chain(["200"]).collect();
-        for (path, route) in routes {
-            let methods: BTreeSet<_> = paths[*path].as_object().unwrap().keys().collect();
-            match route {
-                Route::Mirror(method) => {
-                    assert!(methods.into_iter().eq(["post"]), "{path}");
-                    if *method != mirror::Method::Connection {
-                        let answers = paths[*path]["post"]["responses"].as_object().unwrap();
-                        let answers: BTreeSet<_> = answers.keys().map(String::as_str).collect();
-                        assert_eq!(answers, statuses, "{path}");
-                    }
-                }
-                _ => assert!(methods.into_iter().eq(["get", "head"]), "{path}"),
+        let mut known: BTreeSet<String> = BTreeSet::new();
+        let mut methods = |path: &str, expected: &[Method]| {
+            let methods: BTreeSet<_> = paths[path].as_object().unwrap().keys().collect();
+            let expected = expected.iter().map(|m| m.as_str().to_lowercase());
+            let expected: BTreeSet<_> = expected.collect();
+            assert!(methods.into_iter().eq(&expected), "{path}");
+            assert!(route(path).is_some(), "{path}");
+            known.insert(path.to_owned());
+        };
+        for (path, method) in mirror::Method::ALL {
+            methods(path, &[Method::POST]);
+            if method != mirror::Method::Connection {
+                let answers = paths[path]["post"]["responses"].as_object().unwrap();
+                let answers: BTreeSet<_> = answers.keys().map(String::as_str).collect();
+                assert_eq!(answers, statuses, "{path}");
+                methods(&format!("/admin/v1/explain{path}"), &[Method::POST]);
             }
         }
+        // The page for humans is not an API.
+        for (path, _) in PAGES.iter().filter(|(path, _)| !path.is_empty()) {
+            methods(path, &[Method::GET, Method::HEAD]);
+        }
+        let explain = admin_api::Call::Explain;
+        for call in admin_api::Call::ALL.into_iter().filter(|c| *c != explain) {
+            methods(&format!("/admin/v1/{}", call.name()), call.methods());
+        }
+        assert!(paths.keys().eq(&known), "{paths:?}");
         let errors = every_kind().into_iter().map(|kind| {
             let body = crate::wire::response::write_error(&Error::new(kind, "x"));
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod admin;
 mod bad_input;
 mod cases;
 mod chain;
@@ -27,6 +28,7 @@ mod prometheus_law;
 mod prometheus_traps;
 mod promtool;
 mod relay;
+mod reload;
 mod remote_write;
 mod scripted;
 mod secrets;
