@@ -193,7 +193,7 @@ impl Engine {
                 self.rendered(&lane, slices, encoding).await?
             }
         };
-        drop(rendering);
+        rendering.end();
         let rendered = self.clock.monotonic();
         Ok(Answer {
             points,

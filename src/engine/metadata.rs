@@ -307,7 +307,7 @@ impl Engine {
         if let Err(error) = &landed {
             span.fail(&error.kind);
         }
-        drop(span);
+        span.end();
         match (landed, known) {
             (Ok(entry), _) => {
                 cache.stored = entry.list.is_whole() || !upstream.adapter.lists_whole();

@@ -103,7 +103,7 @@ impl Engine {
                 .encoded(&lane, view.chunks.clone(), shown, encoding)
                 .await?;
         }
-        drop(rendering);
+        rendering.end();
         let cache = outcome(&view, upstream);
         count(&view, &shown, &cache, upstream);
         Ok(RangeAnswer {

@@ -307,7 +307,7 @@ impl Engine {
         if let Err(error) = &landed {
             span.fail(&error.kind);
         }
-        drop(span);
+        span.end();
         let timing = Timing {
             fetch: self.clock.monotonic().saturating_sub(begun),
             ..Timing::default()

@@ -132,6 +132,9 @@ impl Span {
         self.0.link(other);
     }
 
+    /// Ends it.
+    pub fn end(self) {}
+
     fn trace(&self) -> Option<Trace> {
         self.0.trace()
     }
