@@ -175,6 +175,10 @@ impl Transport for Source {
             }
             let aggregated = query.layout != Layout::Raw;
             body.extend_from_slice(metric_tail(aggregated, points.len() > limit));
+            for _ in 0..3 {
+                // The world may change before the answer arrives.
+                tokio::task::yield_now().await;
+            }
             let date = UNIX_EPOCH + Duration::from_millis(now as u64);
             let date = HeaderValue::from_str(&httpdate::fmt_http_date(date)).unwrap();
             Ok(Response {
@@ -368,12 +372,12 @@ enum Op {
     EvictAll,
     Failing(bool),
     Truncating(bool),
-    /// The upstream changes what it has in a range, and that is forgotten here; perhaps while a
-    /// query for it is under way.
+    /// The upstream changes what it has in a range, and that is forgotten here; perhaps so many
+    /// steps after a query for it began.
     Rewrite {
         back: Millis,
         len: Millis,
-        during: Option<Layout>,
+        during: Option<(Layout, u8)>,
     },
 }
 
@@ -392,7 +396,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         10 => (back.clone(), len.clone(), layout())
             .prop_map(|(back, len, layout)| Op::Query { back, len, layout }),
-        2 => (back.clone(), len.clone(), prop::option::of(layout()))
+        2 => (back.clone(), len.clone(), prop::option::of((layout(), 0u8..12)))
             .prop_map(|(back, len, during)| Op::Rewrite { back, len, during }),
         2 => (back, len, 0i64..50_000, layout())
             .prop_map(|(back, len, apart, layout)| Op::Pair { back, len, apart, layout }),
@@ -491,18 +495,19 @@ fn obey(ops: &[Op], refresh: Millis, aggregate: Aggregate) {
                 Op::Truncating(is) => world.source.truncating.store(is, Ordering::SeqCst),
                 Op::Rewrite { back, len, during } => {
                     let range = TimeRange::new(now - back - len, now - back).unwrap();
+                    let Some((layout, steps)) = during else {
+                        world.rewrite(range);
+                        continue;
+                    };
+                    let asked = query(range.start(), range.end(), layout);
                     let rewrite = async {
-                        tokio::task::yield_now().await;
+                        for _ in 0..steps {
+                            tokio::task::yield_now().await;
+                        }
                         world.rewrite(range);
                     };
-                    match during {
-                        None => rewrite.await,
-                        Some(layout) => {
-                            // It may have seen either.
-                            let asked = query(range.start(), range.end(), layout);
-                            let _ = tokio::join!(world.ask(&asked), rewrite);
-                        }
-                    }
+                    // It may have seen either.
+                    let _ = tokio::join!(world.ask(&asked), rewrite);
                 }
             }
         }

@@ -166,6 +166,8 @@ async fn a_fetch_under_way_is_shared_across_a_reload_and_kept() {
     assert_eq!(first.status, 200);
     assert_eq!(cache_status(&server, "shared", 0).await, HIT);
     assert_eq!(slow.seen().len(), 1);
+    let in_flight = "heliostat_upstream_in_flight{upstream=\"shared\"}";
+    assert_eq!(server.metric(in_flight).await, 0.0);
 }
 
 #[tokio::test]
