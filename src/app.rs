@@ -3,6 +3,8 @@
 mod live;
 mod reload;
 mod service;
+#[cfg(feature = "otlp")]
+pub mod traces;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -216,7 +218,12 @@ impl Maker {
                 true => plain.clone(),
                 false => Arc::new(live::http(settings, &self.clock).map_err(StartError)?),
             },
-            headers: live::headers(settings, &self.clock).map_err(StartError)?,
+            headers: live::headers(
+                format!("upstream {} headers", settings.name),
+                &settings.headers,
+                &self.clock,
+            )
+            .map_err(StartError)?,
             api_key,
         };
         Ok(Made {

@@ -24,7 +24,7 @@
 //! - [`adapters`]: one kind of backend each, without I/O
 //! - [`demo`]: the built-in demonstration source
 //! - [`tls`], [`files`]: certificates and keys; what is read again when its files change
-//! - [`telemetry`]: logs and metrics; [`clock`]: the only place that reads the machine's clocks
+//! - [`telemetry`]: logs, metrics and traces; [`clock`]: the only place that reads the machine's clocks
 //!
 //! Of the engine, [`engine::Engine`] is what others use; its parts are public for the benches,
 //! which measure them one by one.

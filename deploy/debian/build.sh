@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a Debian package from a binary that is there already:
 #
-#   cargo build --release --locked
+#   cargo build --release --locked --features otlp
 #   deploy/debian/build.sh [BINARY [FOLDER]]     (target/release/heliostat, .)
 #
 # It needs dpkg-deb. The same binary gives the same package if SOURCE_DATE_EPOCH is set.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::ServerConfig;
 use tracing::warn;
 
@@ -53,20 +53,20 @@ pub(super) fn header(
     })
 }
 
-/// The headers that `settings` has for each request.
+/// Secrets as headers.
 pub(super) fn headers(
-    settings: &config::Upstream,
+    name: String,
+    headers: &[(HeaderName, Secret)],
     clock: &Arc<dyn Clock>,
 ) -> Result<Live<HeaderMap>, String> {
-    let headers = settings.headers.clone();
+    let headers = headers.to_vec();
     let secrets: Vec<&Secret> = headers.iter().map(|(_, secret)| secret).collect();
     let paths = files(&secrets);
-    let name = format!("upstream {} headers", settings.name);
     Live::new(name, paths, clock.clone(), move |contents| {
         let mut contents = contents.iter();
         let one = |(name, secret): &(_, Secret)| {
             Ok((
-                http::HeaderName::clone(name),
+                HeaderName::clone(name),
                 value(&secret.reread(&mut contents)?)?,
             ))
         };

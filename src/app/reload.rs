@@ -160,6 +160,7 @@ fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
         ("server.listen", first.server.listen == now.server.listen),
         ("cache.memory", first.cache_memory == now.cache_memory),
         ("log.format", first.log.json == now.log.json),
+        ("traces", first.traces == now.traces),
     ];
     let others = keys.into_iter().filter(|(_, same)| !same);
     others.map(|(key, _)| key).collect()

@@ -62,7 +62,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
                 caller: None,
                 lane: 0,
                 deadline,
-                trace: None,
+                trace: crate::telemetry::trace::Trace::default(),
             },
             encoding: Encoding::Identity,
             max_age: None,

@@ -2,14 +2,14 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::{block_on, complain};
 use crate::app::{Service, Source};
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::front::Reloads;
 use crate::telemetry::logs;
@@ -39,7 +39,13 @@ async fn serve(config: &Config, source: Source) -> Result<(), Box<dyn std::error
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;
-    let service = Service::bind(config, Arc::new(SystemClock::default())).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    #[cfg(feature = "otlp")]
+    let traces = match &config.traces {
+        Some(traces) => crate::app::traces::start(traces, &clock)?,
+        None => None,
+    };
+    let service = Service::bind(config, clock.clone()).await?;
     if let Some(address) = service.address() {
         let upstreams: Vec<String> = config
             .upstreams
@@ -58,13 +64,22 @@ async fn serve(config: &Config, source: Source) -> Result<(), Box<dyn std::error
         }
     }
     tokio::spawn(reload_on(hangup, service.follow(source)));
+    let stopped = OnceLock::new();
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        let _ = stopped.set(clock.monotonic());
     };
     service.run(stop).await;
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = traces {
+        let drained = clock
+            .monotonic()
+            .saturating_sub(stopped.get().copied().unwrap_or_default());
+        crate::app::traces::stop(traces, config.server.drain_timeout.saturating_sub(drained)).await;
+    }
     info!("stopped");
     Ok(())
 }

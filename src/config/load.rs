@@ -18,8 +18,8 @@ use tracing::Level;
 use self::file::File;
 use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
-use super::{Config, ErrorStatus, Log, Server, Upstream, UpstreamKind};
-use crate::model::{Compression, MAX_TIME};
+use super::{Config, ErrorStatus, Log, Server, Traces, Upstream, UpstreamKind};
+use crate::model::{Compression, MAX_TIME, TargetUrl};
 
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../config.toml");
@@ -168,6 +168,7 @@ impl Checker<'_> {
             target_networks: raw.targets.networks.iter().map(|n| n.0).collect(),
             state_dir: self.state_dir(raw.state.dir.as_deref())?,
             log,
+            traces: self.traces(&raw.traces)?,
             default_upstream: self.default_upstream(raw_upstreams, &upstreams)?,
             upstreams,
         })
@@ -216,6 +217,33 @@ impl Checker<'_> {
                 Err(self.error(place, "dir", message))
             }
         }
+    }
+
+    fn traces(&self, raw: &raw::Traces) -> Result<Option<Traces>, ConfigError> {
+        let place = Place {
+            section: "traces",
+            index: None,
+        };
+        let headers = self.headers(place, &raw.headers)?;
+        let sample = raw.sample.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&sample) {
+            return Err(self.error(place, "sample", "must be from 0 to 1"));
+        }
+        let Some(endpoint) = raw.endpoint.as_deref().filter(|e| !e.is_empty()) else {
+            return Ok(None);
+        };
+        let endpoint = Text::<TargetUrl>::read(endpoint);
+        let endpoint = endpoint.map_err(|e| self.error(place, "endpoint", e))?;
+        if cfg!(not(feature = "otlp")) {
+            let message =
+                "this build has no OTLP; build one with: cargo build --release --features otlp";
+            return Err(self.error(place, "endpoint", message));
+        }
+        Ok(Some(Traces {
+            endpoint,
+            headers,
+            sample,
+        }))
     }
 
     fn server(&self, raw: &raw::Server) -> Result<Server, ConfigError> {

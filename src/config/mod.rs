@@ -36,6 +36,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// Where log lines go and which.
     pub log: Log,
+    /// Where spans go, if anywhere.
+    pub traces: Option<Traces>,
     /// The upstreams in the order of the file; at least one.
     pub upstreams: Vec<Upstream>,
     /// The upstream that serves `connectionDetails {}`.
@@ -116,6 +118,17 @@ pub struct Log {
     pub level: Level,
     /// Text or JSON.
     pub json: bool,
+}
+
+/// Where spans go and which.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traces {
+    /// The URL that they are posted to.
+    pub endpoint: TargetUrl,
+    /// Headers sent with them.
+    pub headers: Vec<(HeaderName, Secret)>,
+    /// The share, from 0 to 1, of the traces that begin here which are recorded.
+    pub sample: f64,
 }
 
 /// One upstream.

@@ -28,6 +28,8 @@ pub(super) struct Config {
     pub(super) state: State,
     #[serde(deserialize_with = "table")]
     pub(super) log: Log,
+    #[serde(deserialize_with = "table")]
+    pub(super) traces: Traces,
     #[serde(deserialize_with = "tables")]
     pub(super) upstream: Vec<Upstream>,
 }
@@ -105,6 +107,15 @@ pub(super) struct State {
 pub(super) struct Log {
     pub(super) level: Option<Level>,
     pub(super) format: Option<Format>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Traces {
+    pub(super) endpoint: Option<String>,
+    #[serde(deserialize_with = "table")]
+    pub(super) headers: BTreeMap<String, SecretSource>,
+    pub(super) sample: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

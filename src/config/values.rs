@@ -16,6 +16,13 @@ use crate::model::{Pattern, TargetUrl};
 #[derive(Clone, Debug)]
 pub(super) struct Text<T>(pub(super) T);
 
+impl<T: FromText> Text<T> {
+    /// The value that `text` means, or what is allowed.
+    pub(super) fn read(text: &str) -> Result<T, String> {
+        T::from_text(text)
+    }
+}
+
 /// How a string becomes a value.
 pub(super) trait FromText: Sized {
     /// What is expected, for errors, with an example.

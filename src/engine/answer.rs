@@ -12,12 +12,13 @@ use super::lane::Lane;
 use super::plan::Held;
 use super::render::BLOCK;
 use super::series::{Degraded, Source, View};
-use super::{Context, Engine};
+use super::{Context, Engine, planned};
 use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
     RangeSet, TimeRange,
 };
 use crate::telemetry::metrics::UpstreamMetrics;
+use crate::telemetry::trace::Span;
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
 use crate::wire::number::write_span;
@@ -157,12 +158,17 @@ impl Engine {
         let lane = Lane::of(upstream, details, query);
         let upstream = &lane.upstream;
         for stretch in stretches {
+            let planning = context.span("plan");
             let view = match self.fresh(&lane, &stretch, context) {
-                Some(view) => view,
+                Some(view) => {
+                    planned(planning, view.held, 0);
+                    view
+                }
                 // Boxed: what a hit does not need should not be moved about with it.
                 None => {
                     let asked = self.clock.monotonic();
-                    let view = Box::pin(self.not_fresh(&lane, stretch, source, context)).await?;
+                    let view = self.not_fresh(&lane, stretch, source, context, planning);
+                    let view = Box::pin(view).await?;
                     gathered.fetching += self.clock.monotonic().saturating_sub(asked);
                     view
                 }
@@ -173,6 +179,7 @@ impl Engine {
             }
         }
         let gathered_at = self.clock.monotonic();
+        let rendering = context.span("render");
         gathered.count(upstream);
         let points = gathered.from_cache + gathered.from_upstream;
         let encoding = match gathered.off_grid {
@@ -186,6 +193,7 @@ impl Engine {
                 self.rendered(&lane, slices, encoding).await?
             }
         };
+        rendering.end();
         let rendered = self.clock.monotonic();
         Ok(Answer {
             points,
@@ -227,10 +235,14 @@ impl Engine {
         range: TimeRange,
         source: Source,
         context: &Context,
+        planning: Span,
     ) -> Result<View, Error> {
         match self.while_revalidating(lane, range, source, context) {
-            Some(view) => Ok(view),
-            None => self.view(lane, range, source, context).await,
+            Some(view) => {
+                planned(planning, view.held, 0);
+                Ok(view)
+            }
+            None => self.view(lane, range, source, context, planning).await,
         }
     }
 

@@ -10,7 +10,7 @@ use super::explain::{Explanation, Whole};
 use super::lane::forwarded;
 use super::plan::Held;
 use super::series::too_late;
-use super::{Context, Engine};
+use super::{Context, Engine, planned};
 use crate::adapters::Forwarded;
 use crate::model::{
     Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Millis,
@@ -270,6 +270,7 @@ impl Engine {
             details: forwarded(upstream, details),
             question,
         };
+        let planning = context.span("plan");
         let freshness = context.freshness(&upstream.freshness);
         let ttl = freshness.metadata_ttl;
         let known = self.memory.metadata.lists.get(&key);
@@ -282,16 +283,18 @@ impl Engine {
         };
         if let Some(entry) = known.as_ref().filter(|e| age(e) < ttl) {
             cache.held = Held::Hit;
+            planned(planning, cache.held, 0);
             cache.ttl_seconds = seconds(ttl.saturating_sub(age(entry)));
             let list = entry.list.clone();
             return Ok(Listed { list, cache });
         }
-        let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), context.clone());
-        let boarded = self
-            .memory
-            .metadata
-            .flights
-            .board(&key, &[TimeRange::ALL], fetch);
+        planned(planning, cache.held, 1);
+        let mut span = context.span("fetch");
+        let within = context.within(&span);
+        let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), within.clone());
+        let (flights, trace) = (&self.memory.metadata.flights, &within.errand.trace);
+        let boarded = flights.board(&key, &[TimeRange::ALL], trace, fetch);
+        boarded.show(&mut span);
         if boarded.joined > 0 {
             cache.collapsed = true;
             upstream.metrics.coalesced.increment(1);
@@ -301,6 +304,10 @@ impl Engine {
             let waited = tokio::time::timeout_at(context.deadline, flight.landed()).await;
             landed = waited.unwrap_or_else(|_| Err(too_late()));
         }
+        if let Err(error) = &landed {
+            span.fail(&error.kind);
+        }
+        span.end();
         match (landed, known) {
             (Ok(entry), _) => {
                 cache.stored = entry.list.is_whole() || !upstream.adapter.lists_whole();

@@ -60,6 +60,7 @@ use series::Landed;
 
 use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Millis};
+use crate::telemetry::trace::Span;
 pub use crate::upstream::{Errand, Upstream};
 use crate::upstream::{Flights, Registry};
 use crate::wire::encoding::Encoding;
@@ -125,6 +126,18 @@ pub struct Context {
 }
 
 impl Context {
+    /// A step of what is done for the request.
+    fn span(&self, name: &'static str) -> Span {
+        self.errand.trace.span(name)
+    }
+
+    /// What is done as a part of that step.
+    fn within(&self, span: &Span) -> Self {
+        let mut within = self.clone();
+        within.errand.trace = self.errand.trace.within(span);
+        within
+    }
+
     /// When it came, by both clocks.
     fn moment(&self) -> Moment {
         Moment {
@@ -146,6 +159,12 @@ impl Context {
             },
         }
     }
+}
+
+/// Ends the span of a plan: what the cache `held`, and how many ranges are `missing`.
+fn planned(mut planning: Span, held: Held, missing: usize) {
+    planning.text("heliostat.held", &held);
+    planning.number("heliostat.missing_ranges", missing);
 }
 
 impl Engine {

@@ -1,5 +1,6 @@
 //! The planner: what of a range is cached and good, and what has to be fetched. Pure.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::chunk::Segment;
@@ -45,6 +46,17 @@ pub enum Held {
     Partial,
     /// Nothing.
     Miss,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Partial => "partial",
+            Self::Miss => "miss",
+        })
+    }
 }
 
 /// What is to be done for a range.

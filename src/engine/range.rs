@@ -13,10 +13,11 @@ use super::chunk::{Piece, Segment};
 use super::explain::Explanation;
 use super::lane::{Lane, Subject};
 use super::series::{Source, View, not_prometheus};
-use super::{CacheOutcome, Context, Engine, Timing};
+use super::{CacheOutcome, Context, Engine, Timing, planned};
 use crate::adapters::prometheus::Expression;
 use crate::adapters::{Data, Matrix, Remarks};
 use crate::model::{Error, Kind, Millis, StepAlignment, TimeRange};
+use crate::telemetry::trace::Span;
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
 use crate::wire::promapi::{Extras, RangeQuery, Series, thin, unpacked_bytes, write_matrix};
@@ -67,18 +68,24 @@ impl Engine {
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);
         let mut fetching = Duration::ZERO;
+        let planning = context.span("plan");
         let view = match self.fresh(&lane, &range, context) {
-            Some(view) => view,
+            Some(view) => {
+                planned(planning, view.held, 0);
+                view
+            }
             None => {
                 let began = self.clock.monotonic();
-                let view = Box::pin(self.fetched_or_thinned(&lane, range, context)).await?;
+                let view = self.fetched_or_thinned(&lane, range, context, planning);
+                let view = Box::pin(view).await?;
                 fetching = self.clock.monotonic().saturating_sub(began);
                 view
             }
         };
         let known = view.degraded.as_ref().map_or(range.end(), |d| d.edge);
         let shown = TimeRange::clamped(range.start(), range.end().min(known));
-        let planned = self.clock.monotonic();
+        let gathered_at = self.clock.monotonic();
+        let rendering = context.span("render");
         let mut body = body(&view.chunks, &shown, Encoding::Identity);
         let bytes = length(&body);
         let most = upstream.reading.max_response;
@@ -96,6 +103,7 @@ impl Engine {
                 .encoded(&lane, view.chunks.clone(), shown, encoding)
                 .await?;
         }
+        rendering.end();
         let cache = outcome(&view, upstream);
         count(&view, &shown, &cache, upstream);
         Ok(RangeAnswer {
@@ -103,9 +111,9 @@ impl Engine {
             encoding,
             cache,
             timing: Timing {
-                plan: planned.saturating_sub(begun).saturating_sub(fetching),
+                plan: gathered_at.saturating_sub(begun).saturating_sub(fetching),
                 fetch: fetching,
-                render: self.clock.monotonic().saturating_sub(planned),
+                render: self.clock.monotonic().saturating_sub(gathered_at),
             },
         })
     }
@@ -167,14 +175,16 @@ impl Engine {
         lane: &Lane,
         range: TimeRange,
         context: &Context,
+        planning: Span,
     ) -> Result<View, Error> {
         if self.thinned(lane, &range, context)
             && let Some(view) = self.fresh(lane, &range, context)
         {
+            planned(planning, view.held, 0);
             return Ok(view);
         }
         let view = self
-            .not_fresh(lane, range, Source::Upstream, context)
+            .not_fresh(lane, range, Source::Upstream, context, planning)
             .await?;
         if let Subject::Expression(expression) = lane.subject() {
             self.memory.grids.add(lane, expression);

@@ -80,7 +80,9 @@ impl Engine {
         let (lane, mut context) = (lane.clone(), context.clone());
         context.errand.caller = None;
         tokio::spawn(async move {
-            let view = guard.engine.view(&lane, range, source, &context).await;
+            let planning = context.span("plan");
+            let view = guard.engine.view(&lane, range, source, &context, planning);
+            let view = view.await;
             if let Err(error) = view {
                 debug!(
                     upstream = lane.upstream.name(),

@@ -11,9 +11,10 @@ use super::derive::buckets;
 use super::forget::Forgotten;
 use super::lane::{Lane, Subject};
 use super::plan::{Held, Plan, Policy, fresh, plan};
-use super::{Context, Engine};
+use super::{Context, Engine, planned};
 use crate::adapters::{Data, Fetch, Part, Series};
 use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
+use crate::telemetry::trace::Span;
 use crate::upstream::{Errand, Flight, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
@@ -129,9 +130,11 @@ impl Engine {
         range: TimeRange,
         source: Source,
         context: &Context,
+        planning: Span,
     ) -> Result<View, Error> {
         let mut chunks = self.memory.cache.look_up(lane, &range);
         let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+        planned(planning, first.held, first.missing.len());
         let mut view = View::cached(lane, chunks.clone(), first.held, first.ttl);
         if first.missing.is_empty() {
             return Ok(view);
@@ -139,7 +142,11 @@ impl Engine {
         view.fetched = first.missing.iter().copied().collect();
         let round = match source {
             Source::Upstream => self.fetch(lane, &first.missing, context).await,
-            Source::RawPoints => self.derive(lane, &first.missing, context).await,
+            Source::RawPoints => {
+                let span = context.span("derive");
+                let context = context.within(&span);
+                self.derive(lane, &first.missing, &context).await
+            }
         };
         for landed in &round.landed {
             chunks.update(lane, &landed.chunks);
@@ -210,9 +217,13 @@ impl Engine {
                 };
             }
         }
-        let boarded = self.memory.flights.board(&lane.key, missing, |range| {
-            fetch_one(self.clone(), lane.clone(), range, context.clone())
+        let mut span = context.span("fetch");
+        let within = context.within(&span);
+        let (flights, trace) = (&self.memory.flights, &within.errand.trace);
+        let boarded = flights.board(&lane.key, missing, trace, |range| {
+            fetch_one(self.clone(), lane.clone(), range, within.clone())
         });
+        boarded.show(&mut span);
         if boarded.joined > 0 {
             lane.upstream.metrics.coalesced.increment(1);
         }
@@ -226,7 +237,10 @@ impl Engine {
                     round.brought.insert(flight.range());
                     round.landed.push(landed);
                 }
-                Err(error) => round.errors.push(error),
+                Err(error) => {
+                    span.fail(&error.kind);
+                    round.errors.push(error);
+                }
             }
         }
         round
@@ -249,7 +263,14 @@ impl Engine {
         let since = self.memory.forgotten();
         for range in missing {
             // Boxed, as this is a view within a view.
-            let view = Box::pin(self.view(&raw, *range, Source::Upstream, context));
+            let view = self.view(
+                &raw,
+                *range,
+                Source::Upstream,
+                context,
+                context.span("plan"),
+            );
+            let view = Box::pin(view);
             let view = match view.await {
                 Ok(view) => view,
                 Err(error) => {

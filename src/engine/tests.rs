@@ -65,7 +65,7 @@ impl Clocks {
                 caller: None,
                 lane: 0,
                 deadline,
-                trace: None,
+                trace: crate::telemetry::trace::Trace::default(),
             },
             encoding,
             max_age: None,

@@ -14,7 +14,7 @@ use super::answer::{CacheOutcome, Timing};
 use super::explain::{Explanation, Whole};
 use super::plan::Held;
 use super::series::too_late;
-use super::{Context, Engine};
+use super::{Context, Engine, planned};
 use crate::adapters::Request;
 use crate::adapters::prometheus::pass;
 use crate::model::{Error, Freshness, Kind, Millis, Origin, TimeRange, Verbatim};
@@ -249,6 +249,7 @@ impl Engine {
         keep: Keep,
         context: &Context,
     ) -> Result<Told, Error> {
+        let planning = context.span("plan");
         let freshness = context.freshness(&upstream.freshness);
         let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
         let mut cache = CacheOutcome::nothing_asked();
@@ -269,6 +270,7 @@ impl Engine {
         });
         if let Some((entry, ttl)) = known.as_ref().filter(|(e, ttl)| age(e) < *ttl) {
             cache.held = Held::Hit;
+            planned(planning, cache.held, 0);
             cache.ttl_seconds = seconds(ttl.saturating_sub(age(entry)));
             return Ok(Told {
                 answer: entry.answer.clone(),
@@ -277,20 +279,22 @@ impl Engine {
             });
         }
         let begun = self.clock.monotonic();
-        let boarded = self
-            .memory
-            .answers
-            .flights
-            .board(&key, &[TimeRange::ALL], |_| {
-                fetch(
-                    self.clone(),
-                    upstream.clone(),
-                    method.clone(),
-                    key.clone(),
-                    keep.clone(),
-                    context.clone(),
-                )
-            });
+        let held = known.as_ref().map_or(Held::Miss, |_| Held::Stale);
+        planned(planning, held, 1);
+        let mut span = context.span("fetch");
+        let within = context.within(&span);
+        let (flights, trace) = (&self.memory.answers.flights, &within.errand.trace);
+        let boarded = flights.board(&key, &[TimeRange::ALL], trace, |_| {
+            fetch(
+                self.clone(),
+                upstream.clone(),
+                method.clone(),
+                key.clone(),
+                keep.clone(),
+                within.clone(),
+            )
+        });
+        boarded.show(&mut span);
         if boarded.joined > 0 {
             cache.collapsed = true;
             upstream.metrics.coalesced.increment(1);
@@ -300,6 +304,10 @@ impl Engine {
             let waited = tokio::time::timeout_at(context.deadline, flight.landed()).await;
             landed = waited.unwrap_or_else(|_| Err(too_late()));
         }
+        if let Err(error) = &landed {
+            span.fail(&error.kind);
+        }
+        span.end();
         let timing = Timing {
             fetch: self.clock.monotonic().saturating_sub(begun),
             ..Timing::default()

@@ -23,11 +23,11 @@ use crate::engine::{Context, Engine, Errand};
 use crate::files::Live;
 use crate::model::{Compression, Error, Kind};
 use crate::telemetry::metrics::RequestMetrics;
+use crate::telemetry::trace::{Span, Trace};
 use crate::wire::encoding::Encoding;
 
 /// The header in which a mirror proves itself.
 const API_KEY: HeaderName = HeaderName::from_static("x-mirror-api-key");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// How clients are served.
 #[derive(Clone, Debug)]
@@ -202,13 +202,16 @@ impl Front {
         let arrived = self.shared.clock.monotonic();
         let route = self.route(&normalized(request.uri().path()));
         let method = request.method().clone();
+        let (mut span, trace) = begun(route, &request, peer);
         // The request is gone when its answer is logged.
-        let uri = tracing::enabled!(Level::DEBUG).then(|| request.uri().clone());
+        let log = tracing::enabled!(Level::DEBUG).then(|| (request.uri().clone(), trace.id()));
         let answer = match route {
-            Some(Route::Mirror(mirror)) => self.mirror(mirror, request, peer, arrived).await,
-            Some(Route::Prometheus(endpoint)) => {
-                Ok(self.prometheus(endpoint, request, peer, arrived).await)
+            Some(Route::Mirror(mirror)) => {
+                self.mirror(mirror, request, peer, (arrived, trace)).await
             }
+            Some(Route::Prometheus(endpoint)) => Ok(self
+                .prometheus(endpoint, request, peer, (arrived, trace))
+                .await),
             Some(Route::Admin(page)) => {
                 let draining = self.shared.draining.load(Ordering::Relaxed);
                 admin::answer(page, &method, &self.engine, self.shared.registry, draining)
@@ -229,9 +232,13 @@ impl Front {
             .metrics
             .of(route)
             .answered(status, took.as_secs_f64());
-        if let Some(uri) = uri {
+        span.number("http.response.status_code", status);
+        if status >= 500 {
+            span.fail(&status);
+        }
+        if let Some((uri, trace_id)) = log {
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            debug!(%method, path = uri.path(), status, micros, "request");
+            debug!(%method, path = uri.path(), status, micros, trace_id, "request");
         }
         response
     }
@@ -248,7 +255,8 @@ impl Front {
 
     /// Answers the body of a mirror request that did not come over HTTP.
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
-        let context = self.context(None, None, self.shared.clock.monotonic());
+        let begun = (self.shared.clock.monotonic(), Trace::default());
+        let context = self.context(None, None, begun);
         mirror::answer(&self.engine, method, body, context)
             .await
             .unwrap_or_else(|e| error_response(&e, false))
@@ -259,7 +267,7 @@ impl Front {
         mirror: mirror::Method,
         request: Request<Incoming>,
         peer: IpAddr,
-        arrived: Duration,
+        begun: (Duration, Trace),
     ) -> Result<Response<Body>, Error> {
         if request.method() != Method::POST {
             let message = format!("{} is not allowed here; use POST", request.method());
@@ -267,7 +275,7 @@ impl Front {
         }
         let _admitted = self.admit(&request)?;
         declared_as_json(&request)?;
-        let context = self.context(Some(request.headers()), Some(peer), arrived);
+        let context = self.context(Some(request.headers()), Some(peer), begun);
         let settings = &self.settings;
         let body = read_body(
             request.into_body(),
@@ -292,7 +300,11 @@ impl Front {
         }
         call.check(request.method())?;
         let _admitted = self.admit(&request)?;
-        let context = self.context(Some(request.headers()), Some(peer), arrived);
+        let context = self.context(
+            Some(request.headers()),
+            Some(peer),
+            (arrived, Trace::default()),
+        );
         let settings = &self.settings;
         let (head, body) = request.into_parts();
         let path = normalized(head.uri.path());
@@ -306,7 +318,7 @@ impl Front {
         endpoint: prometheus::Endpoint,
         request: Request<Incoming>,
         peer: IpAddr,
-        arrived: Duration,
+        begun: (Duration, Trace),
     ) -> Response<Body> {
         let browser = request.headers().contains_key(ORIGIN);
         let answer = async {
@@ -314,7 +326,7 @@ impl Front {
                 return Ok(prometheus::options());
             }
             let _admitted = self.admit(&request)?;
-            let context = self.context(Some(request.headers()), Some(peer), arrived);
+            let context = self.context(Some(request.headers()), Some(peer), begun);
             let settings = &self.settings;
             let (head, body) = request.into_parts();
             let body = read_body(body, settings.max_body, settings.request_timeout).await?;
@@ -350,7 +362,7 @@ impl Front {
         &self,
         headers: Option<&HeaderMap>,
         caller: Option<IpAddr>,
-        arrived: Duration,
+        (arrived, trace): (Duration, Trace),
     ) -> Context {
         let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
         Context {
@@ -361,7 +373,7 @@ impl Front {
                 caller,
                 lane: 0,
                 deadline,
-                trace: headers.and_then(|h| h.get(&TRACEPARENT)).cloned(),
+                trace,
             },
             encoding: headers.map_or(Encoding::Identity, |headers| {
                 chosen(self.settings.compression, headers, caller)
@@ -369,6 +381,20 @@ impl Front {
             max_age: headers.and_then(max_age),
         }
     }
+}
+
+/// The span of `request` and the trace of what is done for it. What only says how we
+/// are has none.
+fn begun(route: Option<Route>, request: &Request<Incoming>, peer: IpAddr) -> (Span, Trace) {
+    let Some(route) = route.filter(|r| matches!(r, Route::Mirror(_) | Route::Prometheus(_))) else {
+        return (Span::default(), Trace::default());
+    };
+    let (api, method) = route.names();
+    let (mut span, trace) = Trace::served(request.headers(), api, method);
+    span.text("http.request.method", request.method());
+    span.text("url.path", &request.uri().path());
+    span.text("client.address", &peer);
+    (span, trace)
 }
 
 fn route(path: &str) -> Option<Route> {

@@ -1,4 +1,7 @@
-//! What Heliostat says of itself: metrics and logs.
+//! What Heliostat says of itself: metrics, logs and traces.
 
 pub mod logs;
 pub mod metrics;
+#[cfg(feature = "otlp")]
+pub mod otlp;
+pub mod trace;

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{DATE, HeaderName};
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
+use http::header::DATE;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::advice::Advice;
+use super::attempt::{Attempt, Turn};
 use super::budget::Budgets;
 use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
@@ -23,9 +24,7 @@ use crate::clock::Clock;
 use crate::files::Live;
 use crate::model::{Error, Kind, Limits, Millis, Origin, TargetUrl};
 use crate::telemetry::metrics::UpstreamMetrics;
-
-/// The header of W3C's trace context that is passed on.
-pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+use crate::telemetry::trace::Trace;
 
 /// What a call has to know of the request that it is made for.
 #[derive(Clone, Debug)]
@@ -37,7 +36,7 @@ pub struct Errand {
     /// When the answer is of no use any more.
     pub deadline: Instant,
     /// The trace that the request belongs to.
-    pub trace: Option<HeaderValue>,
+    pub trace: Trace,
 }
 
 /// The longest that calls pause because the upstream asks for it, and the pause where it does
@@ -183,7 +182,7 @@ impl Access {
             };
             if let Ok(chosen) = endpoint.enter() {
                 // An error shows in the breaker, the log of failures, and the metrics.
-                let _ = self.attempt_at(chosen, exchange, errand).await;
+                let _ = self.attempt_at(chosen, exchange, errand, Turn::FIRST).await;
             }
         }
     }
@@ -197,7 +196,7 @@ impl Access {
         let tried = Tried::default();
         let mut attempt: u32 = 0;
         loop {
-            let error = match self.hedged(exchange, errand, &tried).await {
+            let error = match self.hedged(exchange, errand, &tried, attempt).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
@@ -224,8 +223,10 @@ impl Access {
         exchange: &Exchange<T>,
         errand: &Errand,
         tried: &Tried,
+        retry: u32,
     ) -> Result<Answered<Next<T>>, Error> {
-        let first = self.attempt(exchange, errand, tried);
+        let turn = |hedge| Turn { retry, hedge };
+        let first = self.attempt(exchange, errand, tried, turn(false));
         let Some(after) = self.limits.hedge_after else {
             return first.await;
         };
@@ -238,7 +239,7 @@ impl Access {
             return first.await;
         }
         self.metrics.retries.increment(1);
-        let second = self.attempt(exchange, errand, tried);
+        let second = self.attempt(exchange, errand, tried, turn(true));
         tokio::pin!(second);
         tokio::select! {
             result = &mut first => match result {
@@ -282,12 +283,17 @@ impl Access {
 
     /// Waits in line for leave to make a call.
     async fn admit(&self, errand: &Errand) -> Result<Permit, Error> {
+        let mut span = errand.trace.span("queue");
+        span.text("heliostat.upstream", &self.metrics.name());
         let queued = self.clock.monotonic();
         let admitted = self
             .limiter
             .admit(errand.caller, errand.lane, errand.deadline)
             .await;
-        let permit = admitted.inspect_err(|_| self.metrics.rejected("limits"))?;
+        let permit = admitted.inspect_err(|e| {
+            self.metrics.rejected("limits");
+            span.fail(&e.kind);
+        })?;
         let waited = self.clock.monotonic().saturating_sub(queued);
         self.metrics.queue_seconds.record(waited.as_secs_f64());
         Ok(permit)
@@ -298,6 +304,7 @@ impl Access {
         exchange: &Exchange<T>,
         errand: &Errand,
         tried: &Tried,
+        turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
         // Nobody stands in line for an upstream that is left alone.
         if let Some(wait) = self.endpoints.all_shut() {
@@ -313,7 +320,7 @@ impl Access {
             self.retries.called();
         }
         let begun = Instant::now();
-        let result = self.attempt_at(chosen, exchange, errand).await;
+        let result = self.attempt_at(chosen, exchange, errand, turn).await;
         permit.report(
             result.as_ref().map_or_else(is_strain, |_| false),
             begun.elapsed(),
@@ -333,6 +340,7 @@ impl Access {
         chosen: Chosen<'_>,
         exchange: &Exchange<T>,
         errand: &Errand,
+        turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
         let endpoint = chosen.endpoint;
         let started = self.clock.monotonic();
@@ -341,15 +349,17 @@ impl Access {
             let message = "the upstream's budget of calls is spent (rate_limit)";
             Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
         })?;
-        let outgoing = self.outgoing(&endpoint.url, &exchange.request, errand);
+        let mut counted = Attempt::begin(&self.metrics, &errand.trace, turn);
+        let trace = counted.to(&endpoint.url, &exchange.request.method, &errand.trace);
+        let outgoing = self.outgoing(&endpoint.url, &exchange.request, &trace);
         let wall = self.clock.now();
-        let mut counted = Attempt::begin(&self.metrics);
         let send = self.transport.send(outgoing, self.max_response);
         let sent = tokio::time::timeout(self.limits.timeout, send).await;
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
 
         if let Ok(Ok(response)) = &sent {
+            counted.answered(response.status);
             self.heed(response);
         }
         let response = sent.unwrap_or_else(|_| {
@@ -366,8 +376,7 @@ impl Access {
             }
             Err(error) => Err(error),
         };
-        counted.outcome = outcome(&result);
-        drop(counted);
+        counted.end(&result);
         if let Err(error) = &result
             && error.kind == Kind::UpstreamBusy
         {
@@ -408,16 +417,14 @@ impl Access {
         }
     }
 
-    fn outgoing(&self, url: &TargetUrl, request: &Request, errand: &Errand) -> Outgoing {
+    fn outgoing(&self, url: &TargetUrl, request: &Request, trace: &Trace) -> Outgoing {
         let ours = self.headers.get();
         let mut headers = HeaderMap::clone(&ours);
         // What is configured is not for a client to change, such as the tenant that is asked for.
         let theirs = request.headers.iter();
         let theirs = theirs.filter(|(name, _)| !ours.contains_key(name));
         headers.extend(theirs.cloned());
-        if let Some(trace) = &errand.trace {
-            headers.insert(TRACEPARENT, trace.clone());
-        }
+        trace.send(&mut headers);
         Outgoing {
             method: request.method.clone(),
             url: url.join(&request.path),
@@ -456,30 +463,6 @@ async fn read<T: Send + 'static>(
     })
 }
 
-/// Counts an attempt as under way, and then by how it ended. One that is dropped has ended too:
-/// the upstream was called.
-struct Attempt<'a> {
-    metrics: &'a UpstreamMetrics,
-    outcome: &'static str,
-}
-
-impl<'a> Attempt<'a> {
-    fn begin(metrics: &'a UpstreamMetrics) -> Self {
-        metrics.in_flight.increment(1.0);
-        Self {
-            metrics,
-            outcome: "abandoned",
-        }
-    }
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        self.metrics.in_flight.decrement(1.0);
-        self.metrics.attempt(self.outcome);
-    }
-}
-
 /// The upstream's time when it began to answer: its `Date`, which is whole seconds, rounded
 /// down, of a moment at most `took` later.
 fn as_of(response: &Response, took: Duration) -> Option<Millis> {
@@ -488,20 +471,6 @@ fn as_of(response: &Response, took: Duration) -> Option<Millis> {
     let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
     let millis = Millis::try_from(since.as_millis()).ok()?;
     Some(millis - Millis::try_from(took.as_millis()).ok()?)
-}
-
-/// The metric label of an attempt's result.
-fn outcome<T>(result: &Result<T, Error>) -> &'static str {
-    match result {
-        Ok(_) => "ok",
-        Err(e) => match e.kind {
-            Kind::DeadlineExceeded => "timeout",
-            Kind::UpstreamUnreachable => "unreachable",
-            Kind::UpstreamBusy => "busy",
-            Kind::UpstreamFailed | Kind::AnswerTooLarge => "error",
-            _ => "refused",
-        },
-    }
 }
 
 /// A random wait before another attempt: full jitter over an exponential bound.

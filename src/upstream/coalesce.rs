@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::model::{Error, Kind, RangeSet, TimeRange};
+use crate::telemetry::trace::{Span, Trace};
 
 type Outcome<T> = Option<Result<T, Error>>;
 
@@ -17,6 +18,8 @@ type Outcome<T> = Option<Result<T, Error>>;
 pub struct Flight<T> {
     range: TimeRange,
     outcome: watch::Receiver<Outcome<T>>,
+    /// What it is a part of.
+    trace: Trace,
     task: AbortHandle,
 }
 
@@ -74,6 +77,16 @@ pub struct Boarded<T> {
     pub joined: usize,
 }
 
+impl<T> Boarded<T> {
+    /// Shows in `span`, which waits for them, whose fetches they are.
+    pub fn show(&self, span: &mut Span) {
+        span.flag("heliostat.collapsed", self.joined > 0);
+        for flight in self.flights.iter().take(self.joined) {
+            span.link(&flight.trace);
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Entries are added and removed whole, so the table is sound even after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -85,11 +98,12 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// The fetches of `key` that bring all of `wanted`: those under way that overlap it, and, for
-    /// what is left, new ones made by `fetch`.
+    /// what is left, new ones made by `fetch` as a part of `trace`.
     pub fn board<F>(
         &self,
         key: &K,
         wanted: &[TimeRange],
+        trace: &Trace,
         mut fetch: impl FnMut(TimeRange) -> F,
     ) -> Boarded<T>
     where
@@ -106,7 +120,7 @@ where
         let brought: RangeSet = flights.iter().map(|f| f.range).collect();
         for wanted in wanted {
             for range in brought.missing_from(*wanted).iter() {
-                let flight = self.start(key, *range, fetch(*range));
+                let flight = self.start(key, *range, trace, fetch(*range));
                 under_way.push((flight.0, *range, Arc::downgrade(&flight.1)));
                 flights.push(flight.1);
             }
@@ -128,7 +142,7 @@ where
         lock(&self.table).contains_key(key)
     }
 
-    fn start<F>(&self, key: &K, range: TimeRange, fetch: F) -> (u64, Arc<Flight<T>>)
+    fn start<F>(&self, key: &K, range: TimeRange, trace: &Trace, fetch: F) -> (u64, Arc<Flight<T>>)
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
@@ -152,6 +166,7 @@ where
         let flight = Flight {
             range,
             outcome,
+            trace: trace.clone(),
             task: task.abort_handle(),
         };
         (id, Arc::new(flight))
@@ -204,15 +219,16 @@ mod tests {
 
         fn board(&self, wanted: &[TimeRange]) -> Boarded<TimeRange> {
             let (started, ended) = (self.started.clone(), self.ended.clone());
-            self.flights.board(&"lane", wanted, move |range| {
-                let (started, ended) = (started.clone(), ended.clone());
-                async move {
-                    started.fetch_add(1, Ordering::SeqCst);
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    ended.fetch_add(1, Ordering::SeqCst);
-                    Ok(range)
-                }
-            })
+            self.flights
+                .board(&"lane", wanted, &Trace::default(), move |range| {
+                    let (started, ended) = (started.clone(), ended.clone());
+                    async move {
+                        started.fetch_add(1, Ordering::SeqCst);
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        ended.fetch_add(1, Ordering::SeqCst);
+                        Ok(range)
+                    }
+                })
         }
 
         fn counts(&self) -> (usize, usize) {
@@ -271,13 +287,13 @@ mod tests {
     async fn an_error_reaches_everyone_and_the_next_request_tries_again() {
         let flights: Flights<u8, u8> = Flights::default();
         let fail = |_| async { Err(Error::new(Kind::UpstreamFailed, "no")) };
-        let first = flights.board(&1, &[range(0, 1)], fail);
-        let second = flights.board(&1, &[range(0, 1)], fail);
+        let first = flights.board(&1, &[range(0, 1)], &Trace::default(), fail);
+        let second = flights.board(&1, &[range(0, 1)], &Trace::default(), fail);
         for boarded in [first, second] {
             let error = boarded.flights[0].landed().await.unwrap_err();
             assert_eq!(error.kind, Kind::UpstreamFailed);
         }
-        let third = flights.board(&1, &[range(0, 1)], |_| async { Ok(7) });
+        let third = flights.board(&1, &[range(0, 1)], &Trace::default(), |_| async { Ok(7) });
         assert_eq!(third.joined, 0);
         assert_eq!(third.flights[0].landed().await, Ok(7));
     }

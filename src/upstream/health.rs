@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Errand, Forward, Upstream};
 use crate::adapters::Forwarded;
+use crate::telemetry::trace::Trace;
 
 /// How long a trial that limits refused waits before the next.
 const REFUSED: Duration = Duration::from_secs(1);
@@ -47,7 +48,7 @@ impl Upstream {
             caller: None,
             lane: 0,
             deadline: tokio::time::Instant::now() + self.access.timeout(),
-            trace: None,
+            trace: Trace::default(),
         };
         self.access.try_again(&exchange, &errand).await;
     }

@@ -3,6 +3,7 @@
 
 mod access;
 mod advice;
+mod attempt;
 mod breaker;
 mod budget;
 mod coalesce;

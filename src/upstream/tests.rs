@@ -150,7 +150,7 @@ fn errand() -> Errand {
         caller: None,
         lane: 0,
         deadline: Instant::now() + Duration::from_secs(3600),
-        trace: None,
+        trace: crate::telemetry::trace::Trace::default(),
     }
 }
 

@@ -240,3 +240,37 @@ fn wrong_certificates_are_named_with_their_file_and_key() {
     }
     assert!(error("[targets]\nnetworks = [\"10.0.0.0/33\"]").contains("is not a network"));
 }
+
+#[test]
+fn where_traces_go_is_checked() {
+    for sample in ["-0.1", "1.1", "nan"] {
+        let said = error(&format!("[traces]\nsample = {sample}"));
+        assert_eq!(said, "c.toml:2:1: traces.sample: must be from 0 to 1");
+    }
+    let said = error("[traces]\nendpoint = \"collector:4317\"");
+    assert!(
+        said.starts_with("c.toml:2:1: traces.endpoint: \"collector:4317\": must start"),
+        "{said}"
+    );
+    let config = |text: &str| parse(text, "c.toml", &BTreeMap::new());
+    assert!(
+        config("[traces]\nendpoint = \"\"")
+            .unwrap()
+            .traces
+            .is_none()
+    );
+    let good = "[traces]\nendpoint = \"http://collector:4318/v1/traces\"\nheaders = { X-Token = \"hidden\" }";
+    if cfg!(feature = "otlp") {
+        let traces = config(good).unwrap().traces.unwrap();
+        assert_eq!(traces.endpoint.as_str(), "http://collector:4318/v1/traces");
+        assert!((traces.sample - 1.0).abs() < f64::EPSILON);
+        assert!(!format!("{traces:?}").contains("hidden"));
+    } else {
+        let said = error(good);
+        assert!(
+            said.contains("traces.endpoint: this build has no OTLP"),
+            "{said}"
+        );
+        assert!(said.contains("--features otlp"), "{said}");
+    }
+}

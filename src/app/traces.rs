@@ -1,0 +1,40 @@
+//! Where traces go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::{StartError, live};
+use crate::clock::Clock;
+use crate::config;
+use crate::telemetry::otlp::{Export, Settings};
+use crate::upstream::{Http, Security};
+
+/// Starts tracing as `config` says, for the whole process. `None` if it has been started before.
+pub fn start(
+    config: &config::Traces,
+    clock: &Arc<dyn Clock>,
+) -> Result<Option<Export>, StartError> {
+    let client = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
+    let headers = live::headers("traces.headers".into(), &config.headers, clock);
+    let headers = headers.map_err(StartError)?;
+    Ok(Export::start(Settings {
+        endpoint: config.endpoint.as_str().to_owned(),
+        client,
+        headers: Box::new(move || headers.get().as_ref().clone()),
+        sample: config.sample,
+    }))
+}
+
+/// The least time that the last spans have to leave.
+const LAST_EXPORT: Duration = Duration::from_secs(1);
+
+/// Sends the last spans, within what is `left` of the time to stop.
+pub async fn stop(export: Export, left: Duration) {
+    let most = left.max(LAST_EXPORT);
+    let stopped = tokio::task::spawn_blocking(move || export.stop(most)).await;
+    if let Ok(Err(error)) = stopped {
+        warn!("the last traces could not be exported: {error}");
+    }
+}

@@ -1,0 +1,218 @@
+//! W3C's trace context of a request, which upstreams are sent, and spans: what is done for the
+//! request, and for how long.
+//!
+//! A fetch runs in a task of its own, so the span that it is a part of is handed to it, as a
+//! [`Trace`]. Spans are of builds with the feature `otlp`; in others they are nothing, and only
+//! what the client sent is passed on.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+#[cfg(feature = "otlp")]
+use opentelemetry::trace::SpanContext;
+
+#[cfg(feature = "otlp")]
+use super::otlp as spans;
+
+/// The headers of <https://www.w3.org/TR/trace-context/>.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// The place in a trace of what is done for a request: below what, if it is in a trace at all.
+#[derive(Clone, Debug, Default)]
+pub struct Trace(Option<Arc<Below>>);
+
+#[derive(Debug)]
+pub(super) enum Below {
+    /// The client's span: its `traceparent` and `tracestate`, as they came.
+    Sent(HeaderValue, Vec<HeaderValue>),
+    /// A span of ours.
+    #[cfg(feature = "otlp")]
+    Span(SpanContext),
+}
+
+impl Trace {
+    /// The trace that a request with `headers` belongs to.
+    fn sent(headers: &HeaderMap) -> Self {
+        let sent = |parent: &HeaderValue| {
+            let states = headers.get_all(&TRACESTATE).iter();
+            Arc::new(Below::Sent(parent.clone(), states.cloned().collect()))
+        };
+        Self(headers.get(&TRACEPARENT).map(sent))
+    }
+
+    /// The span of a request that came with `headers` and is of this `method` of this `api`, and
+    /// the trace of what is done for it.
+    pub fn served(headers: &HeaderMap, api: &str, method: &str) -> (Span, Self) {
+        spans::served(Self::sent(headers), api, method)
+    }
+
+    /// The span of a step, from now until it is dropped.
+    pub fn span(&self, name: &'static str) -> Span {
+        spans::step(self, name, false)
+    }
+
+    /// The span of a request that we make.
+    pub fn client_span(&self, name: &'static str) -> Span {
+        spans::step(self, name, true)
+    }
+
+    /// The trace of what is done as a part of `span`, which is a step of this one.
+    pub fn within(&self, span: &Span) -> Self {
+        span.trace().unwrap_or_else(|| self.clone())
+    }
+
+    /// Puts the trace into the `headers` of a request.
+    pub fn send(&self, headers: &mut HeaderMap) {
+        match self.below() {
+            None => {}
+            Some(Below::Sent(parent, states)) => {
+                headers.insert(TRACEPARENT, parent.clone());
+                headers.remove(&TRACESTATE);
+                for state in states {
+                    headers.append(TRACESTATE, state.clone());
+                }
+            }
+            #[cfg(feature = "otlp")]
+            Some(Below::Span(span)) => super::otlp::send(span, headers),
+        }
+    }
+
+    /// The trace's number, for logs: 32 hexadecimal digits.
+    pub fn id(&self) -> Option<String> {
+        match self.below()? {
+            Below::Sent(parent, _) => {
+                let id = parent.to_str().ok()?.split('-').nth(1)?;
+                let good = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+                good.then(|| id.to_owned())
+            }
+            #[cfg(feature = "otlp")]
+            Below::Span(span) => Some(span.trace_id().to_string()),
+        }
+    }
+
+    pub(super) fn below(&self) -> Option<&Below> {
+        self.0.as_deref()
+    }
+
+    #[cfg(feature = "otlp")]
+    pub(super) fn below_span(span: SpanContext) -> Self {
+        Self(Some(Arc::new(Below::Span(span))))
+    }
+}
+
+/// A span under way; it ends when it is dropped.
+#[derive(Debug, Default)]
+pub struct Span(pub(super) spans::Recorded);
+
+impl Span {
+    /// Says that it has `value` as the attribute `key`.
+    pub fn text(&mut self, key: &'static str, value: &dyn fmt::Display) {
+        self.0.text(key, value);
+    }
+
+    /// The same of a number.
+    pub fn number(&mut self, key: &'static str, value: impl TryInto<i64>) {
+        self.0.number(key, value);
+    }
+
+    /// The same of what is so or not.
+    pub fn flag(&mut self, key: &'static str, value: bool) {
+        self.0.flag(key, value);
+    }
+
+    /// Says that it failed, in which of few ways.
+    pub fn fail(&mut self, error: &dyn fmt::Debug) {
+        self.0.fail(error);
+    }
+
+    /// Says that what it did was done as a part of `other` too.
+    pub fn link(&mut self, other: &Trace) {
+        self.0.link(other);
+    }
+
+    /// Ends it.
+    pub fn end(self) {}
+
+    fn trace(&self) -> Option<Trace> {
+        self.0.trace()
+    }
+}
+
+/// What spans are in a build without them.
+#[cfg(not(feature = "otlp"))]
+mod spans {
+    use std::fmt;
+
+    use super::{Span, Trace};
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Recorded;
+
+    pub(super) fn served(sent: Trace, _: &str, _: &str) -> (Span, Trace) {
+        (Span(Recorded), sent)
+    }
+
+    pub(super) fn step(_: &Trace, _: &'static str, _: bool) -> Span {
+        Span(Recorded)
+    }
+
+    impl Recorded {
+        pub(super) fn text(&mut self, _: &'static str, _: &dyn fmt::Display) {}
+        pub(super) fn number(&mut self, _: &'static str, _: impl TryInto<i64>) {}
+        pub(super) fn flag(&mut self, _: &'static str, _: bool) {}
+        pub(super) fn fail(&mut self, _: &dyn fmt::Debug) {}
+        pub(super) fn link(&mut self, _: &Trace) {}
+        pub(super) fn trace(&self) -> Option<Trace> {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_the_client_sent_is_passed_on_as_it_came() {
+        let sent = headers(&[
+            ("traceparent", PARENT),
+            ("tracestate", "a=1"),
+            ("x", "y"),
+            ("tracestate", "b=2"),
+        ]);
+        let (_, trace) = Trace::served(&sent, "mirror", "metric");
+        let mut out = headers(&[("traceparent", "ours"), ("tracestate", "ours"), ("z", "1")]);
+        trace.send(&mut out);
+        let expected = headers(&[
+            ("traceparent", PARENT),
+            ("tracestate", "a=1"),
+            ("tracestate", "b=2"),
+            ("z", "1"),
+        ]);
+        assert_eq!(out, expected);
+        assert_eq!(trace.id().as_deref(), PARENT.get(3..35));
+    }
+
+    #[test]
+    fn without_a_trace_nothing_is_sent() {
+        let (_, trace) = Trace::served(&headers(&[("tracestate", "a=1")]), "mirror", "metric");
+        let mut out = HeaderMap::new();
+        trace.send(&mut out);
+        assert!(out.is_empty(), "{out:?}");
+        assert_eq!(trace.id(), None);
+        let (_, odd) = Trace::served(&headers(&[("traceparent", "00-12-34-01")]), "a", "b");
+        assert_eq!(odd.id(), None);
+    }
+}
