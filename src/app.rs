@@ -127,6 +127,7 @@ impl App {
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
             compression: server.compression,
+            access: Arc::new(live::access(&config.access, &clock).map_err(StartError)?),
             always_500: server.error_status == ErrorStatus::Always500,
         };
         let front = Front::new(engine.clone(), settings, registry, clock);

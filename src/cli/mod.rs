@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what becomes of it.
 
 mod check;
+mod hash;
 mod health;
 mod pages;
 mod query;
@@ -39,6 +40,8 @@ enum Command {
     Query(query::Query),
     /// Ask the server that the configuration describes whether it is ready; for container probes
     Health,
+    /// Hash a password for [access], or make a new token
+    Hash(hash::Hash),
     /// Write the script that completes commands in a shell
     Completions {
         /// The shell
@@ -60,6 +63,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some(Command::Man) => return man(),
+        Some(Command::Hash(hash)) => return hash.run(),
         _ => {}
     }
     if let Some(Command::Query(query)) = &cli.command {

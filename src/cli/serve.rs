@@ -1,6 +1,7 @@
 //! `heliostat serve`.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 use super::{block_on, complain};
 use crate::app::Service;
 use crate::clock::SystemClock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::telemetry::logs;
 
 /// Serves what `config` describes until a signal to stop.
@@ -50,9 +51,8 @@ async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
             upstreams = upstreams.join(", "),
             "listening on {scheme}://{address}"
         );
-        let certified = tls.is_some_and(|tls| tls.client_ca.is_some());
-        if !address.ip().is_loopback() && !certified {
-            warn!("others than this machine can connect, and clients are not authenticated");
+        for warning in warnings(config, address) {
+            warn!("{warning}");
         }
     }
     let stop = async {
@@ -64,4 +64,82 @@ async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     service.run(stop).await;
     info!("stopped");
     Ok(())
+}
+
+/// What is unsafe about listening on `address` with `config`.
+fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
+    let (access, tls) = (&config.access, config.server.tls.as_ref());
+    let certified = tls.is_some_and(|tls| tls.client_ca.is_some());
+    if address.ip().to_canonical().is_loopback() {
+        return Vec::new();
+    }
+    let mut warnings = Vec::new();
+    // The admin API is closed unless credentials are set.
+    let faces = [
+        ("mirror", &access.mirror),
+        ("prometheus", &access.prometheus),
+        ("metrics", &access.metrics),
+    ];
+    let open: Vec<&str> = faces
+        .iter()
+        .filter(|(_, face)| face.is_open())
+        .map(|(name, _)| *name)
+        .collect();
+    if !open.is_empty() && !certified {
+        let sections: Vec<String> = open.iter().map(|n| format!("[access.{n}]")).collect();
+        warnings.push(format!(
+            "anyone who can reach {address} may ask the faces {}: set networks, tokens or users in {}, or server.tls.client_ca (docs/security.md)",
+            open.join(", "),
+            sections.join(", "),
+        ));
+    }
+    let mut all = faces.iter().map(|(_, face)| *face).chain([&access.admin]);
+    if all.any(config::Face::has_credentials) && tls.is_none() && access.trusted_proxies.is_empty()
+    {
+        warnings.push(format!(
+            "tokens and passwords come to {address} in clear: set server.tls, or access.trusted_proxies if a proxy in front has TLS (docs/security.md)"
+        ));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn listening_wider_than_this_machine_without_protection_says_what_to_set() {
+        let hash = "0".repeat(64);
+        let said = |toml: &str, address: &str| {
+            let config = config::parse(toml, "c.toml", &BTreeMap::new()).unwrap();
+            warnings(&config, address.parse().unwrap()).join("\n")
+        };
+        for near in ["127.0.0.1:7", "[::1]:7", "[::ffff:127.0.0.1]:7"] {
+            assert_eq!(said("", near), "");
+        }
+        let wide = said("", "0.0.0.0:7007");
+        assert_eq!(
+            wide,
+            "anyone who can reach 0.0.0.0:7007 may ask the faces mirror, prometheus, metrics: set \
+             networks, tokens or users in [access.mirror], [access.prometheus], [access.metrics], \
+             or server.tls.client_ca (docs/security.md)"
+        );
+        let networks = "networks = [\"10.0.0.0/8\"]";
+        let some = format!("[access.mirror]\n{networks}\n[access.metrics]\n{networks}");
+        let said_of_some = said(&some, "[::]:7007");
+        assert!(
+            said_of_some.contains("the faces prometheus: "),
+            "{said_of_some}"
+        );
+        let all = format!("{some}\n[access.prometheus]\n{networks}");
+        assert_eq!(said(&all, "0.0.0.0:7007"), "");
+        let token = format!("{all}\n[access.admin]\ntokens = [\"sha256:{hash}\"]");
+        let clear = said(&token, "0.0.0.0:7007");
+        assert!(clear.starts_with("tokens and passwords come to 0.0.0.0:7007 in clear"));
+        assert_eq!(said(&token, "127.0.0.1:7007"), "");
+        let proxied = format!("[access]\ntrusted_proxies = [\"10.0.0.1\"]\n{token}");
+        assert_eq!(said(&proxied, "0.0.0.0:7007"), "");
+    }
 }

@@ -2,12 +2,14 @@
 //!
 //! - `listen`, `stream`: connections, and how they end
 //! - `router`, `path`: which path means what; admission, limits, the log line and metrics of a request
+//! - `access`: who may ask
 //! - `mirror`: the mirror API's four methods
 //! - `prometheus`: Prometheus' HTTP API
 //! - `respond`, `encoding`: what responses of data have in common
 //! - `admin`: health, readiness, metrics, the page at `/`
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
+mod access;
 mod admin;
 mod body;
 mod encoding;
@@ -20,6 +22,7 @@ mod router;
 mod status;
 mod stream;
 
+pub use access::{Access, Credentials, Face, Rules};
 pub use body::Body;
 pub use router::{Front, Settings};
 pub use status::{error_response, read_body};
