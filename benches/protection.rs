@@ -126,8 +126,11 @@ impl Upstream {
             };
             let upstream = self.clone();
             let handler = move |request, _| upstream.clone().handle(request);
-            let closed = self.until(true);
-            listen::serve(open, None, handler, closed, Duration::ZERO).await;
+            let closed = async {
+                self.until(true).await;
+                Duration::ZERO
+            };
+            listen::serve(open, || None, handler, closed).await;
             self.until(false).await;
         }
     }

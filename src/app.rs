@@ -1,15 +1,20 @@
 //! The composition root: a configuration goes in, a running service comes out.
 
+pub mod exposure;
 mod live;
+mod reload;
+mod service;
 
-use std::future::Future;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tokio::sync::oneshot;
+
+pub use reload::Source;
+pub use service::Service;
 
 use crate::adapters::Adapter;
 use crate::adapters::mirror::Mirror;
@@ -17,7 +22,7 @@ use crate::adapters::prometheus::Prometheus;
 use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
-use crate::engine::Engine;
+use crate::engine::{Engine, Memory};
 use crate::files::Live;
 use crate::front::{Front, Settings, listen};
 use crate::model::{MultiSeries, TargetUrl};
@@ -25,9 +30,6 @@ use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
     Access, Forward, Guard, Http, Parts, Registry, Security, Transport, Upstream, watch,
 };
-
-/// How often histograms are tidied when nobody reads `/metrics`.
-const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What could not be set up, in a sentence.
 #[derive(Debug)]
@@ -41,66 +43,69 @@ impl std::fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Everything that answers requests, without a listener.
+/// Everything that answers requests under one configuration, without a listener.
 pub struct App {
     /// Answers requests.
     pub front: Arc<Front>,
     /// Answers queries.
     pub engine: Arc<Engine>,
+    tls: Option<Live<ServerConfig>>,
+    config: Config,
+    made: Vec<Made>,
+    clock: Arc<dyn Clock>,
+}
+
+/// An upstream that was made, and of what.
+#[derive(Clone)]
+struct Made {
+    settings: config::Upstream,
+    upstream: Arc<Upstream>,
+    demo: Option<Arc<Demo>>,
 }
 
 impl App {
     /// Sets up what `config` describes; demonstration sources start to listen.
     pub async fn build(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        Self::make(config, clock, None).await
+    }
+
+    /// What `config` describes, in the place of this: upstreams that are not described otherwise
+    /// stay, and what is cached of those with the same data. If it fails, nothing has changed.
+    async fn succeeded_by(&self, config: &Config) -> Result<Self, StartError> {
+        Self::make(config, self.clock.clone(), Some(self)).await
+    }
+
+    async fn make(
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        before: Option<&Self>,
+    ) -> Result<Self, StartError> {
         // The registry comes first: handles made before it would count nothing.
         let registry = metrics::registry();
         let maker = Maker {
-            clock,
+            clock: clock.clone(),
             state_dir: config.state_dir.clone(),
         };
         // A client reads the system's authorities; most upstreams can share one.
         let plain = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
         let plain: Arc<dyn Transport> = Arc::new(Http::new(Live::fixed(plain)));
-        let mut upstreams = Vec::new();
-        for upstream in &config.upstreams {
-            let urls = match &upstream.kind {
-                UpstreamKind::Demo {
-                    latency,
-                    per_second,
-                } => {
-                    let server = DemoServer::new(*latency, *per_second, maker.clock.clone());
-                    vec![demonstrate(server).await?]
-                }
-                kind => kind.urls().to_vec(),
-            };
-            let api_key = match &upstream.kind {
-                UpstreamKind::Mirror {
-                    api_key: Some(secret),
-                    ..
-                } => {
-                    let name = format!("upstream {} api_key", upstream.name);
-                    let text = live::text(name, secret, &maker.clock).map_err(StartError)?;
-                    Some(Arc::new(text))
-                }
-                _ => None,
-            };
-            let alike = upstream.tls == ClientTls::default() && upstream.proxy == Proxy::default();
-            let ways = Ways {
-                transport: match alike {
-                    true => plain.clone(),
-                    false => Arc::new(live::http(upstream, &maker.clock).map_err(StartError)?),
-                },
-                headers: live::headers(upstream, &maker.clock).map_err(StartError)?,
-                api_key,
-            };
-            upstreams.push(maker.upstream(upstream, urls, ways));
+        let same_state = before.is_some_and(|app| app.config.state_dir == config.state_dir);
+        let mut made = Vec::new();
+        for settings in &config.upstreams {
+            let old = before.and_then(|app| {
+                let mut made = app.made.iter();
+                made.find(|made| made.settings.name == settings.name)
+            });
+            made.push(match old {
+                Some(old) if same_state && old.settings == *settings => old.clone(),
+                _ => maker.made(settings, &plain, old).await?,
+            });
         }
         let guard = Guard {
             named: config.targets.clone(),
             networks: config.target_networks.clone(),
         };
         let guarded: Arc<dyn Transport> = Arc::new(Http::guarded(guard).map_err(StartError)?);
-        let clock = maker.clock.clone();
         let make = move |name, url: TargetUrl| {
             let settings = config::Upstream::target(name, url.clone());
             let ways = Ways {
@@ -108,18 +113,15 @@ impl App {
                 headers: Live::fixed(HeaderMap::new()),
                 api_key: None,
             };
-            maker.upstream(&settings, vec![url], ways)
+            maker.upstream(&settings, vec![url], ways, None)
         };
-        let default = config.default_upstream.clone();
-        let registry_of_upstreams =
-            Registry::new(upstreams, default, config.targets.clone(), Box::new(make));
-        let server = &config.server;
-        let engine = Engine::new(
-            registry_of_upstreams,
-            config.cache_memory,
-            server.max_points,
-            clock.clone(),
+        let upstreams = Registry::new(
+            made.iter().map(|made| made.upstream.clone()).collect(),
+            config.default_upstream.clone(),
+            config.targets.clone(),
+            Box::new(make),
         );
+        let server = &config.server;
         let api_key = live::header("server.api_key".into(), &server.api_key, &clock);
         let settings = Settings {
             api_key: Arc::new(api_key.map_err(StartError)?),
@@ -130,61 +132,30 @@ impl App {
             access: Arc::new(live::access(&config.access, &clock).map_err(StartError)?),
             always_500: server.error_status == ErrorStatus::Always500,
         };
-        let front = Front::new(engine.clone(), settings, registry, clock);
-        if let Some(registry) = registry {
-            tokio::spawn(async move {
-                loop {
-                    tokio::time::sleep(UPKEEP).await;
-                    registry.run_upkeep();
-                }
-            });
-        }
-        Ok(Self { front, engine })
-    }
-}
-
-/// A service that listens.
-pub struct Service {
-    app: App,
-    listener: TcpListener,
-    tls: Option<listen::Tls>,
-    drain: std::time::Duration,
-}
-
-impl Service {
-    /// Sets up what `config` describes and binds its address.
-    pub async fn bind(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let address = config.server.listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|e| StartError(format!("cannot listen on {address} (server.listen): {e}")))?;
-        let tls = config.server.tls.as_ref();
+        let tls = server.tls.as_ref();
         let tls = tls.map(|files| live::server(files, &clock)).transpose();
-        let tls = tls.map_err(StartError)?.map(Arc::new);
-        Ok(Self {
-            app: App::build(config, clock).await?,
-            listener,
-            tls,
-            drain: config.server.drain_timeout,
-        })
-    }
-
-    /// The address that it listens on.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.listener.local_addr().ok()
-    }
-
-    /// Serves until `stop` is over, then lets what is in hand finish.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
-        let front = self.app.front;
-        let draining = front.clone();
-        let stop = async move {
-            stop.await;
-            info!("stopping: no new connections, requests in hand finish");
-            draining.drain();
+        let tls = tls.map_err(StartError)?;
+        // Nothing fails from here on.
+        if let Some(before) = before
+            && before.config.targets == config.targets
+            && before.config.target_networks == config.target_networks
+        {
+            upstreams.keep_targets_of(before.engine.registry());
+        }
+        let memory = before.map_or_else(|| Memory::new(config.cache_memory), |b| b.engine.memory());
+        let engine = Engine::new(upstreams, memory, server.max_points, clock.clone());
+        let front = match before {
+            None => Front::new(engine.clone(), settings, registry, clock.clone()),
+            Some(before) => before.front.succeeded_by(engine.clone(), settings),
         };
-        let handler = move |request, peer| front.clone().handle(request, peer);
-        listen::serve(self.listener, self.tls, handler, stop, self.drain).await;
+        Ok(Self {
+            front,
+            engine,
+            tls,
+            config: config.clone(),
+            made,
+            clock,
+        })
     }
 }
 
@@ -204,11 +175,65 @@ struct Ways {
 }
 
 impl Maker {
+    /// The upstream that `settings` describe, perhaps in the place of `old`. Most upstreams are
+    /// reached by the client `plain`.
+    async fn made(
+        &self,
+        settings: &config::Upstream,
+        plain: &Arc<dyn Transport>,
+        old: Option<&Made>,
+    ) -> Result<Made, StartError> {
+        let demo = match (&settings.kind, old) {
+            (kind, Some(old)) if *kind == old.settings.kind => old.demo.clone(),
+            (
+                UpstreamKind::Demo {
+                    latency,
+                    per_second,
+                },
+                _,
+            ) => {
+                let server = DemoServer::new(*latency, *per_second, self.clock.clone());
+                Some(Arc::new(Demo::start(server).await?))
+            }
+            _ => None,
+        };
+        let urls = match &demo {
+            Some(demo) => vec![demo.url.clone()],
+            None => settings.kind.urls().to_vec(),
+        };
+        let api_key = match &settings.kind {
+            UpstreamKind::Mirror {
+                api_key: Some(secret),
+                ..
+            } => {
+                let name = format!("upstream {} api_key", settings.name);
+                let text = live::text(name, secret, &self.clock).map_err(StartError)?;
+                Some(Arc::new(text))
+            }
+            _ => None,
+        };
+        let alike = settings.tls == ClientTls::default() && settings.proxy == Proxy::default();
+        let ways = Ways {
+            transport: match alike {
+                true => plain.clone(),
+                false => Arc::new(live::http(settings, &self.clock).map_err(StartError)?),
+            },
+            headers: live::headers(settings, &self.clock).map_err(StartError)?,
+            api_key,
+        };
+        Ok(Made {
+            settings: settings.clone(),
+            upstream: self.upstream(settings, urls, ways, old),
+            demo,
+        })
+    }
+
     fn upstream(
         &self,
         settings: &config::Upstream,
         urls: Vec<TargetUrl>,
         ways: Ways,
+        old: Option<&Made>,
     ) -> Arc<Upstream> {
         let reading = settings.reading;
         let mirror = || -> Box<dyn Adapter> {
@@ -247,30 +272,50 @@ impl Maker {
             metrics: metrics.clone(),
             clock: self.clock.clone(),
         });
-        let upstream = Upstream::new(
-            settings.freshness,
+        if let Some(old) = old {
+            access.continue_from(&old.upstream.access);
+        }
+        let same = old.filter(|old| old.settings.has_data_of(settings));
+        let upstream = Arc::new(Upstream {
+            id: same.map_or_else(Upstream::new_id, |old| old.upstream.id),
+            freshness: settings.freshness,
             reading,
             adapter,
             forward,
             access,
             metrics,
-        );
+        });
         tokio::spawn(watch(Arc::downgrade(&upstream)));
         upstream
     }
 }
 
-/// Lets `server` listen on a loopback port of its own, and gives its URL.
-async fn demonstrate(server: Arc<DemoServer>) -> Result<TargetUrl, StartError> {
-    let failed = |e: std::io::Error| StartError(format!("the demonstration cannot listen: {e}"));
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let url = TargetUrl::parse(&format!("http://{address}")).map_err(StartError)?;
-    let handler = move |request, _| server.clone().handle(request);
-    tokio::spawn(async move {
-        let never = std::future::pending();
-        listen::serve(listener, None, handler, never, std::time::Duration::ZERO).await;
-        warn!("the demonstration source ended");
-    });
-    Ok(url)
+/// A demonstration source that listens on a loopback port of its own until it is dropped.
+struct Demo {
+    url: TargetUrl,
+    _stop: oneshot::Sender<()>,
+}
+
+/// How long requests in hand have when a demonstration ends.
+const DEMO_DRAIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl Demo {
+    async fn start(server: Arc<DemoServer>) -> Result<Self, StartError> {
+        let failed =
+            |e: std::io::Error| StartError(format!("the demonstration cannot listen: {e}"));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let url = TargetUrl::parse(&format!("http://{address}")).map_err(StartError)?;
+        let handler = move |request, _| server.clone().handle(request);
+        let (_stop, stopped) = oneshot::channel::<()>();
+        tokio::spawn(async move {
+            let stop = async {
+                // The sender is dropped with the demonstration.
+                let _ = stopped.await;
+                DEMO_DRAIN
+            };
+            listen::serve(listener, || None, handler, stop).await;
+        });
+        Ok(Self { url, _stop })
+    }
 }

@@ -194,12 +194,5 @@ pub(crate) async fn bare(started: impl FnOnce(SocketAddr)) {
         let body = Body::from(bytes.slice(..length));
         async move { http::Response::new(body) }
     };
-    listen::serve(
-        listener,
-        None,
-        handler,
-        std::future::pending(),
-        Duration::ZERO,
-    )
-    .await;
+    listen::serve(listener, || None, handler, std::future::pending()).await;
 }

@@ -50,13 +50,7 @@ impl Upstream {
         };
         let never = std::future::pending();
         std::thread::spawn(move || {
-            runtime.block_on(listen::serve(
-                listener,
-                None,
-                handler,
-                never,
-                Duration::ZERO,
-            ));
+            runtime.block_on(listen::serve(listener, || None, handler, never));
         });
         Self { address, latency }
     }

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::app::Source;
 use crate::config::{self, Config, ConfigError};
 
 /// A caching and aggregating proxy for telemetry: StackState's mirror API in front of slow
@@ -77,15 +78,26 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     match &cli.command {
         Some(Command::Check) => check::run(&config),
         Some(Command::Health) => health::run(&config.server),
-        _ => serve::run(&config),
+        _ => {
+            let (path, env) = (given.map(Path::to_owned), env.clone());
+            let source = Source {
+                file: file(given).map(Path::to_owned),
+                load: Box::new(move || load(path.as_deref(), &env)),
+            };
+            serve::run(&config, source)
+        }
     }
 }
 
-/// The configuration in the file that was named, or in `config.toml` if it is there.
-fn load(given: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+/// The file that was named, or `config.toml` if it is there.
+fn file(given: Option<&Path>) -> Option<&Path> {
     let usual = Path::new("config.toml");
-    let path = given.or_else(|| usual.exists().then_some(usual));
-    config::load(path, env)
+    given.or_else(|| usual.exists().then_some(usual))
+}
+
+/// The configuration in the file, or the built-in one.
+fn load(given: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    config::load(file(given), env)
 }
 
 fn wrong(error: &ConfigError) -> ExitCode {

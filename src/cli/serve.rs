@@ -1,28 +1,28 @@
 //! `heliostat serve`.
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::{block_on, complain};
-use crate::app::Service;
+use crate::app::{Service, Source, exposure};
 use crate::clock::SystemClock;
-use crate::config::{self, Config};
+use crate::config::Config;
+use crate::front::Reloads;
 use crate::telemetry::logs;
 
-/// Serves what `config` describes until a signal to stop.
-pub(super) fn run(config: &Config) -> ExitCode {
+/// Serves what `config` describes, and what `source` does later, until a signal to stop.
+pub(super) fn run(config: &Config, source: Source) -> ExitCode {
     let format = if config.log.json {
         logs::Format::Json
     } else {
         logs::Format::Human
     };
     logs::start(config.log.level, format, std::io::stderr().is_terminal());
-    match block_on(serve(config)) {
+    match block_on(serve(config, source)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             complain(&error);
@@ -35,9 +35,10 @@ pub(super) fn run(config: &Config) -> ExitCode {
     }
 }
 
-async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(config: &Config, source: Source) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
     let service = Service::bind(config, Arc::new(SystemClock::default())).await?;
     if let Some(address) = service.address() {
         let upstreams: Vec<String> = config
@@ -51,10 +52,11 @@ async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
             upstreams = upstreams.join(", "),
             "listening on {scheme}://{address}"
         );
-        for warning in warnings(config, address) {
+        for warning in exposure::warnings(config, address) {
             warn!("{warning}");
         }
     }
+    tokio::spawn(reload_on(hangup, service.follow(source)));
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -66,80 +68,9 @@ async fn serve(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// What is unsafe about listening on `address` with `config`.
-fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
-    let (access, tls) = (&config.access, config.server.tls.as_ref());
-    let certified = tls.is_some_and(|tls| tls.client_ca.is_some());
-    if address.ip().to_canonical().is_loopback() {
-        return Vec::new();
-    }
-    let mut warnings = Vec::new();
-    // The admin API is closed unless credentials are set.
-    let faces = [
-        ("mirror", &access.mirror),
-        ("prometheus", &access.prometheus),
-        ("metrics", &access.metrics),
-    ];
-    let open: Vec<&str> = faces
-        .iter()
-        .filter(|(_, face)| face.is_open())
-        .map(|(name, _)| *name)
-        .collect();
-    if !open.is_empty() && !certified {
-        let sections: Vec<String> = open.iter().map(|n| format!("[access.{n}]")).collect();
-        warnings.push(format!(
-            "anyone who can reach {address} may ask the faces {}: set networks, tokens or users in {}, or server.tls.client_ca (docs/security.md)",
-            open.join(", "),
-            sections.join(", "),
-        ));
-    }
-    let mut all = faces.iter().map(|(_, face)| *face).chain([&access.admin]);
-    if all.any(config::Face::has_credentials) && tls.is_none() && access.trusted_proxies.is_empty()
-    {
-        warnings.push(format!(
-            "tokens and passwords come to {address} in clear: set server.tls, or access.trusted_proxies if a proxy in front has TLS (docs/security.md)"
-        ));
-    }
-    warnings
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    #[test]
-    fn listening_wider_than_this_machine_without_protection_says_what_to_set() {
-        let hash = "0".repeat(64);
-        let said = |toml: &str, address: &str| {
-            let config = config::parse(toml, "c.toml", &BTreeMap::new()).unwrap();
-            warnings(&config, address.parse().unwrap()).join("\n")
-        };
-        for near in ["127.0.0.1:7", "[::1]:7", "[::ffff:127.0.0.1]:7"] {
-            assert_eq!(said("", near), "");
-        }
-        let wide = said("", "0.0.0.0:7007");
-        assert_eq!(
-            wide,
-            "anyone who can reach 0.0.0.0:7007 may ask the faces mirror, prometheus, metrics: set \
-             networks, tokens or users in [access.mirror], [access.prometheus], [access.metrics], \
-             or server.tls.client_ca (docs/security.md)"
-        );
-        let networks = "networks = [\"10.0.0.0/8\"]";
-        let some = format!("[access.mirror]\n{networks}\n[access.metrics]\n{networks}");
-        let said_of_some = said(&some, "[::]:7007");
-        assert!(
-            said_of_some.contains("the faces prometheus: "),
-            "{said_of_some}"
-        );
-        let all = format!("{some}\n[access.prometheus]\n{networks}");
-        assert_eq!(said(&all, "0.0.0.0:7007"), "");
-        let token = format!("{all}\n[access.admin]\ntokens = [\"sha256:{hash}\"]");
-        let clear = said(&token, "0.0.0.0:7007");
-        assert!(clear.starts_with("tokens and passwords come to 0.0.0.0:7007 in clear"));
-        assert_eq!(said(&token, "127.0.0.1:7007"), "");
-        let proxied = format!("[access]\ntrusted_proxies = [\"10.0.0.1\"]\n{token}");
-        assert_eq!(said(&proxied, "0.0.0.0:7007"), "");
+/// Reads the configuration again at each `hangup`. What came of it is in the log.
+async fn reload_on(mut hangup: Signal, reloads: Reloads) {
+    while hangup.recv().await.is_some() {
+        let _ = reloads.ask().await;
     }
 }

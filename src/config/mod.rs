@@ -160,7 +160,7 @@ pub struct Log {
 }
 
 /// One upstream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     /// Its name, for connection details and metric labels.
     pub name: String,
@@ -240,6 +240,25 @@ impl UpstreamKind {
 }
 
 impl Upstream {
+    /// Whether an upstream with the settings `other` gives the same data and is read in the same
+    /// way; only how fresh it has to be, what it is burdened with, and the way to it may differ.
+    pub fn has_data_of(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            kind,
+            headers,
+            tls: _,
+            proxy: _,
+            freshness: _,
+            reading,
+            limits: _,
+        } = self;
+        *name == other.name
+            && *kind == other.kind
+            && *headers == other.headers
+            && *reading == other.reading
+    }
+
     /// A Prometheus server at `url` with every setting at its default.
     pub fn target(name: String, url: TargetUrl) -> Self {
         let kind = UpstreamKind::Prometheus { urls: vec![url] };

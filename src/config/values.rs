@@ -100,10 +100,18 @@ impl FromText for Pattern {
 }
 
 /// A secret: never shown, not even for debugging.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Eq)]
 pub struct Secret {
     text: String,
     file: Option<PathBuf>,
+}
+
+impl PartialEq for Secret {
+    /// Two are the same in one file, whatever that said when they were read: who uses them
+    /// follows it.
+    fn eq(&self, other: &Self) -> bool {
+        self.file == other.file && (self.file.is_some() || self.text == other.text)
+    }
 }
 
 impl Secret {

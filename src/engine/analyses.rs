@@ -24,11 +24,11 @@ impl Default for Analyses {
 impl Engine {
     /// Whether the values of a range query over `expression` may be kept by evaluation time.
     pub fn analysis(&self, expression: &str) -> Analysis {
-        if let Some(known) = self.analyses.0.get(expression) {
+        if let Some(known) = self.memory.analyses.0.get(expression) {
             return known;
         }
         let analysis = classify(expression);
-        self.analyses.0.insert(expression.into(), analysis);
+        self.memory.analyses.0.insert(expression.into(), analysis);
         analysis
     }
 }

@@ -280,7 +280,7 @@ impl Engine {
                 text.add_to(&mut parts, at, i == last, encoding);
             }
             if grows {
-                self.cache.weigh_again(lane, index, &chunk);
+                self.memory.cache.weigh_again(lane, index, &chunk);
             }
         }
         parts

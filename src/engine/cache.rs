@@ -11,6 +11,7 @@ use super::chunk::{Chunk, Piece, Segment};
 use super::lane::{Lane, LaneKey};
 use crate::model::TimeRange;
 use crate::telemetry::metrics::CacheMetrics;
+use crate::upstream::Upstream;
 
 /// What an entry takes besides the bytes that key and value hold: what moka keeps for it, and what
 /// the allocator adds to each block (`cargo bench --bench memory`).
@@ -30,6 +31,12 @@ impl Hash for ChunkKey {
         let mixed = (self.lane.number() ^ spread).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         state.write_u64(mixed ^ (mixed >> 32));
     }
+}
+
+/// The bytes that count for an entry.
+fn weigh(key: &ChunkKey, chunk: &Arc<Chunk>) -> u32 {
+    let bytes = chunk.weight() + key.lane.heap_bytes() + ENTRY_OVERHEAD;
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// Passes on a number that is a hash already.
@@ -65,10 +72,6 @@ impl ChunkCache {
     pub fn new(bytes: u64) -> Self {
         let metrics = CacheMetrics::default();
         let evictions = metrics.evictions.clone();
-        let weigh = |key: &ChunkKey, chunk: &Arc<Chunk>| {
-            let bytes = chunk.weight() + key.lane.heap_bytes() + ENTRY_OVERHEAD;
-            u32::try_from(bytes).unwrap_or(u32::MAX)
-        };
         let chunks = Cache::builder()
             .max_capacity(bytes)
             .weigher(weigh)
@@ -146,6 +149,63 @@ impl ChunkCache {
         self.metrics.chunks.set(self.chunks.entry_count() as f64);
     }
 
+    /// Forgets what is known of the lanes that `which` picks. Gives the number of chunks.
+    pub(crate) fn forget(&self, which: impl Fn(&LaneKey) -> bool) -> usize {
+        let keys = self.keys(which);
+        for key in &keys {
+            self.chunks.invalidate(&**key);
+        }
+        self.make_room();
+        keys.len()
+    }
+
+    /// Forgets what is known in `range`, taken to whole buckets, of the lanes of `upstream` that
+    /// `which` picks. Gives the number of chunks that held some of it.
+    pub(crate) fn forget_range(
+        &self,
+        upstream: &Arc<Upstream>,
+        range: &TimeRange,
+        which: impl Fn(&LaneKey) -> bool,
+    ) -> usize {
+        let mut changed = 0;
+        for key in self.keys(which) {
+            let lane = Lane {
+                upstream: upstream.clone(),
+                key: key.lane.clone(),
+            };
+            let frame = lane.frame(key.index);
+            let gone = range.aligned(lane.grid());
+            if gone.intersection(&frame.span).is_none() {
+                continue;
+            }
+            changed += 1;
+            self.chunks
+                .entry_by_ref(&*key)
+                .and_compute_with(|held| match held {
+                    None => Op::Nop,
+                    Some(held) => match held.value().without(&gone, &frame) {
+                        Some(rest) => Op::Put(Arc::new(rest)),
+                        None => Op::Remove,
+                    },
+                });
+        }
+        self.make_room();
+        changed
+    }
+
+    fn keys(&self, which: impl Fn(&LaneKey) -> bool) -> Vec<Arc<ChunkKey>> {
+        let keys = self.chunks.iter().map(|(key, _)| key);
+        keys.filter(|key| which(&key.lane)).collect()
+    }
+
+    /// What is held, chunk by chunk: its lane, its weight in bytes, and how many answers were made
+    /// of it.
+    pub(crate) fn each(&self, mut see: impl FnMut(&LaneKey, u64, u64)) {
+        for (key, chunk) in &self.chunks {
+            see(&key.lane, u64::from(weigh(&key, &chunk)), chunk.answered());
+        }
+    }
+
     /// Forgets everything.
     #[cfg(test)]
     pub(crate) fn clear(&self) {
@@ -154,10 +214,11 @@ impl ChunkCache {
 
     /// Forgets the chunks whose number `which` picks.
     #[cfg(test)]
-    pub(crate) fn forget(&self, which: impl Fn(i64) -> bool) {
-        let keys: Vec<_> = self.chunks.iter().map(|(key, _)| key).collect();
-        for key in keys.iter().filter(|k| which(k.index)) {
-            self.chunks.invalidate(&**key);
+    pub(crate) fn evict(&self, which: impl Fn(i64) -> bool) {
+        for key in self.keys(|_| true) {
+            if which(key.index) {
+                self.chunks.invalidate(&*key);
+            }
         }
     }
 }

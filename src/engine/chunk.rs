@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::columns::Columns;
@@ -100,6 +101,8 @@ pub struct Chunk {
     content: Content,
     /// Ascending and disjoint.
     coverage: Vec<Segment>,
+    /// How many answers were made of it.
+    answered: AtomicU64,
 }
 
 /// What a chunk holds.
@@ -257,7 +260,51 @@ impl Chunk {
             Data::Points(points) => Content::of_points(old, points, &news, frame, settled),
             Data::Matrix(matrix) => Content::of_series(old, matrix, &news, span),
         };
-        Self { content, coverage }
+        Self {
+            content,
+            coverage,
+            answered: AtomicU64::new(old.map_or(0, Self::answered)),
+        }
+    }
+}
+
+impl Chunk {
+    /// What it knows outside of `range`; `None` if that is nothing.
+    pub(crate) fn without(&self, range: &TimeRange, frame: &Frame) -> Option<Self> {
+        let gone: RangeSet = range.intersection(&frame.span).into_iter().collect();
+        let mut coverage = Vec::with_capacity(self.coverage.len() + 1);
+        for segment in &self.coverage {
+            for range in gone.missing_from(segment.range).iter() {
+                coverage.push(Segment {
+                    range: *range,
+                    ..*segment
+                });
+            }
+        }
+        let settled = coverage.iter().all(|s| s.settled);
+        let content = match &self.content {
+            Content::Points { .. } => {
+                Content::of_points(Some(self), &Points::new(), &gone, frame, settled)
+            }
+            Content::Matrix(_) => {
+                Content::of_series(Some(self), &Matrix::default(), &gone, &frame.span)
+            }
+        };
+        (!coverage.is_empty()).then(|| Self {
+            content,
+            coverage,
+            answered: AtomicU64::new(self.answered()),
+        })
+    }
+
+    /// How many answers have been made of it, and of those whose place it took.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Counts an answer.
+    pub(crate) fn count_answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
     }
 }
 

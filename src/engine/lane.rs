@@ -38,7 +38,7 @@ pub(crate) struct LaneKey {
 #[derive(PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     upstream: u64,
-    pub(crate) subject: Subject,
+    subject: Subject,
 }
 
 /// What of an upstream a lane has. Details may hold secrets, so it cannot be printed.
@@ -73,6 +73,16 @@ impl LaneKey {
     /// A number that hardly any other lane has.
     pub(crate) fn number(&self) -> u64 {
         self.hash
+    }
+
+    /// The identity of the upstream that it is of.
+    pub(crate) fn upstream(&self) -> u64 {
+        self.identity.upstream
+    }
+
+    /// What it is of.
+    pub(crate) fn subject(&self) -> &Subject {
+        &self.identity.subject
     }
 
     /// Bytes that it holds on the heap, about.

@@ -72,6 +72,18 @@ impl Metadata {
     }
 }
 
+impl Metadata {
+    /// Forgets the lists of the upstreams that `which` picks.
+    pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
+        self.flights.abandon(|key| which(key.upstream));
+        for (key, _) in &self.lists {
+            if which(key.upstream) {
+                self.lists.invalidate(&*key);
+            }
+        }
+    }
+}
+
 impl List {
     fn heap_bytes(&self) -> usize {
         match self {
@@ -201,7 +213,7 @@ impl Engine {
         };
         let freshness = context.freshness(&upstream.freshness);
         let ttl = freshness.metadata_ttl;
-        let known = self.metadata.lists.get(&key);
+        let known = self.memory.metadata.lists.get(&key);
         let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let mut cache = CacheOutcome {
@@ -216,7 +228,11 @@ impl Engine {
             return Ok(Listed { list, cache });
         }
         let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), context.clone());
-        let boarded = self.metadata.flights.board(&key, &[TimeRange::ALL], fetch);
+        let boarded = self
+            .memory
+            .metadata
+            .flights
+            .board(&key, &[TimeRange::ALL], fetch);
         if boarded.joined > 0 {
             cache.collapsed = true;
             upstream.metrics.coalesced.increment(1);
@@ -251,6 +267,7 @@ async fn fetch(
     key: Key,
     context: Context,
 ) -> Result<Arc<Entry>, Error> {
+    let since = engine.memory.forgotten();
     let fetched = engine.clock.monotonic();
     let errand = &context.errand;
     let list = match &key.question {
@@ -268,7 +285,8 @@ async fn fetch(
     // A list that lacks something because of its limit is what was asked for; one that should be
     // whole and is not, is not kept.
     if entry.list.is_whole() || !upstream.adapter.lists_whole() {
-        engine.metadata.lists.insert(key, entry.clone());
+        let keep = || engine.memory.metadata.lists.insert(key, entry.clone());
+        engine.memory.unless_forgotten(since, keep);
     }
     Ok(entry)
 }

@@ -10,6 +10,7 @@
 //! - `range`, `grids`, `analyses`: what a range query of PromQL is answered with
 //! - `metadata`: names and values of fields
 //! - `verbatim`: whole answers of Prometheus' API
+//! - `forget`: what is to be fetched anew although it is known
 //!
 //! What the benches of its parts need is public; [`Engine`] is all that others use.
 
@@ -19,6 +20,7 @@ pub mod cache;
 pub mod chunk;
 pub mod columns;
 mod derive;
+mod forget;
 mod grids;
 pub mod lane;
 mod metadata;
@@ -30,10 +32,11 @@ mod series;
 mod verbatim;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 pub use answer::{Answer, CacheOutcome, Timing};
+pub use forget::Selection;
 pub use metadata::Listed;
 pub use plan::Held;
 pub use range::{RangeAnswer, RangeRequest};
@@ -43,6 +46,7 @@ use tokio::time::Instant;
 
 use analyses::Analyses;
 use cache::ChunkCache;
+use forget::Forgotten;
 use grids::Grids;
 use lane::LaneKey;
 use metadata::Metadata;
@@ -55,9 +59,17 @@ pub use crate::upstream::Errand;
 use crate::upstream::{Flights, Registry, Upstream};
 use crate::wire::encoding::Encoding;
 
-/// Answers queries.
+/// Answers queries, under one configuration.
 pub struct Engine {
     registry: Registry,
+    memory: Arc<Memory>,
+    clock: Arc<dyn Clock>,
+    max_points: u32,
+}
+
+/// What engines know. It outlives them: a new configuration makes a new engine over the same
+/// memory.
+pub struct Memory {
     cache: ChunkCache,
     flights: Flights<LaneKey, Landed>,
     grids: Grids,
@@ -66,8 +78,26 @@ pub struct Engine {
     analyses: Analyses,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
-    clock: Arc<dyn Clock>,
-    max_points: u32,
+    forgotten: RwLock<Forgotten>,
+}
+
+impl Memory {
+    /// An empty memory for `bytes` of data.
+    pub fn new(bytes: u64) -> Arc<Self> {
+        // Lists of names and whole answers are small next to series, yet must not crowd them out.
+        let for_metadata = bytes / 16;
+        let for_answers = bytes / 16;
+        Arc::new(Self {
+            cache: ChunkCache::new(bytes - for_metadata - for_answers),
+            flights: Flights::default(),
+            grids: Grids::default(),
+            metadata: Metadata::new(for_metadata),
+            answers: verbatim::Answers::new(for_answers),
+            analyses: Analyses::default(),
+            revalidating: Mutex::default(),
+            forgotten: RwLock::default(),
+        })
+    }
 }
 
 /// What the engine has to know of a request besides its query.
@@ -114,29 +144,30 @@ impl Context {
 }
 
 impl Engine {
-    /// An engine over `registry` whose cache holds `cache_bytes`; no answer has more than
+    /// An engine over `registry` that answers out of `memory`; no answer has more than
     /// `max_points` points.
     pub fn new(
         registry: Registry,
-        cache_bytes: u64,
+        memory: Arc<Memory>,
         max_points: u32,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        // Lists of names and whole answers are small next to series, yet must not crowd them out.
-        let for_metadata = cache_bytes / 16;
-        let for_answers = cache_bytes / 16;
         Arc::new(Self {
             registry,
-            cache: ChunkCache::new(cache_bytes - for_metadata - for_answers),
-            flights: Flights::default(),
-            grids: Grids::default(),
-            metadata: Metadata::new(for_metadata),
-            answers: verbatim::Answers::new(for_answers),
-            analyses: Analyses::default(),
-            revalidating: Mutex::default(),
+            memory,
             clock,
             max_points,
         })
+    }
+
+    /// Which upstreams there are.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What it knows, for an engine that takes its place.
+    pub fn memory(&self) -> Arc<Memory> {
+        self.memory.clone()
     }
 
     /// The configured upstreams.
@@ -159,7 +190,7 @@ impl Engine {
 
     /// Sets the gauges of `/metrics`; called when they are read.
     pub fn observe(&self) {
-        self.cache.observe();
+        self.memory.cache.observe();
     }
 }
 

@@ -140,7 +140,7 @@ impl Engine {
     ) -> Vec<Text> {
         let body = body(chunks, shown, encoding);
         for (index, chunk) in chunks.iter() {
-            self.cache.weigh_again(lane, index, chunk);
+            self.memory.cache.weigh_again(lane, index, chunk);
         }
         body
     }
@@ -161,7 +161,7 @@ impl Engine {
             .not_fresh(lane, range, Source::Upstream, context)
             .await?;
         if let Subject::Expression(expression) = lane.subject() {
-            self.grids.add(lane, expression);
+            self.memory.grids.add(lane, expression);
         }
         Ok(view)
     }
@@ -172,7 +172,8 @@ impl Engine {
         let Subject::Expression(coarse) = lane.subject() else {
             return false;
         };
-        let mut finer = self.grids.finer_than(lane, coarse).into_iter();
+        let since = self.memory.forgotten();
+        let mut finer = self.memory.grids.finer_than(lane, coarse).into_iter();
         let Some(view) = finer.find_map(|finer| self.fresh(&finer, range, context)) else {
             return false;
         };
@@ -191,7 +192,10 @@ impl Engine {
                 }),
                 segments: segments.collect(),
             };
-            self.cache.store(lane, &piece);
+            let store = || self.memory.cache.store(lane, &piece);
+            if self.memory.unless_forgotten(since, store).is_none() {
+                return false;
+            }
         }
         true
     }

@@ -38,7 +38,7 @@ impl Engine {
         if policy.freshness.max_stale.is_zero() {
             return None;
         }
-        let chunks = self.cache.look_up(lane, &range);
+        let chunks = self.memory.cache.look_up(lane, &range);
         let none = RangeSet::new();
         let plan = plan(
             &range,
@@ -92,7 +92,8 @@ impl Engine {
 
     fn lanes_revalidated(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<LaneKey>> {
         // Keys are added and removed whole.
-        self.revalidating
+        self.memory
+            .revalidating
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

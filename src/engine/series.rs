@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt};
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
 use super::derive::buckets;
+use super::forget::Forgotten;
 use super::lane::{Lane, Subject};
 use super::plan::{Held, Plan, Policy, fresh, plan};
 use super::{Context, Engine};
@@ -129,7 +130,7 @@ impl Engine {
         source: Source,
         context: &Context,
     ) -> Result<View, Error> {
-        let mut chunks = self.cache.look_up(lane, &range);
+        let mut chunks = self.memory.cache.look_up(lane, &range);
         let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
         let mut view = View::cached(lane, chunks.clone(), first.held, first.ttl);
         if first.missing.is_empty() {
@@ -164,9 +165,12 @@ impl Engine {
 
     /// `range` of `lane`, if all of it is cached and fresh: a hit, at the price of one.
     pub(super) fn fresh(&self, lane: &Lane, range: &TimeRange, context: &Context) -> Option<View> {
-        let chunks = self.cache.look_up(lane, range);
+        let chunks = self.memory.cache.look_up(lane, range);
         let policy = policy(lane, context);
         let ttl = fresh(range, chunks.segments(), &policy, &context.moment())?;
+        for (_, chunk) in chunks.iter() {
+            chunk.count_answer();
+        }
         Some(View::cached(lane, chunks, Held::Hit, ttl))
     }
 
@@ -196,7 +200,7 @@ impl Engine {
         context: &Context,
     ) -> Round {
         let errand = &context.errand;
-        if context.deadline < errand.deadline && !self.flights.is_under_way(&lane.key) {
+        if context.deadline < errand.deadline && !self.memory.flights.is_under_way(&lane.key) {
             // The fetch could wait for its turn, and this client could not wait for the fetch.
             let access = &lane.upstream.access;
             if let Err(error) = access.check(errand.caller, context.deadline) {
@@ -206,7 +210,7 @@ impl Engine {
                 };
             }
         }
-        let boarded = self.flights.board(&lane.key, missing, |range| {
+        let boarded = self.memory.flights.board(&lane.key, missing, |range| {
             fetch_one(self.clone(), lane.clone(), range, context.clone())
         });
         if boarded.joined > 0 {
@@ -242,6 +246,7 @@ impl Engine {
             return Round::default();
         };
         let mut round = Round::default();
+        let since = self.memory.forgotten();
         for range in missing {
             // Boxed, as this is a view within a view.
             let view = Box::pin(self.view(&raw, *range, Source::Upstream, context));
@@ -263,7 +268,7 @@ impl Engine {
                 data: Data::Points(points),
                 segments: derived(&view.chunks.coverage(), size, range),
             };
-            match self.land(lane, piece, view.complete, None).await {
+            match self.land(lane, piece, since, view.complete, None).await {
                 Ok(landed) => round.landed.push(landed),
                 Err(error) => {
                     round.errors.push(error);
@@ -282,20 +287,25 @@ impl Engine {
         round
     }
 
-    /// Puts `piece` into the cache, or beside it where it is not all there is.
+    /// Puts `piece` into the cache, or beside it where it is not all there is, or something has
+    /// been forgotten `since` it was asked for.
     async fn land(
         self: &Arc<Self>,
         lane: &Lane,
         piece: Piece,
+        since: Forgotten,
         complete: bool,
         off_grid: Option<Vec<Bucket>>,
     ) -> Result<Landed, Error> {
         let kept = complete && off_grid.is_none();
         let large = piece.data.len() > STORE_INLINE;
         let (engine, of) = (self.clone(), lane.clone());
-        let put = move || match kept {
-            true => engine.cache.store(&of, &piece),
-            false => Chunks::beside(&of, &piece),
+        let put = move || {
+            let store = || engine.memory.cache.store(&of, &piece);
+            let stored = kept.then(|| engine.memory.unless_forgotten(since, store));
+            stored
+                .flatten()
+                .unwrap_or_else(|| Chunks::beside(&of, &piece))
         };
         let chunks = match large {
             true => tokio::task::spawn_blocking(put).await.map_err(|e| {
@@ -330,6 +340,7 @@ async fn fetch_one(
     context: Context,
 ) -> Result<Landed, Error> {
     let upstream = lane.upstream.clone();
+    let since = engine.memory.forgotten();
     let started = engine.clock.monotonic();
     let parts = parts(&lane, range)?;
     let mut landed = Landed {
@@ -340,7 +351,7 @@ async fn fetch_one(
     if parts.is_empty() {
         // There can be no points, which is known for good.
         let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
-        return engine.land(&lane, piece, true, None).await;
+        return engine.land(&lane, piece, since, true, None).await;
     }
     let errand = Errand {
         lane: lane.key.number(),
@@ -363,7 +374,7 @@ async fn fetch_one(
         let settled_before = settled_before.saturating_add(lane.lag());
         let part = TimeRange::clamped(start, end);
         let piece = Piece::fetched(series.data, part, started, settled_before, lane.grid());
-        let part = engine.land(&lane, piece, series.complete, series.off_grid);
+        let part = engine.land(&lane, piece, since, series.complete, series.off_grid);
         let part = part.await?;
         landed.chunks.update(&lane, &part.chunks);
         landed.complete &= part.complete;

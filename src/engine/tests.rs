@@ -229,17 +229,18 @@ pub(super) fn engine_over(
         },
         step_alignment: StepAlignment::Exact,
     };
-    let upstream = Upstream::new(
+    let upstream = Arc::new(Upstream {
+        id: Upstream::new_id(),
         freshness,
         reading,
         adapter,
-        Forward::Nothing,
+        forward: Forward::Nothing,
         access,
         metrics,
-    );
+    });
     let none = Box::new(|_, _| unreachable!("no targets are allowed"));
     let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
-    Engine::new(registry, 64 << 20, 100_000, clocks.clone())
+    Engine::new(registry, Memory::new(64 << 20), 100_000, clocks.clone())
 }
 
 struct World {
@@ -455,8 +456,12 @@ fn obey(ops: &[Op], refresh: Millis, aggregate: Aggregate) {
                 }
                 Op::Pass(millis) => world.clocks.pass(millis),
                 Op::Skew(millis) => world.clocks.skew.store(millis, Ordering::SeqCst),
-                Op::Evict(n) => world.engine.cache.forget(|index| index.rem_euclid(4) == n),
-                Op::EvictAll => world.engine.cache.clear(),
+                Op::Evict(n) => world
+                    .engine
+                    .memory
+                    .cache
+                    .evict(|index| index.rem_euclid(4) == n),
+                Op::EvictAll => world.engine.memory.cache.clear(),
                 Op::Failing(is) => world.source.failing.store(is, Ordering::SeqCst),
                 Op::Truncating(is) => world.source.truncating.store(is, Ordering::SeqCst),
             }

@@ -107,6 +107,18 @@ impl Answers {
     }
 }
 
+impl Answers {
+    /// Forgets the answers of the upstreams that `which` picks.
+    pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
+        self.flights.abandon(|key| which(key.upstream));
+        for (key, _) in &self.kept {
+            if which(key.upstream) {
+                self.kept.invalidate(&**key);
+            }
+        }
+    }
+}
+
 impl Identity {
     fn heap_bytes(&self) -> usize {
         let Question {
@@ -217,7 +229,7 @@ impl Engine {
         if let Keep::Not(reason) = keep {
             cache.bypass = Some(reason);
         } else {
-            known = self.answers.kept.get(&key);
+            known = self.memory.answers.kept.get(&key);
             cache.held = known.as_ref().map_or(Held::Miss, |_| Held::Stale);
         }
         let known = known.map(|entry| {
@@ -234,16 +246,20 @@ impl Engine {
             });
         }
         let begun = self.clock.monotonic();
-        let boarded = self.answers.flights.board(&key, &[TimeRange::ALL], |_| {
-            fetch(
-                self.clone(),
-                upstream.clone(),
-                method.clone(),
-                key.clone(),
-                keep.clone(),
-                context.clone(),
-            )
-        });
+        let boarded = self
+            .memory
+            .answers
+            .flights
+            .board(&key, &[TimeRange::ALL], |_| {
+                fetch(
+                    self.clone(),
+                    upstream.clone(),
+                    method.clone(),
+                    key.clone(),
+                    keep.clone(),
+                    context.clone(),
+                )
+            });
         if boarded.joined > 0 {
             cache.collapsed = true;
             upstream.metrics.coalesced.increment(1);
@@ -294,6 +310,7 @@ async fn fetch(
     keep: Keep,
     context: Context,
 ) -> Result<Arc<Entry>, Error> {
+    let since = engine.memory.forgotten();
     let fetched = engine.clock.monotonic();
     let exchange = pass(key.question.request(method), key.question.json);
     let answered = upstream.access.run(exchange, &context.errand).await?;
@@ -309,9 +326,10 @@ async fn fetch(
         fetched,
     });
     if kept {
-        engine.answers.kept.insert(key, entry.clone());
+        let keep = || engine.memory.answers.kept.insert(key, entry.clone());
+        engine.memory.unless_forgotten(since, keep);
         // What is over the bound goes now; by itself moka evicts some hundred writes later.
-        engine.answers.kept.run_pending_tasks();
+        engine.memory.answers.kept.run_pending_tasks();
     }
     Ok(entry)
 }

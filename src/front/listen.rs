@@ -20,7 +20,6 @@ use tracing::{debug, warn};
 
 use super::body::Body;
 use super::stream::Guarded;
-use crate::files::Live;
 
 /// How long a connection may take to send a request's head. It is also how long an unused one
 /// is kept: longer than the minute between StackState's polls.
@@ -34,9 +33,6 @@ const NOT_READING: Duration = Duration::from_secs(20);
 /// How long a client may take for the handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// What TLS is served with, asked for each connection: certificates may change.
-pub type Tls = Arc<Live<ServerConfig>>;
-
 /// Most connections at once; more wait until one ends.
 const CONNECTIONS: usize = 8192;
 
@@ -44,15 +40,15 @@ const CONNECTIONS: usize = 8192;
 const STREAMS: u32 = 256;
 const HEAD_BYTES: u32 = 16 * 1024;
 
-/// Serves each request, and the address it came from, with `handler` until `stop` is over, with
-/// TLS if there is `tls`; then no connection is accepted any more, and those that are open have
-/// `drain` to finish what is in hand.
+/// Serves each request, and the address it came from, with `handler`, and with the TLS
+/// that `tls` gives for each connection, if any, until `stop` is over; then no connection is
+/// accepted any more, and those that are open have the time that `stop` gave to finish what is in
+/// hand.
 pub async fn serve<H, F>(
     listener: TcpListener,
-    tls: Option<Tls>,
+    tls: impl Fn() -> Option<Arc<ServerConfig>>,
     handler: H,
-    stop: impl Future<Output = ()>,
-    drain: Duration,
+    stop: impl Future<Output = Duration>,
 ) where
     H: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -69,14 +65,14 @@ pub async fn serve<H, F>(
     let connections = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::pin!(stop);
-    loop {
+    let drain = loop {
         let accept = async {
             let place = places.clone().acquire_owned().await;
             (place, listener.accept().await)
         };
         let (place, accepted) = tokio::select! {
             accepted = accept => accepted,
-            () = &mut stop => break,
+            drain = &mut stop => break drain,
         };
         let (stream, peer) = match accepted {
             Ok((stream, peer)) => (stream, peer.ip()),
@@ -98,7 +94,7 @@ pub async fn serve<H, F>(
         });
         let stream = Guarded::new(stream, SILENCE, NOT_READING);
         let (http, watcher) = (http.clone(), connections.watcher());
-        let tls = tls.as_ref().map(|tls| tls.get());
+        let tls = tls();
         tokio::spawn(async move {
             let _place = place;
             let ended = match tls {
@@ -121,7 +117,7 @@ pub async fn serve<H, F>(
                 debug!("a connection ended: {e}");
             }
         });
-    }
+    };
     drop(listener);
     let open = connections.count();
     if tokio::time::timeout(drain, connections.shutdown())

@@ -7,6 +7,7 @@
 //! - `prometheus`: Prometheus' HTTP API
 //! - `respond`, `encoding`: what responses of data have in common
 //! - `admin`: health, readiness, metrics, the page at `/`
+//! - `reloads`: how a new configuration is asked for
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
 mod access;
@@ -17,6 +18,7 @@ pub mod listen;
 pub mod mirror;
 mod path;
 mod prometheus;
+mod reloads;
 mod respond;
 mod router;
 mod status;
@@ -24,5 +26,6 @@ mod stream;
 
 pub use access::{Access, Credentials, Face, Rules};
 pub use body::Body;
+pub use reloads::{Answer, Applied, Asked, Reloads};
 pub use router::{Front, Settings};
 pub use status::{error_response, read_body};

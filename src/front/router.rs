@@ -2,8 +2,8 @@
 //! the API key, a log line and metrics.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, ORIGIN};
@@ -16,6 +16,7 @@ use super::access::{Access, Face};
 use super::body::Body;
 use super::encoding::chosen;
 use super::path::normalized;
+use super::reloads::Reloads;
 use super::status::{error_response, read_body};
 use super::{admin, mirror, prometheus};
 use crate::clock::Clock;
@@ -48,10 +49,15 @@ pub struct Settings {
     pub always_500: bool,
 }
 
-/// Answers requests.
+/// Answers requests, under one configuration.
 pub struct Front {
     engine: Arc<Engine>,
     settings: Settings,
+    shared: Arc<Shared>,
+}
+
+/// What stays when the configuration changes.
+struct Shared {
     registry: Option<&'static PrometheusHandle>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -59,6 +65,8 @@ pub struct Front {
     /// Bytes of bodies that are in hand or announced.
     body_bytes: AtomicUsize,
     draining: AtomicBool,
+    /// Where a new configuration is asked for, if it comes from somewhere.
+    reloads: OnceLock<Reloads>,
 }
 
 /// What a path means.
@@ -168,18 +176,35 @@ impl Front {
         Arc::new(Self {
             engine,
             settings,
-            registry,
-            clock,
-            metrics: Metrics::new(),
-            in_flight: AtomicUsize::new(0),
-            body_bytes: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
+            shared: Arc::new(Shared {
+                registry,
+                clock,
+                metrics: Metrics::new(),
+                in_flight: AtomicUsize::new(0),
+                body_bytes: AtomicUsize::new(0),
+                draining: AtomicBool::new(false),
+                reloads: OnceLock::new(),
+            }),
         })
+    }
+
+    /// A front in the place of this, which may have requests in hand.
+    pub fn succeeded_by(&self, engine: Arc<Engine>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            settings,
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// From now on admin calls can ask for a new configuration. Only the first call counts.
+    pub fn follow(&self, reloads: Reloads) {
+        let _ = self.shared.reloads.set(reloads);
     }
 
     /// From now on `/readyz` says that no new work should come here.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.shared.draining.store(true, Ordering::Relaxed);
     }
 
     /// Answers `request`, which came from `peer`.
@@ -188,7 +213,7 @@ impl Front {
         request: Request<Incoming>,
         peer: IpAddr,
     ) -> Response<Body> {
-        let arrived = self.clock.monotonic();
+        let arrived = self.shared.clock.monotonic();
         let (route, face) = {
             let path = normalized(request.uri().path());
             let route = self.route(&path);
@@ -213,8 +238,8 @@ impl Front {
                 Ok(self.prometheus(endpoint, request, client, arrived).await)
             }
             (_, Some(Route::Admin(page))) => {
-                let draining = self.draining.load(Ordering::Relaxed);
-                admin::answer(page, &method, &self.engine, self.registry, draining)
+                let draining = self.shared.draining.load(Ordering::Relaxed);
+                admin::answer(page, &method, &self.engine, self.shared.registry, draining)
             }
             (_, None) => {
                 let path = normalized(request.uri().path());
@@ -225,9 +250,12 @@ impl Front {
         let mut response = answer.unwrap_or_else(|e| error_response(&e, self.settings.always_500));
         let key = HeaderValue::clone(&self.settings.api_key.get());
         response.headers_mut().insert(API_KEY, key);
-        let took = self.clock.monotonic().saturating_sub(arrived);
+        let took = self.shared.clock.monotonic().saturating_sub(arrived);
         let status = response.status().as_u16();
-        self.metrics.of(route).answered(status, took.as_secs_f64());
+        self.shared
+            .metrics
+            .of(route)
+            .answered(status, took.as_secs_f64());
         if let Some(uri) = uri {
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             debug!(%method, path = uri.path(), status, micros, "request");
@@ -264,7 +292,7 @@ impl Front {
 
     /// Answers the body of a mirror request that did not come over HTTP.
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
-        let context = self.context(None, None, self.clock.monotonic());
+        let context = self.context(None, None, self.shared.clock.monotonic());
         mirror::answer(&self.engine, method, body, context)
             .await
             .unwrap_or_else(|e| error_response(&e, false))
@@ -326,7 +354,7 @@ impl Front {
     /// Lets a request in if there is room for it and its body; else it is refused at once.
     fn admit(&self, request: &Request<Incoming>) -> Result<[Taken<'_>; 2], Error> {
         let most = self.settings.max_in_flight;
-        let place = Taken::take(&self.in_flight, 1, most).ok_or_else(|| {
+        let place = Taken::take(&self.shared.in_flight, 1, most).ok_or_else(|| {
             let message = format!("{most} requests are in hand already (server.max_in_flight)");
             Error::new(Kind::Overloaded, message)
         })?;
@@ -335,10 +363,11 @@ impl Front {
         let announced = request.body().size_hint().upper();
         let bytes = announced.map_or(largest, |n| usize::try_from(n).unwrap_or(largest));
         let most = largest.saturating_mul(LARGE_BODIES);
-        let body = Taken::take(&self.body_bytes, bytes.min(largest), most).ok_or_else(|| {
-            let message = format!("request bodies of {most} bytes are in hand already");
-            Error::new(Kind::Overloaded, message)
-        })?;
+        let body =
+            Taken::take(&self.shared.body_bytes, bytes.min(largest), most).ok_or_else(|| {
+                let message = format!("request bodies of {most} bytes are in hand already");
+                Error::new(Kind::Overloaded, message)
+            })?;
         Ok([place, body])
     }
 
@@ -351,7 +380,7 @@ impl Front {
         let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
         Context {
             arrived,
-            wall: self.clock.now(),
+            wall: self.shared.clock.now(),
             deadline,
             errand: Errand {
                 caller,

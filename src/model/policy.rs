@@ -23,7 +23,7 @@ pub struct Freshness {
 }
 
 /// How an upstream is asked, and how its data is read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The native distance of points.
     pub interval: Step,
@@ -44,7 +44,7 @@ pub struct Reading {
 }
 
 /// Bounds of one range query.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeLimits {
     /// Most series of an answer.
     pub series: usize,
@@ -102,7 +102,7 @@ pub enum IncompleteBuckets {
 }
 
 /// What an upstream may be burdened with, and what is done when it fails.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Most time of one attempt.
     pub timeout: Duration,

@@ -1,10 +1,12 @@
 //! Logs to standard error: for humans, or as JSON a line.
 
+use std::sync::OnceLock;
+
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt, registry};
+use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,17 +18,35 @@ pub enum Format {
     Json,
 }
 
+/// Which lines are written; there once logging has started.
+static HEARD: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
 /// Starts logging at `level` for the whole process; libraries are heard from warnings on. A
 /// second call changes nothing.
 pub fn start(level: Level, format: Format, coloured: bool) {
-    let heard = Targets::new()
-        .with_default(level.min(Level::WARN))
-        .with_target(env!("CARGO_PKG_NAME"), level);
+    let (heard, handle) = reload::Layer::new(heard(level));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         Format::Human => lines.with_ansi(coloured).with_target(false).boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
     };
     // An error means that a logger is in place already, which is as good.
-    let _ = registry().with(lines.with_filter(heard)).try_init();
+    if registry().with(lines.with_filter(heard)).try_init().is_ok() {
+        let _ = HEARD.set(handle);
+    }
+}
+
+/// Writes lines from `level` on, from now on.
+pub fn set_level(level: Level) {
+    if let Some(handle) = HEARD.get() {
+        // An error means that logging has ended.
+        let _ = handle.reload(heard(level));
+    }
+}
+
+/// The lines of `level` and above; those of libraries from warnings on.
+fn heard(level: Level) -> Targets {
+    Targets::new()
+        .with_default(level.min(Level::WARN))
+        .with_target(env!("CARGO_PKG_NAME"), level)
 }

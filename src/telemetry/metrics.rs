@@ -28,6 +28,9 @@ const BREAKER_OPEN: &str = "heliostat_breaker_open";
 const COALESCED: &str = "heliostat_coalesced_requests_total";
 const DROPPED: &str = "heliostat_points_dropped_total";
 const FILE_ERRORS: &str = "heliostat_file_errors";
+const RELOADS: &str = "heliostat_config_reloads_total";
+const RELOAD_OK: &str = "heliostat_config_last_reload_successful";
+const RELOAD_TIME: &str = "heliostat_config_last_reload_success_timestamp_seconds";
 const BUILD_INFO: &str = "heliostat_build_info";
 
 /// A hit takes some tens of microseconds; buckets start where hits can be seen.
@@ -117,6 +120,19 @@ fn describe() {
     describe_gauge!(
         FILE_ERRORS,
         "1 while certificates or secrets have changed in their files to something that is no good; what they said before is in use."
+    );
+    describe_counter!(
+        RELOADS,
+        "Readings of the configuration after the first, by result: success, or failure, which changes nothing."
+    );
+    describe_gauge!(
+        RELOAD_OK,
+        "0 while the configuration in the file is no good and what it said before is in use."
+    );
+    describe_gauge!(
+        RELOAD_TIME,
+        Unit::Seconds,
+        "When the configuration in use was read, in Unix time."
     );
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }
@@ -307,6 +323,33 @@ impl UpstreamMetrics {
 /// Says whether the files of `what` are no good.
 pub fn file_error(what: &str, bad: bool) {
     gauge!(FILE_ERRORS, "what" => what.to_owned()).set(if bad { 1.0 } else { 0.0 });
+}
+
+/// Says that the first configuration is in use, at `now`.
+pub fn configured(now: i64) {
+    for result in ["success", "failure"] {
+        counter!(RELOADS, "result" => result).absolute(0);
+    }
+    in_use(now);
+}
+
+/// Says how a reading of the configuration went, at `now` in milliseconds of Unix time.
+pub fn reloaded(good: bool, now: i64) {
+    counter!(RELOADS, "result" => if good { "success" } else { "failure" }).increment(1);
+    match good {
+        true => in_use(now),
+        false => gauge!(RELOAD_OK).set(0.0),
+    }
+}
+
+fn in_use(now: i64) {
+    gauge!(RELOAD_OK).set(1.0);
+    gauge!(RELOAD_TIME).set(now as f64 / 1000.0);
+}
+
+/// Says that there is no upstream `name` any more: nothing of it is open.
+pub fn upstream_gone(name: &str) {
+    gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(0.0);
 }
 
 fn rejected(upstream: &str, reason: &'static str) -> Counter {

@@ -117,6 +117,11 @@ impl Access {
         }
     }
 
+    /// Counts on from what was taken of the budgets of `before`, whose place this takes.
+    pub fn continue_from(&self, before: &Self) {
+        self.budgets.continue_from(&before.budgets);
+    }
+
     /// Its addresses, the preferred one first.
     pub fn urls(&self) -> impl Iterator<Item = &TargetUrl> {
         self.endpoints.iter().map(|e| &e.url)

@@ -76,6 +76,25 @@ impl Budgets {
         }
     }
 
+    /// Counts what `before` has counted, whose place this takes.
+    pub(super) fn continue_from(&self, before: &Self) {
+        let lock = |b: &Self| {
+            b.windows
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        };
+        let counted = lock(before);
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        for window in windows.iter_mut() {
+            if let Some(same) = counted.iter().find(|w| w.millis == window.millis) {
+                window.index = same.index;
+                window.used = same.used;
+                window.written = same.written;
+            }
+        }
+    }
+
     /// Takes one call out of every budget, at the wall time `now`, or says when the one that is
     /// spent is renewed. A clock that steps back renews nothing.
     pub(super) fn take(&self, now: Millis) -> Result<(), Duration> {

@@ -117,6 +117,12 @@ where
         Boarded { flights, joined }
     }
 
+    /// Lets nobody join the fetches under way that `which` picks any more; those who wait for them
+    /// do so still.
+    pub fn abandon(&self, which: impl Fn(&K) -> bool) {
+        lock(&self.table).retain(|key, _| !which(key));
+    }
+
     /// Whether a fetch of `key` is under way.
     pub fn is_under_way(&self, key: &K) -> bool {
         lock(&self.table).contains_key(key)

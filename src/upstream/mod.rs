@@ -14,7 +14,6 @@ mod registry;
 mod retry;
 mod transport;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::adapters::Adapter;
@@ -31,7 +30,8 @@ pub use transport::{BoxFuture, Http, Outgoing, Security, Transport};
 
 /// One upstream: how it is spoken to, how it is treated, and the way to it.
 pub struct Upstream {
-    /// A number that no other upstream of this process has; part of the identity of its lanes.
+    /// Part of the identity of its lanes. One that takes its place in a new configuration, with
+    /// the same data, has the same.
     pub id: u64,
     /// When its data is fetched again.
     pub freshness: Freshness,
@@ -59,25 +59,10 @@ pub enum Forward {
 }
 
 impl Upstream {
-    /// An upstream with an identity of its own.
-    pub fn new(
-        freshness: Freshness,
-        reading: Reading,
-        adapter: Box<dyn Adapter>,
-        forward: Forward,
-        access: Access,
-        metrics: UpstreamMetrics,
-    ) -> Arc<Self> {
+    /// An identity that no other upstream of this process has.
+    pub fn new_id() -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Arc::new(Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            freshness,
-            reading,
-            adapter,
-            forward,
-            access,
-            metrics,
-        })
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Its name, for clients and metrics.

@@ -1,7 +1,7 @@
 //! Which upstream a request's connection details mean.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Upstream;
 use crate::model::{Details, Error, Kind, Pattern, TargetUrl};
@@ -36,6 +36,25 @@ impl Registry {
             make,
             targets: Mutex::default(),
         }
+    }
+
+    /// Knows the targets that `before` knows, whose place this takes.
+    pub fn keep_targets_of(&self, before: &Self) {
+        let known = before.targets().clone();
+        *self.targets() = known;
+    }
+
+    /// The identities of all that is known.
+    pub fn ids(&self) -> HashSet<u64> {
+        let upstreams = self.upstreams.iter().map(|u| u.id);
+        upstreams
+            .chain(self.targets().values().map(|u| u.id))
+            .collect()
+    }
+
+    fn targets(&self) -> MutexGuard<'_, HashMap<TargetUrl, Arc<Upstream>>> {
+        // Entries are added and removed whole, so the map is sound even after a panic.
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The configured upstreams in their order.
@@ -83,8 +102,7 @@ impl Registry {
             );
             return Err(denied("connectionDetails", message));
         };
-        // Entries are added and removed whole, so the map is sound even after a panic.
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = self.targets();
         if let Some(known) = targets.get(url) {
             return Ok(known.clone());
         }

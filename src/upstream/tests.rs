@@ -134,14 +134,15 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         api_key: None,
         page: 1000,
     };
-    Upstream::new(
+    Arc::new(Upstream {
+        id: Upstream::new_id(),
         freshness,
         reading,
-        Box::new(mirror),
-        Forward::Nothing,
+        adapter: Box::new(mirror),
+        forward: Forward::Nothing,
         access,
         metrics,
-    )
+    })
 }
 
 fn errand() -> Errand {

@@ -241,8 +241,8 @@ proptest! {
                     }
                     Op::Pass(millis) => world.clocks.pass(millis),
                     Op::Skew(millis) => world.clocks.skew.store(millis, Ordering::SeqCst),
-                    Op::Evict(n) => world.engine.cache.forget(|index| index.rem_euclid(4) == n),
-                    Op::EvictAll => world.engine.cache.clear(),
+                    Op::Evict(n) => world.engine.memory.cache.evict(|index| index.rem_euclid(4) == n),
+                    Op::EvictAll => world.engine.memory.cache.clear(),
                     Op::Failing(is) => world.source.failing.store(is, Ordering::SeqCst),
                     Op::Warning(is) => world.source.warning.store(is, Ordering::SeqCst),
                 }

@@ -1,0 +1,172 @@
+//! A new configuration in the place of the old one, while it serves.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::{App, exposure};
+use crate::config::{Config, ConfigError};
+use crate::front::{Applied, Asked, Reloads};
+use crate::telemetry::{logs, metrics};
+
+/// How often the file is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Where a service's configuration comes from.
+pub struct Source {
+    /// Reads it, and says what is wrong.
+    pub load: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
+    /// The file that it is in, if it is in one.
+    pub file: Option<PathBuf>,
+}
+
+/// What serves now: replaced whole, so that a request sees one configuration from its beginning
+/// to its end.
+pub(super) struct Running {
+    app: RwLock<Arc<App>>,
+    /// The configuration that it began with.
+    first: Config,
+}
+
+impl Running {
+    pub(super) fn new(app: App) -> Self {
+        metrics::configured(app.clock.now());
+        Self {
+            first: app.config.clone(),
+            app: RwLock::new(Arc::new(app)),
+        }
+    }
+
+    pub(super) fn app(&self) -> Arc<App> {
+        // It is replaced whole, so it is sound even after a panic.
+        self.app
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts the configuration of `source` in the place of the one that serves; if it is no good,
+    /// nothing changes.
+    async fn reload(&self, source: &Source) -> Result<Applied, String> {
+        let before = self.app();
+        let read = (source.load)().map_err(|e| e.to_string());
+        let made = match read {
+            Ok(config) => before
+                .succeeded_by(&config)
+                .await
+                .map_err(|e| e.to_string()),
+            Err(e) => Err(e),
+        };
+        metrics::reloaded(made.is_ok(), before.clock.now());
+        let app = made.inspect_err(|e| {
+            error!("the configuration is no good, what it said before stays in use: {e}");
+        })?;
+        let mut applied = applied(&before, &app);
+        applied.restart = only_at_start(&self.first, &app.config);
+        logs::set_level(app.config.log.level);
+        let address = self.first.server.listen;
+        let known = exposure::warnings(&before.config, address);
+        let warnings = exposure::warnings(&app.config, address).into_iter();
+        for warning in warnings.filter(|w| !known.contains(w)) {
+            warn!("{warning}");
+        }
+        let engine = app.engine.clone();
+        *self.app.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(app);
+        drop(before);
+        // Nobody can ask for what it knows of upstreams that are gone.
+        let _ = tokio::task::spawn_blocking(move || engine.forget_the_gone()).await;
+        info!("the configuration was read again: {applied}");
+        Ok(applied)
+    }
+}
+
+/// Reads the configuration of `source` again each time it is `asked` for.
+pub(super) async fn follow(running: Arc<Running>, source: Source, mut asked: Asked) {
+    while let Some(answer) = asked.next().await {
+        answer.send(running.reload(&source).await);
+    }
+}
+
+/// Asks for a reload when the file at `path` has changed, as long as anybody listens.
+pub(super) async fn look_at(path: PathBuf, reloads: Reloads) {
+    let mut watched = Watched::new(&path);
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if watched.has_changed(&path) && reloads.ask().await.is_none() {
+            return;
+        }
+    }
+}
+
+type Contents = Result<Vec<u8>, std::io::ErrorKind>;
+
+fn read(path: &Path) -> Contents {
+    std::fs::read(path).map_err(|e| e.kind())
+}
+
+/// What a file said, to tell when it says something else.
+struct Watched {
+    known: Contents,
+    /// Something else that it said at the last look: it may be half written.
+    seen: Option<Contents>,
+}
+
+impl Watched {
+    fn new(path: &Path) -> Self {
+        Self {
+            known: read(path),
+            seen: None,
+        }
+    }
+
+    /// Whether the file at `path` says something new, the same as at the last look.
+    fn has_changed(&mut self, path: &Path) -> bool {
+        let said = read(path);
+        if said == self.known {
+            self.seen = None;
+            return false;
+        }
+        if self.seen.as_ref() != Some(&said) {
+            self.seen = Some(said);
+            return false;
+        }
+        self.known = said;
+        self.seen = None;
+        true
+    }
+}
+
+/// What `app` does other than `before`.
+fn applied(before: &App, app: &App) -> Applied {
+    let mut applied = Applied::default();
+    for made in &app.made {
+        let name = made.settings.name.clone();
+        let mut old = before.made.iter();
+        match old.find(|old| old.settings.name == made.settings.name) {
+            None => applied.added.push(name),
+            Some(old) if Arc::ptr_eq(&old.upstream, &made.upstream) => applied.kept.push(name),
+            Some(_) => applied.changed.push(name),
+        }
+    }
+    for old in &before.made {
+        let name = &old.settings.name;
+        if !app.made.iter().any(|made| made.settings.name == *name) {
+            metrics::upstream_gone(name);
+            applied.removed.push(name.clone());
+        }
+    }
+    applied
+}
+
+/// The keys by which `now` differs from `first` and which only a start applies.
+fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
+    let keys = [
+        ("server.listen", first.server.listen == now.server.listen),
+        ("cache.memory", first.cache_memory == now.cache_memory),
+        ("log.format", first.log.json == now.log.json),
+    ];
+    let others = keys.into_iter().filter(|(_, same)| !same);
+    others.map(|(key, _)| key).collect()
+}

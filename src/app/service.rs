@@ -1,0 +1,86 @@
+//! A service that listens, whatever configuration it has at a moment.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tracing::info;
+
+use super::reload::{Running, Source, follow, look_at};
+use super::{App, StartError};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::front::{Reloads, listen};
+use crate::telemetry::metrics;
+
+/// How often histograms are tidied when nobody reads `/metrics`.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// A service that listens.
+pub struct Service {
+    running: Arc<Running>,
+    listener: TcpListener,
+}
+
+impl Service {
+    /// Sets up what `config` describes and binds its address.
+    pub async fn bind(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let address = config.server.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|e| StartError(format!("cannot listen on {address} (server.listen): {e}")))?;
+        let app = App::build(config, clock).await?;
+        Ok(Self {
+            running: Arc::new(Running::new(app)),
+            listener,
+        })
+    }
+
+    /// The address that it listens on.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
+
+    /// From now on the configuration is that of `source`, read again when it is asked for by what
+    /// is returned, by an admin call, and when the file changes.
+    pub fn follow(&self, source: Source) -> Reloads {
+        let (reloads, asked) = Reloads::new();
+        self.running.app().front.follow(reloads.clone());
+        if let Some(file) = source.file.clone() {
+            tokio::spawn(look_at(file, reloads.clone()));
+        }
+        tokio::spawn(follow(self.running.clone(), source, asked));
+        reloads
+    }
+
+    /// Serves until `stop` is over, then lets what is in hand finish.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        tokio::spawn(async {
+            if let Some(registry) = metrics::registry() {
+                loop {
+                    tokio::time::sleep(UPKEEP).await;
+                    registry.run_upkeep();
+                }
+            }
+        });
+        let Self { running, listener } = self;
+        let stop = {
+            let running = running.clone();
+            async move {
+                stop.await;
+                info!("stopping: no new connections, requests in hand finish");
+                let app = running.app();
+                app.front.drain();
+                app.config.server.drain_timeout
+            }
+        };
+        let tls = {
+            let running = running.clone();
+            move || running.app().tls.as_ref().map(crate::files::Live::get)
+        };
+        let handler = move |request, peer| running.app().front.clone().handle(request, peer);
+        listen::serve(listener, tls, handler, stop).await;
+    }
+}

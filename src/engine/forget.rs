@@ -1,0 +1,101 @@
+//! Forgetting what is known: because an operator knows better, or nobody can ask for it any more.
+
+use std::sync::{Arc, PoisonError};
+
+use super::lane::{LaneKey, Subject};
+use super::{Engine, Memory};
+use crate::model::{Selector, TimeRange};
+use crate::upstream::Upstream;
+
+/// How often something has been forgotten. What was asked for before that is not kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Forgotten(u64);
+
+/// What of an upstream is to be forgotten.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selection {
+    /// Only series asked for with these conditions, and perhaps others.
+    pub selector: Option<Selector>,
+    /// Only series of this expression of PromQL.
+    pub query: Option<String>,
+    /// Only points, buckets and evaluation times in this range.
+    pub range: Option<TimeRange>,
+}
+
+impl Selection {
+    fn picks(&self, lane: &LaneKey) -> bool {
+        match lane.subject() {
+            Subject::Metric { selector, .. } => {
+                let has = |wanted: &Selector| {
+                    let mut wanted = wanted.conditions().iter();
+                    wanted.all(|c| selector.conditions().contains(c))
+                };
+                self.query.is_none() && self.selector.as_ref().is_none_or(has)
+            }
+            Subject::Expression(expression) => {
+                let same = |wanted: &String| crate::promql::canonical(wanted) == expression.query;
+                self.selector.is_none() && self.query.as_ref().is_none_or(same)
+            }
+        }
+    }
+}
+
+impl Memory {
+    /// How often something has been forgotten so far.
+    pub(super) fn forgotten(&self) -> Forgotten {
+        *self
+            .forgotten
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `keep`, unless something has been forgotten `since`.
+    pub(super) fn unless_forgotten<T>(
+        &self,
+        since: Forgotten,
+        keep: impl FnOnce() -> T,
+    ) -> Option<T> {
+        // Held while it keeps: whoever forgets waits for it, and then finds what it kept.
+        let now = self
+            .forgotten
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        (*now == since).then(keep)
+    }
+
+    /// From now on nothing is kept that has been asked for before.
+    fn keep_nothing_older(&self) {
+        let mut forgotten = self
+            .forgotten
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        forgotten.0 += 1;
+    }
+}
+
+impl Engine {
+    /// Forgets what `selection` picks of `upstream`, and its lists and whole answers. What is being
+    /// fetched meanwhile is given to those who wait for it and not kept. Gives the number of
+    /// chunks that changed. Takes time with all that is cached.
+    pub fn forget(&self, upstream: &Arc<Upstream>, selection: &Selection) -> usize {
+        let picked = |lane: &LaneKey| lane.upstream() == upstream.id && selection.picks(lane);
+        self.memory.keep_nothing_older();
+        self.memory.flights.abandon(picked);
+        self.memory.metadata.forget(|id| id == upstream.id);
+        self.memory.answers.forget(|id| id == upstream.id);
+        match &selection.range {
+            None => self.memory.cache.forget(picked),
+            Some(range) => self.memory.cache.forget_range(upstream, range, picked),
+        }
+    }
+
+    /// Forgets what is known of upstreams that nobody can ask for any more. Takes time with all
+    /// that is cached.
+    pub fn forget_the_gone(&self) {
+        let ids = self.registry.ids();
+        let gone = |id: u64| !ids.contains(&id);
+        self.memory.metadata.forget(gone);
+        self.memory.answers.forget(gone);
+        self.memory.cache.forget(|lane| gone(lane.upstream()));
+    }
+}
