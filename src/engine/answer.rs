@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::chunk::Chunk;
+use super::explain::Explanation;
 use super::lane::Lane;
 use super::plan::Held;
 use super::render::BLOCK;
@@ -200,6 +201,23 @@ impl Engine {
                 render: rendered.saturating_sub(gathered_at),
             },
         })
+    }
+
+    /// What `query` would be answered with.
+    pub fn explain_metric(
+        &self,
+        details: &Details,
+        query: MetricQuery,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let upstream = self.registry.pick(details)?;
+        let stretches = self.stretches(&upstream, &query)?;
+        let source = source(&upstream, &query);
+        let lane = Lane::of(upstream.clone(), details, query);
+        let explained = stretches.into_iter();
+        let explained = explained.map(|stretch| self.explain(&lane, stretch, source, context));
+        let explained = explained.collect::<Result<_, _>>()?;
+        Ok(Explanation::new(&upstream, explained, None, context))
     }
 
     /// `range` of `lane`, of which not all is fresh.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 
 use super::answer::CacheOutcome;
+use super::explain::{Explanation, Whole};
 use super::lane::forwarded;
 use super::plan::Held;
 use super::series::too_late;
@@ -120,11 +121,8 @@ impl Engine {
         context: &Context,
     ) -> Result<Listed<(Vec<Field>, bool)>, Error> {
         let upstream = self.registry.pick(details)?;
-        let whole = upstream.adapter.lists_whole();
         let limit = self.limit(&query.scope);
-        let mut asked = query.clone();
-        self.normalize(&mut asked.scope, &upstream, whole);
-        let question = Question::Names(asked);
+        let question = self.names(&upstream, query);
         let listed = self.list(&upstream, details, question, context).await?;
         let (mut fields, mut partial) = match listed.list {
             List::Names(fields, partial) => (fields, partial),
@@ -150,13 +148,7 @@ impl Engine {
         let upstream = self.registry.pick(details)?;
         let whole = upstream.adapter.lists_whole();
         let limit = self.limit(&query.scope);
-        let mut asked = query.clone();
-        self.normalize(&mut asked.scope, &upstream, whole);
-        if whole {
-            asked.prefix.clear();
-            asked.offset = 0;
-        }
-        let question = Question::Values(asked);
+        let question = self.values(&upstream, query);
         let listed = self.list(&upstream, details, question, context).await?;
         let values = match listed.list {
             List::Values(values) => values,
@@ -178,6 +170,73 @@ impl Engine {
             list,
             cache: listed.cache,
         })
+    }
+
+    /// What the names of fields would be answered with.
+    pub fn explain_names(
+        &self,
+        details: &Details,
+        query: &FieldNamesQuery,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let upstream = self.registry.pick(details)?;
+        let question = self.names(&upstream, query);
+        Ok(self.explain_list(&upstream, details, question, context))
+    }
+
+    /// What the values of a field would be answered with.
+    pub fn explain_values(
+        &self,
+        details: &Details,
+        query: &FieldValuesQuery,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let upstream = self.registry.pick(details)?;
+        let question = self.values(&upstream, query);
+        Ok(self.explain_list(&upstream, details, question, context))
+    }
+
+    fn explain_list(
+        &self,
+        upstream: &Arc<Upstream>,
+        details: &Details,
+        question: Question,
+        context: &Context,
+    ) -> Explanation {
+        let key = Key {
+            upstream: upstream.id,
+            details: forwarded(upstream, details),
+            question,
+        };
+        let lifetime = context.freshness(&upstream.freshness).metadata_ttl;
+        let known = self.memory.metadata.lists.get(&key);
+        let known = known.map(|e| (context.arrived.saturating_sub(e.fetched), lifetime));
+        let under_way = self.memory.metadata.flights.is_under_way(&key);
+        Explanation::new(
+            upstream,
+            Vec::new(),
+            Some(Whole::of(known, under_way)),
+            context,
+        )
+    }
+
+    /// What is asked of `upstream` for `query`.
+    fn names(&self, upstream: &Upstream, query: &FieldNamesQuery) -> Question {
+        let mut asked = query.clone();
+        self.normalize(&mut asked.scope, upstream, upstream.adapter.lists_whole());
+        Question::Names(asked)
+    }
+
+    /// What is asked of `upstream` for `query`.
+    fn values(&self, upstream: &Upstream, query: &FieldValuesQuery) -> Question {
+        let whole = upstream.adapter.lists_whole();
+        let mut asked = query.clone();
+        self.normalize(&mut asked.scope, upstream, whole);
+        if whole {
+            asked.prefix.clear();
+            asked.offset = 0;
+        }
+        Question::Values(asked)
     }
 
     fn limit(&self, scope: &Scope) -> usize {

@@ -11,6 +11,7 @@
 //! - `metadata`: names and values of fields
 //! - `verbatim`: whole answers of Prometheus' API
 //! - `forget`: what is to be fetched anew although it is known
+//! - `explain`, `holdings`: what would be done for a query; what is cached of each upstream
 //!
 //! What the benches of its parts need is public; [`Engine`] is all that others use.
 
@@ -20,8 +21,10 @@ pub mod cache;
 pub mod chunk;
 pub mod columns;
 mod derive;
+mod explain;
 mod forget;
 mod grids;
+mod holdings;
 pub mod lane;
 mod metadata;
 pub mod plan;
@@ -36,7 +39,9 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 pub use answer::{Answer, CacheOutcome, Timing};
+pub use explain::{Cached, Explanation, Missing, Origin, Period, Reason, Stretch, Whole};
 pub use forget::Selection;
+pub use holdings::{Holdings, Hot, Series};
 pub use metadata::Listed;
 pub use plan::Held;
 pub use range::{RangeAnswer, RangeRequest};
@@ -55,8 +60,8 @@ use series::Landed;
 
 use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Millis};
-pub use crate::upstream::Errand;
-use crate::upstream::{Flights, Registry, Upstream};
+pub use crate::upstream::{Errand, Upstream};
+use crate::upstream::{Flights, Registry};
 use crate::wire::encoding::Encoding;
 
 /// Answers queries, under one configuration.

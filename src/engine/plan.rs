@@ -149,7 +149,7 @@ fn fallback(
 }
 
 /// For how long after its fetch a segment is good.
-fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
+pub(super) fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
     if segment.settled {
         policy.freshness.history_ttl
     } else {

@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue};
 use super::answer::outcome;
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
+use super::explain::Explanation;
 use super::lane::{Lane, Subject};
 use super::series::{Source, View, not_prometheus};
 use super::{CacheOutcome, Context, Engine, Timing};
@@ -107,6 +108,21 @@ impl Engine {
                 render: self.clock.monotonic().saturating_sub(planned),
             },
         })
+    }
+
+    /// What `request` would be answered with.
+    pub fn explain_range(
+        &self,
+        upstream: &Arc<Upstream>,
+        request: RangeRequest,
+        context: &Context,
+    ) -> Result<Explanation, Error> {
+        let (expression, range) = asked(request, upstream.reading.step_alignment);
+        let lane = Lane::of_expression(upstream.clone(), expression);
+        // As an answer does: what a finer step has is as good as cached.
+        self.thinned(&lane, &range, context);
+        let stretch = self.explain(&lane, range, Source::Upstream, context)?;
+        Ok(Explanation::new(upstream, vec![stretch], None, context))
     }
 
     /// The answer with what of `chunks` lies in `shown`, packed. What has to be packed for it first

@@ -385,7 +385,7 @@ async fn fetch_one(
 }
 
 /// How `range` of `lane` is asked of its upstream.
-fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
+pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
     let upstream = &lane.upstream;
     match lane.subject() {
         Subject::Metric {

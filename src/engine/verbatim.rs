@@ -11,6 +11,7 @@ use moka::sync::Cache;
 use url::form_urlencoded;
 
 use super::answer::{CacheOutcome, Timing};
+use super::explain::{Explanation, Whole};
 use super::plan::Held;
 use super::series::too_late;
 use super::{Context, Engine};
@@ -207,6 +208,36 @@ impl Engine {
             return Err(Error::invalid("path", message));
         }
         Ok(found)
+    }
+
+    /// What `question` would be answered with.
+    pub fn explain_told(
+        &self,
+        upstream: &Arc<Upstream>,
+        question: Question,
+        keep: &Keep,
+        context: &Context,
+    ) -> Explanation {
+        let freshness = context.freshness(&upstream.freshness);
+        let key = Arc::new(Identity {
+            upstream: upstream.id,
+            question,
+        });
+        let kept = match keep {
+            Keep::Not(_) => None,
+            _ => self.memory.answers.kept.get(&key),
+        };
+        let known = kept.map(|entry| {
+            let age = context.arrived.saturating_sub(entry.fetched);
+            (age, entry.keep.lifetime(&freshness).unwrap_or_default())
+        });
+        let under_way = self.memory.answers.flights.is_under_way(&key);
+        let whole = Whole::of(known, under_way);
+        let mut explained = Explanation::new(upstream, Vec::new(), Some(whole), context);
+        if let Keep::Not(reason) = keep {
+            explained.bypass = Some(reason);
+        }
+        explained
     }
 
     /// What `upstream` answers to `question`, which is asked by `method`, GET or POST.

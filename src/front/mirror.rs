@@ -7,7 +7,7 @@ use http::Response;
 
 use super::body::Body;
 use super::respond::{encoded, json, packed, with_cache, with_timing};
-use crate::engine::{Context, Engine};
+use crate::engine::{Context, Engine, Explanation};
 use crate::model::{Details, Error, Kind, Origin};
 use crate::wire::encoding::Text;
 use crate::wire::{request, response};
@@ -26,6 +26,20 @@ pub enum Method {
 }
 
 impl Method {
+    /// All of them, with their paths.
+    pub(super) const ALL: [(&'static str, Self); 4] = [
+        ("/api/metric", Self::Metric),
+        ("/api/field/name", Self::FieldNames),
+        ("/api/field/value", Self::FieldValues),
+        ("/api/connection", Self::Connection),
+    ];
+
+    /// What `path`, normalized, asks for, if it is of this API.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        let found = Self::ALL.into_iter().find(|(known, _)| *known == path);
+        found.map(|(_, method)| method)
+    }
+
     /// Its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -99,6 +113,36 @@ pub(super) async fn answer(
             let response = json(answer.encoding.join(parts));
             let response = with_cache(encoded(response, answer.encoding), &answer.cache);
             Ok(with_timing(response, &answer.timing))
+        }
+    }
+}
+
+/// What a request with this `body` would be answered with.
+pub(super) fn explain(
+    engine: &Engine,
+    method: Method,
+    body: &[u8],
+    context: Context,
+) -> Result<Explanation, Error> {
+    match method {
+        Method::Connection => {
+            let message = "a test of the connection is always asked of the upstream";
+            Err(Error::new(Kind::PathNotFound, message))
+        }
+        Method::FieldNames => {
+            let asked = request::read_field_names(body)?;
+            let context = within(context, &asked.details);
+            engine.explain_names(&asked.details, &asked.query, &context)
+        }
+        Method::FieldValues => {
+            let asked = request::read_field_values(body)?;
+            let context = within(context, &asked.details);
+            engine.explain_values(&asked.details, &asked.query, &context)
+        }
+        Method::Metric => {
+            let asked = request::read_metric(body)?;
+            let context = within(context, &asked.details);
+            engine.explain_metric(&asked.details, asked.query, &context)
         }
     }
 }

@@ -7,11 +7,13 @@
 //! - `prometheus`: Prometheus' HTTP API
 //! - `respond`, `encoding`: what responses of data have in common
 //! - `admin`: health, readiness, metrics, the page at `/`
+//! - `admin_api`: what operators may ask and do
 //! - `reloads`: how a new configuration is asked for
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
 mod access;
 mod admin;
+mod admin_api;
 mod body;
 mod encoding;
 pub mod listen;

@@ -15,7 +15,7 @@ use super::body::Body;
 use super::path::normalized;
 use super::respond::{encoded, json, packed, with_cache, with_timing};
 use super::status::add_advice;
-use crate::engine::{Context, Engine, Keep, Question, RangeRequest, Told};
+use crate::engine::{Context, Engine, Keep, Question, RangeRequest, Told, Upstream};
 use crate::model::{Error, Kind, Millis, Verbatim};
 use crate::promql::Analysis;
 use crate::wire::promapi::{InstantQuery, Params, RangeQuery, error_type, write_error};
@@ -188,17 +188,30 @@ fn split(path: &str) -> Option<(Option<&str>, &str)> {
     Some((Some(name), path.get(path.len() - below.len() - 1..)?))
 }
 
-/// Answers a request with this `head` and `body`.
-pub(super) async fn answer(
-    engine: &Arc<Engine>,
+/// What a request asks for.
+pub(super) enum Asked {
+    /// A range query whose values are kept by evaluation time.
+    Range(RangeRequest),
+    /// A whole answer.
+    Whole {
+        method: Method,
+        question: Question,
+        keep: Keep,
+    },
+}
+
+/// What a request with this `head` and `body` asks for, and of whom. A client's own limit shortens
+/// the deadline in `context`.
+pub(super) fn asked(
+    engine: &Engine,
     endpoint: Endpoint,
     head: &Parts,
+    path: &str,
     body: Bytes,
-    mut context: Context,
-) -> Result<Response<Body>, Error> {
+    context: &mut Context,
+) -> Result<(Arc<Upstream>, Asked), Error> {
     endpoint.check(&head.method)?;
-    let path = normalized(head.uri.path());
-    let Some((name, below)) = split(&path) else {
+    let Some((name, below)) = split(path) else {
         return Err(Error::new(Kind::PathNotFound, "there is nothing here"));
     };
     let upstream = engine.prometheus(name)?;
@@ -206,27 +219,24 @@ pub(super) async fn answer(
     let params = Params::read(head.uri.query(), form.then_some(&body));
     let keep = match endpoint {
         Endpoint::QueryRange => {
-            let asked = RangeQuery::read(&params)?;
-            within(&mut context, asked.timeout);
-            match cacheable(engine, &asked) {
+            let query = RangeQuery::read(&params)?;
+            within(context, query.timeout);
+            match cacheable(engine, &query) {
                 Ok(lag) => {
+                    let headers = picked(&head.headers, &TENANT);
                     let request = RangeRequest {
-                        query: asked,
+                        query,
                         lag,
-                        headers: picked(&head.headers, &TENANT),
+                        headers,
                     };
-                    let answer = engine.query_range(&upstream, request, &context).await?;
-                    let response =
-                        encoded(json(answer.encoding.join(answer.body)), answer.encoding);
-                    let response = with_cache(response, &answer.cache);
-                    return Ok(with_timing(response, &answer.timing));
+                    return Ok((upstream, Asked::Range(request)));
                 }
                 Err(reason) => Keep::Not(reason),
             }
         }
         Endpoint::Query => {
             let asked = InstantQuery::read(&params)?;
-            within(&mut context, asked.timeout);
+            within(context, asked.timeout);
             match asked.time {
                 None => Keep::Refresh,
                 Some(time) => Keep::Value {
@@ -263,8 +273,40 @@ pub(super) async fn answer(
         &Method::POST => Method::POST,
         _ => Method::GET,
     };
-    let told = engine.told(&upstream, method, question, keep, &context);
-    respond(told.await?, &context).await
+    let whole = Asked::Whole {
+        method,
+        question,
+        keep,
+    };
+    Ok((upstream, whole))
+}
+
+/// Answers a request with this `head` and `body`.
+pub(super) async fn answer(
+    engine: &Arc<Engine>,
+    endpoint: Endpoint,
+    head: &Parts,
+    body: Bytes,
+    mut context: Context,
+) -> Result<Response<Body>, Error> {
+    let path = normalized(head.uri.path());
+    let (upstream, asked) = asked(engine, endpoint, head, &path, body, &mut context)?;
+    match asked {
+        Asked::Range(request) => {
+            let answer = engine.query_range(&upstream, request, &context).await?;
+            let response = encoded(json(answer.encoding.join(answer.body)), answer.encoding);
+            let response = with_cache(response, &answer.cache);
+            Ok(with_timing(response, &answer.timing))
+        }
+        Asked::Whole {
+            method,
+            question,
+            keep,
+        } => {
+            let told = engine.told(&upstream, method, question, keep, &context);
+            respond(told.await?, &context).await
+        }
+    }
 }
 
 /// Milliseconds from 1970 beyond which a 64-bit number of nanoseconds does not reach: the year 2262,

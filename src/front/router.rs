@@ -18,7 +18,7 @@ use super::encoding::chosen;
 use super::path::normalized;
 use super::reloads::Reloads;
 use super::status::{error_response, read_body};
-use super::{admin, mirror, prometheus};
+use super::{admin, admin_api, mirror, prometheus};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
 use crate::files::Live;
@@ -75,22 +75,16 @@ enum Route {
     Mirror(mirror::Method),
     Prometheus(prometheus::Endpoint),
     Admin(admin::Page),
+    Operate(admin_api::Call),
 }
 
-/// Every path, normalized, that means something by itself.
-const ROUTES: [(&str, Route); 9] = [
-    ("/api/metric", Route::Mirror(mirror::Method::Metric)),
-    ("/api/field/name", Route::Mirror(mirror::Method::FieldNames)),
-    (
-        "/api/field/value",
-        Route::Mirror(mirror::Method::FieldValues),
-    ),
-    ("/api/connection", Route::Mirror(mirror::Method::Connection)),
-    ("/metrics", Route::Admin(admin::Page::Metrics)),
-    ("/healthz", Route::Admin(admin::Page::Health)),
-    ("/readyz", Route::Admin(admin::Page::Ready)),
-    ("/openapi.json", Route::Admin(admin::Page::OpenApi)),
-    ("", Route::Admin(admin::Page::Home)),
+/// Paths, normalized, of what Heliostat says of itself.
+const PAGES: [(&str, admin::Page); 5] = [
+    ("/metrics", admin::Page::Metrics),
+    ("/healthz", admin::Page::Health),
+    ("/readyz", admin::Page::Ready),
+    ("/openapi.json", admin::Page::OpenApi),
+    ("", admin::Page::Home),
 ];
 
 impl Route {
@@ -100,6 +94,7 @@ impl Route {
             Self::Mirror(mirror) => ("mirror", mirror.name()),
             Self::Prometheus(endpoint) => ("prometheus", endpoint.name()),
             Self::Admin(page) => ("admin", page.name()),
+            Self::Operate(call) => ("admin", call.name()),
         }
     }
 
@@ -109,6 +104,7 @@ impl Route {
             Self::Mirror(_) | Self::Admin(admin::Page::Home) => Some(Face::Mirror),
             Self::Prometheus(_) => Some(Face::Prometheus),
             Self::Admin(admin::Page::Metrics) => Some(Face::Metrics),
+            Self::Operate(_) => Some(Face::Admin),
             Self::Admin(_) => None,
         }
     }
@@ -122,10 +118,14 @@ struct Metrics {
 
 impl Metrics {
     fn new() -> Self {
-        let fixed = ROUTES.into_iter().map(|(_, route)| route);
+        let mirror = mirror::Method::ALL.map(|(_, method)| Route::Mirror(method));
+        let pages = PAGES.map(|(_, page)| Route::Admin(page));
         Self {
-            known: fixed
+            known: mirror
+                .into_iter()
+                .chain(pages)
                 .chain(prometheus::Endpoint::ALL.map(Route::Prometheus))
+                .chain(admin_api::Call::ALL.map(Route::Operate))
                 .map(|route| {
                     let (api, method) = route.names();
                     (route, RequestMetrics::new(api, method))
@@ -241,6 +241,7 @@ impl Front {
                 let draining = self.shared.draining.load(Ordering::Relaxed);
                 admin::answer(page, &method, &self.engine, self.shared.registry, draining)
             }
+            (_, Some(Route::Operate(call))) => self.operate(call, request, client, arrived).await,
             (_, None) => {
                 let path = normalized(request.uri().path());
                 let message = format!("there is nothing at {path:.100?}; see / for what there is");
@@ -322,6 +323,29 @@ impl Front {
         mirror::answer(&self.engine, mirror, &body, context).await
     }
 
+    async fn operate(
+        &self,
+        call: admin_api::Call,
+        request: Request<Incoming>,
+        client: IpAddr,
+        arrived: Duration,
+    ) -> Result<Response<Body>, Error> {
+        if request.headers().contains_key(ORIGIN) {
+            // A page that a browser shows must not operate this with what the browser knows.
+            let message = "the admin API is not for browsers: leave out the header Origin";
+            return Err(Error::new(Kind::TargetNotAllowed, message));
+        }
+        call.check(request.method())?;
+        let _admitted = self.admit(&request)?;
+        let context = self.context(Some(request.headers()), Some(client), arrived);
+        let settings = &self.settings;
+        let (head, body) = request.into_parts();
+        let path = normalized(head.uri.path());
+        let body = read_body(body, settings.max_body, settings.request_timeout).await?;
+        let reloads = self.shared.reloads.get();
+        admin_api::answer(&self.engine, reloads, call, &path, &head, body, context).await
+    }
+
     async fn prometheus(
         &self,
         endpoint: prometheus::Endpoint,
@@ -397,9 +421,14 @@ impl Front {
 }
 
 fn route(path: &str) -> Option<Route> {
-    let found = ROUTES.iter().find(|(known, _)| *known == path);
-    let found = found.map(|(_, route)| *route);
-    found.or_else(|| prometheus::Endpoint::of(path).map(Route::Prometheus))
+    let mirror = mirror::Method::of(path).map(Route::Mirror);
+    let page = || {
+        let found = PAGES.into_iter().find(|(known, _)| *known == path);
+        found.map(|(_, page)| Route::Admin(page))
+    };
+    let prometheus = || prometheus::Endpoint::of(path).map(Route::Prometheus);
+    let operate = || admin_api::Call::of(path).map(Route::Operate);
+    mirror.or_else(page).or_else(prometheus).or_else(operate)
 }
 
 /// The oldest data that a client takes: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).
@@ -501,31 +530,38 @@ mod tests {
         use std::collections::BTreeSet;
         let described: serde_json::Value = serde_json::from_str(admin::OPENAPI).unwrap();
         let paths = described["paths"].as_object().unwrap();
-        // The page for humans is not an API.
-        let routes = ROUTES.iter().filter(|(path, _)| !path.is_empty());
-        assert_eq!(
-            paths.keys().map(String::as_str).collect::<BTreeSet<_>>(),
-            routes.clone().map(|(path, _)| *path).collect()
-        );
         let errors = every_kind().into_iter();
         let statuses: BTreeSet<_> = errors
             .map(|k| super::super::status::status(k).to_string())
             .collect();
         let statuses: BTreeSet<_> = statuses.iter().map(|s| &s[..3]).chain(["200"]).collect();
-        for (path, route) in routes {
-            let methods: BTreeSet<_> = paths[*path].as_object().unwrap().keys().collect();
-            match route {
-                Route::Mirror(method) => {
-                    assert!(methods.into_iter().eq(["post"]), "{path}");
-                    if *method != mirror::Method::Connection {
-                        let answers = paths[*path]["post"]["responses"].as_object().unwrap();
-                        let answers: BTreeSet<_> = answers.keys().map(String::as_str).collect();
-                        assert_eq!(answers, statuses, "{path}");
-                    }
-                }
-                _ => assert!(methods.into_iter().eq(["get", "head"]), "{path}"),
+        let mut known: BTreeSet<String> = BTreeSet::new();
+        let mut methods = |path: &str, expected: &[Method]| {
+            let methods: BTreeSet<_> = paths[path].as_object().unwrap().keys().collect();
+            let expected = expected.iter().map(|m| m.as_str().to_lowercase());
+            let expected: BTreeSet<_> = expected.collect();
+            assert!(methods.into_iter().eq(&expected), "{path}");
+            assert!(route(path).is_some(), "{path}");
+            known.insert(path.to_owned());
+        };
+        for (path, method) in mirror::Method::ALL {
+            methods(path, &[Method::POST]);
+            if method != mirror::Method::Connection {
+                let answers = paths[path]["post"]["responses"].as_object().unwrap();
+                let answers: BTreeSet<_> = answers.keys().map(String::as_str).collect();
+                assert_eq!(answers, statuses, "{path}");
+                methods(&format!("/admin/v1/explain{path}"), &[Method::POST]);
             }
         }
+        // The page for humans is not an API.
+        for (path, _) in PAGES.iter().filter(|(path, _)| !path.is_empty()) {
+            methods(path, &[Method::GET, Method::HEAD]);
+        }
+        let explain = admin_api::Call::Explain;
+        for call in admin_api::Call::ALL.into_iter().filter(|c| *c != explain) {
+            methods(&format!("/admin/v1/{}", call.name()), call.methods());
+        }
+        assert!(paths.keys().eq(&known), "{paths:?}");
         let errors = every_kind().into_iter().map(|kind| {
             let body = crate::wire::response::write_error(&Error::new(kind, "x"));
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

@@ -1,6 +1,6 @@
 //! Logs to standard error: for humans, or as JSON a line.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -21,6 +21,9 @@ pub enum Format {
 /// Which lines are written; there once logging has started.
 static HEARD: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
+/// The level that was set last.
+static LEVEL: Mutex<Option<Level>> = Mutex::new(None);
+
 /// Starts logging at `level` for the whole process; libraries are heard from warnings on. A
 /// second call changes nothing.
 pub fn start(level: Level, format: Format, coloured: bool) {
@@ -33,11 +36,18 @@ pub fn start(level: Level, format: Format, coloured: bool) {
     // An error means that a logger is in place already, which is as good.
     if registry().with(lines.with_filter(heard)).try_init().is_ok() {
         let _ = HEARD.set(handle);
+        set_level(level);
     }
+}
+
+/// The least important level that is written; `None` before logging has started.
+pub fn level() -> Option<Level> {
+    *LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes lines from `level` on, from now on.
 pub fn set_level(level: Level) {
+    *LEVEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
     if let Some(handle) = HEARD.get() {
         // An error means that logging has ended.
         let _ = handle.reload(heard(level));

@@ -16,6 +16,7 @@ use super::budget::Budgets;
 use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
 use super::retry::Budget;
+use super::state::State;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::clock::Clock;
@@ -256,6 +257,21 @@ impl Access {
     pub fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
         let checked = self.limiter.check(caller, deadline);
         checked.inspect_err(|_| self.metrics.rejected("limits"))
+    }
+
+    /// The error with which a call of `caller` would be refused now, if it would be, without a
+    /// trace in metrics.
+    pub fn refusal(&self, caller: Caller, deadline: Instant) -> Option<Error> {
+        self.limiter.check(caller, deadline).err()
+    }
+
+    /// The state of its protection, at the wall time `now`.
+    pub fn state(&self, now: Millis) -> State {
+        State {
+            limiter: self.limiter.state(),
+            budgets: self.budgets.state(now),
+            endpoints: self.endpoints.state(),
+        }
     }
 
     /// How many calls have been admitted so far.

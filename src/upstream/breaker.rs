@@ -80,6 +80,18 @@ impl Breaker {
         }
     }
 
+    /// Its state by name, the failures in a row, and for how long no call is let through.
+    pub(super) fn state_now(&self) -> (&'static str, u32, Option<Duration>) {
+        match *self.state() {
+            State::Closed { failures } => ("closed", failures, None),
+            State::Probing => ("probing", self.failures, None),
+            State::Open { until } => {
+                let left = until.saturating_duration_since(Instant::now());
+                ("open", self.failures, Some(left))
+            }
+        }
+    }
+
     /// Whether calls are held back.
     pub(super) fn is_open(&self) -> bool {
         !matches!(*self.state(), State::Closed { .. })

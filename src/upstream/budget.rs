@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::state::BudgetState;
 use crate::model::{Limits, Millis};
 
 const HOUR: Millis = 3_600_000;
@@ -93,6 +94,22 @@ impl Budgets {
                 window.written = same.written;
             }
         }
+    }
+
+    /// The state of each, at the wall time `now`.
+    pub(super) fn state(&self, now: Millis) -> Vec<BudgetState> {
+        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = |window: &Window| {
+            // A clock that steps back renews nothing.
+            let index = now.div_euclid(window.millis).max(window.index);
+            BudgetState {
+                per: if window.millis == HOUR { "hour" } else { "day" },
+                allowed: window.allowed,
+                used: if index > window.index { 0 } else { window.used },
+                renewed_seconds: ((index + 1) * window.millis - now) as f64 / 1000.0,
+            }
+        };
+        windows.iter().map(state).collect()
     }
 
     /// Takes one call out of every budget, at the wall time `now`, or says when the one that is

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::breaker::{Breaker, Pass};
+use super::state::EndpointState;
 use crate::model::{Limits, TargetUrl};
 
 /// All addresses, the preferred one first.
@@ -94,6 +95,21 @@ impl Endpoints {
     /// How many addresses are left alone.
     pub(super) fn open(&self) -> usize {
         self.0.iter().filter(|e| e.breaker.is_open()).count()
+    }
+
+    /// The state of each.
+    pub(super) fn state(&self) -> Vec<EndpointState> {
+        let state = |endpoint: &Endpoint| {
+            let (breaker, failures, open) = endpoint.breaker.state_now();
+            EndpointState {
+                url: endpoint.url.as_str().to_owned(),
+                breaker,
+                failures,
+                open_seconds: open.map(|d| d.as_secs_f64()),
+                running: endpoint.busy.load(Ordering::Relaxed),
+            }
+        };
+        self.iter().map(state).collect()
     }
 
     /// When the next address that is left alone may be tried again, if any is.

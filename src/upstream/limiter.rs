@@ -20,6 +20,7 @@ use governor::{Quota, RateLimiter};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::state::LimiterState;
 use crate::model::{Error, Kind, Limits};
 
 /// Who asks: the address of a client, or Heliostat itself.
@@ -220,6 +221,26 @@ impl Limiter {
     /// The error with which a call of `caller` would be refused now, if it would be.
     pub(super) fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
         self.0.admissible(&self.0.state(), caller, deadline)
+    }
+
+    /// What it allows, and who waits.
+    pub(super) fn state(&self) -> LimiterState {
+        let state = self.0.state();
+        let limits = &self.0.limits;
+        let now = Instant::now();
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let paused = state.paused_until.map(left).filter(|d| !d.is_zero());
+        let spacing = state.spacing.filter(|(_, until)| *until > now);
+        LimiterState {
+            per_second: limits.per_second,
+            burst: limits.burst,
+            running: state.running,
+            may_run: self.0.at_once(&state),
+            waiting: state.waiting,
+            queue: limits.queue,
+            paused_seconds: paused.map(|d| d.as_secs_f64()),
+            spacing_seconds: spacing.map(|(apart, _)| apart.as_secs_f64()),
+        }
     }
 
     /// Admits no call for `pause`, as the upstream asked. A pause that ends later stays.

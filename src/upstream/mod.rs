@@ -12,6 +12,7 @@ mod health;
 mod limiter;
 mod registry;
 mod retry;
+mod state;
 mod transport;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,7 @@ pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;
 pub use registry::{Registry, TargetFactory};
+pub use state::{BudgetState, EndpointState, LimiterState, State};
 pub use transport::{BoxFuture, Http, Outgoing, Security, Transport};
 
 /// One upstream: how it is spoken to, how it is treated, and the way to it.

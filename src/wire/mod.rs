@@ -3,6 +3,7 @@
 //!
 //! Facts of the mirror protocol are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
 
+pub mod admin;
 pub mod encoding;
 mod field;
 pub mod json;

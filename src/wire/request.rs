@@ -115,7 +115,7 @@ pub fn read_metric(body: &[u8]) -> Result<Request<MetricQuery>, Error> {
     })
 }
 
-fn reversed(start: &Node<'_>, from: i64, to: i64) -> Error {
+pub(super) fn reversed(start: &Node<'_>, from: i64, to: i64) -> Error {
     Error::invalid(
         start.path(),
         format!("startTime ({from}) must not be after endTime ({to})"),
@@ -253,7 +253,7 @@ fn field(node: &Node<'_>) -> Result<Field, Error> {
     })
 }
 
-fn selector(query: &Node<'_>) -> Result<Selector, Error> {
+pub(super) fn selector(query: &Node<'_>) -> Result<Selector, Error> {
     let conditions = query.member("conditions");
     if !conditions.is_present() {
         return Ok(Selector::default());
@@ -419,7 +419,8 @@ fn scope_json(scope: &Scope) -> Map<String, Value> {
     fields
 }
 
-fn conditions_json(selector: &Selector) -> Value {
+/// The conditions of `selector`, as requests hold them.
+pub fn conditions_json(selector: &Selector) -> Value {
     let conditions = selector.conditions().iter().map(|c| {
         let value = match &c.test {
             Test::Is(scalar) => scalar_json(scalar),

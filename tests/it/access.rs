@@ -209,6 +209,32 @@ async fn who_is_turned_away_is_told_in_the_words_of_the_api() {
 }
 
 #[tokio::test]
+async fn the_admin_api_is_closed_until_it_has_tokens_or_users() {
+    let upstreams = "GET /admin/v1/upstreams";
+    let token = ("authorization", "Bearer t");
+    let networks = "[access.admin]\nnetworks = [\"127.0.0.0/8\"]";
+    for access in ["", networks] {
+        let (server, _upstream) = start(access).await;
+        for headers in [&[][..], &[token]] {
+            let closed = ask(&server, upstreams, headers).await;
+            assert_eq!(closed.status, 403, "{access}");
+            let message = "set tokens or users in [access.admin]";
+            assert!(closed.text.contains(message), "{}", closed.text);
+        }
+    }
+    let (server, _upstream) = start(&format!("{networks}\ntokens = [{:?}]", hash_of("t"))).await;
+    assert_eq!(ask(&server, upstreams, &[]).await.status, 401);
+    assert_eq!(ask(&server, upstreams, &[token]).await.status, 200);
+    for what in [
+        "POST /admin/v1/reload",
+        "POST /admin/v1/invalidate",
+        "GET /admin/v1/log",
+    ] {
+        assert_eq!(ask(&server, what, &[]).await.status, 401, "{what}");
+    }
+}
+
+#[tokio::test]
 async fn browsers_ask_first_without_credentials() {
     let access = format!("[access.prometheus]\ntokens = [{:?}]", hash_of("t"));
     let (server, _upstream) = start(&access).await;

@@ -1,0 +1,360 @@
+//! What a query would be answered with, and what would be fetched for it and why, without asking
+//! anyone.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::lane::Lane;
+use super::plan::{Held, lifetime};
+use super::series::{Source, parts, policy};
+use super::{Context, Engine};
+use crate::model::{Error, Millis, RangeSet, TimeRange};
+use crate::upstream::Upstream;
+
+/// What a query would be answered with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Whose data it is.
+    pub upstream: String,
+    /// Where the answer would come from.
+    pub answer: Origin,
+    /// Why a fetch would be refused now, if it would be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Why the answer is not kept, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bypass: Option<&'static str>,
+    /// The parts of the range that are looked up one after the other.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stretches: Vec<Stretch>,
+    /// The whole answer, where it is kept whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whole: Option<Whole>,
+}
+
+/// Where an answer would come from; a later one takes longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// All of it is cached and fresh.
+    Cache,
+    /// Cached data that has just expired, while it is fetched.
+    Expired,
+    /// A fetch that is under way is waited for.
+    Wait,
+    /// Something is fetched.
+    Fetch,
+    /// A fetch would be needed, and refused.
+    Refused,
+}
+
+/// What is known of a range, and what is not.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stretch {
+    /// The range, on the grid of buckets.
+    #[serde(flatten)]
+    pub period: Period,
+    /// Milliseconds between two points: the bucket size, the step, or the native interval.
+    pub cell_millis: Millis,
+    /// What the cache has: `hit`, `stale`, `partial` or `miss`.
+    pub held: &'static str,
+    /// Seconds for which it stays fresh, if nothing is missing.
+    pub fresh_seconds: f64,
+    /// What is cached of it.
+    pub cached: Vec<Cached>,
+    /// What would be fetched.
+    pub missing: Vec<Missing>,
+    /// Whether a fetch of this series is under way.
+    pub under_way: bool,
+    /// Up to where it could be answered with expired data if the upstream failed, in milliseconds.
+    pub fallback_to: Option<Millis>,
+    /// The raw points that its buckets are made of, where they are made here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub made_of: Option<Box<Stretch>>,
+}
+
+/// A range of time: milliseconds of Unix time, the end left out, and the same to read.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Period {
+    start_time: Millis,
+    end_time: Millis,
+    period: String,
+}
+
+impl From<TimeRange> for Period {
+    fn from(range: TimeRange) -> Self {
+        let at = |millis: Millis| {
+            let since = u64::try_from(millis).map(Duration::from_millis);
+            let time = since.map(|since| std::time::UNIX_EPOCH + since);
+            time.map_or_else(
+                |_| millis.to_string(),
+                |time| humantime::format_rfc3339_millis(time).to_string(),
+            )
+        };
+        Self {
+            start_time: range.start(),
+            end_time: range.end(),
+            period: format!("{}/{}", at(range.start()), at(range.end())),
+        }
+    }
+}
+
+/// A part of a range that is cached.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cached {
+    /// Which part.
+    #[serde(flatten)]
+    pub period: Period,
+    /// Seconds since its fetch began.
+    pub age_seconds: f64,
+    /// Whether it can no longer change.
+    pub settled: bool,
+    /// Seconds for which it is fresh still; less than 0 where it has expired.
+    pub fresh_seconds: f64,
+}
+
+/// A part of a range that would be fetched.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Missing {
+    /// Which part.
+    #[serde(flatten)]
+    pub period: Period,
+    /// Why, part by part.
+    pub why: Vec<Reason>,
+    /// The calls that would be made: method and path, without headers and body.
+    pub calls: Vec<String>,
+}
+
+/// Why a part would be fetched.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reason {
+    /// Which part.
+    #[serde(flatten)]
+    pub period: Period,
+    /// `unknown`: never fetched, evicted, or invalidated; `expired`; `along`: fresh, but a call
+    /// more would cost more; `ahead`: for those who ask next.
+    pub reason: &'static str,
+}
+
+/// A whole answer, or a list of names or values.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Whole {
+    /// Whether it is cached: `hit`, `stale` or `miss`.
+    pub held: &'static str,
+    /// Seconds since its fetch began.
+    pub age_seconds: Option<f64>,
+    /// Seconds for which it is fresh still; less than 0 where it has expired.
+    pub fresh_seconds: Option<f64>,
+    /// Whether a fetch of it is under way.
+    pub under_way: bool,
+}
+
+impl Held {
+    /// Its name in metrics and explanations.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Partial => "partial",
+            Self::Miss => "miss",
+        }
+    }
+}
+
+/// `lifetime` less `age`, in seconds.
+fn left(lifetime: Duration, age: Duration) -> f64 {
+    lifetime.as_secs_f64() - age.as_secs_f64()
+}
+
+impl Whole {
+    /// What is known of an answer that was fetched `age` ago and is good for `lifetime`, if it was.
+    pub(super) fn of(known: Option<(Duration, Duration)>, under_way: bool) -> Self {
+        let held = match known {
+            None => Held::Miss,
+            Some((age, lifetime)) if age < lifetime => Held::Hit,
+            Some(_) => Held::Stale,
+        };
+        Self {
+            held: held.name(),
+            age_seconds: known.map(|(age, _)| age.as_secs_f64()),
+            fresh_seconds: known.map(|(age, lifetime)| left(lifetime, age)),
+            under_way,
+        }
+    }
+
+    fn origin(&self) -> Origin {
+        match self.held == Held::Hit.name() {
+            true => Origin::Cache,
+            false if self.under_way => Origin::Wait,
+            false => Origin::Fetch,
+        }
+    }
+}
+
+impl Explanation {
+    /// What is answered for `upstream` with `stretches` or the `whole`.
+    pub(super) fn new(
+        upstream: &Upstream,
+        stretches: Vec<Stretch>,
+        whole: Option<Whole>,
+        context: &Context,
+    ) -> Self {
+        let parts = stretches.iter().map(|s| s.origin(upstream, context));
+        let parts = parts.chain(whole.iter().map(Whole::origin));
+        let mut answer = parts.max().unwrap_or(Origin::Cache);
+        let errand = &context.errand;
+        let refused = upstream.access.refusal(errand.caller, context.deadline);
+        let refused = refused.filter(|_| answer == Origin::Fetch);
+        if refused.is_some() {
+            answer = Origin::Refused;
+        }
+        Self {
+            upstream: upstream.name().to_owned(),
+            answer,
+            refused: refused.map(|e| e.to_string()),
+            bypass: None,
+            stretches,
+            whole,
+        }
+    }
+}
+
+impl Stretch {
+    fn origin(&self, upstream: &Upstream, context: &Context) -> Origin {
+        match &self.made_of {
+            _ if self.missing.is_empty() => Origin::Cache,
+            _ if self.expires_meanwhile(upstream, context) => Origin::Expired,
+            Some(raw) => raw.origin(upstream, context),
+            None if self.under_way => Origin::Wait,
+            None => Origin::Fetch,
+        }
+    }
+
+    /// Whether it is answered with expired data while that is fetched.
+    fn expires_meanwhile(&self, upstream: &Upstream, context: &Context) -> bool {
+        let allowed = context
+            .freshness(&upstream.freshness)
+            .stale_while_revalidate;
+        let oldest = self.cached.iter().filter(|c| !c.settled);
+        let oldest = oldest.map(|c| c.fresh_seconds).fold(0.0, f64::min);
+        !allowed.is_zero() && self.fallback_to.is_some() && -oldest < allowed.as_secs_f64()
+    }
+}
+
+impl Engine {
+    /// What is known of `range` of `lane`, whose points come from `source`.
+    pub(super) fn explain(
+        &self,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &Context,
+    ) -> Result<Stretch, Error> {
+        let chunks = self.memory.cache.look_up(lane, &range);
+        let plan = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+        let policy = policy(lane, context);
+        let now = context.moment().monotonic;
+        let coverage = chunks.coverage();
+        let mut known = RangeSet::new();
+        let mut fresh = RangeSet::new();
+        let mut cached = Vec::new();
+        for segment in &coverage {
+            let Some(part) = segment.range.intersection(&range) else {
+                continue;
+            };
+            let age = now.saturating_sub(segment.fetched);
+            let lifetime = lifetime(segment, &policy);
+            known.insert(part);
+            if age < lifetime {
+                fresh.insert(part);
+            }
+            cached.push(Cached {
+                period: part.into(),
+                age_seconds: age.as_secs_f64(),
+                settled: segment.settled,
+                fresh_seconds: left(lifetime, age),
+            });
+        }
+        let raw = lane.raw().filter(|_| source == Source::RawPoints);
+        let mut missing = Vec::new();
+        for range_missing in &plan.missing {
+            let calls = match &raw {
+                // Its raw points say which.
+                Some(_) => Vec::new(),
+                None => parts(lane, *range_missing)?,
+            };
+            let calls = calls.iter().map(|part| {
+                let request = &part.exchange.request;
+                format!("{} {}", request.method, request.path)
+            });
+            missing.push(Missing {
+                period: (*range_missing).into(),
+                why: reasons(range_missing, &range, &known, &fresh),
+                calls: calls.collect(),
+            });
+        }
+        let made_of = match raw {
+            Some(raw) if !missing.is_empty() => {
+                let hull = plan.missing.iter().copied().reduce(|a, b| a.hull(&b));
+                let range = hull.unwrap_or(range);
+                Some(Box::new(self.explain(
+                    &raw,
+                    range,
+                    Source::Upstream,
+                    context,
+                )?))
+            }
+            _ => None,
+        };
+        Ok(Stretch {
+            period: range.into(),
+            cell_millis: lane.cell().millis(),
+            held: plan.held.name(),
+            fresh_seconds: match missing.is_empty() {
+                true => plan.ttl.as_secs_f64(),
+                false => 0.0,
+            },
+            cached,
+            missing,
+            under_way: self.memory.flights.is_under_way(&lane.key),
+            fallback_to: plan.fallback,
+            made_of,
+        })
+    }
+}
+
+/// Why `missing` is fetched for `range`, of which so much is known and fresh.
+fn reasons(
+    missing: &TimeRange,
+    range: &TimeRange,
+    known: &RangeSet,
+    fresh: &RangeSet,
+) -> Vec<Reason> {
+    let mut parts: Vec<(TimeRange, &str)> = Vec::new();
+    if let Some(asked) = missing.intersection(range) {
+        parts.extend(known.missing_from(asked).iter().map(|r| (*r, "unknown")));
+        for part in known.iter().filter_map(|k| k.intersection(&asked)) {
+            parts.extend(fresh.missing_from(part).iter().map(|r| (*r, "expired")));
+        }
+        let along = fresh.iter().filter_map(|f| f.intersection(&asked));
+        parts.extend(along.map(|r| (r, "along")));
+    }
+    let ahead = TimeRange::clamped(missing.start().max(range.end()), missing.end());
+    if !ahead.is_empty() {
+        parts.push((ahead, "ahead"));
+    }
+    parts.sort_by_key(|(range, _)| range.start());
+    let reason = |(range, reason): (TimeRange, _)| Reason {
+        period: range.into(),
+        reason,
+    };
+    parts.into_iter().map(reason).collect()
+}

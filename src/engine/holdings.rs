@@ -1,0 +1,112 @@
+//! What is cached, by upstream.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::Engine;
+use super::lane::{LaneKey, Subject};
+use crate::model::{Layout, Millis, Selector};
+use crate::upstream::Upstream;
+
+/// What is cached of an upstream.
+#[derive(Clone)]
+pub struct Holdings {
+    /// Whose data it is.
+    pub upstream: Arc<Upstream>,
+    /// What its chunks weigh.
+    pub bytes: u64,
+    /// How many there are.
+    pub chunks: u64,
+    /// How many lanes they belong to.
+    pub lanes: u64,
+    /// The lanes that most answers were made of, the hottest first.
+    pub hottest: Vec<Hot>,
+}
+
+/// A lane that many answers are made of.
+#[derive(Clone, Debug)]
+pub struct Hot {
+    /// What it has.
+    pub series: Series,
+    /// How many answers were made of it since it was first cached.
+    pub answers: u64,
+    /// What its chunks weigh.
+    pub bytes: u64,
+}
+
+/// What a lane has; connection details, which may hold secrets, are left out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Series {
+    /// The points of a metric.
+    Metric {
+        /// Its conditions.
+        selector: Selector,
+        /// Raw points or buckets.
+        layout: Layout,
+    },
+    /// The series of an expression.
+    Expression {
+        /// The expression.
+        query: String,
+        /// Milliseconds between two evaluation times.
+        step: Millis,
+    },
+}
+
+/// Most lanes that are named for an upstream.
+const HOTTEST: usize = 10;
+
+#[derive(Default)]
+struct Sum {
+    bytes: u64,
+    chunks: u64,
+    answers: u64,
+}
+
+impl Engine {
+    /// What is cached of each upstream, in the order of the configuration. Takes time with all that
+    /// is cached.
+    pub fn holdings(&self) -> Vec<Holdings> {
+        let mut lanes: HashMap<LaneKey, Sum> = HashMap::new();
+        self.memory.cache.each(|lane, bytes, answers| {
+            let sum = lanes.entry(lane.clone()).or_default();
+            sum.bytes += bytes;
+            sum.chunks += 1;
+            // An answer is made of several chunks, perhaps.
+            sum.answers = sum.answers.max(answers);
+        });
+        let of = |upstream: &Arc<Upstream>| {
+            let mine = lanes.iter().filter(|(l, _)| l.upstream() == upstream.id);
+            let mut mine: Vec<(&LaneKey, &Sum)> = mine.collect();
+            mine.sort_by_key(|(lane, sum)| (std::cmp::Reverse(sum.answers), lane.number()));
+            let hot = |(lane, sum): &(&LaneKey, &Sum)| Hot {
+                series: series(lane),
+                answers: sum.answers,
+                bytes: sum.bytes,
+            };
+            Holdings {
+                upstream: upstream.clone(),
+                bytes: mine.iter().map(|(_, sum)| sum.bytes).sum(),
+                chunks: mine.iter().map(|(_, sum)| sum.chunks).sum(),
+                lanes: mine.len() as u64,
+                hottest: mine.iter().take(HOTTEST).map(hot).collect(),
+            }
+        };
+        self.upstreams().iter().map(of).collect()
+    }
+}
+
+fn series(lane: &LaneKey) -> Series {
+    match lane.subject() {
+        Subject::Metric {
+            selector, layout, ..
+        } => Series::Metric {
+            selector: selector.clone(),
+            layout: *layout,
+        },
+        Subject::Expression(expression) => Series::Expression {
+            query: expression.query.clone(),
+            step: expression.step.millis(),
+        },
+    }
+}

@@ -1,0 +1,67 @@
+//! The state of what protects an upstream, for whoever operates it.
+
+use serde::Serialize;
+
+/// The state of what protects an upstream.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// Rate, concurrency and queue.
+    pub limiter: LimiterState,
+    /// Budgets of calls.
+    pub budgets: Vec<BudgetState>,
+    /// Its addresses and their breakers, the preferred one first.
+    pub endpoints: Vec<EndpointState>,
+}
+
+/// The state of a limiter. Settings are in it too, to compare with.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimiterState {
+    /// Calls a second, in the mean.
+    pub per_second: f64,
+    /// Calls that may come at once.
+    pub burst: u32,
+    /// Calls under way.
+    pub running: usize,
+    /// Calls that may be under way now: `max_concurrency`, or less where that adapts.
+    pub may_run: usize,
+    /// Calls that wait.
+    pub waiting: usize,
+    /// Calls that may wait.
+    pub queue: usize,
+    /// Seconds until a pause that the upstream asked for ends.
+    pub paused_seconds: Option<f64>,
+    /// Seconds that calls are kept apart because the upstream said how much is left.
+    pub spacing_seconds: Option<f64>,
+}
+
+/// The state of a budget.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetState {
+    /// `hour` or `day`, of UTC.
+    pub per: &'static str,
+    /// Calls that may be made in it.
+    pub allowed: u32,
+    /// Calls that were made in it.
+    pub used: u32,
+    /// Seconds until it begins anew.
+    pub renewed_seconds: f64,
+}
+
+/// The state of an address.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointState {
+    /// Where it is.
+    pub url: String,
+    /// Its breaker: `closed`, `open` or `probing`.
+    pub breaker: &'static str,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Seconds until the breaker lets a call through.
+    pub open_seconds: Option<f64>,
+    /// Calls under way to it.
+    pub running: usize,
+}
