@@ -219,10 +219,17 @@ fn what_is_wrong_is_not_as_described() {
 
 #[tokio::test]
 async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
-    let server = Server::start(
-        "[[upstream]]\nname = \"demo-openapi\"\nkind = \"demo\"\ndemo = { latency = \"1ms\" }",
-    )
+    // The hash of the token `token`.
+    let hash = "sha256:3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0";
+    let server = Server::start(&format!(
+        "[access.admin]\ntokens = [{hash:?}]\n[[upstream]]\nname = \"demo-openapi\"\nkind = \"demo\"\ndemo = {{ latency = \"1ms\" }}",
+    ))
     .await;
+    let ask = async |request: reqwest::RequestBuilder| {
+        let request = request.header("content-type", "application/json");
+        server.reply(request.bearer_auth("token")).await
+    };
+    let url = |path: &str| format!("{}{path}", server.url);
     let served = server.get("/openapi.json").await;
     assert_eq!(served.header("content-type"), "application/json");
     let document = document();
@@ -235,7 +242,8 @@ async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         if let Some(operation) = methods.get("post") {
             let example = &operation["requestBody"]["content"]["application/json"]["example"];
-            let answer = server.post(path, example).await;
+            let request = server.client().post(url(path));
+            let answer = ask(request.body(example.to_string())).await;
             assert_eq!(answer.status, 200, "{path}: {}", answer.text);
             let schema = response_schema(&document, operation, "200").unwrap();
             assert_eq!(fault(&document, schema, &answer.json()), None, "{path}");
@@ -248,7 +256,7 @@ async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
             }
             seen.insert(path.clone());
         } else {
-            let answer = server.get(path).await;
+            let answer = ask(server.client().get(url(path))).await;
             assert_eq!(answer.status, 200, "{path}: {}", answer.text);
             let content = methods["get"]["responses"]["200"]["content"]
                 .as_object()
