@@ -106,7 +106,7 @@ def main():
 
     large = render({
         "existingSecret": "mine",
-        "config": '[cache]\nmemory = "1GiB"\n',
+        "config": '[cache]\nmemory = "1GiB"\n[access.mirror]\nnetworks = ["10.0.0.0/8"]\n',
         "upstreams": [
             {"name": "prom", "kind": "prometheus", "urls": ["http://prometheus:9090"], "default": True, "retries": 3,
              "rate_limit": {"per_second": 20, "burst": 20, "per_day": 1000000},
@@ -117,7 +117,7 @@ def main():
         "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
         "service": {"annotations": {"x": "y"}},
         "networkPolicy": {"from": [{"namespaceSelector": {}}]},
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}})
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "bearerTokenSecret": {"name": "scrape", "key": "token"}}})
     assert set(large) == always | {"ServiceMonitor"}, set(large)
     pod = large["Deployment"]["spec"]["template"]["spec"]
     env = {e["name"]: e for e in pod["containers"][0]["env"]}
@@ -125,6 +125,8 @@ def main():
     assert pod["nodeSelector"] == {"n": "m"} and pod["imagePullSecrets"] == [{"name": "p"}]
     assert large["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
     assert large["ServiceMonitor"]["metadata"]["labels"]["release"] == "prometheus"
+    endpoint = large["ServiceMonitor"]["spec"]["endpoints"][0]
+    assert endpoint["authorization"] == {"credentials": {"name": "scrape", "key": "token"}}, endpoint
 
     none = render({"global": {"apiKey": "k"}, "podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}})
     assert set(none) == {"Deployment", "Service", "ConfigMap", "Secret"}, set(none)
