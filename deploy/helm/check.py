@@ -99,7 +99,8 @@ def main():
     assert env["MIRROR_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == small["Secret"]["metadata"]["name"]
     assert "secret: #1" not in json.dumps(small["Deployment"]) + json.dumps(small["ConfigMap"])
     assert container["securityContext"]["readOnlyRootFilesystem"] and pod["securityContext"]["runAsNonRoot"]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert "checksum/config" not in small["Deployment"]["spec"]["template"]["metadata"]["annotations"]
     selector = small["Deployment"]["spec"]["selector"]["matchLabels"]
     for found in (small["Service"]["spec"]["selector"], small["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]):
         assert found == selector, found
@@ -117,16 +118,29 @@ def main():
         "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
         "service": {"annotations": {"x": "y"}},
         "networkPolicy": {"from": [{"namespaceSelector": {}}]},
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "bearerTokenSecret": {"name": "scrape", "key": "token"}}})
+        "tls": {"secretName": "certificate"}, "restartOnChange": True,
+        "extraVolumes": [{"name": "more", "emptyDir": {}}], "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "tlsConfig": {"serverName": "heliostat"}, "bearerTokenSecret": {"name": "scrape", "key": "token"}}})
     assert set(large) == always | {"ServiceMonitor"}, set(large)
     pod = large["Deployment"]["spec"]["template"]["spec"]
     env = {e["name"]: e for e in pod["containers"][0]["env"]}
     assert env["MIRROR_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "mine" and env["STORE_TOKEN"]["value"] == "t"
     assert pod["nodeSelector"] == {"n": "m"} and pod["imagePullSecrets"] == [{"name": "p"}]
     assert large["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
-    assert large["ServiceMonitor"]["metadata"]["labels"]["release"] == "prometheus"
-    endpoint = large["ServiceMonitor"]["spec"]["endpoints"][0]
-    assert endpoint["authorization"] == {"credentials": {"name": "scrape", "key": "token"}}, endpoint
+    monitor = large["ServiceMonitor"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["endpoints"][0]["scheme"] == "https"
+    assert monitor["spec"]["endpoints"][0]["tlsConfig"] == {"serverName": "heliostat"}
+    assert monitor["spec"]["endpoints"][0]["authorization"] == {"credentials": {"name": "scrape", "key": "token"}}
+    container = pod["containers"][0]
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS", container[probe]
+    mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert mounts == {"config": "/etc/heliostat", "tls": "/etc/heliostat-tls", "more": "/more"}, mounts
+    assert env["HELIOSTAT_SERVER__TLS__CERT"]["value"] == mounts["tls"] + "/tls.crt"
+    assert {v["name"] for v in pod["volumes"]} == set(mounts)
+    assert pod["volumes"][1]["secret"] == {"secretName": "certificate"}
+    assert "checksum/config" in large["Deployment"]["spec"]["template"]["metadata"]["annotations"]
 
     none = render({"global": {"apiKey": "k"}, "podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}})
     assert set(none) == {"Deployment", "Service", "ConfigMap", "Secret"}, set(none)
@@ -137,7 +151,8 @@ def main():
                 config = pathlib.Path(folder) / "config.toml"
                 config.write_text(objects["ConfigMap"]["data"]["config.toml"])
                 container = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-                env = {e["name"]: e.get("value", "k") for e in container["env"]}
+                # The certificate is not here.
+                env = {e["name"]: e.get("value", "k") for e in container["env"] if "TLS" not in e["name"]}
                 # The status is 1 if an upstream does not answer, 2 if the configuration is wrong.
                 run = subprocess.run([sys.argv[1], "check", "--config", config], env={**os.environ, **env}, capture_output=True, text=True)
                 assert run.returncode in (0, 1) and all(w in run.stdout for w in wanted), (run, config.read_text())

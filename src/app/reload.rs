@@ -170,3 +170,30 @@ fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
     let others = keys.into_iter().filter(|(_, same)| !same);
     others.map(|(key, _)| key).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_changed_when_it_says_something_new_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c");
+        std::fs::write(&path, "a").unwrap();
+        let mut watched = Watched::new(&path);
+        assert!(!watched.has_changed(&path));
+        std::fs::write(&path, "").unwrap();
+        assert!(!watched.has_changed(&path), "it may be half written");
+        std::fs::write(&path, "b").unwrap();
+        assert!(!watched.has_changed(&path));
+        assert!(watched.has_changed(&path));
+        assert!(!watched.has_changed(&path), "once");
+        std::fs::write(&path, "c").unwrap();
+        assert!(!watched.has_changed(&path));
+        std::fs::write(&path, "b").unwrap();
+        assert!(!watched.has_changed(&path), "as it was");
+        std::fs::remove_file(&path).unwrap();
+        assert!(!watched.has_changed(&path));
+        assert!(watched.has_changed(&path), "one that is gone is said");
+    }
+}

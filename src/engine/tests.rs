@@ -40,6 +40,8 @@ pub(super) struct Clocks {
     truth: AtomicI64,
     pub(super) skew: AtomicI64,
     monotonic: AtomicU64,
+    /// Ranges whose values the upstream has changed since, each by one.
+    rewritten: Mutex<Vec<TimeRange>>,
 }
 
 impl Clocks {
@@ -48,6 +50,7 @@ impl Clocks {
             truth: AtomicI64::new(BEGIN),
             skew: AtomicI64::new(0),
             monotonic: AtomicU64::new(5_000_000),
+            rewritten: Mutex::default(),
         }
     }
 
@@ -98,7 +101,8 @@ fn hash(n: i64) -> u64 {
 
 /// The points of `range` that can be seen at `now`: off the grid, with gaps, some late by nearly
 /// as long as data takes to settle, some at the same time.
-fn visible(range: &TimeRange, now: Millis) -> Points {
+fn visible(range: &TimeRange, clocks: &Clocks, now: Millis) -> Points {
+    let rewritten = clocks.rewritten.lock().unwrap();
     let mut pairs = Vec::new();
     for k in range.start() / INTERVAL - 1..=range.end() / INTERVAL {
         for series in 0..2i64 {
@@ -116,7 +120,8 @@ fn visible(range: &TimeRange, now: Millis) -> Points {
             let gap = hash(k / 37).is_multiple_of(4);
             let time = k * INTERVAL + jitter;
             if !gap && range.holds(time) && time + late <= now {
-                pairs.push((time, (random % 10_000) as f64 / 100.0));
+                let changed = rewritten.iter().filter(|r| r.holds(time)).count();
+                pairs.push((time, (random % 10_000) as f64 / 100.0 + changed as f64));
             }
         }
     }
@@ -124,12 +129,12 @@ fn visible(range: &TimeRange, now: Millis) -> Points {
 }
 
 /// What `query` means, computed without any cache.
-fn direct(query: &MetricQuery, now: Millis) -> Vec<(Millis, f64)> {
+fn direct(query: &MetricQuery, clocks: &Clocks, now: Millis) -> Vec<(Millis, f64)> {
     match query.layout {
-        Layout::Raw => visible(&query.range, now).iter().collect(),
+        Layout::Raw => visible(&query.range, clocks, now).iter().collect(),
         Layout::Buckets { statistic, size } => {
             let range = query.range.aligned(size);
-            let points = visible(&range, now);
+            let points = visible(&range, clocks, now);
             aggregate(&points, statistic, size, &range).iter().collect()
         }
     }
@@ -153,7 +158,7 @@ impl Transport for Source {
             let query = read_metric(&request.body)?.query;
             self.asked.lock().unwrap().push(query.range);
             let now = self.clocks.truth();
-            let points = direct(&query, now);
+            let points = direct(&query, &self.clocks, now);
             let mut limit = query.limit.unwrap_or(u32::MAX) as usize;
             if self.truncating.load(Ordering::SeqCst) {
                 limit = limit.min(700);
@@ -170,6 +175,10 @@ impl Transport for Source {
             }
             let aggregated = query.layout != Layout::Raw;
             body.extend_from_slice(metric_tail(aggregated, points.len() > limit));
+            for _ in 0..3 {
+                // The world may change before the answer arrives.
+                tokio::task::yield_now().await;
+            }
             let date = UNIX_EPOCH + Duration::from_millis(now as u64);
             let date = HeaderValue::from_str(&httpdate::fmt_http_date(date)).unwrap();
             Ok(Response {
@@ -287,6 +296,16 @@ impl World {
             .await
     }
 
+    /// The upstream changes what it has in `range`, and that is forgotten.
+    fn rewrite(&self, range: TimeRange) {
+        self.clocks.rewritten.lock().unwrap().push(range);
+        let selection = Selection {
+            range: Some(range),
+            ..Selection::default()
+        };
+        self.engine.forget(&self.engine.upstreams()[0], &selection);
+    }
+
     fn calls(&self) -> Vec<TimeRange> {
         std::mem::take(&mut self.source.asked.lock().unwrap())
     }
@@ -353,6 +372,13 @@ enum Op {
     EvictAll,
     Failing(bool),
     Truncating(bool),
+    /// The upstream changes what it has in a range, and that is forgotten here; perhaps so many
+    /// steps after a query for it began.
+    Rewrite {
+        back: Millis,
+        len: Millis,
+        during: Option<(Layout, u8)>,
+    },
 }
 
 fn layout() -> impl Strategy<Value = Layout> {
@@ -370,6 +396,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         10 => (back.clone(), len.clone(), layout())
             .prop_map(|(back, len, layout)| Op::Query { back, len, layout }),
+        2 => (back.clone(), len.clone(), prop::option::of((layout(), 0u8..12)))
+            .prop_map(|(back, len, during)| Op::Rewrite { back, len, during }),
         2 => (back, len, 0i64..50_000, layout())
             .prop_map(|(back, len, apart, layout)| Op::Pair { back, len, apart, layout }),
         6 => prop_oneof![0i64..3000, 0i64..40_000, 0i64..4_000_000].prop_map(Op::Pass),
@@ -394,13 +422,13 @@ fn check(world: &World, asked: &MetricQuery, result: &Result<Answer, Error>, ref
     };
     let got = points(answer);
     if refresh == 0 && answer.cache.detail.is_none() {
-        assert_eq!(got, direct(asked, now), "{asked:?} at {now}");
+        assert_eq!(got, direct(asked, &world.clocks, now), "{asked:?} at {now}");
         return;
     }
     // What was served may be as old as a refresh or, marked, as stale as may be: nothing that
     // came later can be missing, and nothing that is not there can be shown.
     let (oldest, edge) = match &answer.cache.detail {
-        None => (refresh, asked.range.end()),
+        None => (refresh, Millis::MAX),
         Some(detail) => {
             assert!(failing, "{detail}");
             assert!(answer.cache.ttl_seconds < 0);
@@ -409,20 +437,21 @@ fn check(world: &World, asked: &MetricQuery, result: &Result<Answer, Error>, ref
         }
     };
     if asked.layout != Layout::Raw {
-        let settled = |p: &&(Millis, f64)| p.0 + 400_000 < now - oldest - SETTLE;
-        let expected = direct(asked, now);
+        let settled =
+            |p: &&(Millis, f64)| p.0 + 400_000 < (now - oldest - SETTLE) && p.0 + 400_000 < edge;
+        let expected = direct(asked, &world.clocks, now);
         let expected: Vec<_> = expected.iter().filter(settled).collect();
         let got: Vec<_> = got.iter().filter(settled).collect();
         assert_eq!(got, expected, "{asked:?} at {now}");
         return;
     }
-    let newest = direct(asked, now);
+    let newest = direct(asked, &world.clocks, now);
     let mut at = 0;
     for point in &got {
         let found = newest[at..].iter().position(|p| p == point);
         at += 1 + found.unwrap_or_else(|| panic!("{point:?} is not in the source: {asked:?}"));
     }
-    let old = direct(asked, now - oldest);
+    let old = direct(asked, &world.clocks, now - oldest);
     let missing = old.iter().find(|p| p.0 < edge && !got.contains(p));
     assert_eq!(missing, None, "{asked:?} at {now}, {:?}", answer.cache);
 }
@@ -464,6 +493,22 @@ fn obey(ops: &[Op], refresh: Millis, aggregate: Aggregate) {
                 Op::EvictAll => world.engine.memory.cache.clear(),
                 Op::Failing(is) => world.source.failing.store(is, Ordering::SeqCst),
                 Op::Truncating(is) => world.source.truncating.store(is, Ordering::SeqCst),
+                Op::Rewrite { back, len, during } => {
+                    let range = TimeRange::new(now - back - len, now - back).unwrap();
+                    let Some((layout, steps)) = during else {
+                        world.rewrite(range);
+                        continue;
+                    };
+                    let asked = query(range.start(), range.end(), layout);
+                    let rewrite = async {
+                        for _ in 0..steps {
+                            tokio::task::yield_now().await;
+                        }
+                        world.rewrite(range);
+                    };
+                    // It may have seen either.
+                    let _ = tokio::join!(world.ask(&asked), rewrite);
+                }
             }
         }
     });

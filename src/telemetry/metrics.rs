@@ -286,7 +286,8 @@ impl UpstreamMetrics {
         };
         // What has not happened yet is shown as 0, so that a first time can be alerted on.
         metrics.breaker_open.set(0.0);
-        metrics.in_flight.set(0.0);
+        // An upstream of this name that this takes the place of may have calls under way.
+        metrics.in_flight.increment(0.0);
         for reason in ["limits", "budget", "breaker_open"] {
             rejected(&metrics.name, reason).absolute(0);
         }

@@ -11,6 +11,7 @@
 )]
 
 mod access;
+mod admin;
 mod bad_input;
 mod cases;
 mod chain;
@@ -28,6 +29,7 @@ mod prometheus_law;
 mod prometheus_traps;
 mod promtool;
 mod relay;
+mod reload;
 mod remote_write;
 mod scripted;
 mod secrets;

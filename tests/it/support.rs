@@ -1,14 +1,19 @@
 //! A Heliostat to test, and a client for it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use heliostat::app::Service;
+use heliostat::app::{Service, Source};
 use heliostat::clock::{Clock, SystemClock};
 use heliostat::config;
+use heliostat::front::{Applied, Reloads};
 use serde_json::Value;
+
+/// A section that opens the admin API to who has [`ADMIN_TOKEN`].
+pub(crate) const ADMIN: &str = "[access.admin]\ntokens = [\"sha256:3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0\"]\n";
+pub(crate) const ADMIN_TOKEN: &str = "token";
 
 /// A clock that stands still until it is moved. Wall time and monotonic time move apart only if
 /// that is asked for.
@@ -51,6 +56,9 @@ impl Clock for TestClock {
 /// A Heliostat on a port of its own; it stops when dropped.
 pub(crate) struct Server {
     pub(crate) url: String,
+    /// What its configuration says when it is read again.
+    toml: Arc<Mutex<String>>,
+    reloads: Reloads,
     client: reqwest::Client,
     task: tokio::task::JoinHandle<()>,
 }
@@ -111,9 +119,27 @@ impl Server {
             None => "http",
         };
         let url = format!("{scheme}://{}", service.address().unwrap());
+        let toml = Arc::new(Mutex::new(toml.to_owned()));
+        let said = toml.clone();
+        let reloads = service.follow(Source {
+            load: Box::new(move || config::parse(&said.lock().unwrap(), "test.toml", &env)),
+            file: None,
+        });
         let task = tokio::spawn(service.run(std::future::pending()));
         let client = heliostat::upstream::Http::builder().build().unwrap();
-        Self { url, client, task }
+        Self {
+            url,
+            toml,
+            reloads,
+            client,
+            task,
+        }
+    }
+
+    /// Has the configuration read again, which says `toml` now.
+    pub(crate) async fn reload(&self, toml: &str) -> Result<Applied, String> {
+        toml.clone_into(&mut self.toml.lock().unwrap());
+        self.reloads.ask().await.unwrap()
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {

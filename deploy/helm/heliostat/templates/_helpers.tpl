@@ -38,3 +38,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- /* A probe, over HTTPS if TLS is served. */ -}}
+{{- define "heliostat.probe" -}}
+{{- $root := index . 0 }}{{ $probe := deepCopy (index . 1) }}
+{{- if and $root.Values.tls.secretName $probe.httpGet }}{{ $_ := set $probe.httpGet "scheme" "HTTPS" }}{{ end }}
+{{- toYaml $probe }}
+{{- end }}
