@@ -1,52 +1,68 @@
 //! `heliostat health`: a probe for images that hold nothing but the binary.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
+
+use super::client::identified;
 use super::{block_on, complain};
 use crate::config::Server;
-use crate::upstream::Http;
+use crate::upstream::{Http, Security};
 
 /// A server that has not said by then that it is ready is not.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Asks the server that `config` describes whether it is ready.
-pub(super) fn run(config: &Server) -> ExitCode {
-    let scheme = if config.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    let url = format!("{scheme}://{}/readyz", reached_at(config.listen));
-    match block_on(ask(&url)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-    }
+/// Whether a server is ready.
+#[derive(Debug, Args)]
+pub(super) struct Health {
+    /// A certificate to show where [server.tls] client_ca asks for one, in PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
 }
 
-async fn ask(url: &str) -> Result<(), String> {
-    let failed = |e: reqwest::Error| format!("{url}: {e}");
-    // What is asked is on this machine, whatever proxy the environment names.
-    // Its certificate is for another name than that of this address, and nothing is told to it.
-    let client = Http::builder()
-        .no_proxy()
-        .timeout(LIMIT)
-        .tls_danger_accept_invalid_certs(true)
-        .build();
-    let answer = client.map_err(failed)?.get(url).send().await;
-    let status = answer.map_err(failed)?.status();
-    if status.is_success() {
-        Ok(())
-    } else {
-        Err(format!("{url}: {status}"))
+impl Health {
+    /// Asks the server that `config` describes whether it is ready.
+    pub(super) fn run(&self, config: &Server) -> ExitCode {
+        let scheme = if config.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let url = format!("{scheme}://{}/readyz", reached_at(config.listen));
+        let asked = block_on(self.ask(&url)).map_err(|e| e.to_string());
+        match asked.and_then(|answer| answer) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error);
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    async fn ask(&self, url: &str) -> Result<(), String> {
+        let failed = |e: reqwest::Error| format!("{url}: {e}");
+        // What is asked is on this machine, whatever proxy the environment names.
+        let builder = Http::builder().no_proxy().timeout(LIMIT);
+        let security = Security {
+            // Its certificate is for another name than that of this address, and nothing is told
+            // to it.
+            insecure: true,
+            ..Security::default()
+        };
+        let client = identified(builder, security, self.cert.as_deref(), self.key.as_deref())?;
+        let status = client.get(url).send().await.map_err(failed)?.status();
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(format!("{url}: {status}"))
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what becomes of it.
 
 mod check;
+mod client;
 mod hash;
 mod health;
 mod pages;
@@ -38,9 +39,9 @@ enum Command {
     /// Validate the configuration, then try every upstream
     Check,
     /// Ask one query for metric values and show the answer
-    Query(query::Query),
+    Query(Box<query::Query>),
     /// Ask the server that the configuration describes whether it is ready; for container probes
-    Health,
+    Health(health::Health),
     /// Hash a password for [access], or make a new token
     Hash(hash::Hash),
     /// Write the script that completes commands in a shell
@@ -77,7 +78,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     };
     match &cli.command {
         Some(Command::Check) => check::run(&config),
-        Some(Command::Health) => health::run(&config.server),
+        Some(Command::Health(health)) => health.run(&config.server),
         _ => {
             let (path, env) = (given.map(Path::to_owned), env.clone());
             let source = Source {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use clap::Args;
 use http::StatusCode;
 
+use super::client::Connection;
 use super::view::{self, Row};
 use super::{block_on, complain, say, time, wrong};
 use crate::app::App;
@@ -77,6 +78,9 @@ pub(super) struct Query {
     /// The running server to ask; with --config, the engine is asked directly instead
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7007")]
     server: String,
+
+    #[command(flatten)]
+    connection: Connection,
 
     /// Print the answer as it came
     #[arg(long, conflicts_with = "table")]
@@ -186,8 +190,9 @@ impl Query {
                 "{url} cannot be asked: {e}; is `heliostat serve` running? With --config FILE no server is needed"
             )
         };
-        let client = Http::builder().build().map_err(failed)?;
+        let client = self.connection.client(Http::builder())?;
         let request = client.post(&url).header("content-type", "application/json");
+        let request = self.connection.shown(request)?;
         let response = request.body(body).send().await.map_err(failed)?;
         let cache = response.headers().get("cache-status");
         let cache = cache.and_then(|v| v.to_str().ok()).unwrap_or_default();

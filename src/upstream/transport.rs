@@ -53,7 +53,7 @@ pub struct Http {
 }
 
 /// How connections to an upstream are secured: contents of PEM files.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Security<'a> {
     /// Authorities that are trusted besides the system's.
     pub ca: Option<&'a [u8]>,
