@@ -18,6 +18,7 @@ use crate::model::{
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Config {
     pub(super) server: Server,
+    pub(super) access: Access,
     pub(super) cache: Cache,
     pub(super) targets: Targets,
     pub(super) state: State,
@@ -39,6 +40,24 @@ pub(super) struct Server {
     pub(super) compression: Option<Compression>,
     pub(super) drain_timeout: Option<Text<Duration>>,
     pub(super) tls: ServerTls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Access {
+    pub(super) trusted_proxies: Vec<Text<IpNet>>,
+    pub(super) mirror: Face,
+    pub(super) prometheus: Face,
+    pub(super) metrics: Face,
+    pub(super) admin: Face,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Face {
+    pub(super) networks: Vec<Text<IpNet>>,
+    pub(super) tokens: Vec<SecretSource>,
+    pub(super) users: BTreeMap<String, SecretSource>,
 }
 
 #[derive(Debug, Default, Deserialize)]
