@@ -52,7 +52,13 @@ name = "demo"
 kind = "demo"
 demo = { latency = "1ms", per_second = 1000000 }
 rate_limit = { per_second = 1000000, burst = 1000000 }
+[access.admin]
+tokens = [{ env = "TOKEN_HASH" }]
 TOML
+"$binary" hash --token >"$work/token"
+TOKEN=$(sed -n 's/^token: *//p' "$work/token")
+TOKEN_HASH=$(sed -n 's/^hash: *//p' "$work/token")
+export TOKEN TOKEN_HASH
 export HELIOSTAT_SERVER__LISTEN=127.0.0.1:$port
 "$binary" health 2>/dev/null && { echo "there is a server at port $port"; exit 1; }
 "$binary" --config "$work/config.toml" 2>"$work/log" &
@@ -73,7 +79,7 @@ if [ "\$1" = query ]; then set -- "\$@" --server http://127.0.0.1:$port; fi
 exec "$binary" "\$@"
 SH
 chmod +x "$work/bin/heliostat"
-for page in docs/operations.md docs/troubleshooting.md docs/migration.md; do
+for page in docs/operations.md docs/troubleshooting.md docs/migration.md docs/admin.md; do
     sed -n '/^ *```console$/,/^ *```$/s/^ *\$ //p' "$page" >"$work/commands"
     [ -s "$work/commands" ] || { echo "$page has no command"; exit 1; }
     while IFS= read -r command; do
@@ -110,6 +116,7 @@ not_a_server_error.expected-statuses = ["2xx", "4xx", 504]
 TOML
     # It leaves files where it runs.
     (cd "$work" && timeout 300 "$tools/bin/schemathesis" --config-file "$work/schemathesis.toml" run "http://127.0.0.1:$port/openapi.json" --no-color --seed 1 \
+        --header "Authorization: Bearer $TOKEN" \
         --max-examples 40 --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance \
         >"$work/said" 2>&1) || { cat "$work/said"; exit 1; }
     tail -n 6 "$work/said"

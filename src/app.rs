@@ -1,5 +1,6 @@
 //! The composition root: a configuration goes in, a running service comes out.
 
+pub mod exposure;
 mod live;
 mod reload;
 mod service;
@@ -130,6 +131,7 @@ impl App {
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
             compression: server.compression,
+            access: Arc::new(live::access(&config.access, &clock).map_err(StartError)?),
             always_500: server.error_status == ErrorStatus::Always500,
         };
         let tls = server.tls.as_ref();

@@ -107,7 +107,7 @@ def main():
 
     large = render({
         "existingSecret": "mine",
-        "config": '[cache]\nmemory = "1GiB"\n',
+        "config": '[cache]\nmemory = "1GiB"\n[access.mirror]\nnetworks = ["10.0.0.0/8"]\n',
         "upstreams": [
             {"name": "prom", "kind": "prometheus", "urls": ["http://prometheus:9090"], "default": True, "retries": 3,
              "rate_limit": {"per_second": 20, "burst": 20, "per_day": 1000000},
@@ -120,7 +120,7 @@ def main():
         "networkPolicy": {"from": [{"namespaceSelector": {}}]},
         "tls": {"secretName": "certificate"}, "restartOnChange": True,
         "extraVolumes": [{"name": "more", "emptyDir": {}}], "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "tlsConfig": {"serverName": "heliostat"}}})
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "tlsConfig": {"serverName": "heliostat"}, "bearerTokenSecret": {"name": "scrape", "key": "token"}}})
     assert set(large) == always | {"ServiceMonitor"}, set(large)
     pod = large["Deployment"]["spec"]["template"]["spec"]
     env = {e["name"]: e for e in pod["containers"][0]["env"]}
@@ -131,6 +131,7 @@ def main():
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
     assert monitor["spec"]["endpoints"][0]["scheme"] == "https"
     assert monitor["spec"]["endpoints"][0]["tlsConfig"] == {"serverName": "heliostat"}
+    assert monitor["spec"]["endpoints"][0]["authorization"] == {"credentials": {"name": "scrape", "key": "token"}}
     container = pod["containers"][0]
     for probe in ("livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["scheme"] == "HTTPS", container[probe]

@@ -10,6 +10,8 @@ use tracing::warn;
 use crate::clock::Clock;
 use crate::config::{self, Secret};
 use crate::files::Live;
+use crate::front::{Access, Credentials, Face, Rules};
+use crate::model::{PasswordHash, TokenHash};
 use crate::tls;
 use crate::upstream::{Http, Security};
 
@@ -71,6 +73,52 @@ pub(super) fn headers(
             ))
         };
         headers.iter().map(one).collect()
+    })
+}
+
+/// Who may ask, as `settings` says.
+pub(super) fn access(settings: &config::Access, clock: &Arc<dyn Clock>) -> Result<Access, String> {
+    Access::new(settings.trusted_proxies.clone(), |face| {
+        let settings = match face {
+            Face::Mirror => &settings.mirror,
+            Face::Prometheus => &settings.prometheus,
+            Face::Metrics => &settings.metrics,
+            Face::Admin => &settings.admin,
+        };
+        let credentials = settings
+            .has_credentials()
+            .then(|| credentials(face, settings, clock));
+        Ok(Rules {
+            networks: settings.networks.clone(),
+            credentials: credentials.transpose()?,
+        })
+    })
+}
+
+/// The tokens and users that are let in to `face`.
+fn credentials(
+    face: Face,
+    settings: &config::Face,
+    clock: &Arc<dyn Clock>,
+) -> Result<Live<Credentials>, String> {
+    let (tokens, users) = (settings.tokens.clone(), settings.users.clone());
+    let secrets = tokens.iter().chain(users.iter().map(|(_, secret)| secret));
+    let paths = files(&secrets.collect::<Vec<_>>());
+    let name = format!("access.{}", face.name());
+    Live::new(name, paths, clock.clone(), move |contents| {
+        let mut contents = contents.iter();
+        let tokens = tokens.iter().zip(1..).map(|(secret, number)| {
+            let text = secret.reread(&mut contents)?;
+            TokenHash::parse(&text).map_err(|e| format!("tokens: number {number} {e}"))
+        });
+        let tokens = tokens.collect::<Result<_, String>>()?;
+        let users = users.iter().map(|(name, secret)| {
+            let text = secret.reread(&mut contents)?;
+            let hash =
+                PasswordHash::parse(&text).map_err(|e| format!("users: of {name:?}: {e}"))?;
+            Ok((name.clone(), hash))
+        });
+        Credentials::new(tokens, users.collect::<Result<Vec<_>, String>>()?)
     })
 }
 

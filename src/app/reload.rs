@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use super::App;
+use super::{App, exposure};
 use crate::config::{Config, ConfigError};
 use crate::front::{Applied, Asked, Reloads};
 use crate::telemetry::{logs, metrics};
@@ -66,6 +66,12 @@ impl Running {
         let mut applied = applied(&before, &app);
         applied.restart = only_at_start(&self.first, &app.config);
         logs::set_level(app.config.log.level);
+        let address = self.first.server.listen;
+        let known = exposure::warnings(&before.config, address);
+        let warnings = exposure::warnings(&app.config, address).into_iter();
+        for warning in warnings.filter(|w| !known.contains(w)) {
+            warn!("{warning}");
+        }
         let engine = app.engine.clone();
         *self.app.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(app);
         drop(before);

@@ -2,6 +2,7 @@
 
 mod check;
 mod client;
+mod hash;
 mod health;
 mod pages;
 mod query;
@@ -41,6 +42,8 @@ enum Command {
     Query(Box<query::Query>),
     /// Ask the server that the configuration describes whether it is ready; for container probes
     Health(health::Health),
+    /// Hash a password for [access], or make a new token
+    Hash(hash::Hash),
     /// Write the script that completes commands in a shell
     Completions {
         /// The shell
@@ -62,6 +65,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some(Command::Man) => return man(),
+        Some(Command::Hash(hash)) => return hash.run(),
         _ => {}
     }
     if let Some(Command::Query(query)) = &cli.command {

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::{block_on, complain};
-use crate::app::{Service, Source};
+use crate::app::{Service, Source, exposure};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::front::Reloads;
@@ -58,9 +58,8 @@ async fn serve(config: &Config, source: Source) -> Result<(), Box<dyn std::error
             upstreams = upstreams.join(", "),
             "listening on {scheme}://{address}"
         );
-        let certified = tls.is_some_and(|tls| tls.client_ca.is_some());
-        if !address.ip().is_loopback() && !certified {
-            warn!("others than this machine can connect, and clients are not authenticated");
+        for warning in exposure::warnings(config, address) {
+            warn!("{warning}");
         }
     }
     tokio::spawn(reload_on(hangup, service.follow(source)));

@@ -1,5 +1,6 @@
 //! Reads the file and the environment, and says where an error is.
 
+mod access;
 mod env;
 mod file;
 mod kinds;
@@ -163,6 +164,7 @@ impl Checker<'_> {
         };
         Ok(Config {
             server: self.server(&raw.server)?,
+            access: self.access(&raw.access)?,
             cache_memory: memory.map_or(256 << 20, |s| s.0.0),
             targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
             target_networks: raw.targets.networks.iter().map(|n| n.0).collect(),

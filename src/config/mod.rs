@@ -26,6 +26,8 @@ use crate::model::{Compression, Freshness, Limits, Pattern, Reading, TargetUrl};
 pub struct Config {
     /// How clients are served.
     pub server: Server,
+    /// Who may ask.
+    pub access: Access,
     /// Bytes that the cached chunks may weigh.
     pub cache_memory: u64,
     /// Targets that connection details may name though no upstream has their address.
@@ -67,6 +69,45 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// How it is served with TLS, if it is.
     pub tls: Option<ServerTls>,
+}
+
+/// Who may ask.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The mirror API and the page at `/`.
+    pub mirror: Face,
+    /// Prometheus' HTTP API.
+    pub prometheus: Face,
+    /// `/metrics`.
+    pub metrics: Face,
+    /// `/admin/…`; closed without tokens and users.
+    pub admin: Face,
+}
+
+/// Who may ask one face of the service.
+#[derive(Clone, Debug, Default)]
+pub struct Face {
+    /// Where clients may come from; none is anywhere.
+    pub networks: Vec<IpNet>,
+    /// Hashes of bearer tokens; each is that of a [`TokenHash`](crate::model::TokenHash).
+    pub tokens: Vec<Secret>,
+    /// Users and the hashes of their passwords, which are those of a
+    /// [`PasswordHash`](crate::model::PasswordHash).
+    pub users: Vec<(String, Secret)>,
+}
+
+impl Face {
+    /// Whether anyone may ask.
+    pub fn is_open(&self) -> bool {
+        self.networks.is_empty() && !self.has_credentials()
+    }
+
+    /// Whether a token or a password is needed.
+    pub fn has_credentials(&self) -> bool {
+        !(self.tokens.is_empty() && self.users.is_empty())
+    }
 }
 
 /// Files of a server's certificate; they hold what they should.

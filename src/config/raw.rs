@@ -21,6 +21,8 @@ pub(super) struct Config {
     #[serde(deserialize_with = "table")]
     pub(super) server: Server,
     #[serde(deserialize_with = "table")]
+    pub(super) access: Access,
+    #[serde(deserialize_with = "table")]
     pub(super) cache: Cache,
     #[serde(deserialize_with = "table")]
     pub(super) targets: Targets,
@@ -48,6 +50,29 @@ pub(super) struct Server {
     pub(super) drain_timeout: Option<Text<Duration>>,
     #[serde(deserialize_with = "table")]
     pub(super) tls: ServerTls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Access {
+    pub(super) trusted_proxies: Vec<Text<IpNet>>,
+    #[serde(deserialize_with = "table")]
+    pub(super) mirror: Face,
+    #[serde(deserialize_with = "table")]
+    pub(super) prometheus: Face,
+    #[serde(deserialize_with = "table")]
+    pub(super) metrics: Face,
+    #[serde(deserialize_with = "table")]
+    pub(super) admin: Face,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Face {
+    pub(super) networks: Vec<Text<IpNet>>,
+    pub(super) tokens: Vec<SecretSource>,
+    #[serde(deserialize_with = "table")]
+    pub(super) users: BTreeMap<String, SecretSource>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -163,9 +163,16 @@ impl FromText for IpNet {
     fn from_text(text: &str) -> Result<Self, String> {
         let net = text.parse::<Self>();
         let address = || text.parse::<IpAddr>().map(Self::from);
-        net.or_else(|_| address()).map_err(|_| {
+        let net = net.or_else(|_| address()).map_err(|_| {
             format!("{text:?} is not a network; write it as \"10.0.0.0/8\" or \"fd00::/8\"")
-        })
+        })?;
+        // Addresses are compared as IPv4 where they are IPv4 within IPv6.
+        let mapped = match net {
+            Self::V6(net) => (net.addr().to_ipv4_mapped()).zip(net.prefix_len().checked_sub(96)),
+            Self::V4(_) => None,
+        };
+        let plain = mapped.and_then(|(address, bits)| Self::new(address.into(), bits).ok());
+        Ok(plain.unwrap_or(net))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - `listen`, `stream`: connections, and how they end
 //! - `router`, `path`: which path means what; admission, limits, the log line and metrics of a request
+//! - `access`: who may ask
 //! - `mirror`: the mirror API's four methods
 //! - `prometheus`: Prometheus' HTTP API
 //! - `respond`, `encoding`: what responses of data have in common
@@ -10,6 +11,7 @@
 //! - `reloads`: how a new configuration is asked for
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
+mod access;
 mod admin;
 mod admin_api;
 mod body;
@@ -24,6 +26,7 @@ mod router;
 mod status;
 mod stream;
 
+pub use access::{Access, Credentials, Face, Rules};
 pub use body::Body;
 pub use reloads::{Answer, Applied, Asked, Reloads};
 pub use router::{Front, Settings};

@@ -355,7 +355,7 @@ async fn respond(told: Told, context: &Context) -> Result<Response<Body>, Error>
 
 /// The response that says `error`: as the upstream said it, if it did so in a way that the client
 /// knows.
-pub(super) fn error_response(error: &Error) -> Response<Body> {
+fn error_response(error: &Error) -> Response<Body> {
     let mut response = match &error.said {
         Some(said) => {
             let mut response = Response::new(Body::from(said.body.clone()));
@@ -372,6 +372,13 @@ pub(super) fn error_response(error: &Error) -> Response<Body> {
         }
     };
     add_advice(&mut response, error);
+    response
+}
+
+/// The whole response that says `error`; `browser` is whether the request had an `Origin`.
+pub(super) fn refused(error: &Error, browser: bool) -> Response<Body> {
+    let mut response = error_response(error);
+    finish(&mut response, browser);
     response
 }
 

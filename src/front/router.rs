@@ -12,6 +12,7 @@ use hyper::body::{Body as _, Incoming};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{Level, debug};
 
+use super::access::{Access, Face};
 use super::body::Body;
 use super::encoding::chosen;
 use super::path::normalized;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// Which clients are answered compressed, of those that ask for it.
     pub compression: Compression,
+    /// Who may ask.
+    pub access: Arc<Access>,
     /// Whether every error has status 500.
     pub always_500: bool,
 }
@@ -92,6 +95,17 @@ impl Route {
             Self::Prometheus(endpoint) => ("prometheus", endpoint.name()),
             Self::Admin(page) => ("admin", page.name()),
             Self::Operate(call) => ("admin", call.name()),
+        }
+    }
+
+    /// The face whose rules it is under; probes and the description are open to all.
+    fn face(self) -> Option<Face> {
+        match self {
+            Self::Mirror(_) | Self::Admin(admin::Page::Home) => Some(Face::Mirror),
+            Self::Prometheus(_) => Some(Face::Prometheus),
+            Self::Admin(admin::Page::Metrics) => Some(Face::Metrics),
+            Self::Operate(_) => Some(Face::Admin),
+            Self::Admin(_) => None,
         }
     }
 }
@@ -200,24 +214,37 @@ impl Front {
         peer: IpAddr,
     ) -> Response<Body> {
         let arrived = self.shared.clock.monotonic();
-        let route = self.route(&normalized(request.uri().path()));
+        let (route, face) = {
+            let path = normalized(request.uri().path());
+            let route = self.route(&path);
+            // Which names there are is not told to those who may not ask.
+            let named = path.starts_with("/prometheus/");
+            let face = named.then_some(Face::Prometheus);
+            (route, face.or_else(|| route.and_then(Route::face)))
+        };
+        let client = self.settings.access.client(peer, request.headers());
+        let allowed = self.allowed(face, client, &request).await;
         let method = request.method().clone();
-        let (mut span, trace) = begun(route, &request, peer);
+        let (mut span, trace) = begun(route, &request, client);
         // The request is gone when its answer is logged.
         let log = tracing::enabled!(Level::DEBUG).then(|| (request.uri().clone(), trace.id()));
-        let answer = match route {
-            Some(Route::Mirror(mirror)) => {
-                self.mirror(mirror, request, peer, (arrived, trace)).await
+        let begun = (arrived, trace);
+        let answer = match (allowed, route) {
+            (Err(e), _) if face == Some(Face::Prometheus) => {
+                let browser = request.headers().contains_key(ORIGIN);
+                Ok(prometheus::refused(&e, browser))
             }
-            Some(Route::Prometheus(endpoint)) => Ok(self
-                .prometheus(endpoint, request, peer, (arrived, trace))
-                .await),
-            Some(Route::Admin(page)) => {
+            (Err(e), _) => Err(e),
+            (_, Some(Route::Mirror(mirror))) => self.mirror(mirror, request, client, begun).await,
+            (_, Some(Route::Prometheus(endpoint))) => {
+                Ok(self.prometheus(endpoint, request, client, begun).await)
+            }
+            (_, Some(Route::Admin(page))) => {
                 let draining = self.shared.draining.load(Ordering::Relaxed);
                 admin::answer(page, &method, &self.engine, self.shared.registry, draining)
             }
-            Some(Route::Operate(call)) => self.operate(call, request, peer, arrived).await,
-            None => {
+            (_, Some(Route::Operate(call))) => self.operate(call, request, client, arrived).await,
+            (_, None) => {
                 let path = normalized(request.uri().path());
                 let message = format!("there is nothing at {path:.100?}; see / for what there is");
                 Err(Error::new(Kind::PathNotFound, message))
@@ -253,6 +280,23 @@ impl Front {
         route(path).or_else(named)
     }
 
+    /// Whether `request` of `client` is let through to `face`.
+    async fn allowed(
+        &self,
+        face: Option<Face>,
+        client: IpAddr,
+        request: &Request<Incoming>,
+    ) -> Result<(), Error> {
+        let Some(face) = face else {
+            return Ok(());
+        };
+        let preflight = face == Face::Prometheus && request.method() == Method::OPTIONS;
+        let access = &self.settings.access;
+        access
+            .check(face, client, request.headers(), preflight)
+            .await
+    }
+
     /// Answers the body of a mirror request that did not come over HTTP.
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
         let begun = (self.shared.clock.monotonic(), Trace::default());
@@ -266,7 +310,7 @@ impl Front {
         &self,
         mirror: mirror::Method,
         request: Request<Incoming>,
-        peer: IpAddr,
+        client: IpAddr,
         begun: (Duration, Trace),
     ) -> Result<Response<Body>, Error> {
         if request.method() != Method::POST {
@@ -275,7 +319,7 @@ impl Front {
         }
         let _admitted = self.admit(&request)?;
         declared_as_json(&request)?;
-        let context = self.context(Some(request.headers()), Some(peer), begun);
+        let context = self.context(Some(request.headers()), Some(client), begun);
         let settings = &self.settings;
         let body = read_body(
             request.into_body(),
@@ -290,7 +334,7 @@ impl Front {
         &self,
         call: admin_api::Call,
         request: Request<Incoming>,
-        peer: IpAddr,
+        client: IpAddr,
         arrived: Duration,
     ) -> Result<Response<Body>, Error> {
         if request.headers().contains_key(ORIGIN) {
@@ -300,11 +344,8 @@ impl Front {
         }
         call.check(request.method())?;
         let _admitted = self.admit(&request)?;
-        let context = self.context(
-            Some(request.headers()),
-            Some(peer),
-            (arrived, Trace::default()),
-        );
+        let begun = (arrived, Trace::default());
+        let context = self.context(Some(request.headers()), Some(client), begun);
         let settings = &self.settings;
         let (head, body) = request.into_parts();
         let path = normalized(head.uri.path());
@@ -317,7 +358,7 @@ impl Front {
         &self,
         endpoint: prometheus::Endpoint,
         request: Request<Incoming>,
-        peer: IpAddr,
+        client: IpAddr,
         begun: (Duration, Trace),
     ) -> Response<Body> {
         let browser = request.headers().contains_key(ORIGIN);
@@ -326,16 +367,20 @@ impl Front {
                 return Ok(prometheus::options());
             }
             let _admitted = self.admit(&request)?;
-            let context = self.context(Some(request.headers()), Some(peer), begun);
+            let context = self.context(Some(request.headers()), Some(client), begun);
             let settings = &self.settings;
             let (head, body) = request.into_parts();
             let body = read_body(body, settings.max_body, settings.request_timeout).await?;
             prometheus::answer(&self.engine, endpoint, &head, body, context).await
         };
         let answer = answer.await;
-        let mut response = answer.unwrap_or_else(|e| prometheus::error_response(&e));
-        prometheus::finish(&mut response, browser);
-        response
+        match answer {
+            Ok(mut response) => {
+                prometheus::finish(&mut response, browser);
+                response
+            }
+            Err(e) => prometheus::refused(&e, browser),
+        }
     }
 
     /// Lets a request in if there is room for it and its body; else it is refused at once.
@@ -477,7 +522,9 @@ mod tests {
         let mut kinds = vec![Kind::InvalidRequest];
         while let Some(last) = kinds.last() {
             kinds.push(match last {
-                Kind::InvalidRequest => Kind::TargetNotAllowed,
+                Kind::InvalidRequest => Kind::Unauthenticated,
+                Kind::Unauthenticated => Kind::ClientNotAllowed,
+                Kind::ClientNotAllowed => Kind::TargetNotAllowed,
                 Kind::TargetNotAllowed => Kind::MetricNotFound,
                 Kind::MetricNotFound => Kind::UnsupportedFieldType,
                 Kind::UnsupportedFieldType => Kind::PathNotFound,

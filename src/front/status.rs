@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -16,7 +16,8 @@ use crate::wire::response::write_error;
 pub(super) fn status(kind: Kind) -> StatusCode {
     match kind {
         Kind::InvalidRequest => StatusCode::BAD_REQUEST,
-        Kind::TargetNotAllowed => StatusCode::FORBIDDEN,
+        Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Kind::ClientNotAllowed | Kind::TargetNotAllowed => StatusCode::FORBIDDEN,
         Kind::MetricNotFound | Kind::PathNotFound => StatusCode::NOT_FOUND,
         Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Kind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -33,11 +34,12 @@ pub(super) fn status(kind: Kind) -> StatusCode {
     }
 }
 
-/// The response that says `error`. With `always_500` its status is 500, whatever it is.
+/// The response that says `error`. With `always_500` its status is 500, whatever it is but 401:
+/// without that no client would log in.
 pub fn error_response(error: &Error, always_500: bool) -> Response<Body> {
     let mut response = Response::new(Body::from(write_error(error)));
     let status = status(error.kind);
-    *response.status_mut() = if always_500 {
+    *response.status_mut() = if always_500 && status != StatusCode::UNAUTHORIZED {
         StatusCode::INTERNAL_SERVER_ERROR
     } else {
         status
@@ -48,7 +50,8 @@ pub fn error_response(error: &Error, always_500: bool) -> Response<Body> {
     response
 }
 
-/// Says what the client may do about `error`: which methods are allowed, when to ask again.
+/// Says what the client may do about `error`: which methods are allowed, how to log in, when to ask
+/// again.
 pub(super) fn add_advice(response: &mut Response<Body>, error: &Error) {
     let headers = response.headers_mut();
     if error.kind == Kind::MethodNotAllowed
@@ -56,6 +59,17 @@ pub(super) fn add_advice(response: &mut Response<Body>, error: &Error) {
         && let Ok(allowed) = HeaderValue::from_str(allowed)
     {
         headers.insert(ALLOW, allowed);
+    }
+    if error.kind == Kind::Unauthenticated {
+        let schemes = error.subject.as_deref().unwrap_or_default();
+        for scheme in schemes.split(' ') {
+            let challenge = match scheme {
+                "Bearer" => "Bearer realm=\"heliostat\"",
+                "Basic" => "Basic realm=\"heliostat\", charset=\"UTF-8\"",
+                _ => continue,
+            };
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
     }
     let later = matches!(
         error.kind,

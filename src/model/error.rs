@@ -11,6 +11,11 @@ use super::verbatim::Verbatim;
 pub enum Kind {
     /// Malformed JSON, or a field that is missing or bad.
     InvalidRequest,
+    /// A valid token or password is needed; the subject is the schemes of `Authorization` that are
+    /// known, such as `Bearer Basic`.
+    Unauthenticated,
+    /// The client's address may not ask this API, or nobody may.
+    ClientNotAllowed,
     /// The connection details name a target that may not be reached.
     TargetNotAllowed,
     /// The upstream cannot express the selector, or does not know the metric.
@@ -63,6 +68,8 @@ impl Kind {
     pub fn origin(self) -> Origin {
         match self {
             Self::InvalidRequest
+            | Self::Unauthenticated
+            | Self::ClientNotAllowed
             | Self::TargetNotAllowed
             | Self::MetricNotFound
             | Self::UnsupportedFieldType

@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, and no value of these types can be wrong once it exists.
 
+pub mod access;
 pub mod address;
 pub mod error;
 pub mod fields;
@@ -14,6 +15,7 @@ pub mod target;
 pub mod time;
 pub mod verbatim;
 
+pub use access::{PasswordHash, TokenHash};
 pub use error::{Error, Kind, Origin};
 pub use fields::{Field, FieldType, FieldValue, FieldValues};
 pub use points::{Bucket, Points};

@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 const REQUESTS: &str = "heliostat_requests_total";
 const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
+const ACCESS_DENIED: &str = "heliostat_access_denied_total";
 const LOOKUPS: &str = "heliostat_cache_lookups_total";
 const CACHE_BYTES: &str = "heliostat_cache_bytes";
 const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
@@ -68,6 +69,10 @@ fn describe() {
         REQUEST_SECONDS,
         Unit::Seconds,
         "Time from a request's head to its answer's head."
+    );
+    describe_counter!(
+        ACCESS_DENIED,
+        "Requests turned away, by API and reason: the client's address (network), no or wrong credentials (credentials), an API that is closed (closed), too many passwords to check (busy)."
     );
     describe_counter!(
         LOOKUPS,
@@ -169,6 +174,35 @@ impl RequestMetrics {
             Some(kept) => kept.get_or_init(counter).increment(1),
             None => counter().increment(1),
         }
+    }
+}
+
+/// The metrics of requests to one API that are turned away.
+#[derive(Debug)]
+pub struct AccessMetrics {
+    api: &'static str,
+}
+
+impl AccessMetrics {
+    /// The metrics of `api`.
+    pub fn new(api: &'static str) -> Self {
+        Self { api }
+    }
+
+    /// Shows what has not happened yet as 0, so that a first time can be alerted on.
+    pub fn show(&self) {
+        for reason in ["network", "credentials", "closed", "busy"] {
+            self.denied(reason).absolute(0);
+        }
+    }
+
+    /// Counts a request that was turned away for `reason`.
+    pub fn count(&self, reason: &'static str) {
+        self.denied(reason).increment(1);
+    }
+
+    fn denied(&self, reason: &'static str) -> Counter {
+        counter!(ACCESS_DENIED, "api" => self.api, "reason" => reason)
     }
 }
 

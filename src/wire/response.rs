@@ -85,6 +85,8 @@ pub fn write_error(error: &Error) -> Vec<u8> {
 fn summary(kind: Kind) -> &'static str {
     match kind {
         Kind::InvalidRequest => "The request is not valid",
+        Kind::Unauthenticated => "A valid token or password is needed",
+        Kind::ClientNotAllowed => "This client may not ask",
         Kind::TargetNotAllowed => "The target is not allowed",
         Kind::MetricNotFound => "No such metric",
         Kind::UnsupportedFieldType => "The field's type is not supported",

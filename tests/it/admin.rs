@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::scripted::{Answer, Scripted};
-use crate::support::{Reply, Server, TestClock};
+use crate::support::{ADMIN, ADMIN_TOKEN, Reply, Server, TestClock};
 
 const NOW: i64 = 1_790_000_000_000;
 const HOUR: i64 = 3_600_000;
@@ -35,12 +35,18 @@ struct World {
     server: Server,
 }
 
+async fn post(server: &Server, path: &str, body: &Value) -> Reply {
+    let url = format!("{}/admin/v1/{path}", server.url);
+    let request = server.client().post(url).body(body.to_string());
+    server.reply(request.bearer_auth(ADMIN_TOKEN)).await
+}
+
 impl World {
     async fn new(name: &str, more: &str) -> Self {
         let clock = TestClock::at(NOW);
         let source = mirror(&clock).await;
         let toml = format!(
-            "[[upstream]]\nname = {name:?}\nkind = \"mirror\"\nurls = [{:?}]\ninterval = \"1m\"\n{more}",
+            "{ADMIN}[[upstream]]\nname = {name:?}\nkind = \"mirror\"\nurls = [{:?}]\ninterval = \"1m\"\n{more}",
             source.url
         );
         let server = Server::start_at(&toml, clock.clone()).await;
@@ -52,11 +58,13 @@ impl World {
     }
 
     async fn get(&self, path: &str) -> Reply {
-        self.server.get(&format!("/admin/v1/{path}")).await
+        let url = format!("{}/admin/v1/{path}", self.server.url);
+        let request = self.server.client().get(url).bearer_auth(ADMIN_TOKEN);
+        self.server.reply(request).await
     }
 
     async fn post(&self, path: &str, body: &Value) -> Reply {
-        self.server.post(&format!("/admin/v1/{path}"), body).await
+        post(&self.server, path, body).await
     }
 
     /// Asks for `range` of the series `name`; its values.
@@ -213,7 +221,7 @@ async fn what_was_being_fetched_when_it_was_invalidated_is_not_kept() {
     })
     .await;
     let toml = format!(
-        "[[upstream]]\nname = \"racing\"\nkind = \"mirror\"\nurls = [{:?}]",
+        "{ADMIN}[[upstream]]\nname = \"racing\"\nkind = \"mirror\"\nurls = [{:?}]",
         source.url
     );
     let server = Server::start_at(&toml, clock).await;
@@ -222,7 +230,7 @@ async fn what_was_being_fetched_when_it_was_invalidated_is_not_kept() {
     let second = async {
         source.asked(1).await;
         let forget = json!({ "upstream": "racing" });
-        server.post("/admin/v1/invalidate", &forget).await;
+        post(&server, "invalidate", &forget).await;
         // Who asks after the invalidation does not join the fetch from before it.
         let second = server.post("/api/metric", &body);
         let open = async {
@@ -306,7 +314,11 @@ async fn browsers_and_wrong_requests_are_refused() {
         .post(format!("{}/admin/v1/reload", world.server.url));
     let refused = world
         .server
-        .reply(request.header("origin", "http://evil"))
+        .reply(
+            request
+                .bearer_auth(ADMIN_TOKEN)
+                .header("origin", "http://evil"),
+        )
         .await;
     assert_eq!(refused.status, 403);
     let wrong = world.get("reload").await;

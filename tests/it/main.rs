@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod access;
 mod admin;
 mod bad_input;
 mod cases;

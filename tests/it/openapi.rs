@@ -6,7 +6,7 @@ use std::path::Path;
 use heliostat::wire::request::method_names;
 use serde_json::{Value, json};
 
-use crate::support::Server;
+use crate::support::{ADMIN, ADMIN_TOKEN, Server};
 
 fn document() -> Value {
     serde_json::from_str(include_str!("../../src/front/openapi.json")).unwrap()
@@ -219,9 +219,9 @@ fn what_is_wrong_is_not_as_described() {
 
 #[tokio::test]
 async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
-    let server = Server::start(
-        "[[upstream]]\nname = \"demo\"\nkind = \"demo\"\ndemo = { latency = \"1ms\" }",
-    )
+    let server = Server::start(&format!(
+        "{ADMIN}[[upstream]]\nname = \"demo\"\nkind = \"demo\"\ndemo = {{ latency = \"1ms\" }}"
+    ))
     .await;
     let served = server.get("/openapi.json").await;
     assert_eq!(served.header("content-type"), "application/json");
@@ -237,6 +237,7 @@ async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
             let method = method.to_uppercase();
             let url = format!("{}{path}", server.url);
             let mut request = server.client().request(method.parse().unwrap(), url);
+            request = request.bearer_auth(ADMIN_TOKEN);
             if let Some(body) = operation.get("requestBody") {
                 let example = &body["content"]["application/json"]["example"];
                 request = request

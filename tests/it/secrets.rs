@@ -4,20 +4,27 @@ use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine;
 use heliostat::config;
 use serde_json::json;
 
 use crate::scripted::{Answer, Scripted};
-use crate::support::{Server, TestClock};
+use crate::support::{Server, TestClock, metric};
 
 const NOW: i64 = 1_790_000_000_000;
 /// Part of every secret.
 const MARK: &str = "hunter2mark";
 
+/// The hash of the token `hunter2mark`, and one of the password of that text.
+const TOKEN: &str = "sha256:7253d5553d4a28a5f910194b1d8b3f6c3b6270f7aad180ed69f7e6a4661f13d9";
+const PASSWORD: &str = "$2b$04$abcdefghijklmnopqrstuugFgv7Nt9UUUQFT67LyuDtVIULBi6N56";
+
 /// A configuration with a secret wherever one can be. Its upstream and its proxy do not answer.
 fn everywhere(folder: &std::path::Path) -> (String, BTreeMap<String, String>) {
     let file = folder.join("secret");
     std::fs::write(&file, format!("{MARK}-file\n")).unwrap();
+    let hashes = folder.join("hash");
+    std::fs::write(&hashes, format!("{TOKEN}\n")).unwrap();
     let toml = format!(
         r#"
 [server]
@@ -25,6 +32,9 @@ listen = "127.0.0.1:0"
 api_key = "{MARK}-own"
 [log]
 level = "trace"
+[access.prometheus]
+tokens = ["{TOKEN}", {{ file = {hashes:?} }}, {{ env = "TOKEN" }}]
+users = {{ ann = "{PASSWORD}", bob = {{ env = "PASSWORD" }} }}
 [[upstream]]
 name = "mirror-of-secrets"
 kind = "mirror"
@@ -46,6 +56,8 @@ retries = 1
     );
     let env = [
         ("KEY", format!("{MARK}-env")),
+        ("TOKEN", TOKEN.to_owned()),
+        ("PASSWORD", PASSWORD.to_owned()),
         (
             "HTTP_PROXY",
             format!("http://user:{MARK}-envproxy@127.0.0.1:1"),
@@ -122,6 +134,37 @@ async fn secrets_are_printed_nowhere() {
         let answer = client.get(format!("{url}/{path}")).send().await.unwrap();
         printed += &answer.text().await.unwrap();
     }
+    // As it is sent, so that it would be found.
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("ann:{MARK}"));
+    let (other, basic) = (format!("Bearer {MARK}-other"), format!("Basic {pair}"));
+    let sent = [
+        (&[][..], 401),
+        (&[&format!("Bearer {MARK}")], 502),
+        (&[&basic], 502),
+        (&[&other], 401),
+        (&[&other, &basic], 401),
+        (&[&format!("Digest {MARK}")], 401),
+        (&[&format!("Basic {MARK}!")], 401),
+    ];
+    for (headers, status) in sent {
+        let url = format!("{url}/prometheus/prom-of-secrets/api/v1/query?query=up");
+        let request = headers.iter().fold(client.get(url), |request, value| {
+            request.header("authorization", value.as_str())
+        });
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), status, "{headers:?}");
+        let headers = answer.headers().iter();
+        // This one is told to every client.
+        let headers = headers.filter(|(name, _)| *name != "x-mirror-api-key");
+        printed += &format!("{:?}", headers.collect::<Vec<_>>());
+        printed += &answer.text().await.unwrap();
+    }
+    let metrics = client.get(format!("{url}/metrics")).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    // The five here, and one without credentials before.
+    let denied = "heliostat_access_denied_total{api=\"prometheus\",reason=\"credentials\"}";
+    assert_eq!(metric(&metrics, denied), 6.0);
+    printed += &metrics;
     serving.kill().unwrap();
     serving.wait().unwrap();
     printed += &said();
@@ -134,8 +177,9 @@ async fn secrets_are_printed_nowhere() {
     ] {
         assert!(printed.contains(part), "{part} is not in {printed}");
     }
-    let found = printed.lines().find(|line| line.contains(MARK));
-    assert_eq!(found, None);
+    let secrets = [MARK, &TOKEN[7..], &PASSWORD[7..], &pair];
+    let found = |line: &&str| secrets.iter().any(|secret| line.contains(secret));
+    assert_eq!(printed.lines().find(found), None);
 }
 
 #[test]
@@ -156,6 +200,29 @@ fn errors_of_the_configuration_do_not_repeat_secrets() {
             format!("{upstream}\nheaders = {{ X = \"{MARK}\\n\" }}"),
             "headers",
         ),
+        (format!("[access.mirror]\ntokens = [\"{MARK}\"]"), "tokens"),
+        (format!("[access.mirror]\ntokens = \"{MARK}\""), "tokens"),
+        (
+            format!("[access.mirror]\ntokens = [\"sha256:{MARK}\"]"),
+            "tokens",
+        ),
+        (
+            format!("[access.mirror]\nusers = {{ ann = \"{MARK}\" }}"),
+            "users",
+        ),
+        (
+            format!("[access.mirror.users]\nann = \"$2b$99${MARK}\""),
+            "users",
+        ),
+        (
+            format!("[access.mirror.users]\n\"ann:{MARK}\" = \"x\""),
+            "users",
+        ),
+        (
+            format!("[access.mirror]\nusers = [\"ann:{MARK}\"]"),
+            "users",
+        ),
+        (format!("[access.mirror]\nusers = \"ann:{MARK}\""), "users"),
         (format!("{upstream}\nheaders = [\"{MARK}\"]"), "headers"),
         (format!("{upstream}\nheaders = \"{MARK}\""), "headers"),
         (format!("{upstream}\nproxy = \"ftp://u:{MARK}@h\""), "proxy"),

@@ -11,6 +11,10 @@ use heliostat::config;
 use heliostat::front::{Applied, Reloads};
 use serde_json::Value;
 
+/// A section that opens the admin API to who has [`ADMIN_TOKEN`].
+pub(crate) const ADMIN: &str = "[access.admin]\ntokens = [\"sha256:3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0\"]\n";
+pub(crate) const ADMIN_TOKEN: &str = "token";
+
 /// A clock that stands still until it is moved. Wall time and monotonic time move apart only if
 /// that is asked for.
 #[derive(Debug)]

@@ -150,16 +150,25 @@ fn span(table: &DeTable<'_>, key: &str) -> Option<usize> {
 fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
     let mut found = None;
     for (key, value) in table {
-        let name = key.get_ref();
+        let name = shown(key.get_ref());
         let holds = |span: std::ops::Range<usize>| span.contains(&at) || span.start == at;
         if let Some(inner) = inside(value, at) {
             return Some(format!("{name}{inner}"));
         }
         if holds(key.span()) || holds(value.span()) {
-            found = Some(name.clone().into_owned());
+            found = Some(name);
         }
     }
     found
+}
+
+/// The name of a key as errors show it. What stands behind a colon or a blank may be a secret.
+fn shown(name: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-.".contains(c);
+    match name.find(|c| !plain(c)) {
+        Some(end) => format!("{}…", name.get(..end).unwrap_or_default()),
+        None => name.to_owned(),
+    }
 }
 
 /// The rest of a key's path, for the part of its value at the byte `at`.

@@ -89,6 +89,58 @@ fn errors_say_where_what_and_what_is_allowed() {
             "c.toml:2:1: state.dir: \"/nonexistent/folder\" is not a folder",
         ),
         ("[log]\nlevel = \"loud\"", "found \"loud\""),
+        (
+            "[access.promethius]\nnetworks = []",
+            "access.promethius: unknown key",
+        ),
+        (
+            "[access.promethius]\nnetworks = []",
+            "did you mean `prometheus`?",
+        ),
+        (
+            "[access.mirror]\nnetworks = [\"10.0.0.0/33\"]",
+            "c.toml:2:13: access.mirror.networks[0]: \"10.0.0.0/33\" is not a network",
+        ),
+        (
+            "[access]\ntrusted_proxies = [\"nginx\"]",
+            "c.toml:2:20: access.trusted_proxies[0]: \"nginx\" is not a network",
+        ),
+        (
+            "[access.metrics]\ntoken = []",
+            "access.metrics.token: unknown key",
+        ),
+        (
+            "[access.metrics]\ntokens = [\"x\"]",
+            "c.toml:2:11: access.metrics.tokens[0]: is not the hash of a token; expected",
+        ),
+        (
+            "[access.metrics]\ntokens = [{ env = \"NOPE\" }]",
+            "c.toml:2:11: access.metrics.tokens[0]: the environment variable NOPE is not set",
+        ),
+        (
+            "[access.admin]\nnetworks = []\nusers = { ann = \"x\" }",
+            "c.toml:3:11: access.admin.users.ann: is not a bcrypt hash; expected",
+        ),
+        (
+            "[access.admin]\n[access.admin.users]\nann = \"x\"",
+            "c.toml:3:1: access.admin.users.ann: is not a bcrypt hash",
+        ),
+        (
+            "[access.mirror]\nusers = { ann = \"$2b$20$abcdefghijklmnopqrstuugFgv7Nt9UUUQFT67LyuDtVIULBi6N56\" }",
+            "c.toml:2:11: access.mirror.users.ann: has the cost 20; 4 to 14 are accepted",
+        ),
+        (
+            "[access.mirror]\nusers = { \"a:b\" = \"x\" }",
+            "c.toml:2:1: access.mirror.users: a user's name must have a character, no colon",
+        ),
+        (
+            "[access.mirror]\nusers = { \"\" = \"x\" }",
+            "c.toml:2:1: access.mirror.users: a user's name must have a character",
+        ),
+        (
+            "[access.mirror]\nusers = { \"a\\u0007\" = \"x\" }",
+            "no control characters",
+        ),
     ];
     for (text, expected) in cases {
         let said = error(text);
@@ -273,4 +325,36 @@ fn where_traces_go_is_checked() {
         );
         assert!(said.contains("--features otlp"), "{said}");
     }
+}
+
+#[test]
+fn access_comes_from_the_file_and_the_environment() {
+    let (token, hash) = (
+        format!("sha256:{}", "0".repeat(64)),
+        "$2b$04$abcdefghijklmnopqrstuugFgv7Nt9UUUQFT67LyuDtVIULBi6N56",
+    );
+    let text = "[access]\ntrusted_proxies = [\"10.0.0.7\", \"::ffff:10.1.0.0/112\"]\n[access.mirror]\nnetworks = [\"fd00::/8\", \"::/0\"]\n[access.metrics]\ntokens = [{ env = \"SCRAPE\" }]";
+    let overrides = env(&[
+        ("SCRAPE", &token),
+        (
+            "HELIOSTAT_ACCESS__PROMETHEUS__USERS",
+            &format!("{{ Grafana = {hash:?} }}"),
+        ),
+        ("HELIOSTAT_ACCESS__ADMIN__TOKENS", &format!("[{token:?}]")),
+    ]);
+    let access = parse(text, "c.toml", &overrides).unwrap().access;
+    let shown: Vec<_> = access
+        .trusted_proxies
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(shown, ["10.0.0.7/32", "10.1.0.0/16"]);
+    assert_eq!(access.mirror.networks.len(), 2);
+    assert!(!access.mirror.is_open() && !access.mirror.has_credentials());
+    assert_eq!(access.metrics.tokens[0].reveal(), token);
+    assert_eq!(access.prometheus.users[0].0, "Grafana");
+    assert_eq!(access.prometheus.users[0].1.reveal(), hash);
+    assert!(access.admin.has_credentials());
+    let shown = format!("{access:?}");
+    assert!(!shown.contains("$2b") && !shown.contains("0000"), "{shown}");
 }

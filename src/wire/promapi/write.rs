@@ -155,7 +155,8 @@ impl Parts {
 pub fn error_type(kind: Kind) -> (u16, &'static str) {
     match kind {
         Kind::InvalidRequest | Kind::UnsupportedFieldType => (400, "bad_data"),
-        Kind::TargetNotAllowed => (403, "bad_data"),
+        Kind::Unauthenticated => (401, "bad_data"),
+        Kind::ClientNotAllowed | Kind::TargetNotAllowed => (403, "bad_data"),
         Kind::MetricNotFound | Kind::PathNotFound => (404, "not_found"),
         Kind::MethodNotAllowed => (405, "bad_data"),
         Kind::RequestTimeout => (408, "timeout"),

@@ -1,0 +1,83 @@
+//! Who can reach a service, and whether that is unsafe.
+
+use std::net::SocketAddr;
+
+use crate::config::{self, Config};
+
+/// What is unsafe about listening on `address` with `config`, and what to set.
+pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
+    let (access, tls) = (&config.access, config.server.tls.as_ref());
+    let certified = tls.is_some_and(|tls| tls.client_ca.is_some());
+    if address.ip().to_canonical().is_loopback() {
+        return Vec::new();
+    }
+    let mut warnings = Vec::new();
+    // The admin API is closed unless credentials are set.
+    let faces = [
+        ("mirror", &access.mirror),
+        ("prometheus", &access.prometheus),
+        ("metrics", &access.metrics),
+    ];
+    let open: Vec<&str> = faces
+        .iter()
+        .filter(|(_, face)| face.is_open())
+        .map(|(name, _)| *name)
+        .collect();
+    if !open.is_empty() && !certified {
+        let sections: Vec<String> = open.iter().map(|n| format!("[access.{n}]")).collect();
+        warnings.push(format!(
+            "anyone who can reach {address} may ask the faces {}: set networks, tokens or users in {}, or server.tls.client_ca (docs/security.md)",
+            open.join(", "),
+            sections.join(", "),
+        ));
+    }
+    let mut all = faces.iter().map(|(_, face)| *face).chain([&access.admin]);
+    if all.any(config::Face::has_credentials) && tls.is_none() && access.trusted_proxies.is_empty()
+    {
+        warnings.push(format!(
+            "tokens and passwords come to {address} in clear: set server.tls, or access.trusted_proxies if a proxy in front has TLS (docs/security.md)"
+        ));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn listening_wider_than_this_machine_without_protection_says_what_to_set() {
+        let hash = "0".repeat(64);
+        let said = |toml: &str, address: &str| {
+            let config = config::parse(toml, "c.toml", &BTreeMap::new()).unwrap();
+            warnings(&config, address.parse().unwrap()).join("\n")
+        };
+        for near in ["127.0.0.1:7", "[::1]:7", "[::ffff:127.0.0.1]:7"] {
+            assert_eq!(said("", near), "");
+        }
+        let wide = said("", "0.0.0.0:7007");
+        assert_eq!(
+            wide,
+            "anyone who can reach 0.0.0.0:7007 may ask the faces mirror, prometheus, metrics: set \
+             networks, tokens or users in [access.mirror], [access.prometheus], [access.metrics], \
+             or server.tls.client_ca (docs/security.md)"
+        );
+        let networks = "networks = [\"10.0.0.0/8\"]";
+        let some = format!("[access.mirror]\n{networks}\n[access.metrics]\n{networks}");
+        let said_of_some = said(&some, "[::]:7007");
+        assert!(
+            said_of_some.contains("the faces prometheus: "),
+            "{said_of_some}"
+        );
+        let all = format!("{some}\n[access.prometheus]\n{networks}");
+        assert_eq!(said(&all, "0.0.0.0:7007"), "");
+        let token = format!("{all}\n[access.admin]\ntokens = [\"sha256:{hash}\"]");
+        let clear = said(&token, "0.0.0.0:7007");
+        assert!(clear.starts_with("tokens and passwords come to 0.0.0.0:7007 in clear"));
+        assert_eq!(said(&token, "127.0.0.1:7007"), "");
+        let proxied = format!("[access]\ntrusted_proxies = [\"10.0.0.1\"]\n{token}");
+        assert_eq!(said(&proxied, "0.0.0.0:7007"), "");
+    }
+}

@@ -1,0 +1,47 @@
+//! Who may ask: networks, tokens, users.
+
+use super::{Checker, ConfigError, Place};
+use crate::config::raw;
+use crate::config::{Access, Face};
+use crate::model::{PasswordHash, TokenHash};
+
+impl Checker<'_> {
+    pub(super) fn access(&self, raw: &raw::Access) -> Result<Access, ConfigError> {
+        Ok(Access {
+            trusted_proxies: raw.trusted_proxies.iter().map(|n| n.0).collect(),
+            mirror: self.face("access.mirror", &raw.mirror)?,
+            prometheus: self.face("access.prometheus", &raw.prometheus)?,
+            metrics: self.face("access.metrics", &raw.metrics)?,
+            admin: self.face("access.admin", &raw.admin)?,
+        })
+    }
+
+    fn face(&self, section: &'static str, raw: &raw::Face) -> Result<Face, ConfigError> {
+        let place = Place {
+            section,
+            index: None,
+        };
+        let mut face = Face {
+            networks: raw.networks.iter().map(|n| n.0).collect(),
+            ..Face::default()
+        };
+        for (index, source) in raw.tokens.iter().enumerate() {
+            let key = format!("tokens[{index}]");
+            let secret = self.secret(place, &key, source)?;
+            TokenHash::parse(secret.reveal()).map_err(|e| self.error(place, &key, e))?;
+            face.tokens.push(secret);
+        }
+        for (name, source) in &raw.users {
+            if name.is_empty() || name.contains(|c: char| c == ':' || c.is_control()) {
+                // What stands behind a colon may be a password.
+                let message = "a user's name must have a character, no colon and no control characters; write NAME = \"HASH\"";
+                return Err(self.error(place, "users", message));
+            }
+            let key = format!("users.{name}");
+            let secret = self.secret(place, &key, source)?;
+            PasswordHash::parse(secret.reveal()).map_err(|e| self.error(place, &key, e))?;
+            face.users.push((name.clone(), secret));
+        }
+        Ok(face)
+    }
+}

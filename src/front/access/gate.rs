@@ -1,0 +1,63 @@
+//! Where passwords are compared with their hashes: slow by design, so not on the threads that serve
+//! connections, and few at once.
+
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+/// Most comparisons at once. On a machine of few processors it is one: whoever guesses passwords
+/// does not get all of them.
+const AT_ONCE: usize = 2;
+/// Most comparisons that wait, and for how long.
+const QUEUE: usize = 64;
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// There is no room for another comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Busy;
+
+/// Bounds the work of comparing passwords.
+pub(super) struct Gate {
+    places: Arc<Semaphore>,
+    queue: Semaphore,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        let processors = available_parallelism().map_or(1, usize::from);
+        Self::of((processors / 2).clamp(1, AT_ONCE), QUEUE)
+    }
+}
+
+impl Gate {
+    /// Room for `places` at once and `queue` that wait.
+    pub(super) fn of(places: usize, queue: usize) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(places)),
+            queue: Semaphore::new(queue),
+        }
+    }
+
+    /// What `work` gives, once there is room for it.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Busy> {
+        let waiting = self.queue.try_acquire().map_err(|_| Busy)?;
+        let place = timeout(LONGEST_WAIT, self.places.clone().acquire_owned()).await;
+        drop(waiting);
+        let Ok(Ok(place)) = place else {
+            return Err(Busy);
+        };
+        let work = spawn_blocking(move || {
+            // Work goes on when nobody waits for it any more; its place is taken until it ends.
+            let _place = place;
+            work()
+        });
+        work.await.map_err(|_| Busy)
+    }
+}
