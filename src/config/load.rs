@@ -25,12 +25,6 @@ use crate::model::{Compression, MAX_TIME, TargetUrl};
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../config.toml");
 
-/// Fewer bytes hold no request and no answer.
-const SMALLEST_BODY: Size = Size(1 << 10);
-
-/// Fewer bytes hold not even what one dashboard shows.
-const SMALLEST_CACHE: Size = Size(1 << 20);
-
 /// A connection that waits longer is taken for one whose client has gone.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
 
@@ -151,7 +145,7 @@ impl Checker<'_> {
             upstreams.push(checked);
         }
         let memory = raw.cache.memory.as_ref();
-        self.at_least(CACHE, "memory", memory, SMALLEST_CACHE)?;
+        self.some_bytes(CACHE, "memory", memory)?;
         let log = Log {
             level: match raw.log.level {
                 Some(raw::Level::Error) => Level::ERROR,
@@ -258,7 +252,7 @@ impl Checker<'_> {
             let message = "holds characters that a header cannot carry, such as line breaks";
             return Err(self.error(SERVER, "api_key", message));
         }
-        self.at_least(SERVER, "max_body", raw.max_body.as_ref(), SMALLEST_BODY)?;
+        self.some_bytes(SERVER, "max_body", raw.max_body.as_ref())?;
         let max_body = raw.max_body.as_ref().map_or(1 << 20, |s| s.0.0);
         let request_timeout = raw.request_timeout.as_ref();
         if request_timeout.is_some_and(|t| t.0 > LONGEST_REQUEST) {
@@ -328,12 +322,7 @@ impl Checker<'_> {
         if raw.retries.is_some_and(|r| r > 10) {
             return Err(self.error(place, "retries", "must be at most 10"));
         }
-        self.at_least(
-            place,
-            "max_response",
-            raw.max_response.as_ref(),
-            SMALLEST_BODY,
-        )?;
+        self.some_bytes(place, "max_response", raw.max_response.as_ref())?;
         let mut settings = raw.settings(name, kind);
         let (span, interval) = (
             settings.reading.range_limits.span,
@@ -404,21 +393,16 @@ impl Checker<'_> {
         Ok(value)
     }
 
-    fn at_least(
+    fn some_bytes(
         &self,
         place: Place,
         key: &str,
         value: Option<&Text<Size>>,
-        least: Size,
     ) -> Result<(), ConfigError> {
-        if value.is_some_and(|v| v.0.0 < least.0) {
-            let message = match least.0 >> 20 {
-                0 => format!("must be at least \"{}KiB\"", least.0 >> 10),
-                mib => format!("must be at least \"{mib}MiB\""),
-            };
-            return Err(self.error(place, key, message));
+        match value {
+            Some(Text(Size(0))) => Err(self.error(place, key, "must be at least \"1B\"")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -195,6 +195,7 @@ fn what_looks_wrong_and_is_not_is_taken() {
         "upstream = []",
         // A section that was copied and given another kind.
         &whole,
+        "[server]\nmax_body = \"64B\"\n[cache]\nmemory = \"1KiB\"\n[[upstream]]\nkind = \"prometheus\"\nurls = [\"http://a\"]\napi_key = \"k\"\nheaders = {}\nmax_response = \"10B\"",
     ] {
         if let Err(error) = taken(text) {
             panic!("{text}\n{error}");

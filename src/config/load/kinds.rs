@@ -49,7 +49,8 @@ impl Checker<'_> {
             ("headers", !raw.headers.is_empty(), remote),
             ("tls", secure, remote),
             ("proxy", raw.proxy.is_some(), remote),
-            ("api_key", raw.api_key.is_some(), &[Kind::Mirror]),
+            // A store that is no mirror is not asked for it, but sections are copied with it.
+            ("api_key", raw.api_key.is_some(), remote),
             ("connection_details", details, &[Kind::Mirror]),
             ("demo", demo, &[Kind::Demo]),
             (
@@ -71,7 +72,7 @@ impl Checker<'_> {
             if is_set && !kinds.contains(&kind) {
                 let kinds: Vec<_> = kinds.iter().map(|k| format!("{:?}", k.name())).collect();
                 let message = format!(
-                    "means nothing to an upstream of kind {:?}, only to kind {}",
+                    "means nothing to an upstream of kind {:?}, only to {}",
                     kind.name(),
                     kinds.join(" and "),
                 );
