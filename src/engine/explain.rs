@@ -1,6 +1,7 @@
 //! What a query would be answered with, and what would be fetched for it and why, without asking
 //! anyone.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -87,14 +88,16 @@ pub struct Period {
 
 impl From<TimeRange> for Period {
     fn from(range: TimeRange) -> Self {
+        // What no calendar date says, such as the end of a bucket of ten thousand years, stays a
+        // number.
         let at = |millis: Millis| {
-            let since = u64::try_from(millis).map(Duration::from_millis);
-            let time = since.map(|since| std::time::UNIX_EPOCH + since);
-            time.map_or_else(
-                |_| millis.to_string(),
-                |time| humantime::format_rfc3339_millis(time).to_string(),
-            )
+            let since = u64::try_from(millis).map(Duration::from_millis).ok()?;
+            let time = std::time::UNIX_EPOCH.checked_add(since)?;
+            let mut text = String::new();
+            write!(text, "{}", humantime::format_rfc3339_millis(time)).ok()?;
+            Some(text)
         };
+        let at = |millis| at(millis).unwrap_or_else(|| millis.to_string());
         Self {
             start_time: range.start(),
             end_time: range.end(),
@@ -357,4 +360,19 @@ fn reasons(
         reason,
     };
     parts.into_iter().map(reason).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods_are_dates_as_far_as_there_are_some() {
+        let said = |start, end| Period::from(TimeRange::clamped(start, end)).period;
+        assert_eq!(
+            said(0, 1_700_000_000_123),
+            "1970-01-01T00:00:00.000Z/2023-11-14T22:13:20.123Z"
+        );
+        assert_eq!(said(-60_000, 506_804_601_600_000), "-60000/506804601600000");
+    }
 }
