@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -39,6 +39,17 @@ struct Source<T> {
     checked: AtomicU64,
     /// What they said then, or why they could not be read.
     seen: Mutex<Result<Contents, String>>,
+    /// Whether what they said then was no good.
+    wrong: AtomicBool,
+}
+
+impl<T> Drop for Source<T> {
+    fn drop(&mut self) {
+        if self.wrong.load(Ordering::Relaxed) {
+            // Files that nobody uses are nobody's fault.
+            metrics::file_error(&self.name, false);
+        }
+    }
 }
 
 impl<T> fmt::Debug for Live<T> {
@@ -77,6 +88,7 @@ impl<T> Live<T> {
                 checked: AtomicU64::new(millis(clock.as_ref())),
                 clock,
                 seen: Mutex::new(Ok(contents)),
+                wrong: AtomicBool::new(false),
             });
         }
         Ok(live)
@@ -120,6 +132,7 @@ impl<T> Source<T> {
         };
         *seen = contents;
         metrics::file_error(&self.name, made.is_err());
+        self.wrong.store(made.is_err(), Ordering::Relaxed);
         match made {
             Ok(value) => {
                 info!("{}: its files have changed and are in use", self.name);

@@ -22,6 +22,18 @@ pub struct Source {
     pub file: Option<PathBuf>,
 }
 
+impl Source {
+    /// The configuration as it is now. A file without a word is not the default configuration,
+    /// which would open every face: it is cut short, by a full disk or whoever is writing it.
+    fn read(&self) -> Result<Config, String> {
+        let emptied = |path: &&PathBuf| read(path).is_ok_and(|text| text.trim_ascii().is_empty());
+        match self.file.as_ref().filter(emptied) {
+            Some(path) => Err(format!("{}: is empty", path.display())),
+            None => (self.load)().map_err(|e| e.to_string()),
+        }
+    }
+}
+
 /// What serves now: replaced whole, so that a request sees one configuration from its beginning
 /// to its end.
 pub(super) struct Running {
@@ -51,8 +63,7 @@ impl Running {
     /// nothing changes.
     async fn reload(&self, source: &Source) -> Result<Applied, String> {
         let before = self.app();
-        let read = (source.load)().map_err(|e| e.to_string());
-        let made = match read {
+        let made = match source.read() {
             Ok(config) => before
                 .succeeded_by(&config)
                 .await

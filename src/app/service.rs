@@ -80,7 +80,11 @@ impl Service {
             let running = running.clone();
             move || running.app().tls.as_ref().map(crate::files::Live::get)
         };
-        let handler = move |request, peer| running.app().front.clone().handle(request, peer);
+        let handler = move |request, peer| {
+            let app = running.app();
+            // It is held until the answer is there: its demonstrations end with it.
+            async move { app.front.clone().handle(request, peer).await }
+        };
         listen::serve(listener, tls, handler, stop).await;
     }
 }

@@ -80,9 +80,10 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
         Some(Command::Check) => check::run(&config),
         Some(Command::Health(health)) => health.run(&config.server),
         _ => {
-            let (path, env) = (given.map(Path::to_owned), env.clone());
+            // A file that is gone later is not the same as none.
+            let (path, env) = (file(given).map(Path::to_owned), env.clone());
             let source = Source {
-                file: file(given).map(Path::to_owned),
+                file: path.clone(),
                 load: Box::new(move || load(path.as_deref(), &env)),
             };
             serve::run(&config, source)

@@ -223,7 +223,7 @@ impl Front {
             (route, face.or_else(|| route.and_then(Route::face)))
         };
         let client = self.settings.access.client(peer, request.headers());
-        let allowed = self.allowed(face, client, &request).await;
+        let allowed = self.allowed(face, route, client, &request).await;
         let method = request.method().clone();
         let (mut span, trace) = begun(route, &request, client);
         // The request is gone when its answer is logged.
@@ -284,13 +284,16 @@ impl Front {
     async fn allowed(
         &self,
         face: Option<Face>,
+        route: Option<Route>,
         client: IpAddr,
         request: &Request<Incoming>,
     ) -> Result<(), Error> {
         let Some(face) = face else {
             return Ok(());
         };
-        let preflight = face == Face::Prometheus && request.method() == Method::OPTIONS;
+        // Of the API only: other paths would tell which names there are.
+        let api = matches!(route, Some(Route::Prometheus(_)));
+        let preflight = api && request.method() == Method::OPTIONS;
         let access = &self.settings.access;
         access
             .check(face, client, request.headers(), preflight)

@@ -263,7 +263,10 @@ impl Access {
     /// The error with which a call of `caller` would be refused now, if it would be, without a
     /// trace in metrics.
     pub fn refusal(&self, caller: Caller, deadline: Instant) -> Option<Error> {
-        self.limiter.check(caller, deadline).err()
+        let shut = self.endpoints.all_shut().map(left_alone);
+        let full = || self.limiter.check(caller, deadline).err();
+        let spent = || self.budgets.spent(self.clock.now()).map(overspent);
+        shut.or_else(full).or_else(spent)
     }
 
     /// The state of its protection, at the wall time `now`.
@@ -330,9 +333,7 @@ impl Access {
 
     fn left_alone(&self, wait: Duration) -> Error {
         self.metrics.rejected("breaker_open");
-        let message = "the upstream failed again and again and is left alone for a while (breaker)";
-        let error = Error::new(Kind::UpstreamUnreachable, message).retryable(false);
-        error.retry_after(Some(wait))
+        left_alone(wait)
     }
 
     async fn attempt_at<T: Send + 'static>(
@@ -346,8 +347,7 @@ impl Access {
         let started = self.clock.monotonic();
         self.budgets.take(self.clock.now()).map_err(|wait| {
             self.metrics.rejected("budget");
-            let message = "the upstream's budget of calls is spent (rate_limit)";
-            Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
+            overspent(wait)
         })?;
         let mut counted = Attempt::begin(&self.metrics, &errand.trace, turn);
         let trace = counted.to(&endpoint.url, &exchange.request.method, &errand.trace);
@@ -439,6 +439,19 @@ impl Drop for Access {
         // Whoever waits for a breaker to open waits in vain now.
         self.opened.notify_one();
     }
+}
+
+/// All addresses failed again and again, and the first is tried again after `wait`.
+fn left_alone(wait: Duration) -> Error {
+    let message = "the upstream failed again and again and is left alone for a while (breaker)";
+    let error = Error::new(Kind::UpstreamUnreachable, message).retryable(false);
+    error.retry_after(Some(wait))
+}
+
+/// A budget is spent, and renewed after `wait`.
+fn overspent(wait: Duration) -> Error {
+    let message = "the upstream's budget of calls is spent (rate_limit)";
+    Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
 }
 
 /// Whether the error shows that the address cannot cope, and not that this one call is one that

@@ -112,6 +112,12 @@ impl Budgets {
         windows.iter().map(state).collect()
     }
 
+    /// When the budget that is spent at the wall time `now` is renewed, if one is.
+    pub(super) fn spent(&self, now: Millis) -> Option<Duration> {
+        let spent = self.state(now).into_iter().find(|b| b.used >= b.allowed);
+        spent.map(|budget| Duration::try_from_secs_f64(budget.renewed_seconds).unwrap_or_default())
+    }
+
     /// Takes one call out of every budget, at the wall time `now`, or says when the one that is
     /// spent is renewed. A clock that steps back renews nothing.
     pub(super) fn take(&self, now: Millis) -> Result<(), Duration> {

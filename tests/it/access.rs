@@ -251,6 +251,11 @@ async fn browsers_ask_first_without_credentials() {
     assert_eq!(refused.header("access-control-allow-origin"), "*");
     let token = ("authorization", "Bearer t");
     assert_eq!(ask(&server, QUERY, &[origin, token]).await.status, 200);
+    // Which upstreams there are is not told.
+    for name in ["prom", "nobody"] {
+        let asked = ask(&server, &format!("OPTIONS /prometheus/{name}"), &[origin]).await;
+        assert_eq!(asked.status, 401, "{name}");
+    }
     // It is answered for this API alone.
     let access = format!("[access.mirror]\ntokens = [{:?}]", hash_of("t"));
     let (server, _upstream) = start(&access).await;

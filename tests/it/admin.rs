@@ -142,6 +142,57 @@ async fn an_explanation_says_what_is_cached_and_what_would_be_fetched_and_fetche
 }
 
 #[tokio::test]
+async fn an_explanation_says_what_would_be_refused_and_why() {
+    let clock = TestClock::at(NOW);
+    let source = mirror(&clock).await;
+    let one = |name: &str, url: &str, more: &str| {
+        format!(
+            "[[upstream]]\nname = {name:?}\nkind = \"mirror\"\nurls = [{url:?}]\nretries = 0\n{more}\n"
+        )
+    };
+    let toml = ADMIN.to_owned()
+        + &one(
+            "spent",
+            &source.url,
+            "rate_limit = { per_second = 50, burst = 50, per_hour = 1 }",
+        )
+        + &one(
+            "shut",
+            "http://127.0.0.1:9",
+            "breaker = { failures = 1, open = \"1h\" }",
+        );
+    let server = Server::start_at(&toml, clock).await;
+    for (upstream, why) in [("spent", "budget"), ("shut", "breaker")] {
+        let asked = |hour: i64| {
+            let start = NOW - hour * HOUR;
+            let mut asked = query("a", (start, start + 600_000));
+            asked["connectionDetails"] = json!({ "upstream": upstream });
+            asked
+        };
+        let path = "explain/api/metric";
+        let before = post(&server, path, &asked(5)).await.json();
+        assert_eq!(before["answer"], "fetch", "{before}");
+        server.post("/api/metric", &asked(5)).await;
+        let said = post(&server, path, &asked(9)).await.json();
+        assert_eq!(said["answer"], "refused", "{said}");
+        let reason = said["refused"].as_str().unwrap();
+        assert!(reason.contains(why), "{reason}");
+        let real = server.post("/api/metric", &asked(9)).await;
+        assert!(
+            real.status >= 400 && real.text.contains(why),
+            "{}",
+            real.text
+        );
+    }
+    let refused = "heliostat_upstream_rejected_total{upstream=\"spent\",reason=\"budget\"}";
+    assert_eq!(
+        server.metric(refused).await,
+        1.0,
+        "explaining counts nothing"
+    );
+}
+
+#[tokio::test]
 async fn lists_are_explained_and_what_cannot_be_is_said() {
     let world = World::new("lists", "").await;
     let names = json!({ "connectionDetails": {}, "query": { "conditions": [] } });

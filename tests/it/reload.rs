@@ -1,12 +1,16 @@
 //! A new configuration in the place of the old one, while it serves.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
+use heliostat::app::{Service, Source};
+use heliostat::config;
 use serde_json::{Value, json};
 
 use crate::pki::Authority;
 use crate::scripted::{Answer, Scripted};
-use crate::support::{Server, TestClock};
+use crate::support::{ADMIN, ADMIN_TOKEN, Server, TestClock};
 
 const NOW: i64 = 1_790_000_000_000;
 
@@ -233,4 +237,107 @@ async fn tls_can_be_switched_on() {
     assert_eq!(client.get(url).send().await.unwrap().status(), 200);
     // A connection from before stays what it was.
     assert_eq!(server.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn requests_in_hand_still_have_their_demonstration() {
+    let demo = |latency: &str| {
+        let demo = format!("demo = {{ latency = {latency:?} }}\nmax_concurrency = 1\nretries = 0");
+        format!("{ADMIN}[[upstream]]\nname = \"shown\"\nkind = \"demo\"\n{demo}\n")
+    };
+    let server = Server::start_at(&demo("200ms"), TestClock::at(NOW)).await;
+    let [first, second] = [0, 1].map(|hour| {
+        let mut query = query("shown", hour);
+        query["query"]["conditions"] = json!([{ "key": "name", "value": "cpu.usage_percent" }]);
+        query
+    });
+    let reloaded = async {
+        loop {
+            let state = server
+                .client()
+                .get(server.url.clone() + "/admin/v1/upstreams");
+            let state = server.reply(state.bearer_auth(ADMIN_TOKEN)).await.json();
+            let limiter = &state["upstreams"][0]["state"]["limiter"];
+            if (&limiter["running"], &limiter["waiting"]) == (&json!(1), &json!(1)) {
+                break;
+            }
+        }
+        server.reload(&demo("201ms")).await.unwrap()
+    };
+    let (first, second, applied) = tokio::join!(
+        server.post("/api/metric", &first),
+        server.post("/api/metric", &second),
+        reloaded,
+    );
+    assert_eq!(applied.changed, ["shown"]);
+    assert_eq!(first.status, 200, "{}", first.text);
+    assert_eq!(second.status, 200, "{}", second.text);
+}
+
+#[tokio::test]
+async fn a_file_without_a_word_is_no_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    let listen = "[server]\nlisten = \"127.0.0.1:0\"\n";
+    std::fs::write(&path, listen).unwrap();
+    let read = |path: &std::path::Path| config::load(Some(path), &BTreeMap::new());
+    let first = read(&path).unwrap();
+    let service = Service::bind(&first, TestClock::at(NOW));
+    let file = path.clone();
+    let reloads = service.await.unwrap().follow(Source {
+        load: Box::new(move || read(&file)),
+        file: Some(path.clone()),
+    });
+    for nothing in ["", "\n  \n"] {
+        std::fs::write(&path, nothing).unwrap();
+        let said = reloads.ask().await.unwrap().unwrap_err();
+        assert!(said.contains("c.toml: is empty"), "{said}");
+    }
+    std::fs::write(&path, "# all as it is by default\n").unwrap();
+    assert!(reloads.ask().await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn files_that_are_used_no_more_are_no_longer_wrong() {
+    let source = mirror(false).await;
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("token");
+    std::fs::write(&secret, "t").unwrap();
+    let clock = TestClock::at(NOW);
+    let keyed = format!("headers = {{ X-Token = {{ file = {secret:?} }} }}");
+    let keyed = upstream("keyed", &source.url, &keyed);
+    let server = Server::start_at(&keyed, clock.clone()).await;
+    std::fs::remove_file(&secret).unwrap();
+    clock.pass(5_000);
+    assert_eq!(cache_status(&server, "keyed", 0).await, MISS);
+    let wrong = "heliostat_file_errors{what=\"upstream keyed headers\"}";
+    assert_eq!(server.metric(wrong).await, 1.0);
+    let plain = upstream("keyed", &source.url, "headers = { X-Token = \"t\" }");
+    server.reload(&plain).await.unwrap();
+    assert_eq!(server.metric(wrong).await, 0.0);
+}
+
+/// The program by itself, in a folder with a `config.toml`.
+#[test]
+fn a_file_that_is_gone_is_not_the_built_in_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    std::fs::write(&path, "[server]\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    let program = Command::new(env!("CARGO_BIN_EXE_heliostat"))
+        .current_dir(&folder)
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut program = program.unwrap();
+    let log = BufReader::new(program.stderr.take().unwrap());
+    let mut lines = log.lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("listening on")));
+    std::fs::remove_file(&path).unwrap();
+    let mut hangup = Command::new("kill");
+    hangup.args(["-HUP", &program.id().to_string()]);
+    assert!(hangup.status().unwrap().success());
+    let said = lines.find(|line| line.contains("configuration"));
+    program.kill().unwrap();
+    program.wait().unwrap();
+    let said = said.unwrap();
+    assert!(said.contains("config.toml: cannot be read"), "{said}");
 }

@@ -1,6 +1,7 @@
 //! Bearer tokens (RFC 6750) and basic authentication (RFC 7617).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -161,9 +162,12 @@ impl<'a> Shared<'a> {
 impl Drop for Shared<'_> {
     fn drop(&mut self) {
         let mut list = locked(self.list);
-        // The list's and this one.
-        if Arc::strong_count(&self.outcome) <= 2 {
-            list.remove(&self.tag);
+        // This one goes while the list is locked: of two that leave at once, the second is the last.
+        self.outcome = Arc::default();
+        if let Entry::Occupied(entry) = list.entry(self.tag)
+            && Arc::strong_count(entry.get()) == 1
+        {
+            entry.remove();
         }
     }
 }
@@ -374,6 +378,26 @@ mod tests {
         let all = join_all(others.iter().map(|header| known.check(&gate, header))).await;
         assert!(all.contains(&Err(Busy)), "{all:?}");
         assert!(locked(&known.under_way).is_empty());
+    }
+
+    #[test]
+    fn those_who_leave_at_once_leave_nothing_behind() {
+        let list = Mutex::default();
+        let together = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for round in 0..20_000_u16 {
+                        let mut tag = Tag::default();
+                        tag[..2].copy_from_slice(&round.to_ne_bytes());
+                        let shared = Shared::join(&list, tag);
+                        together.wait();
+                        drop(shared);
+                    }
+                });
+            }
+        });
+        assert!(locked(&list).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
