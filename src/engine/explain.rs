@@ -68,7 +68,7 @@ pub struct Stretch {
     pub cached: Vec<Cached>,
     /// What would be fetched.
     pub missing: Vec<Missing>,
-    /// Whether a fetch of this series is under way.
+    /// Whether all of it that is missing is being fetched already.
     pub under_way: bool,
     /// Up to where it could be answered with expired data if the upstream failed, in milliseconds.
     pub fallback_to: Option<Millis>,
@@ -287,6 +287,9 @@ impl Engine {
             });
         }
         let raw = lane.raw().filter(|_| source == Source::RawPoints);
+        let flights = self.memory.flights.under_way(&lane.key);
+        let mut asked = plan.missing.iter().filter_map(|m| m.intersection(&range));
+        let fetched = asked.all(|part| flights.missing_from(part).is_empty());
         let mut missing = Vec::new();
         for range_missing in &plan.missing {
             let calls = match &raw {
@@ -327,7 +330,7 @@ impl Engine {
             },
             cached,
             missing,
-            under_way: self.memory.flights.is_under_way(&lane.key),
+            under_way: fetched && !plan.missing.is_empty(),
             fallback_to: plan.fallback,
             made_of,
         })

@@ -142,6 +142,13 @@ where
         lock(&self.table).contains_key(key)
     }
 
+    /// What the fetches of `key` that are under way bring.
+    pub fn under_way(&self, key: &K) -> RangeSet {
+        let table = lock(&self.table);
+        let flights = table.get(key).into_iter().flatten();
+        flights.map(|(_, range, _)| *range).collect()
+    }
+
     fn start<F>(&self, key: &K, range: TimeRange, trace: &Trace, fetch: F) -> (u64, Arc<Flight<T>>)
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,

@@ -142,6 +142,34 @@ async fn an_explanation_says_what_is_cached_and_what_would_be_fetched_and_fetche
 }
 
 #[tokio::test]
+async fn what_is_waited_for_is_what_is_being_fetched() {
+    let clock = TestClock::at(NOW);
+    let source = Scripted::start(clock.clone(), |_, _| Answer {
+        gate: true,
+        ..Answer::json(json!({}))
+    })
+    .await;
+    let toml = format!(
+        "{ADMIN}[[upstream]]\nname = \"gated\"\nkind = \"mirror\"\nurls = [{:?}]\nretries = 0",
+        source.url
+    );
+    let server = Server::start_at(&toml, clock).await;
+    let [here, elsewhere] =
+        [5, 9].map(|hour| query("a", (NOW - hour * HOUR, NOW - (hour - 1) * HOUR)));
+    let explained = async {
+        source.asked(1).await;
+        for (asked, answer) in [(here.clone(), "wait"), (elsewhere, "fetch")] {
+            let said = post(&server, "explain/api/metric", &asked).await.json();
+            assert_eq!(said["answer"], answer, "{said}");
+            let under_way = &said["stretches"][0]["underWay"];
+            assert_eq!(under_way, &json!(answer == "wait"));
+        }
+        source.open();
+    };
+    tokio::join!(server.post("/api/metric", &here), explained);
+}
+
+#[tokio::test]
 async fn an_explanation_says_what_would_be_refused_and_why() {
     let clock = TestClock::at(NOW);
     let source = mirror(&clock).await;
