@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{App, exposure};
@@ -13,6 +14,10 @@ use crate::telemetry::{logs, metrics};
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long after a configuration of the file was no good it is tried again: a secret's file that
+/// it names may come later than it does, as in Kubernetes.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Where a service's configuration comes from.
 pub struct Source {
@@ -100,14 +105,21 @@ pub(super) async fn follow(running: Arc<Running>, source: Source, mut asked: Ask
     }
 }
 
-/// Asks for a reload when the file at `path` has changed, as long as anybody listens.
+/// Asks for a reload when the file at `path` has changed, and again while that is no good, as long
+/// as anybody listens.
 pub(super) async fn look_at(path: PathBuf, reloads: Reloads) {
     let mut watched = Watched::new(&path);
+    let mut again: Option<Instant> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if watched.has_changed(&path) && reloads.ask().await.is_none() {
-            return;
+        let due = again.is_some_and(|at| Instant::now() >= at);
+        if !watched.has_changed(&path) && !due {
+            continue;
         }
+        let Some(outcome) = reloads.ask().await else {
+            return;
+        };
+        again = outcome.is_err().then(|| Instant::now() + TRY_AGAIN);
     }
 }
 
@@ -186,6 +198,29 @@ fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_no_good_is_tried_again_until_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c");
+        std::fs::write(&path, "a").unwrap();
+        let (reloads, mut asked) = Reloads::new();
+        tokio::spawn(look_at(path.clone(), reloads));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::fs::write(&path, "b").unwrap();
+        let missing = || Err("what it needs is not there yet".to_owned());
+        for (n, outcome) in [missing(), missing(), Ok(Applied::default())]
+            .into_iter()
+            .enumerate()
+        {
+            let next = tokio::time::timeout(TRY_AGAIN * 2, asked.next()).await;
+            next.unwrap_or_else(|_| panic!("{n}"))
+                .unwrap()
+                .send(outcome);
+        }
+        let more = tokio::time::timeout(TRY_AGAIN * 9, asked.next()).await;
+        assert!(more.is_err());
+    }
 
     #[test]
     fn a_file_has_changed_when_it_says_something_new_twice() {

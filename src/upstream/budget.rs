@@ -88,7 +88,11 @@ impl Budgets {
         let counted = lock(before);
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         for window in windows.iter_mut() {
-            if let Some(same) = counted.iter().find(|w| w.millis == window.millis) {
+            let same = counted.iter().find(|w| w.millis == window.millis);
+            // Its own file may know of more, where that is another.
+            if let Some(same) = same
+                && (same.index, same.used) > (window.index, window.used)
+            {
                 window.index = same.index;
                 window.used = same.used;
                 window.written = same.written;
@@ -225,6 +229,27 @@ mod tests {
             Err(Duration::from_secs(22 * 3600))
         );
         assert_eq!(taken(&budgets, day + DAY), 100);
+    }
+
+    #[test]
+    fn of_a_file_and_what_was_counted_before_the_greater_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prom.budget");
+        let now = 500_000 * HOUR;
+        let left = |in_file: usize, counted: usize| {
+            let make = |file| budgets(Some(100), None, file);
+            let [file, before] = [make(Some(path.clone())), make(None)];
+            (0..in_file).for_each(|_| file.take(now).unwrap());
+            (0..counted).for_each(|_| before.take(now).unwrap());
+            let after = make(Some(path.clone()));
+            after.continue_from(&before);
+            let left = taken(&after, now);
+            std::fs::remove_file(&path).unwrap();
+            left
+        };
+        assert_eq!(left(90, 0), 10);
+        assert_eq!(left(90, 20), 10);
+        assert_eq!(left(20, 90), 10);
     }
 
     #[test]
