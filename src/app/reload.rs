@@ -1,14 +1,15 @@
 //! A new configuration in the place of the old one, while it serves.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::{App, exposure};
 use crate::config::{Config, ConfigError};
-use crate::front::{Applied, Asked, Reloads};
+use crate::front::{Applied, Asked};
 use crate::telemetry::{logs, metrics};
 
 /// How often the file is looked at.
@@ -82,54 +83,73 @@ impl Running {
     }
 }
 
-/// Reads the configuration of `source` again each time it is `asked` for.
+/// Reads the configuration of `source` again each time it is `asked` for, and when its file has
+/// changed.
 pub(super) async fn follow(running: Arc<Running>, source: Source, mut asked: Asked) {
-    while let Some(answer) = asked.next().await {
-        answer.send(running.reload(&source).await);
-    }
-}
-
-/// Asks for a reload when the file at `path` has changed, as long as anybody listens.
-pub(super) async fn look_at(path: PathBuf, reloads: Reloads) {
-    let mut watched = Watched::new(&path);
+    let mut watched = Watched::new(source.file.clone());
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if watched.has_changed(&path) && reloads.ask().await.is_none() {
-            return;
+        let answer = tokio::select! {
+            answer = asked.next() => match answer {
+                Some(answer) => Some(answer),
+                None => return,
+            },
+            _ = looks.tick() => None,
+        };
+        match &answer {
+            Some(_) => watched.is_read(),
+            None if watched.has_changed() => {}
+            None => continue,
+        }
+        let outcome = running.reload(&source).await;
+        if let Some(answer) = answer {
+            answer.send(outcome);
         }
     }
 }
 
 type Contents = Result<Vec<u8>, std::io::ErrorKind>;
 
-fn read(path: &Path) -> Contents {
-    std::fs::read(path).map_err(|e| e.kind())
-}
-
-/// What a file said, to tell when it says something else.
+/// What a file said when it was read, to tell when it says something else. Of no file, nothing.
 struct Watched {
-    known: Contents,
+    path: Option<PathBuf>,
+    known: Option<Contents>,
     /// Something else that it said at the last look: it may be half written.
     seen: Option<Contents>,
 }
 
 impl Watched {
-    fn new(path: &Path) -> Self {
-        Self {
-            known: read(path),
+    fn new(path: Option<PathBuf>) -> Self {
+        let mut watched = Self {
+            path,
+            known: None,
             seen: None,
-        }
+        };
+        watched.is_read();
+        watched
     }
 
-    /// Whether the file at `path` says something new, the same as at the last look.
-    fn has_changed(&mut self, path: &Path) -> bool {
-        let said = read(path);
+    fn says(&self) -> Option<Contents> {
+        let path = self.path.as_ref()?;
+        Some(std::fs::read(path).map_err(|e| e.kind()))
+    }
+
+    /// The file is about to be read, whatever it says.
+    fn is_read(&mut self) {
+        self.known = self.says();
+        self.seen = None;
+    }
+
+    /// Whether the file says something new, the same as at the last look.
+    fn has_changed(&mut self) -> bool {
+        let said = self.says();
         if said == self.known {
             self.seen = None;
             return false;
         }
-        if self.seen.as_ref() != Some(&said) {
-            self.seen = Some(said);
+        if self.seen != said {
+            self.seen = said;
             return false;
         }
         self.known = said;
@@ -181,20 +201,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
         std::fs::write(&path, "a").unwrap();
-        let mut watched = Watched::new(&path);
-        assert!(!watched.has_changed(&path));
+        let mut watched = Watched::new(Some(path.clone()));
+        assert!(!watched.has_changed());
         std::fs::write(&path, "").unwrap();
-        assert!(!watched.has_changed(&path), "it may be half written");
+        assert!(!watched.has_changed(), "it may be half written");
         std::fs::write(&path, "b").unwrap();
-        assert!(!watched.has_changed(&path));
-        assert!(watched.has_changed(&path));
-        assert!(!watched.has_changed(&path), "once");
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed());
+        assert!(!watched.has_changed(), "once");
         std::fs::write(&path, "c").unwrap();
-        assert!(!watched.has_changed(&path));
+        assert!(!watched.has_changed());
         std::fs::write(&path, "b").unwrap();
-        assert!(!watched.has_changed(&path), "as it was");
+        assert!(!watched.has_changed(), "as it was");
         std::fs::remove_file(&path).unwrap();
-        assert!(!watched.has_changed(&path));
-        assert!(watched.has_changed(&path), "one that is gone is said");
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed(), "one that is gone is said");
+        // What was read meanwhile is what it is compared with.
+        std::fs::write(&path, "d").unwrap();
+        watched.is_read();
+        std::fs::write(&path, "b").unwrap();
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed(), "as before what was read last");
+        assert!(!Watched::new(None).has_changed());
     }
 }
