@@ -1,15 +1,15 @@
 //! A new configuration in the place of the old one, while it serves.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use super::{App, exposure};
 use crate::config::{Config, ConfigError};
-use crate::front::{Applied, Asked, Reloads};
+use crate::front::{Applied, Asked};
 use crate::telemetry::{logs, metrics};
 
 /// How often the file is looked at.
@@ -31,7 +31,8 @@ impl Source {
     /// The configuration as it is now. A file without a word is not the default configuration,
     /// which would open every face: it is cut short, by a full disk or whoever is writing it.
     fn read(&self) -> Result<Config, String> {
-        let emptied = |path: &&PathBuf| read(path).is_ok_and(|text| text.trim_ascii().is_empty());
+        let emptied =
+            |path: &&PathBuf| std::fs::read(path).is_ok_and(|text| text.trim_ascii().is_empty());
         match self.file.as_ref().filter(emptied) {
             Some(path) => Err(format!("{}: is empty", path.display())),
             None => (self.load)().map_err(|e| e.to_string()),
@@ -98,61 +99,77 @@ impl Running {
     }
 }
 
-/// Reads the configuration of `source` again each time it is `asked` for.
+/// Reads the configuration of `source` again each time it is `asked` for, when its file has
+/// changed, and while that is no good.
 pub(super) async fn follow(running: Arc<Running>, source: Source, mut asked: Asked) {
-    while let Some(answer) = asked.next().await {
-        answer.send(running.reload(&source).await);
-    }
-}
-
-/// Asks for a reload when the file at `path` has changed, and again while that is no good, as long
-/// as anybody listens.
-pub(super) async fn look_at(path: PathBuf, reloads: Reloads) {
-    let mut watched = Watched::new(&path);
+    let mut watched = Watched::new(source.file.clone());
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut again: Option<Instant> = None;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let due = again.is_some_and(|at| Instant::now() >= at);
-        if !watched.has_changed(&path) && !due {
-            continue;
-        }
-        let Some(outcome) = reloads.ask().await else {
-            return;
+        let answer = tokio::select! {
+            answer = asked.next() => match answer {
+                Some(answer) => Some(answer),
+                None => return,
+            },
+            _ = looks.tick() => None,
         };
-        again = outcome.is_err().then(|| Instant::now() + TRY_AGAIN);
+        let due = again.is_some_and(|at| Instant::now() >= at);
+        match &answer {
+            Some(_) => watched.is_read(),
+            None if watched.has_changed() || due => {}
+            None => continue,
+        }
+        let outcome = running.reload(&source).await;
+        let wrong = outcome.is_err() && source.file.is_some();
+        again = wrong.then(|| Instant::now() + TRY_AGAIN);
+        if let Some(answer) = answer {
+            answer.send(outcome);
+        }
     }
 }
 
 type Contents = Result<Vec<u8>, std::io::ErrorKind>;
 
-fn read(path: &Path) -> Contents {
-    std::fs::read(path).map_err(|e| e.kind())
-}
-
-/// What a file said, to tell when it says something else.
+/// What a file said when it was read, to tell when it says something else. Of no file, nothing.
 struct Watched {
-    known: Contents,
+    path: Option<PathBuf>,
+    known: Option<Contents>,
     /// Something else that it said at the last look: it may be half written.
     seen: Option<Contents>,
 }
 
 impl Watched {
-    fn new(path: &Path) -> Self {
-        Self {
-            known: read(path),
+    fn new(path: Option<PathBuf>) -> Self {
+        let mut watched = Self {
+            path,
+            known: None,
             seen: None,
-        }
+        };
+        watched.is_read();
+        watched
     }
 
-    /// Whether the file at `path` says something new, the same as at the last look.
-    fn has_changed(&mut self, path: &Path) -> bool {
-        let said = read(path);
+    fn says(&self) -> Option<Contents> {
+        let path = self.path.as_ref()?;
+        Some(std::fs::read(path).map_err(|e| e.kind()))
+    }
+
+    /// The file is about to be read, whatever it says.
+    fn is_read(&mut self) {
+        self.known = self.says();
+        self.seen = None;
+    }
+
+    /// Whether the file says something new, the same as at the last look.
+    fn has_changed(&mut self) -> bool {
+        let said = self.says();
         if said == self.known {
             self.seen = None;
             return false;
         }
-        if self.seen.as_ref() != Some(&said) {
-            self.seen = Some(said);
+        if self.seen != said {
+            self.seen = said;
             return false;
         }
         self.known = said;
@@ -197,29 +214,43 @@ fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::front::Reloads;
 
     #[tokio::test(start_paused = true)]
     async fn what_was_no_good_is_tried_again_until_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
         std::fs::write(&path, "a").unwrap();
-        let (reloads, mut asked) = Reloads::new();
-        tokio::spawn(look_at(path.clone(), reloads));
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let good = || crate::config::parse("", "c", &BTreeMap::new());
+        let clock = Arc::new(crate::clock::SystemClock::default());
+        let app = App::build(&good().unwrap(), clock).await.unwrap();
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = reads.clone();
+        let source = Source {
+            // What it needs comes later.
+            load: Box::new(move || match counted.fetch_add(1, Ordering::Relaxed) {
+                0 | 1 => crate::config::parse("=", "c", &BTreeMap::new()),
+                _ => good(),
+            }),
+            file: Some(path.clone()),
+        };
+        let (_reloads, asked) = Reloads::new();
+        tokio::spawn(follow(Arc::new(Running::new(app)), source, asked));
+        tokio::time::sleep(LOOK_EVERY / 2).await;
         std::fs::write(&path, "b").unwrap();
-        let missing = || Err("what it needs is not there yet".to_owned());
-        for (n, outcome) in [missing(), missing(), Ok(Applied::default())]
-            .into_iter()
-            .enumerate()
-        {
-            let next = tokio::time::timeout(TRY_AGAIN * 2, asked.next()).await;
-            next.unwrap_or_else(|_| panic!("{n}"))
-                .unwrap()
-                .send(outcome);
+        for (wait, expected) in [
+            (LOOK_EVERY * 3, 1),
+            (TRY_AGAIN + LOOK_EVERY, 2),
+            (TRY_AGAIN + LOOK_EVERY, 3),
+            (TRY_AGAIN * 9, 3),
+        ] {
+            tokio::time::sleep(wait).await;
+            assert_eq!(reads.load(Ordering::Relaxed), expected);
         }
-        let more = tokio::time::timeout(TRY_AGAIN * 9, asked.next()).await;
-        assert!(more.is_err());
     }
 
     #[test]
@@ -227,20 +258,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
         std::fs::write(&path, "a").unwrap();
-        let mut watched = Watched::new(&path);
-        assert!(!watched.has_changed(&path));
+        let mut watched = Watched::new(Some(path.clone()));
+        assert!(!watched.has_changed());
         std::fs::write(&path, "").unwrap();
-        assert!(!watched.has_changed(&path), "it may be half written");
+        assert!(!watched.has_changed(), "it may be half written");
         std::fs::write(&path, "b").unwrap();
-        assert!(!watched.has_changed(&path));
-        assert!(watched.has_changed(&path));
-        assert!(!watched.has_changed(&path), "once");
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed());
+        assert!(!watched.has_changed(), "once");
         std::fs::write(&path, "c").unwrap();
-        assert!(!watched.has_changed(&path));
+        assert!(!watched.has_changed());
         std::fs::write(&path, "b").unwrap();
-        assert!(!watched.has_changed(&path), "as it was");
+        assert!(!watched.has_changed(), "as it was");
         std::fs::remove_file(&path).unwrap();
-        assert!(!watched.has_changed(&path));
-        assert!(watched.has_changed(&path), "one that is gone is said");
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed(), "one that is gone is said");
+        // What was read meanwhile is what it is compared with.
+        std::fs::write(&path, "d").unwrap();
+        watched.is_read();
+        std::fs::write(&path, "b").unwrap();
+        assert!(!watched.has_changed());
+        assert!(watched.has_changed(), "as before what was read last");
+        assert!(!Watched::new(None).has_changed());
     }
 }

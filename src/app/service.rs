@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::info;
 
-use super::reload::{Running, Source, follow, look_at};
+use super::reload::{Running, Source, follow};
 use super::{App, StartError};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -48,9 +48,6 @@ impl Service {
     pub fn follow(&self, source: Source) -> Reloads {
         let (reloads, asked) = Reloads::new();
         self.running.app().front.follow(reloads.clone());
-        if let Some(file) = source.file.clone() {
-            tokio::spawn(look_at(file, reloads.clone()));
-        }
         tokio::spawn(follow(self.running.clone(), source, asked));
         reloads
     }

@@ -1,5 +1,6 @@
 //! What Heliostat says of itself: metrics, logs and traces.
 
+mod context;
 pub mod logs;
 pub mod metrics;
 #[cfg(feature = "otlp")]

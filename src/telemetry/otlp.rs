@@ -12,7 +12,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
-    Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer, TracerProvider,
+    Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer, TracerProvider,
 };
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -27,7 +27,7 @@ use opentelemetry_sdk::trace::{
 use prost::Message;
 use tracing::{info, warn};
 
-use super::trace::{Below, Span, TRACEPARENT, TRACESTATE, Trace};
+use super::context::{Below, Trace};
 
 /// Most time of one export.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -161,33 +161,33 @@ fn deepest(error: &reqwest::Error) -> String {
 #[derive(Debug, Default)]
 pub(super) struct Recorded(Option<Box<opentelemetry_sdk::trace::Span>>);
 
-pub(super) fn served(sent: Trace, api: &str, method: &str) -> (Span, Trace) {
+pub(super) fn served(sent: Trace, api: &str, method: &str) -> (Recorded, Trace) {
     let Some(tracer) = TRACER.get() else {
-        return (Span::default(), sent);
+        return (Recorded::default(), sent);
     };
     let parent = extracted(&sent);
     let known = parent.span().span_context().clone();
     if known.is_valid() && !known.is_sampled() {
         // Nothing of ours stands between the client and the upstream in this trace.
-        return (Span::default(), sent);
+        return (Recorded::default(), sent);
     }
     let builder = SpanBuilder::from_name(format!("{api} {method}")).with_kind(SpanKind::Server);
     let span = tracer.build_with_context(builder, &parent);
     let context = span.span_context().clone();
     if !context.is_valid() {
         // Tracing has been stopped.
-        return (Span::default(), sent);
+        return (Recorded::default(), sent);
     }
     let recorded = span.is_recording().then(|| Box::new(span));
-    (Span(Recorded(recorded)), Trace::below_span(context))
+    (Recorded(recorded), Trace::below_span(context))
 }
 
-pub(super) fn step(trace: &Trace, name: &'static str, client: bool) -> Span {
+pub(super) fn step(trace: &Trace, name: &'static str, client: bool) -> Recorded {
     let (Some(tracer), Some(Below::Span(parent))) = (TRACER.get(), trace.below()) else {
-        return Span::default();
+        return Recorded::default();
     };
     if !parent.is_sampled() {
-        return Span::default();
+        return Recorded::default();
     }
     let kind = if client {
         SpanKind::Client
@@ -197,25 +197,7 @@ pub(super) fn step(trace: &Trace, name: &'static str, client: bool) -> Span {
     let parent = Context::new().with_remote_span_context(parent.clone());
     let builder = SpanBuilder::from_name(name).with_kind(kind);
     let span = tracer.build_with_context(builder, &parent);
-    Span(Recorded(span.is_recording().then(|| Box::new(span))))
-}
-
-/// Puts `span` into the `headers` of a request.
-pub(super) fn send(span: &SpanContext, headers: &mut HeaderMap) {
-    let parent = format!(
-        "00-{}-{}-{:02x}",
-        span.trace_id(),
-        span.span_id(),
-        span.trace_flags()
-    );
-    if let Ok(parent) = HeaderValue::try_from(parent) {
-        headers.insert(TRACEPARENT, parent);
-    }
-    headers.remove(&TRACESTATE);
-    let state = span.trace_state().header();
-    if let Some(state) = HeaderValue::try_from(state).ok().filter(|s| !s.is_empty()) {
-        headers.insert(TRACESTATE, state);
-    }
+    Recorded(span.is_recording().then(|| Box::new(span)))
 }
 
 /// The client's span, if `sent` names one, as the parent of ours.

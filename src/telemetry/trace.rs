@@ -1,110 +1,44 @@
-//! W3C's trace context of a request, which upstreams are sent, and spans: what is done for the
-//! request, and for how long.
+//! Spans: what is done for a request, and for how long.
 //!
 //! A fetch runs in a task of its own, so the span that it is a part of is handed to it, as a
 //! [`Trace`]. Spans are of builds with the feature `otlp`; in others they are nothing, and only
 //! what the client sent is passed on.
 
 use std::fmt;
-use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-#[cfg(feature = "otlp")]
-use opentelemetry::trace::SpanContext;
+use http::HeaderMap;
 
+pub use super::context::Trace;
 #[cfg(feature = "otlp")]
 use super::otlp as spans;
 
-/// The headers of <https://www.w3.org/TR/trace-context/>.
-pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-
-/// The place in a trace of what is done for a request: below what, if it is in a trace at all.
-#[derive(Clone, Debug, Default)]
-pub struct Trace(Option<Arc<Below>>);
-
-#[derive(Debug)]
-pub(super) enum Below {
-    /// The client's span: its `traceparent` and `tracestate`, as they came.
-    Sent(HeaderValue, Vec<HeaderValue>),
-    /// A span of ours.
-    #[cfg(feature = "otlp")]
-    Span(SpanContext),
-}
-
 impl Trace {
-    /// The trace that a request with `headers` belongs to.
-    fn sent(headers: &HeaderMap) -> Self {
-        let sent = |parent: &HeaderValue| {
-            let states = headers.get_all(&TRACESTATE).iter();
-            Arc::new(Below::Sent(parent.clone(), states.cloned().collect()))
-        };
-        Self(headers.get(&TRACEPARENT).map(sent))
-    }
-
     /// The span of a request that came with `headers` and is of this `method` of this `api`, and
     /// the trace of what is done for it.
     pub fn served(headers: &HeaderMap, api: &str, method: &str) -> (Span, Self) {
-        spans::served(Self::sent(headers), api, method)
+        let (recorded, trace) = spans::served(Self::sent(headers), api, method);
+        (Span(recorded), trace)
     }
 
     /// The span of a step, from now until it is dropped.
     pub fn span(&self, name: &'static str) -> Span {
-        spans::step(self, name, false)
+        Span(spans::step(self, name, false))
     }
 
     /// The span of a request that we make.
     pub fn client_span(&self, name: &'static str) -> Span {
-        spans::step(self, name, true)
+        Span(spans::step(self, name, true))
     }
 
     /// The trace of what is done as a part of `span`, which is a step of this one.
     pub fn within(&self, span: &Span) -> Self {
         span.trace().unwrap_or_else(|| self.clone())
     }
-
-    /// Puts the trace into the `headers` of a request.
-    pub fn send(&self, headers: &mut HeaderMap) {
-        match self.below() {
-            None => {}
-            Some(Below::Sent(parent, states)) => {
-                headers.insert(TRACEPARENT, parent.clone());
-                headers.remove(&TRACESTATE);
-                for state in states {
-                    headers.append(TRACESTATE, state.clone());
-                }
-            }
-            #[cfg(feature = "otlp")]
-            Some(Below::Span(span)) => super::otlp::send(span, headers),
-        }
-    }
-
-    /// The trace's number, for logs: 32 hexadecimal digits.
-    pub fn id(&self) -> Option<String> {
-        match self.below()? {
-            Below::Sent(parent, _) => {
-                let id = parent.to_str().ok()?.split('-').nth(1)?;
-                let good = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
-                good.then(|| id.to_owned())
-            }
-            #[cfg(feature = "otlp")]
-            Below::Span(span) => Some(span.trace_id().to_string()),
-        }
-    }
-
-    pub(super) fn below(&self) -> Option<&Below> {
-        self.0.as_deref()
-    }
-
-    #[cfg(feature = "otlp")]
-    pub(super) fn below_span(span: SpanContext) -> Self {
-        Self(Some(Arc::new(Below::Span(span))))
-    }
 }
 
 /// A span under way; it ends when it is dropped.
 #[derive(Debug, Default)]
-pub struct Span(pub(super) spans::Recorded);
+pub struct Span(spans::Recorded);
 
 impl Span {
     /// Says that it has `value` as the attribute `key`.
@@ -145,17 +79,17 @@ impl Span {
 mod spans {
     use std::fmt;
 
-    use super::{Span, Trace};
+    use super::Trace;
 
     #[derive(Debug, Default)]
     pub(crate) struct Recorded;
 
-    pub(super) fn served(sent: Trace, _: &str, _: &str) -> (Span, Trace) {
-        (Span(Recorded), sent)
+    pub(super) fn served(sent: Trace, _: &str, _: &str) -> (Recorded, Trace) {
+        (Recorded, sent)
     }
 
-    pub(super) fn step(_: &Trace, _: &'static str, _: bool) -> Span {
-        Span(Recorded)
+    pub(super) fn step(_: &Trace, _: &'static str, _: bool) -> Recorded {
+        Recorded
     }
 
     impl Recorded {
@@ -172,6 +106,8 @@ mod spans {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

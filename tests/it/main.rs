@@ -15,6 +15,7 @@ mod admin;
 mod bad_input;
 mod cases;
 mod chain;
+mod commands;
 mod demo;
 mod deploy;
 mod faults;

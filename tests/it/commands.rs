@@ -1,0 +1,67 @@
+//! The commands that ask a server which asks who they are.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::pki::Authority;
+use crate::support::{ADMIN, ADMIN_TOKEN, Server, TestClock};
+
+/// Runs the binary in `folder`, for the server at `address`.
+async fn run(folder: &Path, address: &str, words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+    command
+        .current_dir(folder)
+        .env("HELIOSTAT_SERVER__LISTEN", address)
+        .args(words);
+    let run = tokio::task::spawn_blocking(move || command.output());
+    run.await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn they_show_a_certificate_and_a_token_and_believe_an_authority() {
+    let (ours, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+    let folder = folder.path();
+    ours.write(&folder.join("ca.crt"));
+    for name in ["server", "client"] {
+        ours.sign_to(folder, name);
+    }
+    std::fs::write(folder.join("token"), format!("{ADMIN_TOKEN}\n")).unwrap();
+    std::fs::write(folder.join("wrong"), "wrong").unwrap();
+    let file = |name: &str| folder.join(name);
+    let toml = format!(
+        "[server.tls]\ncert = {:?}\nkey = {:?}\nclient_ca = {:?}\n{}[[upstream]]\nname = \"commands\"\nkind = \"demo\"\ndemo = {{ latency = \"1ms\" }}\n",
+        file("server.crt"),
+        file("server.key"),
+        file("ca.crt"),
+        ADMIN.replace("admin", "mirror"),
+    );
+    std::fs::write(file("config.toml"), &toml).unwrap();
+    let server = Server::start_at(&toml, TestClock::at(1_790_000_000_000)).await;
+    let address = server.url.strip_prefix("https://").unwrap();
+
+    let query = "query --json --last 1h name=cpu.usage_percent host=web-1 --server";
+    let query: Vec<&str> = query.split(' ').chain([server.url.as_str()]).collect();
+    let identity = ["--cert", "client.crt", "--key", "client.key"];
+    let asked = |more: &[&'static str]| {
+        let words = [&query[..], &identity[..], more].concat();
+        async move { run(folder, address, &words).await }
+    };
+    let good = asked(&["--ca", "ca.crt", "--token-file", "token"]).await;
+    let said = String::from_utf8_lossy(&good.stderr);
+    assert!(good.status.success(), "{said}");
+    assert!(good.stdout.starts_with(b"{\"telemetry\""));
+    for (more, expected) in [
+        (&["--ca", "ca.crt"][..], "HTTP 401"),
+        (&["--ca", "ca.crt", "--token-file", "wrong"], "HTTP 401"),
+        (&["--ca", "ca.crt", "--token-file", "none"], "none"),
+        (&["--token-file", "token"], "cannot be asked"),
+    ] {
+        let bad = asked(more).await;
+        let said = String::from_utf8_lossy(&bad.stderr).into_owned();
+        assert!(!bad.status.success() && said.contains(expected), "{said}");
+    }
+
+    let health = [&["health"][..], &identity[..]].concat();
+    assert!(run(folder, address, &health).await.status.success());
+    assert!(!run(folder, address, &["health"]).await.status.success());
+}
