@@ -131,7 +131,11 @@ impl App {
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
             compression: server.compression,
-            access: Arc::new(live::access(&config.access, &clock).map_err(StartError)?),
+            access: match before.filter(|app| app.config.access == config.access) {
+                // It knows passwords that have proved right.
+                Some(app) => app.front.access(),
+                None => Arc::new(live::access(&config.access, &clock).map_err(StartError)?),
+            },
             always_500: server.error_status == ErrorStatus::Always500,
         };
         let tls = server.tls.as_ref();

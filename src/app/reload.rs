@@ -281,4 +281,18 @@ mod tests {
         assert!(watched.has_changed(), "as before what was read last");
         assert!(!Watched::new(None).has_changed());
     }
+
+    #[tokio::test]
+    async fn who_may_ask_is_not_made_anew_unless_that_changes() {
+        let env = std::collections::BTreeMap::new();
+        let config = |text: &str| crate::config::parse(text, "c.toml", &env).unwrap();
+        let clock = Arc::new(crate::clock::SystemClock::default());
+        let rules = "[access.mirror]\nnetworks = [\"10.0.0.0/8\"]\n";
+        let first = App::build(&config(rules), clock).await.unwrap();
+        let same = format!("{rules}[server]\nmax_points = 7\n");
+        let same = first.succeeded_by(&config(&same)).await.unwrap();
+        assert!(Arc::ptr_eq(&first.front.access(), &same.front.access()));
+        let other = same.succeeded_by(&config("")).await.unwrap();
+        assert!(!Arc::ptr_eq(&same.front.access(), &other.front.access()));
+    }
 }

@@ -9,7 +9,6 @@ use clap::Args;
 
 use super::client::identified;
 use super::{block_on, complain};
-use crate::config::Server;
 use crate::upstream::{Http, Security};
 
 /// A server that has not said by then that it is ready is not.
@@ -28,16 +27,10 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Asks the server that `config` describes whether it is ready.
-    pub(super) fn run(&self, config: &Server) -> ExitCode {
-        let scheme = if config.tls.is_some() {
-            "https"
-        } else {
-            "http"
-        };
-        let url = format!("{scheme}://{}/readyz", reached_at(config.listen));
-        let asked = block_on(self.ask(&url)).map_err(|e| e.to_string());
-        match asked.and_then(|answer| answer) {
+    /// Asks the server that listens at `address` whether it is ready.
+    pub(super) fn run(&self, address: SocketAddr) -> ExitCode {
+        let asked = block_on(self.ask(reached_at(address)));
+        match asked.map_err(|e| e.to_string()).and_then(|answer| answer) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 complain(&error);
@@ -46,8 +39,7 @@ impl Health {
         }
     }
 
-    async fn ask(&self, url: &str) -> Result<(), String> {
-        let failed = |e: reqwest::Error| format!("{url}: {e}");
+    async fn ask(&self, address: SocketAddr) -> Result<(), String> {
         // What is asked is on this machine, whatever proxy the environment names.
         let builder = Http::builder().no_proxy().timeout(LIMIT);
         let security = Security {
@@ -57,12 +49,20 @@ impl Health {
             ..Security::default()
         };
         let client = identified(builder, security, self.cert.as_deref(), self.key.as_deref())?;
-        let status = client.get(url).send().await.map_err(failed)?.status();
-        if status.is_success() {
-            Ok(())
-        } else {
-            Err(format!("{url}: {status}"))
+        let mut failure = String::new();
+        // The server knows whether it speaks TLS; what the configuration says by now may be
+        // something else.
+        for scheme in ["http", "https"] {
+            let url = format!("{scheme}://{address}/readyz");
+            match client.get(&url).send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) => return Err(format!("{url}: {}", answer.status())),
+                Err(error) => failure = error.to_string(),
+            }
         }
+        Err(format!(
+            "nobody answers at {address}, by HTTP or HTTPS: {failure}"
+        ))
     }
 }
 

@@ -40,7 +40,7 @@ enum Command {
     Check,
     /// Ask one query for metric values and show the answer
     Query(Box<query::Query>),
-    /// Ask the server that the configuration describes whether it is ready; for container probes
+    /// Ask the server on this machine whether it is ready; for container probes
     Health(health::Health),
     /// Hash a password for [access], or make a new token
     Hash(hash::Hash),
@@ -66,6 +66,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
         }
         Some(Command::Man) => return man(),
         Some(Command::Hash(hash)) => return hash.run(),
+        Some(Command::Health(health)) => return health.run(config::listens_at(file(given), env)),
         _ => {}
     }
     if let Some(Command::Query(query)) = &cli.command {
@@ -78,7 +79,6 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     };
     match &cli.command {
         Some(Command::Check) => check::run(&config),
-        Some(Command::Health(health)) => health.run(&config.server),
         _ => {
             // A file that is gone later is not the same as none.
             let (path, env) = (file(given).map(Path::to_owned), env.clone());

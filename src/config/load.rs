@@ -9,7 +9,7 @@ mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
 use super::{Config, ErrorStatus, Log, Server, Traces, Upstream, UpstreamKind};
 use crate::model::{Compression, MAX_TIME, TargetUrl};
+
+/// Where a server listens that is not told where.
+const USUAL_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7007);
 
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../config.toml");
@@ -80,6 +83,25 @@ pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Confi
         wrong(Some(position), "is not text in UTF-8 from here on".into())
     })?;
     parse(text, &source, env)
+}
+
+/// Where a server listens whose configuration the file at `path` and `env` held when it started, as
+/// far as they still say: what else is wrong with them by now is no matter.
+pub fn listens_at(path: Option<&Path>, env: &BTreeMap<String, String>) -> SocketAddr {
+    let in_file = || {
+        let text = std::fs::read_to_string(path?).ok()?;
+        let lines: Vec<&str> = text.lines().collect();
+        // What stands before the first line that is no TOML.
+        let readable = |n| toml::from_str::<toml::Table>(&lines.get(..n)?.join("\n")).ok();
+        let table = (0..=lines.len()).rev().find_map(readable)?;
+        Some(table.get("server")?.get("listen")?.as_str()?.to_owned())
+    };
+    let said = env
+        .get("HELIOSTAT_SERVER__LISTEN")
+        .cloned()
+        .or_else(in_file);
+    let said = said.and_then(|text| text.trim_matches('"').parse().ok());
+    said.unwrap_or(USUAL_ADDRESS)
 }
 
 /// The configuration in `text`, which errors call `source`.

@@ -16,7 +16,7 @@ use http::HeaderName;
 use ipnet::IpNet;
 use tracing::Level;
 
-pub use load::{ConfigError, load, parse};
+pub use load::{ConfigError, listens_at, load, parse};
 pub use values::Secret;
 
 use crate::model::{Compression, Freshness, Limits, Pattern, Reading, TargetUrl};
@@ -72,7 +72,7 @@ pub struct Server {
 }
 
 /// Who may ask.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Access {
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -87,7 +87,7 @@ pub struct Access {
 }
 
 /// Who may ask one face of the service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Face {
     /// Where clients may come from; none is anywhere.
     pub networks: Vec<IpNet>,

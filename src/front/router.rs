@@ -197,6 +197,11 @@ impl Front {
         })
     }
 
+    /// Who may ask.
+    pub fn access(&self) -> Arc<Access> {
+        self.settings.access.clone()
+    }
+
     /// From now on admin calls can ask for a new configuration. Only the first call counts.
     pub fn follow(&self, reloads: Reloads) {
         let _ = self.shared.reloads.set(reloads);

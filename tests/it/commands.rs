@@ -65,3 +65,29 @@ async fn they_show_a_certificate_and_a_token_and_believe_an_authority() {
     assert!(run(folder, address, &health).await.status.success());
     assert!(!run(folder, address, &["health"]).await.status.success());
 }
+
+#[tokio::test]
+async fn a_server_that_is_well_is_well_whatever_its_file_says_by_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start("").await;
+    let address = server.url.strip_prefix("http://").unwrap();
+    let health = |toml: String| {
+        std::fs::write(folder.path().join("config.toml"), toml).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
+        command.current_dir(folder.path()).arg("health");
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    let listen = format!("[server]\nlisten = {address:?}\n");
+    for more in [
+        "",
+        "nonsense = 5\n",
+        "[server.tls]\ncert = \"/none\"\n",
+        "bad =\n",
+    ] {
+        let run = health(listen.clone() + more).await.unwrap();
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "{more}: {said}");
+    }
+    let nobody = health("[server]\nlisten = \"127.0.0.1:1\"".to_owned());
+    assert_eq!(nobody.await.unwrap().status.code(), Some(1));
+}
