@@ -1,109 +1,276 @@
-//! What Heliostat says of itself: health, readiness, metrics, and a page for humans.
+//! The admin API: what an upstream's protection and cache are doing, what would be done for a
+//! query, forgetting what is cached, the log's level, and reading the configuration again.
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Response, StatusCode};
-use metrics_exporter_prometheus::PrometheusHandle;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Response};
+use serde_json::{Map, Value, json};
 
 use super::body::Body;
-use crate::engine::Engine;
-use crate::model::{Error, Kind};
+use super::path::allow;
+use super::reloads::Reloads;
+use super::respond;
+use super::{mirror, prometheus};
+use crate::engine::{Context, Engine, Explanation, Hot, Selection, Series, Upstream};
+use crate::model::{Error, Kind, Layout, Millis};
+use crate::telemetry::logs;
+use crate::wire::{admin, request};
 
-const HTML: &str = "text/html; charset=utf-8";
-const TEXT: &str = "text/plain; charset=utf-8";
-/// The text format of Prometheus.
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const JSON: &str = "application/json";
+/// What every path of this API begins with.
+const ROOT: &str = "/admin/v1/";
 
-/// The mirror API and these pages as OpenAPI 3.1.
-pub(super) const OPENAPI: &str = include_str!("openapi.json");
-
-/// A page.
+/// What a path of the API asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Page {
-    /// `/`
-    Home,
-    /// `/healthz`
-    Health,
-    /// `/readyz`
-    Ready,
-    /// `/metrics`
-    Metrics,
-    /// `/openapi.json`
-    OpenApi,
+pub(super) enum Call {
+    /// `upstreams`
+    Upstreams,
+    /// `cache`
+    Cache,
+    /// `explain/…`, followed by the path of what is to be explained
+    Explain,
+    /// `invalidate`
+    Invalidate,
+    /// `log`
+    Log,
+    /// `reload`
+    Reload,
 }
 
-impl Page {
+impl Call {
+    /// All of them.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Upstreams,
+        Self::Cache,
+        Self::Explain,
+        Self::Invalidate,
+        Self::Log,
+        Self::Reload,
+    ];
+
     /// Its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Home => "home",
-            Self::Health => "healthz",
-            Self::Ready => "readyz",
-            Self::Metrics => "metrics",
-            Self::OpenApi => "openapi",
+            Self::Upstreams => "upstreams",
+            Self::Cache => "cache",
+            Self::Explain => "explain",
+            Self::Invalidate => "invalidate",
+            Self::Log => "log",
+            Self::Reload => "reload",
         }
+    }
+
+    /// What `path`, normalized, asks for, if it is of this API.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        let below = path.strip_prefix(ROOT)?;
+        let (name, explained) = match below.split_once('/') {
+            None => (below, false),
+            Some((name, _)) => (name, true),
+        };
+        let found = Self::ALL.into_iter().find(|call| call.name() == name)?;
+        (explained == (found == Self::Explain)).then_some(found)
+    }
+
+    /// The methods that it is asked by; an explanation is, by those of what is explained.
+    pub(super) fn methods(self) -> &'static [Method] {
+        match self {
+            Self::Upstreams | Self::Cache => &[Method::GET, Method::HEAD],
+            Self::Explain => &[Method::GET, Method::HEAD, Method::POST],
+            Self::Invalidate | Self::Reload => &[Method::POST],
+            Self::Log => &[Method::GET, Method::HEAD, Method::PUT],
+        }
+    }
+
+    /// Whether it is asked by `method`.
+    pub(super) fn check(self, method: &Method) -> Result<(), Error> {
+        allow(method, self.methods())
     }
 }
 
-pub(super) fn answer(
-    page: Page,
-    method: &Method,
-    engine: &Engine,
-    registry: Option<&PrometheusHandle>,
-    draining: bool,
+/// Answers a request with this `head` and `body` for `path`, normalized.
+pub(super) async fn answer(
+    engine: &Arc<Engine>,
+    reloads: Option<&Reloads>,
+    call: Call,
+    path: &str,
+    head: &Parts,
+    body: Bytes,
+    context: Context,
 ) -> Result<Response<Body>, Error> {
-    if method != Method::GET && method != Method::HEAD {
-        let message = format!("{method} is not allowed here; use GET");
-        return Err(Error::new(Kind::MethodNotAllowed, message).about("GET, HEAD"));
-    }
-    let (status, kind, body) = match page {
-        Page::Home => (StatusCode::OK, HTML, home(engine)),
-        Page::Health => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        Page::Ready if draining => {
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            (status, TEXT, "draining\n".to_owned())
+    let said = match call {
+        Call::Upstreams => {
+            let one = |upstream: &Arc<Upstream>| state(upstream, context.wall);
+            let upstreams: Vec<Value> = engine.upstreams().iter().map(one).collect();
+            json!({ "upstreams": upstreams }).to_string()
         }
-        Page::Ready => (StatusCode::OK, TEXT, "ready\n".to_owned()),
-        Page::Metrics => {
-            engine.observe();
-            let text = registry.map(PrometheusHandle::render).unwrap_or_default();
-            (StatusCode::OK, METRICS, text)
+        Call::Cache => {
+            let engine = engine.clone();
+            blocking(move || cache(&engine)).await?.to_string()
         }
-        Page::OpenApi => (StatusCode::OK, JSON, OPENAPI.to_owned()),
+        Call::Explain => {
+            let path = path.get(ROOT.len() + Call::Explain.name().len()..);
+            let explained = explain(engine, path.unwrap_or_default(), head, body, context)?;
+            // Written as it is: members have an order that reads well.
+            serde_json::to_string(&explained).map_err(|e| internal(&e))?
+        }
+        Call::Invalidate => {
+            let asked = admin::read_invalidate(&body)?;
+            let engine = engine.clone();
+            blocking(move || invalidate(&engine, asked))
+                .await??
+                .to_string()
+        }
+        Call::Log => {
+            if head.method == Method::PUT {
+                logs::set_level(admin::read_level(&body)?);
+            }
+            json!({ "level": logs::level().map(admin::level_name) }).to_string()
+        }
+        Call::Reload => reload(reloads).await?.to_string(),
     };
-    // The answer to HEAD is that to GET; the connection leaves its body out.
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    Ok(response)
+    Ok(respond::json([Bytes::from(said)]))
 }
 
-fn home(engine: &Engine) -> String {
-    let upstreams: String = engine
-        .upstreams()
-        .iter()
-        // Names are letters, digits and a few signs: nothing to escape.
-        .map(|u| format!("<li><code>{}</code></li>", u.name()))
-        .collect();
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Heliostat</title>\
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:42em;margin:3em auto;padding:0 1em}}\
-code{{background:#8882;padding:.1em .3em;border-radius:3px}}</style>\
-<h1>Heliostat {version}</h1>\
-<p>A caching and aggregating proxy for telemetry. It serves StackState's mirror API in front of \
-slower sources and fetches only what is missing.</p>\
-<ul><li><code>POST /api/connection</code>, <code>/api/field/name</code>, \
-<code>/api/field/value</code>, <code>/api/metric</code>: the mirror API</li>\
-<li><code>/prometheus/NAME/api/v1/</code>: Prometheus' HTTP API of an upstream of its kind</li>\
-<li><a href=\"/metrics\"><code>/metrics</code></a>: for Prometheus</li>\
-<li><a href=\"/openapi.json\"><code>/openapi.json</code></a>: the mirror API as OpenAPI</li>\
-<li><a href=\"/healthz\"><code>/healthz</code></a>, <a href=\"/readyz\"><code>/readyz</code></a>: \
-for probes</li></ul>\
-<p>Upstreams, the choice of <code>connectionDetails</code> <code>{{\"upstream\": \"NAME\"}}</code>:</p>\
-<ul>{upstreams}</ul>\
-<p>Set this page's address as the URL of a mirror data source in StackState.</p></html>\n",
-        version = env!("CARGO_PKG_VERSION"),
-    )
+/// `work`, which takes time with all that is cached, off the threads that serve connections.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| internal(&e))
+}
+
+fn internal(error: &dyn std::error::Error) -> Error {
+    Error::new(Kind::Internal, error.to_string())
+}
+
+fn state(upstream: &Upstream, now: Millis) -> Value {
+    json!({
+        "upstream": upstream.name(),
+        "state": upstream.access.state(now),
+    })
+}
+
+fn cache(engine: &Engine) -> Value {
+    let holdings = engine.holdings().into_iter().map(|held| {
+        json!({
+            "upstream": held.upstream.name(),
+            "bytes": held.bytes,
+            "chunks": held.chunks,
+            "lanes": held.lanes,
+            "hottest": held.hottest.iter().map(hot).collect::<Vec<_>>(),
+        })
+    });
+    json!({ "upstreams": holdings.collect::<Vec<_>>() })
+}
+
+fn hot(lane: &Hot) -> Value {
+    let mut said = Map::new();
+    let mut say = |name: &str, value: Value| said.insert(name.to_owned(), value);
+    match &lane.series {
+        Series::Metric { selector, layout } => {
+            say("conditions", request::conditions_json(selector));
+            if let Layout::Buckets { statistic, size } = layout {
+                let method = request::method_name(*statistic);
+                let size = size.millis();
+                let aggregation = json!({ "method": method, "bucketSizeMillis": size });
+                say("aggregation", aggregation);
+            }
+        }
+        Series::Expression { query, step } => {
+            say("query", json!(query));
+            say("stepMillis", json!(step));
+        }
+    }
+    say("answers", json!(lane.answers));
+    say("bytes", json!(lane.bytes));
+    Value::Object(said)
+}
+
+/// What a request for `path`, which is that of another API, would be answered with.
+fn explain(
+    engine: &Engine,
+    path: &str,
+    head: &Parts,
+    body: Bytes,
+    mut context: Context,
+) -> Result<Explanation, Error> {
+    if let Some(method) = mirror::Method::of(path) {
+        allow(&head.method, &mirror::METHODS)?;
+        return mirror::explain(engine, method, &body, context);
+    }
+    let Some(endpoint) = prometheus::Endpoint::of(path) else {
+        let message = format!(
+            "there is nothing to explain at {path:.100?}; put the path of a query behind {ROOT}explain"
+        );
+        return Err(Error::new(Kind::PathNotFound, message));
+    };
+    let asked = prometheus::asked(engine, endpoint, head, path, body, &mut context)?;
+    match asked {
+        (upstream, prometheus::Asked::Range(request)) => {
+            engine.explain_range(&upstream, request, &context)
+        }
+        (upstream, prometheus::Asked::Whole { question, keep, .. }) => {
+            Ok(engine.explain_told(&upstream, question, &keep, &context))
+        }
+    }
+}
+
+fn invalidate(engine: &Engine, asked: admin::Invalidate) -> Result<Value, Error> {
+    let admin::Invalidate {
+        upstream,
+        selector,
+        query,
+        range,
+    } = asked;
+    let found = engine.registry().named(Some(&upstream)).ok_or_else(|| {
+        let names: Vec<_> = engine.upstreams().iter().map(|u| u.name()).collect();
+        let message = format!("there is no such upstream; there are: {}", names.join(", "));
+        Error::invalid("upstream", message)
+    })?;
+    let selection = Selection {
+        selector,
+        query,
+        range,
+    };
+    let chunks = engine.forget(found, &selection);
+    tracing::info!(upstream, chunks, "invalidated by an admin call");
+    Ok(json!({ "upstream": upstream, "chunks": chunks }))
+}
+
+async fn reload(reloads: Option<&Reloads>) -> Result<Value, Error> {
+    let none = || {
+        let message = "this server's configuration comes from nowhere that could be read again";
+        Error::invalid("$", message)
+    };
+    let outcome = reloads.ok_or_else(none)?.ask().await.ok_or_else(none)?;
+    let applied = outcome.map_err(|e| Error::invalid("configuration", e))?;
+    serde_json::to_value(applied).map_err(|e| internal(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_mean_calls() {
+        for (path, call) in [
+            ("/admin/v1/upstreams", Some(Call::Upstreams)),
+            ("/admin/v1/explain/api/metric", Some(Call::Explain)),
+            ("/admin/v1/explain", None),
+            ("/admin/v1/cache/x", None),
+            ("/admin/v1/nothing", None),
+            ("/admin/v1", None),
+            ("/api/metric", None),
+        ] {
+            assert_eq!(Call::of(path), call, "{path}");
+        }
+    }
+
+    #[test]
+    fn calls_have_methods() {
+        assert!(Call::Log.check(&Method::PUT).is_ok());
+        let error = Call::Reload.check(&Method::GET).unwrap_err();
+        assert_eq!(error.subject.as_deref(), Some("POST"));
+    }
 }

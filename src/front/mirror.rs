@@ -12,6 +12,9 @@ use crate::model::{Details, Error, Kind, Origin};
 use crate::wire::encoding::Text;
 use crate::wire::{request, response};
 
+/// The methods of HTTP that it is asked by.
+pub(super) const METHODS: [http::Method; 1] = [http::Method::POST];
+
 /// A method of the mirror API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {

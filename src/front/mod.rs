@@ -6,18 +6,18 @@
 //! - `mirror`: the mirror API's four methods
 //! - `prometheus`: Prometheus' HTTP API
 //! - `respond`, `encoding`: what responses of data have in common
-//! - `admin`: health, readiness, metrics, the page at `/`
-//! - `admin_api`: what operators may ask and do
+//! - `pages`: health, readiness, metrics, the page at `/`
+//! - `admin`: what operators may ask and do
 //! - `reloads`: how a new configuration is asked for
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
 mod access;
 mod admin;
-mod admin_api;
 mod body;
 mod encoding;
 pub mod listen;
 pub mod mirror;
+mod pages;
 mod path;
 mod prometheus;
 mod reloads;

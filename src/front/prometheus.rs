@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::body::Body;
-use super::path::normalized;
+use super::path::{allow, normalized};
 use super::respond::{encoded, json, packed, with_cache, with_timing};
 use super::status::add_advice;
 use crate::engine::{Context, Engine, Keep, Question, RangeRequest, Told, Upstream};
@@ -156,9 +156,9 @@ impl Endpoint {
             | Self::Series
             | Self::FormatQuery
             | Self::ParseQuery
-            | Self::QueryExemplars => &[Method::GET, Method::HEAD, Method::POST],
-            Self::Read => &[Method::POST],
-            _ => &[Method::GET, Method::HEAD],
+            | Self::QueryExemplars => &[Method::GET, Method::HEAD, Method::POST, Method::OPTIONS],
+            Self::Read => &[Method::POST, Method::OPTIONS],
+            _ => &[Method::GET, Method::HEAD, Method::OPTIONS],
         }
     }
 
@@ -168,13 +168,7 @@ impl Endpoint {
             let message = "what may change the store does not pass here";
             return Err(Error::new(Kind::TargetNotAllowed, message));
         }
-        if self.methods().contains(method) {
-            return Ok(());
-        }
-        let allowed: Vec<&str> = self.methods().iter().map(Method::as_str).collect();
-        let allowed = format!("{}, OPTIONS", allowed.join(", "));
-        let message = format!("{method} is not allowed here; use {allowed}");
-        Err(Error::new(Kind::MethodNotAllowed, message).about(allowed))
+        allow(method, self.methods())
     }
 }
 

@@ -15,10 +15,10 @@ use tracing::{Level, debug};
 use super::access::{Access, Face};
 use super::body::Body;
 use super::encoding::chosen;
-use super::path::normalized;
+use super::path::{allow, normalized};
 use super::reloads::Reloads;
 use super::status::{error_response, read_body};
-use super::{admin, admin_api, mirror, prometheus};
+use super::{admin, mirror, pages, prometheus};
 use crate::clock::Clock;
 use crate::engine::{Context, Engine, Errand};
 use crate::files::Live;
@@ -74,17 +74,17 @@ struct Shared {
 enum Route {
     Mirror(mirror::Method),
     Prometheus(prometheus::Endpoint),
-    Admin(admin::Page),
-    Operate(admin_api::Call),
+    Page(pages::Page),
+    Admin(admin::Call),
 }
 
 /// Paths, normalized, of what Heliostat says of itself.
-const PAGES: [(&str, admin::Page); 5] = [
-    ("/metrics", admin::Page::Metrics),
-    ("/healthz", admin::Page::Health),
-    ("/readyz", admin::Page::Ready),
-    ("/openapi.json", admin::Page::OpenApi),
-    ("", admin::Page::Home),
+const PAGES: [(&str, pages::Page); 5] = [
+    ("/metrics", pages::Page::Metrics),
+    ("/healthz", pages::Page::Health),
+    ("/readyz", pages::Page::Ready),
+    ("/openapi.json", pages::Page::OpenApi),
+    ("", pages::Page::Home),
 ];
 
 impl Route {
@@ -93,19 +93,19 @@ impl Route {
         match self {
             Self::Mirror(mirror) => ("mirror", mirror.name()),
             Self::Prometheus(endpoint) => ("prometheus", endpoint.name()),
-            Self::Admin(page) => ("admin", page.name()),
-            Self::Operate(call) => ("admin", call.name()),
+            Self::Page(page) => ("admin", page.name()),
+            Self::Admin(call) => ("admin", call.name()),
         }
     }
 
     /// The face whose rules it is under; probes and the description are open to all.
     fn face(self) -> Option<Face> {
         match self {
-            Self::Mirror(_) | Self::Admin(admin::Page::Home) => Some(Face::Mirror),
+            Self::Mirror(_) | Self::Page(pages::Page::Home) => Some(Face::Mirror),
             Self::Prometheus(_) => Some(Face::Prometheus),
-            Self::Admin(admin::Page::Metrics) => Some(Face::Metrics),
-            Self::Operate(_) => Some(Face::Admin),
-            Self::Admin(_) => None,
+            Self::Page(pages::Page::Metrics) => Some(Face::Metrics),
+            Self::Admin(_) => Some(Face::Admin),
+            Self::Page(_) => None,
         }
     }
 }
@@ -119,13 +119,13 @@ struct Metrics {
 impl Metrics {
     fn new() -> Self {
         let mirror = mirror::Method::ALL.map(|(_, method)| Route::Mirror(method));
-        let pages = PAGES.map(|(_, page)| Route::Admin(page));
+        let pages = PAGES.map(|(_, page)| Route::Page(page));
         Self {
             known: mirror
                 .into_iter()
                 .chain(pages)
                 .chain(prometheus::Endpoint::ALL.map(Route::Prometheus))
-                .chain(admin_api::Call::ALL.map(Route::Operate))
+                .chain(admin::Call::ALL.map(Route::Admin))
                 .map(|route| {
                     let (api, method) = route.names();
                     (route, RequestMetrics::new(api, method))
@@ -244,11 +244,11 @@ impl Front {
             (_, Some(Route::Prometheus(endpoint))) => {
                 Ok(self.prometheus(endpoint, request, client, begun).await)
             }
-            (_, Some(Route::Admin(page))) => {
+            (_, Some(Route::Page(page))) => {
                 let draining = self.shared.draining.load(Ordering::Relaxed);
-                admin::answer(page, &method, &self.engine, self.shared.registry, draining)
+                pages::answer(page, &method, &self.engine, self.shared.registry, draining)
             }
-            (_, Some(Route::Operate(call))) => self.operate(call, request, client, arrived).await,
+            (_, Some(Route::Admin(call))) => self.admin(call, request, client, arrived).await,
             (_, None) => {
                 let path = normalized(request.uri().path());
                 let message = format!("there is nothing at {path:.100?}; see / for what there is");
@@ -280,7 +280,7 @@ impl Front {
         let named = || {
             let name = path.strip_prefix("/prometheus/")?;
             let known = self.engine.prometheus(Some(name)).is_ok();
-            known.then_some(Route::Admin(admin::Page::Home))
+            known.then_some(Route::Page(pages::Page::Home))
         };
         route(path).or_else(named)
     }
@@ -321,10 +321,7 @@ impl Front {
         client: IpAddr,
         begun: (Duration, Trace),
     ) -> Result<Response<Body>, Error> {
-        if request.method() != Method::POST {
-            let message = format!("{} is not allowed here; use POST", request.method());
-            return Err(Error::new(Kind::MethodNotAllowed, message).about("POST"));
-        }
+        allow(request.method(), &mirror::METHODS)?;
         let _admitted = self.admit(&request)?;
         declared_as_json(&request)?;
         let context = self.context(Some(request.headers()), Some(client), begun);
@@ -338,9 +335,9 @@ impl Front {
         mirror::answer(&self.engine, mirror, &body, context).await
     }
 
-    async fn operate(
+    async fn admin(
         &self,
-        call: admin_api::Call,
+        call: admin::Call,
         request: Request<Incoming>,
         client: IpAddr,
         arrived: Duration,
@@ -359,7 +356,7 @@ impl Front {
         let path = normalized(head.uri.path());
         let body = read_body(body, settings.max_body, settings.request_timeout).await?;
         let reloads = self.shared.reloads.get();
-        admin_api::answer(&self.engine, reloads, call, &path, &head, body, context).await
+        admin::answer(&self.engine, reloads, call, &path, &head, body, context).await
     }
 
     async fn prometheus(
@@ -454,11 +451,11 @@ fn route(path: &str) -> Option<Route> {
     let mirror = mirror::Method::of(path).map(Route::Mirror);
     let page = || {
         let found = PAGES.into_iter().find(|(known, _)| *known == path);
-        found.map(|(_, page)| Route::Admin(page))
+        found.map(|(_, page)| Route::Page(page))
     };
     let prometheus = || prometheus::Endpoint::of(path).map(Route::Prometheus);
-    let operate = || admin_api::Call::of(path).map(Route::Operate);
-    mirror.or_else(page).or_else(prometheus).or_else(operate)
+    let admin = || admin::Call::of(path).map(Route::Admin);
+    mirror.or_else(page).or_else(prometheus).or_else(admin)
 }
 
 /// The oldest data that a client takes: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).
@@ -558,7 +555,7 @@ mod tests {
     #[test]
     fn the_description_has_these_paths_methods_statuses_and_errors() {
         use std::collections::BTreeSet;
-        let described: serde_json::Value = serde_json::from_str(admin::OPENAPI).unwrap();
+        let described: serde_json::Value = serde_json::from_str(pages::OPENAPI).unwrap();
         let paths = described["paths"].as_object().unwrap();
         let errors = every_kind().into_iter();
         let statuses: BTreeSet<_> = errors
@@ -587,8 +584,8 @@ mod tests {
         for (path, _) in PAGES.iter().filter(|(path, _)| !path.is_empty()) {
             methods(path, &[Method::GET, Method::HEAD]);
         }
-        let explain = admin_api::Call::Explain;
-        for call in admin_api::Call::ALL.into_iter().filter(|c| *c != explain) {
+        let explain = admin::Call::Explain;
+        for call in admin::Call::ALL.into_iter().filter(|c| *c != explain) {
             methods(&format!("/admin/v1/{}", call.name()), call.methods());
         }
         assert!(paths.keys().eq(&known), "{paths:?}");
@@ -626,7 +623,7 @@ mod tests {
         }
         assert_eq!(
             route(&normalized("//")),
-            Some(Route::Admin(admin::Page::Home))
+            Some(Route::Page(pages::Page::Home))
         );
         assert_eq!(route(&normalized("/api")), None);
     }
