@@ -83,7 +83,8 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
             // A file that is gone later is not the same as none.
             let (path, env) = (file(given).map(Path::to_owned), env.clone());
             let source = Source {
-                file: path.clone(),
+                // A pipe says nothing the second time, or keeps who reads it waiting.
+                file: path.clone().filter(|path| path.is_file()),
                 load: Box::new(move || load(path.as_deref(), &env)),
             };
             serve::run(&config, source)
