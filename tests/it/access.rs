@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::scripted::{Answer, Scripted};
-use crate::support::{Reply, Server, TestClock};
+use crate::support::{ADMIN, ADMIN_TOKEN, Reply, Server, TestClock};
 
 const NOW: i64 = 1_790_000_000_000;
 
@@ -465,4 +465,68 @@ async fn what_the_command_line_hashes_lets_in() {
         .await;
         assert_eq!(reply.status, expected, "{authorization}");
     }
+}
+
+#[tokio::test]
+async fn clients_behind_a_trusted_proxy_take_turns() {
+    let clock = TestClock::at(NOW);
+    let upstream = Scripted::start(clock.clone(), |_, _| Answer {
+        gate: true,
+        ..Answer::json(json!({ "fields": [], "isPartial": false, "_type": "FieldNamesResponse" }))
+    })
+    .await;
+    let toml = format!(
+        "[access]\ntrusted_proxies = [\"127.0.0.1\"]\n{ADMIN}[[upstream]]\nname = \"turns\"\nkind = \"mirror\"\nurls = [{:?}]\nmax_concurrency = 1",
+        upstream.url
+    );
+    let server = &Server::start_at(&toml, clock).await;
+    // Different questions, so that none is answered with another's.
+    let ask = async |client: &str, key: &str| {
+        let conditions = [json!({ "key": key, "value": "v" })];
+        let body = json!({ "connectionDetails": {}, "query": { "conditions": conditions } });
+        let request = server.client().post(server.url.clone() + "/api/field/name");
+        let request = request
+            .header("content-type", "application/json")
+            .header("x-forwarded-for", client);
+        server.reply(request.body(body.to_string())).await.status
+    };
+    let waiting = async |wanted: u64| {
+        loop {
+            let state = server
+                .client()
+                .get(server.url.clone() + "/admin/v1/upstreams");
+            let state = server.reply(state.bearer_auth(ADMIN_TOKEN)).await.json();
+            if state["upstreams"][0]["state"]["limiter"]["waiting"] == wanted {
+                return;
+            }
+        }
+    };
+    let many = "192.0.2.1";
+    let few = async {
+        waiting(3).await;
+        let few = ask("192.0.2.2", "few");
+        let open = async {
+            waiting(4).await;
+            (0..5).for_each(|_| upstream.open());
+        };
+        tokio::join!(few, open).0
+    };
+    let all = tokio::join!(
+        ask(many, "a"),
+        ask(many, "b"),
+        ask(many, "c"),
+        ask(many, "d"),
+        few
+    );
+    assert_eq!(all, (200, 200, 200, 200, 200));
+    let seen = upstream.seen();
+    let asked = seen
+        .iter()
+        .map(|seen| seen.json()["query"]["conditions"][0]["key"].clone());
+    let place = asked.into_iter().position(|key| key == "few");
+    assert_eq!(
+        place,
+        Some(2),
+        "behind one that waited before it, not three"
+    );
 }
