@@ -6,9 +6,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tracing::{error, info};
 
 use crate::clock::Clock;
@@ -24,7 +25,7 @@ type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync>;
 /// A value that follows its files. A change that is no good is logged, shows in
 /// `heliostat_file_errors`, and leaves the value as it was.
 pub struct Live<T> {
-    current: RwLock<Arc<T>>,
+    current: ArcSwap<T>,
     source: Option<Source<T>>,
 }
 
@@ -63,7 +64,7 @@ impl<T> Live<T> {
     /// A value without files.
     pub fn fixed(value: T) -> Self {
         Self {
-            current: RwLock::new(Arc::new(value)),
+            current: ArcSwap::from_pointee(value),
             source: None,
         }
     }
@@ -99,12 +100,9 @@ impl<T> Live<T> {
         if let Some(source) = &self.source
             && let Some(fresh) = source.look()
         {
-            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            *current = Arc::new(fresh);
+            self.current.store(Arc::new(fresh));
         }
-        // The value is replaced whole, so it is sound even after a panic.
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.clone()
+        self.current.load_full()
     }
 }
 

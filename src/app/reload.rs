@@ -1,9 +1,10 @@
 //! A new configuration in the place of the old one, while it serves.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
@@ -43,7 +44,7 @@ impl Source {
 /// What serves now: replaced whole, so that a request sees one configuration from its beginning
 /// to its end.
 pub(super) struct Running {
-    app: RwLock<Arc<App>>,
+    app: ArcSwap<App>,
     /// The configuration that it began with.
     first: Config,
 }
@@ -53,16 +54,12 @@ impl Running {
         metrics::configured(app.clock.now());
         Self {
             first: app.config.clone(),
-            app: RwLock::new(Arc::new(app)),
+            app: ArcSwap::from_pointee(app),
         }
     }
 
     pub(super) fn app(&self) -> Arc<App> {
-        // It is replaced whole, so it is sound even after a panic.
-        self.app
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.app.load_full()
     }
 
     /// Puts the configuration of `source` in the place of the one that serves; if it is no good,
@@ -90,7 +87,7 @@ impl Running {
             warn!("{warning}");
         }
         let engine = app.engine.clone();
-        *self.app.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(app);
+        self.app.store(Arc::new(app));
         drop(before);
         // Nobody can ask for what it knows of upstreams that are gone.
         let _ = tokio::task::spawn_blocking(move || engine.forget_the_gone()).await;

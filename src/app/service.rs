@@ -80,7 +80,7 @@ impl Service {
         let handler = move |request, peer| {
             let app = running.app();
             // It is held until the answer is there: its demonstrations end with it.
-            async move { app.front.clone().handle(request, peer).await }
+            async move { app.front.handle(request, peer).await }
         };
         listen::serve(listener, tls, handler, stop).await;
     }

@@ -213,11 +213,7 @@ impl Front {
     }
 
     /// Answers `request`, which came from `peer`.
-    pub async fn handle(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: IpAddr,
-    ) -> Response<Body> {
+    pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let arrived = self.shared.clock.monotonic();
         let (route, face) = {
             let path = normalized(request.uri().path());
