@@ -266,9 +266,7 @@ impl Chunk {
             answered: AtomicU64::new(old.map_or(0, Self::answered)),
         }
     }
-}
 
-impl Chunk {
     /// What it knows outside of `range`; `None` if that is nothing.
     pub(crate) fn without(&self, range: &TimeRange, frame: &Frame) -> Option<Self> {
         let gone: RangeSet = range.intersection(&frame.span).into_iter().collect();

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::lane::Lane;
-use super::plan::{Held, lifetime};
+use super::plan::{Held, lifetime, sort};
+use super::revalidate::while_revalidating;
 use super::series::{Source, parts, policy};
 use super::{Context, Engine};
 use crate::model::{Error, Millis, RangeSet, TimeRange};
@@ -75,6 +76,9 @@ pub struct Stretch {
     /// The raw points that its buckets are made of, where they are made here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub made_of: Option<Box<Stretch>>,
+    /// Whether expired data is answered at once while it is fetched anew.
+    #[serde(skip)]
+    expired: bool,
 }
 
 /// A range of time: milliseconds of Unix time, the end left out, and the same to read.
@@ -210,7 +214,7 @@ impl Explanation {
         whole: Option<Whole>,
         context: &Context,
     ) -> Self {
-        let parts = stretches.iter().map(|s| s.origin(upstream, context));
+        let parts = stretches.iter().map(Stretch::origin);
         let parts = parts.chain(whole.iter().map(Whole::origin));
         let mut answer = parts.max().unwrap_or(Origin::Cache);
         let errand = &context.errand;
@@ -231,24 +235,14 @@ impl Explanation {
 }
 
 impl Stretch {
-    fn origin(&self, upstream: &Upstream, context: &Context) -> Origin {
+    fn origin(&self) -> Origin {
         match &self.made_of {
             _ if self.missing.is_empty() => Origin::Cache,
-            _ if self.expires_meanwhile(upstream, context) => Origin::Expired,
-            Some(raw) => raw.origin(upstream, context),
+            _ if self.expired => Origin::Expired,
+            Some(raw) => raw.origin(),
             None if self.under_way => Origin::Wait,
             None => Origin::Fetch,
         }
-    }
-
-    /// Whether it is answered with expired data while that is fetched.
-    fn expires_meanwhile(&self, upstream: &Upstream, context: &Context) -> bool {
-        let allowed = context
-            .freshness(&upstream.freshness)
-            .stale_while_revalidate;
-        let oldest = self.cached.iter().filter(|c| !c.settled);
-        let oldest = oldest.map(|c| c.fresh_seconds).fold(0.0, f64::min);
-        !allowed.is_zero() && self.fallback_to.is_some() && -oldest < allowed.as_secs_f64()
     }
 }
 
@@ -261,13 +255,28 @@ impl Engine {
         source: Source,
         context: &Context,
     ) -> Result<Stretch, Error> {
+        let mut stretch = self.stretch(lane, range, source, context)?;
+        let chunks = self.memory.cache.look_up(lane, &range);
+        stretch.expired = while_revalidating(lane, &range, &chunks, context).is_some();
+        Ok(stretch)
+    }
+
+    /// The same, without what is done with expired data: raw points that buckets are made of are
+    /// always fresh.
+    fn stretch(
+        &self,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &Context,
+    ) -> Result<Stretch, Error> {
         let chunks = self.memory.cache.look_up(lane, &range);
         let plan = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
         let policy = policy(lane, context);
         let now = context.moment().monotonic;
         let coverage = chunks.coverage();
-        let mut known = RangeSet::new();
-        let mut fresh = RangeSet::new();
+        let none = RangeSet::new();
+        let (fresh, known, _) = sort(&range, &coverage, &none, &policy, &context.moment());
         let mut cached = Vec::new();
         for segment in &coverage {
             let Some(part) = segment.range.intersection(&range) else {
@@ -275,10 +284,6 @@ impl Engine {
             };
             let age = now.saturating_sub(segment.fetched);
             let lifetime = lifetime(segment, &policy);
-            known.insert(part);
-            if age < lifetime {
-                fresh.insert(part);
-            }
             cached.push(Cached {
                 period: part.into(),
                 age_seconds: age.as_secs_f64(),
@@ -311,7 +316,7 @@ impl Engine {
             Some(raw) if !missing.is_empty() => {
                 let hull = plan.missing.iter().copied().reduce(|a, b| a.hull(&b));
                 let range = hull.unwrap_or(range);
-                Some(Box::new(self.explain(
+                Some(Box::new(self.stretch(
                     &raw,
                     range,
                     Source::Upstream,
@@ -333,6 +338,7 @@ impl Engine {
             under_way: fetched && !plan.missing.is_empty(),
             fallback_to: plan.fallback,
             made_of,
+            expired: false,
         })
     }
 }

@@ -71,9 +71,7 @@ impl Metadata {
             flights: Flights::default(),
         }
     }
-}
 
-impl Metadata {
     /// Forgets the lists of the upstreams that `which` picks.
     pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
         self.flights.abandon(|key| which(key.upstream));

@@ -170,7 +170,7 @@ pub(super) fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
 }
 
 /// What of `range` is fresh, known at all, and known and young enough to be served expired.
-fn sort(
+pub(super) fn sort(
     range: &TimeRange,
     coverage: &[Segment],
     brought: &RangeSet,

@@ -4,11 +4,12 @@ use std::sync::{Arc, PoisonError};
 
 use tracing::debug;
 
+use super::cache::Chunks;
 use super::lane::{Lane, LaneKey};
-use super::plan::plan;
+use super::plan::{Plan, plan};
 use super::series::{Degraded, Source, View, policy};
 use super::{Context, Engine};
-use crate::model::{RangeSet, TimeRange};
+use crate::model::{Millis, RangeSet, TimeRange};
 
 /// A lane that is fetched in the background, until dropped.
 struct Revalidating {
@@ -22,6 +23,25 @@ impl Drop for Revalidating {
     }
 }
 
+/// The plan for `range` of `lane`, of which `chunks` are known, and up to where it is answered, if
+/// that is with expired data while it is fetched anew.
+pub(super) fn while_revalidating(
+    lane: &Lane,
+    range: &TimeRange,
+    chunks: &Chunks,
+    context: &Context,
+) -> Option<(Plan, Millis)> {
+    let mut policy = policy(lane, context);
+    policy.freshness.max_stale = policy.freshness.stale_while_revalidate;
+    if policy.freshness.max_stale.is_zero() {
+        return None;
+    }
+    let (coverage, none) = (chunks.coverage(), RangeSet::new());
+    let plan = plan(range, &coverage, &none, &policy, &context.moment());
+    let edge = plan.fallback.filter(|_| !plan.missing.is_empty())?;
+    Some((plan, edge))
+}
+
 impl Engine {
     /// What is cached of `range`, marked as expired, if all of it is known and expired no longer
     /// ago than `stale_while_revalidate`; it is fetched in the background then. `None` if it is
@@ -33,24 +53,8 @@ impl Engine {
         source: Source,
         context: &Context,
     ) -> Option<View> {
-        let mut policy = policy(lane, context);
-        policy.freshness.max_stale = policy.freshness.stale_while_revalidate;
-        if policy.freshness.max_stale.is_zero() {
-            return None;
-        }
         let chunks = self.memory.cache.look_up(lane, &range);
-        let none = RangeSet::new();
-        let plan = plan(
-            &range,
-            &chunks.coverage(),
-            &none,
-            &policy,
-            &context.moment(),
-        );
-        if plan.missing.is_empty() {
-            return None;
-        }
-        let edge = plan.fallback?;
+        let (plan, edge) = while_revalidating(lane, &range, &chunks, context)?;
         self.revalidate(lane, range, source, context);
         let mut view = View::cached(lane, chunks, plan.held, plan.ttl);
         view.degraded = Some(Degraded {

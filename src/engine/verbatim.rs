@@ -106,9 +106,7 @@ impl Answers {
             flights: Flights::default(),
         }
     }
-}
 
-impl Answers {
     /// Forgets the answers of the upstreams that `which` picks.
     pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
         self.flights.abandon(|key| which(key.upstream));

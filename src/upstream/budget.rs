@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -77,16 +77,15 @@ impl Budgets {
         }
     }
 
+    fn windows(&self) -> MutexGuard<'_, Vec<Window>> {
+        // Counts are changed one by one, and each is sound.
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts what `before` has counted, whose place this takes.
     pub(super) fn continue_from(&self, before: &Self) {
-        let lock = |b: &Self| {
-            b.windows
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone()
-        };
-        let counted = lock(before);
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = before.windows().clone();
+        let mut windows = self.windows();
         for window in windows.iter_mut() {
             let same = counted.iter().find(|w| w.millis == window.millis);
             // Its own file may know of more, where that is another.
@@ -102,7 +101,7 @@ impl Budgets {
 
     /// The state of each, at the wall time `now`.
     pub(super) fn state(&self, now: Millis) -> Vec<BudgetState> {
-        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let windows = self.windows();
         let state = |window: &Window| {
             // A clock that steps back renews nothing.
             let index = now.div_euclid(window.millis).max(window.index);
@@ -125,8 +124,7 @@ impl Budgets {
     /// Takes one call out of every budget, at the wall time `now`, or says when the one that is
     /// spent is renewed. A clock that steps back renews nothing.
     pub(super) fn take(&self, now: Millis) -> Result<(), Duration> {
-        // Counts are changed one by one, and each is sound.
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.windows();
         for window in windows.iter_mut() {
             let index = now.div_euclid(window.millis);
             if index > window.index {

@@ -221,6 +221,29 @@ async fn an_explanation_says_what_would_be_refused_and_why() {
 }
 
 #[tokio::test]
+async fn an_explanation_says_when_expired_data_is_served_meanwhile() {
+    let keys = "stale_while_revalidate = \"1m\"\nrefresh = \"10s\"\nsettle = \"2m\"";
+    let world = World::new("meanwhile", keys).await;
+    let end = NOW - NOW % 60_000;
+    let range = (end - HOUR, end);
+    let mut buckets = query("a", range);
+    buckets["query"]["aggregation"] = json!({ "method": "MAX", "bucketSizeMillis": 60_000 });
+    // Beyond now, so that all that buckets are made of is known.
+    world.values("a", (range.0, NOW + 600_000)).await;
+    world.clock.pass(30_000);
+    let raw = world.explained(&query("a", range)).await;
+    assert_eq!(raw["answer"], "expired");
+    // Buckets that are not known are made of raw points that are fresh.
+    let made = world.explained(&buckets).await;
+    assert_eq!(made["stretches"][0]["madeOf"]["held"], "stale");
+    assert_eq!(made["answer"], "fetch");
+    world.clock.pass(60_000);
+    let raw = world.explained(&query("a", range)).await;
+    assert_eq!(raw["answer"], "fetch", "it expired too long ago");
+    assert_eq!(world.source.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn lists_are_explained_and_what_cannot_be_is_said() {
     let world = World::new("lists", "").await;
     let names = json!({ "connectionDetails": {}, "query": { "conditions": [] } });
