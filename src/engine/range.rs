@@ -29,6 +29,10 @@ const WORTH_ENCODING: usize = 8 << 10;
 /// connections.
 const BLOCKING: usize = 128 << 10;
 
+/// The most chunks of a lane of finer steps that a range may meet for that lane to be read instead
+/// of the upstream. The steps are the client's, so their ratio has no other bound.
+const MAX_FINER_CHUNKS: u64 = 256;
+
 /// The answer to a range query.
 #[derive(Debug)]
 pub struct RangeAnswer {
@@ -199,8 +203,11 @@ impl Engine {
             return false;
         };
         let since = self.memory.forgotten();
-        let mut finer = self.memory.grids.finer_than(lane, coarse).into_iter();
-        let Some(view) = finer.find_map(|finer| self.fresh(&finer, range, context)) else {
+        let finer = self.memory.grids.finer_than(lane, coarse);
+        let mut finer = finer
+            .iter()
+            .filter(|finer| finer.chunk_span().cells_in(range) <= MAX_FINER_CHUNKS);
+        let Some(view) = finer.find_map(|finer| self.fresh(finer, range, context)) else {
             return false;
         };
         for (_, chunk) in view.chunks.iter() {

@@ -303,6 +303,19 @@ fn coarse_steps_come_out_of_finer_ones_where_all_times_meet() {
     });
 }
 
+/// Laid out over the window of the second query, the chunks of the first would take 140 GB.
+#[test]
+fn a_fine_step_is_not_laid_out_over_a_window_of_centuries() {
+    run(async {
+        let world = World::new(10_000);
+        let start = 1_700_000_000_000;
+        world.ask(start, start, 1).await.unwrap();
+        let wide = 9_000_000_000_000;
+        let answer = world.ask(0, wide, wide).await.unwrap();
+        assert_eq!(text(&answer), direct(0, wide, wide, world.clocks.truth()));
+    });
+}
+
 #[test]
 fn warnings_are_passed_on_and_what_came_with_them_is_not_kept() {
     run(async {
