@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds a Debian package from a binary that is there already:
+# Builds a Debian package from an existing binary:
 #
-#   cargo build --release --locked --features otlp
-#   deploy/debian/build.sh [BINARY [FOLDER]]     (target/release/heliostat, .)
+#   cargo build --profile dist --locked --features otlp
+#   deploy/debian/build.sh [BINARY [FOLDER]]     (target/dist/heliostat, .)
 #
-# It needs dpkg-deb. The same binary gives the same package if SOURCE_DATE_EPOCH is set.
+# It needs dpkg-deb. The package is reproducible from the same binary if SOURCE_DATE_EPOCH is set.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
-binary=${1:-$top/target/release/heliostat}
+binary=${1:-$top/target/dist/heliostat}
 out=${2:-.}
 version=$("$binary" --version | cut -d ' ' -f 2)
 arch=$(dpkg --print-architecture)
@@ -16,7 +16,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
 put() { install -D -m "$1" "$2" "$root/$3"; }
-# What the binary writes of itself.
+# Files that the binary generates.
 made() { "$binary" "${@:2}" >"$root.made" && put 644 "$root.made" "$1" && rm "$root.made"; }
 
 put 755 "$binary" usr/bin/heliostat

@@ -149,7 +149,7 @@ fn the_image_is_made_of_what_there_is() {
     // The default configuration is part of the binary.
     assert!(read("src/config/load.rs").contains("include_str!(\"../../config.toml\")"));
     assert!(dockerfile.contains(" config.toml "));
-    assert!(dockerfile.contains("--release --locked"));
+    assert!(dockerfile.contains("--profile dist --locked"));
     let needed = read("Cargo.toml");
     let needed = needed
         .lines()
