@@ -9,9 +9,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use heliostat::engine::Held;
+use heliostat::engine::Lookup;
 use heliostat::engine::chunk::Segment;
-use heliostat::engine::plan::{Moment, Policy, fresh, plan};
+use heliostat::engine::plan::{Now, Policy, fresh, plan};
 use heliostat::model::{Freshness, RangeSet, Step, TimeRange};
 
 const MINUTE: i64 = 60_000;
@@ -23,7 +23,7 @@ const START: i64 = NOW - 1440 * MINUTE;
 struct Case {
     name: String,
     coverage: Vec<Segment>,
-    held: Held,
+    lookup: Lookup,
 }
 
 fn segment(start: i64, end: i64, age: u64) -> Segment {
@@ -34,8 +34,8 @@ fn segment(start: i64, end: i64, age: u64) -> Segment {
     }
 }
 
-fn moment() -> Moment {
-    Moment {
+fn moment() -> Now {
+    Now {
         wall: NOW,
         monotonic: Duration::from_secs(1_000_000),
     }
@@ -65,7 +65,7 @@ fn fragments(n: i64) -> Case {
     Case {
         name: "in pieces, as many missing".to_owned(),
         coverage: known.map(|i| segment(line(i), line(i + 1), 1)).collect(),
-        held: Held::Partial,
+        lookup: Lookup::Partial,
     }
 }
 
@@ -75,12 +75,12 @@ fn cases() -> Vec<Case> {
     let hit = Case {
         name: "fresh hit".to_owned(),
         coverage: vec![history, tail(5)],
-        held: Held::Hit,
+        lookup: Lookup::Hit,
     };
     let expired = Case {
         name: "expired tail".to_owned(),
         coverage: vec![history, tail(15)],
-        held: Held::Stale,
+        lookup: Lookup::Stale,
     };
     let mut cases = vec![hit, expired];
     cases.extend([4, 40, 400].map(fragments));
@@ -95,7 +95,7 @@ fn planning(criterion: &mut Criterion) {
     for case in &cases {
         let coverage = &case.coverage;
         let found = fresh(&window, coverage.iter(), &policy, &now);
-        assert_eq!(found.is_some(), case.held == Held::Hit);
+        assert_eq!(found.is_some(), case.lookup == Lookup::Hit);
         let id = BenchmarkId::new(&case.name, coverage.len());
         group.bench_function(id, |b| {
             b.iter(|| fresh(black_box(&window), coverage.iter(), &policy, &now));
@@ -106,7 +106,7 @@ fn planning(criterion: &mut Criterion) {
     for case in &cases {
         let coverage = &case.coverage;
         let found = plan(&window, coverage, &none, &policy, &now);
-        assert_eq!(found.held, case.held);
+        assert_eq!(found.lookup, case.lookup);
         let id = BenchmarkId::new(&case.name, coverage.len());
         group.bench_function(id, |b| {
             b.iter(|| plan(black_box(&window), coverage, &none, &policy, &now));

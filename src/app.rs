@@ -30,7 +30,7 @@ use crate::front::{Front, Settings, listen};
 use crate::model::{MultiSeries, TargetUrl};
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    Access, Forward, Guard, Http, Parts, Registry, Security, Transport, Upstream, watch,
+    UpstreamClient, Forward, Guard, Http, ClientConfig, Registry, Security, Transport, Upstream, watch,
 };
 
 /// What could not be set up, in a sentence.
@@ -270,7 +270,7 @@ impl Maker {
             }
         };
         let metrics = UpstreamMetrics::new(&settings.name);
-        let access = Access::new(Parts {
+        let client = UpstreamClient::new(ClientConfig {
             transport: ways.transport,
             urls,
             headers: ways.headers,
@@ -284,7 +284,7 @@ impl Maker {
             clock: self.clock.clone(),
         });
         if let Some(old) = old {
-            access.continue_from(&old.upstream.access);
+            client.continue_from(&old.upstream.client);
         }
         let same = old.filter(|old| old.settings.has_data_of(settings));
         let upstream = Arc::new(Upstream {
@@ -293,7 +293,7 @@ impl Maker {
             reading,
             adapter,
             forward,
-            access,
+            client,
             metrics,
         });
         tokio::spawn(watch(Arc::downgrade(&upstream)));

@@ -147,19 +147,19 @@ pub struct Matrix {
     /// In the order of their labels.
     pub series: Vec<promapi::Series>,
     /// What the backend says of it.
-    pub remarks: Remarks,
+    pub annotations: Annotations,
 }
 
 /// What a backend says of an answer besides its data; sorted, without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remarks {
+pub struct Annotations {
     /// `warnings`
     pub warnings: Vec<String>,
     /// `infos`
     pub infos: Vec<String>,
 }
 
-impl Remarks {
+impl Annotations {
     /// Adds those of `others`.
     pub fn add(&mut self, others: &Self) {
         let lists = [

@@ -90,7 +90,7 @@ impl Running {
         self.app.store(Arc::new(app));
         drop(before);
         // Nobody can ask for what it knows of upstreams that are gone.
-        let _ = tokio::task::spawn_blocking(move || engine.forget_the_gone()).await;
+        let _ = tokio::task::spawn_blocking(move || engine.invalidate_removed()).await;
         info!("the configuration was read again: {applied}");
         Ok(applied)
     }

@@ -8,9 +8,9 @@ use super::{block_on, complain, say};
 use crate::app::App;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
-use crate::engine::Context;
+use crate::engine::RequestContext;
 use crate::model::Details;
-use crate::upstream::Errand;
+use crate::upstream::CallContext;
 use crate::wire::encoding::Encoding;
 
 /// One line of the table.
@@ -54,11 +54,11 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
         };
         let arrived = clock.monotonic();
         let deadline = tokio::time::Instant::now() + config.server.request_timeout;
-        let context = Context {
+        let context = RequestContext {
             arrived,
             wall: clock.now(),
             deadline,
-            errand: Errand {
+            call: CallContext {
                 caller: None,
                 lane: 0,
                 deadline,

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use super::chunk::Chunk;
 use super::explain::Explanation;
 use super::lane::Lane;
-use super::plan::Held;
+use super::plan::Lookup;
 use super::render::BLOCK;
-use super::series::{Degraded, Source, View};
-use super::{Context, Engine, planned};
+use super::fetch::{Degraded, Source, View};
+use super::{RequestContext, Engine, planned};
 use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
     RangeSet, TimeRange,
@@ -31,7 +31,7 @@ const WORTH_ENCODING: usize = 3 * BLOCK;
 const BLOCKING: usize = 20_000;
 
 /// Most stretches of `raw_points_max` intervals that one raw query reads.
-const MAX_STRETCHES: u64 = 16;
+const MAX_SUB_RANGES: u64 = 16;
 
 /// The answer to a query for metric values.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ pub struct Timing {
 #[derive(Clone, Debug)]
 pub struct CacheOutcome {
     /// What it held when the query came.
-    pub held: Held,
+    pub lookup: Lookup,
     /// Whether what was fetched is in it now.
     pub stored: bool,
     /// Whether a fetch of another request was waited for.
@@ -82,7 +82,7 @@ impl CacheOutcome {
     /// An answer that needed no data.
     pub(super) fn nothing_asked() -> Self {
         Self {
-            held: Held::Hit,
+            lookup: Lookup::Hit,
             stored: false,
             collapsed: false,
             ttl_seconds: 0,
@@ -96,11 +96,11 @@ impl CacheOutcome {
         if self.detail.is_some() {
             metrics.stale_served.increment(1);
         }
-        match self.held {
-            Held::Hit => metrics.hits.increment(1),
-            Held::Stale => metrics.stale.increment(1),
-            Held::Partial => metrics.partial.increment(1),
-            Held::Miss => metrics.misses.increment(1),
+        match self.lookup {
+            Lookup::Hit => metrics.hits.increment(1),
+            Lookup::Stale => metrics.stale.increment(1),
+            Lookup::Partial => metrics.partial.increment(1),
+            Lookup::Miss => metrics.misses.increment(1),
         }
     }
 
@@ -113,7 +113,7 @@ impl CacheOutcome {
 }
 
 /// The points that an answer shows, gathered stretch by stretch.
-struct Gathered {
+struct AnswerBuilder {
     slices: Vec<Slice>,
     off_grid: Option<Arc<Vec<Bucket>>>,
     left: usize,
@@ -137,15 +137,15 @@ impl Engine {
         self: &Arc<Self>,
         details: &Details,
         query: MetricQuery,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<Answer, Error> {
         let begun = self.clock.monotonic();
         let upstream = self.registry.pick(details)?;
-        let stretches = self.stretches(&upstream, &query)?;
+        let sub_ranges = self.sub_ranges(&upstream, &query)?;
         let source = source(&upstream, &query);
         let layout = query.layout;
         let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
-        let mut gathered = Gathered {
+        let mut builder = AnswerBuilder {
             slices: Vec::new(),
             off_grid: None,
             left: limit as usize,
@@ -157,39 +157,39 @@ impl Engine {
         };
         let lane = Lane::of(upstream, details, query);
         let upstream = &lane.upstream;
-        for stretch in stretches {
+        for sub_range in sub_ranges {
             let planning = context.span("plan");
-            let view = match self.fresh(&lane, &stretch, context) {
+            let view = match self.fresh(&lane, &sub_range, context) {
                 Some(view) => {
-                    planned(planning, view.held, 0);
+                    planned(planning, view.lookup, 0);
                     view
                 }
                 // Boxed: what a hit does not need should not be moved about with it.
                 None => {
                     let asked = self.clock.monotonic();
-                    let view = self.not_fresh(&lane, stretch, source, context, planning);
+                    let view = self.not_fresh(&lane, sub_range, source, context, planning);
                     let view = Box::pin(view).await?;
-                    gathered.fetching += self.clock.monotonic().saturating_sub(asked);
+                    builder.fetching += self.clock.monotonic().saturating_sub(asked);
                     view
                 }
             };
-            gathered.add(view, &lane, &stretch, context);
-            if gathered.partial {
+            builder.add(view, &lane, &sub_range, context);
+            if builder.partial {
                 break;
             }
         }
         let gathered_at = self.clock.monotonic();
         let rendering = context.span("render");
-        gathered.count(upstream);
-        let points = gathered.from_cache + gathered.from_upstream;
-        let encoding = match gathered.off_grid {
+        builder.count(upstream);
+        let points = builder.from_cache + builder.from_upstream;
+        let encoding = match builder.off_grid {
             None if points >= WORTH_ENCODING => context.encoding,
             _ => Encoding::Identity,
         };
-        let points = match &gathered.off_grid {
-            Some(buckets) => render_as_labelled(buckets, &mut gathered.left, &mut gathered.partial),
+        let points = match &builder.off_grid {
+            Some(buckets) => render_as_labelled(buckets, &mut builder.left, &mut builder.partial),
             None => {
-                let slices = std::mem::take(&mut gathered.slices);
+                let slices = std::mem::take(&mut builder.slices);
                 self.rendered(&lane, slices, encoding).await?
             }
         };
@@ -199,13 +199,13 @@ impl Engine {
             points,
             encoding,
             aggregated: layout != Layout::Raw,
-            partial: gathered.partial,
-            cache: gathered.outcome.unwrap_or_else(CacheOutcome::nothing_asked),
+            partial: builder.partial,
+            cache: builder.outcome.unwrap_or_else(CacheOutcome::nothing_asked),
             timing: Timing {
                 plan: gathered_at
                     .saturating_sub(begun)
-                    .saturating_sub(gathered.fetching),
-                fetch: gathered.fetching,
+                    .saturating_sub(builder.fetching),
+                fetch: builder.fetching,
                 render: rendered.saturating_sub(gathered_at),
             },
         })
@@ -216,14 +216,14 @@ impl Engine {
         &self,
         details: &Details,
         query: MetricQuery,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<Explanation, Error> {
         let upstream = self.registry.pick(details)?;
-        let stretches = self.stretches(&upstream, &query)?;
+        let sub_ranges = self.sub_ranges(&upstream, &query)?;
         let source = source(&upstream, &query);
         let lane = Lane::of(upstream.clone(), details, query);
-        let explained = stretches.into_iter();
-        let explained = explained.map(|stretch| self.explain(&lane, stretch, source, context));
+        let explained = sub_ranges.into_iter();
+        let explained = explained.map(|sub_range| self.explain(&lane, sub_range, source, context));
         let explained = explained.collect::<Result<_, _>>()?;
         Ok(Explanation::new(&upstream, explained, None, context))
     }
@@ -234,12 +234,12 @@ impl Engine {
         lane: &Lane,
         range: TimeRange,
         source: Source,
-        context: &Context,
+        context: &RequestContext,
         planning: Span,
     ) -> Result<View, Error> {
         match self.while_revalidating(lane, range, source, context) {
             Some(view) => {
-                planned(planning, view.held, 0);
+                planned(planning, view.lookup, 0);
                 Ok(view)
             }
             None => self.view(lane, range, source, context, planning).await,
@@ -248,7 +248,7 @@ impl Engine {
 
     /// The ranges to make known, one after the other: the buckets that meet the query's range, or
     /// that range in stretches that can be read raw. None for an empty range.
-    fn stretches(&self, upstream: &Upstream, query: &MetricQuery) -> Result<Vec<TimeRange>, Error> {
+    fn sub_ranges(&self, upstream: &Upstream, query: &MetricQuery) -> Result<Vec<TimeRange>, Error> {
         if query.range.is_empty() {
             return Ok(Vec::new());
         }
@@ -267,20 +267,20 @@ impl Engine {
         let points = u64::from(upstream.reading.raw_points_max);
         let interval = upstream.reading.interval;
         let cells = interval.cells_in(&query.range);
-        if cells > points * MAX_STRETCHES {
+        if cells > points * MAX_SUB_RANGES {
             let message = format!(
                 "the range spans {cells} points at the upstream's interval of {} ms; at most {} can be read raw in one query; ask for a shorter range or an aggregation",
                 interval.millis(),
-                points * MAX_STRETCHES,
+                points * MAX_SUB_RANGES,
             );
             return Err(too_many("query.endTime", message));
         }
-        let stretch = interval.times(upstream.reading.raw_points_max).millis();
+        let sub_range = interval.times(upstream.reading.raw_points_max).millis();
         let (start, end) = (query.range.start(), query.range.end());
-        let next = |from: &Millis| Some(from + stretch).filter(|from| *from < end);
+        let next = |from: &Millis| Some(from + sub_range).filter(|from| *from < end);
         let from = std::iter::successors(Some(start), next);
         Ok(from
-            .map(|from| TimeRange::clamped(from, end.min(from + stretch)))
+            .map(|from| TimeRange::clamped(from, end.min(from + sub_range)))
             .collect())
     }
 
@@ -317,9 +317,9 @@ impl Engine {
     }
 }
 
-impl Gathered {
+impl AnswerBuilder {
     /// Adds what `view` shows of `range`.
-    fn add(&mut self, view: View, lane: &Lane, range: &TimeRange, context: &Context) {
+    fn add(&mut self, view: View, lane: &Lane, range: &TimeRange, context: &RequestContext) {
         let outcome = outcome(&view, &lane.upstream);
         self.outcome = Some(match self.outcome.take() {
             None => outcome,
@@ -387,7 +387,7 @@ fn source(upstream: &Upstream, query: &MetricQuery) -> Source {
 /// The part of `range` whose points are shown: all of it; of expired data, up to where it is known
 /// well enough; and if buckets that still fill are to be left out, up to the last that was full
 /// when it was fetched.
-fn shown(view: &View, range: &TimeRange, upstream: &Upstream, context: &Context) -> TimeRange {
+fn shown(view: &View, range: &TimeRange, upstream: &Upstream, context: &RequestContext) -> TimeRange {
     let edge = view.degraded.as_ref().map_or(range.end(), |d| d.edge);
     let range = TimeRange::clamped(range.start(), range.end().min(edge));
     let omit = upstream.reading.incomplete_buckets == IncompleteBuckets::Omit;
@@ -418,7 +418,7 @@ fn fetched_in(chunk: &Chunk, at: &Range<usize>, fetched: &RangeSet) -> usize {
 
 pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
     let mut outcome = CacheOutcome {
-        held: view.held,
+        lookup: view.lookup,
         stored: view.stored,
         collapsed: view.collapsed,
         ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
@@ -437,10 +437,10 @@ pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
 /// The outcome of two stretches: the less cached, the sooner to end.
 fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
     CacheOutcome {
-        held: match (a.held, b.held) {
+        lookup: match (a.lookup, b.lookup) {
             (x, y) if x == y => x,
-            (Held::Hit, Held::Stale) | (Held::Stale, Held::Hit) => Held::Stale,
-            _ => Held::Partial,
+            (Lookup::Hit, Lookup::Stale) | (Lookup::Stale, Lookup::Hit) => Lookup::Stale,
+            _ => Lookup::Partial,
         },
         stored: a.stored || b.stored,
         collapsed: a.collapsed || b.collapsed,

@@ -150,7 +150,7 @@ impl ChunkCache {
     }
 
     /// Forgets what is known of the lanes that `which` picks. Gives the number of chunks.
-    pub(crate) fn forget(&self, which: impl Fn(&LaneKey) -> bool) -> usize {
+    pub(crate) fn invalidate(&self, which: impl Fn(&LaneKey) -> bool) -> usize {
         let keys = self.keys(which);
         for key in &keys {
             self.chunks.invalidate(&**key);
@@ -161,7 +161,7 @@ impl ChunkCache {
 
     /// Forgets what is known in `range`, taken to whole buckets, of the lanes of `upstream` that
     /// `which` picks. Gives the number of chunks that held some of it.
-    pub(crate) fn forget_range(
+    pub(crate) fn invalidate_range(
         &self,
         upstream: &Arc<Upstream>,
         range: &TimeRange,

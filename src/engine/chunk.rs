@@ -207,7 +207,7 @@ impl Chunk {
                 columns.heap_bytes() + rendered.get().map_or(0, Rendered::heap_bytes)
             }
             Content::Matrix(matrix) => {
-                promapi::heap_bytes(&matrix.series) + matrix.remarks.heap_bytes()
+                promapi::heap_bytes(&matrix.series) + matrix.annotations.heap_bytes()
             }
         };
         size_of::<Self>() + content + self.coverage.capacity() * size_of::<Segment>()
@@ -336,14 +336,14 @@ impl Content {
     /// What `old` holds with the samples of `matrix` in the ranges `news`.
     fn of_series(old: Option<&Chunk>, matrix: &Matrix, news: &RangeSet, span: &TimeRange) -> Self {
         let old = old.and_then(Chunk::matrix);
-        let mut remarks = matrix.remarks.clone();
+        let mut annotations = matrix.annotations.clone();
         if let Some(old) = old {
-            remarks.add(&old.remarks);
+            annotations.add(&old.annotations);
         }
         let old = old.map_or(&[][..], |m| &m.series);
         Self::Matrix(Matrix {
             series: promapi::merge(old, &matrix.series, news, span),
-            remarks,
+            annotations,
         })
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::lane::Lane;
-use super::plan::{Held, lifetime, sort};
+use super::plan::{Lookup, lifetime, sort};
 use super::revalidate::while_revalidating;
-use super::series::{Source, parts, policy};
-use super::{Context, Engine};
+use super::fetch::{Source, parts, policy};
+use super::{RequestContext, Engine};
 use crate::model::{Error, Millis, RangeSet, TimeRange};
 use crate::upstream::Upstream;
 
@@ -21,7 +21,7 @@ pub struct Explanation {
     /// Whose data it is.
     pub upstream: String,
     /// Where the answer would come from.
-    pub answer: Origin,
+    pub answer: AnswerSource,
     /// Why a fetch would be refused now, if it would be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -30,16 +30,16 @@ pub struct Explanation {
     pub bypass: Option<&'static str>,
     /// The parts of the range that are looked up one after the other.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub stretches: Vec<Stretch>,
+    pub stretches: Vec<RangeReport>,
     /// The whole answer, where it is kept whole.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub whole: Option<Whole>,
+    pub whole: Option<ResponseReport>,
 }
 
 /// Where an answer would come from; a later one takes longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Origin {
+pub enum AnswerSource {
     /// All of it is cached and fresh.
     Cache,
     /// Cached data that has just expired, while it is fetched.
@@ -55,10 +55,10 @@ pub enum Origin {
 /// What is known of a range, and what is not.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Stretch {
+pub struct RangeReport {
     /// The range, on the grid of buckets.
     #[serde(flatten)]
-    pub period: Period,
+    pub period: TimeSpan,
     /// Milliseconds between two points: the bucket size, the step, or the native interval.
     pub cell_millis: Millis,
     /// What the cache has: `hit`, `stale`, `partial` or `miss`.
@@ -75,7 +75,7 @@ pub struct Stretch {
     pub fallback_to: Option<Millis>,
     /// The raw points that its buckets are made of, where they are made here.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub made_of: Option<Box<Stretch>>,
+    pub made_of: Option<Box<RangeReport>>,
     /// Whether expired data is answered at once while it is fetched anew.
     #[serde(skip)]
     expired: bool,
@@ -84,13 +84,13 @@ pub struct Stretch {
 /// A range of time: milliseconds of Unix time, the end left out, and the same to read.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Period {
+pub struct TimeSpan {
     start_time: Millis,
     end_time: Millis,
     period: String,
 }
 
-impl From<TimeRange> for Period {
+impl From<TimeRange> for TimeSpan {
     fn from(range: TimeRange) -> Self {
         // What no calendar date says, such as the end of a bucket of ten thousand years, stays a
         // number.
@@ -116,7 +116,7 @@ impl From<TimeRange> for Period {
 pub struct Cached {
     /// Which part.
     #[serde(flatten)]
-    pub period: Period,
+    pub period: TimeSpan,
     /// Seconds since its fetch began.
     pub age_seconds: f64,
     /// Whether it can no longer change.
@@ -131,7 +131,7 @@ pub struct Cached {
 pub struct Missing {
     /// Which part.
     #[serde(flatten)]
-    pub period: Period,
+    pub period: TimeSpan,
     /// Why, part by part.
     pub why: Vec<Reason>,
     /// The calls that would be made: method and path, without headers and body.
@@ -144,7 +144,7 @@ pub struct Missing {
 pub struct Reason {
     /// Which part.
     #[serde(flatten)]
-    pub period: Period,
+    pub period: TimeSpan,
     /// `unknown`: never fetched, evicted, or invalidated; `expired`; `along`: fresh, but a call
     /// more would cost more; `ahead`: for those who ask next.
     pub reason: &'static str,
@@ -153,7 +153,7 @@ pub struct Reason {
 /// A whole answer, or a list of names or values.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Whole {
+pub struct ResponseReport {
     /// Whether it is cached: `hit`, `stale` or `miss`.
     pub held: &'static str,
     /// Seconds since its fetch began.
@@ -164,7 +164,7 @@ pub struct Whole {
     pub under_way: bool,
 }
 
-impl Held {
+impl Lookup {
     /// Its name in metrics and explanations.
     fn name(self) -> &'static str {
         match self {
@@ -181,13 +181,13 @@ fn left(lifetime: Duration, age: Duration) -> f64 {
     lifetime.as_secs_f64() - age.as_secs_f64()
 }
 
-impl Whole {
+impl ResponseReport {
     /// What is known of an answer that was fetched `age` ago and is good for `lifetime`, if it was.
     pub(super) fn of(known: Option<(Duration, Duration)>, under_way: bool) -> Self {
         let held = match known {
-            None => Held::Miss,
-            Some((age, lifetime)) if age < lifetime => Held::Hit,
-            Some(_) => Held::Stale,
+            None => Lookup::Miss,
+            Some((age, lifetime)) if age < lifetime => Lookup::Hit,
+            Some(_) => Lookup::Stale,
         };
         Self {
             held: held.name(),
@@ -197,11 +197,11 @@ impl Whole {
         }
     }
 
-    fn origin(&self) -> Origin {
-        match self.held == Held::Hit.name() {
-            true => Origin::Cache,
-            false if self.under_way => Origin::Wait,
-            false => Origin::Fetch,
+    fn origin(&self) -> AnswerSource {
+        match self.held == Lookup::Hit.name() {
+            true => AnswerSource::Cache,
+            false if self.under_way => AnswerSource::Wait,
+            false => AnswerSource::Fetch,
         }
     }
 }
@@ -210,18 +210,18 @@ impl Explanation {
     /// What is answered for `upstream` with `stretches` or the `whole`.
     pub(super) fn new(
         upstream: &Upstream,
-        stretches: Vec<Stretch>,
-        whole: Option<Whole>,
-        context: &Context,
+        stretches: Vec<RangeReport>,
+        whole: Option<ResponseReport>,
+        context: &RequestContext,
     ) -> Self {
-        let parts = stretches.iter().map(Stretch::origin);
-        let parts = parts.chain(whole.iter().map(Whole::origin));
-        let mut answer = parts.max().unwrap_or(Origin::Cache);
-        let errand = &context.errand;
-        let refused = upstream.access.refusal(errand.caller, context.deadline);
-        let refused = refused.filter(|_| answer == Origin::Fetch);
+        let parts = stretches.iter().map(RangeReport::origin);
+        let parts = parts.chain(whole.iter().map(ResponseReport::origin));
+        let mut answer = parts.max().unwrap_or(AnswerSource::Cache);
+        let call = &context.call;
+        let refused = upstream.client.refusal(call.caller, context.deadline);
+        let refused = refused.filter(|_| answer == AnswerSource::Fetch);
         if refused.is_some() {
-            answer = Origin::Refused;
+            answer = AnswerSource::Refused;
         }
         Self {
             upstream: upstream.name().to_owned(),
@@ -234,14 +234,14 @@ impl Explanation {
     }
 }
 
-impl Stretch {
-    fn origin(&self) -> Origin {
+impl RangeReport {
+    fn origin(&self) -> AnswerSource {
         match &self.made_of {
-            _ if self.missing.is_empty() => Origin::Cache,
-            _ if self.expired => Origin::Expired,
+            _ if self.missing.is_empty() => AnswerSource::Cache,
+            _ if self.expired => AnswerSource::Expired,
             Some(raw) => raw.origin(),
-            None if self.under_way => Origin::Wait,
-            None => Origin::Fetch,
+            None if self.under_way => AnswerSource::Wait,
+            None => AnswerSource::Fetch,
         }
     }
 }
@@ -253,8 +253,8 @@ impl Engine {
         lane: &Lane,
         range: TimeRange,
         source: Source,
-        context: &Context,
-    ) -> Result<Stretch, Error> {
+        context: &RequestContext,
+    ) -> Result<RangeReport, Error> {
         let mut stretch = self.stretch(lane, range, source, context)?;
         let chunks = self.memory.cache.look_up(lane, &range);
         stretch.expired = while_revalidating(lane, &range, &chunks, context).is_some();
@@ -268,15 +268,15 @@ impl Engine {
         lane: &Lane,
         range: TimeRange,
         source: Source,
-        context: &Context,
-    ) -> Result<Stretch, Error> {
+        context: &RequestContext,
+    ) -> Result<RangeReport, Error> {
         let chunks = self.memory.cache.look_up(lane, &range);
         let plan = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
         let policy = policy(lane, context);
-        let now = context.moment().monotonic;
+        let now = context.now().monotonic;
         let coverage = chunks.coverage();
         let none = RangeSet::new();
-        let (fresh, known, _) = sort(&range, &coverage, &none, &policy, &context.moment());
+        let (fresh, known, _) = sort(&range, &coverage, &none, &policy, &context.now());
         let mut cached = Vec::new();
         for segment in &coverage {
             let Some(part) = segment.range.intersection(&range) else {
@@ -325,10 +325,10 @@ impl Engine {
             }
             _ => None,
         };
-        Ok(Stretch {
+        Ok(RangeReport {
             period: range.into(),
             cell_millis: lane.cell().millis(),
-            held: plan.held.name(),
+            held: plan.lookup.name(),
             fresh_seconds: match missing.is_empty() {
                 true => plan.ttl.as_secs_f64(),
                 false => 0.0,
@@ -377,7 +377,7 @@ mod tests {
 
     #[test]
     fn periods_are_dates_as_far_as_there_are_some() {
-        let said = |start, end| Period::from(TimeRange::clamped(start, end)).period;
+        let said = |start, end| TimeSpan::from(TimeRange::clamped(start, end)).period;
         assert_eq!(
             said(0, 1_700_000_000_123),
             "1970-01-01T00:00:00.000Z/2023-11-14T22:13:20.123Z"

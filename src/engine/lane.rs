@@ -209,7 +209,7 @@ impl Lane {
     }
 
     /// A number that hardly any other expression of any upstream has, the same for all steps.
-    pub(crate) fn whatever_the_step(&self) -> u64 {
+    pub(crate) fn hash_without_step(&self) -> u64 {
         let Subject::Expression(expression) = self.subject() else {
             return self.key.number();
         };

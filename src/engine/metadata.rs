@@ -6,11 +6,11 @@ use std::time::Duration;
 use moka::sync::Cache;
 
 use super::answer::CacheOutcome;
-use super::explain::{Explanation, Whole};
+use super::explain::{Explanation, ResponseReport};
 use super::lane::forwarded;
-use super::plan::Held;
-use super::series::too_late;
-use super::{Context, Engine, planned};
+use super::plan::Lookup;
+use super::fetch::too_late;
+use super::{RequestContext, Engine, planned};
 use crate::adapters::Forwarded;
 use crate::model::{
     Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Millis,
@@ -23,11 +23,11 @@ use crate::upstream::{Flights, Upstream};
 struct Key {
     upstream: u64,
     details: Forwarded,
-    question: Question,
+    question: MetadataQuery,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Question {
+enum MetadataQuery {
     Names(FieldNamesQuery),
     Values(FieldValuesQuery),
 }
@@ -53,7 +53,7 @@ pub(super) struct Metadata {
 
 /// A list and what the cache had to do with it.
 #[derive(Debug)]
-pub struct Listed<T> {
+pub struct CachedList<T> {
     /// The list.
     pub list: T,
     /// What the cache had to do with it.
@@ -73,7 +73,7 @@ impl Metadata {
     }
 
     /// Forgets the lists of the upstreams that `which` picks.
-    pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
+    pub(super) fn invalidate(&self, which: impl Fn(u64) -> bool) {
         self.flights.abandon(|key| which(key.upstream));
         for (key, _) in &self.lists {
             if which(key.upstream) {
@@ -116,8 +116,8 @@ impl Engine {
         self: &Arc<Self>,
         details: &Details,
         query: &FieldNamesQuery,
-        context: &Context,
-    ) -> Result<Listed<(Vec<Field>, bool)>, Error> {
+        context: &RequestContext,
+    ) -> Result<CachedList<(Vec<Field>, bool)>, Error> {
         let upstream = self.registry.pick(details)?;
         let limit = self.limit(&query.scope);
         let question = self.names(&upstream, query);
@@ -130,7 +130,7 @@ impl Engine {
             fields.truncate(limit);
             partial = true;
         }
-        Ok(Listed {
+        Ok(CachedList {
             list: (fields, partial),
             cache: listed.cache,
         })
@@ -141,8 +141,8 @@ impl Engine {
         self: &Arc<Self>,
         details: &Details,
         query: &FieldValuesQuery,
-        context: &Context,
-    ) -> Result<Listed<FieldValues>, Error> {
+        context: &RequestContext,
+    ) -> Result<CachedList<FieldValues>, Error> {
         let upstream = self.registry.pick(details)?;
         let whole = upstream.adapter.lists_whole();
         let limit = self.limit(&query.scope);
@@ -164,7 +164,7 @@ impl Engine {
         } else {
             values
         };
-        Ok(Listed {
+        Ok(CachedList {
             list,
             cache: listed.cache,
         })
@@ -175,7 +175,7 @@ impl Engine {
         &self,
         details: &Details,
         query: &FieldNamesQuery,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<Explanation, Error> {
         let upstream = self.registry.pick(details)?;
         let question = self.names(&upstream, query);
@@ -187,7 +187,7 @@ impl Engine {
         &self,
         details: &Details,
         query: &FieldValuesQuery,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<Explanation, Error> {
         let upstream = self.registry.pick(details)?;
         let question = self.values(&upstream, query);
@@ -198,8 +198,8 @@ impl Engine {
         &self,
         upstream: &Arc<Upstream>,
         details: &Details,
-        question: Question,
-        context: &Context,
+        question: MetadataQuery,
+        context: &RequestContext,
     ) -> Explanation {
         let key = Key {
             upstream: upstream.id,
@@ -213,20 +213,20 @@ impl Engine {
         Explanation::new(
             upstream,
             Vec::new(),
-            Some(Whole::of(known, under_way)),
+            Some(ResponseReport::of(known, under_way)),
             context,
         )
     }
 
     /// What is asked of `upstream` for `query`.
-    fn names(&self, upstream: &Upstream, query: &FieldNamesQuery) -> Question {
+    fn names(&self, upstream: &Upstream, query: &FieldNamesQuery) -> MetadataQuery {
         let mut asked = query.clone();
         self.normalize(&mut asked.scope, upstream, upstream.adapter.lists_whole());
-        Question::Names(asked)
+        MetadataQuery::Names(asked)
     }
 
     /// What is asked of `upstream` for `query`.
-    fn values(&self, upstream: &Upstream, query: &FieldValuesQuery) -> Question {
+    fn values(&self, upstream: &Upstream, query: &FieldValuesQuery) -> MetadataQuery {
         let whole = upstream.adapter.lists_whole();
         let mut asked = query.clone();
         self.normalize(&mut asked.scope, upstream, whole);
@@ -234,7 +234,7 @@ impl Engine {
             asked.prefix.clear();
             asked.offset = 0;
         }
-        Question::Values(asked)
+        MetadataQuery::Values(asked)
     }
 
     fn limit(&self, scope: &Scope) -> usize {
@@ -260,9 +260,9 @@ impl Engine {
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         details: &Details,
-        question: Question,
-        context: &Context,
-    ) -> Result<Listed<List>, Error> {
+        question: MetadataQuery,
+        context: &RequestContext,
+    ) -> Result<CachedList<List>, Error> {
         let key = Key {
             upstream: upstream.id,
             details: forwarded(upstream, details),
@@ -275,23 +275,23 @@ impl Engine {
         let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let mut cache = CacheOutcome {
-            held: known.as_ref().map_or(Held::Miss, |_| Held::Stale),
+            lookup: known.as_ref().map_or(Lookup::Miss, |_| Lookup::Stale),
             ttl_seconds: seconds(ttl),
             ..CacheOutcome::nothing_asked()
         };
         if let Some(entry) = known.as_ref().filter(|e| age(e) < ttl) {
-            cache.held = Held::Hit;
-            planned(planning, cache.held, 0);
+            cache.lookup = Lookup::Hit;
+            planned(planning, cache.lookup, 0);
             cache.ttl_seconds = seconds(ttl.saturating_sub(age(entry)));
             let list = entry.list.clone();
-            return Ok(Listed { list, cache });
+            return Ok(CachedList { list, cache });
         }
-        planned(planning, cache.held, 1);
+        planned(planning, cache.lookup, 1);
         let mut span = context.span("fetch");
         let within = context.within(&span);
         let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), within.clone());
-        let (flights, trace) = (&self.memory.metadata.flights, &within.errand.trace);
-        let boarded = flights.board(&key, &[TimeRange::ALL], trace, fetch);
+        let (flights, trace) = (&self.memory.metadata.flights, &within.call.trace);
+        let boarded = flights.join_or_start(&key, &[TimeRange::ALL], trace, fetch);
         boarded.show(&mut span);
         if boarded.joined > 0 {
             cache.collapsed = true;
@@ -299,7 +299,7 @@ impl Engine {
         }
         let mut landed = Err(too_late());
         if let Some(flight) = boarded.flights.first() {
-            let waited = tokio::time::timeout_at(context.deadline, flight.landed()).await;
+            let waited = tokio::time::timeout_at(context.deadline, flight.outcome()).await;
             landed = waited.unwrap_or_else(|_| Err(too_late()));
         }
         if let Err(error) = &landed {
@@ -310,7 +310,7 @@ impl Engine {
             (Ok(entry), _) => {
                 cache.stored = entry.list.is_whole() || !upstream.adapter.lists_whole();
                 let list = entry.list.clone();
-                Ok(Listed { list, cache })
+                Ok(CachedList { list, cache })
             }
             (Err(error), Some(entry))
                 if error.kind.origin() != Origin::Client
@@ -318,7 +318,7 @@ impl Engine {
             {
                 cache.expired(&error.to_string(), age(&entry).saturating_sub(ttl), None);
                 let list = entry.list.clone();
-                Ok(Listed { list, cache })
+                Ok(CachedList { list, cache })
             }
             (Err(error), _) => Err(error),
         }
@@ -329,20 +329,20 @@ async fn fetch(
     engine: Arc<Engine>,
     upstream: Arc<Upstream>,
     key: Key,
-    context: Context,
+    context: RequestContext,
 ) -> Result<Arc<Entry>, Error> {
-    let since = engine.memory.forgotten();
+    let since = engine.memory.generation();
     let fetched = engine.clock.monotonic();
-    let errand = &context.errand;
+    let call = &context.call;
     let list = match &key.question {
-        Question::Names(query) => {
+        MetadataQuery::Names(query) => {
             let exchange = upstream.adapter.field_names(&key.details, query)?;
-            let (names, partial) = upstream.access.run(exchange, errand).await?.value;
+            let (names, partial) = upstream.client.run(exchange, call).await?.value;
             List::Names(names, partial)
         }
-        Question::Values(query) => {
+        MetadataQuery::Values(query) => {
             let exchange = upstream.adapter.field_values(&key.details, query)?;
-            List::Values(upstream.access.run(exchange, errand).await?.value)
+            List::Values(upstream.client.run(exchange, call).await?.value)
         }
     };
     let entry = Arc::new(Entry { list, fetched });
@@ -350,7 +350,7 @@ async fn fetch(
     // whole and is not, is not kept.
     if entry.list.is_whole() || !upstream.adapter.lists_whole() {
         let keep = || engine.memory.metadata.lists.insert(key, entry.clone());
-        engine.memory.unless_forgotten(since, keep);
+        engine.memory.if_current(since, keep);
     }
     Ok(entry)
 }

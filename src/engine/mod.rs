@@ -9,7 +9,7 @@
 //! - `answer`: what a query is answered with
 //! - `range`, `grids`, `analyses`: what a range query of PromQL is answered with
 //! - `metadata`: names and values of fields
-//! - `verbatim`: whole answers of Prometheus' API
+//! - `passthrough`: whole answers of Prometheus' API
 //! - `forget`: what is to be fetched anew although it is known
 //! - `explain`, `holdings`: what would be done for a query; what is cached of each upstream
 //!
@@ -22,46 +22,46 @@ pub mod chunk;
 pub mod columns;
 mod derive;
 mod explain;
-mod forget;
-mod grids;
-mod holdings;
+mod invalidate;
+mod known_steps;
+mod cache_stats;
 pub mod lane;
 mod metadata;
 pub mod plan;
 mod range;
 pub mod render;
 mod revalidate;
-mod series;
-mod verbatim;
+mod fetch;
+mod passthrough;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 pub use answer::{Answer, CacheOutcome, Timing};
-pub use explain::{Cached, Explanation, Missing, Origin, Period, Reason, Stretch, Whole};
-pub use forget::Selection;
-pub use holdings::{Holdings, Hot, Series};
-pub use metadata::Listed;
-pub use plan::Held;
+pub use explain::{AnswerSource, Cached, Explanation, Missing, Reason, TimeSpan, RangeReport, ResponseReport};
+pub use invalidate::Selection;
+pub use cache_stats::{CacheStats, LaneDescription, LaneStats};
+pub use metadata::CachedList;
+pub use plan::Lookup;
 pub use range::{RangeAnswer, RangeRequest};
-pub use verbatim::{Keep, Question, Told};
+pub use passthrough::{CachePolicy, PassthroughRequest, CachedResponse};
 
 use tokio::time::Instant;
 
 use analyses::Analyses;
 use cache::ChunkCache;
-use forget::Forgotten;
-use grids::Grids;
+use invalidate::Generation;
+use known_steps::KnownSteps;
 use lane::LaneKey;
 use metadata::Metadata;
-use plan::Moment;
-use series::Landed;
+use plan::Now;
+use fetch::Fetched;
 
 use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Millis};
 use crate::telemetry::trace::Span;
-pub use crate::upstream::{Errand, Upstream};
+pub use crate::upstream::{CallContext, Upstream};
 use crate::upstream::{Flights, Registry};
 use crate::wire::encoding::Encoding;
 
@@ -77,14 +77,14 @@ pub struct Engine {
 /// memory.
 pub struct Memory {
     cache: ChunkCache,
-    flights: Flights<LaneKey, Landed>,
-    grids: Grids,
+    flights: Flights<LaneKey, Fetched>,
+    known_steps: KnownSteps,
     metadata: Metadata,
-    answers: verbatim::Answers,
+    answers: passthrough::Answers,
     analyses: Analyses,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
-    forgotten: RwLock<Forgotten>,
+    generation: RwLock<Generation>,
 }
 
 impl Memory {
@@ -96,19 +96,19 @@ impl Memory {
         Arc::new(Self {
             cache: ChunkCache::new(bytes - for_metadata - for_answers),
             flights: Flights::default(),
-            grids: Grids::default(),
+            known_steps: KnownSteps::default(),
             metadata: Metadata::new(for_metadata),
-            answers: verbatim::Answers::new(for_answers),
+            answers: passthrough::Answers::new(for_answers),
             analyses: Analyses::default(),
             revalidating: Mutex::default(),
-            forgotten: RwLock::default(),
+            generation: RwLock::default(),
         })
     }
 }
 
 /// What the engine has to know of a request besides its query.
 #[derive(Clone, Debug)]
-pub struct Context {
+pub struct RequestContext {
     /// When it came, by the monotonic clock.
     pub arrived: Duration,
     /// When it came, by the wall clock.
@@ -117,7 +117,7 @@ pub struct Context {
     pub deadline: Instant,
     /// Who asks, until when an answer may be of use to anyone, and in which trace. Fetches are
     /// shared, so a client's own shorter limit is none of theirs.
-    pub errand: Errand,
+    pub call: CallContext,
     /// How the client takes long answers.
     pub encoding: Encoding,
     /// The oldest data that may still change which the client takes, if it says so
@@ -125,22 +125,22 @@ pub struct Context {
     pub max_age: Option<Duration>,
 }
 
-impl Context {
+impl RequestContext {
     /// A step of what is done for the request.
     fn span(&self, name: &'static str) -> Span {
-        self.errand.trace.span(name)
+        self.call.trace.span(name)
     }
 
     /// What is done as a part of that step.
     fn within(&self, span: &Span) -> Self {
         let mut within = self.clone();
-        within.errand.trace = self.errand.trace.within(span);
+        within.call.trace = self.call.trace.within(span);
         within
     }
 
     /// When it came, by both clocks.
-    fn moment(&self) -> Moment {
-        Moment {
+    fn now(&self) -> Now {
+        Now {
             wall: self.wall,
             monotonic: self.arrived,
         }
@@ -162,8 +162,8 @@ impl Context {
 }
 
 /// Ends the span of a plan: what the cache `held`, and how many ranges are `missing`.
-fn planned(mut planning: Span, held: Held, missing: usize) {
-    planning.text("heliostat.held", &held);
+fn planned(mut planning: Span, lookup: Lookup, missing: usize) {
+    planning.text("heliostat.held", &lookup);
     planning.number("heliostat.missing_ranges", missing);
 }
 
@@ -200,15 +200,15 @@ impl Engine {
     }
 
     /// Asks the upstream that `details` mean whether it is well.
-    pub async fn test(&self, details: &Details, context: &Context) -> Result<(), Error> {
+    pub async fn test(&self, details: &Details, context: &RequestContext) -> Result<(), Error> {
         let upstream = self.registry.pick(details)?;
         let exchange = upstream
             .adapter
             .health(&lane::forwarded(&upstream, details));
-        let call = upstream.access.run(exchange, &context.errand);
+        let call = upstream.client.run(exchange, &context.call);
         match tokio::time::timeout_at(context.deadline, call).await {
             Ok(answered) => answered.map(|_| ()),
-            Err(_) => Err(series::too_late()),
+            Err(_) => Err(fetch::too_late()),
         }
     }
 

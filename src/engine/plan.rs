@@ -28,7 +28,7 @@ pub struct Policy {
 
 /// The moment of planning.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub struct Now {
     /// Wall time.
     pub wall: Millis,
     /// Monotonic time.
@@ -37,7 +37,7 @@ pub struct Moment {
 
 /// What the cache has for a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum Lookup {
     /// All of it, fresh.
     Hit,
     /// All of it, but some has to be fetched again.
@@ -48,7 +48,7 @@ pub enum Held {
     Miss,
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for Lookup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hit => "hit",
@@ -63,7 +63,7 @@ impl fmt::Display for Held {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// What the cache holds.
-    pub held: Held,
+    pub lookup: Lookup,
     /// Ranges to fetch, ascending; they may reach beyond the range.
     pub missing: Vec<TimeRange>,
     /// Up to where the range can be answered while the upstream fails, out of what is known,
@@ -82,7 +82,7 @@ pub fn fresh<'a>(
     range: &TimeRange,
     coverage: impl Iterator<Item = &'a Segment>,
     policy: &Policy,
-    now: &Moment,
+    now: &Now,
 ) -> Option<Duration> {
     let mut known_to = range.start();
     let mut ttl = Duration::MAX;
@@ -108,18 +108,18 @@ pub fn plan(
     coverage: &[Segment],
     brought: &RangeSet,
     policy: &Policy,
-    now: &Moment,
+    now: &Now,
 ) -> Plan {
     let (fresh, known, usable) = sort(range, coverage, brought, policy, now);
     let missing = fresh.missing_from(*range);
-    let held = if missing.is_empty() {
-        Held::Hit
+    let lookup = if missing.is_empty() {
+        Lookup::Hit
     } else if known.is_empty() {
-        Held::Miss
+        Lookup::Miss
     } else if known.covers(range) {
-        Held::Stale
+        Lookup::Stale
     } else {
-        Held::Partial
+        Lookup::Partial
     };
     let expired = |s: &&Segment| missing.iter().any(|m| m.intersection(&s.range).is_some());
     let age = |s: &Segment| now.monotonic.saturating_sub(s.fetched);
@@ -132,7 +132,7 @@ pub fn plan(
     let fallback = fallback(range, &missing, &usable, coverage);
     let missing = to_fetch(&missing, range, policy, now);
     Plan {
-        held,
+        lookup,
         missing,
         fallback,
         oldest: oldest.unwrap_or_default(),
@@ -175,7 +175,7 @@ pub(super) fn sort(
     coverage: &[Segment],
     brought: &RangeSet,
     policy: &Policy,
-    now: &Moment,
+    now: &Now,
 ) -> (RangeSet, RangeSet, RangeSet) {
     let brought = brought.iter().filter_map(|b| b.intersection(range));
     let mut fresh: RangeSet = brought.collect();
@@ -205,7 +205,7 @@ fn to_fetch(
     missing: &RangeSet,
     range: &TimeRange,
     policy: &Policy,
-    now: &Moment,
+    now: &Now,
 ) -> Vec<TimeRange> {
     let mut ranges: Vec<TimeRange> = missing.iter().map(|m| m.aligned(policy.grid)).collect();
     if let Some(last) = ranges.last_mut()
@@ -277,12 +277,12 @@ mod tests {
     }
 
     /// The plan of a request for which nothing has been brought yet.
-    fn plan(range: &TimeRange, coverage: &[Segment], policy: &Policy, now: &Moment) -> Plan {
+    fn plan(range: &TimeRange, coverage: &[Segment], policy: &Policy, now: &Now) -> Plan {
         super::plan(range, coverage, &RangeSet::new(), policy, now)
     }
 
-    fn at(wall: i64, monotonic: u64) -> Moment {
-        Moment {
+    fn at(wall: i64, monotonic: u64) -> Now {
+        Now {
             wall,
             monotonic: Duration::from_secs(monotonic),
         }
@@ -296,10 +296,10 @@ mod tests {
         ];
         let window = range(0, 1_020_000);
         let fresh = plan(&window, &coverage, &policy(1000), &at(1_005_000, 105));
-        assert_eq!((fresh.held, fresh.missing.len()), (Held::Hit, 0));
+        assert_eq!((fresh.lookup, fresh.missing.len()), (Lookup::Hit, 0));
         assert_eq!(fresh.ttl, Duration::from_secs(5));
         let expired = plan(&window, &coverage, &policy(1000), &at(1_010_000, 110));
-        assert_eq!(expired.held, Held::Stale);
+        assert_eq!(expired.lookup, Lookup::Stale);
         assert_eq!(expired.missing, [range(900_000, 1_020_000)]);
         assert_eq!(expired.fallback, Some(1_020_000));
         let old = plan(&window, &coverage, &policy(1000), &at(1_010_000, 4000));
@@ -310,7 +310,7 @@ mod tests {
     fn a_fetch_at_the_edge_reaches_a_refresh_ahead() {
         let edge = plan(&range(0, 1_000_500), &[], &policy(1), &at(1_000_500, 1));
         assert_eq!(edge.missing, [range(0, 1_010_500)]);
-        assert_eq!(edge.held, Held::Miss);
+        assert_eq!(edge.lookup, Lookup::Miss);
         let past = plan(&range(0, 500_000), &[], &policy(1), &at(1_000_500, 1));
         assert_eq!(past.missing, [range(0, 500_000)]);
     }
@@ -325,7 +325,7 @@ mod tests {
             &policy(1000),
             &at(10_000_000, week - 1),
         );
-        assert_eq!(kept.held, Held::Hit);
+        assert_eq!(kept.lookup, Lookup::Hit);
         let ended = plan(
             &range(0, 1000),
             &coverage,
@@ -343,10 +343,10 @@ mod tests {
         let coverage = [segment(0, 1000, 50, false)];
         let window = range(0, 1000);
         let now = at(1000, 50);
-        assert_eq!(plan(&window, &coverage, &policy, &now).held, Held::Stale);
+        assert_eq!(plan(&window, &coverage, &policy, &now).lookup, Lookup::Stale);
         let brought = RangeSet::from(window);
-        let held = super::plan(&window, &coverage, &brought, &policy, &now).held;
-        assert_eq!(held, Held::Hit);
+        let lookup = super::plan(&window, &coverage, &brought, &policy, &now).lookup;
+        assert_eq!(lookup, Lookup::Hit);
     }
 
     #[test]
@@ -441,7 +441,7 @@ mod tests {
                 }
                 prop_assert!(taken.covers(cached));
             }
-            prop_assert_eq!(plan.held == Held::Hit, plan.missing.is_empty());
+            prop_assert_eq!(plan.lookup == Lookup::Hit, plan.missing.is_empty());
             // The short way says the same.
             coverage.sort_by_key(|s| s.range.start());
             let ttl = fresh(&window, coverage.iter(), &policy, &now);

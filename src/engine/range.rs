@@ -12,10 +12,10 @@ use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
 use super::explain::Explanation;
 use super::lane::{Lane, Subject};
-use super::series::{Source, View, not_prometheus};
-use super::{CacheOutcome, Context, Engine, Timing, planned};
+use super::fetch::{Source, View, not_prometheus};
+use super::{CacheOutcome, RequestContext, Engine, Timing, planned};
 use crate::adapters::prometheus::Expression;
-use crate::adapters::{Data, Matrix, Remarks};
+use crate::adapters::{Data, Matrix, Annotations};
 use crate::model::{Error, Kind, Millis, StepAlignment, TimeRange};
 use crate::telemetry::trace::Span;
 use crate::upstream::Upstream;
@@ -63,7 +63,7 @@ impl Engine {
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         request: RangeRequest,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<RangeAnswer, Error> {
         let begun = self.clock.monotonic();
         if upstream.adapter.as_prometheus().is_none() {
@@ -75,7 +75,7 @@ impl Engine {
         let planning = context.span("plan");
         let view = match self.fresh(&lane, &range, context) {
             Some(view) => {
-                planned(planning, view.held, 0);
+                planned(planning, view.lookup, 0);
                 view
             }
             None => {
@@ -127,7 +127,7 @@ impl Engine {
         &self,
         upstream: &Arc<Upstream>,
         request: RangeRequest,
-        context: &Context,
+        context: &RequestContext,
     ) -> Result<Explanation, Error> {
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);
@@ -178,32 +178,32 @@ impl Engine {
         self: &Arc<Self>,
         lane: &Lane,
         range: TimeRange,
-        context: &Context,
+        context: &RequestContext,
         planning: Span,
     ) -> Result<View, Error> {
         if self.thinned(lane, &range, context)
             && let Some(view) = self.fresh(lane, &range, context)
         {
-            planned(planning, view.held, 0);
+            planned(planning, view.lookup, 0);
             return Ok(view);
         }
         let view = self
             .not_fresh(lane, range, Source::Upstream, context, planning)
             .await?;
         if let Subject::Expression(expression) = lane.subject() {
-            self.memory.grids.add(lane, expression);
+            self.memory.known_steps.add(lane, expression);
         }
         Ok(view)
     }
 
     /// Fills `range` of `lane` out of a lane of the same expression whose steps are finer and
     /// meet all of its times, if there is one that has the range fresh. Whether it did.
-    fn thinned(&self, lane: &Lane, range: &TimeRange, context: &Context) -> bool {
+    fn thinned(&self, lane: &Lane, range: &TimeRange, context: &RequestContext) -> bool {
         let Subject::Expression(coarse) = lane.subject() else {
             return false;
         };
-        let since = self.memory.forgotten();
-        let finer = self.memory.grids.finer_than(lane, coarse);
+        let since = self.memory.generation();
+        let finer = self.memory.known_steps.finer_than(lane, coarse);
         let mut finer = finer
             .iter()
             .filter(|finer| finer.chunk_span().cells_in(range) <= MAX_FINER_CHUNKS);
@@ -221,12 +221,12 @@ impl Engine {
             let piece = Piece {
                 data: Data::Matrix(Matrix {
                     series: thin(&matrix.series, coarse.step, coarse.phase),
-                    remarks: matrix.remarks.clone(),
+                    annotations: matrix.annotations.clone(),
                 }),
                 segments: segments.collect(),
             };
             let store = || self.memory.cache.store(lane, &piece);
-            if self.memory.unless_forgotten(since, store).is_none() {
+            if self.memory.if_current(since, store).is_none() {
                 return false;
             }
         }
@@ -277,12 +277,12 @@ fn matrices(chunks: &Chunks) -> impl Iterator<Item = &Matrix> {
 }
 
 fn body(chunks: &Chunks, shown: &TimeRange, encoding: Encoding) -> Vec<Text> {
-    let mut remarks = Remarks::default();
+    let mut annotations = Annotations::default();
     for matrix in matrices(chunks) {
-        remarks.add(&matrix.remarks);
+        annotations.add(&matrix.annotations);
     }
     let mut extras = Extras::default();
-    for (name, list) in [("warnings", remarks.warnings), ("infos", remarks.infos)] {
+    for (name, list) in [("warnings", annotations.warnings), ("infos", annotations.infos)] {
         if !list.is_empty() {
             let json = serde_json::Value::from(list).to_string();
             extras.top.push((name.to_owned(), Bytes::from(json)));

@@ -7,8 +7,8 @@ use tracing::debug;
 use super::cache::Chunks;
 use super::lane::{Lane, LaneKey};
 use super::plan::{Plan, plan};
-use super::series::{Degraded, Source, View, policy};
-use super::{Context, Engine};
+use super::fetch::{Degraded, Source, View, policy};
+use super::{RequestContext, Engine};
 use crate::model::{Millis, RangeSet, TimeRange};
 
 /// A lane that is fetched in the background, until dropped.
@@ -29,7 +29,7 @@ pub(super) fn while_revalidating(
     lane: &Lane,
     range: &TimeRange,
     chunks: &Chunks,
-    context: &Context,
+    context: &RequestContext,
 ) -> Option<(Plan, Millis)> {
     let mut policy = policy(lane, context);
     policy.freshness.max_stale = policy.freshness.stale_while_revalidate;
@@ -37,7 +37,7 @@ pub(super) fn while_revalidating(
         return None;
     }
     let (coverage, none) = (chunks.coverage(), RangeSet::new());
-    let plan = plan(range, &coverage, &none, &policy, &context.moment());
+    let plan = plan(range, &coverage, &none, &policy, &context.now());
     let edge = plan.fallback.filter(|_| !plan.missing.is_empty())?;
     Some((plan, edge))
 }
@@ -51,12 +51,12 @@ impl Engine {
         lane: &Lane,
         range: TimeRange,
         source: Source,
-        context: &Context,
+        context: &RequestContext,
     ) -> Option<View> {
         let chunks = self.memory.cache.look_up(lane, &range);
         let (plan, edge) = while_revalidating(lane, &range, &chunks, context)?;
         self.revalidate(lane, range, source, context);
-        let mut view = View::cached(lane, chunks, plan.held, plan.ttl);
+        let mut view = View::cached(lane, chunks, plan.lookup, plan.ttl);
         view.degraded = Some(Degraded {
             reason: "revalidating (stale_while_revalidate)".to_owned(),
             error: None,
@@ -72,7 +72,7 @@ impl Engine {
         lane: &Lane,
         range: TimeRange,
         source: Source,
-        context: &Context,
+        context: &RequestContext,
     ) {
         if !self.lanes_revalidated().insert(lane.key.clone()) {
             return;
@@ -82,7 +82,7 @@ impl Engine {
             key: lane.key.clone(),
         };
         let (lane, mut context) = (lane.clone(), context.clone());
-        context.errand.caller = None;
+        context.call.caller = None;
         tokio::spawn(async move {
             let planning = context.span("plan");
             let view = guard.engine.view(&lane, range, source, &context, planning);

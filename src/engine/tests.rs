@@ -21,7 +21,7 @@ use crate::model::{
     Points, RangeLimits, Reading, Selector, Statistic, Step, StepAlignment, TargetUrl, TimeRange,
 };
 use crate::telemetry::metrics::UpstreamMetrics;
-use crate::upstream::{Access, BoxFuture, Forward, Outgoing, Parts, Transport};
+use crate::upstream::{UpstreamClient, BoxFuture, Forward, Outgoing, ClientConfig, Transport};
 use crate::wire::encoding::Encoding;
 use crate::wire::number::{write_bucket, write_point};
 use crate::wire::request::read_metric;
@@ -55,13 +55,13 @@ impl Clocks {
     }
 
     /// What the engine is told of a request that comes now.
-    pub(super) fn context(&self, encoding: Encoding) -> Context {
+    pub(super) fn context(&self, encoding: Encoding) -> RequestContext {
         let deadline = Instant::now() + Duration::from_secs(60);
-        Context {
+        RequestContext {
             arrived: self.monotonic(),
             wall: self.now(),
             deadline,
-            errand: Errand {
+            call: CallContext {
                 caller: None,
                 lane: 0,
                 deadline,
@@ -206,7 +206,7 @@ pub(super) fn engine_over(
     keeping: Keeping,
 ) -> Arc<Engine> {
     let metrics = UpstreamMetrics::new("law");
-    let access = Access::new(Parts {
+    let access = UpstreamClient::new(ClientConfig {
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],
         headers: crate::files::Live::fixed(http::HeaderMap::new()),
@@ -303,7 +303,7 @@ impl World {
             range: Some(range),
             ..Selection::default()
         };
-        self.engine.forget(&self.engine.upstreams()[0], &selection);
+        self.engine.invalidate(&self.engine.upstreams()[0], &selection);
     }
 
     fn calls(&self) -> Vec<TimeRange> {
@@ -622,7 +622,7 @@ async fn what_has_just_expired_is_served_at_once_and_fetched_once_meanwhile() {
         let calls = world.calls();
         assert_eq!(calls.len(), 1, "{layout:?}: {calls:?}");
         let fresh = ask().await;
-        assert_eq!((fresh.cache.held, fresh.cache.detail), (Held::Hit, None));
+        assert_eq!((fresh.cache.lookup, fresh.cache.detail), (Lookup::Hit, None));
         world.clocks.pass(10_000 + 31_000);
         let too_old = ask().await;
         assert_eq!(too_old.cache.detail, None);

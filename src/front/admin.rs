@@ -13,7 +13,7 @@ use super::path::allow;
 use super::reloads::Reloads;
 use super::respond;
 use super::{mirror, prometheus};
-use crate::engine::{Context, Engine, Explanation, Hot, Selection, Series, Upstream};
+use crate::engine::{RequestContext, Engine, Explanation, LaneStats, Selection, LaneDescription, Upstream};
 use crate::model::{Error, Kind, Layout, Millis};
 use crate::telemetry::logs;
 use crate::wire::{admin, request};
@@ -96,7 +96,7 @@ pub(super) async fn answer(
     path: &str,
     head: &Parts,
     body: Bytes,
-    context: Context,
+    context: RequestContext,
 ) -> Result<Response<Body>, Error> {
     let said = match call {
         Call::Upstreams => {
@@ -147,12 +147,12 @@ fn internal(error: &dyn std::error::Error) -> Error {
 fn state(upstream: &Upstream, now: Millis) -> Value {
     json!({
         "upstream": upstream.name(),
-        "state": upstream.access.state(now),
+        "state": upstream.client.state(now),
     })
 }
 
 fn cache(engine: &Engine) -> Value {
-    let holdings = engine.holdings().into_iter().map(|held| {
+    let cache_stats = engine.cache_stats().into_iter().map(|held| {
         json!({
             "upstream": held.upstream.name(),
             "bytes": held.bytes,
@@ -161,14 +161,14 @@ fn cache(engine: &Engine) -> Value {
             "hottest": held.hottest.iter().map(hot).collect::<Vec<_>>(),
         })
     });
-    json!({ "upstreams": holdings.collect::<Vec<_>>() })
+    json!({ "upstreams": cache_stats.collect::<Vec<_>>() })
 }
 
-fn hot(lane: &Hot) -> Value {
+fn hot(lane: &LaneStats) -> Value {
     let mut said = Map::new();
     let mut say = |name: &str, value: Value| said.insert(name.to_owned(), value);
     match &lane.series {
-        Series::Metric { selector, layout } => {
+        LaneDescription::Metric { selector, layout } => {
             say("conditions", request::conditions_json(selector));
             if let Layout::Buckets { statistic, size } = layout {
                 let method = request::method_name(*statistic);
@@ -177,7 +177,7 @@ fn hot(lane: &Hot) -> Value {
                 say("aggregation", aggregation);
             }
         }
-        Series::Expression { query, step } => {
+        LaneDescription::Expression { query, step } => {
             say("query", json!(query));
             say("stepMillis", json!(step));
         }
@@ -193,7 +193,7 @@ fn explain(
     path: &str,
     head: &Parts,
     body: Bytes,
-    mut context: Context,
+    mut context: RequestContext,
 ) -> Result<Explanation, Error> {
     if let Some(method) = mirror::Method::of(path) {
         allow(&head.method, &mirror::METHODS)?;
@@ -211,7 +211,7 @@ fn explain(
             engine.explain_range(&upstream, request, &context)
         }
         (upstream, prometheus::Asked::Whole { question, keep, .. }) => {
-            Ok(engine.explain_told(&upstream, question, &keep, &context))
+            Ok(engine.explain_response(&upstream, question, &keep, &context))
         }
     }
 }
@@ -233,7 +233,7 @@ fn invalidate(engine: &Engine, asked: admin::Invalidate) -> Result<Value, Error>
         query,
         range,
     };
-    let chunks = engine.forget(found, &selection);
+    let chunks = engine.invalidate(found, &selection);
     tracing::info!(upstream, chunks, "invalidated by an admin call");
     Ok(json!({ "upstream": upstream, "chunks": chunks }))
 }

@@ -7,7 +7,7 @@ use http::Response;
 
 use super::body::Body;
 use super::respond::{encoded, json, packed, with_cache, with_timing};
-use crate::engine::{Context, Engine, Explanation};
+use crate::engine::{RequestContext, Engine, Explanation};
 use crate::model::{Details, Error, Kind, Origin};
 use crate::wire::encoding::Text;
 use crate::wire::{request, response};
@@ -59,7 +59,7 @@ pub(super) async fn answer(
     engine: &Arc<Engine>,
     method: Method,
     body: &[u8],
-    context: Context,
+    context: RequestContext,
 ) -> Result<Response<Body>, Error> {
     match method {
         Method::Connection => {
@@ -125,7 +125,7 @@ pub(super) fn explain(
     engine: &Engine,
     method: Method,
     body: &[u8],
-    context: Context,
+    context: RequestContext,
 ) -> Result<Explanation, Error> {
     match method {
         Method::Connection => {
@@ -151,7 +151,7 @@ pub(super) fn explain(
 }
 
 /// `context` with the client's own limit, where that is shorter.
-fn within(mut context: Context, details: &Details) -> Context {
+fn within(mut context: RequestContext, details: &Details) -> RequestContext {
     if let Some(timeout) = details.timeout {
         let limit = tokio::time::Instant::now() + timeout;
         context.deadline = context.deadline.min(limit);

@@ -15,8 +15,8 @@ use super::body::Body;
 use super::path::{allow, normalized};
 use super::respond::{encoded, json, packed, with_cache, with_timing};
 use super::status::add_advice;
-use crate::engine::{Context, Engine, Keep, Question, RangeRequest, Told, Upstream};
-use crate::model::{Error, Kind, Millis, Verbatim};
+use crate::engine::{RequestContext, Engine, CachePolicy, PassthroughRequest, RangeRequest, CachedResponse, Upstream};
+use crate::model::{Error, Kind, Millis, RawResponse};
 use crate::promql::Analysis;
 use crate::wire::promapi::{InstantQuery, Params, RangeQuery, error_type, write_error};
 
@@ -189,8 +189,8 @@ pub(super) enum Asked {
     /// A whole answer.
     Whole {
         method: Method,
-        question: Question,
-        keep: Keep,
+        question: PassthroughRequest,
+        keep: CachePolicy,
     },
 }
 
@@ -202,7 +202,7 @@ pub(super) fn asked(
     head: &Parts,
     path: &str,
     body: Bytes,
-    context: &mut Context,
+    context: &mut RequestContext,
 ) -> Result<(Arc<Upstream>, Asked), Error> {
     endpoint.check(&head.method)?;
     let Some((name, below)) = split(path) else {
@@ -225,15 +225,15 @@ pub(super) fn asked(
                     };
                     return Ok((upstream, Asked::Range(request)));
                 }
-                Err(reason) => Keep::Not(reason),
+                Err(reason) => CachePolicy::NoStore(reason),
             }
         }
         Endpoint::Query => {
             let asked = InstantQuery::read(&params)?;
             within(context, asked.timeout);
             match asked.time {
-                None => Keep::Refresh,
-                Some(time) => Keep::Value {
+                None => CachePolicy::Short,
+                Some(time) => CachePolicy::AtTime {
                     query: asked.query,
                     time,
                 },
@@ -243,20 +243,20 @@ pub(super) fn asked(
         | Endpoint::LabelValues
         | Endpoint::Series
         | Endpoint::Metadata
-        | Endpoint::Status => Keep::Metadata,
-        Endpoint::FormatQuery | Endpoint::ParseQuery => Keep::History,
+        | Endpoint::Status => CachePolicy::Metadata,
+        Endpoint::FormatQuery | Endpoint::ParseQuery => CachePolicy::Settled,
         Endpoint::QueryExemplars | Endpoint::Rules | Endpoint::Alerts | Endpoint::Targets => {
-            Keep::Refresh
+            CachePolicy::Short
         }
-        Endpoint::Read => Keep::Not("remote-read"),
-        Endpoint::Refused | Endpoint::Other => Keep::Not("unknown-endpoint"),
+        Endpoint::Read => CachePolicy::NoStore("remote-read"),
+        Endpoint::Refused | Endpoint::Other => CachePolicy::NoStore("unknown-endpoint"),
     };
     let raw = !form && !body.is_empty();
     let mut headers = picked(&head.headers, &TENANT);
     if raw {
         headers.extend(picked(&head.headers, &OF_BODY));
     }
-    let question = Question {
+    let question = PassthroughRequest {
         path: below.to_owned(),
         params: params.sorted(),
         body: if raw { body } else { Bytes::new() },
@@ -281,7 +281,7 @@ pub(super) async fn answer(
     endpoint: Endpoint,
     head: &Parts,
     body: Bytes,
-    mut context: Context,
+    mut context: RequestContext,
 ) -> Result<Response<Body>, Error> {
     let path = normalized(head.uri.path());
     let (upstream, asked) = asked(engine, endpoint, head, &path, body, &mut context)?;
@@ -297,7 +297,7 @@ pub(super) async fn answer(
             question,
             keep,
         } => {
-            let told = engine.told(&upstream, method, question, keep, &context);
+            let told = engine.pass_through(&upstream, method, question, keep, &context);
             respond(told.await?, &context).await
         }
     }
@@ -329,8 +329,8 @@ fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str
 }
 
 /// The response that says `told`.
-async fn respond(told: Told, context: &Context) -> Result<Response<Body>, Error> {
-    let Verbatim {
+async fn respond(told: CachedResponse, context: &RequestContext) -> Result<Response<Body>, Error> {
+    let RawResponse {
         status,
         headers,
         body,
@@ -406,7 +406,7 @@ fn picked(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderV
 }
 
 /// `context` with the client's own limit, where that is shorter.
-fn within(context: &mut Context, timeout: Option<Duration>) {
+fn within(context: &mut RequestContext, timeout: Option<Duration>) {
     let limit = timeout.and_then(|t| tokio::time::Instant::now().checked_add(t));
     context.deadline = limit.map_or(context.deadline, |limit| context.deadline.min(limit));
 }

@@ -8,7 +8,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
 use http::{HeaderValue, Response};
 
 use super::body::Body;
-use crate::engine::{CacheOutcome, Held, Timing};
+use crate::engine::{CacheOutcome, Lookup, Timing};
 use crate::model::{Error, Kind};
 use crate::wire::encoding::{Encoding, Text};
 
@@ -95,15 +95,15 @@ fn cache_status(cache: &CacheOutcome) -> String {
         let _ = write!(text, "; detail=\"{reason}\"");
         return text;
     }
-    match cache.held {
-        Held::Hit => {
+    match cache.lookup {
+        Lookup::Hit => {
             text.push_str("; hit; ttl=");
             text.push_str(itoa::Buffer::new().format(cache.ttl_seconds));
             return text;
         }
-        Held::Stale => text.push_str("; fwd=stale"),
-        Held::Partial => text.push_str("; fwd=partial"),
-        Held::Miss => text.push_str("; fwd=miss"),
+        Lookup::Stale => text.push_str("; fwd=stale"),
+        Lookup::Partial => text.push_str("; fwd=partial"),
+        Lookup::Miss => text.push_str("; fwd=miss"),
     }
     if cache.stored {
         text.push_str("; stored");
@@ -155,24 +155,24 @@ mod tests {
             detail: None,
         };
         assert_eq!(
-            cache_status(&outcome(Held::Hit, false, false)),
+            cache_status(&outcome(Lookup::Hit, false, false)),
             "heliostat; hit; ttl=7"
         );
         assert_eq!(
-            cache_status(&outcome(Held::Miss, true, false)),
+            cache_status(&outcome(Lookup::Miss, true, false)),
             "heliostat; fwd=miss; stored"
         );
         assert_eq!(
-            cache_status(&outcome(Held::Partial, true, true)),
+            cache_status(&outcome(Lookup::Partial, true, true)),
             "heliostat; fwd=partial; stored; collapsed"
         );
-        let mut passed = outcome(Held::Hit, false, true);
+        let mut passed = outcome(Lookup::Hit, false, true);
         passed.bypass = Some("at-modifier");
         assert_eq!(
             cache_status(&passed),
             "heliostat; fwd=bypass; collapsed; detail=\"at-modifier\""
         );
-        let mut stale = outcome(Held::Stale, false, false);
+        let mut stale = outcome(Lookup::Stale, false, false);
         stale.ttl_seconds = -5;
         stale.detail = Some("it \"broke\"\r\n".into());
         assert_eq!(

@@ -20,7 +20,7 @@ use super::reloads::Reloads;
 use super::status::{error_response, read_body};
 use super::{admin, mirror, pages, prometheus};
 use crate::clock::Clock;
-use crate::engine::{Context, Engine, Errand};
+use crate::engine::{RequestContext, Engine, CallContext};
 use crate::files::Live;
 use crate::model::{Compression, Error, Kind};
 use crate::telemetry::metrics::RequestMetrics;
@@ -409,13 +409,13 @@ impl Front {
         headers: Option<&HeaderMap>,
         caller: Option<IpAddr>,
         (arrived, trace): (Duration, Trace),
-    ) -> Context {
+    ) -> RequestContext {
         let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
-        Context {
+        RequestContext {
             arrived,
             wall: self.shared.clock.now(),
             deadline,
-            errand: Errand {
+            call: CallContext {
                 caller,
                 lane: 0,
                 deadline,

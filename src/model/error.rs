@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::verbatim::Verbatim;
+use super::raw_response::RawResponse;
 
 /// What went wrong. The front has the only map from kinds to HTTP statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,7 +105,7 @@ pub struct Error {
     /// Whether the same attempt may succeed if it is made again at once.
     pub retryable: bool,
     /// What the upstream answered, for clients that speak its own API.
-    pub said: Option<Arc<Verbatim>>,
+    pub said: Option<Arc<RawResponse>>,
 }
 
 impl Error {

@@ -13,7 +13,7 @@ pub mod selector;
 pub mod statistic;
 pub mod target;
 pub mod time;
-pub mod verbatim;
+pub mod raw_response;
 
 pub use access::{PasswordHash, TokenHash};
 pub use error::{Error, Kind, Origin};
@@ -30,4 +30,4 @@ pub use selector::{Condition, Number, Scalar, Selector, Test};
 pub use statistic::Statistic;
 pub use target::{Pattern, TargetUrl};
 pub use time::{MAX_TIME, Millis, RangeSet, Step, TimeRange};
-pub use verbatim::Verbatim;
+pub use raw_response::RawResponse;

@@ -69,7 +69,7 @@ impl Breaker {
     }
 
     /// For how long no call may be made, if none may now.
-    pub(super) fn shut_for(&self) -> Option<Duration> {
+    pub(super) fn open_for(&self) -> Option<Duration> {
         match *self.state() {
             State::Closed { .. } => None,
             State::Probing => Some(self.open),

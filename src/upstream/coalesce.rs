@@ -30,10 +30,10 @@ impl<T: Clone> Flight<T> {
     }
 
     /// What it brought.
-    pub async fn landed(&self) -> Result<T, Error> {
+    pub async fn outcome(&self) -> Result<T, Error> {
         let mut outcome = self.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
-            Ok(landed) => landed
+            Ok(outcome) => outcome
                 .clone()
                 .unwrap_or_else(|| Err(Error::new(Kind::Internal, "a fetch has no outcome"))),
             Err(_) => Err(Error::new(
@@ -70,14 +70,14 @@ impl<K, T> Default for Flights<K, T> {
 }
 
 /// The fetches that together bring what was wanted.
-pub struct Boarded<T> {
+pub struct Joined<T> {
     /// The fetches.
     pub flights: Vec<Arc<Flight<T>>>,
     /// How many of them were under way already.
     pub joined: usize,
 }
 
-impl<T> Boarded<T> {
+impl<T> Joined<T> {
     /// Shows in `span`, which waits for them, whose fetches they are.
     pub fn show(&self, span: &mut Span) {
         span.flag("heliostat.collapsed", self.joined > 0);
@@ -99,13 +99,13 @@ where
 {
     /// The fetches of `key` that bring all of `wanted`: those under way that overlap it, and, for
     /// what is left, new ones made by `fetch` as a part of `trace`.
-    pub fn board<F>(
+    pub fn join_or_start<F>(
         &self,
         key: &K,
         wanted: &[TimeRange],
         trace: &Trace,
         mut fetch: impl FnMut(TimeRange) -> F,
-    ) -> Boarded<T>
+    ) -> Joined<T>
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
@@ -128,7 +128,7 @@ where
         if under_way.is_empty() {
             table.remove(key);
         }
-        Boarded { flights, joined }
+        Joined { flights, joined }
     }
 
     /// Lets nobody join the fetches under way that `which` picks any more; those who wait for them
@@ -165,10 +165,10 @@ where
             id,
         };
         let task = tokio::spawn(async move {
-            let landed = fetch.await;
+            let outcome = fetch.await;
             // Off the table first: whoever comes now finds what it brought in the cache.
             drop(entry);
-            sender.send_replace(Some(landed));
+            sender.send_replace(Some(outcome));
         });
         let flight = Flight {
             range,
@@ -224,10 +224,10 @@ mod tests {
             }
         }
 
-        fn board(&self, wanted: &[TimeRange]) -> Boarded<TimeRange> {
+        fn join_or_start(&self, wanted: &[TimeRange]) -> Joined<TimeRange> {
             let (started, ended) = (self.started.clone(), self.ended.clone());
             self.flights
-                .board(&"lane", wanted, &Trace::default(), move |range| {
+                .join_or_start(&"lane", wanted, &Trace::default(), move |range| {
                     let (started, ended) = (started.clone(), ended.clone());
                     async move {
                         started.fetch_add(1, Ordering::SeqCst);
@@ -249,12 +249,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ten_thousand_overlapping_requests_cost_one_fetch_for_each_piece() {
         let counted = Counted::new();
-        let boarded: Vec<_> = (0..10_000)
-            .map(|i| counted.board(&[range(i % 2 * 5, 10)]))
+        let joined: Vec<_> = (0..10_000)
+            .map(|i| counted.join_or_start(&[range(i % 2 * 5, 10)]))
             .collect();
-        for boarded in boarded {
-            for flight in boarded.flights {
-                flight.landed().await.unwrap();
+        for joined in joined {
+            for flight in joined.flights {
+                flight.outcome().await.unwrap();
             }
         }
         assert_eq!(counted.counts(), (1, 1));
@@ -264,12 +264,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_what_no_other_fetch_brings_is_fetched() {
         let counted = Counted::new();
-        let first = counted.board(&[range(10, 20)]);
-        let second = counted.board(&[range(0, 30)]);
+        let first = counted.join_or_start(&[range(10, 20)]);
+        let second = counted.join_or_start(&[range(0, 30)]);
         assert_eq!((second.joined, second.flights.len()), (1, 3));
         let mut ranges = Vec::new();
         for flight in &second.flights {
-            ranges.push(flight.landed().await.unwrap());
+            ranges.push(flight.outcome().await.unwrap());
         }
         assert_eq!(ranges, [range(10, 20), range(0, 10), range(20, 30)]);
         drop(first);
@@ -278,8 +278,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_fetch_is_dropped_with_its_last_waiter_and_not_before() {
         let counted = Counted::new();
-        let first = counted.board(&[range(0, 10)]);
-        let second = counted.board(&[range(0, 10)]);
+        let first = counted.join_or_start(&[range(0, 10)]);
+        let second = counted.join_or_start(&[range(0, 10)]);
         tokio::task::yield_now().await;
         drop(first);
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -294,14 +294,14 @@ mod tests {
     async fn an_error_reaches_everyone_and_the_next_request_tries_again() {
         let flights: Flights<u8, u8> = Flights::default();
         let fail = |_| async { Err(Error::new(Kind::UpstreamFailed, "no")) };
-        let first = flights.board(&1, &[range(0, 1)], &Trace::default(), fail);
-        let second = flights.board(&1, &[range(0, 1)], &Trace::default(), fail);
-        for boarded in [first, second] {
-            let error = boarded.flights[0].landed().await.unwrap_err();
+        let first = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), fail);
+        let second = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), fail);
+        for joined in [first, second] {
+            let error = joined.flights[0].outcome().await.unwrap_err();
             assert_eq!(error.kind, Kind::UpstreamFailed);
         }
-        let third = flights.board(&1, &[range(0, 1)], &Trace::default(), |_| async { Ok(7) });
+        let third = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), |_| async { Ok(7) });
         assert_eq!(third.joined, 0);
-        assert_eq!(third.flights[0].landed().await, Ok(7));
+        assert_eq!(third.flights[0].outcome().await, Ok(7));
     }
 }

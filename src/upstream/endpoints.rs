@@ -87,8 +87,8 @@ impl Endpoints {
     }
 
     /// If no call may be made to any address: when one may.
-    pub(super) fn all_shut(&self) -> Option<Duration> {
-        let waits: Option<Vec<Duration>> = self.0.iter().map(|e| e.breaker.shut_for()).collect();
+    pub(super) fn all_open(&self) -> Option<Duration> {
+        let waits: Option<Vec<Duration>> = self.0.iter().map(|e| e.breaker.open_for()).collect();
         waits?.into_iter().min()
     }
 
@@ -115,7 +115,7 @@ impl Endpoints {
     /// When the next address that is left alone may be tried again, if any is.
     pub(super) fn next_trial(&self) -> Option<Duration> {
         let open = self.0.iter().filter(|e| e.breaker.is_open());
-        open.map(|e| e.breaker.shut_for().unwrap_or_default()).min()
+        open.map(|e| e.breaker.open_for().unwrap_or_default()).min()
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(all.open(), 1);
         drop((first, third));
         assert_eq!(host(&all.choose(&fresh()).unwrap()), "host0");
-        assert_eq!(all.all_shut(), None);
+        assert_eq!(all.all_open(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -182,7 +182,7 @@ mod tests {
             pass.failed();
         }
         assert!(all.choose(&Tried::default()).is_err());
-        assert_eq!(all.all_shut(), Some(Limits::for_tests().breaker_open));
+        assert_eq!(all.all_open(), Some(Limits::for_tests().breaker_open));
         assert_eq!(all.next_trial(), Some(Limits::for_tests().breaker_open));
     }
 }

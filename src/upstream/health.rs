@@ -3,7 +3,7 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::{Errand, Forward, Upstream};
+use super::{CallContext, Forward, Upstream};
 use crate::adapters::Forwarded;
 use crate::telemetry::trace::Trace;
 
@@ -14,8 +14,8 @@ const REFUSED: Duration = Duration::from_secs(1);
 /// asks its address whether it is well each time the breaker allows one call.
 pub async fn watch(upstream: Weak<Upstream>) {
     while let Some(held) = upstream.upgrade() {
-        let opened = held.access.opened();
-        let trial = held.access.next_trial();
+        let opened = held.client.opened();
+        let trial = held.client.next_trial();
         // An upstream that nobody else holds must be able to end while this waits.
         drop(held);
         match trial {
@@ -26,7 +26,7 @@ pub async fn watch(upstream: Weak<Upstream>) {
                     return;
                 };
                 held.try_again().await;
-                let refused = held.access.next_trial() == Some(Duration::ZERO);
+                let refused = held.client.next_trial() == Some(Duration::ZERO);
                 drop(held);
                 if refused {
                     // No call was made: the limits or the budget did not allow it.
@@ -44,12 +44,12 @@ impl Upstream {
             Forward::Nothing | Forward::Client => Forwarded::new(),
         };
         let exchange = self.adapter.health(&details);
-        let errand = Errand {
+        let call = CallContext {
             caller: None,
             lane: 0,
-            deadline: tokio::time::Instant::now() + self.access.timeout(),
+            deadline: tokio::time::Instant::now() + self.client.timeout(),
             trace: Trace::default(),
         };
-        self.access.try_again(&exchange, &errand).await;
+        self.client.try_again(&exchange, &call).await;
     }
 }

@@ -1,8 +1,8 @@
 //! Everything between the engine and a backend: a call passes the queue, the rate limit, the
 //! concurrency cap and a breaker, and is made again where that is safe and worth it.
 
-mod access;
-mod advice;
+mod client;
+mod rate_limit_headers;
 mod attempt;
 mod breaker;
 mod budget;
@@ -22,8 +22,8 @@ use crate::adapters::Adapter;
 use crate::model::{Freshness, Reading};
 use crate::telemetry::metrics::UpstreamMetrics;
 
-pub use access::{Access, Answered, Errand, Parts};
-pub use coalesce::{Boarded, Flight, Flights};
+pub use client::{UpstreamClient, Answered, CallContext, ClientConfig};
+pub use coalesce::{Joined, Flight, Flights};
 pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;
@@ -45,7 +45,7 @@ pub struct Upstream {
     /// Connection details that it is sent instead of the client's, and whether it is sent any.
     pub forward: Forward,
     /// The way to it.
-    pub access: Access,
+    pub client: UpstreamClient,
     /// Its metrics.
     pub metrics: UpstreamMetrics,
 }

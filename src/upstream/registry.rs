@@ -81,7 +81,7 @@ impl Registry {
             });
         }
         if let Some(url) = &details.url {
-            let has = |u: &&Arc<Upstream>| u.access.urls().any(|mine| mine == url);
+            let has = |u: &&Arc<Upstream>| u.client.urls().any(|mine| mine == url);
             return match self.upstreams.iter().find(has) {
                 Some(upstream) => Ok(upstream.clone()),
                 None => self.target(url),

@@ -11,15 +11,15 @@ const SAVED: i64 = 10 * RETRY;
 
 /// Retries that may be made.
 #[derive(Debug)]
-pub(super) struct Budget(AtomicI64);
+pub(super) struct RetryBudget(AtomicI64);
 
-impl Default for Budget {
+impl Default for RetryBudget {
     fn default() -> Self {
         Self(AtomicI64::new(SAVED))
     }
 }
 
-impl Budget {
+impl RetryBudget {
     /// A call is made.
     pub(super) fn called(&self) {
         let add = |n: i64| Some((n + CALL).min(SAVED));
@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn retries_are_at_most_a_fifth_of_calls_once_what_was_saved_is_spent() {
-        let budget = Budget::default();
+        let budget = RetryBudget::default();
         while budget.take() {}
         let retries = (0..1000)
             .filter(|_| {

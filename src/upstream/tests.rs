@@ -101,7 +101,7 @@ const QUICK: Does = Does::Answer(Duration::from_millis(10));
 fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream> {
     let metrics = UpstreamMetrics::new("way");
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
-    let access = Access::new(Parts {
+    let access = UpstreamClient::new(ClientConfig {
         transport: hosts.clone(),
         urls: names.iter().map(url).collect(),
         headers: crate::files::Live::fixed(http::HeaderMap::new()),
@@ -145,8 +145,8 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
     })
 }
 
-fn errand() -> Errand {
-    Errand {
+fn call() -> CallContext {
+    CallContext {
         caller: None,
         lane: 0,
         deadline: Instant::now() + Duration::from_secs(3600),
@@ -180,7 +180,7 @@ fn exchange() -> Exchange<()> {
 }
 
 async fn call(upstream: &Upstream) -> Result<(), Kind> {
-    let answered = upstream.access.run(exchange(), &errand()).await;
+    let answered = upstream.client.run(exchange(), &call()).await;
     answered.map(|a| a.value).map_err(|e| e.kind)
 }
 
@@ -249,9 +249,9 @@ async fn a_trial_that_limits_refuse_is_not_asked_for_again_and_again() {
     let upstream = upstream(&hosts, &["a"], limits);
     let _watching = tokio::spawn(watch(Arc::downgrade(&upstream)));
     assert_eq!(call(&upstream).await, Err(Kind::UpstreamUnreachable));
-    let refused = upstream.access.admitted();
+    let refused = upstream.client.admitted();
     tokio::time::sleep(Duration::from_secs(70)).await;
-    let tries = upstream.access.admitted() - refused;
+    let tries = upstream.client.admitted() - refused;
     assert!((1..=70).contains(&tries), "{tries} turns in a minute");
     assert_eq!(hosts.counts(), [times("a", 1)]);
 }
@@ -266,10 +266,10 @@ async fn a_pause_is_waited_for_where_the_deadline_allows() {
     };
     let upstream = upstream(&hosts, &["a"], limits);
     hosts.set("a", Does::Status(429, &[("retry-after", "5")]));
-    let mut soon = errand();
+    let mut soon = call();
     soon.deadline = Instant::now() + Duration::from_secs(4);
     let error = upstream
-        .access
+        .client
         .run(exchange(), &soon)
         .await
         .map(|_| ())
@@ -369,9 +369,9 @@ async fn a_large_body_is_read_off_the_threads_of_the_runtime() {
             *sees.lock().unwrap() = Some((response.body.len(), thread != here));
             Ok(Next::Done(()))
         });
-        let access = &upstream.access;
+        let access = &upstream.client;
         async move {
-            access.run(exchange, &errand()).await.unwrap();
+            access.run(exchange, &call()).await.unwrap();
             let seen = *seen.lock().unwrap();
             seen.unwrap()
         }
@@ -392,7 +392,7 @@ async fn a_panic_while_a_large_body_is_read_is_an_error() {
     let upstream = upstream(&hosts, &["a"], limits);
     let mut broken = exchange();
     broken.read = Arc::new(|_| panic!("it breaks"));
-    let ended = upstream.access.run(broken, &errand()).await;
+    let ended = upstream.client.run(broken, &call()).await;
     assert_eq!(ended.map(|_| ()).unwrap_err().kind, Kind::Internal);
     // Its place is free again, and it is not the upstream's failure.
     call(&upstream).await.unwrap();

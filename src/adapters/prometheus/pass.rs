@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 
 use super::{answer, exchange};
 use crate::adapters::{Exchange, Next, Request, Response, busy, garbage};
-use crate::model::{Error, Verbatim};
+use crate::model::{Error, RawResponse};
 
 /// Headers of an answer that belong to its body: remote read packs its own.
 const OF_BODY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
@@ -16,7 +16,7 @@ const OF_BODY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
 #[derive(Clone, Debug)]
 pub struct Passed {
     /// The answer.
-    pub answer: Arc<Verbatim>,
+    pub answer: Arc<RawResponse>,
     /// Whether it is one of success with nothing left out.
     pub complete: bool,
 }
@@ -44,7 +44,7 @@ pub fn pass(request: Request, json: bool) -> Exchange<Passed> {
             }
             false
         };
-        let answer = verbatim(response);
+        let answer = raw_response(response);
         Ok(Next::Done(Passed { answer, complete }))
     })
 }
@@ -53,7 +53,7 @@ fn failure(response: &Response, spoken: Option<Error>, json: bool) -> Error {
     let passed_on = spoken.is_some() || (!json && is_text(response));
     let error = spoken.or_else(|| busy(response));
     let mut error = error.unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API"));
-    error.said = passed_on.then(|| verbatim(response));
+    error.said = passed_on.then(|| raw_response(response));
     error
 }
 
@@ -62,12 +62,12 @@ fn is_text(response: &Response) -> bool {
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"))
 }
 
-pub(super) fn verbatim(response: &Response) -> Arc<Verbatim> {
+pub(super) fn raw_response(response: &Response) -> Arc<RawResponse> {
     let headers = OF_BODY.iter().filter_map(|name| {
         let value = response.headers.get(name)?;
         Some((name.clone(), value.clone()))
     });
-    Arc::new(Verbatim {
+    Arc::new(RawResponse {
         status: response.status,
         headers: headers.collect(),
         body: response.body.clone(),

@@ -3,9 +3,9 @@
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::pass::verbatim;
+use super::pass::raw_response;
 use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_width, steps};
-use crate::adapters::{Data, Matrix, Next, Part, Remarks, Response, Series, garbage};
+use crate::adapters::{Data, Matrix, Next, Part, Annotations, Response, Series, garbage};
 use crate::model::{Error, Kind, Millis, RangeLimits, Step, TimeRange};
 use crate::wire::promapi::{Extras, Unread, read_matrix};
 
@@ -80,7 +80,7 @@ fn read(response: &Response, most: usize, asked: &TimeRange, step: Step) -> Resu
             answer::check(response)?;
             return Err(garbage(response, "neither an answer nor an error"));
         };
-        error.said = Some(verbatim(response));
+        error.said = Some(raw_response(response));
         return Err(error);
     }
     let matrix = read_matrix(&response.body, most).map_err(|unread| match unread {
@@ -109,19 +109,19 @@ fn read(response: &Response, most: usize, asked: &TimeRange, step: Step) -> Resu
             return Err(Error::new(Kind::UpstreamFailed, message));
         }
     }
-    let remarks = remarks(&matrix.extras);
+    let annotations = annotations(&matrix.extras);
     Ok(Series {
-        complete: is_complete(&matrix.extras, &remarks),
+        complete: is_complete(&matrix.extras, &annotations),
         data: Data::Matrix(Matrix {
             series: matrix.series,
-            remarks,
+            annotations,
         }),
         received,
         ..Series::default()
     })
 }
 
-fn remarks(extras: &Extras) -> Remarks {
+fn annotations(extras: &Extras) -> Annotations {
     let list = |name| {
         let json = extras.get(name);
         let list = json.and_then(|json| {
@@ -132,7 +132,7 @@ fn remarks(extras: &Extras) -> Remarks {
         list.dedup();
         list
     };
-    Remarks {
+    Annotations {
         warnings: list("warnings"),
         infos: list("infos"),
     }
@@ -140,12 +140,12 @@ fn remarks(extras: &Extras) -> Remarks {
 
 /// Whether nothing is missing: remarks on the style of a query, which Prometheus 2.4x to 2.5x
 /// sends among its warnings, say nothing about its data.
-fn is_complete(extras: &Extras, remarks: &Remarks) -> bool {
+fn is_complete(extras: &Extras, annotations: &Annotations) -> bool {
     let partial = extras
         .get("isPartial")
         .is_some_and(|json| &json[..] == b"true");
     !partial
-        && remarks
+        && annotations
             .warnings
             .iter()
             .all(|w| w.starts_with("PromQL info"))

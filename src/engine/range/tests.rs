@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::adapters::Response;
 use crate::adapters::prometheus::Prometheus;
-use crate::engine::Held;
+use crate::engine::Lookup;
 use crate::engine::tests::{Clocks, Keeping, engine_over};
 use crate::model::{Aggregate, Step};
 use crate::upstream::{BoxFuture, Outgoing, Transport};
@@ -259,12 +259,12 @@ fn what_is_known_is_not_asked_again() {
     run(async {
         let world = World::new(10_000);
         let first = world.ask(OLD, OLD + 300_000, 15_000).await.unwrap();
-        assert_eq!(first.cache.held, Held::Miss);
+        assert_eq!(first.cache.lookup, Lookup::Miss);
         let slid = world
             .ask(OLD + 30_000, OLD + 330_000, 15_000)
             .await
             .unwrap();
-        assert_eq!(slid.cache.held, Held::Partial);
+        assert_eq!(slid.cache.lookup, Lookup::Partial);
         assert_eq!(
             world.calls(),
             [(OLD, OLD + 300_000), (OLD + 315_000, OLD + 330_000)]
@@ -274,7 +274,7 @@ fn what_is_known_is_not_asked_again() {
             .ask(OLD + 30_000, OLD + 344_999, 15_000)
             .await
             .unwrap();
-        assert_eq!((within.cache.held, world.calls().len()), (Held::Hit, 0));
+        assert_eq!((within.cache.lookup, world.calls().len()), (Lookup::Hit, 0));
         // Another phase shares nothing.
         world.ask(OLD + 1, OLD + 300_000, 15_000).await.unwrap();
         assert_eq!(world.calls(), [(OLD + 1, OLD + 285_001)]);
@@ -295,7 +295,7 @@ fn coarse_steps_come_out_of_finer_ones_where_all_times_meet() {
             text(&coarse),
             direct(OLD + 60_000, OLD + 600_000, 60_000, world.clocks.truth())
         );
-        assert_eq!((coarse.cache.held, world.calls().len()), (Held::Hit, 0));
+        assert_eq!((coarse.cache.lookup, world.calls().len()), (Lookup::Hit, 0));
         // Its times are not among those known, or not all of its range is known.
         world.ask(OLD + 1000, OLD + 600_000, 60_000).await.unwrap();
         world.ask(OLD, OLD + 660_000, 30_000).await.unwrap();

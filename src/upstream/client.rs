@@ -11,12 +11,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::advice::Advice;
+use super::rate_limit_headers::RateLimitHeaders;
 use super::attempt::{Attempt, Turn};
 use super::budget::Budgets;
 use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
-use super::retry::Budget;
+use super::retry::RetryBudget;
 use super::state::State;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
@@ -28,7 +28,7 @@ use crate::telemetry::trace::Trace;
 
 /// What a call has to know of the request that it is made for.
 #[derive(Clone, Debug)]
-pub struct Errand {
+pub struct CallContext {
     /// Who asked.
     pub caller: Caller,
     /// A number of the lane that is fetched; 0 for what is none. Lanes of one caller take turns.
@@ -63,7 +63,7 @@ pub struct Answered<T> {
 }
 
 /// The way to one upstream.
-pub struct Access {
+pub struct UpstreamClient {
     transport: Arc<dyn Transport>,
     endpoints: Endpoints,
     /// Told when a breaker opens.
@@ -71,15 +71,15 @@ pub struct Access {
     headers: Live<HeaderMap>,
     limiter: Limiter,
     budgets: Budgets,
-    retries: Budget,
+    retries: RetryBudget,
     limits: Limits,
     max_response: usize,
     metrics: UpstreamMetrics,
     clock: Arc<dyn Clock>,
 }
 
-/// What an [`Access`] is made of.
-pub struct Parts {
+/// What an [`UpstreamClient`] is made of.
+pub struct ClientConfig {
     /// Sends the requests.
     pub transport: Arc<dyn Transport>,
     /// The upstream's addresses, the preferred one first.
@@ -98,9 +98,9 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
 }
 
-impl Access {
+impl UpstreamClient {
     /// The way to the upstream that `parts` describe.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: ClientConfig) -> Self {
         let limits = parts.limits;
         Self {
             transport: parts.transport,
@@ -109,7 +109,7 @@ impl Access {
             headers: parts.headers,
             limiter: Limiter::new(&limits),
             budgets: Budgets::new(&limits, parts.budget_file),
-            retries: Budget::default(),
+            retries: RetryBudget::default(),
             limits,
             max_response: parts.max_response,
             metrics: parts.metrics,
@@ -131,12 +131,12 @@ impl Access {
     pub async fn run<T: Send + 'static>(
         &self,
         exchange: Exchange<T>,
-        errand: &Errand,
+        call: &CallContext,
     ) -> Result<Answered<T>, Error> {
         let mut exchange = exchange;
         let mut earliest = Millis::MAX;
         loop {
-            let Answered { value, as_of } = self.call(&exchange, errand).await?;
+            let Answered { value, as_of } = self.call(&exchange, call).await?;
             earliest = earliest.min(as_of);
             match value {
                 Next::Done(value) => {
@@ -170,19 +170,19 @@ impl Access {
     pub(super) async fn try_again<T: Send + 'static>(
         &self,
         exchange: &Exchange<T>,
-        errand: &Errand,
+        call: &CallContext,
     ) {
         let open = self.endpoints.iter().filter(|e| e.breaker.is_open());
         for endpoint in open {
-            if endpoint.breaker.shut_for().is_some() {
+            if endpoint.breaker.open_for().is_some() {
                 continue;
             }
-            let Ok(_permit) = self.admit(errand).await else {
+            let Ok(_permit) = self.admit(call).await else {
                 return;
             };
             if let Ok(chosen) = endpoint.enter() {
                 // An error shows in the breaker, the log of failures, and the metrics.
-                let _ = self.attempt_at(chosen, exchange, errand, Turn::FIRST).await;
+                let _ = self.attempt_at(chosen, exchange, call, Turn::FIRST).await;
             }
         }
     }
@@ -191,12 +191,12 @@ impl Access {
     async fn call<T: Send + 'static>(
         &self,
         exchange: &Exchange<T>,
-        errand: &Errand,
+        call: &CallContext,
     ) -> Result<Answered<Next<T>>, Error> {
         let tried = Tried::default();
         let mut attempt: u32 = 0;
         loop {
-            let error = match self.hedged(exchange, errand, &tried, attempt).await {
+            let error = match self.hedged(exchange, call, &tried, attempt).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
@@ -204,7 +204,7 @@ impl Access {
             // request is the client's to make.
             let wait = error.retry_after.unwrap_or_default();
             let again = error.retryable
-                && Instant::now() + wait < errand.deadline
+                && Instant::now() + wait < call.deadline
                 && attempt < self.limits.retries
                 && self.retries.take();
             if !again {
@@ -221,12 +221,12 @@ impl Access {
     async fn hedged<T: Send + 'static>(
         &self,
         exchange: &Exchange<T>,
-        errand: &Errand,
+        call: &CallContext,
         tried: &Tried,
         retry: u32,
     ) -> Result<Answered<Next<T>>, Error> {
         let turn = |hedge| Turn { retry, hedge };
-        let first = self.attempt(exchange, errand, tried, turn(false));
+        let first = self.attempt(exchange, call, tried, turn(false));
         let Some(after) = self.limits.hedge_after else {
             return first.await;
         };
@@ -239,7 +239,7 @@ impl Access {
             return first.await;
         }
         self.metrics.retries.increment(1);
-        let second = self.attempt(exchange, errand, tried, turn(true));
+        let second = self.attempt(exchange, call, tried, turn(true));
         tokio::pin!(second);
         tokio::select! {
             result = &mut first => match result {
@@ -263,7 +263,7 @@ impl Access {
     /// The error with which a call of `caller` would be refused now, if it would be, without a
     /// trace in metrics.
     pub fn refusal(&self, caller: Caller, deadline: Instant) -> Option<Error> {
-        let shut = self.endpoints.all_shut().map(left_alone);
+        let shut = self.endpoints.all_open().map(breaker_open);
         let full = || self.limiter.check(caller, deadline).err();
         let spent = || self.budgets.spent(self.clock.now()).map(overspent);
         shut.or_else(full).or_else(spent)
@@ -285,13 +285,13 @@ impl Access {
     }
 
     /// Waits in line for leave to make a call.
-    async fn admit(&self, errand: &Errand) -> Result<Permit, Error> {
-        let mut span = errand.trace.span("queue");
+    async fn admit(&self, call: &CallContext) -> Result<Permit, Error> {
+        let mut span = call.trace.span("queue");
         span.text("heliostat.upstream", &self.metrics.name());
         let queued = self.clock.monotonic();
         let admitted = self
             .limiter
-            .admit(errand.caller, errand.lane, errand.deadline)
+            .admit(call.caller, call.lane, call.deadline)
             .await;
         let permit = admitted.inspect_err(|e| {
             self.metrics.rejected("limits");
@@ -305,25 +305,25 @@ impl Access {
     async fn attempt<T: Send + 'static>(
         &self,
         exchange: &Exchange<T>,
-        errand: &Errand,
+        call: &CallContext,
         tried: &Tried,
         turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
         // Nobody stands in line for an upstream that is left alone.
-        if let Some(wait) = self.endpoints.all_shut() {
-            return Err(self.left_alone(wait));
+        if let Some(wait) = self.endpoints.all_open() {
+            return Err(self.breaker_open(wait));
         }
-        let permit = self.admit(errand).await?;
+        let permit = self.admit(call).await?;
         let first = tried.is_empty();
         let chosen = self
             .endpoints
             .choose(tried)
-            .map_err(|wait| self.left_alone(wait))?;
+            .map_err(|wait| self.breaker_open(wait))?;
         if first {
             self.retries.called();
         }
         let begun = Instant::now();
-        let result = self.attempt_at(chosen, exchange, errand, turn).await;
+        let result = self.attempt_at(chosen, exchange, call, turn).await;
         permit.report(
             result.as_ref().map_or_else(is_strain, |_| false),
             begun.elapsed(),
@@ -331,16 +331,16 @@ impl Access {
         result
     }
 
-    fn left_alone(&self, wait: Duration) -> Error {
+    fn breaker_open(&self, wait: Duration) -> Error {
         self.metrics.rejected("breaker_open");
-        left_alone(wait)
+        breaker_open(wait)
     }
 
     async fn attempt_at<T: Send + 'static>(
         &self,
         chosen: Chosen<'_>,
         exchange: &Exchange<T>,
-        errand: &Errand,
+        call: &CallContext,
         turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
         let endpoint = chosen.endpoint;
@@ -349,8 +349,8 @@ impl Access {
             self.metrics.rejected("budget");
             overspent(wait)
         })?;
-        let mut counted = Attempt::begin(&self.metrics, &errand.trace, turn);
-        let trace = counted.to(&endpoint.url, &exchange.request.method, &errand.trace);
+        let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
+        let trace = counted.to(&endpoint.url, &exchange.request.method, &call.trace);
         let outgoing = self.outgoing(&endpoint.url, &exchange.request, &trace);
         let wall = self.clock.now();
         let send = self.transport.send(outgoing, self.max_response);
@@ -360,7 +360,7 @@ impl Access {
 
         if let Ok(Ok(response)) = &sent {
             counted.answered(response.status);
-            self.heed(response);
+            self.apply_rate_limit_headers(response);
         }
         let response = sent.unwrap_or_else(|_| {
             let limit = humantime::format_duration(self.limits.timeout);
@@ -404,8 +404,8 @@ impl Access {
     }
 
     /// Keeps to what the upstream says is left of its budget, where that is less than ours.
-    fn heed(&self, response: &Response) {
-        let Some(advice) = Advice::of(&response.headers, self.clock.now()) else {
+    fn apply_rate_limit_headers(&self, response: &Response) {
+        let Some(advice) = RateLimitHeaders::of(&response.headers, self.clock.now()) else {
             return;
         };
         let ours = Duration::from_secs_f64(1.0 / self.limits.per_second);
@@ -434,7 +434,7 @@ impl Access {
     }
 }
 
-impl Drop for Access {
+impl Drop for UpstreamClient {
     fn drop(&mut self) {
         // Whoever waits for a breaker to open waits in vain now.
         self.opened.notify_one();
@@ -442,7 +442,7 @@ impl Drop for Access {
 }
 
 /// All addresses failed again and again, and the first is tried again after `wait`.
-fn left_alone(wait: Duration) -> Error {
+fn breaker_open(wait: Duration) -> Error {
     let message = "the upstream failed again and again and is left alone for a while (breaker)";
     let error = Error::new(Kind::UpstreamUnreachable, message).retryable(false);
     error.retry_after(Some(wait))

@@ -10,7 +10,7 @@ use crate::upstream::Upstream;
 
 /// What is cached of an upstream.
 #[derive(Clone)]
-pub struct Holdings {
+pub struct CacheStats {
     /// Whose data it is.
     pub upstream: Arc<Upstream>,
     /// What its chunks weigh.
@@ -20,14 +20,14 @@ pub struct Holdings {
     /// How many lanes they belong to.
     pub lanes: u64,
     /// The lanes that most answers were made of, the hottest first.
-    pub hottest: Vec<Hot>,
+    pub hottest: Vec<LaneStats>,
 }
 
 /// A lane that many answers are made of.
 #[derive(Clone, Debug)]
-pub struct Hot {
+pub struct LaneStats {
     /// What it has.
-    pub series: Series,
+    pub series: LaneDescription,
     /// How many answers were made of it since it was first cached.
     pub answers: u64,
     /// What its chunks weigh.
@@ -36,7 +36,7 @@ pub struct Hot {
 
 /// What a lane has; connection details, which may hold secrets, are left out.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Series {
+pub enum LaneDescription {
     /// The points of a metric.
     Metric {
         /// Its conditions.
@@ -66,7 +66,7 @@ struct Sum {
 impl Engine {
     /// What is cached of each upstream, in the order of the configuration. Takes time with all that
     /// is cached.
-    pub fn holdings(&self) -> Vec<Holdings> {
+    pub fn cache_stats(&self) -> Vec<CacheStats> {
         let mut lanes: HashMap<LaneKey, Sum> = HashMap::new();
         self.memory.cache.each(|lane, bytes, answers| {
             let sum = lanes.entry(lane.clone()).or_default();
@@ -79,12 +79,12 @@ impl Engine {
             let mine = lanes.iter().filter(|(l, _)| l.upstream() == upstream.id);
             let mut mine: Vec<(&LaneKey, &Sum)> = mine.collect();
             mine.sort_by_key(|(lane, sum)| (std::cmp::Reverse(sum.answers), lane.number()));
-            let hot = |(lane, sum): &(&LaneKey, &Sum)| Hot {
+            let hot = |(lane, sum): &(&LaneKey, &Sum)| LaneStats {
                 series: series(lane),
                 answers: sum.answers,
                 bytes: sum.bytes,
             };
-            Holdings {
+            CacheStats {
                 upstream: upstream.clone(),
                 bytes: mine.iter().map(|(_, sum)| sum.bytes).sum(),
                 chunks: mine.iter().map(|(_, sum)| sum.chunks).sum(),
@@ -96,15 +96,15 @@ impl Engine {
     }
 }
 
-fn series(lane: &LaneKey) -> Series {
+fn series(lane: &LaneKey) -> LaneDescription {
     match lane.subject() {
         Subject::Metric {
             selector, layout, ..
-        } => Series::Metric {
+        } => LaneDescription::Metric {
             selector: selector.clone(),
             layout: *layout,
         },
-        Subject::Expression(expression) => Series::Expression {
+        Subject::Expression(expression) => LaneDescription::Expression {
             query: expression.query.clone(),
             step: expression.step.millis(),
         },

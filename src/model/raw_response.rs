@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 /// An answer of an upstream that is passed on as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verbatim {
+pub struct RawResponse {
     /// Its status.
     pub status: StatusCode,
     /// Those of its headers that belong to its body.
@@ -14,7 +14,7 @@ pub struct Verbatim {
     pub body: Bytes,
 }
 
-impl Verbatim {
+impl RawResponse {
     /// Bytes that it holds on the heap, about.
     pub fn heap_bytes(&self) -> usize {
         let header = size_of::<(HeaderName, HeaderValue)>();

@@ -8,14 +8,14 @@ use futures_util::stream::{self, StreamExt};
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
 use super::derive::buckets;
-use super::forget::Forgotten;
+use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
-use super::plan::{Held, Plan, Policy, fresh, plan};
-use super::{Context, Engine, planned};
+use super::plan::{Lookup, Plan, Policy, fresh, plan};
+use super::{RequestContext, Engine, planned};
 use crate::adapters::{Data, Fetch, Part, Series};
 use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
 use crate::telemetry::trace::Span;
-use crate::upstream::{Errand, Flight, Upstream};
+use crate::upstream::{CallContext, Flight, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
 const CALLS_AT_ONCE: usize = 4;
@@ -26,7 +26,7 @@ const STORE_INLINE: usize = if cfg!(test) { 500 } else { 10_000 };
 
 /// What a fetch brought.
 #[derive(Clone)]
-pub(super) struct Landed {
+pub(super) struct Fetched {
     /// The chunks that it changed.
     chunks: Chunks,
     /// Whether that is all there is; if not, it is in no cache.
@@ -40,7 +40,7 @@ pub(super) struct View {
     /// The chunks that hold it.
     pub(super) chunks: Chunks,
     /// What the cache held at first.
-    pub(super) held: Held,
+    pub(super) lookup: Lookup,
     /// What was fetched for it.
     pub(super) fetched: RangeSet,
     /// Whether what was fetched is in the cache now.
@@ -74,10 +74,10 @@ pub(super) struct Degraded {
 
 impl View {
     /// What the cache holds, as it is.
-    pub(super) fn cached(lane: &Lane, chunks: Chunks, held: Held, ttl: Duration) -> Self {
+    pub(super) fn cached(lane: &Lane, chunks: Chunks, lookup: Lookup, ttl: Duration) -> Self {
         Self {
             chunks,
-            held,
+            lookup,
             fetched: RangeSet::new(),
             stored: false,
             collapsed: false,
@@ -105,7 +105,7 @@ pub(super) enum Source {
 /// What came of the ranges that were missing.
 #[derive(Default)]
 struct Round {
-    landed: Vec<Landed>,
+    fetched: Vec<Fetched>,
     /// What went wrong, even if expired data was found to serve in its stead.
     errors: Vec<Error>,
     collapsed: bool,
@@ -129,13 +129,13 @@ impl Engine {
         lane: &Lane,
         range: TimeRange,
         source: Source,
-        context: &Context,
+        context: &RequestContext,
         planning: Span,
     ) -> Result<View, Error> {
         let mut chunks = self.memory.cache.look_up(lane, &range);
         let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
-        planned(planning, first.held, first.missing.len());
-        let mut view = View::cached(lane, chunks.clone(), first.held, first.ttl);
+        planned(planning, first.lookup, first.missing.len());
+        let mut view = View::cached(lane, chunks.clone(), first.lookup, first.ttl);
         if first.missing.is_empty() {
             return Ok(view);
         }
@@ -148,11 +148,11 @@ impl Engine {
                 self.derive(lane, &first.missing, &context).await
             }
         };
-        for landed in &round.landed {
-            chunks.update(lane, &landed.chunks);
-            view.complete &= landed.complete;
-            view.stored |= landed.complete;
-            view.off_grid = view.off_grid.take().or_else(|| landed.off_grid.clone());
+        for fetched in &round.fetched {
+            chunks.update(lane, &fetched.chunks);
+            view.complete &= fetched.complete;
+            view.stored |= fetched.complete;
+            view.off_grid = view.off_grid.take().or_else(|| fetched.off_grid.clone());
         }
         view.collapsed = round.collapsed;
         if view.off_grid.is_some() {
@@ -171,14 +171,14 @@ impl Engine {
     }
 
     /// `range` of `lane`, if all of it is cached and fresh: a hit, at the price of one.
-    pub(super) fn fresh(&self, lane: &Lane, range: &TimeRange, context: &Context) -> Option<View> {
+    pub(super) fn fresh(&self, lane: &Lane, range: &TimeRange, context: &RequestContext) -> Option<View> {
         let chunks = self.memory.cache.look_up(lane, range);
         let policy = policy(lane, context);
-        let ttl = fresh(range, chunks.segments(), &policy, &context.moment())?;
+        let ttl = fresh(range, chunks.segments(), &policy, &context.now())?;
         for (_, chunk) in chunks.iter() {
             chunk.count_answer();
         }
-        Some(View::cached(lane, chunks, Held::Hit, ttl))
+        Some(View::cached(lane, chunks, Lookup::Hit, ttl))
     }
 
     pub(super) fn plan(
@@ -187,7 +187,7 @@ impl Engine {
         range: &TimeRange,
         chunks: &Chunks,
         brought: &RangeSet,
-        context: &Context,
+        context: &RequestContext,
     ) -> Plan {
         let policy = policy(lane, context);
         plan(
@@ -195,7 +195,7 @@ impl Engine {
             &chunks.coverage(),
             brought,
             &policy,
-            &context.moment(),
+            &context.now(),
         )
     }
 
@@ -204,13 +204,13 @@ impl Engine {
         self: &Arc<Self>,
         lane: &Lane,
         missing: &[TimeRange],
-        context: &Context,
+        context: &RequestContext,
     ) -> Round {
-        let errand = &context.errand;
-        if context.deadline < errand.deadline && !self.memory.flights.is_under_way(&lane.key) {
+        let call = &context.call;
+        if context.deadline < call.deadline && !self.memory.flights.is_under_way(&lane.key) {
             // The fetch could wait for its turn, and this client could not wait for the fetch.
-            let access = &lane.upstream.access;
-            if let Err(error) = access.check(errand.caller, context.deadline) {
+            let access = &lane.upstream.client;
+            if let Err(error) = access.check(call.caller, context.deadline) {
                 return Round {
                     errors: vec![error],
                     ..Round::default()
@@ -219,8 +219,8 @@ impl Engine {
         }
         let mut span = context.span("fetch");
         let within = context.within(&span);
-        let (flights, trace) = (&self.memory.flights, &within.errand.trace);
-        let boarded = flights.board(&lane.key, missing, trace, |range| {
+        let (flights, trace) = (&self.memory.flights, &within.call.trace);
+        let boarded = flights.join_or_start(&lane.key, missing, trace, |range| {
             fetch_one(self.clone(), lane.clone(), range, within.clone())
         });
         boarded.show(&mut span);
@@ -233,9 +233,9 @@ impl Engine {
         };
         for flight in &boarded.flights {
             match wait(flight, context).await {
-                Ok(landed) => {
+                Ok(fetched) => {
                     round.brought.insert(flight.range());
-                    round.landed.push(landed);
+                    round.fetched.push(fetched);
                 }
                 Err(error) => {
                     span.fail(&error.kind);
@@ -251,7 +251,7 @@ impl Engine {
         self: &Arc<Self>,
         lane: &Lane,
         missing: &[TimeRange],
-        context: &Context,
+        context: &RequestContext,
     ) -> Round {
         let Layout::Buckets { statistic, size } = lane.layout() else {
             return Round::default();
@@ -260,7 +260,7 @@ impl Engine {
             return Round::default();
         };
         let mut round = Round::default();
-        let since = self.memory.forgotten();
+        let since = self.memory.generation();
         for range in missing {
             // Boxed, as this is a view within a view.
             let view = self.view(
@@ -290,7 +290,7 @@ impl Engine {
                 segments: derived(&view.chunks.coverage(), size, range),
             };
             match self.land(lane, piece, since, view.complete, None).await {
-                Ok(landed) => round.landed.push(landed),
+                Ok(fetched) => round.fetched.push(fetched),
                 Err(error) => {
                     round.errors.push(error);
                     continue;
@@ -314,16 +314,16 @@ impl Engine {
         self: &Arc<Self>,
         lane: &Lane,
         piece: Piece,
-        since: Forgotten,
+        since: Generation,
         complete: bool,
         off_grid: Option<Vec<Bucket>>,
-    ) -> Result<Landed, Error> {
+    ) -> Result<Fetched, Error> {
         let kept = complete && off_grid.is_none();
         let large = piece.data.len() > STORE_INLINE;
         let (engine, of) = (self.clone(), lane.clone());
         let put = move || {
             let store = || engine.memory.cache.store(&of, &piece);
-            let stored = kept.then(|| engine.memory.unless_forgotten(since, store));
+            let stored = kept.then(|| engine.memory.if_current(since, store));
             stored
                 .flatten()
                 .unwrap_or_else(|| Chunks::beside(&of, &piece))
@@ -335,7 +335,7 @@ impl Engine {
             })?,
             false => put(),
         };
-        Ok(Landed {
+        Ok(Fetched {
             chunks,
             complete,
             off_grid: off_grid.map(Arc::new),
@@ -344,7 +344,7 @@ impl Engine {
 }
 
 /// What is planned for `lane` by.
-pub(super) fn policy(lane: &Lane, context: &Context) -> Policy {
+pub(super) fn policy(lane: &Lane, context: &RequestContext) -> Policy {
     Policy {
         freshness: context.freshness(&lane.upstream.freshness),
         ahead: lane.upstream.freshness.refresh,
@@ -358,13 +358,13 @@ async fn fetch_one(
     engine: Arc<Engine>,
     lane: Lane,
     range: TimeRange,
-    context: Context,
-) -> Result<Landed, Error> {
+    context: RequestContext,
+) -> Result<Fetched, Error> {
     let upstream = lane.upstream.clone();
-    let since = engine.memory.forgotten();
+    let since = engine.memory.generation();
     let started = engine.clock.monotonic();
     let parts = parts(&lane, range)?;
-    let mut landed = Landed {
+    let mut fetched = Fetched {
         chunks: Chunks::new(&lane, &range),
         complete: true,
         off_grid: None,
@@ -374,14 +374,14 @@ async fn fetch_one(
         let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
         return engine.land(&lane, piece, since, true, None).await;
     }
-    let errand = Errand {
+    let call = CallContext {
         lane: lane.key.number(),
-        ..context.errand
+        ..context.call
     };
     let ends: Vec<Millis> = parts.iter().skip(1).map(|p| p.start).collect();
     let calls = parts
         .into_iter()
-        .map(|part| upstream.access.run(part.exchange, &errand));
+        .map(|part| upstream.client.run(part.exchange, &call));
     let mut answers = stream::iter(calls).buffered(CALLS_AT_ONCE);
     let mut ends = ends.into_iter();
     let mut start = range.start();
@@ -397,12 +397,12 @@ async fn fetch_one(
         let piece = Piece::fetched(series.data, part, started, settled_before, lane.grid());
         let part = engine.land(&lane, piece, since, series.complete, series.off_grid);
         let part = part.await?;
-        landed.chunks.update(&lane, &part.chunks);
-        landed.complete &= part.complete;
-        landed.off_grid = landed.off_grid.or(part.off_grid);
+        fetched.chunks.update(&lane, &part.chunks);
+        fetched.complete &= part.complete;
+        fetched.off_grid = fetched.off_grid.or(part.off_grid);
         start = end;
     }
-    Ok(landed)
+    Ok(fetched)
 }
 
 /// How `range` of `lane` is asked of its upstream.
@@ -455,9 +455,9 @@ fn off_grid(mut view: View, whole: bool) -> Result<View, Error> {
 }
 
 /// What the flight brings, if it lands before the request's deadline.
-async fn wait(flight: &Flight<Landed>, context: &Context) -> Result<Landed, Error> {
-    match tokio::time::timeout_at(context.deadline, flight.landed()).await {
-        Ok(landed) => landed,
+async fn wait(flight: &Flight<Fetched>, context: &RequestContext) -> Result<Fetched, Error> {
+    match tokio::time::timeout_at(context.deadline, flight.outcome()).await {
+        Ok(fetched) => fetched,
         Err(_) => Err(too_late()),
     }
 }

@@ -12,7 +12,7 @@ use crate::model::Millis;
 
 /// What is left of a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Advice {
+pub(super) struct RateLimitHeaders {
     /// Calls that may still be made.
     pub(super) remaining: u64,
     /// Until there are more.
@@ -25,7 +25,7 @@ const EPOCH_SECONDS: f64 = 1e9;
 /// The longest reset that is believed.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-impl Advice {
+impl RateLimitHeaders {
     /// The advice in `headers`, at the wall time `now`.
     pub(super) fn of(headers: &HeaderMap, now: Millis) -> Option<Self> {
         let (remaining, reset) = structured(headers).or_else(|| {
@@ -88,7 +88,7 @@ mod tests {
         let header = |(k, v): &(&'static str, &'static str)| {
             (HeaderName::from_static(k), HeaderValue::from_static(v))
         };
-        let advice = Advice::of(&pairs.iter().map(header).collect(), NOW)?;
+        let advice = RateLimitHeaders::of(&pairs.iter().map(header).collect(), NOW)?;
         Some((advice.remaining, advice.reset.as_secs()))
     }
 
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_spread_over_the_time_that_is_left() {
-        let advice = |remaining, reset| Advice {
+        let advice = |remaining, reset| RateLimitHeaders {
             remaining,
             reset: Duration::from_secs(reset),
         };

@@ -15,12 +15,12 @@ const STEPS: usize = 8;
 
 /// The steps and phases that expressions were fetched at, by a hash of upstream and expression.
 #[derive(Default)]
-pub(super) struct Grids {
+pub(super) struct KnownSteps {
     // A plain mutex: it is held for a look-up and never across an await.
     known: Mutex<HashMap<u64, Vec<(Step, Millis)>>>,
 }
 
-impl Grids {
+impl KnownSteps {
     /// Remembers that `expression`, which is that of `lane`, has been fetched.
     pub(super) fn add(&self, lane: &Lane, expression: &Expression) {
         let grid = (expression.step, expression.phase);
@@ -28,7 +28,7 @@ impl Grids {
         if known.len() >= EXPRESSIONS {
             known.clear();
         }
-        let grids = known.entry(lane.whatever_the_step()).or_default();
+        let grids = known.entry(lane.hash_without_step()).or_default();
         grids.retain(|g| *g != grid);
         grids.push(grid);
         if grids.len() > STEPS {
@@ -40,7 +40,7 @@ impl Grids {
     /// coarsest first: they have the least to leave out.
     pub(super) fn finer_than(&self, lane: &Lane, expression: &Expression) -> Vec<Lane> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(grids) = known.get(&lane.whatever_the_step()) else {
+        let Some(grids) = known.get(&lane.hash_without_step()) else {
             return Vec::new();
         };
         let meets = |(step, phase): &&(Step, Millis)| {

@@ -1,4 +1,4 @@
-//! Whole answers of Prometheus' API, passed on as they came: cached for a while where they may be,
+//! ResponseReport answers of Prometheus' API, passed on as they came: cached for a while where they may be,
 //! fetched once for all who ask.
 
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use moka::sync::Cache;
 use url::form_urlencoded;
 
 use super::answer::{CacheOutcome, Timing};
-use super::explain::{Explanation, Whole};
-use super::plan::Held;
-use super::series::too_late;
-use super::{Context, Engine, planned};
+use super::explain::{Explanation, ResponseReport};
+use super::plan::Lookup;
+use super::fetch::too_late;
+use super::{RequestContext, Engine, planned};
 use crate::adapters::Request;
 use crate::adapters::prometheus::pass;
-use crate::model::{Error, Freshness, Kind, Millis, Origin, TimeRange, Verbatim};
+use crate::model::{Error, Freshness, Kind, Millis, Origin, TimeRange, RawResponse};
 use crate::promql::{Analysis, classify};
 use crate::upstream::{Flights, Upstream};
 
@@ -26,7 +26,7 @@ const ENTRY_OVERHEAD: usize = 600;
 
 /// What is asked. Two clients that ask the same get the same answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Question {
+pub struct PassthroughRequest {
     /// Path below the upstream's URL.
     pub path: String,
     /// Parameters of the URL and of the form.
@@ -41,18 +41,18 @@ pub struct Question {
 
 /// For how long an answer may be kept.
 #[derive(Clone, Debug)]
-pub enum Keep {
+pub enum CachePolicy {
     /// Not at all, for this reason.
-    Not(&'static str),
+    NoStore(&'static str),
     /// As long as data that may still change (`refresh`).
-    Refresh,
+    Short,
     /// As long as lists of names and values (`metadata_ttl`).
     Metadata,
     /// As long as settled data (`history_ttl`): it depends on nothing but the question.
-    History,
+    Settled,
     /// It is the value of `query` at `time`: as settled data if all that is read for it had settled
     /// when it was fetched, else as data that may still change.
-    Value {
+    AtTime {
         /// An expression of PromQL.
         query: String,
         /// The evaluation time.
@@ -62,9 +62,9 @@ pub enum Keep {
 
 /// An answer and what the cache had to do with it.
 #[derive(Debug)]
-pub struct Told {
+pub struct CachedResponse {
     /// The answer.
-    pub answer: Arc<Verbatim>,
+    pub answer: Arc<RawResponse>,
     /// What the cache had to do with it.
     pub cache: CacheOutcome,
     /// Where its time went.
@@ -74,17 +74,17 @@ pub struct Told {
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Identity {
     upstream: u64,
-    question: Question,
+    question: PassthroughRequest,
 }
 
 type Key = Arc<Identity>;
 
 #[derive(Debug)]
 struct Entry {
-    answer: Arc<Verbatim>,
+    answer: Arc<RawResponse>,
     /// For how long it is good. What changes with time is settled when it is fetched or never:
     /// it does not become so by growing old here.
-    keep: Keep,
+    keep: CachePolicy,
     fetched: Duration,
 }
 
@@ -108,7 +108,7 @@ impl Answers {
     }
 
     /// Forgets the answers of the upstreams that `which` picks.
-    pub(super) fn forget(&self, which: impl Fn(u64) -> bool) {
+    pub(super) fn invalidate(&self, which: impl Fn(u64) -> bool) {
         self.flights.abandon(|key| which(key.upstream));
         for (key, _) in &self.kept {
             if which(key.upstream) {
@@ -120,7 +120,7 @@ impl Answers {
 
 impl Identity {
     fn heap_bytes(&self) -> usize {
-        let Question {
+        let PassthroughRequest {
             path,
             params,
             body,
@@ -133,7 +133,7 @@ impl Identity {
     }
 }
 
-impl Question {
+impl PassthroughRequest {
     fn request(&self, method: Method) -> Request {
         let mut path = self.path.clone();
         let mut headers = self.headers.clone();
@@ -158,29 +158,29 @@ impl Question {
     }
 }
 
-impl Keep {
+impl CachePolicy {
     /// For how long that is; not at all if `None`.
     fn lifetime(&self, freshness: &Freshness) -> Option<Duration> {
         match self {
-            Self::Not(_) => None,
-            Self::Refresh | Self::Value { .. } => Some(freshness.refresh),
+            Self::NoStore(_) => None,
+            Self::Short | Self::AtTime { .. } => Some(freshness.refresh),
             Self::Metadata => Some(freshness.metadata_ttl),
-            Self::History => Some(freshness.history_ttl),
+            Self::Settled => Some(freshness.history_ttl),
         }
     }
 
     /// The same of an answer that was given at `as_of`.
     fn resolved(self, as_of: Millis, settle: Millis) -> Self {
-        let Self::Value { query, time } = self else {
+        let Self::AtTime { query, time } = self else {
             return self;
         };
         match classify(&query) {
             Analysis::PerInstant { lag }
                 if time.saturating_sub(lag) < as_of.saturating_sub(settle) =>
             {
-                Self::History
+                Self::Settled
             }
-            _ => Self::Refresh,
+            _ => Self::Short,
         }
     }
 }
@@ -209,12 +209,12 @@ impl Engine {
     }
 
     /// What `question` would be answered with.
-    pub fn explain_told(
+    pub fn explain_response(
         &self,
         upstream: &Arc<Upstream>,
-        question: Question,
-        keep: &Keep,
-        context: &Context,
+        question: PassthroughRequest,
+        keep: &CachePolicy,
+        context: &RequestContext,
     ) -> Explanation {
         let freshness = context.freshness(&upstream.freshness);
         let key = Arc::new(Identity {
@@ -222,7 +222,7 @@ impl Engine {
             question,
         });
         let kept = match keep {
-            Keep::Not(_) => None,
+            CachePolicy::NoStore(_) => None,
             _ => self.memory.answers.kept.get(&key),
         };
         let known = kept.map(|entry| {
@@ -230,23 +230,23 @@ impl Engine {
             (age, entry.keep.lifetime(&freshness).unwrap_or_default())
         });
         let under_way = self.memory.answers.flights.is_under_way(&key);
-        let whole = Whole::of(known, under_way);
+        let whole = ResponseReport::of(known, under_way);
         let mut explained = Explanation::new(upstream, Vec::new(), Some(whole), context);
-        if let Keep::Not(reason) = keep {
+        if let CachePolicy::NoStore(reason) = keep {
             explained.bypass = Some(reason);
         }
         explained
     }
 
     /// What `upstream` answers to `question`, which is asked by `method`, GET or POST.
-    pub async fn told(
+    pub async fn pass_through(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         method: Method,
-        question: Question,
-        keep: Keep,
-        context: &Context,
-    ) -> Result<Told, Error> {
+        question: PassthroughRequest,
+        keep: CachePolicy,
+        context: &RequestContext,
+    ) -> Result<CachedResponse, Error> {
         let planning = context.span("plan");
         let freshness = context.freshness(&upstream.freshness);
         let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
@@ -256,33 +256,33 @@ impl Engine {
             question,
         });
         let mut known = None;
-        if let Keep::Not(reason) = keep {
+        if let CachePolicy::NoStore(reason) = keep {
             cache.bypass = Some(reason);
         } else {
             known = self.memory.answers.kept.get(&key);
-            cache.held = known.as_ref().map_or(Held::Miss, |_| Held::Stale);
+            cache.lookup = known.as_ref().map_or(Lookup::Miss, |_| Lookup::Stale);
         }
         let known = known.map(|entry| {
             let ttl = entry.keep.lifetime(&freshness).unwrap_or_default();
             (entry, ttl)
         });
         if let Some((entry, ttl)) = known.as_ref().filter(|(e, ttl)| age(e) < *ttl) {
-            cache.held = Held::Hit;
-            planned(planning, cache.held, 0);
+            cache.lookup = Lookup::Hit;
+            planned(planning, cache.lookup, 0);
             cache.ttl_seconds = seconds(ttl.saturating_sub(age(entry)));
-            return Ok(Told {
+            return Ok(CachedResponse {
                 answer: entry.answer.clone(),
                 cache,
                 timing: Timing::default(),
             });
         }
         let begun = self.clock.monotonic();
-        let held = known.as_ref().map_or(Held::Miss, |_| Held::Stale);
+        let held = known.as_ref().map_or(Lookup::Miss, |_| Lookup::Stale);
         planned(planning, held, 1);
         let mut span = context.span("fetch");
         let within = context.within(&span);
-        let (flights, trace) = (&self.memory.answers.flights, &within.errand.trace);
-        let boarded = flights.board(&key, &[TimeRange::ALL], trace, |_| {
+        let (flights, trace) = (&self.memory.answers.flights, &within.call.trace);
+        let boarded = flights.join_or_start(&key, &[TimeRange::ALL], trace, |_| {
             fetch(
                 self.clone(),
                 upstream.clone(),
@@ -299,7 +299,7 @@ impl Engine {
         }
         let mut landed = Err(too_late());
         if let Some(flight) = boarded.flights.first() {
-            let waited = tokio::time::timeout_at(context.deadline, flight.landed()).await;
+            let waited = tokio::time::timeout_at(context.deadline, flight.outcome()).await;
             landed = waited.unwrap_or_else(|_| Err(too_late()));
         }
         if let Err(error) = &landed {
@@ -327,7 +327,7 @@ impl Engine {
             }
             (Err(error), _) => return Err(error),
         };
-        Ok(Told {
+        Ok(CachedResponse {
             answer,
             cache,
             timing,
@@ -344,19 +344,19 @@ async fn fetch(
     upstream: Arc<Upstream>,
     method: Method,
     key: Key,
-    keep: Keep,
-    context: Context,
+    keep: CachePolicy,
+    context: RequestContext,
 ) -> Result<Arc<Entry>, Error> {
-    let since = engine.memory.forgotten();
+    let since = engine.memory.generation();
     let fetched = engine.clock.monotonic();
     let exchange = pass(key.question.request(method), key.question.json);
-    let answered = upstream.access.run(exchange, &context.errand).await?;
+    let answered = upstream.client.run(exchange, &context.call).await?;
     let keep = if answered.value.complete {
         keep.resolved(answered.as_of, upstream.freshness.settle)
     } else {
-        Keep::Not("incomplete")
+        CachePolicy::NoStore("incomplete")
     };
-    let kept = !matches!(keep, Keep::Not(_));
+    let kept = !matches!(keep, CachePolicy::NoStore(_));
     let entry = Arc::new(Entry {
         answer: answered.value.answer,
         keep,
@@ -364,7 +364,7 @@ async fn fetch(
     });
     if kept {
         let keep = || engine.memory.answers.kept.insert(key, entry.clone());
-        engine.memory.unless_forgotten(since, keep);
+        engine.memory.if_current(since, keep);
         // What is over the bound goes now; by itself moka evicts some hundred writes later.
         engine.memory.answers.kept.run_pending_tasks();
     }
@@ -378,11 +378,11 @@ mod tests {
     #[test]
     fn a_value_is_settled_when_all_that_it_reads_is() {
         let settled = |query: &str, time| {
-            let keep = Keep::Value {
+            let keep = CachePolicy::AtTime {
                 query: query.to_owned(),
                 time,
             };
-            matches!(keep.resolved(1_000_000, 120_000), Keep::History)
+            matches!(keep.resolved(1_000_000, 120_000), CachePolicy::Settled)
         };
         assert!(settled("up", 879_999));
         assert!(!settled("up", 880_000));
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_question_is_asked_as_the_client_asked() {
-        let question = Question {
+        let question = PassthroughRequest {
             path: "/api/v1/series".to_owned(),
             params: vec![("match[]".to_owned(), "a b".to_owned())],
             body: Bytes::new(),
@@ -409,7 +409,7 @@ mod tests {
         assert_eq!(post.path, "/api/v1/series");
         assert_eq!(post.body, "match%5B%5D=a+b");
         assert_eq!(post.headers.len(), 1);
-        let packed = Question {
+        let packed = PassthroughRequest {
             body: Bytes::from_static(b"\x00"),
             ..question
         };

@@ -9,7 +9,7 @@ use crate::upstream::Upstream;
 
 /// How often something has been forgotten. What was asked for before that is not kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Forgotten(u64);
+pub(super) struct Generation(u64);
 
 /// What of an upstream is to be forgotten.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,22 +42,22 @@ impl Selection {
 
 impl Memory {
     /// How often something has been forgotten so far.
-    pub(super) fn forgotten(&self) -> Forgotten {
+    pub(super) fn generation(&self) -> Generation {
         *self
-            .forgotten
+            .generation
             .read()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does `keep`, unless something has been forgotten `since`.
-    pub(super) fn unless_forgotten<T>(
+    pub(super) fn if_current<T>(
         &self,
-        since: Forgotten,
+        since: Generation,
         keep: impl FnOnce() -> T,
     ) -> Option<T> {
-        // Held while it keeps: whoever forgets waits for it, and then finds what it kept.
+        // Lookup while it keeps: whoever forgets waits for it, and then finds what it kept.
         let now = self
-            .forgotten
+            .generation
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         (*now == since).then(keep)
@@ -66,7 +66,7 @@ impl Memory {
     /// From now on nothing is kept that has been asked for before.
     fn keep_nothing_older(&self) {
         let mut forgotten = self
-            .forgotten
+            .generation
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         forgotten.0 += 1;
@@ -77,25 +77,25 @@ impl Engine {
     /// Forgets what `selection` picks of `upstream`, and its lists and whole answers. What is being
     /// fetched meanwhile is given to those who wait for it and not kept. Gives the number of
     /// chunks that changed. Takes time with all that is cached.
-    pub fn forget(&self, upstream: &Arc<Upstream>, selection: &Selection) -> usize {
+    pub fn invalidate(&self, upstream: &Arc<Upstream>, selection: &Selection) -> usize {
         let picked = |lane: &LaneKey| lane.upstream() == upstream.id && selection.picks(lane);
         self.memory.keep_nothing_older();
         self.memory.flights.abandon(picked);
-        self.memory.metadata.forget(|id| id == upstream.id);
-        self.memory.answers.forget(|id| id == upstream.id);
+        self.memory.metadata.invalidate(|id| id == upstream.id);
+        self.memory.answers.invalidate(|id| id == upstream.id);
         match &selection.range {
-            None => self.memory.cache.forget(picked),
-            Some(range) => self.memory.cache.forget_range(upstream, range, picked),
+            None => self.memory.cache.invalidate(picked),
+            Some(range) => self.memory.cache.invalidate_range(upstream, range, picked),
         }
     }
 
     /// Forgets what is known of upstreams that nobody can ask for any more. Takes time with all
     /// that is cached.
-    pub fn forget_the_gone(&self) {
+    pub fn invalidate_removed(&self) {
         let ids = self.registry.ids();
         let gone = |id: u64| !ids.contains(&id);
-        self.memory.metadata.forget(gone);
-        self.memory.answers.forget(gone);
-        self.memory.cache.forget(|lane| gone(lane.upstream()));
+        self.memory.metadata.invalidate(gone);
+        self.memory.answers.invalidate(gone);
+        self.memory.cache.invalidate(|lane| gone(lane.upstream()));
     }
 }
