@@ -22,13 +22,13 @@ use criterion::{
 };
 use heliostat::adapters::mirror::Mirror;
 use heliostat::adapters::prometheus::Prometheus;
-use heliostat::adapters::{Adapter, Data, Fetch, Forwarded, Next, Response, Series};
+use heliostat::adapters::{Adapter, Data, Fetch, FetchResult, Forwarded, Next, Response};
 use heliostat::model::{
     Condition, Layout, NanInterpretation, Points, Scalar, Selector, Statistic, Step, Test,
     TimeRange,
 };
+use heliostat::wire::mirror::response::{METRIC_HEAD, metric_tail};
 use heliostat::wire::number::{write_bucket, write_point};
-use heliostat::wire::response::{METRIC_HEAD, metric_tail};
 use http::{HeaderMap, StatusCode};
 
 const INTERVAL: i64 = 15_000;
@@ -147,7 +147,7 @@ fn fetch(layout: Layout, range: TimeRange) -> Fetch {
 }
 
 /// Reads `body` as the adapter does that made `fetch` a request.
-fn read(adapter: &dyn Adapter, fetch: &Fetch, body: Vec<u8>) -> impl Fn() -> Series + use<> {
+fn read(adapter: &dyn Adapter, fetch: &Fetch, body: Vec<u8>) -> impl Fn() -> FetchResult + use<> {
     let exchange = adapter.series(fetch).unwrap().remove(0).exchange;
     let response = Response {
         status: StatusCode::OK,

@@ -14,8 +14,11 @@ use heliostat::model::{
 };
 use heliostat::promql::{Analysis, canonical, classify};
 use heliostat::wire::encoding::Encoding;
-use heliostat::wire::promapi::{self, InstantQuery, Params, RangeQuery};
-use heliostat::wire::{json, request, response, telemetry};
+use heliostat::wire::prometheus::{self, InstantQuery, Params, RangeQuery};
+use heliostat::wire::{
+    json,
+    mirror::{points, request, response},
+};
 use http::{HeaderMap, Method, StatusCode};
 
 /// Requests as clients send them: of the mirror API, and the parameters of Prometheus' API.
@@ -86,7 +89,7 @@ fn mirror_answers(data: &[u8]) {
         let again = response::read_field_values(&written).expect("what is written is read");
         assert_eq!(again, values);
     }
-    if let Ok(read) = telemetry::read_metric(data) {
+    if let Ok(read) = points::read_metric(data) {
         assert_eq!(read.times.len(), read.values.len());
         if let Some(ends) = read.ends {
             assert_eq!(read.times.len(), ends.len());
@@ -97,7 +100,7 @@ fn mirror_answers(data: &[u8]) {
 
 /// What is read of a matrix is written as it was read.
 fn matrix(data: &[u8]) {
-    let Ok(read) = promapi::read_matrix(&Bytes::copy_from_slice(data), 1000) else {
+    let Ok(read) = prometheus::read_matrix(&Bytes::copy_from_slice(data), 1000) else {
         return;
     };
     for series in &read.series {
@@ -106,9 +109,9 @@ fn matrix(data: &[u8]) {
         }
     }
     let plain = Encoding::Identity;
-    let parts = promapi::write_matrix(&[&read.series], &TimeRange::ALL, &read.extras, plain);
+    let parts = prometheus::write_matrix(&[&read.series], &TimeRange::ALL, &read.extras, plain);
     let written = Bytes::from(plain.join(parts).concat());
-    let again = promapi::read_matrix(&written, 1000).expect("what is written is read");
+    let again = prometheus::read_matrix(&written, 1000).expect("what is written is read");
     let held = |t: &i64| TimeRange::ALL.holds(*t);
     let mut shown = read.series.iter().filter(|s| {
         let mut times = s.values.times().iter().chain(s.histograms.times());
@@ -117,7 +120,7 @@ fn matrix(data: &[u8]) {
     for series in &again.series {
         let first = shown.next().expect("a series that was read");
         assert_eq!(series.metric.labels, first.metric.labels);
-        let times = |s: &promapi::Series| -> Vec<i64> {
+        let times = |s: &prometheus::Series| -> Vec<i64> {
             let times = s.values.times().iter().chain(s.histograms.times());
             times.copied().filter(held).collect()
         };

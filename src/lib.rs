@@ -23,7 +23,7 @@
 //! - [`upstream`]: everything between a fetch and a backend: limits, budgets, retries, breakers
 //! - [`adapters`]: one kind of backend each, without I/O
 //! - [`demo`]: the built-in demonstration source
-//! - [`tls`], [`files`]: certificates and keys; what is read again when its files change
+//! - [`tls`], [`reloadable`]: certificates and keys; what is read again when its files change
 //! - [`telemetry`]: logs, metrics and traces; [`clock`]: the only place that reads the machine's clocks
 //!
 //! Of the engine, [`engine::Engine`] is what others use; its parts are public for the benches,
@@ -37,10 +37,10 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod engine;
-pub mod files;
 pub mod front;
 pub mod model;
 pub mod promql;
+pub mod reloadable;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

@@ -1,7 +1,7 @@
 //! What the benches ask for, and what must be answered: lanes whose values anybody can compute,
 //! written so that an answer's length follows from its number of points.
 
-use heliostat::wire::response::{METRIC_HEAD, metric_tail};
+use heliostat::wire::mirror::response::{METRIC_HEAD, metric_tail};
 
 pub(crate) const MINUTE: i64 = 60_000;
 pub(crate) const DAY: i64 = 86_400_000;

@@ -16,7 +16,7 @@ use crate::model::{
     Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout, Millis,
     NanInterpretation, Points, Selector, TimeRange,
 };
-use crate::wire::promapi;
+use crate::wire::prometheus::Series;
 
 /// How one kind of backend is spoken to.
 pub trait Adapter: Send + Sync {
@@ -77,12 +77,12 @@ pub struct Part {
     /// Where it starts.
     pub start: Millis,
     /// How its points are had.
-    pub exchange: Exchange<Series>,
+    pub exchange: Exchange<FetchResult>,
 }
 
 /// What a backend gave for a [`Fetch`].
 #[derive(Clone, Debug)]
-pub struct Series {
+pub struct FetchResult {
     /// What lies in the range asked for.
     pub data: Data,
     /// Buckets that do not fit the grid asked for, as they came; then `data` is empty.
@@ -95,7 +95,7 @@ pub struct Series {
     pub dropped: Dropped,
 }
 
-impl Default for Series {
+impl Default for FetchResult {
     fn default() -> Self {
         Self {
             data: Data::default(),
@@ -114,7 +114,7 @@ pub enum Data {
     /// bucket's start.
     Points(Points),
     /// Series with labels.
-    Matrix(Matrix),
+    Matrix(LabeledSeries),
 }
 
 impl Data {
@@ -123,7 +123,7 @@ impl Data {
         match self {
             Self::Points(points) => points.len(),
             Self::Matrix(matrix) => {
-                let samples = |s: &promapi::Series| s.values.len() + s.histograms.len();
+                let samples = |s: &Series| s.values.len() + s.histograms.len();
                 matrix.series.iter().map(samples).sum()
             }
         }
@@ -143,9 +143,9 @@ impl Default for Data {
 
 /// What an expression is at many times: a sample a time of each series.
 #[derive(Clone, Debug, Default)]
-pub struct Matrix {
+pub struct LabeledSeries {
     /// In the order of their labels.
-    pub series: Vec<promapi::Series>,
+    pub series: Vec<Series>,
     /// What the backend says of it.
     pub annotations: Annotations,
 }

@@ -20,7 +20,7 @@ pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
     ];
     let open: Vec<&str> = faces
         .iter()
-        .filter(|(_, face)| face.is_open())
+        .filter(|(_, api)| api.is_open())
         .map(|(name, _)| *name)
         .collect();
     if !open.is_empty() && !certified {
@@ -31,8 +31,10 @@ pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
             sections.join(", "),
         ));
     }
-    let mut all = faces.iter().map(|(_, face)| *face).chain([&access.admin]);
-    if all.any(config::Face::has_credentials) && tls.is_none() && access.trusted_proxies.is_empty()
+    let mut all = faces.iter().map(|(_, api)| *api).chain([&access.admin]);
+    if all.any(config::ApiAccess::has_credentials)
+        && tls.is_none()
+        && access.trusted_proxies.is_empty()
     {
         warnings.push(format!(
             "tokens and passwords come to {address} in clear: set server.tls, or access.trusted_proxies if a proxy in front has TLS (docs/security.md)"

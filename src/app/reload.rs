@@ -67,10 +67,7 @@ impl Running {
     async fn reload(&self, source: &Source) -> Result<Applied, String> {
         let before = self.app();
         let made = match source.read() {
-            Ok(config) => before
-                .succeeded_by(&config)
-                .await
-                .map_err(|e| e.to_string()),
+            Ok(config) => before.rebuild(&config).await.map_err(|e| e.to_string()),
             Err(e) => Err(e),
         };
         metrics::reloaded(made.is_ok(), before.clock.now());
@@ -178,18 +175,18 @@ impl Watched {
 /// What `app` does other than `before`.
 fn applied(before: &App, app: &App) -> Applied {
     let mut applied = Applied::default();
-    for made in &app.made {
+    for made in &app.built {
         let name = made.settings.name.clone();
-        let mut old = before.made.iter();
+        let mut old = before.built.iter();
         match old.find(|old| old.settings.name == made.settings.name) {
             None => applied.added.push(name),
             Some(old) if Arc::ptr_eq(&old.upstream, &made.upstream) => applied.kept.push(name),
             Some(_) => applied.changed.push(name),
         }
     }
-    for old in &before.made {
+    for old in &before.built {
         let name = &old.settings.name;
-        if !app.made.iter().any(|made| made.settings.name == *name) {
+        if !app.built.iter().any(|made| made.settings.name == *name) {
             metrics::upstream_gone(name);
             applied.removed.push(name.clone());
         }
@@ -287,9 +284,9 @@ mod tests {
         let rules = "[access.mirror]\nnetworks = [\"10.0.0.0/8\"]\n";
         let first = App::build(&config(rules), clock).await.unwrap();
         let same = format!("{rules}[server]\nmax_points = 7\n");
-        let same = first.succeeded_by(&config(&same)).await.unwrap();
+        let same = first.rebuild(&config(&same)).await.unwrap();
         assert!(Arc::ptr_eq(&first.front.access(), &same.front.access()));
-        let other = same.succeeded_by(&config("")).await.unwrap();
+        let other = same.rebuild(&config("")).await.unwrap();
         assert!(!Arc::ptr_eq(&same.front.access(), &other.front.access()));
     }
 }

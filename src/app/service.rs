@@ -75,7 +75,13 @@ impl Service {
         };
         let tls = {
             let running = running.clone();
-            move || running.app().tls.as_ref().map(crate::files::Live::get)
+            move || {
+                running
+                    .app()
+                    .tls
+                    .as_ref()
+                    .map(crate::reloadable::Reloadable::get)
+            }
         };
         let handler = move |request, peer| {
             let app = running.app();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::{StartError, live};
+use super::{StartError, reloadables};
 use crate::clock::Clock;
 use crate::config;
 use crate::telemetry::otlp::{Export, Settings};
@@ -17,7 +17,7 @@ pub fn start(
     clock: &Arc<dyn Clock>,
 ) -> Result<Option<Export>, StartError> {
     let client = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
-    let headers = live::headers("traces.headers".into(), &config.headers, clock);
+    let headers = reloadables::headers("traces.headers".into(), &config.headers, clock);
     let headers = headers.map_err(StartError)?;
     Ok(Export::start(Settings {
         endpoint: config.endpoint.as_str().to_owned(),

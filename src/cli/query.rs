@@ -20,8 +20,8 @@ use crate::model::{
     Test, TimeRange,
 };
 use crate::upstream::Http;
-use crate::wire::request::{method, method_name, method_names, write_metric};
-use crate::wire::telemetry::read_metric;
+use crate::wire::mirror::points::read_metric;
+use crate::wire::mirror::request::{method, method_name, method_names, write_metric};
 
 /// Buckets that a chart is asked for where no size is given.
 const CHART_BUCKETS: i64 = 240;

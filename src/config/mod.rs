@@ -27,7 +27,7 @@ pub struct Config {
     /// How clients are served.
     pub server: Server,
     /// Who may ask.
-    pub access: Access,
+    pub access: AccessSettings,
     /// Bytes that the cached chunks may weigh.
     pub cache_memory: u64,
     /// Targets that connection details may name though no upstream has their address.
@@ -73,22 +73,22 @@ pub struct Server {
 
 /// Who may ask.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Access {
+pub struct AccessSettings {
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// The mirror API and the page at `/`.
-    pub mirror: Face,
+    pub mirror: ApiAccess,
     /// Prometheus' HTTP API.
-    pub prometheus: Face,
+    pub prometheus: ApiAccess,
     /// `/metrics`.
-    pub metrics: Face,
+    pub metrics: ApiAccess,
     /// `/admin/…`; closed without tokens and users.
-    pub admin: Face,
+    pub admin: ApiAccess,
 }
 
 /// Who may ask one face of the service.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Face {
+pub struct ApiAccess {
     /// Where clients may come from; none is anywhere.
     pub networks: Vec<IpNet>,
     /// Hashes of bearer tokens; each is that of a [`TokenHash`](crate::model::TokenHash).
@@ -98,7 +98,7 @@ pub struct Face {
     pub users: Vec<(String, Secret)>,
 }
 
-impl Face {
+impl ApiAccess {
     /// Whether anyone may ask.
     pub fn is_open(&self) -> bool {
         self.networks.is_empty() && !self.has_credentials()

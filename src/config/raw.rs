@@ -21,7 +21,7 @@ pub(super) struct Config {
     #[serde(deserialize_with = "table")]
     pub(super) server: Server,
     #[serde(deserialize_with = "table")]
-    pub(super) access: Access,
+    pub(super) access: RawAccess,
     #[serde(deserialize_with = "table")]
     pub(super) cache: Cache,
     #[serde(deserialize_with = "table")]
@@ -54,21 +54,21 @@ pub(super) struct Server {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Access {
+pub(super) struct RawAccess {
     pub(super) trusted_proxies: Vec<Text<IpNet>>,
     #[serde(deserialize_with = "table")]
-    pub(super) mirror: Face,
+    pub(super) mirror: RawApiAccess,
     #[serde(deserialize_with = "table")]
-    pub(super) prometheus: Face,
+    pub(super) prometheus: RawApiAccess,
     #[serde(deserialize_with = "table")]
-    pub(super) metrics: Face,
+    pub(super) metrics: RawApiAccess,
     #[serde(deserialize_with = "table")]
-    pub(super) admin: Face,
+    pub(super) admin: RawApiAccess,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Face {
+pub(super) struct RawApiAccess {
     pub(super) networks: Vec<Text<IpNet>>,
     pub(super) tokens: Vec<SecretSource>,
     #[serde(deserialize_with = "table")]

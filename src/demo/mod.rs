@@ -10,7 +10,7 @@ mod series;
 mod signal;
 
 use crate::model::{Error, Kind, Millis};
-use crate::wire::{request, response};
+use crate::wire::mirror::{request, response};
 
 /// Most points that one query may evaluate over all series that match.
 const POINTS_MAX: u64 = 2_000_000;

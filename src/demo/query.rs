@@ -7,7 +7,7 @@ use crate::model::{
     Error, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout, MetricQuery, Millis,
     Points, Scalar, Selector, Statistic, Step, TimeRange,
 };
-use crate::wire::{number, response};
+use crate::wire::{mirror::response, number};
 
 /// The one field that holds values.
 const VALUE: &str = "value";

@@ -6,8 +6,8 @@ use super::series::{self, DELAY_MAX, Series};
 use super::{POINTS_MAX, answer, query};
 use crate::aggregate::aggregate;
 use crate::model::{Error, Kind, Millis, Points, Statistic, Step, TimeRange};
-use crate::wire::request;
-use crate::wire::{response, telemetry};
+use crate::wire::mirror::request;
+use crate::wire::mirror::{points, response};
 
 /// A Wednesday at noon, UTC.
 const NOW: Millis = 1_750_248_000_000;
@@ -35,7 +35,7 @@ fn with(mut query: Value, key: &str, value: Value) -> Value {
 
 /// The points of an answer (of buckets, their starts) and whether it is partial.
 fn points(query: &Value, now: Millis) -> (Vec<(Millis, f64)>, bool) {
-    let telemetry = telemetry::read_metric(&ask("/api/metric", query, now).unwrap()).unwrap();
+    let telemetry = points::read_metric(&ask("/api/metric", query, now).unwrap()).unwrap();
     let points = telemetry.times.into_iter().zip(telemetry.values);
     (points.collect(), telemetry.partial)
 }
@@ -250,7 +250,7 @@ fn paging_reaches_every_point_whatever_cut_the_answer_short() {
         let body = json!({ "connectionDetails": {}, "query": q }).to_string();
         let request = request::read_metric(body.as_bytes()).unwrap();
         let body = query::metric(&request.query, NOW, 500).unwrap();
-        let answer = telemetry::read_metric(&body).unwrap();
+        let answer = points::read_metric(&body).unwrap();
         assert_eq!(answer.ends, None);
         let points = answer.times.into_iter().zip(answer.values);
         (points.collect(), answer.partial)

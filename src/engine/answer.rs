@@ -8,11 +8,11 @@ use bytes::Bytes;
 
 use super::chunk::Chunk;
 use super::explain::Explanation;
+use super::fetch::{Degraded, Source, View};
 use super::lane::Lane;
 use super::plan::Lookup;
 use super::render::BLOCK;
-use super::fetch::{Degraded, Source, View};
-use super::{RequestContext, Engine, planned};
+use super::{Engine, RequestContext, planned};
 use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
     RangeSet, TimeRange,
@@ -248,7 +248,11 @@ impl Engine {
 
     /// The ranges to make known, one after the other: the buckets that meet the query's range, or
     /// that range in stretches that can be read raw. None for an empty range.
-    fn sub_ranges(&self, upstream: &Upstream, query: &MetricQuery) -> Result<Vec<TimeRange>, Error> {
+    fn sub_ranges(
+        &self,
+        upstream: &Upstream,
+        query: &MetricQuery,
+    ) -> Result<Vec<TimeRange>, Error> {
         if query.range.is_empty() {
             return Ok(Vec::new());
         }
@@ -387,7 +391,12 @@ fn source(upstream: &Upstream, query: &MetricQuery) -> Source {
 /// The part of `range` whose points are shown: all of it; of expired data, up to where it is known
 /// well enough; and if buckets that still fill are to be left out, up to the last that was full
 /// when it was fetched.
-fn shown(view: &View, range: &TimeRange, upstream: &Upstream, context: &RequestContext) -> TimeRange {
+fn shown(
+    view: &View,
+    range: &TimeRange,
+    upstream: &Upstream,
+    context: &RequestContext,
+) -> TimeRange {
     let edge = view.degraded.as_ref().map_or(range.end(), |d| d.edge);
     let range = TimeRange::clamped(range.start(), range.end().min(edge));
     let omit = upstream.reading.incomplete_buckets == IncompleteBuckets::Omit;

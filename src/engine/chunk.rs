@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::columns::Columns;
 use super::render::Rendered;
-use crate::adapters::{Data, Matrix};
+use crate::adapters::{Data, LabeledSeries};
 use crate::model::{Layout, Millis, Points, RangeSet, Step, TimeRange};
 use crate::wire::encoding::Encoding;
-use crate::wire::promapi;
+use crate::wire::prometheus;
 
 /// A part of a chunk, known since one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ enum Content {
         rendered: OnceLock<Rendered>,
     },
     /// Series, which are slices of their text from the beginning.
-    Matrix(Matrix),
+    Matrix(LabeledSeries),
 }
 
 impl Default for Content {
@@ -136,7 +136,7 @@ impl Chunk {
     }
 
     /// Its series, if it holds any with labels.
-    pub(crate) fn matrix(&self) -> Option<&Matrix> {
+    pub(crate) fn matrix(&self) -> Option<&LabeledSeries> {
         match &self.content {
             Content::Points { .. } => None,
             Content::Matrix(matrix) => Some(matrix),
@@ -207,7 +207,7 @@ impl Chunk {
                 columns.heap_bytes() + rendered.get().map_or(0, Rendered::heap_bytes)
             }
             Content::Matrix(matrix) => {
-                promapi::heap_bytes(&matrix.series) + matrix.annotations.heap_bytes()
+                prometheus::heap_bytes(&matrix.series) + matrix.annotations.heap_bytes()
             }
         };
         size_of::<Self>() + content + self.coverage.capacity() * size_of::<Segment>()
@@ -285,7 +285,7 @@ impl Chunk {
                 Content::of_points(Some(self), &Points::new(), &gone, frame, settled)
             }
             Content::Matrix(_) => {
-                Content::of_series(Some(self), &Matrix::default(), &gone, &frame.span)
+                Content::of_series(Some(self), &LabeledSeries::default(), &gone, &frame.span)
             }
         };
         (!coverage.is_empty()).then(|| Self {
@@ -334,15 +334,20 @@ impl Content {
     }
 
     /// What `old` holds with the samples of `matrix` in the ranges `news`.
-    fn of_series(old: Option<&Chunk>, matrix: &Matrix, news: &RangeSet, span: &TimeRange) -> Self {
+    fn of_series(
+        old: Option<&Chunk>,
+        matrix: &LabeledSeries,
+        news: &RangeSet,
+        span: &TimeRange,
+    ) -> Self {
         let old = old.and_then(Chunk::matrix);
         let mut annotations = matrix.annotations.clone();
         if let Some(old) = old {
             annotations.add(&old.annotations);
         }
         let old = old.map_or(&[][..], |m| &m.series);
-        Self::Matrix(Matrix {
-            series: promapi::merge(old, &matrix.series, news, span),
+        Self::Matrix(LabeledSeries {
+            series: prometheus::merge(old, &matrix.series, news, span),
             annotations,
         })
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::fetch::{Source, parts, policy};
 use super::lane::Lane;
 use super::plan::{Lookup, lifetime, sort};
 use super::revalidate::while_revalidating;
-use super::fetch::{Source, parts, policy};
-use super::{RequestContext, Engine};
+use super::{Engine, RequestContext};
 use crate::model::{Error, Millis, RangeSet, TimeRange};
 use crate::upstream::Upstream;
 

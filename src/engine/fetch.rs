@@ -11,8 +11,8 @@ use super::derive::buckets;
 use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
 use super::plan::{Lookup, Plan, Policy, fresh, plan};
-use super::{RequestContext, Engine, planned};
-use crate::adapters::{Data, Fetch, Part, Series};
+use super::{Engine, RequestContext, planned};
+use crate::adapters::{Data, Fetch, FetchResult, Part};
 use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
 use crate::telemetry::trace::Span;
 use crate::upstream::{CallContext, Flight, Upstream};
@@ -171,7 +171,12 @@ impl Engine {
     }
 
     /// `range` of `lane`, if all of it is cached and fresh: a hit, at the price of one.
-    pub(super) fn fresh(&self, lane: &Lane, range: &TimeRange, context: &RequestContext) -> Option<View> {
+    pub(super) fn fresh(
+        &self,
+        lane: &Lane,
+        range: &TimeRange,
+        context: &RequestContext,
+    ) -> Option<View> {
         let chunks = self.memory.cache.look_up(lane, range);
         let policy = policy(lane, context);
         let ttl = fresh(range, chunks.segments(), &policy, &context.now())?;
@@ -190,13 +195,7 @@ impl Engine {
         context: &RequestContext,
     ) -> Plan {
         let policy = policy(lane, context);
-        plan(
-            range,
-            &chunks.coverage(),
-            brought,
-            &policy,
-            &context.now(),
-        )
+        plan(range, &chunks.coverage(), brought, &policy, &context.now())
     }
 
     /// Fetches `missing` of the upstream, together with whoever else needs it.
@@ -434,7 +433,7 @@ pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
 }
 
 /// Counts what `series` brought.
-fn count(upstream: &Upstream, series: &Series) {
+fn count(upstream: &Upstream, series: &FetchResult) {
     let metrics = &upstream.metrics;
     metrics.points.increment(series.received);
     metrics.dropped("nan", series.dropped.nan);

@@ -50,11 +50,7 @@ impl Memory {
     }
 
     /// Does `keep`, unless something has been forgotten `since`.
-    pub(super) fn if_current<T>(
-        &self,
-        since: Generation,
-        keep: impl FnOnce() -> T,
-    ) -> Option<T> {
+    pub(super) fn if_current<T>(&self, since: Generation, keep: impl FnOnce() -> T) -> Option<T> {
         // Lookup while it keeps: whoever forgets waits for it, and then finds what it kept.
         let now = self
             .generation

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::chunk::Frame;
 use crate::adapters::prometheus::Expression;
-use crate::adapters::{Data, Forwarded, Matrix};
+use crate::adapters::{Data, Forwarded, LabeledSeries};
 use crate::model::{
     Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step,
 };
@@ -194,7 +194,7 @@ impl Lane {
     pub(crate) fn nothing(&self) -> Data {
         match self.subject() {
             Subject::Metric { .. } => Data::Points(Points::new()),
-            Subject::Expression(_) => Data::Matrix(Matrix::default()),
+            Subject::Expression(_) => Data::Matrix(LabeledSeries::default()),
         }
     }
 

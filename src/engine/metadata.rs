@@ -7,10 +7,10 @@ use moka::sync::Cache;
 
 use super::answer::CacheOutcome;
 use super::explain::{Explanation, ResponseReport};
+use super::fetch::too_late;
 use super::lane::forwarded;
 use super::plan::Lookup;
-use super::fetch::too_late;
-use super::{RequestContext, Engine, planned};
+use super::{Engine, RequestContext, planned};
 use crate::adapters::Forwarded;
 use crate::model::{
     Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Millis,

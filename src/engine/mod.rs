@@ -18,45 +18,47 @@
 mod analyses;
 mod answer;
 pub mod cache;
+mod cache_stats;
 pub mod chunk;
 pub mod columns;
 mod derive;
 mod explain;
+mod fetch;
 mod invalidate;
 mod known_steps;
-mod cache_stats;
 pub mod lane;
 mod metadata;
+mod passthrough;
 pub mod plan;
 mod range;
 pub mod render;
 mod revalidate;
-mod fetch;
-mod passthrough;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 pub use answer::{Answer, CacheOutcome, Timing};
-pub use explain::{AnswerSource, Cached, Explanation, Missing, Reason, TimeSpan, RangeReport, ResponseReport};
-pub use invalidate::Selection;
 pub use cache_stats::{CacheStats, LaneDescription, LaneStats};
+pub use explain::{
+    AnswerSource, Cached, Explanation, Missing, RangeReport, Reason, ResponseReport, TimeSpan,
+};
+pub use invalidate::Selection;
 pub use metadata::CachedList;
+pub use passthrough::{CachePolicy, CachedResponse, PassthroughRequest};
 pub use plan::Lookup;
 pub use range::{RangeAnswer, RangeRequest};
-pub use passthrough::{CachePolicy, PassthroughRequest, CachedResponse};
 
 use tokio::time::Instant;
 
 use analyses::Analyses;
 use cache::ChunkCache;
+use fetch::Fetched;
 use invalidate::Generation;
 use known_steps::KnownSteps;
 use lane::LaneKey;
 use metadata::Metadata;
 use plan::Now;
-use fetch::Fetched;
 
 use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Millis};

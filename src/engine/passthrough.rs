@@ -12,12 +12,12 @@ use url::form_urlencoded;
 
 use super::answer::{CacheOutcome, Timing};
 use super::explain::{Explanation, ResponseReport};
-use super::plan::Lookup;
 use super::fetch::too_late;
-use super::{RequestContext, Engine, planned};
+use super::plan::Lookup;
+use super::{Engine, RequestContext, planned};
 use crate::adapters::Request;
 use crate::adapters::prometheus::pass;
-use crate::model::{Error, Freshness, Kind, Millis, Origin, TimeRange, RawResponse};
+use crate::model::{Error, Freshness, Kind, Millis, Origin, RawResponse, TimeRange};
 use crate::promql::{Analysis, classify};
 use crate::upstream::{Flights, Upstream};
 

@@ -201,12 +201,7 @@ pub(super) fn sort(
 /// The ranges to fetch for what is missing: on the grid, near ones joined, few, and reaching a
 /// refresh ahead where they touch the data that is still coming in, so that a window that slides
 /// along does not miss again at each step.
-fn to_fetch(
-    missing: &RangeSet,
-    range: &TimeRange,
-    policy: &Policy,
-    now: &Now,
-) -> Vec<TimeRange> {
+fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -> Vec<TimeRange> {
     let mut ranges: Vec<TimeRange> = missing.iter().map(|m| m.aligned(policy.grid)).collect();
     if let Some(last) = ranges.last_mut()
         && last.end() >= range.end()
@@ -343,7 +338,10 @@ mod tests {
         let coverage = [segment(0, 1000, 50, false)];
         let window = range(0, 1000);
         let now = at(1000, 50);
-        assert_eq!(plan(&window, &coverage, &policy, &now).lookup, Lookup::Stale);
+        assert_eq!(
+            plan(&window, &coverage, &policy, &now).lookup,
+            Lookup::Stale
+        );
         let brought = RangeSet::from(window);
         let lookup = super::plan(&window, &coverage, &brought, &policy, &now).lookup;
         assert_eq!(lookup, Lookup::Hit);

@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError};
 use tracing::debug;
 
 use super::cache::Chunks;
+use super::fetch::{Degraded, Source, View, policy};
 use super::lane::{Lane, LaneKey};
 use super::plan::{Plan, plan};
-use super::fetch::{Degraded, Source, View, policy};
-use super::{RequestContext, Engine};
+use super::{Engine, RequestContext};
 use crate::model::{Millis, RangeSet, TimeRange};
 
 /// A lane that is fetched in the background, until dropped.

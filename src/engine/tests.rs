@@ -21,11 +21,11 @@ use crate::model::{
     Points, RangeLimits, Reading, Selector, Statistic, Step, StepAlignment, TargetUrl, TimeRange,
 };
 use crate::telemetry::metrics::UpstreamMetrics;
-use crate::upstream::{UpstreamClient, BoxFuture, Forward, Outgoing, ClientConfig, Transport};
+use crate::upstream::{BoxFuture, ClientConfig, Forward, Outgoing, Transport, UpstreamClient};
 use crate::wire::encoding::Encoding;
+use crate::wire::mirror::request::read_metric;
+use crate::wire::mirror::response::{METRIC_HEAD, metric_tail};
 use crate::wire::number::{write_bucket, write_point};
-use crate::wire::request::read_metric;
-use crate::wire::response::{METRIC_HEAD, metric_tail};
 
 /// Clients that ask for different times read different encodings.
 const ENCODINGS: [Encoding; 3] = [Encoding::Identity, Encoding::Gzip, Encoding::Zstd];
@@ -206,10 +206,10 @@ pub(super) fn engine_over(
     keeping: Keeping,
 ) -> Arc<Engine> {
     let metrics = UpstreamMetrics::new("law");
-    let access = UpstreamClient::new(ClientConfig {
+    let client = UpstreamClient::new(ClientConfig {
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],
-        headers: crate::files::Live::fixed(http::HeaderMap::new()),
+        headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),
         limits: Limits::for_tests(),
         max_response: usize::MAX,
         budget_file: None,
@@ -244,7 +244,7 @@ pub(super) fn engine_over(
         reading,
         adapter,
         forward: Forward::Nothing,
-        access,
+        client,
         metrics,
     });
     let none = Box::new(|_, _| unreachable!("no targets are allowed"));
@@ -303,7 +303,8 @@ impl World {
             range: Some(range),
             ..Selection::default()
         };
-        self.engine.invalidate(&self.engine.upstreams()[0], &selection);
+        self.engine
+            .invalidate(&self.engine.upstreams()[0], &selection);
     }
 
     fn calls(&self) -> Vec<TimeRange> {
@@ -622,7 +623,10 @@ async fn what_has_just_expired_is_served_at_once_and_fetched_once_meanwhile() {
         let calls = world.calls();
         assert_eq!(calls.len(), 1, "{layout:?}: {calls:?}");
         let fresh = ask().await;
-        assert_eq!((fresh.cache.lookup, fresh.cache.detail), (Lookup::Hit, None));
+        assert_eq!(
+            (fresh.cache.lookup, fresh.cache.detail),
+            (Lookup::Hit, None)
+        );
         world.clocks.pass(10_000 + 31_000);
         let too_old = ask().await;
         assert_eq!(too_old.cache.detail, None);

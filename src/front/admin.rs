@@ -13,10 +13,12 @@ use super::path::allow;
 use super::reloads::Reloads;
 use super::respond;
 use super::{mirror, prometheus};
-use crate::engine::{RequestContext, Engine, Explanation, LaneStats, Selection, LaneDescription, Upstream};
+use crate::engine::{
+    Engine, Explanation, LaneDescription, LaneStats, RequestContext, Selection, Upstream,
+};
 use crate::model::{Error, Kind, Layout, Millis};
 use crate::telemetry::logs;
-use crate::wire::{admin, request};
+use crate::wire::{admin, mirror::request};
 
 /// What every path of this API begins with.
 const ROOT: &str = "/admin/v1/";

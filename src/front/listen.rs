@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::body::Body;
-use super::stream::Guarded;
+use super::stream::TimeoutStream;
 
 /// How long a connection may take to send a request's head. It is also how long an unused one
 /// is kept: longer than the minute between StackState's polls.
@@ -92,7 +92,7 @@ pub async fn serve<H, F>(
             let answer = handler(request, peer);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let stream = Guarded::new(stream, SILENCE, NOT_READING);
+        let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
         let (http, watcher) = (http.clone(), connections.watcher());
         let tls = tls();
         tokio::spawn(async move {

@@ -7,10 +7,10 @@ use http::Response;
 
 use super::body::Body;
 use super::respond::{encoded, json, packed, with_cache, with_timing};
-use crate::engine::{RequestContext, Engine, Explanation};
+use crate::engine::{Engine, Explanation, RequestContext};
 use crate::model::{Details, Error, Kind, Origin};
 use crate::wire::encoding::Text;
-use crate::wire::{request, response};
+use crate::wire::mirror::{request, response};
 
 /// The methods of HTTP that it is asked by.
 pub(super) const METHODS: [http::Method; 1] = [http::Method::POST];

@@ -11,8 +11,8 @@
 //! - `reloads`: how a new configuration is asked for
 //! - `body`, `status`: bodies made of slices; the only map from errors to statuses
 
-mod access;
 mod admin;
+mod auth;
 mod body;
 mod encoding;
 pub mod listen;
@@ -26,7 +26,7 @@ mod router;
 mod status;
 mod stream;
 
-pub use access::{Access, Credentials, Face, Rules};
+pub use auth::{AccessControl, Api, Credentials, Rules};
 pub use body::Body;
 pub use reloads::{Answer, Applied, Asked, Reloads};
 pub use router::{Front, Settings};

@@ -15,10 +15,12 @@ use super::body::Body;
 use super::path::{allow, normalized};
 use super::respond::{encoded, json, packed, with_cache, with_timing};
 use super::status::add_advice;
-use crate::engine::{RequestContext, Engine, CachePolicy, PassthroughRequest, RangeRequest, CachedResponse, Upstream};
+use crate::engine::{
+    CachePolicy, CachedResponse, Engine, PassthroughRequest, RangeRequest, RequestContext, Upstream,
+};
 use crate::model::{Error, Kind, Millis, RawResponse};
 use crate::promql::Analysis;
-use crate::wire::promapi::{InstantQuery, Params, RangeQuery, error_type, write_error};
+use crate::wire::prometheus::{InstantQuery, Params, RangeQuery, error_type, write_error};
 
 /// Headers by which stores tell tenants apart: Mimir's, which Cortex, Loki and VictoriaMetrics'
 /// companions know too, and that of Thanos. They are passed on, and answers are kept by them. No

@@ -146,8 +146,8 @@ mod tests {
 
     #[test]
     fn cache_status_says_what_the_cache_did() {
-        let outcome = |held, stored, collapsed| CacheOutcome {
-            held,
+        let outcome = |lookup, stored, collapsed| CacheOutcome {
+            lookup,
             stored,
             collapsed,
             ttl_seconds: 7,

@@ -12,7 +12,7 @@ use hyper::body::{Body as _, Incoming};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{Level, debug};
 
-use super::access::{Access, Face};
+use super::auth::{AccessControl, Api};
 use super::body::Body;
 use super::encoding::chosen;
 use super::path::{allow, normalized};
@@ -20,9 +20,9 @@ use super::reloads::Reloads;
 use super::status::{error_response, read_body};
 use super::{admin, mirror, pages, prometheus};
 use crate::clock::Clock;
-use crate::engine::{RequestContext, Engine, CallContext};
-use crate::files::Live;
+use crate::engine::{CallContext, Engine, RequestContext};
 use crate::model::{Compression, Error, Kind};
+use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::RequestMetrics;
 use crate::telemetry::trace::{Span, Trace};
 use crate::wire::encoding::Encoding;
@@ -34,7 +34,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-mirror-api-key");
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Sent as `X-MIRROR-API-KEY` on every response.
-    pub api_key: Arc<Live<HeaderValue>>,
+    pub api_key: Arc<Reloadable<HeaderValue>>,
     /// Most time from a request's head to its answer.
     pub request_timeout: Duration,
     /// Most bytes of a request body.
@@ -44,7 +44,7 @@ pub struct Settings {
     /// Which clients are answered compressed, of those that ask for it.
     pub compression: Compression,
     /// Who may ask.
-    pub access: Arc<Access>,
+    pub access: Arc<AccessControl>,
     /// Whether every error has status 500.
     pub always_500: bool,
 }
@@ -99,12 +99,12 @@ impl Route {
     }
 
     /// The face whose rules it is under; probes and the description are open to all.
-    fn face(self) -> Option<Face> {
+    fn api(self) -> Option<Api> {
         match self {
-            Self::Mirror(_) | Self::Page(pages::Page::Home) => Some(Face::Mirror),
-            Self::Prometheus(_) => Some(Face::Prometheus),
-            Self::Page(pages::Page::Metrics) => Some(Face::Metrics),
-            Self::Admin(_) => Some(Face::Admin),
+            Self::Mirror(_) | Self::Page(pages::Page::Home) => Some(Api::Mirror),
+            Self::Prometheus(_) => Some(Api::Prometheus),
+            Self::Page(pages::Page::Metrics) => Some(Api::Metrics),
+            Self::Admin(_) => Some(Api::Admin),
             Self::Page(_) => None,
         }
     }
@@ -145,12 +145,12 @@ impl Metrics {
 const LARGE_BODIES: usize = 64;
 
 /// A part of something bounded that is taken, until dropped.
-struct Taken<'a> {
+struct Reservation<'a> {
     of: &'a AtomicUsize,
     amount: usize,
 }
 
-impl<'a> Taken<'a> {
+impl<'a> Reservation<'a> {
     /// Takes `amount`, unless more than `most` would be taken then.
     fn take(of: &'a AtomicUsize, amount: usize, most: usize) -> Option<Self> {
         let before = of.fetch_add(amount, Ordering::Relaxed);
@@ -159,7 +159,7 @@ impl<'a> Taken<'a> {
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.of.fetch_sub(self.amount, Ordering::Relaxed);
     }
@@ -189,7 +189,7 @@ impl Front {
     }
 
     /// A front in the place of this, which may have requests in hand.
-    pub fn succeeded_by(&self, engine: Arc<Engine>, settings: Settings) -> Arc<Self> {
+    pub fn rebuild(&self, engine: Arc<Engine>, settings: Settings) -> Arc<Self> {
         Arc::new(Self {
             engine,
             settings,
@@ -198,7 +198,7 @@ impl Front {
     }
 
     /// Who may ask.
-    pub fn access(&self) -> Arc<Access> {
+    pub fn access(&self) -> Arc<AccessControl> {
         self.settings.access.clone()
     }
 
@@ -215,23 +215,23 @@ impl Front {
     /// Answers `request`, which came from `peer`.
     pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let arrived = self.shared.clock.monotonic();
-        let (route, face) = {
+        let (route, api) = {
             let path = normalized(request.uri().path());
             let route = self.route(&path);
             // Which names there are is not told to those who may not ask.
             let named = path.starts_with("/prometheus/");
-            let face = named.then_some(Face::Prometheus);
-            (route, face.or_else(|| route.and_then(Route::face)))
+            let api = named.then_some(Api::Prometheus);
+            (route, api.or_else(|| route.and_then(Route::api)))
         };
         let client = self.settings.access.client(peer, request.headers());
-        let allowed = self.allowed(face, route, client, &request).await;
+        let allowed = self.allowed(api, route, client, &request).await;
         let method = request.method().clone();
         let (mut span, trace) = begun(route, &request, client);
         // The request is gone when its answer is logged.
         let log = tracing::enabled!(Level::DEBUG).then(|| (request.uri().clone(), trace.id()));
         let begun = (arrived, trace);
         let answer = match (allowed, route) {
-            (Err(e), _) if face == Some(Face::Prometheus) => {
+            (Err(e), _) if api == Some(Api::Prometheus) => {
                 let browser = request.headers().contains_key(ORIGIN);
                 Ok(prometheus::refused(&e, browser))
             }
@@ -281,23 +281,23 @@ impl Front {
         route(path).or_else(named)
     }
 
-    /// Whether `request` of `client` is let through to `face`.
+    /// Whether `request` of `client` may use `api`.
     async fn allowed(
         &self,
-        face: Option<Face>,
+        api: Option<Api>,
         route: Option<Route>,
         client: IpAddr,
         request: &Request<Incoming>,
     ) -> Result<(), Error> {
-        let Some(face) = face else {
+        let Some(api) = api else {
             return Ok(());
         };
         // Of the API only: other paths would tell which names there are.
-        let api = matches!(route, Some(Route::Prometheus(_)));
-        let preflight = api && request.method() == Method::OPTIONS;
+        let on_api = matches!(route, Some(Route::Prometheus(_)));
+        let preflight = on_api && request.method() == Method::OPTIONS;
         let access = &self.settings.access;
         access
-            .check(face, client, request.headers(), preflight)
+            .check(api, client, request.headers(), preflight)
             .await
     }
 
@@ -385,9 +385,9 @@ impl Front {
     }
 
     /// Lets a request in if there is room for it and its body; else it is refused at once.
-    fn admit(&self, request: &Request<Incoming>) -> Result<[Taken<'_>; 2], Error> {
+    fn admit(&self, request: &Request<Incoming>) -> Result<[Reservation<'_>; 2], Error> {
         let most = self.settings.max_in_flight;
-        let place = Taken::take(&self.shared.in_flight, 1, most).ok_or_else(|| {
+        let place = Reservation::take(&self.shared.in_flight, 1, most).ok_or_else(|| {
             let message = format!("{most} requests are in hand already (server.max_in_flight)");
             Error::new(Kind::Overloaded, message)
         })?;
@@ -396,8 +396,8 @@ impl Front {
         let announced = request.body().size_hint().upper();
         let bytes = announced.map_or(largest, |n| usize::try_from(n).unwrap_or(largest));
         let most = largest.saturating_mul(LARGE_BODIES);
-        let body =
-            Taken::take(&self.shared.body_bytes, bytes.min(largest), most).ok_or_else(|| {
+        let body = Reservation::take(&self.shared.body_bytes, bytes.min(largest), most)
+            .ok_or_else(|| {
                 let message = format!("request bodies of {most} bytes are in hand already");
                 Error::new(Kind::Overloaded, message)
             })?;
@@ -497,10 +497,10 @@ mod tests {
     #[test]
     fn what_is_taken_is_bounded_and_given_back() {
         let counter = AtomicUsize::new(0);
-        let first = Taken::take(&counter, 7, 10);
+        let first = Reservation::take(&counter, 7, 10);
         assert!(first.is_some());
-        assert!(Taken::take(&counter, 4, 10).is_none());
-        let second = Taken::take(&counter, 3, 10);
+        assert!(Reservation::take(&counter, 4, 10).is_none());
+        let second = Reservation::take(&counter, 3, 10);
         assert!(second.is_some());
         drop((first, second));
         assert_eq!(counter.load(Ordering::Relaxed), 0);
@@ -586,7 +586,7 @@ mod tests {
         }
         assert!(paths.keys().eq(&known), "{paths:?}");
         let errors = every_kind().into_iter().map(|kind| {
-            let body = crate::wire::response::write_error(&Error::new(kind, "x"));
+            let body = crate::wire::mirror::response::write_error(&Error::new(kind, "x"));
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
             let tag = body["_type"].as_str().unwrap();
             let members = &described["components"]["schemas"][tag]["properties"];

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 
 use super::body::Body;
 use crate::model::{Error, Kind};
-use crate::wire::response::write_error;
+use crate::wire::mirror::response::write_error;
 
 /// The status that says `kind`.
 pub(super) fn status(kind: Kind) -> StatusCode {

@@ -13,22 +13,22 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// A stream with a limit for each direction: how long a read may wait for the first byte, and how
 /// long a write may wait until the peer takes one.
 #[derive(Debug)]
-pub(super) struct Guarded<S> {
+pub(super) struct TimeoutStream<S> {
     stream: S,
-    reading: Patience,
-    writing: Patience,
+    reading: IdleTimer,
+    writing: IdleTimer,
 }
 
 /// A timer for what is waited for. It is not set anew with each wait but when it goes off: most
 /// waits are short, and a connection has one at every request.
 #[derive(Debug)]
-struct Patience {
+struct IdleTimer {
     limit: Duration,
     waiting_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patience {
+impl IdleTimer {
     fn new(limit: Duration) -> Self {
         Self {
             limit,
@@ -61,17 +61,17 @@ impl Patience {
     }
 }
 
-impl<S> Guarded<S> {
+impl<S> TimeoutStream<S> {
     pub(super) fn new(stream: S, read: Duration, write: Duration) -> Self {
         Self {
             stream,
-            reading: Patience::new(read),
-            writing: Patience::new(write),
+            reading: IdleTimer::new(read),
+            writing: IdleTimer::new(write),
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -82,7 +82,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -127,7 +127,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_sends_nothing_is_given_up() {
         let (near, mut far) = duplex(16);
-        let mut near = Guarded::new(near, READ, WRITE);
+        let mut near = TimeoutStream::new(near, READ, WRITE);
         let begun = Instant::now();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(60)).await;
@@ -143,7 +143,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
         let (near, mut far) = duplex(16);
-        let mut near = Guarded::new(near, READ, WRITE);
+        let mut near = TimeoutStream::new(near, READ, WRITE);
         let begun = Instant::now();
         tokio::spawn(async move {
             for _ in 0..4 {

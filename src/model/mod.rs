@@ -9,11 +9,11 @@ pub mod fields;
 pub mod points;
 pub mod policy;
 pub mod query;
+pub mod raw_response;
 pub mod selector;
 pub mod statistic;
 pub mod target;
 pub mod time;
-pub mod raw_response;
 
 pub use access::{PasswordHash, TokenHash};
 pub use error::{Error, Kind, Origin};
@@ -26,8 +26,8 @@ pub use policy::{
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,
 };
+pub use raw_response::RawResponse;
 pub use selector::{Condition, Number, Scalar, Selector, Test};
 pub use statistic::Statistic;
 pub use target::{Pattern, TargetUrl};
 pub use time::{MAX_TIME, Millis, RangeSet, Step, TimeRange};
-pub use raw_response::RawResponse;

@@ -11,18 +11,18 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::rate_limit_headers::RateLimitHeaders;
 use super::attempt::{Attempt, Turn};
 use super::budget::Budgets;
 use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
+use super::rate_limit_headers::RateLimitHeaders;
 use super::retry::RetryBudget;
 use super::state::State;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::clock::Clock;
-use crate::files::Live;
 use crate::model::{Error, Kind, Limits, Millis, Origin, TargetUrl};
+use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::Trace;
 
@@ -68,7 +68,7 @@ pub struct UpstreamClient {
     endpoints: Endpoints,
     /// Told when a breaker opens.
     opened: Arc<Notify>,
-    headers: Live<HeaderMap>,
+    headers: Reloadable<HeaderMap>,
     limiter: Limiter,
     budgets: Budgets,
     retries: RetryBudget,
@@ -85,7 +85,7 @@ pub struct ClientConfig {
     /// The upstream's addresses, the preferred one first.
     pub urls: Vec<TargetUrl>,
     /// Headers sent with each request.
-    pub headers: Live<HeaderMap>,
+    pub headers: Reloadable<HeaderMap>,
     /// What the upstream may be burdened with.
     pub limits: Limits,
     /// Most bytes of a response.

@@ -300,7 +300,8 @@ mod tests {
             let error = joined.flights[0].outcome().await.unwrap_err();
             assert_eq!(error.kind, Kind::UpstreamFailed);
         }
-        let third = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), |_| async { Ok(7) });
+        let third =
+            flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), |_| async { Ok(7) });
         assert_eq!(third.joined, 0);
         assert_eq!(third.flights[0].outcome().await, Ok(7));
     }

@@ -1,16 +1,16 @@
 //! Everything between the engine and a backend: a call passes the queue, the rate limit, the
 //! concurrency cap and a breaker, and is made again where that is safe and worth it.
 
-mod client;
-mod rate_limit_headers;
 mod attempt;
 mod breaker;
 mod budget;
+mod client;
 mod coalesce;
 mod endpoints;
 mod guard;
 mod health;
 mod limiter;
+mod rate_limit_headers;
 mod registry;
 mod retry;
 mod state;
@@ -22,8 +22,8 @@ use crate::adapters::Adapter;
 use crate::model::{Freshness, Reading};
 use crate::telemetry::metrics::UpstreamMetrics;
 
-pub use client::{UpstreamClient, Answered, CallContext, ClientConfig};
-pub use coalesce::{Joined, Flight, Flights};
+pub use client::{Answered, CallContext, ClientConfig, UpstreamClient};
+pub use coalesce::{Flight, Flights, Joined};
 pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;

@@ -101,10 +101,10 @@ const QUICK: Does = Does::Answer(Duration::from_millis(10));
 fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream> {
     let metrics = UpstreamMetrics::new("way");
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
-    let access = UpstreamClient::new(ClientConfig {
+    let client = UpstreamClient::new(ClientConfig {
         transport: hosts.clone(),
         urls: names.iter().map(url).collect(),
-        headers: crate::files::Live::fixed(http::HeaderMap::new()),
+        headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),
         limits,
         max_response: 1 << 20,
         budget_file: None,
@@ -140,12 +140,12 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         reading,
         adapter: Box::new(mirror),
         forward: Forward::Nothing,
-        access,
+        client,
         metrics,
     })
 }
 
-fn call() -> CallContext {
+fn call_context() -> CallContext {
     CallContext {
         caller: None,
         lane: 0,
@@ -180,7 +180,7 @@ fn exchange() -> Exchange<()> {
 }
 
 async fn call(upstream: &Upstream) -> Result<(), Kind> {
-    let answered = upstream.client.run(exchange(), &call()).await;
+    let answered = upstream.client.run(exchange(), &call_context()).await;
     answered.map(|a| a.value).map_err(|e| e.kind)
 }
 
@@ -266,7 +266,7 @@ async fn a_pause_is_waited_for_where_the_deadline_allows() {
     };
     let upstream = upstream(&hosts, &["a"], limits);
     hosts.set("a", Does::Status(429, &[("retry-after", "5")]));
-    let mut soon = call();
+    let mut soon = call_context();
     soon.deadline = Instant::now() + Duration::from_secs(4);
     let error = upstream
         .client
@@ -369,9 +369,9 @@ async fn a_large_body_is_read_off_the_threads_of_the_runtime() {
             *sees.lock().unwrap() = Some((response.body.len(), thread != here));
             Ok(Next::Done(()))
         });
-        let access = &upstream.client;
+        let client = &upstream.client;
         async move {
-            access.run(exchange, &call()).await.unwrap();
+            client.run(exchange, &call_context()).await.unwrap();
             let seen = *seen.lock().unwrap();
             seen.unwrap()
         }
@@ -392,7 +392,7 @@ async fn a_panic_while_a_large_body_is_read_is_an_error() {
     let upstream = upstream(&hosts, &["a"], limits);
     let mut broken = exchange();
     broken.read = Arc::new(|_| panic!("it breaks"));
-    let ended = upstream.client.run(broken, &call()).await;
+    let ended = upstream.client.run(broken, &call_context()).await;
     assert_eq!(ended.map(|_| ()).unwrap_err().kind, Kind::Internal);
     // Its place is free again, and it is not the upstream's failure.
     call(&upstream).await.unwrap();

@@ -13,8 +13,8 @@ use http::{HeaderMap, Method};
 
 use super::guard::{Guard, Refused};
 use crate::adapters::Response;
-use crate::files::Live;
 use crate::model::{Error, Kind};
+use crate::reloadable::Reloadable;
 
 /// A future on the heap.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -48,7 +48,7 @@ pub trait Transport: Send + Sync {
 /// HTTP over TCP or TLS.
 #[derive(Debug)]
 pub struct Http {
-    client: Live<reqwest::Client>,
+    client: Reloadable<reqwest::Client>,
     guard: Option<Guard>,
 }
 
@@ -68,7 +68,7 @@ const MAX_REDIRECTS: usize = 5;
 
 impl Http {
     /// Requests by `client`, which [`Http::client`] made, to where the configuration says.
-    pub fn new(client: Live<reqwest::Client>) -> Self {
+    pub fn new(client: Reloadable<reqwest::Client>) -> Self {
         let guard = None;
         Self { client, guard }
     }
@@ -79,7 +79,7 @@ impl Http {
         let builder = Self::builder().dns_resolver(Arc::new(guard.clone()));
         let client = Self::client(builder, &Security::default())?;
         Ok(Self {
-            client: Live::fixed(client),
+            client: Reloadable::fixed(client),
             guard: Some(guard),
         })
     }

@@ -3,7 +3,7 @@
 use tracing::Level;
 
 use super::json::{Node, parse};
-use super::request::{reversed, selector};
+use super::mirror::request::{reversed, selector};
 use crate::model::{Error, MAX_TIME, Selector, TimeRange};
 
 /// What is to be forgotten.

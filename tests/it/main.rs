@@ -12,6 +12,7 @@
 
 mod access;
 mod admin;
+mod architecture;
 mod bad_input;
 mod cases;
 mod chain;
@@ -20,12 +21,11 @@ mod demo;
 mod deploy;
 mod faults;
 mod fuzz;
-mod house;
 mod limits;
 mod openapi;
 mod pki;
-mod promapi;
 mod prometheus;
+mod prometheus_api;
 mod prometheus_face;
 mod prometheus_law;
 mod prometheus_traps;

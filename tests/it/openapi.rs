@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use heliostat::wire::request::method_names;
+use heliostat::wire::mirror::request::method_names;
 use serde_json::{Value, json};
 
 use crate::support::{ADMIN, ADMIN_TOKEN, Server};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::promapi;
+use crate::prometheus_api;
 use crate::scripted::{Answer, Fault, Scripted, Seen};
 use crate::support::{Reply, Server, TestClock};
 
@@ -589,7 +589,7 @@ fn remote_read() -> Vec<u8> {
 
 #[tokio::test]
 async fn a_real_prometheus_is_not_told_apart() {
-    let Some(rig) = promapi::Rig::new().await else {
+    let Some(rig) = prometheus_api::Rig::new().await else {
         return;
     };
     let toml = format!(

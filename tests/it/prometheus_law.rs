@@ -9,8 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use heliostat::promql::{Analysis, classify};
 use url::form_urlencoded;
 
-use crate::promapi::{Dice, KEPT, LENGTH, MINUTE, PASSED, START, data, differ};
 use crate::prometheus::Store;
+use crate::prometheus_api::{Dice, KEPT, LENGTH, MINUTE, PASSED, START, data, differ};
 use crate::relay::{Accident, Relay};
 use crate::remote_write::{Written, fresh, write};
 use crate::scripted::Fault;

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use crate::promapi::{LENGTH, MINUTE, START, data};
 use crate::prometheus::installed;
+use crate::prometheus_api::{LENGTH, MINUTE, START, data};
 use crate::relay::Relay;
 use crate::remote_write::{fresh, write};
 use crate::support::{Server, TestClock};

@@ -23,7 +23,7 @@ pub(super) struct SampleSeries {
 
 /// The series of an answer, in the order of their labels.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Matrix {
+pub(super) struct SampleMatrix {
     pub(super) series: Vec<SampleSeries>,
     /// Whether the server had nothing to warn of.
     pub(super) complete: bool,
@@ -33,7 +33,7 @@ pub(super) struct Matrix {
     pub(super) histograms: u64,
 }
 
-impl Matrix {
+impl SampleMatrix {
     /// Reads the answer to a query.
     pub(super) fn read(response: &Response) -> Result<Self, Error> {
         let envelope: Envelope<'_, Data> = read(response)?;

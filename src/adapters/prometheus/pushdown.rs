@@ -19,12 +19,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::answer::Matrix;
+use super::answer::SampleMatrix;
 use super::promql::Meaning;
 use super::{
     MAX_STEPS, Prometheus, Steps, duration, exchange, finish, on_grid, range_query, steps,
 };
-use crate::adapters::{Exchange, Fetch, Next, Part, Series};
+use crate::adapters::{Exchange, Fetch, FetchResult, Next, Part};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
 /// The label of the probe.
@@ -194,7 +194,7 @@ fn reduced(over: &str, statistic: Statistic, single: Single) -> String {
 
 impl Row {
     /// The call, which assumes whether the left edge counts in and may change its mind once.
-    fn exchange(self, left_open: bool, may_turn: bool) -> Exchange<Series> {
+    fn exchange(self, left_open: bool, may_turn: bool) -> Exchange<FetchResult> {
         let size = self.size.millis();
         // Reaches back to a grid line exactly, so the answer is one more where the left edge
         // counts in.
@@ -208,7 +208,7 @@ impl Row {
         );
         let request = range_query(&query, &self.steps, self.size);
         exchange(request, move |response| {
-            let mut matrix = match (Matrix::read(response), &self.of_scalar) {
+            let mut matrix = match (SampleMatrix::read(response), &self.of_scalar) {
                 (Ok(matrix), _) => matrix,
                 (Err(error), Some(query)) if error.message.contains(SCALAR) => {
                     let mut row = self.clone();
@@ -239,7 +239,7 @@ impl Row {
         })
     }
 
-    fn buckets(&self, mut matrix: Matrix) -> Result<Series, Error> {
+    fn buckets(&self, mut matrix: SampleMatrix) -> Result<FetchResult, Error> {
         let from_label = self.steps.first - self.steps.range.start();
         on_grid(&matrix, self.size, from_label)?;
         for series in &mut matrix.series {

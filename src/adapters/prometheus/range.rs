@@ -5,9 +5,11 @@ use serde::Deserialize;
 
 use super::pass::raw_response;
 use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_width, steps};
-use crate::adapters::{Data, Matrix, Next, Part, Annotations, Response, Series, garbage};
+use crate::adapters::{
+    Annotations, Data, FetchResult, LabeledSeries, Next, Part, Response, garbage,
+};
 use crate::model::{Error, Kind, Millis, RangeLimits, Step, TimeRange};
-use crate::wire::promapi::{Extras, Unread, read_matrix};
+use crate::wire::prometheus::{Extras, Unread, read_matrix};
 
 /// An expression that is evaluated at `phase + k * step`, and all else that its values depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,7 +76,12 @@ fn request(expression: &Expression, steps: &Steps) -> crate::adapters::Request {
 }
 
 /// Reads the values at the times of `asked`.
-fn read(response: &Response, most: usize, asked: &TimeRange, step: Step) -> Result<Series, Error> {
+fn read(
+    response: &Response,
+    most: usize,
+    asked: &TimeRange,
+    step: Step,
+) -> Result<FetchResult, Error> {
     if !response.status.is_success() {
         let Some(mut error) = answer::spoken_error(response) else {
             answer::check(response)?;
@@ -110,14 +117,14 @@ fn read(response: &Response, most: usize, asked: &TimeRange, step: Step) -> Resu
         }
     }
     let annotations = annotations(&matrix.extras);
-    Ok(Series {
+    Ok(FetchResult {
         complete: is_complete(&matrix.extras, &annotations),
-        data: Data::Matrix(Matrix {
+        data: Data::Matrix(LabeledSeries {
             series: matrix.series,
             annotations,
         }),
         received,
-        ..Series::default()
+        ..FetchResult::default()
     })
 }
 

@@ -56,7 +56,7 @@ fn sent(request: &Request) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn all(series: &Series) -> Vec<(Millis, f64)> {
+fn all(series: &FetchResult) -> Vec<(Millis, f64)> {
     match &series.data {
         Data::Points(points) => points.iter().collect(),
         Data::Matrix(_) => panic!("points are expected"),
@@ -175,7 +175,7 @@ impl Fake {
     }
 
     /// Answers until there is nothing more to ask; how often that was, and the points.
-    fn run(&self, mut exchange: Exchange<Series>) -> (usize, Vec<(Millis, f64)>) {
+    fn run(&self, mut exchange: Exchange<FetchResult>) -> (usize, Vec<(Millis, f64)>) {
         for calls in 1..9 {
             match (exchange.read)(&self.answer(&exchange.request)).unwrap() {
                 Next::Done(series) => return (calls, all(&series)),
@@ -392,7 +392,7 @@ fn a_counter_that_begins_in_the_range_is_looked_for_further_back_once() {
     assert_eq!(all(&done(&exchange, &matrix(&known))), [(START, 1.0)]);
 }
 
-fn raw() -> Exchange<Series> {
+fn raw() -> Exchange<FetchResult> {
     let fetch = fetch("__gauge__", "g", Layout::Raw, START, START + MINUTE);
     adapter().series(&fetch).unwrap().remove(0).exchange
 }

@@ -2,34 +2,38 @@
 
 use super::{Checker, ConfigError, Place};
 use crate::config::raw;
-use crate::config::{Access, Face};
+use crate::config::{AccessSettings, ApiAccess};
 use crate::model::{PasswordHash, TokenHash};
 
 impl Checker<'_> {
-    pub(super) fn access(&self, raw: &raw::Access) -> Result<Access, ConfigError> {
-        Ok(Access {
+    pub(super) fn access(&self, raw: &raw::RawAccess) -> Result<AccessSettings, ConfigError> {
+        Ok(AccessSettings {
             trusted_proxies: raw.trusted_proxies.iter().map(|n| n.0).collect(),
-            mirror: self.face("access.mirror", &raw.mirror)?,
-            prometheus: self.face("access.prometheus", &raw.prometheus)?,
-            metrics: self.face("access.metrics", &raw.metrics)?,
-            admin: self.face("access.admin", &raw.admin)?,
+            mirror: self.api("access.mirror", &raw.mirror)?,
+            prometheus: self.api("access.prometheus", &raw.prometheus)?,
+            metrics: self.api("access.metrics", &raw.metrics)?,
+            admin: self.api("access.admin", &raw.admin)?,
         })
     }
 
-    fn face(&self, section: &'static str, raw: &raw::Face) -> Result<Face, ConfigError> {
+    fn api(
+        &self,
+        section: &'static str,
+        raw: &raw::RawApiAccess,
+    ) -> Result<ApiAccess, ConfigError> {
         let place = Place {
             section,
             index: None,
         };
-        let mut face = Face {
+        let mut api = ApiAccess {
             networks: raw.networks.iter().map(|n| n.0).collect(),
-            ..Face::default()
+            ..ApiAccess::default()
         };
         for (index, source) in raw.tokens.iter().enumerate() {
             let key = format!("tokens[{index}]");
             let secret = self.secret(place, &key, source)?;
             TokenHash::parse(secret.reveal()).map_err(|e| self.error(place, &key, e))?;
-            face.tokens.push(secret);
+            api.tokens.push(secret);
         }
         for (name, source) in &raw.users {
             if name.is_empty() || name.contains(|c: char| c == ':' || c.is_control()) {
@@ -40,8 +44,8 @@ impl Checker<'_> {
             let key = format!("users.{name}");
             let secret = self.secret(place, &key, source)?;
             PasswordHash::parse(secret.reveal()).map_err(|e| self.error(place, &key, e))?;
-            face.users.push((name.clone(), secret));
+            api.users.push((name.clone(), secret));
         }
-        Ok(face)
+        Ok(api)
     }
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::file::File;
-use super::words::{self, Level};
+use super::messages::{self, Level};
 use crate::config::raw;
 
 /// The start of every variable that overrides a key.
@@ -65,7 +65,7 @@ fn overridden(
             .map(|section| format!("unknown field `{section}`"));
         let unknown = section.is_some_and(|start| e.message().starts_with(&start));
         let level = if unknown { Level::Section } else { Level::Key };
-        words::plain(e.message(), level)
+        messages::plain(e.message(), level)
     });
     Err(error(path, message))
 }

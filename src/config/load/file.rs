@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
-use super::words::{self, Level};
+use super::messages::{self, Level};
 use crate::config::raw;
 
 /// A file, what errors call it, and what the environment has put in its place.
@@ -71,7 +71,7 @@ impl<'a> File<'a> {
         ConfigError {
             source: self.source.to_owned(),
             position: at.map(|at| self.position(at)),
-            message: words::plain(error.message().trim(), level),
+            message: messages::plain(error.message().trim(), level),
             key,
         }
     }

@@ -18,7 +18,7 @@ use crate::engine::tests::{Clocks, Keeping, engine_over};
 use crate::model::{Aggregate, Step};
 use crate::upstream::{BoxFuture, Outgoing, Transport};
 use crate::wire::encoding::Encoding;
-use crate::wire::promapi::Params;
+use crate::wire::prometheus::Params;
 
 const SERIES: [&str; 3] = ["a", "b", "c"];
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::TimeRange;
 use crate::wire::encoding::Encoding;
-use crate::wire::promapi::write_matrix;
+use crate::wire::prometheus::write_matrix;
 use proptest::prelude::*;
 
 const WIDE: TimeRange = TimeRange::ALL;

@@ -9,9 +9,9 @@ use tracing::warn;
 
 use crate::clock::Clock;
 use crate::config::{self, Secret};
-use crate::files::Live;
-use crate::front::{Access, Credentials, Face, Rules};
+use crate::front::{AccessControl, Api, Credentials, Rules};
 use crate::model::{PasswordHash, TokenHash};
+use crate::reloadable::Reloadable;
 use crate::tls;
 use crate::upstream::{Http, Security};
 
@@ -19,10 +19,10 @@ use crate::upstream::{Http, Security};
 pub(super) fn server(
     files: &config::ServerTls,
     clock: &Arc<dyn Clock>,
-) -> Result<Live<ServerConfig>, String> {
+) -> Result<Reloadable<ServerConfig>, String> {
     let mut paths = vec![files.cert.clone(), files.key.clone()];
     paths.extend(files.client_ca.clone());
-    Live::new("server.tls".into(), paths, clock.clone(), |contents| {
+    Reloadable::new("server.tls".into(), paths, clock.clone(), |contents| {
         let [cert, key, client_ca @ ..] = contents else {
             return Err("cert and key are needed".into());
         };
@@ -36,9 +36,9 @@ pub(super) fn text(
     name: String,
     secret: &Secret,
     clock: &Arc<dyn Clock>,
-) -> Result<Live<String>, String> {
+) -> Result<Reloadable<String>, String> {
     let secret = secret.clone();
-    Live::new(name, files(&[&secret]), clock.clone(), move |contents| {
+    Reloadable::new(name, files(&[&secret]), clock.clone(), move |contents| {
         secret.reread(&mut contents.iter())
     })
 }
@@ -48,9 +48,9 @@ pub(super) fn header(
     name: String,
     secret: &Secret,
     clock: &Arc<dyn Clock>,
-) -> Result<Live<HeaderValue>, String> {
+) -> Result<Reloadable<HeaderValue>, String> {
     let secret = secret.clone();
-    Live::new(name, files(&[&secret]), clock.clone(), move |contents| {
+    Reloadable::new(name, files(&[&secret]), clock.clone(), move |contents| {
         value(&secret.reread(&mut contents.iter())?)
     })
 }
@@ -60,11 +60,11 @@ pub(super) fn headers(
     name: String,
     headers: &[(HeaderName, Secret)],
     clock: &Arc<dyn Clock>,
-) -> Result<Live<HeaderMap>, String> {
+) -> Result<Reloadable<HeaderMap>, String> {
     let headers = headers.to_vec();
     let secrets: Vec<&Secret> = headers.iter().map(|(_, secret)| secret).collect();
     let paths = files(&secrets);
-    Live::new(name, paths, clock.clone(), move |contents| {
+    Reloadable::new(name, paths, clock.clone(), move |contents| {
         let mut contents = contents.iter();
         let one = |(name, secret): &(_, Secret)| {
             Ok((
@@ -77,17 +77,20 @@ pub(super) fn headers(
 }
 
 /// Who may ask, as `settings` says.
-pub(super) fn access(settings: &config::Access, clock: &Arc<dyn Clock>) -> Result<Access, String> {
-    Access::new(settings.trusted_proxies.clone(), |face| {
-        let settings = match face {
-            Face::Mirror => &settings.mirror,
-            Face::Prometheus => &settings.prometheus,
-            Face::Metrics => &settings.metrics,
-            Face::Admin => &settings.admin,
+pub(super) fn access(
+    settings: &config::AccessSettings,
+    clock: &Arc<dyn Clock>,
+) -> Result<AccessControl, String> {
+    AccessControl::new(settings.trusted_proxies.clone(), |api| {
+        let settings = match api {
+            Api::Mirror => &settings.mirror,
+            Api::Prometheus => &settings.prometheus,
+            Api::Metrics => &settings.metrics,
+            Api::Admin => &settings.admin,
         };
         let credentials = settings
             .has_credentials()
-            .then(|| credentials(face, settings, clock));
+            .then(|| credentials(api, settings, clock));
         Ok(Rules {
             networks: settings.networks.clone(),
             credentials: credentials.transpose()?,
@@ -97,15 +100,15 @@ pub(super) fn access(settings: &config::Access, clock: &Arc<dyn Clock>) -> Resul
 
 /// The tokens and users that are let in to `face`.
 fn credentials(
-    face: Face,
-    settings: &config::Face,
+    api: Api,
+    settings: &config::ApiAccess,
     clock: &Arc<dyn Clock>,
-) -> Result<Live<Credentials>, String> {
+) -> Result<Reloadable<Credentials>, String> {
     let (tokens, users) = (settings.tokens.clone(), settings.users.clone());
     let secrets = tokens.iter().chain(users.iter().map(|(_, secret)| secret));
     let paths = files(&secrets.collect::<Vec<_>>());
-    let name = format!("access.{}", face.name());
-    Live::new(name, paths, clock.clone(), move |contents| {
+    let name = format!("access.{}", api.name());
+    Reloadable::new(name, paths, clock.clone(), move |contents| {
         let mut contents = contents.iter();
         let tokens = tokens.iter().zip(1..).map(|(secret, number)| {
             let text = secret.reread(&mut contents)?;
@@ -171,7 +174,12 @@ pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Resul
         };
         Http::client(builder, &security)
     };
-    Ok(Http::new(Live::new(name, paths, clock.clone(), make)?))
+    Ok(Http::new(Reloadable::new(
+        name,
+        paths,
+        clock.clone(),
+        make,
+    )?))
 }
 
 fn value(text: &str) -> Result<HeaderValue, String> {

@@ -21,19 +21,19 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 pub(super) struct Busy;
 
 /// Bounds the work of comparing passwords.
-pub(super) struct Gate {
+pub(super) struct PasswordHashLimiter {
     places: Arc<Semaphore>,
     queue: Semaphore,
 }
 
-impl Default for Gate {
+impl Default for PasswordHashLimiter {
     fn default() -> Self {
         let processors = available_parallelism().map_or(1, usize::from);
         Self::of((processors / 2).clamp(1, AT_ONCE), QUEUE)
     }
 }
 
-impl Gate {
+impl PasswordHashLimiter {
     /// Room for `places` at once and `queue` that wait.
     pub(super) fn of(places: usize, queue: usize) -> Self {
         Self {

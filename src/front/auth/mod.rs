@@ -3,7 +3,7 @@
 
 mod credentials;
 mod forwarded;
-mod gate;
+mod password_hash_limiter;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,14 +14,14 @@ use tracing::debug;
 
 pub use self::credentials::Credentials;
 use self::credentials::Fault;
-use self::gate::{Busy, Gate};
-use crate::files::Live;
+use self::password_hash_limiter::{Busy, PasswordHashLimiter};
 use crate::model::{Error, Kind};
+use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::AccessMetrics;
 
 /// A part of the service that has rules of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Face {
+pub enum Api {
     /// The mirror API and the page at `/`.
     Mirror,
     /// Prometheus' HTTP API.
@@ -32,7 +32,7 @@ pub enum Face {
     Admin,
 }
 
-impl Face {
+impl Api {
     /// Its name in the configuration and in metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -44,29 +44,29 @@ impl Face {
     }
 }
 
-/// Who may ask one face. The default is everybody, but of [`Face::Admin`] nobody.
+/// Who may ask one face. The default is everybody, but of [`Api::Admin`] nobody.
 #[derive(Default)]
 pub struct Rules {
     /// Clients may come from these only; none is anywhere.
     pub networks: Vec<IpNet>,
     /// One of these is needed, if there are any.
-    pub credentials: Option<Live<Credentials>>,
+    pub credentials: Option<Reloadable<Credentials>>,
 }
 
 /// Who may ask, by face.
-pub struct Access {
+pub struct AccessControl {
     /// Whose `X-Forwarded-For` is believed.
     proxies: Vec<IpNet>,
-    mirror: Guarded,
-    prometheus: Guarded,
-    metrics: Guarded,
-    admin: Guarded,
-    gate: Gate,
+    mirror: ProtectedApi,
+    prometheus: ProtectedApi,
+    metrics: ProtectedApi,
+    admin: ProtectedApi,
+    hash_limiter: PasswordHashLimiter,
 }
 
 /// A face and its rules.
-struct Guarded {
-    face: Face,
+struct ProtectedApi {
+    api: Api,
     /// Whether anyone may ask.
     open: bool,
     rules: Rules,
@@ -82,30 +82,30 @@ enum Denied {
     Busy,
 }
 
-impl fmt::Debug for Access {
+impl fmt::Debug for AccessControl {
     /// Rules are of no use in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Access(…)")
+        f.write_str("AccessControl(…)")
     }
 }
 
-impl Access {
-    /// Access by `rules`, which is asked for those of each face. Clients are known by what
+impl AccessControl {
+    /// AccessControl by `rules`, which is asked for those of each face. Clients are known by what
     /// `X-Forwarded-For` says where it comes from `proxies`.
     pub fn new<E>(
         proxies: Vec<IpNet>,
-        mut rules: impl FnMut(Face) -> Result<Rules, E>,
+        mut rules: impl FnMut(Api) -> Result<Rules, E>,
     ) -> Result<Self, E> {
-        let mut guarded = |face: Face| {
-            let rules = rules(face)?;
+        let mut guarded = |api: Api| {
+            let rules = rules(api)?;
             let free = rules.networks.is_empty() && rules.credentials.is_none();
-            let open = free && face != Face::Admin;
-            let denied = AccessMetrics::new(face.name());
+            let open = free && api != Api::Admin;
+            let denied = AccessMetrics::new(api.name());
             if !open {
                 denied.show();
             }
-            Ok(Guarded {
-                face,
+            Ok(ProtectedApi {
+                api,
                 open,
                 rules,
                 denied,
@@ -113,11 +113,11 @@ impl Access {
         };
         Ok(Self {
             proxies,
-            mirror: guarded(Face::Mirror)?,
-            prometheus: guarded(Face::Prometheus)?,
-            metrics: guarded(Face::Metrics)?,
-            admin: guarded(Face::Admin)?,
-            gate: Gate::default(),
+            mirror: guarded(Api::Mirror)?,
+            prometheus: guarded(Api::Prometheus)?,
+            metrics: guarded(Api::Metrics)?,
+            admin: guarded(Api::Admin)?,
+            hash_limiter: PasswordHashLimiter::default(),
         })
     }
 
@@ -130,33 +130,35 @@ impl Access {
     /// browsers send without credentials (`preflight`) needs none.
     pub async fn check(
         &self,
-        face: Face,
+        api: Api,
         client: IpAddr,
         headers: &HeaderMap,
         preflight: bool,
     ) -> Result<(), Error> {
-        let guarded = match face {
-            Face::Mirror => &self.mirror,
-            Face::Prometheus => &self.prometheus,
-            Face::Metrics => &self.metrics,
-            Face::Admin => &self.admin,
+        let guarded = match api {
+            Api::Mirror => &self.mirror,
+            Api::Prometheus => &self.prometheus,
+            Api::Metrics => &self.metrics,
+            Api::Admin => &self.admin,
         };
         if guarded.open {
             return Ok(());
         }
-        let checked = guarded.check(&self.gate, client, headers, preflight).await;
+        let checked = guarded
+            .check(&self.hash_limiter, client, headers, preflight)
+            .await;
         checked.map_err(|denied| {
             guarded.denied.count(denied.reason());
-            debug!(%client, api = face.name(), reason = denied.reason(), "turned away");
-            denied.error(face)
+            debug!(%client, api = api.name(), reason = denied.reason(), "turned away");
+            denied.error(api)
         })
     }
 }
 
-impl Guarded {
+impl ProtectedApi {
     async fn check(
         &self,
-        gate: &Gate,
+        hash_limiter: &PasswordHashLimiter,
         client: IpAddr,
         headers: &HeaderMap,
         preflight: bool,
@@ -166,8 +168,8 @@ impl Guarded {
             return Err(Denied::Network);
         }
         let Some(credentials) = &self.rules.credentials else {
-            return match self.face {
-                Face::Admin => Err(Denied::Closed),
+            return match self.api {
+                Api::Admin => Err(Denied::Closed),
                 _ => Ok(()),
             };
         };
@@ -176,7 +178,7 @@ impl Guarded {
         }
         let credentials = credentials.get();
         let schemes = credentials.schemes();
-        match credentials.check(gate, headers).await {
+        match credentials.check(hash_limiter, headers).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(fault)) => Err(Denied::Credentials { fault, schemes }),
             Err(Busy) => Err(Denied::Busy),
@@ -195,15 +197,15 @@ impl Denied {
         }
     }
 
-    fn error(self, face: Face) -> Error {
-        let face = face.name();
+    fn error(self, api: Api) -> Error {
+        let api = api.name();
         match self {
             Self::Network => {
-                let message = format!("not from this address (access.{face}.networks)");
+                let message = format!("not from this address (access.{api}.networks)");
                 Error::new(Kind::ClientNotAllowed, message)
             }
             Self::Closed => {
-                let message = format!("this API is closed: set tokens or users in [access.{face}]");
+                let message = format!("this API is closed: set tokens or users in [access.{api}]");
                 Error::new(Kind::ClientNotAllowed, message)
             }
             Self::Credentials { fault, schemes } => {
@@ -212,7 +214,7 @@ impl Denied {
                     Fault::Unreadable => "the Authorization header cannot be read",
                     Fault::Wrong => "the token, or the user and password, is not one that is known",
                 };
-                let message = format!("{fault} (access.{face}; {})", schemes.replace(' ', " or "));
+                let message = format!("{fault} (access.{api}; {})", schemes.replace(' ', " or "));
                 Error::new(Kind::Unauthenticated, message).about(schemes)
             }
             Self::Busy => {

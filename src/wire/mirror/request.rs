@@ -5,12 +5,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::field::{field_json, field_type};
-use super::json::{Json, Node, parse};
 use crate::model::{
     Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
     MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step, TargetUrl,
     Test, TimeRange,
 };
+use crate::wire::json::{Json, Node, parse};
 
 /// The largest `limit` and `offset` of the protocol.
 const MAX_COUNT: i64 = i32::MAX as i64;
@@ -115,7 +115,7 @@ pub fn read_metric(body: &[u8]) -> Result<Request<MetricQuery>, Error> {
     })
 }
 
-pub(super) fn reversed(start: &Node<'_>, from: i64, to: i64) -> Error {
+pub(in crate::wire) fn reversed(start: &Node<'_>, from: i64, to: i64) -> Error {
     Error::invalid(
         start.path(),
         format!("startTime ({from}) must not be after endTime ({to})"),
@@ -253,7 +253,7 @@ fn field(node: &Node<'_>) -> Result<Field, Error> {
     })
 }
 
-pub(super) fn selector(query: &Node<'_>) -> Result<Selector, Error> {
+pub(in crate::wire) fn selector(query: &Node<'_>) -> Result<Selector, Error> {
     let conditions = query.member("conditions");
     if !conditions.is_present() {
         return Ok(Selector::default());

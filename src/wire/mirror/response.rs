@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::field::{field_json, field_type};
-use super::json::{Node, parse};
 use crate::model::{Error, Field, FieldValue, FieldValues, Kind};
+use crate::wire::json::{Node, parse};
 
 /// What stands before the points of an answer.
 pub const METRIC_HEAD: &[u8] = br#"{"telemetry":{"points":["#;

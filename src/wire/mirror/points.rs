@@ -84,7 +84,7 @@ fn bad(message: String) -> Error {
 /// Timestamps that were read as numbers.
 fn times(numbers: &[f64]) -> Result<Vec<Millis>, Error> {
     let time = |&number: &f64| {
-        super::number::whole(number)
+        crate::wire::number::whole(number)
             .ok_or_else(|| bad(format!("telemetry.points: {number} is not a timestamp")))
     };
     numbers.iter().map(time).collect()

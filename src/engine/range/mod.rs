@@ -11,16 +11,16 @@ use super::answer::outcome;
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
 use super::explain::Explanation;
-use super::lane::{Lane, Subject};
 use super::fetch::{Source, View, not_prometheus};
-use super::{CacheOutcome, RequestContext, Engine, Timing, planned};
+use super::lane::{Lane, Subject};
+use super::{CacheOutcome, Engine, RequestContext, Timing, planned};
 use crate::adapters::prometheus::Expression;
-use crate::adapters::{Data, Matrix, Annotations};
+use crate::adapters::{Annotations, Data, LabeledSeries};
 use crate::model::{Error, Kind, Millis, StepAlignment, TimeRange};
 use crate::telemetry::trace::Span;
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
-use crate::wire::promapi::{Extras, RangeQuery, Series, thin, unpacked_bytes, write_matrix};
+use crate::wire::prometheus::{Extras, RangeQuery, Series, thin, unpacked_bytes, write_matrix};
 
 /// Shorter answers are not encoded.
 const WORTH_ENCODING: usize = 8 << 10;
@@ -219,7 +219,7 @@ impl Engine {
                 Some(Segment { range, ..*s })
             });
             let piece = Piece {
-                data: Data::Matrix(Matrix {
+                data: Data::Matrix(LabeledSeries {
                     series: thin(&matrix.series, coarse.step, coarse.phase),
                     annotations: matrix.annotations.clone(),
                 }),
@@ -272,7 +272,7 @@ fn asked(request: RangeRequest, alignment: StepAlignment) -> (Expression, TimeRa
     (expression, TimeRange::clamped(start, last + 1))
 }
 
-fn matrices(chunks: &Chunks) -> impl Iterator<Item = &Matrix> {
+fn matrices(chunks: &Chunks) -> impl Iterator<Item = &LabeledSeries> {
     chunks.iter().filter_map(|(_, chunk)| chunk.matrix())
 }
 
@@ -282,7 +282,10 @@ fn body(chunks: &Chunks, shown: &TimeRange, encoding: Encoding) -> Vec<Text> {
         annotations.add(&matrix.annotations);
     }
     let mut extras = Extras::default();
-    for (name, list) in [("warnings", annotations.warnings), ("infos", annotations.infos)] {
+    for (name, list) in [
+        ("warnings", annotations.warnings),
+        ("infos", annotations.infos),
+    ] {
         if !list.is_empty() {
             let json = serde_json::Value::from(list).to_string();
             extras.top.push((name.to_owned(), Bytes::from(json)));

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::json::Node;
 use crate::model::{Error, Field, FieldType, Kind};
+use crate::wire::json::Node;
 
 /// The descriptor of `field`.
 pub(super) fn field_json(field: &Field) -> Value {

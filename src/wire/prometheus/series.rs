@@ -327,7 +327,7 @@ pub(super) mod tests {
     /// By labels: the samples, by whether they are histograms and by time.
     type Model = BTreeMap<String, BTreeMap<(bool, Millis), u32>>;
 
-    pub(in crate::wire::promapi) fn series(model: &Model) -> Vec<Series> {
+    pub(in crate::wire::prometheus) fn series(model: &Model) -> Vec<Series> {
         let track = |samples: &BTreeMap<(bool, Millis), u32>, histograms: bool| {
             let (mut times, mut text, mut offsets) = (Vec::new(), String::new(), vec![0]);
             for ((_, t), v) in samples.iter().filter(|((h, _), _)| *h == histograms) {
@@ -377,7 +377,7 @@ pub(super) mod tests {
         chosen
     }
 
-    pub(in crate::wire::promapi) fn models() -> impl Strategy<Value = Model> {
+    pub(in crate::wire::prometheus) fn models() -> impl Strategy<Value = Model> {
         let samples = prop::collection::btree_map((any::<bool>(), 0i64..50), any::<u32>(), 0..40);
         prop::collection::btree_map("[ab]{1,2}", samples, 0..6)
     }

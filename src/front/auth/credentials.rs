@@ -13,7 +13,7 @@ use ring::{digest, hmac, rand};
 use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::OnceCell;
 
-use super::gate::{Busy, Gate};
+use super::password_hash_limiter::{Busy, PasswordHashLimiter};
 use crate::model::{PasswordHash, TokenHash};
 
 /// What is wrong with a client's credentials.
@@ -88,7 +88,7 @@ impl Credentials {
     /// Whether `headers` hold a token, or a user and password, that lets in.
     pub(super) async fn check(
         &self,
-        gate: &Gate,
+        hash_limiter: &PasswordHashLimiter,
         headers: &HeaderMap,
     ) -> Result<Result<(), Fault>, Busy> {
         let right = match read(headers) {
@@ -96,7 +96,7 @@ impl Credentials {
             Ok(Sent::Token(token)) => self.knows(token),
             // Nobody can be meant: that need not be hidden at any cost.
             Ok(Sent::User(_)) if self.users.is_empty() => false,
-            Ok(Sent::User(pair)) => self.proves(gate, &pair).await?,
+            Ok(Sent::User(pair)) => self.proves(hash_limiter, &pair).await?,
         };
         Ok(right.then_some(()).ok_or(Fault::Wrong))
     }
@@ -110,7 +110,7 @@ impl Credentials {
     }
 
     /// Whether `pair` is a user and the password of that.
-    async fn proves(&self, gate: &Gate, pair: &Pair) -> Result<bool, Busy> {
+    async fn proves(&self, hash_limiter: &PasswordHashLimiter, pair: &Pair) -> Result<bool, Busy> {
         let mut tag = Tag::default();
         tag.copy_from_slice(hmac::sign(&self.key, &pair.text).as_ref());
         let user = self.users.get(pair.user());
@@ -127,7 +127,7 @@ impl Credentials {
             let hash = user.map_or(&self.decoy, |u| &u.hash).clone();
             let password = pair.password().to_vec();
             let compared =
-                gate.run(move || bcrypt::verify(password, hash.as_str()).unwrap_or(false));
+                hash_limiter.run(move || bcrypt::verify(password, hash.as_str()).unwrap_or(false));
             let right = compared.await? && user.is_some();
             if let Some(user) = user.filter(|_| right) {
                 *locked(&user.proven) = Some(tag);
@@ -305,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn any_token_that_is_known_lets_in_and_no_other() {
         let known = Credentials::new(vec![token("one"), token("two")], []).unwrap();
-        let gate = Gate::of(0, 0);
+        let hash_limiter = PasswordHashLimiter::of(0, 0);
         assert_eq!(known.schemes(), "Bearer");
         for (header, expected) in [
             (authorization("Bearer one"), Ok(())),
@@ -318,7 +318,7 @@ mod tests {
             (HeaderMap::new(), Err(Fault::Missing)),
         ] {
             assert_eq!(
-                known.check(&gate, &header).await,
+                known.check(&hash_limiter, &header).await,
                 Ok(expected),
                 "{header:?}"
             );
@@ -327,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn users_need_their_password() {
-        let (known, gate) = (users(), Gate::of(1, 1));
+        let (known, hash_limiter) = (users(), PasswordHashLimiter::of(1, 1));
         assert_eq!(known.schemes(), "Basic");
         for (pair, expected) in [
             ("ann:secret", Ok(())),
@@ -338,18 +338,25 @@ mod tests {
             ("ann:secret", Ok(())),
         ] {
             assert_eq!(
-                known.check(&gate, &basic(pair)).await,
+                known.check(&hash_limiter, &basic(pair)).await,
                 Ok(expected),
                 "{pair}"
             );
         }
         let bearer = authorization("Bearer secret");
-        assert_eq!(known.check(&gate, &bearer).await, Ok(Err(Fault::Wrong)));
+        assert_eq!(
+            known.check(&hash_limiter, &bearer).await,
+            Ok(Err(Fault::Wrong))
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_proved_right_costs_nothing_the_second_time_and_the_rest_always_does() {
-        let (known, open, shut) = (users(), Gate::of(1, 1), Gate::of(0, 1));
+        let (known, open, shut) = (
+            users(),
+            PasswordHashLimiter::of(1, 1),
+            PasswordHashLimiter::of(0, 1),
+        );
         let right = basic("ann:secret");
         assert_eq!(known.check(&shut, &right).await, Err(Busy));
         assert_eq!(known.check(&open, &right).await, Ok(Ok(())));
@@ -367,15 +374,20 @@ mod tests {
 
     #[tokio::test]
     async fn who_sends_the_same_at_once_shares_one_comparison() {
-        let (known, gate) = (users(), Gate::of(1, 1));
+        let (known, hash_limiter) = (users(), PasswordHashLimiter::of(1, 1));
         for (pair, expected) in [("ann:secret", Ok(())), ("ann:wrong", Err(Fault::Wrong))] {
             let header = basic(pair);
-            let all = join_all((0..100).map(|_| known.check(&gate, &header))).await;
+            let all = join_all((0..100).map(|_| known.check(&hash_limiter, &header))).await;
             assert!(all.iter().all(|one| *one == Ok(expected)), "{all:?}");
         }
         // Others have no part in it: of these only two find room.
         let others: Vec<_> = (0..20).map(|n| basic(&format!("ann:{n}"))).collect();
-        let all = join_all(others.iter().map(|header| known.check(&gate, header))).await;
+        let all = join_all(
+            others
+                .iter()
+                .map(|header| known.check(&hash_limiter, header)),
+        )
+        .await;
         assert!(all.contains(&Err(Busy)), "{all:?}");
         assert!(locked(&known.under_way).is_empty());
     }
@@ -402,7 +414,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_or_gives_up_leaves_nothing_behind() {
-        let (known, shut) = (users(), Gate::of(0, 1));
+        let (known, shut) = (users(), PasswordHashLimiter::of(0, 1));
         let header = basic("ann:secret");
         let before = tokio::time::Instant::now();
         assert_eq!(known.check(&shut, &header).await, Err(Busy));
@@ -411,7 +423,7 @@ mod tests {
         let given_up = tokio::time::timeout(short, known.check(&shut, &header)).await;
         assert!(given_up.is_err());
         assert!(locked(&known.under_way).is_empty());
-        let open = Gate::of(1, 1);
+        let open = PasswordHashLimiter::of(1, 1);
         assert_eq!(known.check(&open, &header).await, Ok(Ok(())));
     }
 }

@@ -8,17 +8,18 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::samples::Samples;
 use super::{
-    Adapter, Data, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series, busy, garbage,
+    Adapter, Data, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Request, Response, busy,
+    garbage,
 };
 use crate::aggregate::roll_up;
-use crate::files::Live;
 use crate::model::{
     Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
     MetricQuery, Millis, Points, Statistic, Step, TimeRange,
 };
-use crate::wire::request;
-use crate::wire::response;
-use crate::wire::telemetry::{Telemetry, read_metric};
+use crate::reloadable::Reloadable;
+use crate::wire::mirror::points::{Telemetry, read_metric};
+use crate::wire::mirror::request;
+use crate::wire::mirror::response;
 
 /// The header in which a mirror proves itself.
 pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-mirror-api-key");
@@ -29,7 +30,7 @@ const MAX_PAGES: u32 = 64;
 /// Speaks the mirror API to a backend.
 pub struct Mirror {
     /// The key that every answer must carry.
-    pub api_key: Option<Arc<Live<String>>>,
+    pub api_key: Option<Arc<Reloadable<String>>>,
     /// Most points to ask for in one page.
     pub page: u32,
 }
@@ -122,7 +123,7 @@ fn exchange<T>(
 /// What every answer of a mirror has to pass before it is read.
 #[derive(Clone)]
 struct Checks {
-    api_key: Option<Arc<Live<String>>>,
+    api_key: Option<Arc<Reloadable<String>>>,
 }
 
 impl Checks {
@@ -223,7 +224,7 @@ fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
 
 impl Pages {
     /// The request for the page that starts at `start`, after what `so_far` holds.
-    fn exchange(&self, start: Millis, so_far: Read) -> Exchange<Series> {
+    fn exchange(&self, start: Millis, so_far: Read) -> Exchange<FetchResult> {
         let query = MetricQuery {
             selector: self.fetch.selector.clone(),
             metric_field: self.fetch.metric_field.clone(),
@@ -244,7 +245,7 @@ impl Pages {
         response: &Response,
         start: Millis,
         mut read: Read,
-    ) -> Result<Next<Series>, Error> {
+    ) -> Result<Next<FetchResult>, Error> {
         let telemetry =
             read_metric(&response.body).map_err(|e| garbage(response, &e.to_string()))?;
         let wrong = match (&telemetry.ends, self.fetch.layout) {
@@ -266,11 +267,11 @@ impl Pages {
         }
     }
 
-    fn series(&self, read: Read, complete: bool) -> Series {
-        let mut series = Series {
+    fn series(&self, read: Read, complete: bool) -> FetchResult {
+        let mut series = FetchResult {
             complete,
             received: read.received,
-            ..Series::default()
+            ..FetchResult::default()
         };
         let range = match self.fetch.layout {
             Layout::Raw => self.fetch.range,
@@ -292,7 +293,7 @@ impl Pages {
 
     /// Puts buckets that do not all lie on the grid of `size` into `series`: rolled up to it where
     /// that is exact, or as they came.
-    fn fit(&self, read: &Read, statistic: Statistic, size: Step, series: &mut Series) {
+    fn fit(&self, read: &Read, statistic: Statistic, size: Step, series: &mut FetchResult) {
         let dropped = &mut series.dropped;
         let mut buckets = Vec::with_capacity(read.times.len());
         for bucket in read.buckets() {

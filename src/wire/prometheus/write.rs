@@ -200,8 +200,8 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::model::RangeSet;
-    use crate::wire::promapi::series::tests::{models, series};
-    use crate::wire::promapi::{merge, read_matrix};
+    use crate::wire::prometheus::series::tests::{models, series};
+    use crate::wire::prometheus::{merge, read_matrix};
     use proptest::prelude::*;
 
     proptest! {

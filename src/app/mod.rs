@@ -1,8 +1,8 @@
 //! The composition root: a configuration goes in, a running service comes out.
 
 pub mod exposure;
-mod live;
 mod reload;
+mod reloadables;
 mod service;
 #[cfg(feature = "otlp")]
 pub mod traces;
@@ -25,12 +25,13 @@ use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
-use crate::files::Live;
 use crate::front::{Front, Settings, listen};
 use crate::model::{MultiSeries, TargetUrl};
+use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    UpstreamClient, Forward, Guard, Http, ClientConfig, Registry, Security, Transport, Upstream, watch,
+    ClientConfig, Forward, Guard, Http, Registry, Security, Transport, Upstream, UpstreamClient,
+    watch,
 };
 
 /// What could not be set up, in a sentence.
@@ -51,15 +52,15 @@ pub struct App {
     pub front: Arc<Front>,
     /// Answers queries.
     pub engine: Arc<Engine>,
-    tls: Option<Live<ServerConfig>>,
+    tls: Option<Reloadable<ServerConfig>>,
     config: Config,
-    made: Vec<Made>,
+    built: Vec<BuiltUpstream>,
     clock: Arc<dyn Clock>,
 }
 
 /// An upstream that was made, and of what.
 #[derive(Clone)]
-struct Made {
+struct BuiltUpstream {
     settings: config::Upstream,
     upstream: Arc<Upstream>,
     demo: Option<Arc<Demo>>,
@@ -73,7 +74,7 @@ impl App {
 
     /// What `config` describes, in the place of this: upstreams that are not described otherwise
     /// stay, and what is cached of those with the same data. If it fails, nothing has changed.
-    async fn succeeded_by(&self, config: &Config) -> Result<Self, StartError> {
+    async fn rebuild(&self, config: &Config) -> Result<Self, StartError> {
         Self::make(config, self.clock.clone(), Some(self)).await
     }
 
@@ -84,23 +85,23 @@ impl App {
     ) -> Result<Self, StartError> {
         // The registry comes first: handles made before it would count nothing.
         let registry = metrics::registry();
-        let maker = Maker {
+        let builder = UpstreamBuilder {
             clock: clock.clone(),
             state_dir: config.state_dir.clone(),
         };
         // A client reads the system's authorities; most upstreams can share one.
         let plain = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
-        let plain: Arc<dyn Transport> = Arc::new(Http::new(Live::fixed(plain)));
+        let plain: Arc<dyn Transport> = Arc::new(Http::new(Reloadable::fixed(plain)));
         let same_state = before.is_some_and(|app| app.config.state_dir == config.state_dir);
-        let mut made = Vec::new();
+        let mut built = Vec::new();
         for settings in &config.upstreams {
             let old = before.and_then(|app| {
-                let mut made = app.made.iter();
-                made.find(|made| made.settings.name == settings.name)
+                let mut built = app.built.iter();
+                built.find(|built| built.settings.name == settings.name)
             });
-            made.push(match old {
+            built.push(match old {
                 Some(old) if same_state && old.settings == *settings => old.clone(),
-                _ => maker.made(settings, &plain, old).await?,
+                _ => builder.built(settings, &plain, old).await?,
             });
         }
         let guard = Guard {
@@ -110,21 +111,21 @@ impl App {
         let guarded: Arc<dyn Transport> = Arc::new(Http::guarded(guard).map_err(StartError)?);
         let make = move |name, url: TargetUrl| {
             let settings = config::Upstream::target(name, url.clone());
-            let ways = Ways {
+            let connection = Connection {
                 transport: guarded.clone(),
-                headers: Live::fixed(HeaderMap::new()),
+                headers: Reloadable::fixed(HeaderMap::new()),
                 api_key: None,
             };
-            maker.upstream(&settings, vec![url], ways, None)
+            builder.upstream(&settings, vec![url], connection, None)
         };
         let upstreams = Registry::new(
-            made.iter().map(|made| made.upstream.clone()).collect(),
+            built.iter().map(|built| built.upstream.clone()).collect(),
             config.default_upstream.clone(),
             config.targets.clone(),
             Box::new(make),
         );
         let server = &config.server;
-        let api_key = live::header("server.api_key".into(), &server.api_key, &clock);
+        let api_key = reloadables::header("server.api_key".into(), &server.api_key, &clock);
         let settings = Settings {
             api_key: Arc::new(api_key.map_err(StartError)?),
             request_timeout: server.request_timeout,
@@ -134,12 +135,14 @@ impl App {
             access: match before.filter(|app| app.config.access == config.access) {
                 // It knows passwords that have proved right.
                 Some(app) => app.front.access(),
-                None => Arc::new(live::access(&config.access, &clock).map_err(StartError)?),
+                None => Arc::new(reloadables::access(&config.access, &clock).map_err(StartError)?),
             },
             always_500: server.error_status == ErrorStatus::Always500,
         };
         let tls = server.tls.as_ref();
-        let tls = tls.map(|files| live::server(files, &clock)).transpose();
+        let tls = tls
+            .map(|files| reloadables::server(files, &clock))
+            .transpose();
         let tls = tls.map_err(StartError)?;
         // Nothing fails from here on.
         if let Some(before) = before
@@ -152,43 +155,43 @@ impl App {
         let engine = Engine::new(upstreams, memory, server.max_points, clock.clone());
         let front = match before {
             None => Front::new(engine.clone(), settings, registry, clock.clone()),
-            Some(before) => before.front.succeeded_by(engine.clone(), settings),
+            Some(before) => before.front.rebuild(engine.clone(), settings),
         };
         Ok(Self {
             front,
             engine,
             tls,
             config: config.clone(),
-            made,
+            built,
             clock,
         })
     }
 }
 
 /// Makes upstreams out of their settings.
-struct Maker {
+struct UpstreamBuilder {
     clock: Arc<dyn Clock>,
     state_dir: Option<PathBuf>,
 }
 
 /// The way to an upstream, and what it is proved with.
-struct Ways {
+struct Connection {
     transport: Arc<dyn Transport>,
     /// Sent with each request.
-    headers: Live<HeaderMap>,
+    headers: Reloadable<HeaderMap>,
     /// What a mirror must answer with.
-    api_key: Option<Arc<Live<String>>>,
+    api_key: Option<Arc<Reloadable<String>>>,
 }
 
-impl Maker {
+impl UpstreamBuilder {
     /// The upstream that `settings` describe, perhaps in the place of `old`. Most upstreams are
     /// reached by the client `plain`.
-    async fn made(
+    async fn built(
         &self,
         settings: &config::Upstream,
         plain: &Arc<dyn Transport>,
-        old: Option<&Made>,
-    ) -> Result<Made, StartError> {
+        old: Option<&BuiltUpstream>,
+    ) -> Result<BuiltUpstream, StartError> {
         let demo = match (&settings.kind, old) {
             (kind, Some(old)) if *kind == old.settings.kind => old.demo.clone(),
             (
@@ -213,18 +216,18 @@ impl Maker {
                 ..
             } => {
                 let name = format!("upstream {} api_key", settings.name);
-                let text = live::text(name, secret, &self.clock).map_err(StartError)?;
+                let text = reloadables::text(name, secret, &self.clock).map_err(StartError)?;
                 Some(Arc::new(text))
             }
             _ => None,
         };
         let alike = settings.tls == ClientTls::default() && settings.proxy == Proxy::default();
-        let ways = Ways {
+        let connection = Connection {
             transport: match alike {
                 true => plain.clone(),
-                false => Arc::new(live::http(settings, &self.clock).map_err(StartError)?),
+                false => Arc::new(reloadables::http(settings, &self.clock).map_err(StartError)?),
             },
-            headers: live::headers(
+            headers: reloadables::headers(
                 format!("upstream {} headers", settings.name),
                 &settings.headers,
                 &self.clock,
@@ -232,9 +235,9 @@ impl Maker {
             .map_err(StartError)?,
             api_key,
         };
-        Ok(Made {
+        Ok(BuiltUpstream {
             settings: settings.clone(),
-            upstream: self.upstream(settings, urls, ways, old),
+            upstream: self.upstream(settings, urls, connection, old),
             demo,
         })
     }
@@ -243,13 +246,13 @@ impl Maker {
         &self,
         settings: &config::Upstream,
         urls: Vec<TargetUrl>,
-        ways: Ways,
-        old: Option<&Made>,
+        connection: Connection,
+        old: Option<&BuiltUpstream>,
     ) -> Arc<Upstream> {
         let reading = settings.reading;
         let mirror = || -> Box<dyn Adapter> {
             Box::new(Mirror {
-                api_key: ways.api_key.clone(),
+                api_key: connection.api_key.clone(),
                 page: reading.raw_points_max,
             })
         };
@@ -271,9 +274,9 @@ impl Maker {
         };
         let metrics = UpstreamMetrics::new(&settings.name);
         let client = UpstreamClient::new(ClientConfig {
-            transport: ways.transport,
+            transport: connection.transport,
             urls,
-            headers: ways.headers,
+            headers: connection.headers,
             limits: settings.limits,
             max_response: reading.max_response,
             budget_file: self

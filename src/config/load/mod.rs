@@ -4,8 +4,8 @@ mod access;
 mod env;
 mod file;
 mod kinds;
+mod messages;
 mod secure;
-mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,7 +26,7 @@ use crate::model::{Compression, MAX_TIME, TargetUrl};
 const USUAL_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7007);
 
 /// The configuration that applies where there is no file; the repository's `config.toml`.
-const BUILT_IN: &str = include_str!("../../config.toml");
+const BUILT_IN: &str = include_str!("../../../config.toml");
 
 /// A connection that waits longer is taken for one whose client has gone.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);

@@ -18,13 +18,13 @@ use http::{HeaderValue, Method};
 
 use super::samples::Samples;
 use super::{
-    Adapter, Data, Dropped, Exchange, Fetch, Forwarded, Next, Part, Request, Response, Series,
+    Adapter, Data, Dropped, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Request, Response,
 };
 use crate::model::{
     Error, Field, FieldNamesQuery, FieldType, FieldValue, FieldValues, FieldValuesQuery, Kind,
     Layout, Millis, NanInterpretation, Points, Scope, Step, TimeRange,
 };
-use answer::{Labels, Matrix, SampleSeries};
+use answer::{Labels, SampleMatrix, SampleSeries};
 pub use pass::{Passed, pass};
 use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
 pub use range::Expression;
@@ -67,29 +67,29 @@ impl Prometheus {
     }
 
     /// The samples of a gauge as they are stored.
-    fn gauge(&self, selector: &str, fetch: &Fetch) -> Exchange<Series> {
+    fn gauge(&self, selector: &str, fetch: &Fetch) -> Exchange<FetchResult> {
         let (range, nan, single) = (fetch.range, fetch.nan, self.single_series);
         exchange(samples_of(selector, &range), move |response| {
-            let matrix = Matrix::read(response)?;
+            let matrix = SampleMatrix::read(response)?;
             finish(matrix, &range, nan, single).map(Next::Done)
         })
     }
 
     /// The rate of a counter between each two consecutive samples, at the time of the later one.
-    fn counter(&self, selector: &str, fetch: &Fetch) -> Exchange<Series> {
+    fn counter(&self, selector: &str, fetch: &Fetch) -> Exchange<FetchResult> {
         let range = fetch.range;
         let looked = TimeRange::clamped(range.start() - self.lookback(), range.end());
         let before = TimeRange::clamped(range.start() - self.longest_lookback(), looked.start());
         let (single, longest) = (self.single_series, self.longest_lookback());
         let earlier = samples_of(selector, &before);
-        let of_rates = move |mut matrix: Matrix| {
+        let of_rates = move |mut matrix: SampleMatrix| {
             for series in &mut matrix.series {
                 series.samples = rates(&series.samples, longest);
             }
             finish(matrix, &range, NanInterpretation::Omit, single).map(Next::Done)
         };
         exchange(samples_of(selector, &looked), move |response| {
-            let matrix = Matrix::read(response)?;
+            let matrix = SampleMatrix::read(response)?;
             let first_in_range = |s: &SampleSeries| {
                 let first = s.samples.iter().find(|(_, v)| v.is_finite());
                 first.is_some_and(|(t, _)| range.holds(t))
@@ -99,7 +99,7 @@ impl Prometheus {
             }
             // Some series has no sample shortly before the range: it begins there, or had a gap.
             Ok(Next::More(exchange(earlier.clone(), move |response| {
-                let mut all = Matrix::read(response)?;
+                let mut all = SampleMatrix::read(response)?;
                 all.append(&matrix);
                 of_rates(all)
             })))
@@ -114,7 +114,7 @@ impl Prometheus {
                 let request = range_query(expression, &part, interval);
                 let range = part.range;
                 let exchange = exchange(request, move |response| {
-                    let matrix = Matrix::read(response)?;
+                    let matrix = SampleMatrix::read(response)?;
                     on_grid(&matrix, interval, 0)?;
                     finish(matrix, &range, nan, single).map(Next::Done)
                 });
@@ -238,7 +238,7 @@ fn rates(samples: &Samples, longest: Millis) -> Samples {
 
 /// Checks that all samples lie on the grid of `step`, moved by `shift`: a server that moves start
 /// and end to where it likes answers another question.
-fn on_grid(matrix: &Matrix, step: Step, shift: Millis) -> Result<(), Error> {
+fn on_grid(matrix: &SampleMatrix, step: Step, shift: Millis) -> Result<(), Error> {
     let mut times = matrix.series.iter().flat_map(|s| s.samples.times());
     if times.all(|t| step.floor(t - shift) == t - shift) {
         return Ok(());
@@ -249,11 +249,11 @@ fn on_grid(matrix: &Matrix, step: Step, shift: Millis) -> Result<(), Error> {
 
 /// The samples of all series that lie in `range`, in one column.
 fn finish(
-    matrix: Matrix,
+    matrix: SampleMatrix,
     range: &TimeRange,
     nan: NanInterpretation,
     single: bool,
-) -> Result<Series, Error> {
+) -> Result<FetchResult, Error> {
     let mut dropped = Dropped {
         histogram: matrix.histograms,
         ..Dropped::default()
@@ -269,7 +269,7 @@ fn finish(
         let labels: Vec<_> = present.iter().map(|(labels, _)| labels).collect();
         return Err(several(&labels));
     }
-    Ok(Series {
+    Ok(FetchResult {
         data: Data::Points(Points::merged(
             present.into_iter().map(|(_, points)| points).collect(),
         )),

@@ -24,7 +24,7 @@ type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync>;
 
 /// A value that follows its files. A change that is no good is logged, shows in
 /// `heliostat_file_errors`, and leaves the value as it was.
-pub struct Live<T> {
+pub struct Reloadable<T> {
     current: ArcSwap<T>,
     source: Option<Source<T>>,
 }
@@ -53,14 +53,14 @@ impl<T> Drop for Source<T> {
     }
 }
 
-impl<T> fmt::Debug for Live<T> {
+impl<T> fmt::Debug for Reloadable<T> {
     /// The value may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Live(…)")
+        f.write_str("Reloadable(…)")
     }
 }
 
-impl<T> Live<T> {
+impl<T> Reloadable<T> {
     /// A value without files.
     pub fn fixed(value: T) -> Self {
         Self {
@@ -188,7 +188,7 @@ mod tests {
             let text = std::str::from_utf8(&contents[0]).map_err(|e| e.to_string())?;
             text.parse::<u32>().map_err(|e| e.to_string())
         };
-        let live = Live::new("n".into(), vec![path.clone()], clock.clone(), number).unwrap();
+        let live = Reloadable::new("n".into(), vec![path.clone()], clock.clone(), number).unwrap();
         let later = || clock.0.fetch_add(5000, Ordering::Relaxed);
         std::fs::write(&path, "2").unwrap();
         assert_eq!(*live.get(), 1, "not looked at yet");
@@ -203,12 +203,12 @@ mod tests {
         std::fs::write(&path, "3").unwrap();
         later();
         assert_eq!(*live.get(), 3);
-        let missing = Live::new("n".into(), vec![folder.path().join("no")], clock, number);
+        let missing = Reloadable::new("n".into(), vec![folder.path().join("no")], clock, number);
         assert!(missing.unwrap_err().contains("no\" cannot be read"));
     }
 
     #[test]
     fn what_it_holds_is_not_shown() {
-        assert!(!format!("{:?}", Live::fixed("s3cret")).contains("s3cret"));
+        assert!(!format!("{:?}", Reloadable::fixed("s3cret")).contains("s3cret"));
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use heliostat::model::{RangeSet, Step, TimeRange};
 use heliostat::promql::{Analysis, classify};
 use heliostat::wire::encoding::Encoding;
-use heliostat::wire::promapi::{
+use heliostat::wire::prometheus::{
     Extras, InstantQuery, Params, RangeQuery, Series, error_type, merge, read_matrix, thin,
     write_error, write_matrix,
 };

@@ -14,7 +14,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("clock", &["model"]),
     ("tls", &[]),
-    ("files", &["clock", "telemetry"]),
+    ("reloadable", &["clock", "telemetry"]),
     (
         "front",
         &[
@@ -24,7 +24,7 @@ const MAY: &[(&str, &[&str])] = &[
             "model",
             "telemetry",
             "clock",
-            "files",
+            "reloadable",
         ],
     ),
     ("wire", &["model"]),
@@ -45,9 +45,9 @@ const MAY: &[(&str, &[&str])] = &[
     ("aggregate", &["model"]),
     (
         "upstream",
-        &["adapters", "model", "telemetry", "clock", "files"],
+        &["adapters", "model", "telemetry", "clock", "reloadable"],
     ),
-    ("adapters", &["model", "wire", "aggregate", "files"]),
+    ("adapters", &["model", "wire", "aggregate", "reloadable"]),
     ("demo", &["aggregate", "front", "wire", "model", "clock"]),
     ("telemetry", &[]),
 ];

@@ -1,0 +1,8 @@
+//! The mirror API as bytes: requests and responses to and from the model.
+//!
+//! Facts of the protocol are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
+
+mod field;
+pub mod points;
+pub mod request;
+pub mod response;
