@@ -247,7 +247,7 @@ async fn converse(mut stream: TcpStream, shared: Arc<Shared>) {
         };
         let wait = async {
             if answer.gate {
-                shared.gate.acquire().await.unwrap().invalidate();
+                shared.gate.acquire().await.unwrap().forget();
             }
             tokio::time::sleep(Duration::from_millis(answer.delay)).await;
             if answer.fault == Fault::Hang {
