@@ -26,11 +26,11 @@ type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync>;
 /// `heliostat_file_errors`, and leaves the value as it was.
 pub struct Reloadable<T> {
     current: ArcSwap<T>,
-    source: Option<Source<T>>,
+    source: Option<FileSource<T>>,
 }
 
 /// Where a value comes from.
-struct Source<T> {
+struct FileSource<T> {
     /// What it is for, in logs and metrics, such as `server.tls`.
     name: String,
     paths: Vec<PathBuf>,
@@ -44,7 +44,7 @@ struct Source<T> {
     wrong: AtomicBool,
 }
 
-impl<T> Drop for Source<T> {
+impl<T> Drop for FileSource<T> {
     fn drop(&mut self) {
         if self.wrong.load(Ordering::Relaxed) {
             // Files that nobody uses are nobody's fault.
@@ -82,7 +82,7 @@ impl<T> Reloadable<T> {
         let mut live = Self::fixed(value);
         if !paths.is_empty() {
             metrics::file_error(&name, false);
-            live.source = Some(Source {
+            live.source = Some(FileSource {
                 name,
                 paths,
                 make: Box::new(make),
@@ -106,7 +106,7 @@ impl<T> Reloadable<T> {
     }
 }
 
-impl<T> Source<T> {
+impl<T> FileSource<T> {
     /// A new value, if a look is due and the files say something new that is good.
     fn look(&self) -> Option<T> {
         let now = millis(self.clock.as_ref());

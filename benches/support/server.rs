@@ -176,7 +176,7 @@ pub(crate) fn runtime(multi: bool) -> Runtime {
 
 /// Serves Heliostat for ever; `started` hears where.
 pub(crate) async fn heliostat(config: &str, started: impl FnOnce(SocketAddr)) {
-    logs::start(tracing::Level::INFO, logs::Format::Human, false);
+    logs::start(tracing::Level::INFO, logs::LogFormat::Human, false);
     let config = config::parse(config, "bench", &std::collections::BTreeMap::new()).unwrap();
     let clock = Arc::new(SystemClock::default());
     let service = Service::bind(&config, clock).await.unwrap();

@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-pub use reload::Source;
+pub use reload::ConfigSource;
 pub use service::Service;
 
 use crate::adapters::Adapter;
@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
-use crate::front::{Front, Settings, listen};
+use crate::front::{Front, FrontSettings, listen};
 use crate::model::{MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
@@ -63,7 +63,7 @@ pub struct App {
 struct BuiltUpstream {
     settings: config::Upstream,
     upstream: Arc<Upstream>,
-    demo: Option<Arc<Demo>>,
+    demo: Option<Arc<RunningDemo>>,
 }
 
 impl App {
@@ -126,7 +126,7 @@ impl App {
         );
         let server = &config.server;
         let api_key = reloadables::header("server.api_key".into(), &server.api_key, &clock);
-        let settings = Settings {
+        let settings = FrontSettings {
             api_key: Arc::new(api_key.map_err(StartError)?),
             request_timeout: server.request_timeout,
             max_body: server.max_body,
@@ -202,7 +202,7 @@ impl UpstreamBuilder {
                 _,
             ) => {
                 let server = DemoServer::new(*latency, *per_second, self.clock.clone());
-                Some(Arc::new(Demo::start(server).await?))
+                Some(Arc::new(RunningDemo::start(server).await?))
             }
             _ => None,
         };
@@ -305,7 +305,7 @@ impl UpstreamBuilder {
 }
 
 /// A demonstration source that listens on a loopback port of its own until it is dropped.
-struct Demo {
+struct RunningDemo {
     url: TargetUrl,
     _stop: oneshot::Sender<()>,
 }
@@ -313,7 +313,7 @@ struct Demo {
 /// How long requests in hand have when a demonstration ends.
 const DEMO_DRAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
-impl Demo {
+impl RunningDemo {
     async fn start(server: Arc<DemoServer>) -> Result<Self, StartError> {
         let failed =
             |e: std::io::Error| StartError(format!("the demonstration cannot listen: {e}"));

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use super::{App, exposure};
 use crate::config::{Config, ConfigError};
-use crate::front::{Applied, Asked};
+use crate::front::{Applied, ReloadRequests};
 use crate::telemetry::{logs, metrics};
 
 /// How often the file is looked at.
@@ -21,14 +21,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Where a service's configuration comes from.
-pub struct Source {
+pub struct ConfigSource {
     /// Reads it, and says what is wrong.
     pub load: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
     /// The file that it is in, if it is in one.
     pub file: Option<PathBuf>,
 }
 
-impl Source {
+impl ConfigSource {
     /// The configuration as it is now. A file without a word is not the default configuration,
     /// which would open every face: it is cut short, by a full disk or whoever is writing it.
     fn read(&self) -> Result<Config, String> {
@@ -64,7 +64,7 @@ impl Running {
 
     /// Puts the configuration of `source` in the place of the one that serves; if it is no good,
     /// nothing changes.
-    async fn reload(&self, source: &Source) -> Result<Applied, String> {
+    async fn reload(&self, source: &ConfigSource) -> Result<Applied, String> {
         let before = self.app();
         let made = match source.read() {
             Ok(config) => before.rebuild(&config).await.map_err(|e| e.to_string()),
@@ -95,7 +95,7 @@ impl Running {
 
 /// Reads the configuration of `source` again each time it is `asked` for, when its file has
 /// changed, and while that is no good.
-pub(super) async fn follow(running: Arc<Running>, source: Source, mut asked: Asked) {
+pub(super) async fn follow(running: Arc<Running>, source: ConfigSource, mut asked: ReloadRequests) {
     let mut watched = Watched::new(source.file.clone());
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -123,14 +123,14 @@ pub(super) async fn follow(running: Arc<Running>, source: Source, mut asked: Ask
     }
 }
 
-type Contents = Result<Vec<u8>, std::io::ErrorKind>;
+type FileContents = Result<Vec<u8>, std::io::ErrorKind>;
 
 /// What a file said when it was read, to tell when it says something else. Of no file, nothing.
 struct Watched {
     path: Option<PathBuf>,
-    known: Option<Contents>,
+    known: Option<FileContents>,
     /// Something else that it said at the last look: it may be half written.
-    seen: Option<Contents>,
+    seen: Option<FileContents>,
 }
 
 impl Watched {
@@ -144,7 +144,7 @@ impl Watched {
         watched
     }
 
-    fn says(&self) -> Option<Contents> {
+    fn says(&self) -> Option<FileContents> {
         let path = self.path.as_ref()?;
         Some(std::fs::read(path).map_err(|e| e.kind()))
     }
@@ -224,7 +224,7 @@ mod tests {
         let app = App::build(&good().unwrap(), clock).await.unwrap();
         let reads = Arc::new(AtomicUsize::new(0));
         let counted = reads.clone();
-        let source = Source {
+        let source = ConfigSource {
             // What it needs comes later.
             load: Box::new(move || match counted.fetch_add(1, Ordering::Relaxed) {
                 0 | 1 => crate::config::parse("=", "c", &BTreeMap::new()),

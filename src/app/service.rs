@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::info;
 
-use super::reload::{Running, Source, follow};
+use super::reload::{ConfigSource, Running, follow};
 use super::{App, StartError};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -45,7 +45,7 @@ impl Service {
 
     /// From now on the configuration is that of `source`, read again when it is asked for by what
     /// is returned, by an admin call, and when the file changes.
-    pub fn follow(&self, source: Source) -> Reloads {
+    pub fn follow(&self, source: ConfigSource) -> Reloads {
         let (reloads, asked) = Reloads::new();
         self.running.app().front.follow(reloads.clone());
         tokio::spawn(follow(self.running.clone(), source, asked));

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{StartError, reloadables};
 use crate::clock::Clock;
 use crate::config;
-use crate::telemetry::otlp::{Export, Settings};
+use crate::telemetry::otlp::{Export, OtlpSettings};
 use crate::upstream::{Http, Security};
 
 /// Starts tracing as `config` says, for the whole process. `None` if it has been started before.
@@ -19,7 +19,7 @@ pub fn start(
     let client = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
     let headers = reloadables::headers("traces.headers".into(), &config.headers, clock);
     let headers = headers.map_err(StartError)?;
-    Ok(Export::start(Settings {
+    Ok(Export::start(OtlpSettings {
         endpoint: config.endpoint.as_str().to_owned(),
         client,
         headers: Box::new(move || headers.get().as_ref().clone()),

@@ -10,7 +10,7 @@ use crate::upstream::{Http, Security};
 
 /// What a server is believed by, and what is shown to it.
 #[derive(Debug, Args)]
-pub(super) struct Connection {
+pub(super) struct ServerConnection {
     /// Authorities that are trusted besides the system's, in PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -28,7 +28,7 @@ pub(super) struct Connection {
     token_file: Option<PathBuf>,
 }
 
-impl Connection {
+impl ServerConnection {
     /// A client that connects so, made with `builder`.
     pub(super) fn client(
         &self,

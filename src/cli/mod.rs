@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::app::Source;
+use crate::app::ConfigSource;
 use crate::config::{self, Config, ConfigError};
 
 /// A caching and aggregating proxy for telemetry: StackState's mirror API in front of slow
@@ -82,7 +82,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
         _ => {
             // A file that is gone later is not the same as none.
             let (path, env) = (file(given).map(Path::to_owned), env.clone());
-            let source = Source {
+            let source = ConfigSource {
                 // A pipe says nothing the second time, or keeps who reads it waiting.
                 file: path.clone().filter(|path| path.is_file()),
                 load: Box::new(move || load(path.as_deref(), &env)),

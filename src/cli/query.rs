@@ -8,8 +8,8 @@ use bytes::Bytes;
 use clap::Args;
 use http::StatusCode;
 
-use super::client::Connection;
-use super::view::{self, Row};
+use super::client::ServerConnection;
+use super::view::{self, PlotRow};
 use super::{block_on, complain, say, time, wrong};
 use crate::app::App;
 use crate::clock::{Clock, SystemClock};
@@ -80,7 +80,7 @@ pub(super) struct Query {
     server: String,
 
     #[command(flatten)]
-    connection: Connection,
+    connection: ServerConnection,
 
     /// Print the answer as it came
     #[arg(long, conflicts_with = "table")]
@@ -96,7 +96,7 @@ fn statistic(name: &str) -> Result<Statistic, String> {
 }
 
 /// What a server answered.
-struct Answer {
+struct QueryReply {
     status: StatusCode,
     cache: String,
     body: Bytes,
@@ -182,7 +182,7 @@ impl Query {
         TimeRange::new(from, to).ok_or_else(|| "--from must not be after --to".to_owned())
     }
 
-    async fn ask_server(&self, body: Vec<u8>) -> Result<Answer, String> {
+    async fn ask_server(&self, body: Vec<u8>) -> Result<QueryReply, String> {
         let server = TargetUrl::parse(&self.server).map_err(|e| format!("--server: {e}"))?;
         let url = server.join("/api/metric");
         let failed = |e: reqwest::Error| {
@@ -196,7 +196,7 @@ impl Query {
         let response = request.body(body).send().await.map_err(failed)?;
         let cache = response.headers().get("cache-status");
         let cache = cache.and_then(|v| v.to_str().ok()).unwrap_or_default();
-        Ok(Answer {
+        Ok(QueryReply {
             status: response.status(),
             cache: cache.to_owned(),
             body: response.bytes().await.map_err(failed)?,
@@ -205,7 +205,7 @@ impl Query {
 
     fn show(
         &self,
-        answer: &Answer,
+        answer: &QueryReply,
         query: &MetricQuery,
         columns: Option<usize>,
     ) -> Result<(), String> {
@@ -224,8 +224,8 @@ impl Query {
             None => vec![None; telemetry.times.len()],
         };
         let rows = telemetry.times.into_iter().zip(ends).zip(telemetry.values);
-        let rows: Vec<Row> = rows
-            .map(|((start, end), value)| Row { start, end, value })
+        let rows: Vec<PlotRow> = rows
+            .map(|((start, end), value)| PlotRow { start, end, value })
             .collect();
         if self.table {
             say(&view::table(&rows));
@@ -309,11 +309,11 @@ fn selector(conditions: &[String]) -> Result<Selector, String> {
 }
 
 /// Asks an engine of our own, without a server in between.
-async fn ask_engine(config: &Config, body: &[u8]) -> Result<Answer, String> {
+async fn ask_engine(config: &Config, body: &[u8]) -> Result<QueryReply, String> {
     let clock = Arc::new(SystemClock::default());
     let app = App::build(config, clock).await.map_err(|e| e.to_string())?;
     let response = app.front.ask(Method::Metric, body).await;
-    Ok(Answer {
+    Ok(QueryReply {
         status: response.status(),
         cache: String::new(),
         body: response.into_body().into_bytes(),

@@ -8,18 +8,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::{block_on, complain};
-use crate::app::{Service, Source, exposure};
+use crate::app::{ConfigSource, Service, exposure};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::front::Reloads;
 use crate::telemetry::logs;
 
 /// Serves what `config` describes, and what `source` does later, until a signal to stop.
-pub(super) fn run(config: &Config, source: Source) -> ExitCode {
+pub(super) fn run(config: &Config, source: ConfigSource) -> ExitCode {
     let format = if config.log.json {
-        logs::Format::Json
+        logs::LogFormat::Json
     } else {
-        logs::Format::Human
+        logs::LogFormat::Human
     };
     logs::start(config.log.level, format, std::io::stderr().is_terminal());
     match block_on(serve(config, source)) {
@@ -35,7 +35,7 @@ pub(super) fn run(config: &Config, source: Source) -> ExitCode {
     }
 }
 
-async fn serve(config: &Config, source: Source) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;

@@ -11,7 +11,7 @@ const HEIGHTS: (usize, usize) = (5, 200);
 
 /// A point, or a bucket where `end` is given.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Row {
+pub(super) struct PlotRow {
     /// The time of the point, or the start of the bucket.
     pub(super) start: Millis,
     /// The first instant after the bucket.
@@ -21,11 +21,11 @@ pub(super) struct Row {
 }
 
 /// The rows as aligned columns under a heading, every line with its line end.
-pub(super) fn table(rows: &[Row]) -> String {
+pub(super) fn table(rows: &[PlotRow]) -> String {
     if rows.is_empty() {
         return "no points\n".into();
     }
-    let cells = |row: &Row| {
+    let cells = |row: &PlotRow| {
         [
             show(row.start),
             row.end.map(show).unwrap_or_default(),
@@ -62,7 +62,7 @@ pub(super) fn table(rows: &[Row]) -> String {
 ///
 /// Points next to each other are connected, save across a gap of more than three times the usual
 /// distance. Values that are not finite and times that no client can name are left out.
-pub(super) fn chart(rows: &[Row], title: &str, width: usize, height: usize) -> String {
+pub(super) fn chart(rows: &[PlotRow], title: &str, width: usize, height: usize) -> String {
     // A metric's name comes from afar, and must not steer the terminal.
     let mut out: String = title.chars().filter(|c| !c.is_control()).collect();
     if !out.is_empty() {
@@ -323,27 +323,27 @@ mod tests {
 
     const NOON: Millis = 1_795_262_400_000;
 
-    fn row(minute: Millis, value: f64) -> Row {
-        Row {
+    fn row(minute: Millis, value: f64) -> PlotRow {
+        PlotRow {
             start: NOON + minute * MINUTE,
             end: None,
             value,
         }
     }
 
-    fn rows(values: &[f64]) -> Vec<Row> {
+    fn rows(values: &[f64]) -> Vec<PlotRow> {
         (0..).zip(values).map(|(n, v)| row(n, *v)).collect()
     }
 
     /// A daily wave, with a gap after its middle.
-    fn wave(span: Millis, step: Millis) -> Vec<Row> {
+    fn wave(span: Millis, step: Millis) -> Vec<PlotRow> {
         let gap = span / 2..span * 5 / 8;
         let times = (0..span / step).map(|n| n * step);
         times
             .filter(|t| !gap.contains(t))
             .map(|t| {
                 let angle = t as f64 / DAY as f64 * std::f64::consts::TAU;
-                Row {
+                PlotRow {
                     start: NOON + t,
                     end: None,
                     value: 1500.0 + 900.0 * angle.sin(),
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned() {
-        let bucket = |minute, value| Row {
+        let bucket = |minute, value| PlotRow {
             end: Some(NOON + (minute + 1) * MINUTE),
             ..row(minute, value)
         };
@@ -471,7 +471,7 @@ mod tests {
         assert_eq!(chart(&[], "cpu", 80, 10), "cpu\nno points\n");
         let unusable = [
             row(0, f64::NAN),
-            Row {
+            PlotRow {
                 start: -1,
                 ..row(0, 1.0)
             },
@@ -528,7 +528,7 @@ mod tests {
         let times = [0, 1, 999, NOON, NOON + 1, NOON + 40 * DAY, MAX_TIME - 1];
         for (low, high) in values.iter().flat_map(|a| values.map(|b| (*a, b))) {
             for (from, to) in times.iter().flat_map(|a| times.map(|b| (*a, b))) {
-                let point = |start, value| Row {
+                let point = |start, value| PlotRow {
                     start,
                     end: None,
                     value,

@@ -275,6 +275,6 @@ impl Upstream {
     /// A Prometheus server at `url` with every setting at its default.
     pub fn target(name: String, url: TargetUrl) -> Self {
         let kind = UpstreamKind::Prometheus { urls: vec![url] };
-        raw::Upstream::default().settings(name, kind)
+        raw::RawUpstream::default().settings(name, kind)
     }
 }

@@ -17,39 +17,39 @@ use crate::model::{
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Config {
+pub(super) struct RawConfig {
     #[serde(deserialize_with = "table")]
-    pub(super) server: Server,
+    pub(super) server: RawServer,
     #[serde(deserialize_with = "table")]
     pub(super) access: RawAccess,
     #[serde(deserialize_with = "table")]
-    pub(super) cache: Cache,
+    pub(super) cache: RawCache,
     #[serde(deserialize_with = "table")]
-    pub(super) targets: Targets,
+    pub(super) targets: RawTargets,
     #[serde(deserialize_with = "table")]
-    pub(super) state: State,
+    pub(super) state: RawState,
     #[serde(deserialize_with = "table")]
-    pub(super) log: Log,
+    pub(super) log: RawLog,
     #[serde(deserialize_with = "table")]
-    pub(super) traces: Traces,
+    pub(super) traces: RawTraces,
     #[serde(deserialize_with = "tables")]
-    pub(super) upstream: Vec<Upstream>,
+    pub(super) upstream: Vec<RawUpstream>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Server {
+pub(super) struct RawServer {
     pub(super) listen: Option<Text<SocketAddr>>,
     pub(super) api_key: Option<SecretSource>,
     pub(super) request_timeout: Option<Text<Duration>>,
     pub(super) max_body: Option<Text<Size>>,
     pub(super) max_in_flight: Option<u32>,
     pub(super) max_points: Option<u32>,
-    pub(super) error_status: Option<ErrorStatus>,
-    pub(super) compression: Option<Compression>,
+    pub(super) error_status: Option<RawErrorStatus>,
+    pub(super) compression: Option<RawCompression>,
     pub(super) drain_timeout: Option<Text<Duration>>,
     #[serde(deserialize_with = "table")]
-    pub(super) tls: ServerTls,
+    pub(super) tls: RawServerTls,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -77,7 +77,7 @@ pub(super) struct RawApiAccess {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct ServerTls {
+pub(super) struct RawServerTls {
     pub(super) cert: Option<String>,
     pub(super) key: Option<String>,
     pub(super) client_ca: Option<String>,
@@ -85,7 +85,7 @@ pub(super) struct ServerTls {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct ClientTls {
+pub(super) struct RawClientTls {
     pub(super) ca: Option<String>,
     pub(super) cert: Option<String>,
     pub(super) key: Option<String>,
@@ -94,7 +94,7 @@ pub(super) struct ClientTls {
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Compression {
+pub(super) enum RawCompression {
     Auto,
     Always,
     Never,
@@ -102,7 +102,7 @@ pub(super) enum Compression {
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ErrorStatus {
+pub(super) enum RawErrorStatus {
     Semantic,
     #[serde(rename = "always_500")]
     Always500,
@@ -110,33 +110,33 @@ pub(super) enum ErrorStatus {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Cache {
+pub(super) struct RawCache {
     pub(super) memory: Option<Text<Size>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Targets {
+pub(super) struct RawTargets {
     pub(super) allow: Vec<Text<Pattern>>,
     pub(super) networks: Vec<Text<IpNet>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct State {
+pub(super) struct RawState {
     pub(super) dir: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Log {
-    pub(super) level: Option<Level>,
-    pub(super) format: Option<Format>,
+pub(super) struct RawLog {
+    pub(super) level: Option<RawLevel>,
+    pub(super) format: Option<RawFormat>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Traces {
+pub(super) struct RawTraces {
     pub(super) endpoint: Option<String>,
     #[serde(deserialize_with = "table")]
     pub(super) headers: BTreeMap<String, SecretSource>,
@@ -145,7 +145,7 @@ pub(super) struct Traces {
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Level {
+pub(super) enum RawLevel {
     Error,
     Warn,
     Info,
@@ -155,21 +155,21 @@ pub(super) enum Level {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Format {
+pub(super) enum RawFormat {
     Human,
     Json,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Kind {
+pub(super) enum RawKind {
     #[default]
     Demo,
     Mirror,
     Prometheus,
 }
 
-impl Kind {
+impl RawKind {
     /// As in the file.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -182,26 +182,26 @@ impl Kind {
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Alignment {
+pub(super) enum RawAlignment {
     Exact,
     Align,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Upstream {
+pub(super) struct RawUpstream {
     pub(super) name: Option<String>,
-    pub(super) kind: Option<Kind>,
+    pub(super) kind: Option<RawKind>,
     pub(super) urls: Vec<Text<TargetUrl>>,
     pub(super) default: bool,
     pub(super) api_key: Option<SecretSource>,
-    pub(super) connection_details: Option<ConnectionDetails>,
+    pub(super) connection_details: Option<RawConnectionDetails>,
     #[serde(deserialize_with = "table")]
-    pub(super) demo: Demo,
+    pub(super) demo: RawDemo,
     #[serde(deserialize_with = "table")]
     pub(super) headers: BTreeMap<String, SecretSource>,
     #[serde(deserialize_with = "table")]
-    pub(super) tls: ClientTls,
+    pub(super) tls: RawClientTls,
     pub(super) proxy: Option<SecretSource>,
     pub(super) interval: Option<Text<Duration>>,
     pub(super) settle: Option<Text<Duration>>,
@@ -209,25 +209,25 @@ pub(super) struct Upstream {
     pub(super) max_stale: Option<Text<Duration>>,
     pub(super) stale_while_revalidate: Option<Text<Duration>>,
     pub(super) history_ttl: Option<Text<Duration>>,
-    pub(super) aggregate: Option<Aggregation>,
+    pub(super) aggregate: Option<RawAggregation>,
     pub(super) raw_points_max: Option<u32>,
-    pub(super) multi_series: Option<Series>,
-    pub(super) incomplete_buckets: Option<Buckets>,
+    pub(super) multi_series: Option<RawMultiSeries>,
+    pub(super) incomplete_buckets: Option<RawBuckets>,
     pub(super) metadata_ttl: Option<Text<Duration>>,
     pub(super) max_response: Option<Text<Size>>,
     pub(super) max_series: Option<u32>,
     pub(super) max_span: Option<Text<Duration>>,
-    pub(super) step_alignment: Option<Alignment>,
+    pub(super) step_alignment: Option<RawAlignment>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
     #[serde(deserialize_with = "table")]
-    pub(super) rate_limit: RateLimit,
+    pub(super) rate_limit: RawRateLimit,
     pub(super) max_concurrency: Option<u32>,
     pub(super) adaptive_concurrency: Option<bool>,
     pub(super) hedge_after: Option<Text<Duration>>,
     pub(super) queue: Option<u32>,
     #[serde(deserialize_with = "table")]
-    pub(super) breaker: Breaker,
+    pub(super) breaker: RawBreaker,
 }
 
 #[derive(Clone, Deserialize)]
@@ -235,12 +235,12 @@ pub(super) struct Upstream {
     untagged,
     expecting = "expected \"forward\" or a table of details such as { host = \"prom\", port = 9090 }"
 )]
-pub(super) enum ConnectionDetails {
-    Forward(Forward),
+pub(super) enum RawConnectionDetails {
+    Forward(RawForward),
     Fixed(serde_json::Map<String, serde_json::Value>),
 }
 
-impl fmt::Debug for ConnectionDetails {
+impl fmt::Debug for RawConnectionDetails {
     /// Details may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ConnectionDetails(…)")
@@ -249,18 +249,18 @@ impl fmt::Debug for ConnectionDetails {
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Forward {
+pub(super) enum RawForward {
     Forward,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Demo {
+pub(super) struct RawDemo {
     pub(super) latency: Option<Text<Duration>>,
     pub(super) per_second: Option<u32>,
 }
 
-impl Demo {
+impl RawDemo {
     pub(super) const LATENCY: Duration = Duration::from_millis(400);
     pub(super) const PER_SECOND: u32 = 50;
 
@@ -273,7 +273,7 @@ impl Demo {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct RateLimit {
+pub(super) struct RawRateLimit {
     pub(super) per_second: Option<f64>,
     pub(super) burst: Option<u32>,
     pub(super) per_hour: Option<u32>,
@@ -282,14 +282,14 @@ pub(super) struct RateLimit {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Breaker {
+pub(super) struct RawBreaker {
     pub(super) failures: Option<u32>,
     pub(super) open: Option<Text<Duration>>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Aggregation {
+pub(super) enum RawAggregation {
     Auto,
     Local,
     Upstream,
@@ -297,14 +297,14 @@ pub(super) enum Aggregation {
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Series {
+pub(super) enum RawMultiSeries {
     Merge,
     Error,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Buckets {
+pub(super) enum RawBuckets {
     Include,
     Omit,
 }
@@ -318,7 +318,7 @@ fn seconds(value: Option<&Text<Duration>>, default: u64) -> Duration {
     value.map_or(Duration::from_secs(default), |text| text.0)
 }
 
-impl Upstream {
+impl RawUpstream {
     /// The settings of an upstream `name` of `kind`; every key that is absent has its default.
     pub(super) fn settings(&self, name: String, kind: UpstreamKind) -> Settings {
         let interval = millis(seconds(self.interval.as_ref(), 15));
@@ -340,18 +340,18 @@ impl Upstream {
             reading: Reading {
                 interval: Step::new(interval).unwrap_or(Step::SECOND),
                 aggregate: match self.aggregate {
-                    None | Some(Aggregation::Auto) => Aggregate::Auto,
-                    Some(Aggregation::Local) => Aggregate::Local,
-                    Some(Aggregation::Upstream) => Aggregate::Upstream,
+                    None | Some(RawAggregation::Auto) => Aggregate::Auto,
+                    Some(RawAggregation::Local) => Aggregate::Local,
+                    Some(RawAggregation::Upstream) => Aggregate::Upstream,
                 },
                 raw_points_max: self.raw_points_max.unwrap_or(100_000),
                 multi_series: match self.multi_series {
-                    None | Some(Series::Merge) => MultiSeries::Merge,
-                    Some(Series::Error) => MultiSeries::Error,
+                    None | Some(RawMultiSeries::Merge) => MultiSeries::Merge,
+                    Some(RawMultiSeries::Error) => MultiSeries::Error,
                 },
                 incomplete_buckets: match self.incomplete_buckets {
-                    None | Some(Buckets::Include) => IncompleteBuckets::Include,
-                    Some(Buckets::Omit) => IncompleteBuckets::Omit,
+                    None | Some(RawBuckets::Include) => IncompleteBuckets::Include,
+                    Some(RawBuckets::Omit) => IncompleteBuckets::Omit,
                 },
                 max_response: self
                     .max_response
@@ -362,8 +362,8 @@ impl Upstream {
                     span: millis(seconds(self.max_span.as_ref(), 0)),
                 },
                 step_alignment: match self.step_alignment {
-                    None | Some(Alignment::Exact) => StepAlignment::Exact,
-                    Some(Alignment::Align) => StepAlignment::Align,
+                    None | Some(RawAlignment::Exact) => StepAlignment::Exact,
+                    Some(RawAlignment::Align) => StepAlignment::Align,
                 },
             },
             limits: Limits {

@@ -1,6 +1,6 @@
 //! Queries over the series.
 
-use super::series::{self, Series};
+use super::series::{self, DemoSeries};
 use super::signal::INTERVAL;
 use crate::aggregate::aggregate;
 use crate::model::{
@@ -34,7 +34,7 @@ pub(super) fn field_names(query: &FieldNamesQuery) -> Result<Vec<u8>, Error> {
 /// Answers a query for the values of a field.
 pub(super) fn field_values(query: &FieldValuesQuery) -> Result<Vec<u8>, Error> {
     let scope = &query.scope;
-    let every: Vec<&Series> = series::all().iter().collect();
+    let every: Vec<&DemoSeries> = series::all().iter().collect();
     let known = series::fields(&every);
     if !known.iter().any(|f| f.name == query.field.name) {
         let names: Vec<_> = known.iter().map(|f| f.name.as_str()).collect();
@@ -86,7 +86,7 @@ pub(super) fn metric(query: &MetricQuery, now: Millis, cap: u64) -> Result<Vec<u
 
 /// The series that meet `selector`, in the order in which they were first seen. It is an error
 /// to ask for a metric that no series has.
-fn select(selector: &Selector) -> Result<Vec<&'static Series>, Error> {
+fn select(selector: &Selector) -> Result<Vec<&'static DemoSeries>, Error> {
     let conditions = selector.conditions();
     for condition in conditions.iter().filter(|c| c.key == NAME) {
         let asked = condition.test.values();
@@ -115,9 +115,9 @@ fn with_points(range: TimeRange, now: Millis) -> TimeRange {
 
 /// The places of all points of `series` in `range`, in order of time, missing ones included.
 fn places<'a>(
-    series: &'a [&'static Series],
+    series: &'a [&'static DemoSeries],
     range: TimeRange,
-) -> impl Iterator<Item = (&'static Series, i64)> + 'a {
+) -> impl Iterator<Item = (&'static DemoSeries, i64)> + 'a {
     let first = range.start().div_euclid(INTERVAL);
     // Without series there is nothing to find, and no cap would end the search.
     let intervals = if series.is_empty() {
@@ -132,7 +132,7 @@ fn places<'a>(
 
 /// The points themselves: at most `limit`, and no more than `cap` are looked at.
 fn raw(
-    series: &[&'static Series],
+    series: &[&'static DemoSeries],
     range: TimeRange,
     now: Millis,
     limit: usize,
@@ -166,7 +166,7 @@ fn raw(
 
 /// All points of the buckets that `range` touches.
 fn evaluate(
-    series: &[&'static Series],
+    series: &[&'static DemoSeries],
     range: TimeRange,
     size: Step,
     now: Millis,

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::signal::{Episodes, INTERVAL, Level, Place, Salt, Shape, seed, unit};
+use super::signal::{Episodes, INTERVAL, Salt, Shape, SignalLevel, SignalPlace, seed, unit};
 use crate::model::{Condition, Field, FieldType, Millis, Number, Scalar, TimeRange};
 
 /// No point comes in later than this after its time.
@@ -26,7 +26,7 @@ struct Host {
     region: Region,
     port: u16,
     canary: bool,
-    metrics: &'static [Metric],
+    metrics: &'static [DemoMetric],
 }
 
 struct Region {
@@ -36,7 +36,7 @@ struct Region {
 }
 
 #[derive(Clone, Copy)]
-struct Metric {
+struct DemoMetric {
     name: &'static str,
     shape: Shape,
 }
@@ -55,11 +55,11 @@ const PERCENT: (f64, f64) = (0.0, 100.0);
 const GIB: f64 = 1_073_741_824.0;
 
 /// A metric that goes up and down. The numbers: base, swing, wander, noise, tail, burst.
-const fn level(name: &'static str, n: [f64; 6], bounds: (f64, f64), parts: f64) -> Metric {
+const fn level(name: &'static str, n: [f64; 6], bounds: (f64, f64), parts: f64) -> DemoMetric {
     let [base, swing, wander, noise, tail, burst] = n;
-    Metric {
+    DemoMetric {
         name,
-        shape: Shape::Level(Level {
+        shape: Shape::Level(SignalLevel {
             base,
             swing,
             wander,
@@ -72,28 +72,28 @@ const fn level(name: &'static str, n: [f64; 6], bounds: (f64, f64), parts: f64) 
     }
 }
 
-const fn counter(name: &'static str, per_day: f64) -> Metric {
-    Metric {
+const fn counter(name: &'static str, per_day: f64) -> DemoMetric {
+    DemoMetric {
         name,
         shape: Shape::Counter { per_day },
     }
 }
 
-const CPU: Metric = level(
+const CPU: DemoMetric = level(
     "cpu.usage_percent",
     [9.0, 38.0, 5.0, 4.0, 12.0, 35.0],
     PERCENT,
     100.0,
 );
-const MEMORY: Metric = level(
+const MEMORY: DemoMetric = level(
     "memory.used_bytes",
     [3.1 * GIB, 1.6 * GIB, 0.3 * GIB, 0.02 * GIB, 0.0, 0.4 * GIB],
     (0.0, 8.0 * GIB),
     1.0,
 );
-const ERRORS: Metric = level("network.errors", [-1.0, 0.8, 0.5, 1.0, 4.0, 45.0], ANY, 1.0);
+const ERRORS: DemoMetric = level("network.errors", [-1.0, 0.8, 0.5, 1.0, 4.0, 45.0], ANY, 1.0);
 
-const WEB: &[Metric] = &[
+const WEB: &[DemoMetric] = &[
     CPU,
     MEMORY,
     ERRORS,
@@ -105,11 +105,11 @@ const WEB: &[Metric] = &[
         100.0,
     ),
 ];
-const DB: &[Metric] = &[
+const DB: &[DemoMetric] = &[
     CPU,
     MEMORY,
     ERRORS,
-    Metric {
+    DemoMetric {
         name: "disk.free_bytes",
         shape: Shape::Drain {
             full: 412.0 * GIB,
@@ -130,7 +130,7 @@ const DB: &[Metric] = &[
         100.0,
     ),
 ];
-const CACHE: &[Metric] = &[
+const CACHE: &[DemoMetric] = &[
     CPU,
     MEMORY,
     ERRORS,
@@ -142,7 +142,7 @@ const CACHE: &[Metric] = &[
     ),
     counter("cache.evictions_total", 240_000.0),
 ];
-const QUEUE: &[Metric] = &[
+const QUEUE: &[DemoMetric] = &[
     CPU,
     MEMORY,
     level(
@@ -153,7 +153,7 @@ const QUEUE: &[Metric] = &[
     ),
     counter("queue.messages_total", 760_000.0),
 ];
-const SHOP: &[Metric] = &[
+const SHOP: &[DemoMetric] = &[
     level(
         "orders.per_minute",
         [3.0, 140.0, 10.0, 6.0, 0.0, 55.0],
@@ -174,7 +174,7 @@ const fn host(
     service: &'static str,
     region: Region,
     port: u16,
-    metrics: &'static [Metric],
+    metrics: &'static [DemoMetric],
 ) -> Host {
     Host {
         name,
@@ -204,7 +204,7 @@ const HOSTS: &[Host] = &[
 
 /// A series: its fields and what its points are made of.
 #[derive(Debug)]
-pub(super) struct Series {
+pub(super) struct DemoSeries {
     fields: [(&'static str, Scalar); 6],
     seed: u64,
     phase: Millis,
@@ -214,16 +214,16 @@ pub(super) struct Series {
 }
 
 /// Every series, in the order in which they were first seen.
-pub(super) fn all() -> &'static [Series] {
-    static ALL: LazyLock<Vec<Series>> = LazyLock::new(|| {
-        let of_host = |host: &'static Host| host.metrics.iter().map(|m| Series::new(host, m));
+pub(super) fn all() -> &'static [DemoSeries] {
+    static ALL: LazyLock<Vec<DemoSeries>> = LazyLock::new(|| {
+        let of_host = |host: &'static Host| host.metrics.iter().map(|m| DemoSeries::new(host, m));
         HOSTS.iter().flat_map(of_host).collect()
     });
     &ALL
 }
 
 /// The fields that the series `among` have, in order.
-pub(super) fn fields(among: &[&Series]) -> Vec<Field> {
+pub(super) fn fields(among: &[&DemoSeries]) -> Vec<Field> {
     let first = among.first().map(|s| s.fields.as_slice());
     let field = |(name, value): &(&str, Scalar)| Field {
         kind: match value {
@@ -237,8 +237,8 @@ pub(super) fn fields(among: &[&Series]) -> Vec<Field> {
     first.unwrap_or_default().iter().map(field).collect()
 }
 
-impl Series {
-    fn new(host: &Host, metric: &Metric) -> Self {
+impl DemoSeries {
+    fn new(host: &Host, metric: &DemoMetric) -> Self {
         let text = |s: &str| Scalar::String(s.to_owned());
         // Seeds follow from names, so that a new series leaves the others as they are.
         let seed = seed(&format!("{}@{}", metric.name, host.name));
@@ -290,7 +290,7 @@ impl Series {
         if missing || !self.has_arrived(k, time, now) {
             return None;
         }
-        let place = Place {
+        let place = SignalPlace {
             k,
             time,
             shift: self.shift,

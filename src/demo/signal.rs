@@ -108,7 +108,7 @@ const BURSTS: Episodes = Episodes {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shape {
     /// They go up and down.
-    Level(Level),
+    Level(SignalLevel),
     /// They count up in whole numbers and start at 0 once a day, as of a daily restart.
     Counter {
         /// What a usual day counts.
@@ -127,7 +127,7 @@ pub(super) enum Shape {
 
 /// A value that goes up and down: the sum of its parts, held between two bounds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Level {
+pub(super) struct SignalLevel {
     /// The value on a quiet night.
     pub(super) base: f64,
     /// What the busiest hour of a working day adds.
@@ -148,7 +148,7 @@ pub(super) struct Level {
 
 /// One place in a series.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct SignalPlace {
     /// The number of the point.
     pub(super) k: i64,
     /// Its time.
@@ -159,7 +159,7 @@ pub(super) struct Place {
 
 impl Shape {
     /// The value at `place` of the series with `seed`.
-    pub(super) fn value(&self, seed: u64, place: Place) -> f64 {
+    pub(super) fn value(&self, seed: u64, place: SignalPlace) -> f64 {
         match self {
             Self::Level(level) => level.value(seed, place),
             Self::Counter { per_day } => counter(*per_day, seed, place),
@@ -173,8 +173,8 @@ impl Shape {
     }
 }
 
-impl Level {
-    fn value(&self, seed: u64, place: Place) -> f64 {
+impl SignalLevel {
+    fn value(&self, seed: u64, place: SignalPlace) -> f64 {
         let k = place.k;
         let local = place.time + place.shift;
         let jump = unit(seed, Salt::Noise, k) * 2.0 - 1.0;
@@ -197,7 +197,7 @@ impl Level {
 
 /// What a counter has counted since its last restart. A steady part makes up for any jitter, so
 /// that it never falls in between.
-fn counter(per_day: f64, seed: u64, place: Place) -> f64 {
+fn counter(per_day: f64, seed: u64, place: SignalPlace) -> f64 {
     const STEADY: f64 = 0.3;
     let since = since_reset(seed, place.time, DAY);
     let local = place.time + place.shift;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::series::{self, DELAY_MAX, Series};
+use super::series::{self, DELAY_MAX, DemoSeries};
 use super::{POINTS_MAX, answer, query};
 use crate::aggregate::aggregate;
 use crate::model::{Error, Kind, Millis, Points, Statistic, Step, TimeRange};
@@ -46,8 +46,8 @@ fn found(conditions: &[Value]) -> usize {
     points(&query, NOW).0.len()
 }
 
-fn series(name: &str, host: &str) -> &'static Series {
-    let is = |s: &Series, key, value| s.field(key).unwrap().to_string() == value;
+fn series(name: &str, host: &str) -> &'static DemoSeries {
+    let is = |s: &DemoSeries, key, value| s.field(key).unwrap().to_string() == value;
     let mut all = series::all().iter();
     all.find(|s| is(s, "name", name) && is(s, "host", host))
         .unwrap()
@@ -98,7 +98,7 @@ fn points_never_change() {
 
 #[test]
 fn there_are_dozens_of_series_and_each_has_its_own_name_and_host() {
-    let of = |s: &Series| format!("{:?} {:?}", s.field("name"), s.field("host"));
+    let of = |s: &DemoSeries| format!("{:?} {:?}", s.field("name"), s.field("host"));
     let mut all: Vec<_> = series::all().iter().map(of).collect();
     all.sort();
     all.dedup();
@@ -154,7 +154,7 @@ fn counters_grow_but_for_a_daily_restart() {
 #[test]
 fn some_series_have_gaps_and_some_have_none() {
     let week = NOW / 15_000 - 7 * 5760..NOW / 15_000 - 4;
-    let longest = |s: &Series| {
+    let longest = |s: &DemoSeries| {
         let (mut longest, mut gap) = (0, 0);
         for k in week.clone() {
             gap = if s.point(k, NOW).is_none() {

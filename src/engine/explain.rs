@@ -133,7 +133,7 @@ pub struct Missing {
     #[serde(flatten)]
     pub period: TimeSpan,
     /// Why, part by part.
-    pub why: Vec<Reason>,
+    pub why: Vec<RangeReason>,
     /// The calls that would be made: method and path, without headers and body.
     pub calls: Vec<String>,
 }
@@ -141,7 +141,7 @@ pub struct Missing {
 /// Why a part would be fetched.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Reason {
+pub struct RangeReason {
     /// Which part.
     #[serde(flatten)]
     pub period: TimeSpan,
@@ -349,7 +349,7 @@ fn reasons(
     range: &TimeRange,
     known: &RangeSet,
     fresh: &RangeSet,
-) -> Vec<Reason> {
+) -> Vec<RangeReason> {
     let mut parts: Vec<(TimeRange, &str)> = Vec::new();
     if let Some(asked) = missing.intersection(range) {
         parts.extend(known.missing_from(asked).iter().map(|r| (*r, "unknown")));
@@ -364,7 +364,7 @@ fn reasons(
         parts.push((ahead, "ahead"));
     }
     parts.sort_by_key(|(range, _)| range.start());
-    let reason = |(range, reason): (TimeRange, _)| Reason {
+    let reason = |(range, reason): (TimeRange, _)| RangeReason {
         period: range.into(),
         reason,
     };

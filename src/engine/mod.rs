@@ -1,19 +1,37 @@
 //! The engine answers queries out of the cache and fetches what is missing.
 //!
 //! - `lane`: the identity under which data is shared
-//! - `chunk`, `columns`, `cache`: what is known, in immutable parts, bounded by weight
-//! - `plan`: pure; what of a range is good and what has to be fetched
-//! - `series`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
-//! - `revalidate`: serves what has just expired, and fetches it in the background
+//! - `chunk`, `columns`, `cache`: cached data, in immutable parts, bounded by weight
+//! - `plan`: pure; which part of a range is fresh and which has to be fetched
+//! - `fetch`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
+//! - `revalidate`: serves data that has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
-//! - `answer`: what a query is answered with
-//! - `range`, `grids`, `analyses`: what a range query of PromQL is answered with
+//! - `answer`: answers to queries for metric values
+//! - `range`, `known_steps`, `analyses`: answers to range queries of PromQL
 //! - `metadata`: names and values of fields
 //! - `passthrough`: whole answers of Prometheus' API
-//! - `forget`: what is to be fetched anew although it is known
-//! - `explain`, `holdings`: what would be done for a query; what is cached of each upstream
+//! - `invalidate`: drops cached data, so that it is fetched again
+//! - `explain`, `cache_stats`: the plan for a query without running it; what is cached of each upstream
 //!
-//! What the benches of its parts need is public; [`Engine`] is all that others use.
+//! The benches measure some parts one by one, so those are public; [`Engine`] is all that others use.
+//!
+//! # Glossary
+//!
+//! | word | meaning |
+//! |---|---|
+//! | lane | one series identity in one layout: upstream, selector or expression, raw points or buckets |
+//! | chunk | the cached data of a lane in one fixed span of time |
+//! | segment | a range inside a chunk with one fetch time, settled or not |
+//! | piece | what one fetch brings: data and the segments it covers |
+//! | frame | the span, layout and grain that a chunk is built in |
+//! | coverage | the segments that are known, in order of time |
+//! | settled | old enough, when fetched, that it will not change any more |
+//! | refresh | how long data that may still change is served before it is fetched again |
+//! | lag | distance from an evaluation time back to the newest sample it may read |
+//! | phase | offset of evaluation times from multiples of the step |
+//! | cell | one native interval, bucket or step; chunks span a fixed number of cells |
+//! | step | distance between two evaluation times, or the size of a bucket |
+//! | flight | one fetch in progress that all overlapping requests share (single flight) |
 
 mod analyses;
 mod answer;
@@ -41,7 +59,7 @@ use std::time::Duration;
 pub use answer::{Answer, CacheOutcome, Timing};
 pub use cache_stats::{CacheStats, LaneDescription, LaneStats};
 pub use explain::{
-    AnswerSource, Cached, Explanation, Missing, RangeReport, Reason, ResponseReport, TimeSpan,
+    AnswerSource, Cached, Explanation, Missing, RangeReason, RangeReport, ResponseReport, TimeSpan,
 };
 pub use invalidate::Selection;
 pub use metadata::CachedList;

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 
 use crate::model::{Layout, Millis, Points, TimeRange};
-use crate::wire::encoding::{Encoding, Packed, Text};
+use crate::wire::encoding::{Encoding, PackedText, Text};
 use crate::wire::number::{read_time, write_bucket, write_point};
 
 /// So many neighbouring points are packed together. At the ends of an answer up to one block less
@@ -18,7 +18,7 @@ const PACKING: usize = 16;
 
 /// The packed blocks of a text, each packed when first asked for; `None` where that makes it no
 /// smaller.
-type Blocks = Box<[OnceLock<Option<Packed>>]>;
+type Blocks = Box<[OnceLock<Option<PackedText>>]>;
 
 /// Points as JSON, a comma after each, and where each starts.
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ impl Rendered {
         }
     }
 
-    fn blocks(&self, encoding: Encoding) -> &[OnceLock<Option<Packed>>] {
+    fn blocks(&self, encoding: Encoding) -> &[OnceLock<Option<PackedText>>] {
         let blocks = self.len().div_ceil(BLOCK);
         let none = || (0..blocks).map(|_| OnceLock::new()).collect();
         self.packed(encoding)
@@ -191,7 +191,7 @@ impl Rendered {
             .filter_map(OnceLock::get);
         let packed = packed.map(|blocks| {
             let kept = blocks.iter().filter_map(|b| b.get()?.as_ref());
-            size_of_val::<[_]>(blocks) + kept.map(Packed::heap_bytes).sum::<usize>()
+            size_of_val::<[_]>(blocks) + kept.map(PackedText::heap_bytes).sum::<usize>()
         });
         self.text.len() + self.offsets.capacity() * size_of::<u32>() + packed.sum::<usize>()
     }

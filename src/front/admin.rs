@@ -201,7 +201,7 @@ fn explain(
         allow(&head.method, &mirror::METHODS)?;
         return mirror::explain(engine, method, &body, context);
     }
-    let Some(endpoint) = prometheus::Endpoint::of(path) else {
+    let Some(endpoint) = prometheus::ApiEndpoint::of(path) else {
         let message = format!(
             "there is nothing to explain at {path:.100?}; put the path of a query behind {ROOT}explain"
         );

@@ -28,6 +28,6 @@ mod stream;
 
 pub use auth::{AccessControl, Api, Credentials, Rules};
 pub use body::Body;
-pub use reloads::{Answer, Applied, Asked, Reloads};
-pub use router::{Front, Settings};
+pub use reloads::{Applied, ReloadReply, ReloadRequests, Reloads};
+pub use router::{Front, FrontSettings};
 pub use status::{error_response, read_body};

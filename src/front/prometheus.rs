@@ -55,7 +55,7 @@ const VARIES: HeaderValue =
 
 /// What a path of the API asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(super) enum ApiEndpoint {
     QueryRange,
     Query,
     Labels,
@@ -77,7 +77,7 @@ pub(super) enum Endpoint {
     Other,
 }
 
-impl Endpoint {
+impl ApiEndpoint {
     /// All of them.
     pub(super) const ALL: [Self; 16] = [
         Self::QueryRange,
@@ -200,7 +200,7 @@ pub(super) enum Asked {
 /// the deadline in `context`.
 pub(super) fn asked(
     engine: &Engine,
-    endpoint: Endpoint,
+    endpoint: ApiEndpoint,
     head: &Parts,
     path: &str,
     body: Bytes,
@@ -214,7 +214,7 @@ pub(super) fn asked(
     let form = !body.is_empty() && is_form(&head.headers);
     let params = Params::read(head.uri.query(), form.then_some(&body));
     let keep = match endpoint {
-        Endpoint::QueryRange => {
+        ApiEndpoint::QueryRange => {
             let query = RangeQuery::read(&params)?;
             within(context, query.timeout);
             match cacheable(engine, &query) {
@@ -230,7 +230,7 @@ pub(super) fn asked(
                 Err(reason) => CachePolicy::NoStore(reason),
             }
         }
-        Endpoint::Query => {
+        ApiEndpoint::Query => {
             let asked = InstantQuery::read(&params)?;
             within(context, asked.timeout);
             match asked.time {
@@ -241,17 +241,18 @@ pub(super) fn asked(
                 },
             }
         }
-        Endpoint::Labels
-        | Endpoint::LabelValues
-        | Endpoint::Series
-        | Endpoint::Metadata
-        | Endpoint::Status => CachePolicy::Metadata,
-        Endpoint::FormatQuery | Endpoint::ParseQuery => CachePolicy::Settled,
-        Endpoint::QueryExemplars | Endpoint::Rules | Endpoint::Alerts | Endpoint::Targets => {
-            CachePolicy::Short
-        }
-        Endpoint::Read => CachePolicy::NoStore("remote-read"),
-        Endpoint::Refused | Endpoint::Other => CachePolicy::NoStore("unknown-endpoint"),
+        ApiEndpoint::Labels
+        | ApiEndpoint::LabelValues
+        | ApiEndpoint::Series
+        | ApiEndpoint::Metadata
+        | ApiEndpoint::Status => CachePolicy::Metadata,
+        ApiEndpoint::FormatQuery | ApiEndpoint::ParseQuery => CachePolicy::Settled,
+        ApiEndpoint::QueryExemplars
+        | ApiEndpoint::Rules
+        | ApiEndpoint::Alerts
+        | ApiEndpoint::Targets => CachePolicy::Short,
+        ApiEndpoint::Read => CachePolicy::NoStore("remote-read"),
+        ApiEndpoint::Refused | ApiEndpoint::Other => CachePolicy::NoStore("unknown-endpoint"),
     };
     let raw = !form && !body.is_empty();
     let mut headers = picked(&head.headers, &TENANT);
@@ -263,7 +264,7 @@ pub(super) fn asked(
         params: params.sorted(),
         body: if raw { body } else { Bytes::new() },
         headers,
-        json: !matches!(endpoint, Endpoint::Read | Endpoint::Other),
+        json: !matches!(endpoint, ApiEndpoint::Read | ApiEndpoint::Other),
     };
     let method = match &head.method {
         &Method::POST => Method::POST,
@@ -280,7 +281,7 @@ pub(super) fn asked(
 /// Answers a request with this `head` and `body`.
 pub(super) async fn answer(
     engine: &Arc<Engine>,
-    endpoint: Endpoint,
+    endpoint: ApiEndpoint,
     head: &Parts,
     body: Bytes,
     mut context: RequestContext,
@@ -427,22 +428,22 @@ mod tests {
     #[test]
     fn paths_mean_endpoints() {
         for (path, endpoint) in [
-            ("/api/v1/query_range", Endpoint::QueryRange),
-            ("/prometheus/prom/api/v1/query", Endpoint::Query),
-            ("/api/v1/label/a%2Fb/values", Endpoint::Other),
-            ("/api/v1/label/a.b/values", Endpoint::LabelValues),
-            ("/api/v1/targets/metadata", Endpoint::Metadata),
-            ("/api/v1/status/tsdb", Endpoint::Status),
-            ("/api/v1/new", Endpoint::Other),
-            ("/api/v1/admin/tsdb/snapshot", Endpoint::Refused),
-            ("/api/v1/%61dmin%2ftsdb", Endpoint::Refused),
-            ("/api/v1/%2Fadmin/tsdb", Endpoint::Refused),
-            ("/api/v1/x/../admin", Endpoint::Refused),
-            ("/api/v1/%2e%2E/%2e./-/reload", Endpoint::Refused),
-            ("/api/v1/..\\..\\x", Endpoint::Refused),
-            ("/api/v1/write", Endpoint::Refused),
+            ("/api/v1/query_range", ApiEndpoint::QueryRange),
+            ("/prometheus/prom/api/v1/query", ApiEndpoint::Query),
+            ("/api/v1/label/a%2Fb/values", ApiEndpoint::Other),
+            ("/api/v1/label/a.b/values", ApiEndpoint::LabelValues),
+            ("/api/v1/targets/metadata", ApiEndpoint::Metadata),
+            ("/api/v1/status/tsdb", ApiEndpoint::Status),
+            ("/api/v1/new", ApiEndpoint::Other),
+            ("/api/v1/admin/tsdb/snapshot", ApiEndpoint::Refused),
+            ("/api/v1/%61dmin%2ftsdb", ApiEndpoint::Refused),
+            ("/api/v1/%2Fadmin/tsdb", ApiEndpoint::Refused),
+            ("/api/v1/x/../admin", ApiEndpoint::Refused),
+            ("/api/v1/%2e%2E/%2e./-/reload", ApiEndpoint::Refused),
+            ("/api/v1/..\\..\\x", ApiEndpoint::Refused),
+            ("/api/v1/write", ApiEndpoint::Refused),
         ] {
-            assert_eq!(Endpoint::of(path), Some(endpoint), "{path}");
+            assert_eq!(ApiEndpoint::of(path), Some(endpoint), "{path}");
         }
         for path in [
             "/api/v1",
@@ -450,7 +451,7 @@ mod tests {
             "/prometheus/prom/graph",
             "/prometheus",
         ] {
-            assert_eq!(Endpoint::of(path), None, "{path}");
+            assert_eq!(ApiEndpoint::of(path), None, "{path}");
         }
         assert_eq!(
             split("/prometheus/a.b/api/v1/query"),
@@ -460,8 +461,9 @@ mod tests {
 
     #[test]
     fn every_endpoint_is_counted_by_its_name() {
-        let names: std::collections::BTreeSet<_> = Endpoint::ALL.iter().map(|e| e.name()).collect();
-        assert_eq!(names.len(), Endpoint::ALL.len());
+        let names: std::collections::BTreeSet<_> =
+            ApiEndpoint::ALL.iter().map(|e| e.name()).collect();
+        assert_eq!(names.len(), ApiEndpoint::ALL.len());
     }
 
     #[test]

@@ -10,15 +10,15 @@ const WAITING: usize = 16;
 
 /// Asks for the configuration to be read again.
 #[derive(Clone, Debug)]
-pub struct Reloads(mpsc::Sender<Answer>);
+pub struct Reloads(mpsc::Sender<ReloadReply>);
 
 /// Who asks for reloads, one after the other.
 #[derive(Debug)]
-pub struct Asked(mpsc::Receiver<Answer>);
+pub struct ReloadRequests(mpsc::Receiver<ReloadReply>);
 
 /// Who is to be told of a reload.
 #[derive(Debug)]
-pub struct Answer(oneshot::Sender<Result<Applied, String>>);
+pub struct ReloadReply(oneshot::Sender<Result<Applied, String>>);
 
 /// What a reload did, by the names of upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -37,28 +37,28 @@ pub struct Applied {
 
 impl Reloads {
     /// A handle to ask with, and what is asked.
-    pub fn new() -> (Self, Asked) {
+    pub fn new() -> (Self, ReloadRequests) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), Asked(receiver))
+        (Self(sender), ReloadRequests(receiver))
     }
 
     /// Reads the configuration again. The error says what is wrong with it; `None` if nobody
     /// reads any more.
     pub async fn ask(&self) -> Option<Result<Applied, String>> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Answer(sender)).await.ok()?;
+        self.0.send(ReloadReply(sender)).await.ok()?;
         answer.await.ok()
     }
 }
 
-impl Asked {
+impl ReloadRequests {
     /// The next one who asks.
-    pub async fn next(&mut self) -> Option<Answer> {
+    pub async fn next(&mut self) -> Option<ReloadReply> {
         self.0.recv().await
     }
 }
 
-impl Answer {
+impl ReloadReply {
     /// Tells what became of it. Whoever asked may have left.
     pub fn send(self, outcome: Result<Applied, String>) {
         let _ = self.0.send(outcome);

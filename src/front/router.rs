@@ -32,7 +32,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-mirror-api-key");
 
 /// How clients are served.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct FrontSettings {
     /// Sent as `X-MIRROR-API-KEY` on every response.
     pub api_key: Arc<Reloadable<HeaderValue>>,
     /// Most time from a request's head to its answer.
@@ -52,7 +52,7 @@ pub struct Settings {
 /// Answers requests, under one configuration.
 pub struct Front {
     engine: Arc<Engine>,
-    settings: Settings,
+    settings: FrontSettings,
     shared: Arc<Shared>,
 }
 
@@ -73,7 +73,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Mirror(mirror::Method),
-    Prometheus(prometheus::Endpoint),
+    Prometheus(prometheus::ApiEndpoint),
     Page(pages::Page),
     Admin(admin::Call),
 }
@@ -124,7 +124,7 @@ impl Metrics {
             known: mirror
                 .into_iter()
                 .chain(pages)
-                .chain(prometheus::Endpoint::ALL.map(Route::Prometheus))
+                .chain(prometheus::ApiEndpoint::ALL.map(Route::Prometheus))
                 .chain(admin::Call::ALL.map(Route::Admin))
                 .map(|route| {
                     let (api, method) = route.names();
@@ -169,7 +169,7 @@ impl Front {
     /// A front for `engine`.
     pub fn new(
         engine: Arc<Engine>,
-        settings: Settings,
+        settings: FrontSettings,
         registry: Option<&'static PrometheusHandle>,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
@@ -189,7 +189,7 @@ impl Front {
     }
 
     /// A front in the place of this, which may have requests in hand.
-    pub fn rebuild(&self, engine: Arc<Engine>, settings: Settings) -> Arc<Self> {
+    pub fn rebuild(&self, engine: Arc<Engine>, settings: FrontSettings) -> Arc<Self> {
         Arc::new(Self {
             engine,
             settings,
@@ -357,7 +357,7 @@ impl Front {
 
     async fn prometheus(
         &self,
-        endpoint: prometheus::Endpoint,
+        endpoint: prometheus::ApiEndpoint,
         request: Request<Incoming>,
         client: IpAddr,
         begun: (Duration, Trace),
@@ -449,7 +449,7 @@ fn route(path: &str) -> Option<Route> {
         let found = PAGES.into_iter().find(|(known, _)| *known == path);
         found.map(|(_, page)| Route::Page(page))
     };
-    let prometheus = || prometheus::Endpoint::of(path).map(Route::Prometheus);
+    let prometheus = || prometheus::ApiEndpoint::of(path).map(Route::Prometheus);
     let admin = || admin::Call::of(path).map(Route::Admin);
     mirror.or_else(page).or_else(prometheus).or_else(admin)
 }

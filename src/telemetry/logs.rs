@@ -10,7 +10,7 @@ use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// Text, coloured on a terminal.
     #[default]
     Human,
@@ -26,12 +26,12 @@ static LEVEL: Mutex<Option<Level>> = Mutex::new(None);
 
 /// Starts logging at `level` for the whole process; libraries are heard from warnings on. A
 /// second call changes nothing.
-pub fn start(level: Level, format: Format, coloured: bool) {
+pub fn start(level: Level, format: LogFormat, coloured: bool) {
     let (heard, handle) = reload::Layer::new(heard(level));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
-        Format::Human => lines.with_ansi(coloured).with_target(false).boxed(),
-        Format::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Human => lines.with_ansi(coloured).with_target(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     // An error means that a logger is in place already, which is as good.
     if registry().with(lines.with_filter(heard)).try_init().is_ok() {

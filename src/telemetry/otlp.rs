@@ -36,7 +36,7 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// Where spans go and which.
-pub struct Settings {
+pub struct OtlpSettings {
     /// The URL that they are posted to.
     pub endpoint: String,
     /// Sends them.
@@ -54,7 +54,7 @@ pub struct Export(SdkTracerProvider);
 impl Export {
     /// From now on requests have spans, for the whole process, which a thread of its own sends in
     /// batches. `None` if that is so already. Called within the runtime that sends them.
-    pub fn start(settings: Settings) -> Option<Self> {
+    pub fn start(settings: OtlpSettings) -> Option<Self> {
         let mut resource = Resource::builder()
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
@@ -101,7 +101,7 @@ impl Export {
 /// Posts spans to a collector. Those that cannot be posted are lost: memory and requests matter
 /// more.
 struct Exporter {
-    settings: Settings,
+    settings: OtlpSettings,
     runtime: tokio::runtime::Handle,
     resource: ResourceAttributesWithSchema,
     /// Whether the last export failed.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum BreakerState {
     /// Calls pass; so many in a row failed.
     Closed { failures: u32 },
     /// No call passes before `until`.
@@ -18,7 +18,7 @@ enum State {
 /// The breaker of one address.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    state: Mutex<State>,
+    state: Mutex<BreakerState>,
     failures: u32,
     open: Duration,
 }
@@ -35,13 +35,13 @@ impl Breaker {
     /// Opens after `failures` in a row, for `open`.
     pub(super) fn new(failures: u32, open: Duration) -> Self {
         Self {
-            state: Mutex::new(State::Closed { failures: 0 }),
+            state: Mutex::new(BreakerState::Closed { failures: 0 }),
             failures,
             open,
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, BreakerState> {
         // A plain value cannot be left half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,14 +50,14 @@ impl Breaker {
     pub(super) fn pass(&self) -> Result<Pass<'_>, Duration> {
         let mut state = self.state();
         let probe = match *state {
-            State::Closed { .. } => false,
-            State::Probing => return Err(self.open),
-            State::Open { until } => {
+            BreakerState::Closed { .. } => false,
+            BreakerState::Probing => return Err(self.open),
+            BreakerState::Open { until } => {
                 let left = until.saturating_duration_since(Instant::now());
                 if !left.is_zero() {
                     return Err(left);
                 }
-                *state = State::Probing;
+                *state = BreakerState::Probing;
                 true
             }
         };
@@ -71,9 +71,9 @@ impl Breaker {
     /// For how long no call may be made, if none may now.
     pub(super) fn open_for(&self) -> Option<Duration> {
         match *self.state() {
-            State::Closed { .. } => None,
-            State::Probing => Some(self.open),
-            State::Open { until } => {
+            BreakerState::Closed { .. } => None,
+            BreakerState::Probing => Some(self.open),
+            BreakerState::Open { until } => {
                 let left = until.saturating_duration_since(Instant::now());
                 (!left.is_zero()).then_some(left)
             }
@@ -83,9 +83,9 @@ impl Breaker {
     /// Its state by name, the failures in a row, and for how long no call is let through.
     pub(super) fn state_now(&self) -> (&'static str, u32, Option<Duration>) {
         match *self.state() {
-            State::Closed { failures } => ("closed", failures, None),
-            State::Probing => ("probing", self.failures, None),
-            State::Open { until } => {
+            BreakerState::Closed { failures } => ("closed", failures, None),
+            BreakerState::Probing => ("probing", self.failures, None),
+            BreakerState::Open { until } => {
                 let left = until.saturating_duration_since(Instant::now());
                 ("open", self.failures, Some(left))
             }
@@ -94,7 +94,7 @@ impl Breaker {
 
     /// Whether calls are held back.
     pub(super) fn is_open(&self) -> bool {
-        !matches!(*self.state(), State::Closed { .. })
+        !matches!(*self.state(), BreakerState::Closed { .. })
     }
 }
 
@@ -102,7 +102,7 @@ impl Pass<'_> {
     /// The call showed that the address works.
     pub(super) fn succeeded(mut self) {
         self.settled = true;
-        *self.breaker.state() = State::Closed { failures: 0 };
+        *self.breaker.state() = BreakerState::Closed { failures: 0 };
     }
 
     /// The call showed that it does not.
@@ -110,16 +110,16 @@ impl Pass<'_> {
         self.settled = true;
         let mut state = self.breaker.state();
         let failures = match *state {
-            State::Closed { failures } => failures + 1,
-            State::Open { .. } => return,
-            State::Probing => self.breaker.failures,
+            BreakerState::Closed { failures } => failures + 1,
+            BreakerState::Open { .. } => return,
+            BreakerState::Probing => self.breaker.failures,
         };
         *state = if failures >= self.breaker.failures {
-            State::Open {
+            BreakerState::Open {
                 until: Instant::now() + self.breaker.open,
             }
         } else {
-            State::Closed { failures }
+            BreakerState::Closed { failures }
         };
     }
 }
@@ -128,7 +128,7 @@ impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if self.probe && !self.settled {
             // The probe was given up; the next call is one.
-            *self.breaker.state() = State::Open {
+            *self.breaker.state() = BreakerState::Open {
                 until: Instant::now(),
             };
         }

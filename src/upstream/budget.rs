@@ -36,7 +36,7 @@ struct Window {
 }
 
 #[derive(Deserialize, Serialize)]
-struct File {
+struct BudgetFile {
     version: u32,
     windows: Vec<Saved>,
 }
@@ -167,7 +167,7 @@ fn restore(windows: &mut [Window], saved: &[Saved]) {
 }
 
 fn read(path: &Path) -> io::Result<Vec<Saved>> {
-    let file: File = serde_json::from_slice(&std::fs::read(path)?)?;
+    let file: BudgetFile = serde_json::from_slice(&std::fs::read(path)?)?;
     if file.version == VERSION {
         Ok(file.windows)
     } else {
@@ -183,7 +183,7 @@ fn save(path: &Path, windows: &[Window]) -> io::Result<()> {
         index: w.index,
         used: w.written,
     });
-    let file = File {
+    let file = BudgetFile {
         version: VERSION,
         windows: saved.collect(),
     };

@@ -17,7 +17,7 @@ use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
 use super::rate_limit_headers::RateLimitHeaders;
 use super::retry::RetryBudget;
-use super::state::State;
+use super::state::ProtectionState;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::clock::Clock;
@@ -270,8 +270,8 @@ impl UpstreamClient {
     }
 
     /// The state of its protection, at the wall time `now`.
-    pub fn state(&self, now: Millis) -> State {
-        State {
+    pub fn state(&self, now: Millis) -> ProtectionState {
+        ProtectionState {
             limiter: self.limiter.state(),
             budgets: self.budgets.state(now),
             endpoints: self.endpoints.state(),

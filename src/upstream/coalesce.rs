@@ -12,12 +12,12 @@ use tokio::task::AbortHandle;
 use crate::model::{Error, Kind, RangeSet, TimeRange};
 use crate::telemetry::trace::{Span, Trace};
 
-type Outcome<T> = Option<Result<T, Error>>;
+type FlightOutcome<T> = Option<Result<T, Error>>;
 
 /// One fetch under way, held by each of those who wait for it.
 pub struct Flight<T> {
     range: TimeRange,
-    outcome: watch::Receiver<Outcome<T>>,
+    outcome: watch::Receiver<FlightOutcome<T>>,
     /// What it is a part of.
     trace: Trace,
     task: AbortHandle,
@@ -51,12 +51,12 @@ impl<T> Drop for Flight<T> {
     }
 }
 
-type Table<K, T> = HashMap<K, Vec<(u64, TimeRange, Weak<Flight<T>>)>>;
+type FlightTable<K, T> = HashMap<K, Vec<(u64, TimeRange, Weak<Flight<T>>)>>;
 
 /// The fetches under way, by what they are of.
 pub struct Flights<K, T> {
     // A plain mutex: it is held for a look-up and never across an await.
-    table: Arc<Mutex<Table<K, T>>>,
+    table: Arc<Mutex<FlightTable<K, T>>>,
     next: Mutex<u64>,
 }
 
@@ -159,7 +159,7 @@ where
             *next
         };
         let (sender, outcome) = watch::channel(None);
-        let entry = Entry {
+        let entry = FlightEntry {
             table: self.table.clone(),
             key: key.clone(),
             id,
@@ -181,13 +181,13 @@ where
 }
 
 /// A fetch's place in the table, which it leaves however it ends.
-struct Entry<K: Eq + Hash, T> {
-    table: Arc<Mutex<Table<K, T>>>,
+struct FlightEntry<K: Eq + Hash, T> {
+    table: Arc<Mutex<FlightTable<K, T>>>,
     key: K,
     id: u64,
 }
 
-impl<K: Eq + Hash, T> Drop for Entry<K, T> {
+impl<K: Eq + Hash, T> Drop for FlightEntry<K, T> {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         if let Some(under_way) = table.get_mut(&self.key) {

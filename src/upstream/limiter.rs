@@ -39,24 +39,24 @@ impl Clock for RuntimeClock {
 }
 
 /// Admits calls to one upstream.
-pub(super) struct Limiter(Arc<Shared>);
+pub(super) struct Limiter(Arc<SharedLimiter>);
 
-struct Shared {
+struct SharedLimiter {
     rate: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Nanos>>,
     clock: RuntimeClock,
     limits: Limits,
     // A plain mutex: it is held to change the queue and never across an await.
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     /// Calls under way.
     running: usize,
     /// How many may be, if that adapts.
     adapted: Option<Adapted>,
     /// One line for each caller who waits; the first is next, and goes to the end then.
-    lines: VecDeque<Line>,
+    lines: VecDeque<CallerQueue>,
     /// How many wait in all lines.
     waiting: usize,
     /// No call before this, as the upstream asked.
@@ -71,18 +71,18 @@ struct State {
 }
 
 /// Those who wait for one caller; the first lane is next, and goes to the end then.
-struct Line {
+struct CallerQueue {
     caller: Caller,
-    lanes: VecDeque<Lane>,
+    lanes: VecDeque<LaneQueue>,
 }
 
 /// Those who wait for data of one lane, by its number.
-struct Lane {
+struct LaneQueue {
     number: u64,
     waiting: VecDeque<(u64, oneshot::Sender<Permit>)>,
 }
 
-impl Line {
+impl CallerQueue {
     fn len(&self) -> usize {
         self.lanes.iter().map(|l| l.waiting.len()).sum()
     }
@@ -126,7 +126,7 @@ impl Adapted {
 }
 
 /// Leave to make one call, which is under way until this is dropped.
-pub(super) struct Permit(Weak<Shared>);
+pub(super) struct Permit(Weak<SharedLimiter>);
 
 impl Permit {
     /// How the call went, for a limit that adapts.
@@ -150,13 +150,13 @@ impl Drop for Permit {
 }
 
 /// A place in line, given up when dropped.
-struct Place<'a> {
-    shared: &'a Arc<Shared>,
+struct QueuePlace<'a> {
+    shared: &'a Arc<SharedLimiter>,
     caller: Caller,
     ticket: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.shared.state().leave(self.caller, self.ticket);
     }
@@ -170,17 +170,17 @@ impl Limiter {
         let quota = Quota::with_period(period)
             .unwrap_or_else(|| Quota::per_second(burst))
             .allow_burst(burst);
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedLimiter {
             rate: RateLimiter::direct_with_clock(quota, clock.clone()),
             clock,
             limits: *limits,
-            state: Mutex::new(State {
+            state: Mutex::new(QueueState {
                 adapted: limits.adaptive_concurrency.then_some(Adapted {
                     limit: limits.max_concurrency as f64,
                     shortest: Duration::from_secs(3600),
                     lowered: None,
                 }),
-                ..State::default()
+                ..QueueState::default()
             }),
         }))
     }
@@ -198,7 +198,7 @@ impl Limiter {
             let mut state = shared.state();
             shared.admissible(&state, caller, deadline)?;
             let (ticket, admitted) = state.enter(caller, lane);
-            let place = Place {
+            let place = QueuePlace {
                 shared,
                 caller,
                 ticket,
@@ -261,13 +261,13 @@ fn refusal(message: String, wait: Duration) -> Error {
     Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
 }
 
-impl State {
+impl QueueState {
     fn enter(&mut self, caller: Caller, number: u64) -> (u64, oneshot::Receiver<Permit>) {
         let (sender, admitted) = oneshot::channel();
         self.last_ticket += 1;
         self.waiting += 1;
         let entry = (self.last_ticket, sender);
-        let lane = |entry| Lane {
+        let lane = |entry| LaneQueue {
             number,
             waiting: VecDeque::from([entry]),
         };
@@ -276,7 +276,7 @@ impl State {
                 Some(lane) => lane.waiting.push_back(entry),
                 None => line.lanes.push_back(lane(entry)),
             },
-            None => self.lines.push_back(Line {
+            None => self.lines.push_back(CallerQueue {
                 caller,
                 lanes: VecDeque::from([lane(entry)]),
             }),
@@ -318,14 +318,19 @@ impl State {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedLimiter {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         // Each change is made whole before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An error where as many calls wait as may, or where `deadline` would pass before a call's turn.
-    fn admissible(&self, state: &State, caller: Caller, deadline: Instant) -> Result<(), Error> {
+    fn admissible(
+        &self,
+        state: &QueueState,
+        caller: Caller,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         if state.waiting >= self.limits.queue {
             let wait = self.shortest_wait(state, caller);
             let message = format!(
@@ -353,7 +358,7 @@ impl Shared {
     /// The least time that a call of `caller` for another lane, which comes now, will wait for the
     /// rate: its turn comes when each lane of its line has had one, and each other line has moved
     /// as often.
-    fn shortest_wait(&self, state: &State, caller: Caller) -> Duration {
+    fn shortest_wait(&self, state: &QueueState, caller: Caller) -> Duration {
         let own = state.lines.iter().find(|l| l.caller == caller);
         let own = own.map_or(0, |l| l.lanes.len());
         let others = state.lines.iter().filter(|l| l.caller != caller);
@@ -373,7 +378,7 @@ impl Shared {
     }
 
     /// How many calls may run at once.
-    fn at_once(&self, state: &State) -> usize {
+    fn at_once(&self, state: &QueueState) -> usize {
         let adapted = state.adapted.map(|a| a.limit as usize);
         adapted.unwrap_or(self.limits.max_concurrency)
     }
@@ -399,7 +404,7 @@ impl Shared {
     }
 
     /// For how long no call may be made, or `None`, with a call taken from the rate.
-    fn wait(&self, state: &mut State) -> Option<Duration> {
+    fn wait(&self, state: &mut QueueState) -> Option<Duration> {
         if let Some(until) = state.paused_until {
             let left = until.saturating_duration_since(Instant::now());
             if !left.is_zero() {
@@ -431,7 +436,7 @@ impl Shared {
         Some(Duration::from(wait).max(Duration::from_micros(1)))
     }
 
-    fn wake_after(self: &Arc<Self>, state: &mut State, wait: Duration) {
+    fn wake_after(self: &Arc<Self>, state: &mut QueueState, wait: Duration) {
         let at = Instant::now() + wait;
         if state.wake_at.is_some_and(|planned| planned <= at) {
             return;

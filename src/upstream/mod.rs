@@ -28,7 +28,7 @@ pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;
 pub use registry::{Registry, TargetFactory};
-pub use state::{BudgetState, EndpointState, LimiterState, State};
+pub use state::{BudgetState, EndpointState, LimiterState, ProtectionState};
 pub use transport::{BoxFuture, Http, Outgoing, Security, Transport};
 
 /// One upstream: how it is spoken to, how it is treated, and the way to it.

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// The state of what protects an upstream.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct State {
+pub struct ProtectionState {
     /// Rate, concurrency and queue.
     pub limiter: LimiterState,
     /// Budgets of calls.

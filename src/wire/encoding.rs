@@ -24,7 +24,7 @@ pub enum Encoding {
 
 /// A text that is packed in one encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packed {
+pub struct PackedText {
     bytes: Bytes,
     /// Length and checksum of the text.
     length: u32,
@@ -39,7 +39,7 @@ pub enum Text {
     /// As it is.
     Plain(Bytes),
     /// Packed in the encoding of the response.
-    Packed(Packed),
+    Packed(PackedText),
 }
 
 /// zlib's usual level: what is packed is kept, so it may take its time.
@@ -74,7 +74,7 @@ impl Encoding {
     }
 
     /// `text` packed, or `None` where that does not make it smaller.
-    pub fn pack(self, text: &[u8]) -> Option<Packed> {
+    pub fn pack(self, text: &[u8]) -> Option<PackedText> {
         let bytes = match self {
             Self::Identity => None,
             Self::Gzip => deflated(text),
@@ -85,7 +85,7 @@ impl Encoding {
         // What 1 becomes when a text of this length and the checksum 0 follows.
         let mut one = Hasher::new_with_initial(CRC_ONE);
         one.combine(&Hasher::new_with_initial_len(0, u64::from(length)));
-        Some(Packed {
+        Some(PackedText {
             bytes: Bytes::from(bytes.into_boxed_slice()),
             length,
             crc: crc32fast::hash(text),
@@ -118,7 +118,7 @@ impl Encoding {
     }
 }
 
-impl Packed {
+impl PackedText {
     /// Bytes that it holds on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.bytes.len()
@@ -138,7 +138,7 @@ fn deflated(text: &[u8]) -> Option<Vec<u8>> {
 /// The checksum of a text with the checksum `crc` and of `packed` after it: polynomials over GF(2)
 /// modulo that of CRC-32, the lowest power in the highest bit (M. Adler, `crc32_combine_op` of
 /// zlib). Working out the factor, which depends on the length alone, takes ten times as long.
-fn follow(crc: u32, packed: &Packed) -> u32 {
+fn follow(crc: u32, packed: &PackedText) -> u32 {
     let (mut product, mut power) = (0, crc);
     for bit in (0..u32::BITS).rev() {
         product ^= power & (packed.shift >> bit & 1).wrapping_neg();

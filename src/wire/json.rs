@@ -119,12 +119,12 @@ impl<'de> Deserialize<'de> for Json<'de> {
 #[derive(Clone, Copy)]
 pub struct Node<'a> {
     value: Option<&'a Json<'a>>,
-    place: Place<'a>,
+    place: JsonPath<'a>,
 }
 
 /// Where a value stands: in which other, and as what.
 #[derive(Clone, Copy)]
-enum Place<'a> {
+enum JsonPath<'a> {
     Document,
     Member(&'a Node<'a>, &'a str),
     Element(&'a Node<'a>, usize),
@@ -135,7 +135,7 @@ impl<'a> Node<'a> {
     pub fn root(value: &'a Json<'a>) -> Self {
         Self {
             value: Some(value),
-            place: Place::Document,
+            place: JsonPath::Document,
         }
     }
 
@@ -151,15 +151,15 @@ impl<'a> Node<'a> {
 
     fn write_path(&self, path: &mut String) {
         match self.place {
-            Place::Document => {}
-            Place::Member(parent, key) => {
+            JsonPath::Document => {}
+            JsonPath::Member(parent, key) => {
                 parent.write_path(path);
                 if !path.is_empty() {
                     path.push('.');
                 }
                 path.push_str(key);
             }
-            Place::Element(parent, index) => {
+            JsonPath::Element(parent, index) => {
                 parent.write_path(path);
                 path.push_str(&format!("[{index}]"));
             }
@@ -170,7 +170,7 @@ impl<'a> Node<'a> {
     pub fn member(&'a self, key: &'a str) -> Self {
         Self {
             value: self.value.and_then(|v| v.member(key)),
-            place: Place::Member(self, key),
+            place: JsonPath::Member(self, key),
         }
     }
 
@@ -218,7 +218,7 @@ impl<'a> Node<'a> {
         };
         let element = |(i, value)| Self {
             value: Some(value),
-            place: Place::Element(self, i),
+            place: JsonPath::Element(self, i),
         };
         Ok(array.iter().enumerate().map(element))
     }

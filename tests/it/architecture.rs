@@ -215,3 +215,51 @@ fn paths_are_found_in_every_form() {
     );
     assert_eq!(found("use heliostat::cli;\nmycrate::x()"), "cli");
 }
+
+/// The most type names, in percent, that may be defined in more than one file.
+const MOST_SHARED_PERCENT: usize = 7;
+
+#[test]
+fn a_type_name_stands_for_one_thing() {
+    let mut places: BTreeMap<String, BTreeSet<PathBuf>> = BTreeMap::new();
+    for path in sources() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for line in product(&path, &text).lines() {
+            if let Some(name) = type_name(line) {
+                places.entry(name).or_default().insert(path.clone());
+            }
+        }
+    }
+    let shared = |(_, files): &(&String, &BTreeSet<PathBuf>)| files.len() > 1;
+    let shared: Vec<_> = places.iter().filter(shared).map(|(name, _)| name).collect();
+    println!(
+        "{} of {} type names stand in more than one file: {shared:?}",
+        shared.len(),
+        places.len()
+    );
+    assert!(places.len() > 200, "type names are found");
+    assert!(
+        shared.len() * 100 <= places.len() * MOST_SHARED_PERCENT,
+        "{} of {} type names stand in more than one file: {shared:?}",
+        shared.len(),
+        places.len()
+    );
+}
+
+/// The name of the type that `line` defines at the top of a module.
+fn type_name(line: &str) -> Option<String> {
+    let rest = match line.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(") ")?.1,
+        Some(rest) => rest.strip_prefix(' ')?,
+        None => line,
+    };
+    let (keyword, rest) = rest.split_once(' ')?;
+    if !["struct", "enum", "trait", "type"].contains(&keyword) {
+        return None;
+    }
+    let name: String = rest
+        .chars()
+        .take_while(|c| c.is_alphanumeric() || *c == '_')
+        .collect();
+    name.starts_with(char::is_uppercase).then_some(name)
+}

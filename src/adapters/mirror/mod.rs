@@ -56,7 +56,7 @@ impl Adapter for Mirror {
             limit: self.page,
         };
         let start = fetch.range.start();
-        let exchange = pages.exchange(start, Read::default());
+        let exchange = pages.exchange(start, PageRead::default());
         Ok(vec![Part { start, exchange }])
     }
 
@@ -177,7 +177,7 @@ struct Pages {
 
 /// What the pages so far held.
 #[derive(Clone, Default)]
-struct Read {
+struct PageRead {
     times: Vec<Millis>,
     /// Of buckets.
     ends: Vec<Millis>,
@@ -186,7 +186,7 @@ struct Read {
     pages: u32,
 }
 
-impl Read {
+impl PageRead {
     /// Adds a page that was asked for from `start` on, inclusive: what was there at that time
     /// comes again.
     fn add(&mut self, start: Millis, page: Telemetry) {
@@ -224,7 +224,7 @@ fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
 
 impl Pages {
     /// The request for the page that starts at `start`, after what `so_far` holds.
-    fn exchange(&self, start: Millis, so_far: Read) -> Exchange<FetchResult> {
+    fn exchange(&self, start: Millis, so_far: PageRead) -> Exchange<FetchResult> {
         let query = MetricQuery {
             selector: self.fetch.selector.clone(),
             metric_field: self.fetch.metric_field.clone(),
@@ -244,7 +244,7 @@ impl Pages {
         &self,
         response: &Response,
         start: Millis,
-        mut read: Read,
+        mut read: PageRead,
     ) -> Result<Next<FetchResult>, Error> {
         let telemetry =
             read_metric(&response.body).map_err(|e| garbage(response, &e.to_string()))?;
@@ -267,7 +267,7 @@ impl Pages {
         }
     }
 
-    fn series(&self, read: Read, complete: bool) -> FetchResult {
+    fn series(&self, read: PageRead, complete: bool) -> FetchResult {
         let mut series = FetchResult {
             complete,
             received: read.received,
@@ -293,7 +293,7 @@ impl Pages {
 
     /// Puts buckets that do not all lie on the grid of `size` into `series`: rolled up to it where
     /// that is exact, or as they came.
-    fn fit(&self, read: &Read, statistic: Statistic, size: Step, series: &mut FetchResult) {
+    fn fit(&self, read: &PageRead, statistic: Statistic, size: Step, series: &mut FetchResult) {
         let dropped = &mut series.dropped;
         let mut buckets = Vec::with_capacity(read.times.len());
         for bucket in read.buckets() {

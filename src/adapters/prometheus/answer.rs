@@ -36,7 +36,7 @@ pub(super) struct SampleMatrix {
 impl SampleMatrix {
     /// Reads the answer to a query.
     pub(super) fn read(response: &Response) -> Result<Self, Error> {
-        let envelope: Envelope<'_, Data> = read(response)?;
+        let envelope: Envelope<'_, ApiData> = read(response)?;
         let complete = envelope.is_complete();
         let data = envelope
             .data
@@ -209,7 +209,7 @@ fn failure(response: &Response, error_type: &str, error: &str) -> Error {
 }
 
 #[derive(Deserialize)]
-struct Data {
+struct ApiData {
     result: Vec<RawSeries>,
 }
 

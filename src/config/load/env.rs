@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::file::File;
-use super::messages::{self, Level};
+use super::messages::{self, NameLevel};
 use crate::config::raw;
 
 /// The start of every variable that overrides a key.
@@ -16,7 +16,7 @@ const PREFIX: &str = "HELIOSTAT_";
 pub(super) fn read(
     file: &mut File<'_>,
     env: &BTreeMap<String, String>,
-) -> Result<raw::Config, ConfigError> {
+) -> Result<raw::RawConfig, ConfigError> {
     let (mut table, mut raw) = file.read()?;
     for (name, value) in env {
         let key = name.strip_prefix(PREFIX).filter(|key| key.contains("__"));
@@ -36,7 +36,7 @@ fn overridden(
     name: &str,
     key: &str,
     value: &str,
-) -> Result<(toml::Table, raw::Config, String), ConfigError> {
+) -> Result<(toml::Table, raw::RawConfig, String), ConfigError> {
     let error = |key: String, message: String| ConfigError {
         source: format!("environment variable {name}"),
         position: None,
@@ -54,7 +54,7 @@ fn overridden(
         let mut changed = table.clone();
         path.clear();
         set(&mut changed, &keys, candidate, &mut path).map_err(|e| error(String::new(), e))?;
-        match raw::Config::deserialize(changed.clone()) {
+        match raw::RawConfig::deserialize(changed.clone()) {
             Ok(raw) => return Ok((changed, raw, path)),
             Err(e) => first_error = first_error.or(Some(e)),
         }
@@ -64,7 +64,11 @@ fn overridden(
             .first()
             .map(|section| format!("unknown field `{section}`"));
         let unknown = section.is_some_and(|start| e.message().starts_with(&start));
-        let level = if unknown { Level::Section } else { Level::Key };
+        let level = if unknown {
+            NameLevel::Section
+        } else {
+            NameLevel::Key
+        };
         messages::plain(e.message(), level)
     });
     Err(error(path, message))

@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
-use super::messages::{self, Level};
+use super::messages::{self, NameLevel};
 use crate::config::raw;
 
 /// A file, what errors call it, and what the environment has put in its place.
@@ -30,7 +30,7 @@ impl<'a> File<'a> {
     }
 
     /// What the file says, as TOML and as the configuration that it means.
-    pub(super) fn read(&self) -> Result<(toml::Table, raw::Config), ConfigError> {
+    pub(super) fn read(&self) -> Result<(toml::Table, raw::RawConfig), ConfigError> {
         let raw = toml::from_str(self.text);
         let both = raw.and_then(|raw| Ok((toml::from_str(self.text)?, raw)));
         both.map_err(|e| self.toml_error(&e))
@@ -65,8 +65,8 @@ impl<'a> File<'a> {
         });
         let key = key.unwrap_or_default();
         let level = match key.contains('.') {
-            true => Level::Key,
-            false => Level::Section,
+            true => NameLevel::Key,
+            false => NameLevel::Section,
         };
         ConfigError {
             source: self.source.to_owned(),

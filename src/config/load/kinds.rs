@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use http::{HeaderName, HeaderValue, header};
 
 use super::{Checker, ConfigError, Place};
-use crate::config::raw::{self, Kind};
+use crate::config::raw::{self, RawKind};
 use crate::config::values::{Secret, SecretSource, Text};
 use crate::model::TargetUrl;
 
@@ -26,24 +26,24 @@ impl Checker<'_> {
     pub(super) fn keys_of_kind(
         &self,
         place: Place,
-        raw: &raw::Upstream,
+        raw: &raw::RawUpstream,
     ) -> Result<(), ConfigError> {
         let kind = raw.kind.unwrap_or_default();
         let none = crate::config::UpstreamKind::Prometheus { urls: Vec::new() };
-        let usual = raw::Upstream::default().settings(String::new(), none.clone());
+        let usual = raw::RawUpstream::default().settings(String::new(), none.clone());
         let (set, usual) = (raw.settings(String::new(), none).reading, usual.reading);
         let (limits, usual_limits) = (set.range_limits, usual.range_limits);
         // The built-in section shows all keys.
-        let shown = kind == Kind::Demo;
+        let shown = kind == RawKind::Demo;
         let tls = &raw.tls;
         let named = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
         let secure = tls.insecure || named(&tls.ca) || named(&tls.cert) || named(&tls.key);
         let details = matches!(
             raw.connection_details,
-            Some(raw::ConnectionDetails::Fixed(_))
+            Some(raw::RawConnectionDetails::Fixed(_))
         );
         let demo = !raw.demo.is_usual();
-        let remote: &[Kind] = &[Kind::Mirror, Kind::Prometheus];
+        let remote: &[RawKind] = &[RawKind::Mirror, RawKind::Prometheus];
         for (key, is_set, kinds) in [
             ("urls", !raw.urls.is_empty(), remote),
             ("headers", !raw.headers.is_empty(), remote),
@@ -51,22 +51,22 @@ impl Checker<'_> {
             ("proxy", raw.proxy.is_some(), remote),
             // A store that is no mirror is not asked for it, but sections are copied with it.
             ("api_key", raw.api_key.is_some(), remote),
-            ("connection_details", details, &[Kind::Mirror]),
-            ("demo", demo, &[Kind::Demo]),
+            ("connection_details", details, &[RawKind::Mirror]),
+            ("demo", demo, &[RawKind::Demo]),
             (
                 "max_series",
                 !shown && limits.series != usual_limits.series,
-                &[Kind::Prometheus],
+                &[RawKind::Prometheus],
             ),
             (
                 "max_span",
                 !shown && limits.span != usual_limits.span,
-                &[Kind::Prometheus],
+                &[RawKind::Prometheus],
             ),
             (
                 "step_alignment",
                 !shown && set.step_alignment != usual.step_alignment,
-                &[Kind::Prometheus],
+                &[RawKind::Prometheus],
             ),
         ] {
             if is_set && !kinds.contains(&kind) {
@@ -91,11 +91,11 @@ impl Checker<'_> {
     pub(super) fn urls(
         &self,
         place: Place,
-        kind: Kind,
+        kind: RawKind,
         raw: &[Text<TargetUrl>],
     ) -> Result<Vec<TargetUrl>, ConfigError> {
         let urls: Vec<TargetUrl> = raw.iter().map(|u| u.0.clone()).collect();
-        if urls.is_empty() && !matches!(kind, Kind::Demo) {
+        if urls.is_empty() && !matches!(kind, RawKind::Demo) {
             let message = "must hold at least one URL, such as \"http://127.0.0.1:9090\"";
             return Err(self.error(place, "urls", message));
         }

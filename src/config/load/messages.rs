@@ -2,7 +2,7 @@
 
 /// Where in the file something is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
+pub(super) enum NameLevel {
     /// At the top, where sections are.
     Section,
     /// In a section.
@@ -11,7 +11,7 @@ pub(super) enum Level {
 
 /// `message` without Rust's types, and without text of the file that may be a secret; with the
 /// nearest of the names that it lists, where it is about an unknown one.
-pub(super) fn plain(message: &str, level: Level) -> String {
+pub(super) fn plain(message: &str, level: NameLevel) -> String {
     if message.contains("$__toml_private_datetime") {
         return "a date has no meaning here; text stands in quotes".to_owned();
     }
@@ -30,12 +30,12 @@ pub(super) fn plain(message: &str, level: Level) -> String {
     if let Some(rest) = message.strip_prefix("unknown field ") {
         let (unknown, known) = names(rest);
         let (what, rest) = match level {
-            Level::Key => ("key", "the keys here are"),
-            Level::Section => ("section", "the sections are"),
+            NameLevel::Key => ("key", "the keys here are"),
+            NameLevel::Section => ("section", "the sections are"),
         };
         let more = match level {
-            Level::Section => "; a key stands below the head of its section, such as [server]",
-            Level::Key => "",
+            NameLevel::Section => "; a key stands below the head of its section, such as [server]",
+            NameLevel::Key => "",
         };
         return match nearest(unknown, &known) {
             Some(name) => format!("unknown {what}, did you mean `{name}`?"),

@@ -145,8 +145,8 @@ impl Checker<'_> {
         self.file.error(key, message.into())
     }
 
-    fn config(&self, raw: &raw::Config) -> Result<Config, ConfigError> {
-        let demo = [raw::Upstream::default()];
+    fn config(&self, raw: &raw::RawConfig) -> Result<Config, ConfigError> {
+        let demo = [raw::RawUpstream::default()];
         let raw_upstreams = if raw.upstream.is_empty() {
             &demo[..]
         } else {
@@ -170,13 +170,13 @@ impl Checker<'_> {
         self.some_bytes(CACHE, "memory", memory)?;
         let log = Log {
             level: match raw.log.level {
-                Some(raw::Level::Error) => Level::ERROR,
-                Some(raw::Level::Warn) => Level::WARN,
-                None | Some(raw::Level::Info) => Level::INFO,
-                Some(raw::Level::Debug) => Level::DEBUG,
-                Some(raw::Level::Trace) => Level::TRACE,
+                Some(raw::RawLevel::Error) => Level::ERROR,
+                Some(raw::RawLevel::Warn) => Level::WARN,
+                None | Some(raw::RawLevel::Info) => Level::INFO,
+                Some(raw::RawLevel::Debug) => Level::DEBUG,
+                Some(raw::RawLevel::Trace) => Level::TRACE,
             },
-            json: raw.log.format == Some(raw::Format::Json),
+            json: raw.log.format == Some(raw::RawFormat::Json),
         };
         Ok(Config {
             server: self.server(&raw.server)?,
@@ -195,7 +195,7 @@ impl Checker<'_> {
     /// The upstream that is marked as the default, or the first.
     fn default_upstream(
         &self,
-        raw: &[raw::Upstream],
+        raw: &[raw::RawUpstream],
         checked: &[Upstream],
     ) -> Result<String, ConfigError> {
         let marked: Vec<usize> = (0..)
@@ -237,7 +237,7 @@ impl Checker<'_> {
         }
     }
 
-    fn traces(&self, raw: &raw::Traces) -> Result<Option<Traces>, ConfigError> {
+    fn traces(&self, raw: &raw::RawTraces) -> Result<Option<Traces>, ConfigError> {
         let place = Place {
             section: "traces",
             index: None,
@@ -264,7 +264,7 @@ impl Checker<'_> {
         }))
     }
 
-    fn server(&self, raw: &raw::Server) -> Result<Server, ConfigError> {
+    fn server(&self, raw: &raw::RawServer) -> Result<Server, ConfigError> {
         let usual = SocketAddr::from(([127, 0, 0, 1], 7007));
         let api_key = match &raw.api_key {
             Some(source) => self.secret(SERVER, "api_key", source)?,
@@ -289,13 +289,13 @@ impl Checker<'_> {
             max_in_flight: positive("max_in_flight", raw.max_in_flight.unwrap_or(4096))? as usize,
             max_points: positive("max_points", raw.max_points.unwrap_or(100_000))?,
             error_status: match raw.error_status {
-                None | Some(raw::ErrorStatus::Semantic) => ErrorStatus::Semantic,
-                Some(raw::ErrorStatus::Always500) => ErrorStatus::Always500,
+                None | Some(raw::RawErrorStatus::Semantic) => ErrorStatus::Semantic,
+                Some(raw::RawErrorStatus::Always500) => ErrorStatus::Always500,
             },
             compression: match raw.compression {
-                None | Some(raw::Compression::Auto) => Compression::Auto,
-                Some(raw::Compression::Always) => Compression::Always,
-                Some(raw::Compression::Never) => Compression::Never,
+                None | Some(raw::RawCompression::Auto) => Compression::Auto,
+                Some(raw::RawCompression::Always) => Compression::Always,
+                Some(raw::RawCompression::Never) => Compression::Never,
             },
             drain_timeout: raw
                 .drain_timeout
@@ -305,7 +305,7 @@ impl Checker<'_> {
         })
     }
 
-    fn upstream(&self, place: Place, raw: &raw::Upstream) -> Result<Upstream, ConfigError> {
+    fn upstream(&self, place: Place, raw: &raw::RawUpstream) -> Result<Upstream, ConfigError> {
         let kind = self.kind(place, raw)?;
         let name = raw.name.clone().unwrap_or_else(|| kind.name().to_owned());
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -362,35 +362,35 @@ impl Checker<'_> {
         Ok(settings)
     }
 
-    fn kind(&self, place: Place, raw: &raw::Upstream) -> Result<UpstreamKind, ConfigError> {
+    fn kind(&self, place: Place, raw: &raw::RawUpstream) -> Result<UpstreamKind, ConfigError> {
         self.keys_of_kind(place, raw)?;
         let kind = raw.kind.unwrap_or_default();
         let urls = self.urls(place, kind, &raw.urls)?;
         Ok(match kind {
-            raw::Kind::Demo => UpstreamKind::Demo {
+            raw::RawKind::Demo => UpstreamKind::Demo {
                 latency: raw
                     .demo
                     .latency
                     .as_ref()
-                    .map_or(raw::Demo::LATENCY, |t| t.0),
+                    .map_or(raw::RawDemo::LATENCY, |t| t.0),
                 per_second: self.at_least_one(
                     place,
                     "demo.per_second",
-                    raw.demo.per_second.unwrap_or(raw::Demo::PER_SECOND),
+                    raw.demo.per_second.unwrap_or(raw::RawDemo::PER_SECOND),
                 )?,
             },
-            raw::Kind::Mirror => UpstreamKind::Mirror {
+            raw::RawKind::Mirror => UpstreamKind::Mirror {
                 urls,
                 api_key: match &raw.api_key {
                     Some(source) => Some(self.secret(place, "api_key", source)?),
                     None => None,
                 },
                 connection_details: match &raw.connection_details {
-                    None | Some(raw::ConnectionDetails::Forward(_)) => None,
-                    Some(raw::ConnectionDetails::Fixed(details)) => Some(details.clone()),
+                    None | Some(raw::RawConnectionDetails::Forward(_)) => None,
+                    Some(raw::RawConnectionDetails::Fixed(details)) => Some(details.clone()),
                 },
             },
-            raw::Kind::Prometheus => UpstreamKind::Prometheus { urls },
+            raw::RawKind::Prometheus => UpstreamKind::Prometheus { urls },
         })
     }
 

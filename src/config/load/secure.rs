@@ -51,7 +51,7 @@ impl Checker<'_> {
 
     pub(super) fn server_tls(
         &self,
-        raw: &raw::ServerTls,
+        raw: &raw::RawServerTls,
     ) -> Result<Option<ServerTls>, ConfigError> {
         let path = |text: &Option<String>| named(text.as_deref());
         let (cert, key, client_ca) = (path(&raw.cert), path(&raw.key), path(&raw.client_ca));
@@ -93,7 +93,7 @@ impl Checker<'_> {
     pub(super) fn client_tls(
         &self,
         place: Place,
-        raw: &raw::ClientTls,
+        raw: &raw::RawClientTls,
     ) -> Result<ClientTls, ConfigError> {
         let path = |text: &Option<String>| named(text.as_deref());
         let ca = path(&raw.ca);

@@ -13,7 +13,7 @@ use ring::{digest, hmac, rand};
 use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::OnceCell;
 
-use super::password_hash_limiter::{Busy, PasswordHashLimiter};
+use super::password_hash_limiter::{HashLimiterBusy, PasswordHashLimiter};
 use crate::model::{PasswordHash, TokenHash};
 
 /// What is wrong with a client's credentials.
@@ -36,10 +36,10 @@ pub struct Credentials {
     /// Random, so that tags say nothing of what they are made of.
     key: hmac::Key,
     /// Comparisons under way: who sends the same waits for the same result.
-    under_way: Mutex<HashMap<Tag, Arc<Outcome>>>,
+    under_way: Mutex<HashMap<Tag, Arc<CheckOutcome>>>,
 }
 
-type Outcome = OnceCell<Result<bool, Busy>>;
+type CheckOutcome = OnceCell<Result<bool, HashLimiterBusy>>;
 
 struct User {
     hash: PasswordHash,
@@ -90,7 +90,7 @@ impl Credentials {
         &self,
         hash_limiter: &PasswordHashLimiter,
         headers: &HeaderMap,
-    ) -> Result<Result<(), Fault>, Busy> {
+    ) -> Result<Result<(), Fault>, HashLimiterBusy> {
         let right = match read(headers) {
             Err(fault) => return Ok(Err(fault)),
             Ok(Sent::Token(token)) => self.knows(token),
@@ -110,7 +110,11 @@ impl Credentials {
     }
 
     /// Whether `pair` is a user and the password of that.
-    async fn proves(&self, hash_limiter: &PasswordHashLimiter, pair: &Pair) -> Result<bool, Busy> {
+    async fn proves(
+        &self,
+        hash_limiter: &PasswordHashLimiter,
+        pair: &Pair,
+    ) -> Result<bool, HashLimiterBusy> {
         let mut tag = Tag::default();
         tag.copy_from_slice(hmac::sign(&self.key, &pair.text).as_ref());
         let user = self.users.get(pair.user());
@@ -118,7 +122,7 @@ impl Credentials {
         if proven() {
             return Ok(true);
         }
-        let shared = Shared::join(&self.under_way, tag);
+        let shared = SharedCheck::join(&self.under_way, tag);
         let compare = || async {
             // The last of those before may have ended meanwhile.
             if proven() {
@@ -146,20 +150,20 @@ impl User {
 }
 
 /// A part in a comparison that is under way. The last to leave takes it off the list.
-struct Shared<'a> {
-    list: &'a Mutex<HashMap<Tag, Arc<Outcome>>>,
+struct SharedCheck<'a> {
+    list: &'a Mutex<HashMap<Tag, Arc<CheckOutcome>>>,
     tag: Tag,
-    outcome: Arc<Outcome>,
+    outcome: Arc<CheckOutcome>,
 }
 
-impl<'a> Shared<'a> {
-    fn join(list: &'a Mutex<HashMap<Tag, Arc<Outcome>>>, tag: Tag) -> Self {
+impl<'a> SharedCheck<'a> {
+    fn join(list: &'a Mutex<HashMap<Tag, Arc<CheckOutcome>>>, tag: Tag) -> Self {
         let outcome = locked(list).entry(tag).or_default().clone();
         Self { list, tag, outcome }
     }
 }
 
-impl Drop for Shared<'_> {
+impl Drop for SharedCheck<'_> {
     fn drop(&mut self) {
         let mut list = locked(self.list);
         // This one goes while the list is locked: of two that leave at once, the second is the last.
@@ -358,17 +362,17 @@ mod tests {
             PasswordHashLimiter::of(0, 1),
         );
         let right = basic("ann:secret");
-        assert_eq!(known.check(&shut, &right).await, Err(Busy));
+        assert_eq!(known.check(&shut, &right).await, Err(HashLimiterBusy));
         assert_eq!(known.check(&open, &right).await, Ok(Ok(())));
         assert_eq!(known.check(&shut, &right).await, Ok(Ok(())));
         // A user who does not exist is as much work as one who does.
         for wrong in ["ann:wrong", "bob:secret", "ann:secre", ":ann:secret"] {
             let wrong = basic(wrong);
             assert_eq!(known.check(&open, &wrong).await, Ok(Err(Fault::Wrong)));
-            assert_eq!(known.check(&shut, &wrong).await, Err(Busy));
+            assert_eq!(known.check(&shut, &wrong).await, Err(HashLimiterBusy));
         }
         // What is made anew remembers nothing.
-        assert_eq!(users().check(&shut, &right).await, Err(Busy));
+        assert_eq!(users().check(&shut, &right).await, Err(HashLimiterBusy));
         assert!(locked(&known.under_way).is_empty());
     }
 
@@ -388,7 +392,7 @@ mod tests {
                 .map(|header| known.check(&hash_limiter, header)),
         )
         .await;
-        assert!(all.contains(&Err(Busy)), "{all:?}");
+        assert!(all.contains(&Err(HashLimiterBusy)), "{all:?}");
         assert!(locked(&known.under_way).is_empty());
     }
 
@@ -402,7 +406,7 @@ mod tests {
                     for round in 0..20_000_u16 {
                         let mut tag = Tag::default();
                         tag[..2].copy_from_slice(&round.to_ne_bytes());
-                        let shared = Shared::join(&list, tag);
+                        let shared = SharedCheck::join(&list, tag);
                         together.wait();
                         drop(shared);
                     }
@@ -417,7 +421,7 @@ mod tests {
         let (known, shut) = (users(), PasswordHashLimiter::of(0, 1));
         let header = basic("ann:secret");
         let before = tokio::time::Instant::now();
-        assert_eq!(known.check(&shut, &header).await, Err(Busy));
+        assert_eq!(known.check(&shut, &header).await, Err(HashLimiterBusy));
         assert_eq!(before.elapsed(), Duration::from_secs(2));
         let short = Duration::from_millis(1);
         let given_up = tokio::time::timeout(short, known.check(&shut, &header)).await;

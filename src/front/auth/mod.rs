@@ -14,7 +14,7 @@ use tracing::debug;
 
 pub use self::credentials::Credentials;
 use self::credentials::Fault;
-use self::password_hash_limiter::{Busy, PasswordHashLimiter};
+use self::password_hash_limiter::{HashLimiterBusy, PasswordHashLimiter};
 use crate::model::{Error, Kind};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::AccessMetrics;
@@ -79,7 +79,7 @@ enum Denied {
     Network,
     Closed,
     Credentials { fault: Fault, schemes: &'static str },
-    Busy,
+    HashLimiterBusy,
 }
 
 impl fmt::Debug for AccessControl {
@@ -181,7 +181,7 @@ impl ProtectedApi {
         match credentials.check(hash_limiter, headers).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(fault)) => Err(Denied::Credentials { fault, schemes }),
-            Err(Busy) => Err(Denied::Busy),
+            Err(HashLimiterBusy) => Err(Denied::HashLimiterBusy),
         }
     }
 }
@@ -193,7 +193,7 @@ impl Denied {
             Self::Network => "network",
             Self::Closed => "closed",
             Self::Credentials { .. } => "credentials",
-            Self::Busy => "busy",
+            Self::HashLimiterBusy => "busy",
         }
     }
 
@@ -217,7 +217,7 @@ impl Denied {
                 let message = format!("{fault} (access.{api}; {})", schemes.replace(' ', " or "));
                 Error::new(Kind::Unauthenticated, message).about(schemes)
             }
-            Self::Busy => {
+            Self::HashLimiterBusy => {
                 let message = "too many passwords are being checked; ask again later";
                 Error::new(Kind::Overloaded, message)
             }

@@ -18,7 +18,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// There is no room for another comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Busy;
+pub(super) struct HashLimiterBusy;
 
 /// Bounds the work of comparing passwords.
 pub(super) struct PasswordHashLimiter {
@@ -46,18 +46,18 @@ impl PasswordHashLimiter {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Busy> {
-        let waiting = self.queue.try_acquire().map_err(|_| Busy)?;
+    ) -> Result<T, HashLimiterBusy> {
+        let waiting = self.queue.try_acquire().map_err(|_| HashLimiterBusy)?;
         let place = timeout(LONGEST_WAIT, self.places.clone().acquire_owned()).await;
         drop(waiting);
         let Ok(Ok(place)) = place else {
-            return Err(Busy);
+            return Err(HashLimiterBusy);
         };
         let work = spawn_blocking(move || {
             // Work goes on when nobody waits for it any more; its place is taken until it ends.
             let _place = place;
             work()
         });
-        work.await.map_err(|_| Busy)
+        work.await.map_err(|_| HashLimiterBusy)
     }
 }

@@ -22,10 +22,10 @@ pub struct Telemetry {
 /// Reads another mirror's answer to `/api/metric`. Positions are taken from its `dataFormat`;
 /// without one, from the order that the protocol uses.
 pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
-    let answer: Answer = serde_json::from_slice(body)
+    let answer: MetricAnswer = serde_json::from_slice(body)
         .map_err(|e| bad(format!("the answer is not metric telemetry: {e}")))?;
     let Inner {
-        points: Columns(mut columns),
+        points: PointColumns(mut columns),
         data_format,
         is_partial,
         tag,
@@ -91,13 +91,13 @@ fn times(numbers: &[f64]) -> Result<Vec<Millis>, Error> {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct MetricAnswer {
     telemetry: Inner,
 }
 
 #[derive(Deserialize)]
 struct Inner {
-    points: Columns,
+    points: PointColumns,
     #[serde(rename = "dataFormat")]
     data_format: Option<Vec<String>>,
     #[serde(rename = "isPartial", default)]
@@ -107,22 +107,22 @@ struct Inner {
 }
 
 /// One column for each position of a point; NaN stands for null. None if there are no points.
-struct Columns(Vec<Vec<f64>>);
+struct PointColumns(Vec<Vec<f64>>);
 
-impl<'de> Deserialize<'de> for Columns {
+impl<'de> Deserialize<'de> for PointColumns {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Points;
         impl<'de> Visitor<'de> for Points {
-            type Value = Columns;
+            type Value = PointColumns;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an array of points")
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut points: A) -> Result<Columns, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut points: A) -> Result<PointColumns, A::Error> {
                 let mut columns = Vec::new();
                 if points.next_element_seed(First(&mut columns))?.is_some() {
                     while points.next_element_seed(Further(&mut columns))?.is_some() {}
                 }
-                Ok(Columns(columns))
+                Ok(PointColumns(columns))
             }
         }
         deserializer.deserialize_seq(Points)

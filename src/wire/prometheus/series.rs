@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::model::{Millis, RangeSet, Step, TimeRange};
-use crate::wire::encoding::{Encoding, Packed, Text};
+use crate::wire::encoding::{Encoding, PackedText, Text};
 
 /// The labels of a series.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,8 +71,8 @@ pub struct Track {
     /// Where each text starts, and where one after the last would.
     offsets: Vec<u32>,
     /// The whole text packed, once it has been asked for; nothing where that makes it no smaller.
-    gzip: OnceLock<Option<Packed>>,
-    zstd: OnceLock<Option<Packed>>,
+    gzip: OnceLock<Option<PackedText>>,
+    zstd: OnceLock<Option<PackedText>>,
 }
 
 /// Shorter texts are not packed.
@@ -169,7 +169,7 @@ impl Track {
     }
 
     /// Where the whole text in `encoding` is kept; nowhere if it is not to be packed.
-    fn kept(&self, encoding: Encoding) -> Option<&OnceLock<Option<Packed>>> {
+    fn kept(&self, encoding: Encoding) -> Option<&OnceLock<Option<PackedText>>> {
         let kept = match encoding {
             Encoding::Identity => return None,
             Encoding::Gzip => &self.gzip,
@@ -197,7 +197,7 @@ impl Track {
     /// whole answer, which stays as long as the track does.
     pub fn heap_bytes(&self) -> usize {
         let packed = [&self.gzip, &self.zstd].into_iter();
-        let packed = packed.filter_map(|p| p.get()?.as_ref().map(Packed::heap_bytes));
+        let packed = packed.filter_map(|p| p.get()?.as_ref().map(PackedText::heap_bytes));
         self.text.len()
             + self.times.capacity() * size_of::<Millis>()
             + self.offsets.capacity() * size_of::<u32>()
