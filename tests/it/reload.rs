@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use heliostat::app::{Service, Source};
+use heliostat::app::{ConfigSource, Service};
 use heliostat::config;
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use heliostat::app::{Service, Source};
+use heliostat::app::{ConfigSource, Service};
 use heliostat::clock::{Clock, SystemClock};
 use heliostat::config;
 use heliostat::front::{Applied, Reloads};
