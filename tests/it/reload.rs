@@ -284,7 +284,7 @@ async fn a_file_without_a_word_is_no_configuration() {
     let first = read(&path).unwrap();
     let service = Service::bind(&first, TestClock::at(NOW));
     let file = path.clone();
-    let reloads = service.await.unwrap().follow(Source {
+    let reloads = service.await.unwrap().follow(ConfigSource {
         load: Box::new(move || read(&file)),
         file: Some(path.clone()),
     });

@@ -121,7 +121,7 @@ impl Server {
         let url = format!("{scheme}://{}", service.address().unwrap());
         let toml = Arc::new(Mutex::new(toml.to_owned()));
         let said = toml.clone();
-        let reloads = service.follow(Source {
+        let reloads = service.follow(ConfigSource {
             load: Box::new(move || config::parse(&said.lock().unwrap(), "test.toml", &env)),
             file: None,
         });
