@@ -78,7 +78,7 @@ struct Part {
     outage: Outage,
     /// After how many milliseconds clients give up, if they say so.
     patience: Option<u32>,
-    /// For how long a URL that failed is left alone.
+    /// How long the breaker of a URL that failed stays open.
     breaker: Duration,
 }
 
@@ -544,7 +544,7 @@ fn main() {
     let title = "the upstream's port is closed half of the time";
     let closed = part("closed", title, Outage::Closed);
     let wait = humantime::format_duration(times.refresh / 5);
-    let title = format!("the same, and a URL that failed is left alone for {wait}");
+    let title = format!("the same, with breaker.open = {wait}");
     let sooner = Part {
         breaker: times.refresh / 5,
         ..part("sooner", title.leak(), Outage::Closed)
