@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use ipnet::IpNet;
+use serde::Deserialize;
 use tracing::Level;
 
 pub use load::{ConfigError, listens_at, load, parse};
@@ -144,9 +145,11 @@ pub struct Proxy {
 }
 
 /// Which HTTP statuses errors have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorStatus {
     /// The status that fits the error.
+    #[default]
     Semantic,
     /// 500 for every error, as old mirrors answer.
     Always500,

@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::values::{SecretSource, Size, Text, table, tables};
-use super::{Upstream as Settings, UpstreamKind};
+use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
 use crate::model::{
-    Aggregate, Freshness, IncompleteBuckets, Limits, Millis, MultiSeries, Pattern, RangeLimits,
-    Reading, Step, StepAlignment, TargetUrl,
+    Aggregate, Compression, Freshness, IncompleteBuckets, Limits, Millis, MultiSeries, Pattern,
+    RangeLimits, Reading, Step, StepAlignment, TargetUrl,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -45,8 +45,8 @@ pub(super) struct RawServer {
     pub(super) max_body: Option<Text<Size>>,
     pub(super) max_in_flight: Option<u32>,
     pub(super) max_points: Option<u32>,
-    pub(super) error_status: Option<RawErrorStatus>,
-    pub(super) compression: Option<RawCompression>,
+    pub(super) error_status: Option<ErrorStatus>,
+    pub(super) compression: Option<Compression>,
     pub(super) drain_timeout: Option<Text<Duration>>,
     #[serde(deserialize_with = "table")]
     pub(super) tls: RawServerTls,
@@ -90,22 +90,6 @@ pub(super) struct RawClientTls {
     pub(super) cert: Option<String>,
     pub(super) key: Option<String>,
     pub(super) insecure: bool,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawCompression {
-    Auto,
-    Always,
-    Never,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawErrorStatus {
-    Semantic,
-    #[serde(rename = "always_500")]
-    Always500,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -180,13 +164,6 @@ impl RawKind {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawAlignment {
-    Exact,
-    Align,
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawUpstream {
@@ -209,15 +186,15 @@ pub(super) struct RawUpstream {
     pub(super) max_stale: Option<Text<Duration>>,
     pub(super) stale_while_revalidate: Option<Text<Duration>>,
     pub(super) history_ttl: Option<Text<Duration>>,
-    pub(super) aggregate: Option<RawAggregation>,
+    pub(super) aggregate: Option<Aggregate>,
     pub(super) raw_points_max: Option<u32>,
-    pub(super) multi_series: Option<RawMultiSeries>,
-    pub(super) incomplete_buckets: Option<RawBuckets>,
+    pub(super) multi_series: Option<MultiSeries>,
+    pub(super) incomplete_buckets: Option<IncompleteBuckets>,
     pub(super) metadata_ttl: Option<Text<Duration>>,
     pub(super) max_response: Option<Text<Size>>,
     pub(super) max_series: Option<u32>,
     pub(super) max_span: Option<Text<Duration>>,
-    pub(super) step_alignment: Option<RawAlignment>,
+    pub(super) step_alignment: Option<StepAlignment>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
     #[serde(deserialize_with = "table")]
@@ -287,103 +264,93 @@ pub(super) struct RawBreaker {
     pub(super) open: Option<Text<Duration>>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawAggregation {
-    Auto,
-    Local,
-    Upstream,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawMultiSeries {
-    Merge,
-    Error,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawBuckets {
-    Include,
-    Omit,
-}
-
 /// `value` as whole milliseconds.
 pub(super) fn millis(value: Duration) -> Millis {
     Millis::try_from(value.as_millis()).unwrap_or(Millis::MAX)
 }
 
-fn seconds(value: Option<&Text<Duration>>, default: u64) -> Duration {
-    value.map_or(Duration::from_secs(default), |text| text.0)
+/// The duration of `value`, or `default` where the key is absent.
+pub(super) fn duration(value: Option<&Text<Duration>>, default: Duration) -> Duration {
+    value.map_or(default, |text| text.0)
 }
 
 impl RawUpstream {
     /// The settings of an upstream `name` of `kind`; every key that is absent has its default.
     pub(super) fn settings(&self, name: String, kind: UpstreamKind) -> Settings {
-        let interval = millis(seconds(self.interval.as_ref(), 15));
-        let per_second = self.rate_limit.per_second.unwrap_or(50.0);
         Settings {
             name,
             kind,
             headers: Vec::new(),
             tls: super::ClientTls::default(),
             proxy: super::Proxy::default(),
-            freshness: Freshness {
-                settle: millis(seconds(self.settle.as_ref(), 120)),
-                refresh: seconds(self.refresh.as_ref(), 10),
-                max_stale: seconds(self.max_stale.as_ref(), 3600),
-                stale_while_revalidate: seconds(self.stale_while_revalidate.as_ref(), 0),
-                history_ttl: seconds(self.history_ttl.as_ref(), 7 * 86_400),
-                metadata_ttl: seconds(self.metadata_ttl.as_ref(), 60),
+            freshness: self.freshness(),
+            reading: self.reading(),
+            limits: self.limits(),
+        }
+    }
+
+    fn freshness(&self) -> Freshness {
+        let usual = Freshness::default();
+        Freshness {
+            settle: self.settle.as_ref().map_or(usual.settle, |t| millis(t.0)),
+            refresh: duration(self.refresh.as_ref(), usual.refresh),
+            max_stale: duration(self.max_stale.as_ref(), usual.max_stale),
+            stale_while_revalidate: duration(
+                self.stale_while_revalidate.as_ref(),
+                usual.stale_while_revalidate,
+            ),
+            history_ttl: duration(self.history_ttl.as_ref(), usual.history_ttl),
+            metadata_ttl: duration(self.metadata_ttl.as_ref(), usual.metadata_ttl),
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        let usual = Reading::default();
+        let interval = self.interval.as_ref();
+        let bytes = |size: &Text<Size>| usize::try_from(size.0.0).unwrap_or(usize::MAX);
+        let max_span = self.max_span.as_ref();
+        Reading {
+            interval: interval
+                .and_then(|t| Step::new(millis(t.0)))
+                .unwrap_or(usual.interval),
+            aggregate: self.aggregate.unwrap_or_default(),
+            raw_points_max: self.raw_points_max.unwrap_or(usual.raw_points_max),
+            multi_series: self.multi_series.unwrap_or_default(),
+            incomplete_buckets: self.incomplete_buckets.unwrap_or_default(),
+            max_response: self.max_response.as_ref().map_or(usual.max_response, bytes),
+            range_limits: RangeLimits {
+                series: self
+                    .max_series
+                    .map_or(usual.range_limits.series, |n| n as usize),
+                span: max_span.map_or(usual.range_limits.span, |t| millis(t.0)),
             },
-            reading: Reading {
-                interval: Step::new(interval).unwrap_or(Step::SECOND),
-                aggregate: match self.aggregate {
-                    None | Some(RawAggregation::Auto) => Aggregate::Auto,
-                    Some(RawAggregation::Local) => Aggregate::Local,
-                    Some(RawAggregation::Upstream) => Aggregate::Upstream,
-                },
-                raw_points_max: self.raw_points_max.unwrap_or(100_000),
-                multi_series: match self.multi_series {
-                    None | Some(RawMultiSeries::Merge) => MultiSeries::Merge,
-                    Some(RawMultiSeries::Error) => MultiSeries::Error,
-                },
-                incomplete_buckets: match self.incomplete_buckets {
-                    None | Some(RawBuckets::Include) => IncompleteBuckets::Include,
-                    Some(RawBuckets::Omit) => IncompleteBuckets::Omit,
-                },
-                max_response: self
-                    .max_response
-                    .as_ref()
-                    .map_or(64 << 20, |s| usize::try_from(s.0.0).unwrap_or(usize::MAX)),
-                range_limits: RangeLimits {
-                    series: self.max_series.unwrap_or(20_000) as usize,
-                    span: millis(seconds(self.max_span.as_ref(), 0)),
-                },
-                step_alignment: match self.step_alignment {
-                    None | Some(RawAlignment::Exact) => StepAlignment::Exact,
-                    Some(RawAlignment::Align) => StepAlignment::Align,
-                },
-            },
-            limits: Limits {
-                timeout: seconds(self.timeout.as_ref(), 10),
-                retries: self.retries.unwrap_or(2),
-                per_second,
-                burst: self.rate_limit.burst.unwrap_or(per_second.ceil() as u32),
-                per_hour: self.rate_limit.per_hour,
-                per_day: self.rate_limit.per_day,
-                max_concurrency: self.max_concurrency.unwrap_or(16) as usize,
-                adaptive_concurrency: self.adaptive_concurrency.unwrap_or(false),
-                hedge_after: self
-                    .hedge_after
-                    .as_ref()
-                    .map(|t| t.0)
-                    .filter(|t| !t.is_zero()),
-                queue: self.queue.unwrap_or(1024) as usize,
-                breaker_failures: self.breaker.failures.unwrap_or(5),
-                breaker_open: seconds(self.breaker.open.as_ref(), 10),
-            },
+            step_alignment: self.step_alignment.unwrap_or_default(),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let usual = Limits::default();
+        let per_second = self.rate_limit.per_second.unwrap_or(usual.per_second);
+        let count = |value: Option<u32>, default| value.map_or(default, |n| n as usize);
+        Limits {
+            timeout: duration(self.timeout.as_ref(), usual.timeout),
+            retries: self.retries.unwrap_or(usual.retries),
+            per_second,
+            burst: self.rate_limit.burst.unwrap_or(per_second.ceil() as u32),
+            per_hour: self.rate_limit.per_hour,
+            per_day: self.rate_limit.per_day,
+            max_concurrency: count(self.max_concurrency, usual.max_concurrency),
+            adaptive_concurrency: self
+                .adaptive_concurrency
+                .unwrap_or(usual.adaptive_concurrency),
+            hedge_after: self
+                .hedge_after
+                .as_ref()
+                .map(|t| t.0)
+                .filter(|t| !t.is_zero()),
+            queue: count(self.queue, usual.queue),
+            breaker_failures: self.breaker.failures.unwrap_or(usual.breaker_failures),
+            breaker_open: duration(self.breaker.open.as_ref(), usual.breaker_open),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::fetch::{Source, parts, policy};
 use super::lane::Lane;
-use super::plan::{Lookup, lifetime, sort};
+use super::plan::{Known, Lookup, classify, lifetime};
 use super::revalidate::while_revalidating;
 use super::{Engine, RequestContext};
 use crate::model::{Error, Millis, RangeSet, TimeRange};
@@ -276,7 +276,8 @@ impl Engine {
         let now = context.now().monotonic;
         let coverage = chunks.coverage();
         let none = RangeSet::new();
-        let (fresh, known, _) = sort(&range, &coverage, &none, &policy, &context.now());
+        let Known { fresh, known, .. } =
+            classify(&range, &coverage, &none, &policy, &context.now());
         let mut cached = Vec::new();
         for segment in &coverage {
             let Some(part) = segment.range.intersection(&range) else {

@@ -110,7 +110,11 @@ pub fn plan(
     policy: &Policy,
     now: &Now,
 ) -> Plan {
-    let (fresh, known, usable) = sort(range, coverage, brought, policy, now);
+    let Known {
+        fresh,
+        usable,
+        known,
+    } = classify(range, coverage, brought, policy, now);
     let missing = fresh.missing_from(*range);
     let lookup = if missing.is_empty() {
         Lookup::Hit
@@ -169,14 +173,25 @@ pub(super) fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
     }
 }
 
-/// What of `range` is fresh, known at all, and known and young enough to be served expired.
-pub(super) fn sort(
+/// The parts of a range that are known, by how good they are. Each contains the one before it in
+/// this order: `fresh`, `usable`, `known`.
+pub(super) struct Known {
+    /// Young enough to be served without asking the upstream.
+    pub(super) fresh: RangeSet,
+    /// Young enough to be served expired while the upstream fails.
+    pub(super) usable: RangeSet,
+    /// Known at all.
+    pub(super) known: RangeSet,
+}
+
+/// Returns which parts of `range` are known and how good they are.
+pub(super) fn classify(
     range: &TimeRange,
     coverage: &[Segment],
     brought: &RangeSet,
     policy: &Policy,
     now: &Now,
-) -> (RangeSet, RangeSet, RangeSet) {
+) -> Known {
     let brought = brought.iter().filter_map(|b| b.intersection(range));
     let mut fresh: RangeSet = brought.collect();
     let (mut known, mut usable) = (fresh.clone(), fresh.clone());
@@ -195,7 +210,11 @@ pub(super) fn sort(
             usable.insert(part);
         }
     }
-    (fresh, known, usable)
+    Known {
+        fresh,
+        usable,
+        known,
+    }
 }
 
 /// The ranges to fetch for what is missing: on the grid, near ones joined, few, and reaching a

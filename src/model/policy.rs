@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::time::{Millis, Step};
 
 /// When cached data is fetched again.
@@ -20,6 +22,19 @@ pub struct Freshness {
     pub history_ttl: Duration,
     /// For how long field names and values are kept.
     pub metadata_ttl: Duration,
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Self {
+            settle: 120_000,
+            refresh: Duration::from_secs(10),
+            max_stale: Duration::from_secs(3600),
+            stale_while_revalidate: Duration::ZERO,
+            history_ttl: Duration::from_secs(7 * 86_400),
+            metadata_ttl: Duration::from_secs(60),
+        }
+    }
 }
 
 /// How an upstream is asked, and how its data is read.
@@ -43,6 +58,21 @@ pub struct Reading {
     pub step_alignment: StepAlignment,
 }
 
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            interval: Step::SECOND.times(15),
+            aggregate: Aggregate::default(),
+            raw_points_max: 100_000,
+            multi_series: MultiSeries::default(),
+            incomplete_buckets: IncompleteBuckets::default(),
+            max_response: 64 << 20,
+            range_limits: RangeLimits::default(),
+            step_alignment: StepAlignment::default(),
+        }
+    }
+}
+
 /// Bounds of one range query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeLimits {
@@ -52,19 +82,32 @@ pub struct RangeLimits {
     pub span: Millis,
 }
 
+impl Default for RangeLimits {
+    fn default() -> Self {
+        Self {
+            series: 20_000,
+            span: 0,
+        }
+    }
+}
+
 /// Which of the times of a range query are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StepAlignment {
     /// Those that were asked for.
+    #[default]
     Exact,
     /// Start and end are taken down to multiples of the step.
     Align,
 }
 
 /// Which clients are answered compressed, of those that ask for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Those on other machines.
+    #[default]
     Auto,
     /// All.
     Always,
@@ -73,9 +116,11 @@ pub enum Compression {
 }
 
 /// Where aggregation happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Aggregate {
     /// Here while the range is short enough to be read raw, else in the upstream.
+    #[default]
     Auto,
     /// Always here, out of raw points.
     Local,
@@ -84,18 +129,22 @@ pub enum Aggregate {
 }
 
 /// What becomes of a selector that matches several series.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MultiSeries {
     /// The union of their points.
+    #[default]
     Merge,
     /// An error that names the labels that differ.
     Error,
 }
 
 /// Whether the newest bucket is shown while it fills.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum IncompleteBuckets {
     /// It is.
+    #[default]
     Include,
     /// It is left out.
     Omit,
@@ -128,6 +177,25 @@ pub struct Limits {
     pub breaker_failures: u32,
     /// For how long it is left alone.
     pub breaker_open: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(10),
+            retries: 2,
+            per_second: 50.0,
+            burst: 50,
+            per_hour: None,
+            per_day: None,
+            max_concurrency: 16,
+            adaptive_concurrency: false,
+            hedge_after: None,
+            queue: 1024,
+            breaker_failures: 5,
+            breaker_open: Duration::from_secs(10),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -19,11 +19,11 @@ use tracing::Level;
 use self::file::File;
 use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
-use super::{Config, ErrorStatus, Log, Server, Traces, Upstream, UpstreamKind};
-use crate::model::{Compression, MAX_TIME, TargetUrl};
+use super::{Config, Log, Server, Traces, Upstream, UpstreamKind};
+use crate::model::{MAX_TIME, TargetUrl};
 
-/// Where a server listens that is not told where.
-const USUAL_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7007);
+/// The default of `server.listen`.
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7007);
 
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../../config.toml");
@@ -101,7 +101,7 @@ pub fn listens_at(path: Option<&Path>, env: &BTreeMap<String, String>) -> Socket
         .cloned()
         .or_else(in_file);
     let said = said.and_then(|text| text.trim_matches('"').parse().ok());
-    said.unwrap_or(USUAL_ADDRESS)
+    said.unwrap_or(DEFAULT_LISTEN)
 }
 
 /// The configuration in `text`, which errors call `source`.
@@ -265,7 +265,6 @@ impl Checker<'_> {
     }
 
     fn server(&self, raw: &raw::RawServer) -> Result<Server, ConfigError> {
-        let usual = SocketAddr::from(([127, 0, 0, 1], 7007));
         let api_key = match &raw.api_key {
             Some(source) => self.secret(SERVER, "api_key", source)?,
             None => Secret::new("api_key"),
@@ -280,23 +279,17 @@ impl Checker<'_> {
         if request_timeout.is_some_and(|t| t.0 > LONGEST_REQUEST) {
             return Err(self.error(SERVER, "request_timeout", "must be at most 5m"));
         }
+        self.positive(SERVER, "request_timeout", request_timeout)?;
         let positive = |key, value| self.at_least_one(SERVER, key, value);
         Ok(Server {
-            listen: raw.listen.as_ref().map_or(usual, |a| a.0),
+            listen: raw.listen.as_ref().map_or(DEFAULT_LISTEN, |a| a.0),
             api_key,
-            request_timeout: self.positive(SERVER, "request_timeout", request_timeout, 14)?,
+            request_timeout: request_timeout.map_or(Duration::from_secs(14), |t| t.0),
             max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
             max_in_flight: positive("max_in_flight", raw.max_in_flight.unwrap_or(4096))? as usize,
             max_points: positive("max_points", raw.max_points.unwrap_or(100_000))?,
-            error_status: match raw.error_status {
-                None | Some(raw::RawErrorStatus::Semantic) => ErrorStatus::Semantic,
-                Some(raw::RawErrorStatus::Always500) => ErrorStatus::Always500,
-            },
-            compression: match raw.compression {
-                None | Some(raw::RawCompression::Auto) => Compression::Auto,
-                Some(raw::RawCompression::Always) => Compression::Always,
-                Some(raw::RawCompression::Never) => Compression::Never,
-            },
+            error_status: raw.error_status.unwrap_or_default(),
+            compression: raw.compression.unwrap_or_default(),
             drain_timeout: raw
                 .drain_timeout
                 .as_ref()
@@ -314,17 +307,24 @@ impl Checker<'_> {
                 format!("{name:?} is not a name; use 1 to 64 letters, digits, '-', '_' and '.'");
             return Err(self.error(place, "name", message));
         }
+        let mut settings = raw.settings(name, kind);
+        let limits = &settings.limits;
         let interval = raw.interval.as_ref();
         if interval.is_some_and(|i| !(1..=MAX_TIME).contains(&millis(i.0))) {
             return Err(self.error(place, "interval", "must be at least 1ms"));
         }
-        let timeout = self.positive(place, "timeout", raw.timeout.as_ref(), 10)?;
-        self.positive(place, "breaker.open", raw.breaker.open.as_ref(), 10)?;
+        for (key, value) in [
+            ("timeout", &raw.timeout),
+            ("breaker.open", &raw.breaker.open),
+        ] {
+            self.positive(place, key, value.as_ref())?;
+        }
+        let timeout = limits.timeout;
         if raw.hedge_after.as_ref().is_some_and(|h| h.0 >= timeout) {
             let message = "must be shorter than timeout, after which there is no attempt to help";
             return Err(self.error(place, "hedge_after", message));
         }
-        let rate = raw.rate_limit.per_second.unwrap_or(50.0);
+        let rate = limits.per_second;
         if !(rate.is_finite() && (0.001..=1_000_000.0).contains(&rate)) {
             let message = "must be from 0.001 to 1000000";
             return Err(self.error(place, "rate_limit.per_second", message));
@@ -345,7 +345,6 @@ impl Checker<'_> {
             return Err(self.error(place, "retries", "must be at most 10"));
         }
         self.some_bytes(place, "max_response", raw.max_response.as_ref())?;
-        let mut settings = raw.settings(name, kind);
         let (span, interval) = (
             settings.reading.range_limits.span,
             settings.reading.interval,
@@ -399,13 +398,11 @@ impl Checker<'_> {
         place: Place,
         key: &str,
         value: Option<&Text<Duration>>,
-        default: u64,
-    ) -> Result<Duration, ConfigError> {
-        let value = value.map_or(Duration::from_secs(default), |t| t.0);
-        if value < Duration::from_millis(1) {
+    ) -> Result<(), ConfigError> {
+        if value.is_some_and(|t| t.0 < Duration::from_millis(1)) {
             return Err(self.error(place, key, "must be at least 1ms"));
         }
-        Ok(value)
+        Ok(())
     }
 
     fn at_least_one(&self, place: Place, key: &str, value: u32) -> Result<u32, ConfigError> {
