@@ -152,6 +152,7 @@ pub enum ErrorStatus {
     #[default]
     Semantic,
     /// 500 for every error, as old mirrors answer.
+    #[serde(rename = "always_500")]
     Always500,
 }
 
