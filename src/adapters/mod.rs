@@ -1,6 +1,8 @@
 //! Adapters: one file a kind of backend. They do no I/O: an adapter turns what is wanted into an
 //! HTTP request and the response into an answer, or into the next request.
 
+#[cfg(feature = "aws")]
+pub(crate) mod aws_error;
 pub mod mirror;
 pub mod prometheus;
 mod samples;

@@ -1,5 +1,7 @@
 //! The composition root: a configuration goes in, a running service comes out.
 
+#[cfg(feature = "aws")]
+mod aws;
 pub mod exposure;
 mod reload;
 mod reloadables;
@@ -30,8 +32,8 @@ use crate::model::{MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    ClientConfig, Forward, Guard, Http, Registry, Security, Transport, Upstream, UpstreamClient,
-    watch,
+    AwsSigner, ClientConfig, Forward, Guard, Http, Registry, Security, Transport, Upstream,
+    UpstreamClient, watch,
 };
 
 /// What could not be set up, in a sentence.
@@ -115,6 +117,7 @@ impl App {
                 transport: guarded.clone(),
                 headers: Reloadable::fixed(HeaderMap::new()),
                 api_key: None,
+                signer: None,
             };
             builder.upstream(&settings, vec![url], connection, None)
         };
@@ -181,6 +184,8 @@ struct Connection {
     headers: Reloadable<HeaderMap>,
     /// What a mirror must answer with.
     api_key: Option<Arc<Reloadable<String>>>,
+    /// Signs each request.
+    signer: Option<AwsSigner>,
 }
 
 impl UpstreamBuilder {
@@ -222,11 +227,17 @@ impl UpstreamBuilder {
             _ => None,
         };
         let alike = settings.tls == ClientTls::default() && settings.proxy == Proxy::default();
+        let transport: Arc<dyn Transport> = match alike {
+            true => plain.clone(),
+            false => Arc::new(reloadables::http(settings, &self.clock).map_err(StartError)?),
+        };
+        #[cfg(feature = "aws")]
+        let signer = aws::signer(settings, &transport, plain, &self.clock).map_err(StartError)?;
+        #[cfg(not(feature = "aws"))]
+        let signer = None;
         let connection = Connection {
-            transport: match alike {
-                true => plain.clone(),
-                false => Arc::new(reloadables::http(settings, &self.clock).map_err(StartError)?),
-            },
+            transport,
+            signer,
             headers: reloadables::headers(
                 format!("upstream {} headers", settings.name),
                 &settings.headers,
@@ -277,6 +288,7 @@ impl UpstreamBuilder {
             transport: connection.transport,
             urls,
             headers: connection.headers,
+            signer: connection.signer,
             limits: settings.limits,
             max_response: reading.max_response,
             budget_file: self

@@ -10,7 +10,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::engine::RequestContext;
 use crate::model::Details;
-use crate::upstream::CallContext;
+use crate::upstream::{AwsSigner, CallContext};
 use crate::wire::encoding::Encoding;
 
 /// One line of the table.
@@ -19,6 +19,8 @@ struct Line {
     kind: &'static str,
     address: String,
     took: Duration,
+    /// Where its credentials come from, of one whose requests are signed.
+    credentials: Option<String>,
     result: Result<(), String>,
 }
 
@@ -68,6 +70,8 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             max_age: None,
         };
         let result = app.engine.test(&details, &context).await;
+        let made = app.engine.registry().named(Some(&upstream.name));
+        let signer = made.and_then(|made| made.client.signer());
         let urls = upstream.kind.urls().iter().map(|u| u.as_str().to_owned());
         let address = urls.collect::<Vec<_>>().join(" ");
         lines.push(Line {
@@ -78,6 +82,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             } else {
                 address
             },
+            credentials: signer.and_then(AwsSigner::source),
             took: clock.monotonic().saturating_sub(arrived),
             result: result.map_err(|e| e.to_string()),
         });
@@ -98,9 +103,10 @@ fn table(lines: &[Line]) -> String {
         "UPSTREAM", "KIND", "ADDRESS", "TIME"
     );
     for line in lines {
-        let result = match &line.result {
-            Ok(()) => "ok",
-            Err(error) => error,
+        let result = match (&line.result, &line.credentials) {
+            (Ok(()), None) => "ok".to_owned(),
+            (Ok(()), Some(source)) => format!("ok ({source})"),
+            (Err(error), _) => error.clone(),
         };
         let took = format!("{} ms", line.took.as_millis());
         text.push_str(&format!(

@@ -3,6 +3,7 @@
 //! `raw` is what the file may say, word for word; `load` reads it and says where an error is;
 //! this module holds what the rest of the program gets.
 
+mod aws;
 mod load;
 mod raw;
 mod values;
@@ -17,6 +18,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use tracing::Level;
 
+pub use aws::{Aws, AwsKeys, AwsRole, is_region};
 pub use load::{ConfigError, listens_at, load, parse};
 pub use values::Secret;
 
@@ -189,6 +191,8 @@ pub struct Upstream {
     pub tls: ClientTls,
     /// The proxies on the way to it.
     pub proxy: Proxy,
+    /// How requests to it are signed, if they are.
+    pub aws: Option<Aws>,
     /// When cached data is fetched again.
     pub freshness: Freshness,
     /// How it is asked.
@@ -266,6 +270,7 @@ impl Upstream {
             headers,
             tls: _,
             proxy: _,
+            aws,
             freshness: _,
             reading,
             limits: _,
@@ -273,6 +278,11 @@ impl Upstream {
         *name == other.name
             && *kind == other.kind
             && *headers == other.headers
+            && match (aws, &other.aws) {
+                (Some(mine), Some(theirs)) => mine.has_data_of(theirs),
+                (None, None) => true,
+                _ => false,
+            }
             && *reading == other.reading
     }
 

@@ -207,6 +207,7 @@ pub(super) fn engine_over(
 ) -> Arc<Engine> {
     let metrics = UpstreamMetrics::new("law");
     let client = UpstreamClient::new(ClientConfig {
+        signer: None,
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],
         headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),

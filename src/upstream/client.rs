@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::attempt::{Attempt, Turn};
+use super::aws::AwsSigner;
 use super::budget::Budgets;
 use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
@@ -69,6 +70,7 @@ pub struct UpstreamClient {
     /// Told when a breaker opens.
     opened: Arc<Notify>,
     headers: Reloadable<HeaderMap>,
+    signer: Option<AwsSigner>,
     limiter: Limiter,
     budgets: Budgets,
     retries: RetryBudget,
@@ -86,6 +88,8 @@ pub struct ClientConfig {
     pub urls: Vec<TargetUrl>,
     /// Headers sent with each request.
     pub headers: Reloadable<HeaderMap>,
+    /// Signs each request, where the upstream wants that.
+    pub signer: Option<AwsSigner>,
     /// What the upstream may be burdened with.
     pub limits: Limits,
     /// Most bytes of a response.
@@ -107,6 +111,7 @@ impl UpstreamClient {
             endpoints: Endpoints::new(parts.urls, &limits),
             opened: Arc::default(),
             headers: parts.headers,
+            signer: parts.signer,
             limiter: Limiter::new(&limits),
             budgets: Budgets::new(&limits, parts.budget_file),
             retries: RetryBudget::default(),
@@ -125,6 +130,11 @@ impl UpstreamClient {
     /// Its addresses, the preferred one first.
     pub fn urls(&self) -> impl Iterator<Item = &TargetUrl> {
         self.endpoints.iter().map(|e| &e.url)
+    }
+
+    /// Signs its requests, if they are signed.
+    pub fn signer(&self) -> Option<&AwsSigner> {
+        self.signer.as_ref()
     }
 
     /// Makes `exchange` and those that follow from it.
@@ -344,6 +354,11 @@ impl UpstreamClient {
         turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
         let endpoint = chosen.endpoint;
+        let mut outgoing = self.outgoing(&endpoint.url, &exchange.request);
+        let signed = match &self.signer {
+            Some(signer) => Some((signer, signer.sign(&mut outgoing).await?)),
+            None => None,
+        };
         let started = self.clock.monotonic();
         self.budgets.take(self.clock.now()).map_err(|wait| {
             self.metrics.rejected("budget");
@@ -351,7 +366,7 @@ impl UpstreamClient {
         })?;
         let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
         let trace = counted.to(&endpoint.url, &exchange.request.method, &call.trace);
-        let outgoing = self.outgoing(&endpoint.url, &exchange.request, &trace);
+        trace.send(&mut outgoing.headers);
         let wall = self.clock.now();
         let send = self.transport.send(outgoing, self.max_response);
         let sent = tokio::time::timeout(self.limits.timeout, send).await;
@@ -371,7 +386,11 @@ impl UpstreamClient {
             Ok(response) => {
                 // The earlier of both clocks: if one is fast, nothing is settled too soon by it.
                 let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
-                let read = read(exchange, response).await;
+                let refused = signed.and_then(|(signer, by)| signer.refused(&response, &by));
+                let read = match refused {
+                    Some(error) => Err(error),
+                    None => read(exchange, response).await,
+                };
                 read.map(|value| Answered { value, as_of })
             }
             Err(error) => Err(error),
@@ -417,14 +436,13 @@ impl UpstreamClient {
         }
     }
 
-    fn outgoing(&self, url: &TargetUrl, request: &Request, trace: &Trace) -> Outgoing {
+    fn outgoing(&self, url: &TargetUrl, request: &Request) -> Outgoing {
         let ours = self.headers.get();
         let mut headers = HeaderMap::clone(&ours);
         // What is configured is not for a client to change, such as the tenant that is asked for.
         let theirs = request.headers.iter();
         let theirs = theirs.filter(|(name, _)| !ours.contains_key(name));
         headers.extend(theirs.cloned());
-        trace.send(&mut headers);
         Outgoing {
             method: request.method.clone(),
             url: url.join(&request.path),

@@ -2,6 +2,11 @@
 //! concurrency cap and a breaker, and is made again where that is safe and worth it.
 
 mod attempt;
+#[cfg(feature = "aws")]
+mod aws;
+#[cfg(not(feature = "aws"))]
+#[path = "aws_absent.rs"]
+mod aws;
 mod breaker;
 mod budget;
 mod client;
@@ -22,6 +27,9 @@ use crate::adapters::Adapter;
 use crate::model::{Freshness, Reading};
 use crate::telemetry::metrics::UpstreamMetrics;
 
+pub use aws::AwsSigner;
+#[cfg(feature = "aws")]
+pub use aws::{AwsSettings, Keys, Role};
 pub use client::{Answered, CallContext, ClientConfig, UpstreamClient};
 pub use coalesce::{Flight, Flights, Joined};
 pub use guard::Guard;

@@ -102,6 +102,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
     let metrics = UpstreamMetrics::new("way");
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
     let client = UpstreamClient::new(ClientConfig {
+        signer: None,
         transport: hosts.clone(),
         urls: names.iter().map(url).collect(),
         headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),

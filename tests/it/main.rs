@@ -13,6 +13,7 @@
 mod access;
 mod admin;
 mod architecture;
+mod aws;
 mod bad_input;
 mod cases;
 mod chain;
@@ -35,6 +36,7 @@ mod reload;
 mod remote_write;
 mod scripted;
 mod secrets;
+mod sigv4;
 mod support;
 mod targets;
 mod tls;

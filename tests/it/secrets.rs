@@ -52,11 +52,26 @@ urls = ["http://127.0.0.1:1", "http://b.invalid"]
 headers = {{ Authorization = "Bearer {MARK}-inline" }}
 timeout = "1s"
 retries = 1
+[[upstream]]
+name = "keys-of-secrets"
+kind = "prometheus"
+urls = ["http://127.0.0.1:1"]
+aws = {{ region = "eu-west-1", service = "aps", access_key = "{MARK}-id", secret_key = {{ file = {file:?} }}, session_token = {{ env = "KEY" }} }}
+retries = 0
+[[upstream]]
+name = "role-of-secrets"
+kind = "prometheus"
+urls = ["http://127.0.0.1:1"]
+aws = {{ region = "eu-west-1", service = "aps", role = "arn:aws:iam::123456789012:role/a", sts_url = "http://127.0.0.1:1" }}
+retries = 0
 "#
     );
     let env = [
         ("KEY", format!("{MARK}-env")),
         ("TOKEN", TOKEN.to_owned()),
+        ("AWS_ACCESS_KEY_ID", format!("{MARK}-id")),
+        ("AWS_SECRET_ACCESS_KEY", format!("{MARK}-key")),
+        ("AWS_SESSION_TOKEN", format!("{MARK}-token")),
         ("PASSWORD", PASSWORD.to_owned()),
         (
             "HTTP_PROXY",
@@ -108,7 +123,12 @@ async fn secrets_are_printed_nowhere() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     let client = heliostat::upstream::Http::builder().build().unwrap();
-    for name in ["mirror-of-secrets", "prom-of-secrets"] {
+    for name in [
+        "mirror-of-secrets",
+        "prom-of-secrets",
+        "keys-of-secrets",
+        "role-of-secrets",
+    ] {
         let details = json!({ "upstream": name, "password": format!("{MARK}-client") });
         for path in ["connection", "field/name", "metric"] {
             let query = json!({

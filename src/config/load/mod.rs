@@ -1,6 +1,7 @@
 //! Reads the file and the environment, and says where an error is.
 
 mod access;
+mod aws;
 mod env;
 mod file;
 mod kinds;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderValue;
+use http::header::AUTHORIZATION;
 use tracing::Level;
 
 use self::file::File;
@@ -357,6 +359,18 @@ impl Checker<'_> {
         settings.tls = self.client_tls(place, &raw.tls)?;
         if !matches!(settings.kind, UpstreamKind::Demo { .. }) {
             settings.proxy = self.proxy(place, raw.proxy.as_ref())?;
+        }
+        settings.aws = self.aws(place, &raw.aws, None)?;
+        if settings.aws.is_some() {
+            self.signable(place, settings.kind.urls())?;
+            if settings
+                .headers
+                .iter()
+                .any(|(name, _)| *name == AUTHORIZATION)
+            {
+                let message = "is set by the signature (aws)";
+                return Err(self.error(place, "headers.Authorization", message));
+            }
         }
         Ok(settings)
     }

@@ -1,0 +1,188 @@
+//! How requests to AWS are signed.
+
+use super::{Checker, ConfigError, Place};
+use crate::config::aws::{Aws, AwsKeys, AwsRole, is_region, partition};
+use crate::config::raw;
+use crate::model::TargetUrl;
+
+impl Checker<'_> {
+    /// Returns how requests for `service` are signed, if the section says so; without one it is to
+    /// say the service.
+    pub(super) fn aws(
+        &self,
+        place: Place,
+        raw: &raw::Aws,
+        service: Option<&str>,
+    ) -> Result<Option<Aws>, ConfigError> {
+        if !raw.is_set() {
+            return Ok(None);
+        }
+        let wrong = |key: &str, message: String| self.error(place, &format!("aws.{key}"), message);
+        if !cfg!(feature = "aws") {
+            let message =
+                "this build cannot sign requests: it was made without the cargo feature `aws`";
+            return Err(self.error(place, "aws", message));
+        }
+        let region = raw.region.as_deref().unwrap_or_default();
+        if !is_region(region) {
+            let message = match region {
+                "" => "is needed, such as \"eu-west-1\"".to_owned(),
+                _ => format!("{region:?} is not a region; write it as \"eu-west-1\""),
+            };
+            return Err(wrong("region", message));
+        }
+        let service = match (&raw.service, service) {
+            (Some(own), None) => {
+                let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                if own.is_empty() || !own.chars().all(plain) {
+                    let message = format!(
+                        "{own:?} is not a service; write it as \"aps\" for Amazon Managed Prometheus or \"monitoring\" for CloudWatch"
+                    );
+                    return Err(wrong("service", message));
+                }
+                own.clone()
+            }
+            (None, None) => {
+                let message = "is needed: \"aps\" for Amazon Managed Prometheus, \"monitoring\" for CloudWatch";
+                return Err(wrong("service", message.into()));
+            }
+            (Some(_), Some(_)) => {
+                let message = "is that of the kind of the upstream, and not to be set";
+                return Err(wrong("service", message.into()));
+            }
+            (None, Some(service)) => service.to_owned(),
+        };
+        if let Some(profile) = &raw.profile
+            && profile.is_empty()
+        {
+            return Err(wrong("profile", "must not be empty".into()));
+        }
+        let environment = self.env.iter();
+        let environment =
+            environment.filter(|(name, _)| *name == "HOME" || name.starts_with("AWS_"));
+        let environment =
+            environment.map(|(n, v)| (n.clone(), crate::config::Secret::new(v.as_str())));
+        Ok(Some(Aws {
+            region: region.to_owned(),
+            service,
+            keys: self.aws_keys(place, raw)?,
+            profile: raw.profile.clone(),
+            role: self.aws_role(place, raw, region)?,
+            sts_url: raw.sts_url.as_ref().map(|url| url.0.clone()),
+            environment: environment.collect(),
+        }))
+    }
+
+    fn aws_keys(&self, place: Place, raw: &raw::Aws) -> Result<Option<AwsKeys>, ConfigError> {
+        let secret = |key: &str, source: &_| {
+            let key = format!("aws.{key}");
+            let secret = self.secret(place, &key, source)?;
+            let text = secret.reveal();
+            let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+            match plain {
+                true => Ok(secret),
+                false => Err(self.error(place, &key, "must be text without spaces")),
+            }
+        };
+        let needed = |key: &str, with: &str| {
+            Err(self.error(
+                place,
+                &format!("aws.{key}"),
+                format!("is needed with {with}"),
+            ))
+        };
+        match (&raw.access_key, &raw.secret_key) {
+            (Some(_), Some(_)) if raw.profile.is_some() => {
+                let message =
+                    "means nothing with access_key: the keys are used, not those of a profile";
+                Err(self.error(place, "aws.profile", message))
+            }
+            (Some(access), Some(own)) => Ok(Some(AwsKeys {
+                access_key: secret("access_key", access)?,
+                secret_key: secret("secret_key", own)?,
+                session_token: match &raw.session_token {
+                    Some(token) => Some(secret("session_token", token)?),
+                    None => None,
+                },
+            })),
+            (Some(_), None) => needed("secret_key", "access_key"),
+            (None, Some(_)) => needed("access_key", "secret_key"),
+            (None, None) if raw.session_token.is_some() => needed("access_key", "session_token"),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn aws_role(
+        &self,
+        place: Place,
+        raw: &raw::Aws,
+        region: &str,
+    ) -> Result<Option<AwsRole>, ConfigError> {
+        let wrong =
+            |key: &str, message: String| Err(self.error(place, &format!("aws.{key}"), message));
+        let Some(arn) = &raw.role else {
+            for (key, is_set) in [
+                ("external_id", raw.external_id.is_some()),
+                ("session", raw.session.is_some()),
+            ] {
+                if is_set {
+                    return wrong(key, "means nothing without role".into());
+                }
+            }
+            return Ok(None);
+        };
+        let (expected, _) = partition(region);
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let account = |a: &str| a.len() == 12 && a.bytes().all(|b| b.is_ascii_digit());
+        match parts[..] {
+            ["arn", partition, "iam", "", id, role]
+                if account(id) && role.len() > 5 && role.starts_with("role/") =>
+            {
+                if partition != expected {
+                    let message =
+                        format!("is one of {partition:?}, the region is one of {expected:?}");
+                    return wrong("role", message);
+                }
+            }
+            _ => {
+                let message = format!(
+                    "{arn:?} is not the ARN of a role; write it as \"arn:{expected}:iam::123456789012:role/NAME\""
+                );
+                return wrong("role", message);
+            }
+        }
+        let made_of = |text: &str, extra: &str| {
+            text.chars()
+                .all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
+        };
+        if let Some(id) = &raw.external_id
+            && !((2..=1224).contains(&id.len()) && made_of(id, "_+=,.@:/-"))
+        {
+            let message = "must be 2 to 1224 letters, digits and any of _+=,.@:/-";
+            return wrong("external_id", message.into());
+        }
+        let session = raw.session.as_deref().unwrap_or("heliostat");
+        if !((2..=64).contains(&session.len()) && made_of(session, "_+=,.@-")) {
+            let message = "must be 2 to 64 letters, digits and any of _+=,.@-";
+            return wrong("session", message.into());
+        }
+        Ok(Some(AwsRole {
+            arn: arn.clone(),
+            external_id: raw.external_id.clone(),
+            session: session.to_owned(),
+        }))
+    }
+
+    /// Returns an error about a URL whose requests no signature would fit: AWS signs paths without
+    /// empty parts.
+    pub(super) fn signable(&self, place: Place, urls: &[TargetUrl]) -> Result<(), ConfigError> {
+        for (index, url) in urls.iter().enumerate() {
+            let path = url.as_str().split_once("://").map_or("", |(_, rest)| rest);
+            if path.contains("//") {
+                let message = "must not have // in its path: AWS would not take the signature";
+                return Err(self.error(place, &format!("urls[{index}]"), message));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! Requests signed for AWS (Signature Version 4). reqsign signs them and finds the credentials,
+//! where AWS' own tools find them; HTTP, files and the environment it gets from us.
+
+mod credentials;
+mod io;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use http::header::{CONTENT_TYPE, DATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqsign_aws_v4::RequestSigner;
+use reqsign_core::{Context, SignRequest};
+
+use self::credentials::{Credentials, Issued};
+use super::transport::{Outgoing, Transport};
+use crate::adapters::Response;
+use crate::adapters::aws_error::AwsError;
+use crate::clock::Clock;
+use crate::reloadable::Reloadable;
+use crate::model::{Error, Kind, Millis, TargetUrl};
+
+const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
+
+/// The most that this machine's clock may differ from AWS' before a refused signature is put down
+/// to it, in milliseconds. AWS itself takes requests that are at most 5 min off.
+const SKEW: Millis = 60_000;
+
+/// Codes of errors about credentials that have ended or are not known any more.
+const ENDED: [&str; 5] = [
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidClientTokenId",
+    "UnrecognizedClientException",
+    "InvalidAccessKeyId",
+];
+
+/// Codes of errors about signatures and their time.
+const UNSIGNED: [&str; 5] = [
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "InvalidSignatureException",
+    "IncompleteSignature",
+];
+
+/// Keys as the configuration says them.
+#[derive(Clone)]
+pub struct Keys {
+    /// The id of the access key.
+    pub access_key: String,
+    /// The secret.
+    pub secret_key: String,
+    /// The token of temporary keys.
+    pub session_token: Option<String>,
+}
+
+/// A role that is assumed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// `arn:PARTITION:iam::ACCOUNT:role/NAME`.
+    pub arn: String,
+    /// What its trust policy asks for, if it does.
+    pub external_id: Option<String>,
+    /// The name of the session, for AWS' own logs.
+    pub session: String,
+}
+
+/// How requests to an upstream are signed.
+pub struct AwsSettings {
+    /// The upstream's name, for logs.
+    pub upstream: String,
+    /// The region that requests are signed for.
+    pub region: String,
+    /// The service that they are signed for.
+    pub service: String,
+    /// Keys of the configuration.
+    pub keys: Option<Reloadable<Keys>>,
+    /// The profile whose credentials are used.
+    pub profile: Option<String>,
+    /// The role that is assumed with the credentials.
+    pub role: Option<Role>,
+    /// Where STS is, if not where it usually is.
+    pub sts_url: Option<TargetUrl>,
+    /// The variables of the environment that may matter.
+    pub environment: BTreeMap<String, String>,
+    /// The way to STS, which is that to the upstream.
+    pub transport: Arc<dyn Transport>,
+    /// The way to sources of credentials on this machine: without a proxy.
+    pub local: Arc<dyn Transport>,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Signs requests.
+pub struct AwsSigner {
+    signer: RequestSigner,
+    credentials: Arc<Credentials>,
+    clock: Arc<dyn Clock>,
+}
+
+impl AwsSigner {
+    /// Returns a signer with credentials as `settings` say. They are looked up when the first
+    /// request is signed.
+    pub fn new(settings: AwsSettings) -> Self {
+        Self {
+            signer: RequestSigner::new(&settings.service, &settings.region),
+            clock: settings.clock.clone(),
+            credentials: Credentials::new(settings),
+        }
+    }
+
+    /// Where the credentials in use come from, once there are some.
+    pub fn source(&self) -> Option<String> {
+        self.credentials.source()
+    }
+
+    /// Signs `outgoing`, and returns what it was signed with.
+    pub(super) async fn sign(&self, outgoing: &mut Outgoing) -> Result<Signed, Error> {
+        let issued = self.credentials.get().await?;
+        if let Some((path, query)) = outgoing.url.split_once('?') {
+            outgoing.url = format!("{path}?{}", strict(query));
+        }
+        let signed = self.headers(outgoing, &issued).await.map_err(|e| {
+            let message = format!("the request to the upstream cannot be signed: {e}");
+            Error::new(Kind::Internal, message)
+        })?;
+        outgoing.headers.extend(signed);
+        Ok(Signed(issued))
+    }
+
+    /// The headers that prove `outgoing`.
+    async fn headers(
+        &self,
+        outgoing: &Outgoing,
+        issued: &Issued,
+    ) -> Result<HeaderMap, Box<dyn std::error::Error + Send + Sync>> {
+        let (path, query) = match outgoing.url.split_once('?') {
+            Some((path, query)) => (path, format!("?{query}")),
+            None => (&*outgoing.url, String::new()),
+        };
+        // Every service but S3 signs the path encoded once more than it is sent.
+        let uri: Uri = format!("{}{query}", path.replace('%', "%25")).parse()?;
+        let mut request = http::Request::new(());
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() = uri;
+        let (mut parts, ()) = request.into_parts();
+        // What HTTP, proxies and traces add is not signed.
+        let signed =
+            |name: &HeaderName| *name == CONTENT_TYPE || name.as_str().starts_with("x-amz-");
+        let headers = outgoing.headers.iter().filter(|(name, _)| signed(name));
+        parts
+            .headers
+            .extend(headers.map(|(name, value)| (name.clone(), value.clone())));
+        let hash = reqsign_core::hash::hex_sha256(&outgoing.body);
+        parts
+            .headers
+            .insert(CONTENT_SHA256, HeaderValue::from_str(&hash)?);
+        let credential = Some(&issued.credential);
+        self.signer
+            .sign_request(&Context::new(), &mut parts, credential, None)
+            .await?;
+        parts.headers.remove(http::header::HOST);
+        parts.headers.remove(CONTENT_TYPE);
+        Ok(parts.headers)
+    }
+
+    /// Returns the error of a `response` that refuses what the request was `signed` with. Credentials
+    /// that have ended are renewed before the next attempt.
+    pub(super) fn refused(&self, response: &Response, signed: &Signed) -> Option<Error> {
+        if !matches!(response.status.as_u16(), 400 | 401 | 403) {
+            return None;
+        }
+        let AwsError { code, message } = AwsError::read(response);
+        let failed = |text: String| Error::new(Kind::UpstreamFailed, text);
+        if ENDED.contains(&&*code) {
+            let renewed = self.credentials.end(&signed.0);
+            let text = format!("the upstream refuses the credentials ({code}): {message}");
+            return Some(failed(text).retryable(renewed));
+        }
+        if !UNSIGNED.contains(&&*code) {
+            return None;
+        }
+        let date = response.headers.get(DATE).and_then(|d| d.to_str().ok());
+        let date = date.and_then(|d| httpdate::parse_http_date(d).ok());
+        let theirs = date.and_then(|d| d.duration_since(UNIX_EPOCH).ok());
+        let theirs = theirs.and_then(|d| Millis::try_from(d.as_millis()).ok());
+        let off = theirs.map_or(0, |theirs| self.clock.now() - theirs);
+        if off.abs() > SKEW {
+            let way = if off > 0 { "ahead of" } else { "behind" };
+            return Some(failed(format!(
+                "the upstream refuses the signature ({code}): this machine's clock is {} s {way} AWS'",
+                off.abs() / 1000
+            )));
+        }
+        Some(failed(format!(
+            "the upstream refuses the signature ({code}): {message}"
+        )))
+    }
+}
+
+/// All but what RFC 3986 calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// Writes `query`, which is that of a form, as the signature's rules do, so that there is no second
+/// way to read it: in a form a plus is a space, and `~` may be encoded and `*` not.
+fn strict(query: &str) -> String {
+    let pairs: Vec<String> = url::form_urlencoded::parse(query.as_bytes())
+        .map(|(name, value)| {
+            let encoded = |text| utf8_percent_encode(text, RESERVED);
+            format!("{}={}", encoded(&name), encoded(&value))
+        })
+        .collect();
+    pairs.join("&")
+}
+
+/// What a request was signed with.
+pub(super) struct Signed(Arc<Issued>);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,28 @@
+//! Stands for signed requests in a build without the cargo feature `aws`, in which no configuration
+//! can ask for them.
+
+use super::transport::Outgoing;
+use crate::adapters::Response;
+use crate::model::Error;
+
+/// What cannot be.
+pub enum AwsSigner {}
+
+/// What cannot be either.
+pub(super) enum Signed {}
+
+impl AwsSigner {
+    /// Where the credentials in use come from.
+    pub fn source(&self) -> Option<String> {
+        match *self {}
+    }
+
+    #[allow(clippy::unused_async, reason = "it stands for what waits")]
+    pub(super) async fn sign(&self, _: &mut Outgoing) -> Result<Signed, Error> {
+        match *self {}
+    }
+
+    pub(super) fn refused(&self, _: &Response, _: &Signed) -> Option<Error> {
+        match *self {}
+    }
+}
