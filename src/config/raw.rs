@@ -181,7 +181,7 @@ pub(super) struct RawUpstream {
     pub(super) tls: RawClientTls,
     pub(super) proxy: Option<SecretSource>,
     #[serde(deserialize_with = "table")]
-    pub(super) aws: Aws,
+    pub(super) aws: RawAws,
     pub(super) interval: Option<Text<Duration>>,
     pub(super) settle: Option<Text<Duration>>,
     pub(super) refresh: Option<Text<Duration>>,
@@ -212,7 +212,7 @@ pub(super) struct RawUpstream {
 /// How requests to AWS are signed.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Aws {
+pub(super) struct RawAws {
     pub(super) region: Option<String>,
     pub(super) service: Option<String>,
     pub(super) access_key: Option<SecretSource>,
@@ -225,7 +225,7 @@ pub(super) struct Aws {
     pub(super) sts_url: Option<Text<TargetUrl>>,
 }
 
-impl Aws {
+impl RawAws {
     /// Returns whether it says anything.
     pub(super) fn is_set(&self) -> bool {
         let Self {

@@ -19,8 +19,8 @@ use super::transport::{Outgoing, Transport};
 use crate::adapters::Response;
 use crate::adapters::aws_error::AwsError;
 use crate::clock::Clock;
-use crate::reloadable::Reloadable;
 use crate::model::{Error, Kind, Millis, TargetUrl};
+use crate::reloadable::Reloadable;
 
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 

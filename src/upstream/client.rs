@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::DATE;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
@@ -17,6 +16,7 @@ use super::budget::Budgets;
 use super::endpoints::{Chosen, Endpoints, Tried};
 use super::limiter::{Caller, Limiter, Permit};
 use super::rate_limit_headers::RateLimitHeaders;
+use super::response::{as_of, read};
 use super::retry::RetryBudget;
 use super::state::ProtectionState;
 use super::transport::{Outgoing, Transport};
@@ -48,10 +48,6 @@ const USUAL_PAUSE: Duration = Duration::from_secs(1);
 /// Waits between attempts: at most `BACKOFF · 2^n`, and never more than `LONGEST_BACKOFF`.
 const BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
-
-/// Longest body, in bytes, that is read where it came in: reading holds a thread of the runtime
-/// up, at 2 to 3 ns a byte for less than 1 ms.
-const READ_INLINE: usize = 256 << 10;
 
 /// An answer, and the upstream's time when it was given.
 #[derive(Clone, Copy, Debug)]
@@ -476,32 +472,6 @@ fn overspent(wait: Duration) -> Error {
 /// it cannot answer.
 fn is_strain(error: &Error) -> bool {
     error.retryable && error.kind.origin() == Origin::Upstream
-}
-
-/// Reads `response`; one that is large on a thread of its own.
-async fn read<T: Send + 'static>(
-    exchange: &Exchange<T>,
-    response: Response,
-) -> Result<Next<T>, Error> {
-    if response.body.len() <= READ_INLINE {
-        return (exchange.read)(&response);
-    }
-    let read = exchange.read.clone();
-    let reading = tokio::task::spawn_blocking(move || read(&response));
-    reading.await.unwrap_or_else(|ended| {
-        let message = format!("the upstream's answer could not be read: {ended}");
-        Err(Error::new(Kind::Internal, message))
-    })
-}
-
-/// The upstream's time when it began to answer: its `Date`, which is whole seconds, rounded
-/// down, of a moment at most `took` later.
-fn as_of(response: &Response, took: Duration) -> Option<Millis> {
-    let date = response.headers.get(DATE)?.to_str().ok()?;
-    let date = httpdate::parse_http_date(date).ok()?;
-    let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
-    let millis = Millis::try_from(since.as_millis()).ok()?;
-    Some(millis - Millis::try_from(took.as_millis()).ok()?)
 }
 
 /// A random wait before another attempt: full jitter over an exponential bound.

@@ -17,6 +17,7 @@ mod health;
 mod limiter;
 mod rate_limit_headers;
 mod registry;
+mod response;
 mod retry;
 mod state;
 mod transport;

@@ -11,7 +11,7 @@ impl Checker<'_> {
     pub(super) fn aws(
         &self,
         place: Place,
-        raw: &raw::Aws,
+        raw: &raw::RawAws,
         service: Option<&str>,
     ) -> Result<Option<Aws>, ConfigError> {
         if !raw.is_set() {
@@ -73,7 +73,7 @@ impl Checker<'_> {
         }))
     }
 
-    fn aws_keys(&self, place: Place, raw: &raw::Aws) -> Result<Option<AwsKeys>, ConfigError> {
+    fn aws_keys(&self, place: Place, raw: &raw::RawAws) -> Result<Option<AwsKeys>, ConfigError> {
         let secret = |key: &str, source: &_| {
             let key = format!("aws.{key}");
             let secret = self.secret(place, &key, source)?;
@@ -115,7 +115,7 @@ impl Checker<'_> {
     fn aws_role(
         &self,
         place: Place,
-        raw: &raw::Aws,
+        raw: &raw::RawAws,
         region: &str,
     ) -> Result<Option<AwsRole>, ConfigError> {
         let wrong =

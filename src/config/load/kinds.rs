@@ -49,7 +49,7 @@ impl Checker<'_> {
             ("headers", !raw.headers.is_empty(), remote),
             ("tls", secure, remote),
             ("proxy", raw.proxy.is_some(), remote),
-            ("aws", raw.aws.is_set(), &[Kind::Prometheus]),
+            ("aws", raw.aws.is_set(), &[RawKind::Prometheus]),
             // A store that is no mirror is not asked for it, but sections are copied with it.
             ("api_key", raw.api_key.is_some(), remote),
             ("connection_details", details, &[RawKind::Mirror]),

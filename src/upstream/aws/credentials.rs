@@ -23,8 +23,8 @@ use tracing::{debug, warn};
 use super::io::{Commands, Files, Http, below};
 use super::{AwsSettings, Keys, Role};
 use crate::clock::Clock;
-use crate::reloadable::Reloadable;
 use crate::model::{Error, Kind, Millis, TargetUrl};
+use crate::reloadable::Reloadable;
 
 /// How long before their end credentials are renewed, and how soon those without an end are looked
 /// up again, which may be in files that change.
