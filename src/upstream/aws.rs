@@ -222,6 +222,3 @@ fn strict(query: &str) -> String {
 
 /// What a request was signed with.
 pub(super) struct Signed(Arc<Issued>);
-
-#[cfg(test)]
-mod tests;

@@ -184,7 +184,7 @@ fn aws_own_examples_pass() {
         verify(
             &Seen {
                 body: b"x".to_vec(),
-                ..post.clone()
+                ..post
             },
             secret,
             "us-east-1",
