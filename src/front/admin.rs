@@ -1,5 +1,5 @@
-//! The admin API: what an upstream's protection and cache are doing, what would be done for a
-//! query, forgetting what is cached, the log's level, and reading the configuration again.
+//! The admin API: the state of upstreams' protection and of the cache, explanations of queries,
+//! invalidation, the log level, and reloading the configuration.
 
 use std::sync::Arc;
 
@@ -20,17 +20,17 @@ use crate::model::{Error, Kind, Layout, Millis};
 use crate::telemetry::logs;
 use crate::wire::{admin, mirror::request};
 
-/// What every path of this API begins with.
+/// The prefix of every path of this API.
 const ROOT: &str = "/admin/v1/";
 
-/// What a path of the API asks for.
+/// A call of the admin API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     /// `upstreams`
     Upstreams,
     /// `cache`
     Cache,
-    /// `explain/…`, followed by the path of what is to be explained
+    /// `explain/…`, followed by the path of the request to explain
     Explain,
     /// `invalidate`
     Invalidate,
@@ -41,7 +41,7 @@ pub(super) enum Call {
 }
 
 impl Call {
-    /// All of them.
+    /// All calls.
     pub(super) const ALL: [Self; 6] = [
         Self::Upstreams,
         Self::Cache,
@@ -51,7 +51,7 @@ impl Call {
         Self::Reload,
     ];
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Upstreams => "upstreams",
@@ -63,7 +63,7 @@ impl Call {
         }
     }
 
-    /// What `path`, normalized, asks for, if it is of this API.
+    /// Returns the call at `path`, normalized; `None` if it is not of this API.
     pub(super) fn of(path: &str) -> Option<Self> {
         let below = path.strip_prefix(ROOT)?;
         let (name, explained) = match below.split_once('/') {
@@ -74,7 +74,7 @@ impl Call {
         (explained == (found == Self::Explain)).then_some(found)
     }
 
-    /// The methods that it is asked by; an explanation is, by those of what is explained.
+    /// Returns the HTTP methods it accepts; an explanation accepts those of the request explained.
     pub(super) fn methods(self) -> &'static [Method] {
         match self {
             Self::Upstreams | Self::Cache => &[Method::GET, Method::HEAD],
@@ -84,7 +84,7 @@ impl Call {
         }
     }
 
-    /// Whether it is asked by `method`.
+    /// Checks that it accepts `method`.
     pub(super) fn check(self, method: &Method) -> Result<(), Error> {
         allow(method, self.methods())
     }
@@ -113,7 +113,7 @@ pub(super) async fn answer(
         Call::Explain => {
             let path = path.get(ROOT.len() + Call::Explain.name().len()..);
             let explained = explain(engine, path.unwrap_or_default(), head, body, context)?;
-            // Written as it is: members have an order that reads well.
+            // Serialized directly: a tree would lose the order of members.
             serde_json::to_string(&explained).map_err(|e| internal(&e))?
         }
         Call::Invalidate => {
@@ -134,7 +134,7 @@ pub(super) async fn answer(
     Ok(respond::json([Bytes::from(said)]))
 }
 
-/// `work`, which takes time with all that is cached, off the threads that serve connections.
+/// Runs `work`, whose time grows with the cache, off the threads that serve connections.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
@@ -189,7 +189,7 @@ fn hot(lane: &LaneStats) -> Value {
     Value::Object(said)
 }
 
-/// What a request for `path`, which is that of another API, would be answered with.
+/// Explains how a request for `path`, of another API, would be answered.
 fn explain(
     engine: &Engine,
     path: &str,
@@ -203,7 +203,7 @@ fn explain(
     }
     let Some(endpoint) = prometheus::ApiEndpoint::of(path) else {
         let message = format!(
-            "there is nothing to explain at {path:.100?}; put the path of a query behind {ROOT}explain"
+            "{path:.100?} cannot be explained; append the path of a query to {ROOT}explain"
         );
         return Err(Error::new(Kind::PathNotFound, message));
     };
@@ -227,7 +227,7 @@ fn invalidate(engine: &Engine, asked: admin::Invalidate) -> Result<Value, Error>
     } = asked;
     let found = engine.registry().named(Some(&upstream)).ok_or_else(|| {
         let names: Vec<_> = engine.upstreams().iter().map(|u| u.name()).collect();
-        let message = format!("there is no such upstream; there are: {}", names.join(", "));
+        let message = format!("no such upstream; the upstreams are {}", names.join(", "));
         Error::invalid("upstream", message)
     })?;
     let selection = Selection {
@@ -242,7 +242,7 @@ fn invalidate(engine: &Engine, asked: admin::Invalidate) -> Result<Value, Error>
 
 async fn reload(reloads: Option<&Reloads>) -> Result<Value, Error> {
     let none = || {
-        let message = "this server's configuration comes from nowhere that could be read again";
+        let message = "this server has no configuration file to read again";
         Error::invalid("$", message)
     };
     let outcome = reloads.ok_or_else(none)?.ask().await.ok_or_else(none)?;

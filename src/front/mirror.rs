@@ -12,7 +12,7 @@ use crate::model::{Details, Error, Kind, Origin};
 use crate::wire::encoding::Text;
 use crate::wire::mirror::{request, response};
 
-/// The methods of HTTP that it is asked by.
+/// The HTTP methods it accepts.
 pub(super) const METHODS: [http::Method; 1] = [http::Method::POST];
 
 /// A method of the mirror API.
@@ -29,7 +29,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// All of them, with their paths.
+    /// All methods, with their paths.
     pub(super) const ALL: [(&'static str, Self); 4] = [
         ("/api/metric", Self::Metric),
         ("/api/field/name", Self::FieldNames),
@@ -37,13 +37,13 @@ impl Method {
         ("/api/connection", Self::Connection),
     ];
 
-    /// What `path`, normalized, asks for, if it is of this API.
+    /// Returns the method at `path`, normalized; `None` if it is not of this API.
     pub(super) fn of(path: &str) -> Option<Self> {
         let found = Self::ALL.into_iter().find(|(known, _)| *known == path);
         found.map(|(_, method)| method)
     }
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Connection => "connection",
@@ -67,7 +67,7 @@ pub(super) async fn answer(
             let context = within(context, &asked.details);
             let failure = match engine.test(&asked.details, &context).await {
                 Ok(()) => None,
-                // Whom we may not or cannot ask is an error; who fails is an answer.
+                // A target that is not allowed or invalid is an error; one that fails is an answer.
                 Err(e) if e.kind.origin() == Origin::Client && e.kind != Kind::MetricNotFound => {
                     return Err(e);
                 }
@@ -120,7 +120,7 @@ pub(super) async fn answer(
     }
 }
 
-/// What a request with this `body` would be answered with.
+/// Explains how a request with this `body` would be answered.
 pub(super) fn explain(
     engine: &Engine,
     method: Method,
@@ -129,7 +129,7 @@ pub(super) fn explain(
 ) -> Result<Explanation, Error> {
     match method {
         Method::Connection => {
-            let message = "a test of the connection is always asked of the upstream";
+            let message = "a connection test always asks the upstream; there is nothing to explain";
             Err(Error::new(Kind::PathNotFound, message))
         }
         Method::FieldNames => {
@@ -150,7 +150,7 @@ pub(super) fn explain(
     }
 }
 
-/// `context` with the client's own limit, where that is shorter.
+/// Shortens the deadline of `context` to the client's own timeout.
 fn within(mut context: RequestContext, details: &Details) -> RequestContext {
     if let Some(timeout) = details.timeout {
         let limit = tokio::time::Instant::now() + timeout;

@@ -1,20 +1,25 @@
 //! The front: listens, admits, routes, and turns answers and errors into HTTP.
 //!
 //! - `listen`, `stream`: connections, and how they end
-//! - `router`, `path`: which path means what; admission, limits, the log line and metrics of a request
-//! - `access`: who may ask
+//! - `service`: what each request gets: admission, a deadline, the log line and metrics
+//! - `router`, `path`: which path asks for what
+//! - `admission`: which requests get in
+//! - `auth`: who has access
 //! - `mirror`: the mirror API's four methods
 //! - `prometheus`: Prometheus' HTTP API
-//! - `respond`, `encoding`: what responses of data have in common
+//! - `headers`: the headers that a request is read by
+//! - `respond`: what responses with data have in common
 //! - `pages`: health, readiness, metrics, the page at `/`
 //! - `admin`: what operators may ask and do
-//! - `reloads`: how a new configuration is asked for
-//! - `body`, `status`: bodies made of slices; the only map from errors to statuses
+//! - `reloads`: how a reload of the configuration is requested
+//! - `body`: bodies made of slices, and the bounded reading of those of requests
+//! - `status`: the only maps from errors to statuses
 
 mod admin;
+mod admission;
 mod auth;
 mod body;
-mod encoding;
+mod headers;
 pub mod listen;
 pub mod mirror;
 mod pages;
@@ -23,11 +28,12 @@ mod prometheus;
 mod reloads;
 mod respond;
 mod router;
+mod service;
 mod status;
 mod stream;
 
 pub use auth::{AccessControl, Api, Credentials, Rules};
-pub use body::Body;
+pub use body::{Body, read_body};
 pub use reloads::{Applied, ReloadReply, ReloadRequests, Reloads};
-pub use router::{Front, FrontSettings};
-pub use status::{error_response, read_body};
+pub use service::{Front, FrontSettings};
+pub use status::{error_response, prometheus_status};

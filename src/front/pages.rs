@@ -1,4 +1,4 @@
-//! What Heliostat says of itself: health, readiness, metrics, and a page for humans.
+//! Heliostat's own pages: health, readiness, metrics, the OpenAPI description, and a page for people.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Response, StatusCode};
@@ -34,7 +34,7 @@ pub(super) enum Page {
 }
 
 impl Page {
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Home => "home",
@@ -69,7 +69,7 @@ pub(super) fn answer(
         }
         Page::OpenApi => (StatusCode::OK, JSON, OPENAPI.to_owned()),
     };
-    // The answer to HEAD is that to GET; the connection leaves its body out.
+    // HEAD is answered as GET; the connection omits the body.
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response

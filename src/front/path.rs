@@ -1,4 +1,4 @@
-//! Paths as clients write them, and what may be done at one.
+//! Paths as clients write them, and the methods they accept.
 
 use std::borrow::Cow;
 
@@ -6,8 +6,8 @@ use http::Method;
 
 use crate::model::{Error, Kind};
 
-/// `path` with repeated slashes as one and none at its end: a data source's URL often ends in a
-/// slash, so that `//api/metric` is asked for.
+/// Returns `path` with repeated slashes as one and none at its end: a data source's URL often ends in
+/// a slash, which makes `//api/metric`.
 pub(super) fn normalized(path: &str) -> Cow<'_, str> {
     if !path.contains("//") && !path.ends_with('/') {
         return path.into();
@@ -18,7 +18,7 @@ pub(super) fn normalized(path: &str) -> Cow<'_, str> {
         .into()
 }
 
-/// Whether a path is asked by `method`; the error names the `allowed` ones.
+/// Checks that `method` is among the `allowed` ones; the error names them.
 pub(super) fn allow(method: &Method, allowed: &[Method]) -> Result<(), Error> {
     if allowed.contains(method) {
         return Ok(());

@@ -14,31 +14,31 @@ use percent_encoding::percent_decode_str;
 use super::body::Body;
 use super::path::{allow, normalized};
 use super::respond::{encoded, json, packed, with_cache, with_timing};
-use super::status::add_advice;
+use super::status::{add_advice, prometheus_status};
 use crate::engine::{
     CachePolicy, CachedResponse, Engine, PassthroughRequest, RangeRequest, RequestContext, Upstream,
 };
 use crate::model::{Error, Kind, Millis, RawResponse};
 use crate::promql::Analysis;
-use crate::wire::prometheus::{InstantQuery, Params, RangeQuery, error_type, write_error};
+use crate::wire::prometheus::{InstantQuery, Params, RangeQuery, write_error};
 
-/// Headers by which stores tell tenants apart: Mimir's, which Cortex, Loki and VictoriaMetrics'
-/// companions know too, and that of Thanos. They are passed on, and answers are kept by them. No
-/// other header that says who asks is passed on: `Authorization` and `Cookie` are between the
-/// client and us, and the upstream's configured `headers` are what it is shown.
+/// Headers that select a tenant: Mimir's, which Cortex, Loki and VictoriaMetrics' companions read too,
+/// and that of Thanos. They are passed on and are part of the cache key. No other header that identifies
+/// the client is passed on: `Authorization` and `Cookie` are between the client and Heliostat; upstreams
+/// get their configured `headers`.
 const TENANT: [HeaderName; 2] = [
     HeaderName::from_static("x-scope-orgid"),
     HeaderName::from_static("thanos-tenant"),
 ];
 
-/// Headers that say what a body is that is no form.
+/// Headers that describe a body other than a form.
 const OF_BODY: [HeaderName; 3] = [
     CONTENT_TYPE,
     CONTENT_ENCODING,
     HeaderName::from_static("x-prometheus-remote-read-version"),
 ];
 
-/// What Prometheus tells browsers (`corsHeaders` in its `util/httputil/cors.go`).
+/// The CORS headers of Prometheus (`corsHeaders` in its `util/httputil/cors.go`).
 const CORS: [(&str, &str); 4] = [
     (
         "access-control-allow-headers",
@@ -49,11 +49,11 @@ const CORS: [(&str, &str); 4] = [
     ("access-control-expose-headers", "Date"),
 ];
 
-/// What an answer depends on besides the path.
+/// The headers that an answer depends on.
 const VARIES: HeaderValue =
     HeaderValue::from_static("accept-encoding, origin, x-scope-orgid, thanos-tenant");
 
-/// What a path of the API asks for.
+/// An endpoint of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ApiEndpoint {
     QueryRange,
@@ -71,14 +71,14 @@ pub(super) enum ApiEndpoint {
     Targets,
     /// Remote read.
     Read,
-    /// What changes the store.
+    /// Endpoints that change the store, and paths that could reach one.
     Refused,
-    /// What is not known here.
+    /// Endpoints that are not known here.
     Other,
 }
 
 impl ApiEndpoint {
-    /// All of them.
+    /// All endpoints.
     pub(super) const ALL: [Self; 16] = [
         Self::QueryRange,
         Self::Query,
@@ -98,7 +98,7 @@ impl ApiEndpoint {
         Self::Other,
     ];
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::QueryRange => "query_range",
@@ -120,10 +120,10 @@ impl ApiEndpoint {
         }
     }
 
-    /// What `path`, normalized, asks for, if it is of this API.
+    /// Returns the endpoint at `path`, normalized; `None` if it is not of this API.
     pub(super) fn of(path: &str) -> Option<Self> {
         let (_, below) = split(path)?;
-        // As the upstream will read it: what is escaped is hidden from nobody.
+        // Decoded, as the upstream reads it: escapes must not hide a path.
         let below = percent_decode_str(below).decode_utf8_lossy();
         let parts: Vec<&str> = below.split(['/', '\\']).filter(|p| !p.is_empty()).collect();
         if parts.iter().any(|p| matches!(*p, "." | "..")) {
@@ -149,7 +149,7 @@ impl ApiEndpoint {
         })
     }
 
-    /// The methods that it is asked by.
+    /// Returns the HTTP methods it accepts.
     fn methods(self) -> &'static [Method] {
         match self {
             Self::QueryRange
@@ -164,17 +164,17 @@ impl ApiEndpoint {
         }
     }
 
-    /// Whether it is asked by `method`.
+    /// Checks that it accepts `method`.
     fn check(self, method: &Method) -> Result<(), Error> {
         if self == Self::Refused {
-            let message = "what may change the store does not pass here";
+            let message = "endpoints that change the store are not served here";
             return Err(Error::new(Kind::TargetNotAllowed, message));
         }
         allow(method, self.methods())
     }
 }
 
-/// The upstream that `path` names, if it names one, and what is below it, from `/api/v1/` on.
+/// Returns the name of the upstream in `path`, if it has one, and the rest from `/api/v1/` on.
 fn split(path: &str) -> Option<(Option<&str>, &str)> {
     if path.starts_with("/api/v1/") {
         return Some((None, path));
@@ -184,9 +184,9 @@ fn split(path: &str) -> Option<(Option<&str>, &str)> {
     Some((Some(name), path.get(path.len() - below.len() - 1..)?))
 }
 
-/// What a request asks for.
+/// A request, read.
 pub(super) enum Asked {
-    /// A range query whose values are kept by evaluation time.
+    /// A range query whose values are cached by evaluation time.
     Range(RangeRequest),
     /// A whole answer.
     Whole {
@@ -196,8 +196,8 @@ pub(super) enum Asked {
     },
 }
 
-/// What a request with this `head` and `body` asks for, and of whom. A client's own limit shortens
-/// the deadline in `context`.
+/// Reads a request with this `head` and `body`, and finds its upstream. The client's own timeout
+/// shortens the deadline of `context`.
 pub(super) fn asked(
     engine: &Engine,
     endpoint: ApiEndpoint,
@@ -208,7 +208,7 @@ pub(super) fn asked(
 ) -> Result<(Arc<Upstream>, Asked), Error> {
     endpoint.check(&head.method)?;
     let Some((name, below)) = split(path) else {
-        return Err(Error::new(Kind::PathNotFound, "there is nothing here"));
+        return Err(Error::new(Kind::PathNotFound, "no such path"));
     };
     let upstream = engine.prometheus(name)?;
     let form = !body.is_empty() && is_form(&head.headers);
@@ -306,19 +306,19 @@ pub(super) async fn answer(
     }
 }
 
-/// Milliseconds from 1970 beyond which a 64-bit number of nanoseconds does not reach: the year 2262,
-/// and 1677 on the other side.
+/// The last millisecond that a 64-bit number of nanoseconds reaches: in the year 2262, and, negative,
+/// in 1677.
 const LAST_NANOS: Millis = i64::MAX / 1_000_000;
 
-/// How far behind its evaluation times the values of `query` stay, if they may be kept one by one;
-/// else why they may not.
+/// Returns the lag of `query`'s values behind their evaluation times if they may be cached one by one;
+/// else the reason why not.
 fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str> {
     if query.start < -LAST_NANOS || query.end > LAST_NANOS {
-        // Prometheus then answers with other times than it was asked for.
+        // Prometheus answers for other times than requested then.
         return Err("beyond-nanoseconds");
     }
     if !query.carried.stats.is_empty() {
-        // What the evaluation cost is told of that evaluation.
+        // Statistics belong to one evaluation.
         return Err("stats");
     }
     if !matches!(query.carried.limit.as_str(), "" | "0") {
@@ -331,7 +331,7 @@ fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str
     }
 }
 
-/// The response that says `told`.
+/// Returns the response for `told`.
 async fn respond(told: CachedResponse, context: &RequestContext) -> Result<Response<Body>, Error> {
     let RawResponse {
         status,
@@ -350,8 +350,7 @@ async fn respond(told: CachedResponse, context: &RequestContext) -> Result<Respo
     Ok(with_timing(response, &told.timing))
 }
 
-/// The response that says `error`: as the upstream said it, if it did so in a way that the client
-/// knows.
+/// Returns the response for `error`: the upstream's own, if it answered one that the client can read.
 fn error_response(error: &Error) -> Response<Body> {
     let mut response = match &error.said {
         Some(said) => {
@@ -362,9 +361,7 @@ fn error_response(error: &Error) -> Response<Body> {
         }
         None => {
             let mut response = json([write_error(error)]);
-            let (status, _) = error_type(error.kind);
-            *response.status_mut() =
-                StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            *response.status_mut() = prometheus_status(error.kind);
             response
         }
     };
@@ -372,21 +369,21 @@ fn error_response(error: &Error) -> Response<Body> {
     response
 }
 
-/// The whole response that says `error`; `browser` is whether the request had an `Origin`.
+/// Returns the whole response for `error`; `browser` is whether the request had an `Origin`.
 pub(super) fn refused(error: &Error, browser: bool) -> Response<Body> {
     let mut response = error_response(error);
     finish(&mut response, browser);
     response
 }
 
-/// What a browser asks before it asks.
+/// Returns the answer to a CORS preflight request.
 pub(super) fn options() -> Response<Body> {
     let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
-/// Says what every answer of the API says; `browser` is whether the request had an `Origin`.
+/// Adds the headers of every answer of the API; `browser` is whether the request had an `Origin`.
 pub(super) fn finish(response: &mut Response<Body>, browser: bool) {
     let headers = response.headers_mut();
     headers.insert(VARY, VARIES);
@@ -408,7 +405,7 @@ fn picked(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderV
     names.iter().filter_map(found).collect()
 }
 
-/// `context` with the client's own limit, where that is shorter.
+/// Shortens the deadline of `context` to the client's own timeout.
 fn within(context: &mut RequestContext, timeout: Option<Duration>) {
     let limit = timeout.and_then(|t| tokio::time::Instant::now().checked_add(t));
     context.deadline = limit.map_or(context.deadline, |limit| context.deadline.min(limit));

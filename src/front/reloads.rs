@@ -1,49 +1,49 @@
-//! How a new reading of the configuration is asked for, and what it did.
+//! Requests to reload the configuration, and what a reload changed.
 
 use std::fmt;
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-/// Reloads that may wait for their turn.
+/// Most reloads that wait for their turn.
 const WAITING: usize = 16;
 
-/// Asks for the configuration to be read again.
+/// A handle that requests reloads of the configuration.
 #[derive(Clone, Debug)]
 pub struct Reloads(mpsc::Sender<ReloadReply>);
 
-/// Who asks for reloads, one after the other.
+/// The requests for reloads, in order.
 #[derive(Debug)]
 pub struct ReloadRequests(mpsc::Receiver<ReloadReply>);
 
-/// Who is to be told of a reload.
+/// The requester of a reload, to be told the outcome.
 #[derive(Debug)]
 pub struct ReloadReply(oneshot::Sender<Result<Applied, String>>);
 
 /// What a reload did, by the names of upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Applied {
-    /// They are as they were, and so is all that is known of them.
+    /// Unchanged, with their whole state.
     pub kept: Vec<String>,
-    /// They have other settings now.
+    /// With different settings.
     pub changed: Vec<String>,
-    /// They are new.
+    /// New.
     pub added: Vec<String>,
-    /// They are gone.
+    /// Gone.
     pub removed: Vec<String>,
-    /// Keys that are other than at the start and take effect with the next.
+    /// Keys that differ from the start of the process; only a restart applies them.
     pub restart: Vec<&'static str>,
 }
 
 impl Reloads {
-    /// A handle to ask with, and what is asked.
+    /// Returns a handle, and the requests made with it.
     pub fn new() -> (Self, ReloadRequests) {
         let (sender, receiver) = mpsc::channel(WAITING);
         (Self(sender), ReloadRequests(receiver))
     }
 
-    /// Reads the configuration again. The error says what is wrong with it; `None` if nobody
-    /// reads any more.
+    /// Requests a reload and waits for its outcome; the error says what is wrong with the configuration.
+    /// `None` if the service has stopped.
     pub async fn ask(&self) -> Option<Result<Applied, String>> {
         let (sender, answer) = oneshot::channel();
         self.0.send(ReloadReply(sender)).await.ok()?;
@@ -52,14 +52,14 @@ impl Reloads {
 }
 
 impl ReloadRequests {
-    /// The next one who asks.
+    /// Returns the next request.
     pub async fn next(&mut self) -> Option<ReloadReply> {
         self.0.recv().await
     }
 }
 
 impl ReloadReply {
-    /// Tells what became of it. Whoever asked may have left.
+    /// Sends the outcome. The requester may have left.
     pub fn send(self, outcome: Result<Applied, String>) {
         let _ = self.0.send(outcome);
     }

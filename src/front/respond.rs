@@ -1,5 +1,4 @@
-//! What responses of data have in common: how they are encoded, and what they say of the cache and
-//! of where their time went.
+//! What responses with data have in common: their encoding, `Cache-Status` and `Server-Timing`.
 
 use std::fmt::Write;
 
@@ -15,7 +14,7 @@ use crate::wire::encoding::{Encoding, Text};
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// A response of JSON in `parts`.
+/// Returns a response of JSON in `parts`.
 pub(super) fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::of(parts));
     response
@@ -24,7 +23,7 @@ pub(super) fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
     response
 }
 
-/// The response that says `text`, JSON that may be long; it is packed if it is.
+/// Returns a response of `text`, JSON, compressed if it is long.
 pub(super) async fn packed(
     text: impl Into<Bytes>,
     encoding: Encoding,
@@ -39,7 +38,7 @@ pub(super) async fn packed(
         WORTH_PACKING..BLOCKING => pack(),
         _ => tokio::task::spawn_blocking(pack)
             .await
-            .map_err(|e| Error::new(Kind::Internal, format!("packing failed: {e}")))?,
+            .map_err(|e| Error::new(Kind::Internal, format!("compression failed: {e}")))?,
     };
     Ok(match packed {
         Some(packed) => encoded(json(encoding.join([Text::Packed(packed)])), encoding),
@@ -47,7 +46,8 @@ pub(super) async fn packed(
     })
 }
 
-/// Says how `response` is encoded, and that this depends on what the client accepts.
+/// Adds the headers that state the encoding of `response`, and that it depends on what the client
+/// accepts.
 pub(super) fn encoded(mut response: Response<Body>, encoding: Encoding) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
@@ -65,7 +65,7 @@ pub(super) fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> 
     response
 }
 
-/// The `Cache-Status` header (RFC 9211) for `cache`.
+/// Returns the value of `Cache-Status` (RFC 9211) for `cache`.
 fn cache_status(cache: &CacheOutcome) -> String {
     let mut text = String::with_capacity(64);
     text.push_str("heliostat");
@@ -130,7 +130,7 @@ pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Resp
         let mut number = itoa::Buffer::new();
         text.push_str(number.format(took.as_millis()));
         text.push('.');
-        // Three digits: what stands before the first is a 1.
+        // Three digits, behind a leading 1.
         let fraction = number.format(1000 + took.subsec_micros() % 1000);
         text.push_str(fraction.get(1..).unwrap_or_default());
     }

@@ -1,19 +1,16 @@
-//! The only map from errors to HTTP statuses, and the bounded reading of request bodies.
+//! The only maps from errors to HTTP statuses, one for each API.
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
 
 use super::body::Body;
 use crate::model::{Error, Kind};
 use crate::wire::mirror::response::write_error;
 
-/// The status that says `kind`.
-pub(super) fn status(kind: Kind) -> StatusCode {
+/// Returns the status of `kind` in the mirror API and in all but Prometheus' API.
+pub(super) fn mirror_status(kind: Kind) -> StatusCode {
     match kind {
         Kind::InvalidRequest => StatusCode::BAD_REQUEST,
         Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
@@ -34,11 +31,22 @@ pub(super) fn status(kind: Kind) -> StatusCode {
     }
 }
 
-/// The response that says `error`. With `always_500` its status is 500, whatever it is but 401:
-/// without that no client would log in.
+/// Returns the status of `kind` in Prometheus' API: that of `respondError` in its `web/api/v1/api.go`;
+/// for what Prometheus does not know, that of Mimir.
+pub fn prometheus_status(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::UnsupportedFieldType => StatusCode::BAD_REQUEST,
+        Kind::AnswerTooLarge => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::DeadlineExceeded => StatusCode::SERVICE_UNAVAILABLE,
+        kind => mirror_status(kind),
+    }
+}
+
+/// Returns the mirror API's response for `error`. With `always_500` its status is 500 for every error
+/// but 401, without which no client would log in.
 pub fn error_response(error: &Error, always_500: bool) -> Response<Body> {
     let mut response = Response::new(Body::from(write_error(error)));
-    let status = status(error.kind);
+    let status = mirror_status(error.kind);
     *response.status_mut() = if always_500 && status != StatusCode::UNAUTHORIZED {
         StatusCode::INTERNAL_SERVER_ERROR
     } else {
@@ -50,8 +58,8 @@ pub fn error_response(error: &Error, always_500: bool) -> Response<Body> {
     response
 }
 
-/// Says what the client may do about `error`: which methods are allowed, how to log in, when to ask
-/// again.
+/// Adds the headers that tell a client what to do about `error`: which methods are allowed, how to log
+/// in, when to retry.
 pub(super) fn add_advice(response: &mut Response<Body>, error: &Error) {
     let headers = response.headers_mut();
     if error.kind == Kind::MethodNotAllowed
@@ -79,28 +87,38 @@ pub(super) fn add_advice(response: &mut Response<Body>, error: &Error) {
         .retry_after
         .or(later.then_some(Duration::from_secs(1)));
     if let Some(after) = after {
-        // Rounded up: asking again earlier would be in vain.
+        // Rounded up: a retry before that would be in vain.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
 }
 
-/// The body of a request, of at most `max` bytes, within `limit`.
-pub async fn read_body(body: Incoming, max: usize, limit: Duration) -> Result<Bytes, Error> {
-    let too_large = || {
-        let message = format!("the request body is larger than {max} bytes (server.max_body)");
-        Error::new(Kind::BodyTooLarge, message)
-    };
-    if hyper::body::Body::size_hint(&body).lower() > max as u64 {
-        return Err(too_large());
-    }
-    match tokio::time::timeout(limit, Limited::new(body, max).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(e)) => Err(Error::invalid("$", format!("the body broke off: {e}"))),
-        Err(_) => Err(Error::new(
-            Kind::RequestTimeout,
-            "the request body did not come in time",
-        )),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prometheus_clients_get_the_statuses_of_prometheus() {
+        for (kind, mirror, prometheus) in [
+            (Kind::InvalidRequest, 400, 400),
+            (Kind::Unauthenticated, 401, 401),
+            (Kind::ClientNotAllowed, 403, 403),
+            (Kind::PathNotFound, 404, 404),
+            (Kind::MethodNotAllowed, 405, 405),
+            (Kind::RequestTimeout, 408, 408),
+            (Kind::BodyTooLarge, 413, 413),
+            (Kind::UnsupportedMediaType, 415, 415),
+            (Kind::UnsupportedFieldType, 422, 400),
+            (Kind::TooManyPoints, 422, 422),
+            (Kind::AnswerTooLarge, 502, 422),
+            (Kind::UpstreamBudget, 429, 429),
+            (Kind::Overloaded, 503, 503),
+            (Kind::UpstreamUnreachable, 502, 502),
+            (Kind::DeadlineExceeded, 504, 503),
+            (Kind::Internal, 500, 500),
+        ] {
+            assert_eq!(mirror_status(kind).as_u16(), mirror, "{kind:?}");
+            assert_eq!(prometheus_status(kind).as_u16(), prometheus, "{kind:?}");
+        }
     }
 }

@@ -181,7 +181,7 @@ async fn who_is_turned_away_is_told_in_the_words_of_the_api() {
         json!({
             "_type": "RemoteMirrorError",
             "summary": "A valid token or password is needed",
-            "details": "an Authorization header is needed (access.mirror; Bearer)",
+            "details": "an Authorization header is required (access.mirror; Bearer)",
         })
     );
     let origin = ("origin", "http://grafana");

@@ -301,7 +301,7 @@ async fn what_is_invalidated_is_fetched_anew_and_nothing_else() {
         .await;
     assert_eq!(unknown.status, 400);
     assert!(
-        unknown.text.contains("there are: forgetful"),
+        unknown.text.contains("the upstreams are forgetful"),
         "{}",
         unknown.text
     );

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 
 use super::samples::Samples;
 use super::{
@@ -17,12 +17,10 @@ use crate::model::{
     MetricQuery, Millis, Points, Statistic, Step, TimeRange,
 };
 use crate::reloadable::Reloadable;
+use crate::wire::mirror::API_KEY_HEADER;
 use crate::wire::mirror::points::{Telemetry, read_metric};
 use crate::wire::mirror::request;
 use crate::wire::mirror::response;
-
-/// The header in which a mirror proves itself.
-pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-mirror-api-key");
 
 /// Most pages that are read for one range before the rest counts as not to be had.
 const MAX_PAGES: u32 = 64;

@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 use super::password_hash_limiter::{HashLimiterBusy, PasswordHashLimiter};
 use crate::model::{PasswordHash, TokenHash};
 
-/// What is wrong with a client's credentials.
+/// The fault in a client's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     Missing,
@@ -24,18 +24,18 @@ pub(super) enum Fault {
     Wrong,
 }
 
-/// What stands for a user and a password, without telling them.
+/// A keyed digest that stands for a user and a password.
 type Tag = [u8; 32];
 
-/// The tokens and users that are let in.
+/// The tokens and users with access.
 pub struct Credentials {
     tokens: Vec<TokenHash>,
     users: HashMap<Vec<u8>, User>,
-    /// As much work as the hash of a user.
+    /// A hash that costs as much work as a user's, for unknown users.
     decoy: PasswordHash,
-    /// Random, so that tags say nothing of what they are made of.
+    /// Random, so that tags reveal nothing.
     key: hmac::Key,
-    /// Comparisons under way: who sends the same waits for the same result.
+    /// Comparisons in progress: clients that send the same credentials wait for the same result.
     under_way: Mutex<HashMap<Tag, Arc<CheckOutcome>>>,
 }
 
@@ -43,7 +43,7 @@ type CheckOutcome = OnceCell<Result<bool, HashLimiterBusy>>;
 
 struct User {
     hash: PasswordHash,
-    /// What last proved right. It is forgotten when the files change, as all of this is made anew.
+    /// The last valid password of each user. Dropped when the files change, as a new value is built then.
     proven: Mutex<Option<Tag>>,
 }
 
@@ -54,8 +54,8 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Lets in who has a token with one of the hashes `tokens`, or is one of `users` with the
-    /// password of that hash. Fails if the system has no random numbers.
+    /// Admits clients with a token of one of the hashes `tokens`, or as one of `users` with the password
+    /// of that hash. Fails if the system has no random numbers.
     pub fn new(
         tokens: Vec<TokenHash>,
         users: impl IntoIterator<Item = (String, PasswordHash)>,
@@ -76,7 +76,7 @@ impl Credentials {
         })
     }
 
-    /// The schemes of `Authorization` that may help.
+    /// Returns the schemes of `Authorization` that are accepted.
     pub(super) fn schemes(&self) -> &'static str {
         match (self.tokens.is_empty(), self.users.is_empty()) {
             (false, false) => "Bearer Basic",
@@ -85,7 +85,7 @@ impl Credentials {
         }
     }
 
-    /// Whether `headers` hold a token, or a user and password, that lets in.
+    /// Checks the token, or user and password, in `headers`.
     pub(super) async fn check(
         &self,
         hash_limiter: &PasswordHashLimiter,
@@ -94,14 +94,14 @@ impl Credentials {
         let right = match read(headers) {
             Err(fault) => return Ok(Err(fault)),
             Ok(Sent::Token(token)) => self.knows(token),
-            // Nobody can be meant: that need not be hidden at any cost.
+            // There are no users: no need to hide that.
             Ok(Sent::User(_)) if self.users.is_empty() => false,
             Ok(Sent::User(pair)) => self.proves(hash_limiter, &pair).await?,
         };
         Ok(right.then_some(()).ok_or(Fault::Wrong))
     }
 
-    /// Whether `token` is one of ours, in a time that does not tell which or how nearly.
+    /// Checks `token` in constant time.
     fn knows(&self, token: &[u8]) -> bool {
         let hash = digest::digest(&digest::SHA256, token);
         let equal = |known: &TokenHash| known.bytes().ct_eq(hash.as_ref());
@@ -109,7 +109,7 @@ impl Credentials {
         found.fold(Choice::from(0), |any, one| any | one).into()
     }
 
-    /// Whether `pair` is a user and the password of that.
+    /// Checks that `pair` is a user with its password.
     async fn proves(
         &self,
         hash_limiter: &PasswordHashLimiter,
@@ -124,7 +124,7 @@ impl Credentials {
         }
         let shared = SharedCheck::join(&self.under_way, tag);
         let compare = || async {
-            // The last of those before may have ended meanwhile.
+            // An earlier comparison may have ended meanwhile.
             if proven() {
                 return Ok(true);
             }
@@ -149,7 +149,7 @@ impl User {
     }
 }
 
-/// A part in a comparison that is under way. The last to leave takes it off the list.
+/// A share in a comparison in progress. The last to leave removes it from the list.
 struct SharedCheck<'a> {
     list: &'a Mutex<HashMap<Tag, Arc<CheckOutcome>>>,
     tag: Tag,
@@ -166,7 +166,7 @@ impl<'a> SharedCheck<'a> {
 impl Drop for SharedCheck<'_> {
     fn drop(&mut self) {
         let mut list = locked(self.list);
-        // This one goes while the list is locked: of two that leave at once, the second is the last.
+        // Dropped while the list is locked: of two that leave at once, the second is the last.
         self.outcome = Arc::default();
         if let Entry::Occupied(entry) = list.entry(self.tag)
             && Arc::strong_count(entry.get()) == 1
@@ -176,19 +176,19 @@ impl Drop for SharedCheck<'_> {
     }
 }
 
-/// What is under the locks is replaced whole, so it is sound even after a panic.
+/// Values under the locks are replaced whole, so they are sound even after a panic.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a client sends to prove itself.
+/// The credentials that a client sent.
 #[derive(Debug, PartialEq, Eq)]
 enum Sent<'a> {
     Token(&'a [u8]),
     User(Pair),
 }
 
-/// `user:password`; the user is what stands before the first colon.
+/// `user:password`; the user ends at the first colon.
 #[derive(PartialEq, Eq)]
 struct Pair {
     text: Vec<u8>,
@@ -211,7 +211,7 @@ impl Pair {
     }
 }
 
-/// Reads the `Authorization` header. Two of them could be two clients: neither is believed.
+/// Reads the `Authorization` header. Two of them are refused: which one counts would be ambiguous.
 fn read(headers: &HeaderMap) -> Result<Sent<'_>, Fault> {
     let mut sent = headers.get_all(AUTHORIZATION).iter();
     let value = sent.next().ok_or(Fault::Missing)?.as_bytes();

@@ -7,10 +7,10 @@ use ipnet::IpNet;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The address of the client whose request came from `peer` with `headers`: what those of
-/// `proxies` say that they had it from. Each proxy appends whom it heard, so the header is read
-/// from its end, as far as proxies that are trusted wrote it; what stands before is hearsay.
-/// IPv4 addresses within IPv6 are IPv4.
+/// Returns the address of the client whose request came from `peer` with `headers`. Each proxy appends
+/// the address that it received the request from, so the header is read from its end, as long as the
+/// entries were written by trusted `proxies`; entries before that are ignored. IPv4 addresses mapped into
+/// IPv6 are IPv4.
 pub(super) fn client(proxies: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let trusted = |address: &IpAddr| proxies.iter().any(|n| n.contains(address));
     let mut client = peer.to_canonical();
@@ -25,7 +25,7 @@ pub(super) fn client(proxies: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Ip
     client
 }
 
-/// The address in `entry`, which may have a port.
+/// Parses the address in `entry`, which may have a port.
 fn address(entry: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(entry).ok()?.trim();
     let bare = || {

@@ -1,5 +1,4 @@
-//! Who may ask: rules for each face of the service, about the client's address and about what it
-//! proves itself with.
+//! Access control: rules for each API, about the client's address and its credentials.
 
 mod credentials;
 mod forwarded;
@@ -19,7 +18,7 @@ use crate::model::{Error, Kind};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::AccessMetrics;
 
-/// A part of the service that has rules of its own.
+/// An API with access rules of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// The mirror API and the page at `/`.
@@ -28,12 +27,12 @@ pub enum Api {
     Prometheus,
     /// `/metrics`.
     Metrics,
-    /// `/admin/…`; closed to all without tokens and users.
+    /// `/admin/…`; closed to everybody unless tokens or users are set.
     Admin,
 }
 
 impl Api {
-    /// Its name in the configuration and in metrics.
+    /// Returns its name in the configuration and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mirror => "mirror",
@@ -44,18 +43,18 @@ impl Api {
     }
 }
 
-/// Who may ask one face. The default is everybody, but of [`Api::Admin`] nobody.
+/// The access rules of one API. The default admits everybody, except to [`Api::Admin`].
 #[derive(Default)]
 pub struct Rules {
-    /// Clients may come from these only; none is anywhere.
+    /// Networks that clients must come from; empty is anywhere.
     pub networks: Vec<IpNet>,
-    /// One of these is needed, if there are any.
+    /// Credentials, one of which is required if there are any.
     pub credentials: Option<Reloadable<Credentials>>,
 }
 
-/// Who may ask, by face.
+/// The access rules of every API.
 pub struct AccessControl {
-    /// Whose `X-Forwarded-For` is believed.
+    /// Proxies whose `X-Forwarded-For` is believed.
     proxies: Vec<IpNet>,
     mirror: ProtectedApi,
     prometheus: ProtectedApi,
@@ -64,16 +63,16 @@ pub struct AccessControl {
     hash_limiter: PasswordHashLimiter,
 }
 
-/// A face and its rules.
+/// An API and its rules.
 struct ProtectedApi {
     api: Api,
-    /// Whether anyone may ask.
+    /// Whether everybody has access.
     open: bool,
     rules: Rules,
     denied: AccessMetrics,
 }
 
-/// Why a client is turned away.
+/// The reason why a client is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Denied {
     Network,
@@ -83,15 +82,15 @@ enum Denied {
 }
 
 impl fmt::Debug for AccessControl {
-    /// Rules are of no use in logs.
+    /// Shows no rules: they may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AccessControl(…)")
     }
 }
 
 impl AccessControl {
-    /// AccessControl by `rules`, which is asked for those of each face. Clients are known by what
-    /// `X-Forwarded-For` says where it comes from `proxies`.
+    /// Returns access control by the rules that `rules` returns for each API. Behind `proxies` a client's
+    /// address is the one in `X-Forwarded-For`.
     pub fn new<E>(
         proxies: Vec<IpNet>,
         mut rules: impl FnMut(Api) -> Result<Rules, E>,
@@ -121,13 +120,13 @@ impl AccessControl {
         })
     }
 
-    /// The address of the client whose request came from `peer` with `headers`.
+    /// Returns the address of the client whose request came from `peer` with `headers`.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         forwarded::client(&self.proxies, peer, headers)
     }
 
-    /// Whether `client`, who sent `headers`, may ask `face`. The question before the question that
-    /// browsers send without credentials (`preflight`) needs none.
+    /// Checks that `client`, who sent `headers`, may use `api`. CORS preflight requests carry no
+    /// credentials, so none are required (`preflight`).
     pub async fn check(
         &self,
         api: Api,
@@ -149,7 +148,7 @@ impl AccessControl {
             .await;
         checked.map_err(|denied| {
             guarded.denied.count(denied.reason());
-            debug!(%client, api = api.name(), reason = denied.reason(), "turned away");
+            debug!(%client, api = api.name(), reason = denied.reason(), "access denied");
             denied.error(api)
         })
     }
@@ -187,7 +186,7 @@ impl ProtectedApi {
 }
 
 impl Denied {
-    /// Its name in metrics and logs.
+    /// Returns its name in metrics and logs.
     fn reason(self) -> &'static str {
         match self {
             Self::Network => "network",
@@ -201,7 +200,7 @@ impl Denied {
         let api = api.name();
         match self {
             Self::Network => {
-                let message = format!("not from this address (access.{api}.networks)");
+                let message = format!("this client address has no access (access.{api}.networks)");
                 Error::new(Kind::ClientNotAllowed, message)
             }
             Self::Closed => {
@@ -210,15 +209,15 @@ impl Denied {
             }
             Self::Credentials { fault, schemes } => {
                 let fault = match fault {
-                    Fault::Missing => "an Authorization header is needed",
-                    Fault::Unreadable => "the Authorization header cannot be read",
-                    Fault::Wrong => "the token, or the user and password, is not one that is known",
+                    Fault::Missing => "an Authorization header is required",
+                    Fault::Unreadable => "the Authorization header is invalid",
+                    Fault::Wrong => "unknown token, or unknown user and password",
                 };
                 let message = format!("{fault} (access.{api}; {})", schemes.replace(' ', " or "));
                 Error::new(Kind::Unauthenticated, message).about(schemes)
             }
             Self::HashLimiterBusy => {
-                let message = "too many passwords are being checked; ask again later";
+                let message = "too many passwords are being checked; try again later";
                 Error::new(Kind::Overloaded, message)
             }
         }

@@ -1,5 +1,5 @@
-//! Where passwords are compared with their hashes: slow by design, so not on the threads that serve
-//! connections, and few at once.
+//! Compares passwords with their hashes: slow by design, so off the threads that serve connections, and
+//! few at once.
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -9,10 +9,10 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-/// Most comparisons at once. On a machine of few processors it is one: whoever guesses passwords
-/// does not get all of them.
+/// Most comparisons at once. On a machine with few processors it is one, so that guessing passwords
+/// cannot take all of them.
 const AT_ONCE: usize = 2;
-/// Most comparisons that wait, and for how long.
+/// Most comparisons that wait, and the longest wait.
 const QUEUE: usize = 64;
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
@@ -34,7 +34,7 @@ impl Default for PasswordHashLimiter {
 }
 
 impl PasswordHashLimiter {
-    /// Room for `places` at once and `queue` that wait.
+    /// Returns a limiter of `places` comparisons at once, with `queue` that wait.
     pub(super) fn of(places: usize, queue: usize) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
@@ -42,7 +42,7 @@ impl PasswordHashLimiter {
         }
     }
 
-    /// What `work` gives, once there is room for it.
+    /// Runs `work` once there is room for it, and returns its result.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -54,7 +54,7 @@ impl PasswordHashLimiter {
             return Err(HashLimiterBusy);
         };
         let work = spawn_blocking(move || {
-            // Work goes on when nobody waits for it any more; its place is taken until it ends.
+            // Work goes on when its waiter has left; its place is taken until it ends.
             let _place = place;
             work()
         });

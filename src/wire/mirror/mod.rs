@@ -2,7 +2,12 @@
 //!
 //! Facts of the protocol are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
 
+use http::HeaderName;
+
 mod field;
 pub mod points;
 pub mod request;
 pub mod response;
+
+/// The header in which a mirror proves itself.
+pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-mirror-api-key");

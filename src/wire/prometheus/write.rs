@@ -150,30 +150,33 @@ impl Parts {
     }
 }
 
-/// The status and the `errorType` that Prometheus answers for such an error (`respondError` in
-/// `web/api/v1/api.go`); what it does not know is said as Mimir says it.
-pub fn error_type(kind: Kind) -> (u16, &'static str) {
+/// Returns the `errorType` that Prometheus answers for such an error (`respondError` in
+/// `web/api/v1/api.go`); for what Prometheus does not know, that of Mimir.
+pub fn error_type(kind: Kind) -> &'static str {
     match kind {
-        Kind::InvalidRequest | Kind::UnsupportedFieldType => (400, "bad_data"),
-        Kind::Unauthenticated => (401, "bad_data"),
-        Kind::ClientNotAllowed | Kind::TargetNotAllowed => (403, "bad_data"),
-        Kind::MetricNotFound | Kind::PathNotFound => (404, "not_found"),
-        Kind::MethodNotAllowed => (405, "bad_data"),
-        Kind::RequestTimeout => (408, "timeout"),
-        Kind::BodyTooLarge => (413, "bad_data"),
-        Kind::UnsupportedMediaType => (415, "bad_data"),
-        Kind::TooManyPoints | Kind::AnswerTooLarge => (422, "execution"),
-        Kind::UpstreamBudget => (429, "too_many_requests"),
-        Kind::Overloaded | Kind::UpstreamBusy => (503, "unavailable"),
-        Kind::DeadlineExceeded => (503, "timeout"),
-        Kind::UpstreamUnreachable | Kind::UpstreamFailed => (502, "unavailable"),
-        Kind::Internal => (500, "internal"),
+        Kind::InvalidRequest
+        | Kind::UnsupportedFieldType
+        | Kind::Unauthenticated
+        | Kind::ClientNotAllowed
+        | Kind::TargetNotAllowed
+        | Kind::MethodNotAllowed
+        | Kind::BodyTooLarge
+        | Kind::UnsupportedMediaType => "bad_data",
+        Kind::MetricNotFound | Kind::PathNotFound => "not_found",
+        Kind::RequestTimeout | Kind::DeadlineExceeded => "timeout",
+        Kind::TooManyPoints | Kind::AnswerTooLarge => "execution",
+        Kind::UpstreamBudget => "too_many_requests",
+        Kind::Overloaded
+        | Kind::UpstreamBusy
+        | Kind::UpstreamUnreachable
+        | Kind::UpstreamFailed => "unavailable",
+        Kind::Internal => "internal",
     }
 }
 
-/// The body that says `error`.
+/// Returns the body of `error`.
 pub fn write_error(error: &Error) -> Bytes {
-    let (_, kind) = error_type(error.kind);
+    let kind = error_type(error.kind);
     let said = quoted(&error.message);
     format!("{{\"status\":\"error\",\"errorType\":\"{kind}\",\"error\":{said}}}").into()
 }
@@ -252,7 +255,7 @@ mod tests {
             "{\"status\":\"error\",\"errorType\":\"bad_data\",\
              \"error\":\"a \\\"b\\\" \\u003c c \\u0026 d\"}"
         );
-        assert_eq!(error_type(Kind::DeadlineExceeded), (503, "timeout"));
+        assert_eq!(error_type(Kind::DeadlineExceeded), "timeout");
     }
 
     #[test]

@@ -1,16 +1,57 @@
-//! Which encoding a client is answered in.
+//! Headers that a request is read by: `Cache-Control`, `Content-Type`, `Accept-Encoding`.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::ACCEPT_ENCODING;
+use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_TYPE};
 
-use crate::model::Compression;
+use crate::model::{Compression, Error, Kind};
 use crate::wire::encoding::Encoding;
+
+/// The oldest data that a client accepts: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).
+pub(super) fn max_age(headers: &HeaderMap) -> Option<Duration> {
+    let directives = headers.get_all(CACHE_CONTROL).iter();
+    let directives = directives
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','));
+    let ages = directives.filter_map(|directive| {
+        let directive = directive.trim().to_ascii_lowercase();
+        match directive.strip_prefix("max-age=") {
+            Some(seconds) => seconds
+                .trim_matches('"')
+                .parse()
+                .ok()
+                .map(Duration::from_secs),
+            None => (directive == "no-cache").then_some(Duration::ZERO),
+        }
+    });
+    ages.min()
+}
+
+/// Refuses a body that its `Content-Type` declares as something other than JSON.
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Error> {
+    let Some(declared) = headers.get(CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let declared = declared.to_str().unwrap_or_default();
+    let essence = declared.split(';').next().unwrap_or_default().trim();
+    let (kind, form) = essence.split_once('/').unwrap_or_default();
+    let suffix = form.rsplit_once('+').map_or(form, |(_, suffix)| suffix);
+    if kind.eq_ignore_ascii_case("application") && suffix.eq_ignore_ascii_case("json") {
+        return Ok(());
+    }
+    let message = format!("expected Content-Type application/json, found {declared:.100?}");
+    Err(Error::new(Kind::UnsupportedMediaType, message))
+}
 
 /// The encoding for a client at `peer` that sent `headers` (RFC 9110, section 12.5.3). Of two that
 /// it likes as much, gzip: every client reads that, and some read only the first frame of zstd.
-pub(super) fn chosen(setting: Compression, headers: &HeaderMap, peer: Option<IpAddr>) -> Encoding {
+pub(super) fn accepted_encoding(
+    setting: Compression,
+    headers: &HeaderMap,
+    peer: Option<IpAddr>,
+) -> Encoding {
     let near = peer.is_none_or(|peer| peer.to_canonical().is_loopback());
     match setting {
         Compression::Never => return Encoding::Identity,
@@ -65,7 +106,7 @@ mod tests {
 
     fn choice(setting: Compression, accepted: &'static str, peer: IpAddr) -> Encoding {
         let header = (ACCEPT_ENCODING, HeaderValue::from_static(accepted));
-        chosen(setting, &HeaderMap::from_iter([header]), Some(peer))
+        accepted_encoding(setting, &HeaderMap::from_iter([header]), Some(peer))
     }
 
     #[test]
@@ -82,7 +123,7 @@ mod tests {
         assert_eq!(auto("gzip;q=nonsense"), Encoding::Identity);
         assert_eq!(auto("gzip;q=nan"), Encoding::Identity);
         assert_eq!(
-            chosen(Compression::Auto, &HeaderMap::new(), Some(FAR)),
+            accepted_encoding(Compression::Auto, &HeaderMap::new(), Some(FAR)),
             Encoding::Identity
         );
     }
@@ -99,5 +140,17 @@ mod tests {
             assert_eq!(choice(Compression::Always, "gzip", near), Encoding::Gzip);
         }
         assert_eq!(choice(Compression::Never, "gzip", FAR), Encoding::Identity);
+    }
+
+    #[test]
+    fn clients_may_say_how_old_data_may_be() {
+        let said = |values: &[&'static str]| {
+            let value = |v: &&'static str| (CACHE_CONTROL, HeaderValue::from_static(v));
+            max_age(&values.iter().map(value).collect())
+        };
+        assert_eq!(said(&[]), None);
+        assert_eq!(said(&["no-store, max-age=nonsense"]), None);
+        assert_eq!(said(&["Max-Age=5"]), Some(Duration::from_secs(5)));
+        assert_eq!(said(&["max-age=5", "No-Cache"]), Some(Duration::ZERO));
     }
 }

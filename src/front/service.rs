@@ -1,0 +1,368 @@
+//! The service: what each request gets whatever its path asks for: admission, a deadline, the API
+//! key, a log line and metrics.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::header::ORIGIN;
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use hyper::body::{Body as _, Incoming};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tracing::{Level, debug};
+
+use super::admission::{Admission, Admitted};
+use super::auth::{AccessControl, Api};
+use super::body::{Body, read_body};
+use super::headers::{accepted_encoding, max_age, require_json};
+use super::path::{allow, normalized};
+use super::reloads::Reloads;
+use super::router::Route;
+use super::status::error_response;
+use super::{admin, mirror, pages, prometheus};
+use crate::clock::Clock;
+use crate::engine::{CallContext, Engine, RequestContext};
+use crate::model::{Compression, Error, Kind};
+use crate::reloadable::Reloadable;
+use crate::telemetry::metrics::RequestMetrics;
+use crate::telemetry::trace::{Span, Trace};
+use crate::wire::encoding::Encoding;
+use crate::wire::mirror::API_KEY_HEADER;
+
+/// The settings of a [`Front`].
+#[derive(Clone, Debug)]
+pub struct FrontSettings {
+    /// Sent as `X-MIRROR-API-KEY` on every response.
+    pub api_key: Arc<Reloadable<HeaderValue>>,
+    /// Longest time from a request's head to its answer.
+    pub request_timeout: Duration,
+    /// Largest request body, in bytes.
+    pub max_body: usize,
+    /// Most requests in flight.
+    pub max_in_flight: usize,
+    /// Which of the clients that accept compressed answers get them.
+    pub compression: Compression,
+    /// Who has access.
+    pub access: Arc<AccessControl>,
+    /// Whether every error has status 500.
+    pub always_500: bool,
+}
+
+/// Answers requests under one configuration.
+pub struct Front {
+    engine: Arc<Engine>,
+    settings: FrontSettings,
+    shared: Arc<Shared>,
+}
+
+/// The state that outlives a change of the configuration.
+struct Shared {
+    registry: Option<&'static PrometheusHandle>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    admission: Admission,
+    draining: AtomicBool,
+    /// Where a reload is requested, if the configuration can be read again.
+    reloads: OnceLock<Reloads>,
+}
+
+/// The metrics of requests, by route.
+struct Metrics {
+    known: Vec<(Route, RequestMetrics)>,
+    unknown: RequestMetrics,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let route = |route: Route| {
+            let (api, method) = route.names();
+            (route, RequestMetrics::new(api, method))
+        };
+        Self {
+            known: Route::all().map(route).collect(),
+            unknown: RequestMetrics::new("none", "none"),
+        }
+    }
+
+    fn of(&self, route: Option<Route>) -> &RequestMetrics {
+        let found = self.known.iter().find(|(r, _)| Some(*r) == route);
+        found.map_or(&self.unknown, |(_, metrics)| metrics)
+    }
+}
+
+impl Front {
+    /// Returns a front for `engine`.
+    pub fn new(
+        engine: Arc<Engine>,
+        settings: FrontSettings,
+        registry: Option<&'static PrometheusHandle>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            settings,
+            shared: Arc::new(Shared {
+                registry,
+                clock,
+                metrics: Metrics::new(),
+                admission: Admission::default(),
+                draining: AtomicBool::new(false),
+                reloads: OnceLock::new(),
+            }),
+        })
+    }
+
+    /// Returns a front that takes over from this one, which may have requests in flight.
+    pub fn rebuild(&self, engine: Arc<Engine>, settings: FrontSettings) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            settings,
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// Returns who has access.
+    pub fn access(&self) -> Arc<AccessControl> {
+        self.settings.access.clone()
+    }
+
+    /// Lets admin calls request a reload of the configuration. Only the first call counts.
+    pub fn follow(&self, reloads: Reloads) {
+        let _ = self.shared.reloads.set(reloads);
+    }
+
+    /// Makes `/readyz` answer that no new work should be sent here.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers `request` of the connection from `peer`.
+    pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+        let now = self.shared.clock.monotonic();
+        let (route, api) = {
+            let path = normalized(request.uri().path());
+            let route = self.route(&path);
+            // Names of upstreams are not revealed to clients without access.
+            let named = path.starts_with("/prometheus/");
+            let api = named.then_some(Api::Prometheus);
+            (route, api.or_else(|| route.and_then(Route::api)))
+        };
+        let client = self.settings.access.client(peer, request.headers());
+        let allowed = self.allowed(api, route, client, &request).await;
+        let method = request.method().clone();
+        let (mut span, trace) = start_span(route, &request, client);
+        // The request has been consumed when its answer is logged.
+        let log = tracing::enabled!(Level::DEBUG).then(|| (request.uri().clone(), trace.id()));
+        let arrival = Arrival { at: now, trace };
+        let answer = match (allowed, route) {
+            (Err(e), _) if api == Some(Api::Prometheus) => {
+                let browser = request.headers().contains_key(ORIGIN);
+                Ok(prometheus::refused(&e, browser))
+            }
+            (Err(e), _) => Err(e),
+            (_, Some(Route::Mirror(mirror))) => self.mirror(mirror, request, client, arrival).await,
+            (_, Some(Route::Prometheus(endpoint))) => {
+                Ok(self.prometheus(endpoint, request, client, arrival).await)
+            }
+            (_, Some(Route::Page(page))) => {
+                let draining = self.shared.draining.load(Ordering::Relaxed);
+                pages::answer(page, &method, &self.engine, self.shared.registry, draining)
+            }
+            (_, Some(Route::Admin(call))) => self.admin(call, request, client, now).await,
+            (_, None) => {
+                let path = normalized(request.uri().path());
+                let message = format!("no such path: {path:.100?}; GET / lists the paths");
+                Err(Error::new(Kind::PathNotFound, message))
+            }
+        };
+        let mut response = answer.unwrap_or_else(|e| error_response(&e, self.settings.always_500));
+        let key = HeaderValue::clone(&self.settings.api_key.get());
+        response.headers_mut().insert(API_KEY_HEADER, key);
+        let took = self.shared.clock.monotonic().saturating_sub(now);
+        let status = response.status().as_u16();
+        self.shared
+            .metrics
+            .of(route)
+            .answered(status, took.as_secs_f64());
+        span.number("http.response.status_code", status);
+        if status >= 500 {
+            span.fail(&status);
+        }
+        if let Some((uri, trace_id)) = log {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            debug!(%method, path = uri.path(), status, micros, trace_id, "request");
+        }
+        response
+    }
+
+    fn route(&self, path: &str) -> Option<Route> {
+        // Clients test the URL of their data source with a GET.
+        let named = || {
+            let name = path.strip_prefix("/prometheus/")?;
+            let known = self.engine.prometheus(Some(name)).is_ok();
+            known.then_some(Route::Page(pages::Page::Home))
+        };
+        Route::of(path).or_else(named)
+    }
+
+    /// Checks that `client`, who sent `request`, may use `api`.
+    async fn allowed(
+        &self,
+        api: Option<Api>,
+        route: Option<Route>,
+        client: IpAddr,
+        request: &Request<Incoming>,
+    ) -> Result<(), Error> {
+        let Some(api) = api else {
+            return Ok(());
+        };
+        // For the endpoints only: other paths would reveal the names of upstreams.
+        let on_api = matches!(route, Some(Route::Prometheus(_)));
+        let preflight = on_api && request.method() == Method::OPTIONS;
+        let access = &self.settings.access;
+        access
+            .check(api, client, request.headers(), preflight)
+            .await
+    }
+
+    /// Answers the body of a mirror request that did not come over HTTP.
+    pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
+        let arrival = Arrival {
+            at: self.shared.clock.monotonic(),
+            trace: Trace::default(),
+        };
+        let context = self.context(None, None, arrival);
+        mirror::answer(&self.engine, method, body, context)
+            .await
+            .unwrap_or_else(|e| error_response(&e, false))
+    }
+
+    async fn mirror(
+        &self,
+        mirror: mirror::Method,
+        request: Request<Incoming>,
+        client: IpAddr,
+        arrival: Arrival,
+    ) -> Result<Response<Body>, Error> {
+        allow(request.method(), &mirror::METHODS)?;
+        let _admitted = self.admit(&request)?;
+        require_json(request.headers())?;
+        let context = self.context(Some(request.headers()), Some(client), arrival);
+        let settings = &self.settings;
+        let body = read_body(
+            request.into_body(),
+            settings.max_body,
+            settings.request_timeout,
+        )
+        .await?;
+        mirror::answer(&self.engine, mirror, &body, context).await
+    }
+
+    async fn admin(
+        &self,
+        call: admin::Call,
+        request: Request<Incoming>,
+        client: IpAddr,
+        now: Duration,
+    ) -> Result<Response<Body>, Error> {
+        if request.headers().contains_key(ORIGIN) {
+            // A web page must not use the admin API with credentials that the browser holds.
+            let message = "the admin API refuses requests of web pages: send no Origin header";
+            return Err(Error::new(Kind::TargetNotAllowed, message));
+        }
+        call.check(request.method())?;
+        let _admitted = self.admit(&request)?;
+        let arrival = Arrival {
+            at: now,
+            trace: Trace::default(),
+        };
+        let context = self.context(Some(request.headers()), Some(client), arrival);
+        let settings = &self.settings;
+        let (head, body) = request.into_parts();
+        let path = normalized(head.uri.path());
+        let body = read_body(body, settings.max_body, settings.request_timeout).await?;
+        let reloads = self.shared.reloads.get();
+        admin::answer(&self.engine, reloads, call, &path, &head, body, context).await
+    }
+
+    async fn prometheus(
+        &self,
+        endpoint: prometheus::ApiEndpoint,
+        request: Request<Incoming>,
+        client: IpAddr,
+        arrival: Arrival,
+    ) -> Response<Body> {
+        let browser = request.headers().contains_key(ORIGIN);
+        let answer = async {
+            if request.method() == Method::OPTIONS {
+                return Ok(prometheus::options());
+            }
+            let _admitted = self.admit(&request)?;
+            let context = self.context(Some(request.headers()), Some(client), arrival);
+            let settings = &self.settings;
+            let (head, body) = request.into_parts();
+            let body = read_body(body, settings.max_body, settings.request_timeout).await?;
+            prometheus::answer(&self.engine, endpoint, &head, body, context).await
+        };
+        let answer = answer.await;
+        match answer {
+            Ok(mut response) => {
+                prometheus::finish(&mut response, browser);
+                response
+            }
+            Err(e) => prometheus::refused(&e, browser),
+        }
+    }
+
+    /// Admits a request, or refuses it at once where there is no room for it or its body.
+    fn admit(&self, request: &Request<Incoming>) -> Result<Admitted<'_>, Error> {
+        let settings = &self.settings;
+        let announced = request.body().size_hint().upper();
+        (self.shared.admission).admit(settings.max_in_flight, settings.max_body, announced)
+    }
+
+    fn context(
+        &self,
+        headers: Option<&HeaderMap>,
+        caller: Option<IpAddr>,
+        Arrival { at, trace }: Arrival,
+    ) -> RequestContext {
+        let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
+        RequestContext {
+            arrived: at,
+            wall: self.shared.clock.now(),
+            deadline,
+            call: CallContext {
+                caller,
+                lane: 0,
+                deadline,
+                trace,
+            },
+            encoding: headers.map_or(Encoding::Identity, |headers| {
+                accepted_encoding(self.settings.compression, headers, caller)
+            }),
+            max_age: headers.and_then(max_age),
+        }
+    }
+}
+
+/// When a request arrived, and the trace that it belongs to.
+struct Arrival {
+    /// By the monotonic clock.
+    at: Duration,
+    trace: Trace,
+}
+
+/// Returns the span of `request` and the trace of the work done for it; Heliostat's own pages have none.
+fn start_span(route: Option<Route>, request: &Request<Incoming>, peer: IpAddr) -> (Span, Trace) {
+    let Some(route) = route.filter(|r| matches!(r, Route::Mirror(_) | Route::Prometheus(_))) else {
+        return (Span::default(), Trace::default());
+    };
+    let (api, method) = route.names();
+    let (mut span, trace) = Trace::served(request.headers(), api, method);
+    span.text("http.request.method", request.method());
+    span.text("url.path", &request.uri().path());
+    span.text("client.address", &peer);
+    (span, trace)
+}
