@@ -3,8 +3,8 @@
 
     python3 deploy/helm/check.py [HELIOSTAT]
 
-Each case is a set of values; what the chart makes of them is read as YAML and looked at. With the
-path of a heliostat binary, the configuration that is rendered is tried with it.
+Each case is a set of values; the rendered objects are parsed as YAML and checked. With the path of a
+heliostat binary, the rendered configuration is checked with it too.
 """
 import asyncio
 import base64
@@ -24,8 +24,8 @@ BEGIN, END = "<<<rendered>>>", "<<<end>>>"
 
 
 def lint(chart):
-    """What is wrong with a chart, and what Helm logs of it. When it lints, it logs what templates
-    fail with and goes on."""
+    """Returns the findings for a chart, and Helm's log. Lint logs the failures of templates and
+    continues."""
     with tempfile.TemporaryFile() as log:
         kept = os.dup(2)
         os.dup2(log.fileno(), 2)
@@ -57,12 +57,12 @@ def merged(under, over):
 
 
 def render(values):
-    """The objects that the chart makes of `values`, by kind."""
+    """Returns the objects that the chart renders from `values`, by kind."""
     objects = {}
     for template in sorted((CHART / "templates").glob("*.yaml")):
         with tempfile.TemporaryDirectory() as folder:
             chart = with_values(values, folder)
-            # Lint tells what a template fails with: let it fail with what another renders.
+            # Lint logs why a template fails: let one fail with the output of another.
             for other in (chart / "templates").glob("*.yaml"):
                 if other.name != template.name:
                     other.unlink()
@@ -151,12 +151,12 @@ def main():
                 config = pathlib.Path(folder) / "config.toml"
                 config.write_text(objects["ConfigMap"]["data"]["config.toml"])
                 container = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-                # The certificate is not here.
+                # There is no certificate here.
                 env = {e["name"]: e.get("value", "k") for e in container["env"] if "TLS" not in e["name"]}
-                # The status is 1 if an upstream does not answer, 2 if the configuration is wrong.
+                # The status is 1 if an upstream does not answer, 2 if the configuration is invalid.
                 run = subprocess.run([sys.argv[1], "check", "--config", config], env={**os.environ, **env}, capture_output=True, text=True)
                 assert run.returncode in (0, 1) and all(w in run.stdout for w in wanted), (run, config.read_text())
-    print("the chart renders as it should")
+    print("the chart renders as expected")
 
 
 main()

@@ -1,58 +1,44 @@
-//! The rules of the house that can be read off the sources: who may import whom, and how long a
-//! file may be.
+//! Rules that can be checked on the sources: which module may import which, by the table in
+//! `docs/architecture.md`; how long a file may be
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// What each module may import. A module may always import itself.
-const MAY: &[(&str, &[&str])] = &[
-    ("main", EVERYTHING),
-    ("cli", EVERYTHING),
-    ("app", EVERYTHING),
-    ("lib", &[]),
-    ("config", &["model", "tls"]),
-    ("model", &[]),
-    ("clock", &["model"]),
-    ("tls", &[]),
-    ("reloadable", &["clock", "telemetry"]),
-    (
-        "front",
-        &[
-            "wire",
-            "promql",
-            "engine",
-            "model",
-            "telemetry",
-            "clock",
-            "reloadable",
-        ],
-    ),
-    ("wire", &["model"]),
-    ("promql", &["model"]),
-    (
-        "engine",
-        &[
-            "aggregate",
-            "upstream",
-            "adapters",
-            "wire",
-            "promql",
-            "model",
-            "telemetry",
-            "clock",
-        ],
-    ),
-    ("aggregate", &["model"]),
-    (
-        "upstream",
-        &["adapters", "model", "telemetry", "clock", "reloadable"],
-    ),
-    ("adapters", &["model", "wire", "aggregate", "reloadable"]),
-    ("demo", &["aggregate", "front", "wire", "model", "clock"]),
-    ("telemetry", &[]),
-];
+/// The modules that a module may import besides itself.
+enum Imports {
+    Everything,
+    Only(BTreeSet<String>),
+}
 
-const EVERYTHING: &[&str] = &["*"];
+/// Reads the table of modules in `docs/architecture.md`.
+fn table() -> BTreeMap<String, Imports> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let head = "| module | contents | may import |\n|---|---|---|\n";
+    let (_, rows) = page.split_once(head).expect("the page has the table");
+    let mut table = BTreeMap::new();
+    for row in rows.lines().take_while(|line| line.starts_with('|')) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [module, _, imports] = cells[..] else {
+            panic!("{row}");
+        };
+        let imports = match imports {
+            "everything" => Imports::Everything,
+            "nothing" => Imports::Only(BTreeSet::new()),
+            list => Imports::Only(list.split(", ").map(quoted).collect()),
+        };
+        assert!(table.insert(quoted(module), imports).is_none(), "{row}");
+    }
+    assert!(table.len() > 10, "only {} modules", table.len());
+    table
+}
+
+/// The name between backticks.
+fn quoted(cell: &str) -> String {
+    let name = cell.strip_prefix('`').and_then(|c| c.strip_suffix('`'));
+    name.unwrap_or_else(|| panic!("{cell} is not `name`"))
+        .to_owned()
+}
 
 /// Most lines of a file before its tests, and of `main.rs`.
 const LONGEST: usize = 500;
@@ -144,18 +130,22 @@ fn firsts(rest: &str) -> Vec<String> {
 
 #[test]
 fn imports_follow_the_table() {
-    let may: BTreeMap<_, _> = MAY.iter().copied().collect();
+    let table = table();
     let mut wrong = Vec::new();
     let mut used = BTreeSet::new();
     for path in sources() {
         let text = std::fs::read_to_string(&path).unwrap();
         let from = module(&path);
-        let Some(allowed) = may.get(from.as_str()) else {
+        let Some(allowed) = table.get(&from) else {
             wrong.push(format!("{from} is not in the table"));
             continue;
         };
         for to in imports(product(&path, &text)) {
-            if to != from && *allowed != EVERYTHING && !allowed.contains(&to.as_str()) {
+            let may = match allowed {
+                Imports::Everything => true,
+                Imports::Only(modules) => modules.contains(&to),
+            };
+            if to != from && !may {
                 wrong.push(format!("{} imports {to}", path.display()));
             }
             used.insert((from.clone(), to));
@@ -163,6 +153,20 @@ fn imports_follow_the_table() {
         if product(&path, &text).contains("super::super::") {
             // It would lead around the table.
             wrong.push(format!("{} has a path with super::super", path.display()));
+        }
+    }
+    let modules: BTreeSet<_> = sources().iter().map(|path| module(path)).collect();
+    for (module, allowed) in &table {
+        let Imports::Only(allowed) = allowed else {
+            continue;
+        };
+        if !modules.contains(module) {
+            wrong.push(format!("the table has a module {module} that is gone"));
+        }
+        for to in allowed {
+            if !used.contains(&(module.clone(), to.clone())) {
+                wrong.push(format!("{module} may import {to} and does not"));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

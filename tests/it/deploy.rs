@@ -147,7 +147,7 @@ fn the_image_is_made_of_what_there_is() {
     }
     assert!(sources >= 5);
     // The default configuration is part of the binary.
-    assert!(read("src/config/load.rs").contains("include_str!(\"../../config.toml\")"));
+    assert!(read("src/config/load/mod.rs").contains("include_str!(\"../../../config.toml\")"));
     assert!(dockerfile.contains(" config.toml "));
     assert!(dockerfile.contains("--profile dist --locked"));
     let needed = read("Cargo.toml");

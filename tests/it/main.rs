@@ -20,6 +20,8 @@ mod chain;
 mod commands;
 mod demo;
 mod deploy;
+mod deploy_data;
+mod documents;
 mod faults;
 mod fuzz;
 mod limits;

@@ -19,7 +19,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.existingSecret | default (include "heliostat.name" .) }}
 {{- end }}
 
-{{- /* A value as TOML: a map as an inline table, anything else as JSON writes it. */ -}}
+{{- /* A value as TOML: a map as an inline table, anything else in its JSON form. */ -}}
 {{- define "heliostat.toml" -}}
 {{- if kindIs "map" . -}}
 { {{- range $i, $key := keys . | sortAlpha }}{{ if $i }},{{ end }} {{ $key | toJson }} = {{ include "heliostat.toml" (get $ $key) }}{{ end }} }
