@@ -10,9 +10,13 @@ pub trait Clock: Debug + Send + Sync {
     /// Wall time in epoch milliseconds. It may step in either direction.
     fn now(&self) -> Millis;
 
-    /// Time since some fixed moment; it never steps back. Ages are measured with it.
+    /// Time since some fixed moment, ten years before the process began or earlier; it never steps
+    /// back. Ages are measured with it, and data may be older than the process.
     fn monotonic(&self) -> Duration;
 }
+
+/// What the monotonic clock says when the process begins.
+const BEGINNING: Duration = Duration::from_secs(3650 * 86_400);
 
 /// The machine's clocks.
 #[derive(Debug)]
@@ -37,6 +41,6 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        BEGINNING.saturating_add(self.started.elapsed())
     }
 }

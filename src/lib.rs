@@ -20,6 +20,7 @@
 //! - [`promql`]: what a cache must know of an expression
 //! - [`engine`]: plan, cache, fetch, answer
 //! - [`aggregate`]: points into buckets
+//! - [`store`]: a second level of the cache, which outlives the process
 //! - [`upstream`]: everything between a fetch and a backend: limits, budgets, retries, breakers
 //! - [`adapters`]: one kind of backend each, without I/O
 //! - [`demo`]: the built-in demonstration source
@@ -41,6 +42,7 @@ pub mod front;
 pub mod model;
 pub mod promql;
 pub mod reloadable;
+pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

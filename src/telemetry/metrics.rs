@@ -31,6 +31,15 @@ const FILE_ERRORS: &str = "heliostat_file_errors";
 const RELOADS: &str = "heliostat_config_reloads_total";
 const RELOAD_OK: &str = "heliostat_config_last_reload_successful";
 const RELOAD_TIME: &str = "heliostat_config_last_reload_success_timestamp_seconds";
+const LEVEL_REQUESTS: &str = "heliostat_second_level_requests_total";
+const LEVEL_SECONDS: &str = "heliostat_second_level_duration_seconds";
+const LEVEL_BYTES: &str = "heliostat_second_level_bytes_total";
+const LEVEL_DROPPED: &str = "heliostat_second_level_dropped_total";
+const LEVEL_UNREADABLE: &str = "heliostat_second_level_unreadable_total";
+const LEVEL_QUEUE: &str = "heliostat_second_level_queue_bytes";
+const LEVEL_BREAKERS: &str = "heliostat_second_level_breakers_open";
+const DISK_BYTES: &str = "heliostat_second_level_disk_bytes";
+const DISK_RECORDS: &str = "heliostat_second_level_disk_records";
 const BUILD_INFO: &str = "heliostat_build_info";
 
 /// A hit takes some tens of microseconds; buckets start where hits can be seen.
@@ -44,7 +53,12 @@ pub fn registry() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     let install = || {
         let mut builder = PrometheusBuilder::new();
-        for name in [REQUEST_SECONDS, UPSTREAM_SECONDS, QUEUE_SECONDS] {
+        for name in [
+            REQUEST_SECONDS,
+            UPSTREAM_SECONDS,
+            QUEUE_SECONDS,
+            LEVEL_SECONDS,
+        ] {
             // Only an empty list of buckets is refused.
             builder = builder
                 .set_buckets_for_metric(Matcher::Full(name.into()), &SECONDS)
@@ -133,6 +147,46 @@ fn describe() {
         RELOAD_TIME,
         Unit::Seconds,
         "When the configuration in use was read, in Unix time."
+    );
+    describe_counter!(
+        LEVEL_REQUESTS,
+        "Calls to a second level of the cache, by operation and outcome: hit, miss, written, conflict, error, timeout, full, skipped (breaker open or too many at once)."
+    );
+    describe_histogram!(
+        LEVEL_SECONDS,
+        Unit::Seconds,
+        "Time of a call to a second level of the cache."
+    );
+    describe_counter!(
+        LEVEL_BYTES,
+        Unit::Bytes,
+        "Bytes of the values read from and written to a second level of the cache."
+    );
+    describe_counter!(
+        LEVEL_DROPPED,
+        "Fetched pieces that were not written to a second level of the cache, by reason: the queue was full (queue), too large (size), the level failed or rests (resting), others wrote at the same time again and again (conflict)."
+    );
+    describe_counter!(
+        LEVEL_UNREADABLE,
+        "Values of a second level of the cache that were ignored because they could not be read, by reason."
+    );
+    describe_gauge!(
+        LEVEL_QUEUE,
+        Unit::Bytes,
+        "Bytes that wait to be written to a second level of the cache."
+    );
+    describe_gauge!(
+        LEVEL_BREAKERS,
+        "Open circuit breakers of a second level of the cache; reads and writes have one each."
+    );
+    describe_gauge!(
+        DISK_BYTES,
+        Unit::Bytes,
+        "Bytes on disk of the second level of the cache."
+    );
+    describe_gauge!(
+        DISK_RECORDS,
+        "Values on disk of the second level of the cache."
     );
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }
@@ -223,6 +277,88 @@ impl Default for CacheMetrics {
             bytes: gauge!(CACHE_BYTES),
             chunks: gauge!(CACHE_CHUNKS),
             evictions: counter!(EVICTIONS),
+        }
+    }
+}
+
+/// The metrics of a second level of the cache.
+#[derive(Debug)]
+pub struct LevelMetrics {
+    level: &'static str,
+    /// Bytes that wait to be written.
+    pub queue: Gauge,
+    breakers: Gauge,
+}
+
+impl LevelMetrics {
+    /// The metrics of `level`.
+    pub fn new(level: &'static str) -> Self {
+        let metrics = Self {
+            level,
+            queue: gauge!(LEVEL_QUEUE, "level" => level),
+            breakers: gauge!(LEVEL_BREAKERS, "level" => level),
+        };
+        // What has not happened yet is shown as 0, so that a first time can be alerted on.
+        for reason in ["queue", "size", "resting", "conflict"] {
+            metrics.dropped(reason, 0);
+        }
+        for outcome in ["hit", "miss", "error", "timeout", "skipped"] {
+            counter!(LEVEL_REQUESTS, "level" => level, "op" => "read", "outcome" => outcome)
+                .absolute(0);
+        }
+        metrics
+    }
+
+    /// Counts a call of `op` that ended as `outcome` after `took`, if it was made.
+    pub fn request(
+        &self,
+        op: &'static str,
+        outcome: &'static str,
+        took: Option<std::time::Duration>,
+    ) {
+        let level = self.level;
+        counter!(LEVEL_REQUESTS, "level" => level, "op" => op, "outcome" => outcome).increment(1);
+        if let Some(took) = took {
+            histogram!(LEVEL_SECONDS, "level" => level, "op" => op).record(took.as_secs_f64());
+        }
+    }
+
+    /// Counts bytes that were `read` or `written`.
+    pub fn bytes(&self, direction: &'static str, bytes: usize) {
+        let counter = counter!(LEVEL_BYTES, "level" => self.level, "direction" => direction);
+        counter.increment(bytes as u64);
+    }
+
+    /// Counts `pieces` that were not written for `reason`.
+    pub fn dropped(&self, reason: &'static str, pieces: u64) {
+        counter!(LEVEL_DROPPED, "level" => self.level, "reason" => reason).increment(pieces);
+    }
+
+    /// Sets how many breakers are open.
+    pub fn breakers_open(&self, open: usize) {
+        self.breakers.set(open as f64);
+    }
+}
+
+/// Counts a value of `level` that could not be read for `reason`.
+pub fn unreadable(level: &'static str, reason: &'static str) {
+    counter!(LEVEL_UNREADABLE, "level" => level, "reason" => reason).increment(1);
+}
+
+/// Handles to the metrics of the second level on disk.
+#[derive(Debug)]
+pub struct DiskMetrics {
+    /// Bytes on disk.
+    pub bytes: Gauge,
+    /// Values on disk.
+    pub records: Gauge,
+}
+
+impl Default for DiskMetrics {
+    fn default() -> Self {
+        Self {
+            bytes: gauge!(DISK_BYTES),
+            records: gauge!(DISK_RECORDS),
         }
     }
 }

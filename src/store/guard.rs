@@ -1,0 +1,291 @@
+//! Guards a level: a deadline for every call, few calls at once, and a breaker.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::key::{Names, ValueKey};
+use super::{CacheLevel, Found, Invalidation, LevelFailure, LevelReply, LevelState, Put};
+use crate::telemetry::metrics::LevelMetrics;
+
+/// Most reads at once; beyond it a read is skipped.
+const READS_AT_ONCE: usize = 256;
+
+/// Most time of a batch of writes, which nobody waits for.
+const WRITE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Failures in a row after which nothing is asked for a while.
+const FAILURES: u32 = 5;
+
+/// For how long; then one call tries whether it is well.
+const READS_REST: Duration = Duration::from_secs(1);
+
+/// The same of writes, which may fail for want of room while reads go on.
+const WRITES_REST: Duration = Duration::from_secs(10);
+
+/// A level whose failures cost nothing but its help.
+pub struct Guarded {
+    level: Arc<dyn CacheLevel>,
+    /// Most time of a read.
+    deadline: Duration,
+    reading: Semaphore,
+    reads: LevelBreaker,
+    writes: LevelBreaker,
+    metrics: LevelMetrics,
+}
+
+impl Guarded {
+    /// `level`, of which a read takes at most `deadline`.
+    pub fn new(level: Arc<dyn CacheLevel>, deadline: Duration) -> Self {
+        let name = level.name();
+        Self {
+            level,
+            deadline,
+            reading: Semaphore::new(READS_AT_ONCE),
+            reads: LevelBreaker::new(name, "read", READS_REST),
+            writes: LevelBreaker::new(name, "write", WRITES_REST),
+            metrics: LevelMetrics::new(name),
+        }
+    }
+
+    /// Its name in metrics.
+    pub fn name(&self) -> &'static str {
+        self.level.name()
+    }
+
+    /// Gives lanes and upstreams their names.
+    pub fn names(&self) -> &Names {
+        self.level.names()
+    }
+
+    /// What is known of it, if enough is known to use it.
+    pub fn state(&self) -> Option<LevelState> {
+        self.level.state()
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> &LevelMetrics {
+        &self.metrics
+    }
+
+    /// The values of `keys`; `None` if they cannot be had now.
+    pub async fn read(&self, keys: Vec<ValueKey>) -> Option<Vec<Option<Found>>> {
+        let Ok(_permit) = self.reading.try_acquire() else {
+            self.metrics.request("read", "skipped", None);
+            return None;
+        };
+        let count = keys.len();
+        let read = || self.level.read(keys);
+        let outcome = |found: &Vec<Option<Found>>| match found.iter().any(Option::is_some) {
+            true => "hit",
+            false => "miss",
+        };
+        let found = self.call("read", &self.reads, self.deadline, read, outcome);
+        let found = found.await?;
+        let bytes = found.iter().flatten().filter_map(|f| f.bytes.as_ref());
+        self.metrics.bytes("read", bytes.map(Vec::len).sum());
+        (found.len() == count).then_some(found)
+    }
+
+    /// Writes values, and says for each whether it is there now; `None` if that failed.
+    pub async fn write(&self, puts: Vec<Put>) -> Option<Vec<bool>> {
+        let (count, bytes) = (puts.len(), puts.iter().map(|put| put.bytes.len()).sum());
+        let write = || self.level.write(puts);
+        let outcome = |written: &Vec<bool>| match written.iter().all(|w| *w) {
+            true => "written",
+            false => "conflict",
+        };
+        let written = self.call("write", &self.writes, WRITE_DEADLINE, write, outcome);
+        let written = written.await?;
+        self.metrics.bytes("written", bytes);
+        (written.len() == count).then_some(written)
+    }
+
+    /// Adds an invalidation to its list. An operator waits for it, whatever the breaker says.
+    pub async fn invalidate(&self, invalidation: Invalidation) -> Result<(), LevelFailure> {
+        let added = self.level.invalidate(invalidation);
+        match tokio::time::timeout(WRITE_DEADLINE, added).await {
+            Ok(added) => added,
+            Err(_) => Err(LevelFailure::Timeout),
+        }
+    }
+
+    async fn call<'a, T>(
+        &'a self,
+        op: &'static str,
+        breaker: &LevelBreaker,
+        deadline: Duration,
+        call: impl FnOnce() -> LevelReply<'a, T>,
+        label: impl Fn(&T) -> &'static str,
+    ) -> Option<T> {
+        if !breaker.admits() {
+            self.metrics.request(op, "skipped", None);
+            return None;
+        }
+        // If this is dropped, nothing has been learned.
+        let began = Instant::now();
+        let outcome = match tokio::time::timeout(deadline, call()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(LevelFailure::Timeout),
+        };
+        let took = began.elapsed();
+        match outcome {
+            Ok(value) => {
+                self.metrics.request(op, label(&value), Some(took));
+                breaker.succeeded();
+                Some(value)
+            }
+            Err(failure) => {
+                self.metrics.request(op, failure.label(), Some(took));
+                breaker.failed(&failure);
+                None
+            }
+        }
+    }
+
+    /// Sets the gauges; called when they are read.
+    pub fn observe(&self) {
+        let open = [&self.reads, &self.writes];
+        self.metrics
+            .breakers_open(open.iter().filter(|b| b.is_open()).count());
+    }
+}
+
+/// Stops asking what fails again and again, but for one trial now and then.
+struct LevelBreaker {
+    level: &'static str,
+    op: &'static str,
+    rest: Duration,
+    state: Mutex<LevelBreakerState>,
+}
+
+#[derive(Default)]
+struct LevelBreakerState {
+    failures: u32,
+    /// When the next trial may be made, while it is open.
+    open_until: Option<Instant>,
+}
+
+impl LevelBreaker {
+    fn new(level: &'static str, op: &'static str, rest: Duration) -> Self {
+        Self {
+            level,
+            op,
+            rest,
+            state: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LevelBreakerState> {
+        // Fields are set one by one and each is sound by itself.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_open(&self) -> bool {
+        self.lock().open_until.is_some()
+    }
+
+    /// Whether a call may be made. While it is open, one may after each rest.
+    fn admits(&self) -> bool {
+        let mut state = self.lock();
+        let now = Instant::now();
+        match state.open_until {
+            None => true,
+            Some(until) if until > now => false,
+            Some(_) => {
+                state.open_until = Some(now + self.rest);
+                true
+            }
+        }
+    }
+
+    fn succeeded(&self) {
+        let was = std::mem::take(&mut *self.lock());
+        if was.open_until.is_some() {
+            info!(
+                level = self.level,
+                op = self.op,
+                "second level is well again"
+            );
+        }
+    }
+
+    fn failed(&self, failure: &LevelFailure) {
+        let mut state = self.lock();
+        state.failures = state.failures.saturating_add(1);
+        let full = matches!(failure, LevelFailure::Full(_));
+        if (state.failures >= FAILURES || full) && state.open_until.is_none() {
+            state.open_until = Some(Instant::now() + self.rest);
+            warn!(
+                level = self.level,
+                op = self.op,
+                "second level is not asked for a while: {failure}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sim::{Sim, clock};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_level_that_hangs_is_soon_left_out_and_found_again_when_it_is_well() {
+        let sim = Arc::new(Sim::new(1, clock()));
+        let level = Guarded::new(sim.clone(), Duration::from_millis(50));
+        let key = ValueKey {
+            lane: [0; 16],
+            slot: 0,
+        };
+        assert_eq!(level.read(vec![key]).await, Some(vec![None]));
+        sim.hang(true);
+        let began = Instant::now();
+        let mut waited = 0;
+        for _ in 0..1000 {
+            let before = Instant::now();
+            assert_eq!(level.read(vec![key]).await, None);
+            assert!(before.elapsed() <= Duration::from_millis(51));
+            waited += u32::from(!before.elapsed().is_zero());
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
+        let most = FAILURES + u32::try_from(began.elapsed().as_secs()).unwrap() + 1;
+        assert!(waited <= most, "{waited} reads waited");
+        assert!(level.reads.is_open());
+        sim.hang(false);
+        tokio::time::sleep(READS_REST).await;
+        assert_eq!(level.read(vec![key]).await, Some(vec![None]));
+        assert!(!level.reads.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_beyond_the_bound_are_skipped() {
+        let sim = Arc::new(Sim::new(1, clock()));
+        sim.hang(true);
+        let level = Arc::new(Guarded::new(sim, Duration::from_secs(60)));
+        for _ in 0..READS_AT_ONCE {
+            let level = level.clone();
+            tokio::spawn(async move { level.read(Vec::new()).await });
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let before = Instant::now();
+        assert_eq!(level.read(Vec::new()).await, None);
+        assert!(before.elapsed().is_zero());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_level_is_read_but_not_written_for_a_while() {
+        let sim = Arc::new(Sim::new(1, clock()));
+        let level = Guarded::new(sim.clone(), Duration::from_millis(50));
+        sim.fill(true);
+        assert_eq!(level.write(Vec::new()).await, None);
+        sim.fill(false);
+        assert_eq!(level.write(Vec::new()).await, None, "it rests");
+        assert_eq!(level.read(Vec::new()).await, Some(Vec::new()));
+        tokio::time::sleep(WRITES_REST).await;
+        assert_eq!(level.write(Vec::new()).await, Some(Vec::new()));
+    }
+}

@@ -1,0 +1,160 @@
+//! The second level of cache: stores of values that outlive the process, and how they are guarded.
+//!
+//! - `key`: names of lanes, which cannot leave out a part of an identity
+//! - `page`: values as bytes; `invalidation`: what of them is no longer known
+//! - `guard`: deadlines, a breaker and bounds, so that a level that fails costs nothing but its help
+//! - `disk`: a level on this machine, which survives restarts
+//!
+//! A level keeps bytes under keys and may lose any of them at any time. What they mean, and when
+//! they are asked for, is decided by the engine.
+
+pub mod disk;
+mod guard;
+mod invalidation;
+pub mod key;
+pub mod page;
+#[cfg(test)]
+pub mod sim;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use guard::Guarded;
+pub use invalidation::{Invalidation, Invalidations};
+
+use crate::model::Millis;
+use key::{Names, ValueKey};
+
+/// What a level answers, in its time.
+pub type LevelReply<'a, T> = Pin<Box<dyn Future<Output = Result<T, LevelFailure>> + Send + 'a>>;
+
+/// A store of values by key, which may lose any of them at any time.
+pub trait CacheLevel: Send + Sync {
+    /// Its name in metrics: `disk` or `shared`.
+    fn name(&self) -> &'static str;
+
+    /// Gives lanes and upstreams their names.
+    fn names(&self) -> &Names;
+
+    /// What is known of it, if enough is known to use it.
+    fn state(&self) -> Option<LevelState>;
+
+    /// The values of `keys`, in their order.
+    fn read(&self, keys: Vec<ValueKey>) -> LevelReply<'_, Vec<Option<Found>>>;
+
+    /// Writes values, and says for each whether it is there now.
+    fn write(&self, puts: Vec<Put>) -> LevelReply<'_, Vec<bool>>;
+
+    /// Adds an invalidation to its list.
+    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, ()>;
+}
+
+/// What is known of a level.
+#[derive(Clone, Debug)]
+pub struct LevelState {
+    /// What has been invalidated in it.
+    pub invalidations: Arc<Invalidations>,
+    /// Its time.
+    pub clock: LevelClock,
+}
+
+/// The time of a level, as seen from this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelClock {
+    /// Milliseconds that the level's time is ahead of the monotonic clock.
+    pub offset: Millis,
+    /// By how much that may be wrong, either way.
+    pub error: Millis,
+    /// Whether it is good enough to tell how fresh data is that may still change.
+    pub trusted: bool,
+}
+
+impl LevelClock {
+    /// The level's time of a fetch that began at `fetched`, by the monotonic clock: the earliest
+    /// that it can have been.
+    pub fn stamp(&self, fetched: Duration) -> Millis {
+        millis(fetched)
+            .saturating_add(self.offset)
+            .saturating_sub(self.error)
+    }
+
+    /// When a fetch began, by the monotonic clock, that another process stamped with `time`: the
+    /// earliest that it can have been. `None` if that is before the clock began.
+    pub fn fetched(&self, time: Millis) -> Option<Duration> {
+        let fetched = time.checked_sub(self.offset)?.checked_sub(self.error)?;
+        Some(Duration::from_millis(u64::try_from(fetched).ok()?))
+    }
+
+    /// The latest that it can be now, in the level's time.
+    pub fn latest(&self, now: Duration) -> Millis {
+        millis(now)
+            .saturating_add(self.offset)
+            .saturating_add(self.error)
+    }
+}
+
+fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// A value that a level has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Sets it apart from every other value of its key.
+    pub mark: Mark,
+    /// Its bytes; `None` if they are damaged, or of another key or secret.
+    pub bytes: Option<Vec<u8>>,
+}
+
+/// Sets a value apart from every other value of its key.
+pub type Mark = [u8; 12];
+
+/// A value to be written.
+#[derive(Clone, Debug)]
+pub struct Put {
+    /// Under which key.
+    pub key: ValueKey,
+    /// The mark of the value whose place it takes; `None` if there must be none.
+    pub replaces: Option<Mark>,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// After which time nobody needs it.
+    pub ttl: Duration,
+}
+
+/// Why a level did not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LevelFailure {
+    /// It took too long.
+    Timeout,
+    /// It has no room; reading may work.
+    Full(String),
+    /// Anything else.
+    Error(String),
+}
+
+impl LevelFailure {
+    /// The failure as a metric's label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Full(_) => "full",
+            Self::Error(_) => "error",
+        }
+    }
+}
+
+impl fmt::Display for LevelFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("it did not answer in time"),
+            Self::Full(why) => write!(f, "it is full: {why}"),
+            Self::Error(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for LevelFailure {}

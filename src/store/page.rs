@@ -1,0 +1,400 @@
+//! Values as bytes: what is known of a span of a lane, since when, and its points.
+//!
+//! Reading is total: whatever the bytes are, they are a value or a reason why they are not.
+
+use pco::ChunkConfig;
+use pco::standalone::{simple_compress, simple_decompress, simple_decompress_into};
+
+use super::key::{LaneName, Slot};
+use crate::model::{MAX_TIME, Millis, Points, Step, TimeRange};
+
+/// The version of the format, the first byte of a value.
+const VERSION: u8 = 1;
+
+/// How hard pco tries, of 12; as in the cache's own columns.
+const LEVEL: usize = 2;
+
+/// Most points of a value.
+const MOST_POINTS: usize = 1 << 18;
+
+/// Most parts of a value that are known since different moments.
+const MOST_PARTS: usize = 4096;
+
+/// Bytes before the parts: version, name, slot, cell, epoch, number, four counts.
+const HEAD: usize = 1 + 32 + 8 + 8 + 8 + 8 + 4 * 4;
+
+/// Bytes of a part.
+const PART: usize = 8 + 8 + 8 + 1;
+
+/// Which invalidations a value takes into account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Identifies the list of invalidations; a level that has lost its list has another.
+    pub epoch: u64,
+    /// The number of the last invalidation that the value takes into account.
+    pub number: u64,
+}
+
+/// A part of a value that is known since one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownSpan {
+    /// What is known.
+    pub range: TimeRange,
+    /// When its fetch began, in milliseconds of the level's time.
+    pub fetched: Millis,
+    /// Whether it can no longer change.
+    pub settled: bool,
+}
+
+/// A value: all points where its parts are, and nothing of anything else.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// Which invalidations it takes into account.
+    pub stamp: Stamp,
+    /// Ascending and disjoint, none empty.
+    pub parts: Vec<KnownSpan>,
+    /// The points within the parts.
+    pub points: Points,
+}
+
+/// What a value is of; it is read only where this is the same.
+#[derive(Clone, Copy, Debug)]
+pub struct ValueId<'a> {
+    /// Its lane.
+    pub lane: &'a LaneName,
+    /// Which value of the lane.
+    pub slot: Slot,
+    /// The distance of the lane's points.
+    pub cell: Step,
+}
+
+/// Why bytes are not a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Another version of the format.
+    Version,
+    /// Too short, too long, or with counts beyond what is allowed.
+    Length,
+    /// Of another lane, slot or cell.
+    Identity,
+    /// Parts that are empty, reversed, overlapping or out of bounds.
+    Parts,
+    /// Points that cannot be unpacked, are out of order or lie outside the parts.
+    Points,
+    /// Fetched later than now.
+    Future,
+}
+
+impl Unreadable {
+    /// Every reason, once.
+    pub const ALL: [Self; 6] = [
+        Self::Version,
+        Self::Length,
+        Self::Identity,
+        Self::Parts,
+        Self::Points,
+        Self::Future,
+    ];
+
+    /// The reason as a metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::Length => "length",
+            Self::Identity => "identity",
+            Self::Parts => "parts",
+            Self::Points => "points",
+            Self::Future => "future",
+        }
+    }
+}
+
+/// `block` as bytes. `None` if it is too large, or its points do not come out of packing as they
+/// went in: no fault of the codec may change data.
+pub fn encode(place: ValueId<'_>, block: &Block) -> Option<Vec<u8>> {
+    let Block {
+        stamp: Stamp { epoch, number },
+        parts,
+        points,
+    } = block;
+    if points.len() > MOST_POINTS || parts.len() > MOST_PARTS {
+        return None;
+    }
+    let config = ChunkConfig::default().with_compression_level(LEVEL);
+    let (times, values) = match points.is_empty() {
+        true => (Vec::new(), Vec::new()),
+        false => (
+            simple_compress(points.times(), &config).ok()?,
+            simple_compress(points.values(), &config).ok()?,
+        ),
+    };
+    if !points.is_empty() {
+        let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let same = simple_decompress::<Millis>(&times).ok()? == points.times()
+            && bits(&simple_decompress::<f64>(&values).ok()?) == bits(points.values());
+        if !same {
+            return None;
+        }
+    }
+    let capacity = HEAD + PART * parts.len() + times.len() + values.len();
+    let mut bytes = Vec::with_capacity(capacity);
+    bytes.push(VERSION);
+    bytes.extend(place.lane.0);
+    bytes.extend(place.slot.number().to_le_bytes());
+    bytes.extend(place.cell.millis().to_le_bytes());
+    bytes.extend(epoch.to_le_bytes());
+    bytes.extend(number.to_le_bytes());
+    for count in [parts.len(), points.len(), times.len(), values.len()] {
+        bytes.extend(u32::try_from(count).ok()?.to_le_bytes());
+    }
+    for part in parts {
+        let KnownSpan {
+            range,
+            fetched,
+            settled,
+        } = part;
+        bytes.extend(range.start().to_le_bytes());
+        bytes.extend(range.end().to_le_bytes());
+        bytes.extend(fetched.to_le_bytes());
+        bytes.push(u8::from(*settled));
+    }
+    bytes.extend(times);
+    bytes.extend(values);
+    Some(bytes)
+}
+
+/// The value that `bytes` are, read when it can have been fetched up to `now`, in milliseconds of
+/// the level's time.
+pub fn decode(place: ValueId<'_>, bytes: &[u8], now: Millis) -> Result<Block, Unreadable> {
+    let mut rest = ByteReader(bytes);
+    let [version] = rest.array()?;
+    if version != VERSION {
+        return Err(Unreadable::Version);
+    }
+    let same = rest.array()? == place.lane.0
+        && rest.i64()? == place.slot.number()
+        && rest.i64()? == place.cell.millis();
+    let stamp = Stamp {
+        epoch: rest.u64()?,
+        number: rest.u64()?,
+    };
+    let (parts, count) = (rest.count()?, rest.count()?);
+    let (times, values) = (rest.count()?, rest.count()?);
+    if !same {
+        return Err(Unreadable::Identity);
+    }
+    if parts > MOST_PARTS || count > MOST_POINTS {
+        return Err(Unreadable::Length);
+    }
+    let mut known: Vec<KnownSpan> = Vec::with_capacity(parts);
+    for _ in 0..parts {
+        let (start, end, fetched) = (rest.i64()?, rest.i64()?, rest.i64()?);
+        let [settled] = rest.array()?;
+        let range = TimeRange::new(start, end).filter(|r| !r.is_empty());
+        let range = range.ok_or(Unreadable::Parts)?;
+        let follows = known.last().is_none_or(|p| p.range.end() <= start);
+        if !follows || settled > 1 || start < -MAX_TIME || end > MAX_TIME {
+            return Err(Unreadable::Parts);
+        }
+        if fetched > now {
+            return Err(Unreadable::Future);
+        }
+        known.push(KnownSpan {
+            range,
+            fetched,
+            settled: settled == 1,
+        });
+    }
+    if Some(rest.0.len()) != times.checked_add(values) {
+        return Err(Unreadable::Length);
+    }
+    let (times, values) = rest.0.split_at_checked(times).ok_or(Unreadable::Length)?;
+    let points = match count {
+        0 if times.is_empty() && values.is_empty() => Points::new(),
+        0 => return Err(Unreadable::Length),
+        n => Points::from_columns(unpacked(times, n)?, unpacked(values, n)?),
+    };
+    // Columns that do not hold what points may hold have lost some.
+    if points.len() != count || !within(&points, &known) {
+        return Err(Unreadable::Points);
+    }
+    Ok(Block {
+        stamp,
+        parts: known,
+        points,
+    })
+}
+
+/// `n` numbers, if `bytes` are exactly these.
+fn unpacked<T: pco::data_types::Number + Default>(
+    bytes: &[u8],
+    n: usize,
+) -> Result<Vec<T>, Unreadable> {
+    // One more place than there may be numbers shows whether there are more.
+    let mut numbers = vec![T::default(); n + 1];
+    match simple_decompress_into(bytes, &mut numbers) {
+        Ok(progress) if progress.n_processed == n && progress.finished => {
+            numbers.truncate(n);
+            Ok(numbers)
+        }
+        _ => Err(Unreadable::Points),
+    }
+}
+
+/// Whether all `points` lie in `parts`.
+fn within(points: &Points, parts: &[KnownSpan]) -> bool {
+    let inside = parts.iter().map(|p| points.within(&p.range).len());
+    inside.sum::<usize>() == points.len()
+}
+
+struct ByteReader<'a>(&'a [u8]);
+
+impl ByteReader<'_> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Unreadable> {
+        let (head, rest) = self.0.split_first_chunk().ok_or(Unreadable::Length)?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn i64(&mut self) -> Result<i64, Unreadable> {
+        Ok(i64::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Unreadable> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn count(&mut self) -> Result<usize, Unreadable> {
+        let count = u32::from_le_bytes(self.array()?);
+        usize::try_from(count).map_err(|_| Unreadable::Length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LANE: LaneName = LaneName([7; 32]);
+    const NOW: Millis = 1_800_000_000_000;
+
+    fn place(slot: Slot) -> ValueId<'static> {
+        ValueId {
+            lane: &LANE,
+            slot,
+            cell: Step::new(15_000).unwrap(),
+        }
+    }
+
+    fn block(n: i64) -> Block {
+        let start = 1_700_000_000_000;
+        let part = |from: i64, to: i64, settled| KnownSpan {
+            range: TimeRange::new(start + from * 15_000, start + to * 15_000).unwrap(),
+            fetched: NOW - 5000,
+            settled,
+        };
+        let known = |i: &i64| *i < 20 || *i >= 30;
+        let point = |i: i64| (start + i * 15_000 + i % 3, (i * 7919 % 1000) as f64 / 8.0);
+        let mut parts = vec![part(0, 20.min(n), true)];
+        if n > 30 {
+            parts.extend([part(30, n - 1, true), part(n - 1, n + 4, false)]);
+        }
+        Block {
+            stamp: Stamp {
+                epoch: 0x0123_4567_89ab_cdef,
+                number: 3,
+            },
+            parts,
+            points: Points::from_unsorted((0..n).filter(known).map(point).collect()),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for n in [1, 5, 20, 64, 1024] {
+            let block = block(n);
+            let bytes = encode(place(Slot::Page(3)), &block).unwrap();
+            assert_eq!(decode(place(Slot::Page(3)), &bytes, NOW), Ok(block));
+        }
+        let empty = Block {
+            points: Points::new(),
+            ..block(64)
+        };
+        let bytes = encode(place(Slot::Tail), &empty).unwrap();
+        assert_eq!(decode(place(Slot::Tail), &bytes, NOW), Ok(empty));
+        assert!(bytes.len() < 160, "known emptiness is small");
+    }
+
+    #[test]
+    fn each_length_cut_and_every_other_place_is_a_miss() {
+        let bytes = encode(place(Slot::Page(3)), &block(64)).unwrap();
+        for length in 0..bytes.len() {
+            let read = decode(place(Slot::Page(3)), &bytes[..length], NOW);
+            assert!(read.is_err(), "cut at {length}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(decode(place(Slot::Page(3)), &longer, NOW).is_err());
+        let read = |place, now| decode(place, &bytes, now).unwrap_err();
+        assert_eq!(read(place(Slot::Page(4)), NOW), Unreadable::Identity);
+        assert_eq!(read(place(Slot::Tail), NOW), Unreadable::Identity);
+        let other = ValueId {
+            cell: Step::new(30_000).unwrap(),
+            ..place(Slot::Page(3))
+        };
+        assert_eq!(read(other, NOW), Unreadable::Identity);
+        assert_eq!(read(place(Slot::Page(3)), NOW - 5001), Unreadable::Future);
+    }
+
+    /// A byte flipped in the head or the parts may be another valid value (a level's checksum or
+    /// seal finds it); nothing panics, and what is read keeps its own rules.
+    #[test]
+    fn every_byte_flipped_is_read_as_a_sound_value_or_not_at_all() {
+        let bytes = encode(place(Slot::Page(3)), &block(64)).unwrap();
+        for at in 0..bytes.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= flip;
+                let Ok(block) = decode(place(Slot::Page(3)), &bytes, NOW) else {
+                    continue;
+                };
+                assert!(block.points.times().is_sorted());
+                assert!(within(&block.points, &block.parts));
+                assert!(at >= 49, "the head says what it is of: {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_of_version_1_is_read_for_ever() {
+        let golden = include_bytes!("page/version-1.bin");
+        let read = decode(place(Slot::Page(3)), golden, NOW);
+        assert_eq!(read, Ok(block(64)));
+        let mut newer = golden.to_vec();
+        newer[0] = 2;
+        let read = decode(place(Slot::Page(3)), &newer, NOW);
+        assert_eq!(read, Err(Unreadable::Version));
+    }
+
+    proptest! {
+        #[test]
+        fn any_points_come_back_to_the_bit(
+            pairs in prop::collection::vec((0i64..1_000_000, any::<f64>()), 0..300)
+        ) {
+            let points = Points::from_unsorted(pairs);
+            let block = Block {
+                stamp: Stamp::default(),
+                parts: vec![KnownSpan {
+                    range: TimeRange::new(0, 1_000_000).unwrap(),
+                    fetched: 0,
+                    settled: true,
+                }],
+                points,
+            };
+            let bytes = encode(place(Slot::Tail), &block).unwrap();
+            let read = decode(place(Slot::Tail), &bytes, NOW).unwrap();
+            let bits = |b: &Block| b.points.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&read), bits(&block));
+            prop_assert_eq!(read.points.times(), block.points.times());
+        }
+    }
+}

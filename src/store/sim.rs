@@ -1,0 +1,226 @@
+//! A level in memory that fails in every way that a real one may, for tests.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::key::{Names, ValueKey};
+use super::{
+    CacheLevel, Found, Invalidation, Invalidations, LevelClock, LevelFailure, LevelReply,
+    LevelState, Mark, Put,
+};
+use crate::clock::Clock;
+
+/// A clock for those who need none.
+pub fn clock() -> Arc<dyn Clock> {
+    Arc::new(crate::clock::SystemClock::default())
+}
+
+/// What happens to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SimFault {
+    /// It works.
+    None,
+    /// It is lost on its way.
+    Lost,
+    /// It works, and its reply is lost.
+    ReplyLost,
+    /// It takes as long.
+    Late(Duration),
+}
+
+struct SimValues {
+    next: u64,
+    now: HashMap<ValueKey, (Mark, Vec<u8>)>,
+    /// SimValues that were replaced, oldest first.
+    before: Vec<(ValueKey, Option<(Mark, Vec<u8>)>)>,
+    invalidations: Arc<Invalidations>,
+    faults: Vec<SimFault>,
+}
+
+/// A level in memory.
+pub struct Sim {
+    clock: Arc<dyn Clock>,
+    names: Names,
+    values: Mutex<SimValues>,
+    hangs: AtomicBool,
+    full: AtomicBool,
+    away: AtomicBool,
+    /// Whether its time can be trusted.
+    trusted: AtomicBool,
+}
+
+impl Sim {
+    /// An empty level that begins with `epoch`.
+    pub fn new(epoch: u64, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            names: Names::new(b"simulation"),
+            values: Mutex::new(SimValues {
+                next: 0,
+                now: HashMap::new(),
+                before: Vec::new(),
+                invalidations: Arc::new(Invalidations::new(epoch)),
+                faults: Vec::new(),
+            }),
+            hangs: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            away: AtomicBool::new(false),
+            trusted: AtomicBool::new(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SimValues> {
+        self.values.lock().unwrap()
+    }
+
+    /// From now on calls do not end, or do.
+    pub fn hang(&self, hangs: bool) {
+        self.hangs.store(hangs, Ordering::SeqCst);
+    }
+
+    /// From now on writes find no room, or do.
+    pub fn fill(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
+    /// The next calls meet these faults, the last first.
+    pub fn faults(&self, faults: Vec<SimFault>) {
+        self.lock().faults = faults;
+    }
+
+    /// Loses what `which` picks.
+    pub fn evict(&self, mut which: impl FnMut(&ValueKey) -> bool) {
+        self.lock().now.retain(|key, _| !which(key));
+    }
+
+    /// Takes back the last `n` writes, as a failover may.
+    pub fn roll_back(&self, n: usize) {
+        let mut values = self.lock();
+        for _ in 0..n {
+            match values.before.pop() {
+                Some((key, Some(value))) => values.now.insert(key, value),
+                Some((key, None)) => values.now.remove(&key),
+                None => None,
+            };
+        }
+    }
+
+    /// Loses everything, and begins anew with `epoch`.
+    pub fn lose_all(&self, epoch: u64) {
+        let mut values = self.lock();
+        values.now.clear();
+        values.before.clear();
+        values.invalidations = Arc::new(Invalidations::new(epoch));
+    }
+
+    /// Flips a bit of each value that `which` picks, without a checksum noticing.
+    pub fn damage(&self, mut which: impl FnMut(&ValueKey) -> Option<usize>) {
+        for (key, (_, bytes)) in &mut self.lock().now {
+            if let Some(at) = which(key)
+                && !bytes.is_empty()
+            {
+                let length = bytes.len();
+                bytes[at % length] ^= 1 << (at % 8);
+            }
+        }
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.lock().now.len()
+    }
+
+    async fn fault(&self) -> Result<bool, LevelFailure> {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        if self.away.load(Ordering::SeqCst) {
+            return Err(LevelFailure::Error("away".into()));
+        }
+        let fault = self.lock().faults.pop().unwrap_or(SimFault::None);
+        match fault {
+            SimFault::None => Ok(true),
+            SimFault::Lost => Err(LevelFailure::Error("lost".into())),
+            SimFault::ReplyLost => Ok(false),
+            SimFault::Late(by) => {
+                tokio::time::sleep(by).await;
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn replied<T>(value: T, arrives: bool) -> Result<T, LevelFailure> {
+    arrives
+        .then_some(value)
+        .ok_or(LevelFailure::Error("the reply was lost".into()))
+}
+
+impl CacheLevel for Sim {
+    fn name(&self) -> &'static str {
+        "disk"
+    }
+
+    fn names(&self) -> &Names {
+        &self.names
+    }
+
+    fn state(&self) -> Option<LevelState> {
+        let clock = &self.clock;
+        Some(LevelState {
+            invalidations: self.lock().invalidations.clone(),
+            clock: LevelClock {
+                offset: clock.now() - super::millis(clock.monotonic()),
+                error: 0,
+                trusted: self.trusted.load(Ordering::SeqCst),
+            },
+        })
+    }
+
+    fn read(&self, keys: Vec<ValueKey>) -> LevelReply<'_, Vec<Option<Found>>> {
+        Box::pin(async move {
+            let arrives = self.fault().await?;
+            let values = self.lock();
+            let found = keys.iter().map(|key| {
+                let (mark, bytes) = values.now.get(key)?.clone();
+                let bytes = Some(bytes);
+                Some(Found { mark, bytes })
+            });
+            replied(found.collect(), arrives)
+        })
+    }
+
+    fn write(&self, puts: Vec<Put>) -> LevelReply<'_, Vec<bool>> {
+        Box::pin(async move {
+            let arrives = self.fault().await?;
+            if self.full.load(Ordering::SeqCst) {
+                return Err(LevelFailure::Full("simulated".into()));
+            }
+            let mut values = self.lock();
+            let mut written = Vec::new();
+            for put in puts {
+                let old = values.now.get(&put.key).cloned();
+                let expected = old.as_ref().map(|(mark, _)| *mark) == put.replaces;
+                written.push(expected);
+                if expected {
+                    values.next += 1;
+                    let mut mark = [0; 12];
+                    mark[..8].copy_from_slice(&values.next.to_le_bytes());
+                    values.now.insert(put.key, (mark, put.bytes));
+                    values.before.push((put.key, old));
+                }
+            }
+            replied(written, arrives)
+        })
+    }
+
+    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, ()> {
+        Box::pin(async move {
+            let arrives = self.fault().await?;
+            Arc::make_mut(&mut self.lock().invalidations).add(invalidation);
+            replied((), arrives)
+        })
+    }
+}
