@@ -59,13 +59,48 @@ pub(super) async fn answer(
     engine: &Arc<Engine>,
     method: Method,
     body: &[u8],
-    context: RequestContext,
+    context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
     match method {
+        Method::Metric => metric(engine, body, context).await,
+        // Boxed: a request for points, by far the most frequent, should not carry their state.
+        _ => Box::pin(other(engine, method, body, context)).await,
+    }
+}
+
+async fn metric(
+    engine: &Arc<Engine>,
+    body: &[u8],
+    context: &mut RequestContext,
+) -> Result<Response<Body>, Error> {
+    let asked = request::read_metric(body)?;
+    shorten(context, &asked.details);
+    // Boxed: hyper moves what is not, for each request.
+    let answer = Box::pin(engine.metric(&asked.details, asked.query, context)).await?;
+    let head = Bytes::from_static(response::METRIC_HEAD);
+    let tail = response::metric_tail(answer.aggregated, answer.partial);
+    let tail = Bytes::from_static(tail);
+    let points = answer.points.into_iter();
+    let parts = std::iter::once(Text::Plain(head))
+        .chain(points)
+        .chain([Text::Plain(tail)]);
+    let response = json(answer.encoding.join(parts));
+    let response = with_cache(encoded(response, answer.encoding), &answer.cache);
+    Ok(with_timing(response, &answer.timing))
+}
+
+async fn other(
+    engine: &Arc<Engine>,
+    method: Method,
+    body: &[u8],
+    context: &mut RequestContext,
+) -> Result<Response<Body>, Error> {
+    match method {
+        Method::Metric => metric(engine, body, context).await,
         Method::Connection => {
             let asked = request::read_connection(body)?;
-            let context = within(context, &asked.details);
-            let failure = match engine.test(&asked.details, &context).await {
+            shorten(context, &asked.details);
+            let failure = match engine.test(&asked.details, context).await {
                 Ok(()) => None,
                 // A target that is not allowed or invalid is an error; one that fails is an answer.
                 Err(e) if e.kind.origin() == Origin::Client && e.kind != Kind::MetricNotFound => {
@@ -79,9 +114,9 @@ pub(super) async fn answer(
         }
         Method::FieldNames => {
             let asked = request::read_field_names(body)?;
-            let context = within(context, &asked.details);
+            shorten(context, &asked.details);
             let listed = engine
-                .field_names(&asked.details, &asked.query, &context)
+                .field_names(&asked.details, &asked.query, context)
                 .await?;
             let (fields, partial) = listed.list;
             let body = response::write_field_names(&fields, partial);
@@ -92,30 +127,15 @@ pub(super) async fn answer(
         }
         Method::FieldValues => {
             let asked = request::read_field_values(body)?;
-            let context = within(context, &asked.details);
+            shorten(context, &asked.details);
             let listed = engine
-                .field_values(&asked.details, &asked.query, &context)
+                .field_values(&asked.details, &asked.query, context)
                 .await?;
             let body = response::write_field_values(&listed.list);
             Ok(with_cache(
                 packed(body, context.encoding).await?,
                 &listed.cache,
             ))
-        }
-        Method::Metric => {
-            let asked = request::read_metric(body)?;
-            let context = within(context, &asked.details);
-            let answer = engine.metric(&asked.details, asked.query, &context).await?;
-            let head = Bytes::from_static(response::METRIC_HEAD);
-            let tail = response::metric_tail(answer.aggregated, answer.partial);
-            let tail = Bytes::from_static(tail);
-            let points = answer.points.into_iter();
-            let parts = std::iter::once(Text::Plain(head))
-                .chain(points)
-                .chain([Text::Plain(tail)]);
-            let response = json(answer.encoding.join(parts));
-            let response = with_cache(encoded(response, answer.encoding), &answer.cache);
-            Ok(with_timing(response, &answer.timing))
         }
     }
 }
@@ -125,8 +145,9 @@ pub(super) fn explain(
     engine: &Engine,
     method: Method,
     body: &[u8],
-    context: RequestContext,
+    mut context: RequestContext,
 ) -> Result<Explanation, Error> {
+    let context = &mut context;
     match method {
         Method::Connection => {
             let message = "a connection test always asks the upstream; there is nothing to explain";
@@ -134,27 +155,26 @@ pub(super) fn explain(
         }
         Method::FieldNames => {
             let asked = request::read_field_names(body)?;
-            let context = within(context, &asked.details);
-            engine.explain_names(&asked.details, &asked.query, &context)
+            shorten(context, &asked.details);
+            engine.explain_names(&asked.details, &asked.query, context)
         }
         Method::FieldValues => {
             let asked = request::read_field_values(body)?;
-            let context = within(context, &asked.details);
-            engine.explain_values(&asked.details, &asked.query, &context)
+            shorten(context, &asked.details);
+            engine.explain_values(&asked.details, &asked.query, context)
         }
         Method::Metric => {
             let asked = request::read_metric(body)?;
-            let context = within(context, &asked.details);
-            engine.explain_metric(&asked.details, asked.query, &context)
+            shorten(context, &asked.details);
+            engine.explain_metric(&asked.details, asked.query, context)
         }
     }
 }
 
 /// Shortens the deadline of `context` to the client's own timeout.
-fn within(mut context: RequestContext, details: &Details) -> RequestContext {
+fn shorten(context: &mut RequestContext, details: &Details) {
     if let Some(timeout) = details.timeout {
         let limit = tokio::time::Instant::now() + timeout;
         context.deadline = context.deadline.min(limit);
     }
-    context
 }

@@ -153,7 +153,8 @@ impl Front {
         let method = request.method().clone();
         let (mut span, trace) = start_span(route, &request, client);
         // The request has been consumed when its answer is logged.
-        let log = tracing::enabled!(Level::DEBUG).then(|| (request.uri().clone(), trace.id()));
+        let log =
+            tracing::enabled!(Level::DEBUG).then(|| Box::new((request.uri().clone(), trace.id())));
         let arrival = Arrival { at: now, trace };
         let answer = match (allowed, route) {
             (Err(e), _) if api == Some(Api::Prometheus) => {
@@ -162,14 +163,15 @@ impl Front {
             }
             (Err(e), _) => Err(e),
             (_, Some(Route::Mirror(mirror))) => self.mirror(mirror, request, client, arrival).await,
+            // Boxed: a mirror hit should not carry the state of other APIs.
             (_, Some(Route::Prometheus(endpoint))) => {
-                Ok(self.prometheus(endpoint, request, client, arrival).await)
+                Ok(Box::pin(self.prometheus(endpoint, request, client, arrival)).await)
             }
             (_, Some(Route::Page(page))) => {
                 let draining = self.shared.draining.load(Ordering::Relaxed);
                 pages::answer(page, &method, &self.engine, self.shared.registry, draining)
             }
-            (_, Some(Route::Admin(call))) => self.admin(call, request, client, now).await,
+            (_, Some(Route::Admin(call))) => Box::pin(self.admin(call, request, client, now)).await,
             (_, None) => {
                 let path = normalized(request.uri().path());
                 let message = format!("no such path: {path:.100?}; GET / lists the paths");
@@ -189,7 +191,8 @@ impl Front {
         if status >= 500 {
             span.fail(&status);
         }
-        if let Some((uri, trace_id)) = log {
+        if let Some(log) = log {
+            let (uri, trace_id) = *log;
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             debug!(%method, path = uri.path(), status, micros, trace_id, "request");
         }
@@ -232,31 +235,32 @@ impl Front {
             at: self.shared.clock.monotonic(),
             trace: Trace::default(),
         };
-        let context = self.context(None, None, arrival);
-        mirror::answer(&self.engine, method, body, context)
+        let mut context = self.context(None, None, arrival);
+        mirror::answer(&self.engine, method, body, &mut context)
             .await
             .unwrap_or_else(|e| error_response(&e, false))
     }
 
-    async fn mirror(
+    /// Answers a request to the mirror API. What needs the head of the request is done at once, so
+    /// that the future does not carry it.
+    fn mirror(
         &self,
         mirror: mirror::Method,
         request: Request<Incoming>,
         client: IpAddr,
         arrival: Arrival,
-    ) -> Result<Response<Body>, Error> {
-        allow(request.method(), &mirror::METHODS)?;
-        let _admitted = self.admit(&request)?;
-        require_json(request.headers())?;
-        let context = self.context(Some(request.headers()), Some(client), arrival);
-        let settings = &self.settings;
-        let body = read_body(
-            request.into_body(),
-            settings.max_body,
-            settings.request_timeout,
-        )
-        .await?;
-        mirror::answer(&self.engine, mirror, &body, context).await
+    ) -> impl Future<Output = Result<Response<Body>, Error>> {
+        let admitted = allow(request.method(), &mirror::METHODS)
+            .and_then(|()| self.admit(&request))
+            .and_then(|admitted| require_json(request.headers()).map(|()| admitted));
+        let mut context = self.context(Some(request.headers()), Some(client), arrival);
+        let body = request.into_body();
+        async move {
+            let _admitted = admitted?;
+            let settings = &self.settings;
+            let body = read_body(body, settings.max_body, settings.request_timeout).await?;
+            mirror::answer(&self.engine, mirror, &body, &mut context).await
+        }
     }
 
     async fn admin(
@@ -365,4 +369,22 @@ fn start_span(route: Option<Route>, request: &Request<Incoming>, peer: IpAddr) -
     span.text("url.path", &request.uri().path());
     span.text("client.address", &peer);
     (span, trace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the future of `handle`, which hyper keeps for each connection and moves for each
+    /// request.
+    fn future_bytes<'a, F>(_handle: fn(&'a Front, Request<Incoming>, IpAddr) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_state_of_a_request_is_small() {
+        let bytes = future_bytes(Front::handle);
+        println!("the future of a request takes {bytes} bytes");
+        assert!(bytes <= 2048, "{bytes}");
+    }
 }

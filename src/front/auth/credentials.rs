@@ -96,7 +96,8 @@ impl Credentials {
             Ok(Sent::Token(token)) => self.knows(token),
             // There are no users: no need to hide that.
             Ok(Sent::User(_)) if self.users.is_empty() => false,
-            Ok(Sent::User(pair)) => self.proves(hash_limiter, &pair).await?,
+            // Boxed: waiting for a comparison is rare and takes much state.
+            Ok(Sent::User(pair)) => Box::pin(self.proves(hash_limiter, &pair)).await?,
         };
         Ok(right.then_some(()).ok_or(Fault::Wrong))
     }
