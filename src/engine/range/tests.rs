@@ -212,43 +212,76 @@ fn run(test: impl Future<Output = ()>) {
     runtime.block_on(test);
 }
 
+/// Holds each answer to the one that the source gives directly, while `ops` happen.
+fn hold_the_law(ops: &[Op]) {
+    run(async {
+        let world = World::new(0);
+        for op in ops {
+            let now = world.clocks.truth();
+            match *op {
+                Op::Query {
+                    back,
+                    len,
+                    step,
+                    odd,
+                } => {
+                    let start = (now - back - len) / 60_000 * 60_000 + odd;
+                    let end = start + len;
+                    let answer = match world.ask(start, end, step).await {
+                        Ok(answer) => answer,
+                        Err(error) => {
+                            let failing = world.source.failing.load(Ordering::SeqCst);
+                            assert!(failing, "only a failing source is an excuse: {error:?}");
+                            continue;
+                        }
+                    };
+                    let got = text(&answer);
+                    if answer.cache.detail.is_none() && !got.contains("a store is down") {
+                        let last = start + (end - start) / step * step;
+                        assert_eq!(got, direct(start, last, step, now), "{op:?}");
+                    }
+                }
+                Op::Pass(millis) => world.clocks.pass(millis),
+                Op::Skew(millis) => world.clocks.skew.store(millis, Ordering::SeqCst),
+                Op::Evict(n) => world
+                    .engine
+                    .memory
+                    .cache
+                    .evict(|index| index.rem_euclid(4) == n),
+                Op::EvictAll => world.engine.memory.cache.clear(),
+                Op::Failing(is) => world.source.failing.store(is, Ordering::SeqCst),
+                Op::Warning(is) => world.source.warning.store(is, Ordering::SeqCst),
+            }
+        }
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn every_answer_is_the_source_s_own_to_the_byte(ops in prop::collection::vec(op(), 1..40)) {
-        run(async {
-            let world = World::new(0);
-            for op in &ops {
-                let now = world.clocks.truth();
-                match *op {
-                    Op::Query { back, len, step, odd } => {
-                        let start = (now - back - len) / 60_000 * 60_000 + odd;
-                        let end = start + len;
-                        let answer = match world.ask(start, end, step).await {
-                            Ok(answer) => answer,
-                            Err(error) => {
-                                let failing = world.source.failing.load(Ordering::SeqCst);
-                                assert!(failing, "only a failing source is an excuse: {error:?}");
-                                continue;
-                            }
-                        };
-                        let got = text(&answer);
-                        if answer.cache.detail.is_none() && !got.contains("a store is down") {
-                            let last = start + (end - start) / step * step;
-                            assert_eq!(got, direct(start, last, step, now), "{op:?}");
-                        }
-                    }
-                    Op::Pass(millis) => world.clocks.pass(millis),
-                    Op::Skew(millis) => world.clocks.skew.store(millis, Ordering::SeqCst),
-                    Op::Evict(n) => world.engine.memory.cache.evict(|index| index.rem_euclid(4) == n),
-                    Op::EvictAll => world.engine.memory.cache.clear(),
-                    Op::Failing(is) => world.source.failing.store(is, Ordering::SeqCst),
-                    Op::Warning(is) => world.source.warning.store(is, Ordering::SeqCst),
-                }
-            }
-        });
+        hold_the_law(&ops);
     }
+}
+
+/// Found by the property test above.
+#[test]
+fn a_coarse_step_does_not_take_over_a_tail_that_has_expired() {
+    let query = |len, step| Op::Query {
+        back: 0,
+        len,
+        step,
+        odd: 0,
+    };
+    hold_the_law(&[
+        query(0, 1000),
+        Op::Pass(3_268_153),
+        Op::Pass(18_172),
+        query(47_000, 1000),
+        Op::Pass(3000),
+        query(57_000, 3000),
+    ]);
 }
 
 /// A time long past, on every grid.
