@@ -142,7 +142,7 @@ fn fetch(layout: Layout, range: TimeRange) -> Fetch {
         layout,
         range,
         nan: NanInterpretation::Omit,
-        details: Forwarded::new(),
+        details: Forwarded::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use heliostat::adapters::mirror::Mirror;
 use heliostat::adapters::prometheus::{Expression, Prometheus, pass};
-use heliostat::adapters::{Adapter, Data, Exchange, Fetch, Next, Request, Response};
+use heliostat::adapters::{Adapter, Data, Exchange, Fetch, Forwarded, Next, Request, Response};
 use heliostat::config;
 use heliostat::model::{
     Condition, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME, NanInterpretation,
@@ -164,7 +164,7 @@ fn adapters(response: &Response) {
         prefix: String::new(),
         offset: 0,
     };
-    let none = serde_json::Map::new();
+    let none = Forwarded::default();
     let both: [&dyn Adapter; 2] = [&mirror, &prometheus];
     for adapter in both {
         follow(adapter.health(&none), response);
@@ -262,7 +262,7 @@ fn fetches(size: Step) -> impl Iterator<Item = Fetch> {
         layout,
         range: window(),
         nan,
-        details: serde_json::Map::new(),
+        details: Forwarded::default(),
     })
 }
 

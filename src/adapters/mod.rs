@@ -13,10 +13,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use serde_json::{Map, Value};
 
 use crate::model::{
     Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout, Millis,
-    NanInterpretation, Points, Selector, TimeRange,
+    NanInterpretation, Points, Selector, TimeRange, heap_block,
 };
 use crate::wire::prometheus::Series;
 
@@ -53,8 +54,33 @@ pub trait Adapter: Send + Sync {
     }
 }
 
-/// The connection details that are passed on to a backend.
-pub type Forwarded = serde_json::Map<String, serde_json::Value>;
+/// The connection details that are passed on to a backend, as JSON in one spelling. They may hold
+/// secrets, so they cannot be printed.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Forwarded(Option<Arc<str>>);
+
+impl Forwarded {
+    /// `details` in their one spelling: a `Map` has its members in order.
+    pub fn of(details: &Map<String, Value>) -> Self {
+        Self((!details.is_empty()).then(|| Value::Object(details.clone()).to_string().into()))
+    }
+
+    /// The details as members of an object.
+    pub fn members(&self) -> Map<String, Value> {
+        let text = self.0.as_deref();
+        // It was written from such a map.
+        text.map_or_else(Map::new, |text| {
+            serde_json::from_str(text).unwrap_or_default()
+        })
+    }
+
+    /// Bytes that they hold on the heap, about.
+    pub fn heap_bytes(&self) -> usize {
+        // An `Arc` counts in two words before the text.
+        let text = self.0.as_ref();
+        text.map_or(0, |text| heap_block(text.len() + 2 * size_of::<usize>()))
+    }
+}
 
 /// A range of one lane's points that is wanted. Its details may hold secrets, so it cannot be
 /// printed.

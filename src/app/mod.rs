@@ -20,9 +20,9 @@ use tokio::sync::oneshot;
 pub use reload::ConfigSource;
 pub use service::Service;
 
-use crate::adapters::Adapter;
 use crate::adapters::mirror::Mirror;
 use crate::adapters::prometheus::Prometheus;
+use crate::adapters::{Adapter, Forwarded};
 use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
@@ -273,8 +273,10 @@ impl UpstreamBuilder {
                 connection_details, ..
             } => {
                 let forward = connection_details
-                    .clone()
-                    .map_or(Forward::Client, Forward::Fixed);
+                    .as_ref()
+                    .map_or(Forward::Client, |fixed| {
+                        Forward::Fixed(Forwarded::of(fixed))
+                    });
                 (mirror(), forward)
             }
             UpstreamKind::Prometheus { .. } => {

@@ -8,17 +8,15 @@ use bytes::Bytes;
 
 use super::chunk::Chunk;
 use super::explain::Explanation;
-use super::fetch::{Degraded, Source, View};
+use super::fetch::{Source, View};
 use super::lane::Lane;
-use super::plan::Lookup;
+use super::outcome::{CacheOutcome, Timing, both, outcome};
 use super::render::BLOCK;
 use super::{Engine, RequestContext, planned};
 use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
     RangeSet, TimeRange,
 };
-use crate::telemetry::metrics::UpstreamMetrics;
-use crate::telemetry::trace::Span;
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
 use crate::wire::number::write_span;
@@ -48,68 +46,6 @@ pub struct Answer {
     pub cache: CacheOutcome,
     /// Where its time went.
     pub timing: Timing,
-}
-
-/// Where the time of an answer went.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Timing {
-    /// Looking up what is cached and which points of it to show.
-    pub plan: Duration,
-    /// Planning what to fetch, fetching and storing it, waiting for the upstream included.
-    pub fetch: Duration,
-    /// Rendering it.
-    pub render: Duration,
-}
-
-/// What the cache had to do with an answer.
-#[derive(Clone, Debug)]
-pub struct CacheOutcome {
-    /// What it held when the query came.
-    pub lookup: Lookup,
-    /// Whether what was fetched is in it now.
-    pub stored: bool,
-    /// Whether a fetch of another request was waited for.
-    pub collapsed: bool,
-    /// For how long the answer stays fresh; negative, in seconds, if it has expired.
-    pub ttl_seconds: i64,
-    /// Why the cache was not asked, if it was not.
-    pub bypass: Option<&'static str>,
-    /// Why expired data is served, if it is.
-    pub detail: Option<String>,
-}
-
-impl CacheOutcome {
-    /// An answer that needed no data.
-    pub(super) fn nothing_asked() -> Self {
-        Self {
-            lookup: Lookup::Hit,
-            stored: false,
-            collapsed: false,
-            ttl_seconds: 0,
-            bypass: None,
-            detail: None,
-        }
-    }
-
-    /// Counts what the cache held.
-    pub(super) fn count(&self, metrics: &UpstreamMetrics) {
-        if self.detail.is_some() {
-            metrics.stale_served.increment(1);
-        }
-        match self.lookup {
-            Lookup::Hit => metrics.hits.increment(1),
-            Lookup::Stale => metrics.stale.increment(1),
-            Lookup::Partial => metrics.partial.increment(1),
-            Lookup::Miss => metrics.misses.increment(1),
-        }
-    }
-
-    pub(super) fn expired(&mut self, reason: &str, expired_since: Duration, edge: Option<Millis>) {
-        let seconds = i64::try_from(expired_since.as_secs()).unwrap_or(i64::MAX);
-        self.ttl_seconds = self.ttl_seconds.min(-seconds.max(1));
-        let ends = edge.map_or_else(String::new, |t| format!("; known to {t}"));
-        self.detail = Some(format!("{reason}{ends}"));
-    }
 }
 
 /// The points that an answer shows, gathered stretch by stretch.
@@ -226,24 +162,6 @@ impl Engine {
         let explained = explained.map(|sub_range| self.explain(&lane, sub_range, source, context));
         let explained = explained.collect::<Result<_, _>>()?;
         Ok(Explanation::new(&upstream, explained, None, context))
-    }
-
-    /// `range` of `lane`, of which not all is fresh.
-    pub(super) async fn not_fresh(
-        self: &Arc<Self>,
-        lane: &Lane,
-        range: TimeRange,
-        source: Source,
-        context: &RequestContext,
-        planning: Span,
-    ) -> Result<View, Error> {
-        match self.while_revalidating(lane, range, source, context) {
-            Some(view) => {
-                planned(planning, view.lookup, 0);
-                Ok(view)
-            }
-            None => self.view(lane, range, source, context, planning).await,
-        }
     }
 
     /// The ranges to make known, one after the other: the buckets that meet the query's range, or
@@ -423,40 +341,6 @@ fn fetched_in(chunk: &Chunk, at: &Range<usize>, fetched: &RangeSet) -> usize {
         within.end.min(at.end).saturating_sub(start)
     };
     fetched.iter().map(overlap).sum()
-}
-
-pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
-    let mut outcome = CacheOutcome {
-        lookup: view.lookup,
-        stored: view.stored,
-        collapsed: view.collapsed,
-        ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
-        ..CacheOutcome::nothing_asked()
-    };
-    if let Some(Degraded {
-        reason, age, edge, ..
-    }) = &view.degraded
-    {
-        let since = age.saturating_sub(upstream.freshness.refresh);
-        outcome.expired(reason, since, Some(*edge));
-    }
-    outcome
-}
-
-/// The outcome of two stretches: the less cached, the sooner to end.
-fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
-    CacheOutcome {
-        lookup: match (a.lookup, b.lookup) {
-            (x, y) if x == y => x,
-            (Lookup::Hit, Lookup::Stale) | (Lookup::Stale, Lookup::Hit) => Lookup::Stale,
-            _ => Lookup::Partial,
-        },
-        stored: a.stored || b.stored,
-        collapsed: a.collapsed || b.collapsed,
-        ttl_seconds: a.ttl_seconds.min(b.ttl_seconds),
-        bypass: a.bypass.or(b.bypass),
-        detail: a.detail.or(b.detail),
-    }
 }
 
 /// Buckets with the labels that they came with.

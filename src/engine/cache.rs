@@ -142,10 +142,11 @@ impl ChunkCache {
         self.make_room();
     }
 
-    /// Sets the gauges; called when they are read.
-    pub(crate) fn observe(&self) {
+    /// Sets the gauges, called when they are read; `others` is what is cached besides chunks.
+    pub(crate) fn observe(&self, others: u64) {
         self.chunks.run_pending_tasks();
-        self.metrics.bytes.set(self.chunks.weighted_size() as f64);
+        let bytes = self.chunks.weighted_size() + others;
+        self.metrics.bytes.set(bytes as f64);
         self.metrics.chunks.set(self.chunks.entry_count() as f64);
     }
 

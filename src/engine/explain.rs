@@ -164,18 +164,6 @@ pub struct ResponseReport {
     pub under_way: bool,
 }
 
-impl Lookup {
-    /// Its name in metrics and explanations.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Stale => "stale",
-            Self::Partial => "partial",
-            Self::Miss => "miss",
-        }
-    }
-}
-
 /// `lifetime` less `age`, in seconds.
 fn left(lifetime: Duration, age: Duration) -> f64 {
     lifetime.as_secs_f64() - age.as_secs_f64()

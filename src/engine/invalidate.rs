@@ -77,8 +77,7 @@ impl Engine {
         let picked = |lane: &LaneKey| lane.upstream() == upstream.id && selection.picks(lane);
         self.memory.keep_nothing_older();
         self.memory.flights.abandon(picked);
-        self.memory.metadata.invalidate(|id| id == upstream.id);
-        self.memory.answers.invalidate(|id| id == upstream.id);
+        self.memory.whole.invalidate(|id| id == upstream.id);
         match &selection.range {
             None => self.memory.cache.invalidate(picked),
             Some(range) => self.memory.cache.invalidate_range(upstream, range, picked),
@@ -90,8 +89,7 @@ impl Engine {
     pub fn invalidate_removed(&self) {
         let ids = self.registry.ids();
         let gone = |id: u64| !ids.contains(&id);
-        self.memory.metadata.invalidate(gone);
-        self.memory.answers.invalidate(gone);
+        self.memory.whole.invalidate(gone);
         self.memory.cache.invalidate(|lane| gone(lane.upstream()));
     }
 }

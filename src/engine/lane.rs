@@ -7,7 +7,7 @@ use super::chunk::Frame;
 use crate::adapters::prometheus::Expression;
 use crate::adapters::{Data, Forwarded, LabeledSeries};
 use crate::model::{
-    Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step,
+    Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step, heap_block,
 };
 use crate::upstream::{Forward, Upstream};
 
@@ -91,15 +91,16 @@ impl LaneKey {
             Subject::Metric {
                 selector,
                 metric_field,
-                ..
-            } => selector.heap_bytes() + metric_field.as_ref().map_or(0, String::capacity),
-            Subject::Expression(expression) => {
-                let pairs = expression.parameters.iter();
-                let pairs = pairs.map(|(n, v)| n.capacity() + v.capacity());
-                expression.query.capacity() + pairs.sum::<usize>()
+                layout: _,
+                nan: _,
+                details,
+            } => {
+                let field = metric_field.as_ref().map_or(0, String::capacity);
+                selector.heap_bytes() + heap_block(field) + details.heap_bytes()
             }
+            Subject::Expression(expression) => expression.heap_bytes(),
         };
-        size_of::<Identity>() + subject
+        heap_block(size_of::<Identity>()) + subject
     }
 }
 
@@ -268,8 +269,8 @@ pub(crate) fn forwarded(upstream: &Upstream, details: &Details) -> Forwarded {
         rest,
     } = details;
     match &upstream.forward {
-        Forward::Nothing => Forwarded::new(),
-        Forward::Client => rest.clone(),
+        Forward::Nothing => Forwarded::default(),
+        Forward::Client => Forwarded::of(rest),
         Forward::Fixed(fixed) => fixed.clone(),
     }
 }

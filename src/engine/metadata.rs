@@ -1,356 +1,310 @@
-//! Names and values of fields: cached whole for a while, fetched once for all who ask.
+//! Names and values of fields. What an upstream lists whole is cached as a list, of which the answer to
+//! each prefix, offset and limit is made once.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use moka::sync::Cache;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
 
-use super::answer::CacheOutcome;
-use super::explain::{Explanation, ResponseReport};
-use super::fetch::too_late;
+use super::encoded::{CachedResponse, EncodedResponse};
+use super::explain::Explanation;
 use super::lane::forwarded;
-use super::plan::Lookup;
-use super::{Engine, RequestContext, planned};
+use super::whole::{CachePolicy, Content, WholeAnswer, WholeEntry, WholeIdentity, WholeQuery};
+use super::{Engine, RequestContext};
 use crate::adapters::Forwarded;
 use crate::model::{
-    Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Millis,
-    Origin, Scope, Step, TimeRange,
+    Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Kind,
+    Millis, RawResponse, Scope, Step, heap_block,
 };
-use crate::upstream::{Flights, Upstream};
+use crate::upstream::Upstream;
+use crate::wire::mirror::response::{write_field_names, write_field_values};
 
-/// What a list is known by. Details may hold secrets, so it cannot be printed.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
-    upstream: u64,
-    details: Forwarded,
-    question: MetadataQuery,
-}
+/// Pages of longer lists are made off the threads that serve connections.
+const PAGE_INLINE: usize = 2000;
 
+/// A query for names or values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum MetadataQuery {
+pub(super) enum MetadataQuery {
     Names(FieldNamesQuery),
     Values(FieldValuesQuery),
 }
 
-/// What an upstream answered.
-#[derive(Clone, Debug)]
-enum List {
-    Names(Vec<Field>, bool),
-    Values(FieldValues),
-}
-
-#[derive(Debug)]
-struct Entry {
-    list: List,
-    fetched: Duration,
-}
-
-/// Lists that were fetched, and fetches under way.
-pub(super) struct Metadata {
-    lists: Cache<Key, Arc<Entry>>,
-    flights: Flights<Key, Arc<Entry>>,
-}
-
-/// A list and what the cache had to do with it.
-#[derive(Debug)]
-pub struct CachedList<T> {
-    /// The list.
-    pub list: T,
-    /// What the cache had to do with it.
-    pub cache: CacheOutcome,
-}
-
-impl Metadata {
-    /// A cache for lists of at most `bytes` in all.
-    pub(super) fn new(bytes: u64) -> Self {
-        let weigh = |_: &Key, entry: &Arc<Entry>| {
-            u32::try_from(entry.list.heap_bytes() + 512).unwrap_or(u32::MAX)
-        };
-        Self {
-            lists: Cache::builder().max_capacity(bytes).weigher(weigh).build(),
-            flights: Flights::default(),
+impl MetadataQuery {
+    fn scope(&mut self) -> &mut Scope {
+        match self {
+            Self::Names(query) => &mut query.scope,
+            Self::Values(query) => &mut query.scope,
         }
     }
 
-    /// Forgets the lists of the upstreams that `which` picks.
-    pub(super) fn invalidate(&self, which: impl Fn(u64) -> bool) {
-        self.flights.abandon(|key| which(key.upstream));
-        for (key, _) in &self.lists {
-            if which(key.upstream) {
-                self.lists.invalidate(&*key);
+    /// The query for all of the list that its answer is a page of.
+    fn unpaged(&self) -> Self {
+        let mut all = self.clone();
+        all.scope().limit = None;
+        if let Self::Values(query) = &mut all {
+            query.prefix.clear();
+            query.prefix.shrink_to_fit();
+            query.offset = 0;
+        }
+        all
+    }
+
+    /// Bytes that it holds on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Names(query) => query.scope.selector.heap_bytes(),
+            Self::Values(query) => {
+                let texts = [&query.field.name, &query.prefix].into_iter();
+                let texts: usize = texts.map(|text| heap_block(text.capacity())).sum();
+                query.scope.selector.heap_bytes() + texts
             }
         }
     }
 }
 
+/// What an upstream lists.
+#[derive(Debug)]
+pub(super) enum List {
+    /// Names, and whether some are left out.
+    Names(Box<[Field]>, bool),
+    /// Values.
+    Values(FieldValues),
+}
+
 impl List {
-    fn heap_bytes(&self) -> usize {
+    fn len(&self) -> usize {
         match self {
-            Self::Names(fields, _) => fields
-                .iter()
-                .map(|f| size_of::<Field>() + f.name.len())
-                .sum(),
-            Self::Values(values) => values
-                .values
-                .iter()
-                .map(|v| match v {
-                    FieldValue::Complete(v) | FieldValue::Prefix(v) => {
-                        size_of::<FieldValue>() + v.len()
-                    }
-                })
-                .sum(),
+            Self::Names(fields, _) => fields.len(),
+            Self::Values(values) => values.values.len(),
         }
     }
 
-    fn is_whole(&self) -> bool {
-        !match self {
+    fn is_partial(&self) -> bool {
+        match self {
             Self::Names(_, partial) => *partial,
             Self::Values(values) => values.partial,
         }
     }
+
+    /// Bytes that it holds on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Names(fields, _) => {
+                let names: usize = fields.iter().map(|f| heap_block(f.name.capacity())).sum();
+                heap_block(size_of_val::<[Field]>(fields)) + names
+            }
+            Self::Values(values) => {
+                let text = |v: &FieldValue| heap_block(v.text().len());
+                let texts: usize = values.values.iter().map(text).sum();
+                heap_block(values.values.capacity() * size_of::<FieldValue>()) + texts
+            }
+        }
+    }
+
+    /// Writes the answer to `query`, which is all of the list if the upstream has applied prefix,
+    /// offset and limit (`paged`).
+    fn answer(&self, query: &MetadataQuery, paged: bool) -> Vec<u8> {
+        let limit = |scope: &Scope| scope.limit.map_or(usize::MAX, |limit| limit as usize);
+        match (self, query) {
+            (Self::Names(fields, partial), MetadataQuery::Names(query)) => {
+                let shown = fields.get(..limit(&query.scope));
+                let partial = *partial || shown.is_some_and(|shown| shown.len() < fields.len());
+                write_field_names(shown.unwrap_or(fields), partial)
+            }
+            (Self::Values(all), MetadataQuery::Values(query)) if !paged => {
+                let texts: Vec<&str> = all.values.iter().map(FieldValue::text).collect();
+                let (offset, limit) = (query.offset as usize, limit(&query.scope));
+                let mut page = FieldValues::page(&texts, &query.prefix, offset, limit);
+                page.partial |= all.partial;
+                write_field_values(&page)
+            }
+            (Self::Values(all), _) => write_field_values(all),
+            (Self::Names(fields, partial), _) => write_field_names(fields, *partial),
+        }
+    }
+}
+
+fn response(body: Vec<u8>) -> Content {
+    let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Content::Response(EncodedResponse::new(Arc::new(RawResponse {
+        status: StatusCode::OK,
+        headers: vec![kind],
+        body: Bytes::from(body.into_boxed_slice()),
+    })))
 }
 
 impl Engine {
-    /// Answers a query for the names of fields, and whether some are left out.
+    /// Answers a query for the names of fields, as a response of the mirror API.
     pub async fn field_names(
         self: &Arc<Self>,
         details: &Details,
         query: &FieldNamesQuery,
         context: &RequestContext,
-    ) -> Result<CachedList<(Vec<Field>, bool)>, Error> {
-        let upstream = self.registry.pick(details)?;
-        let limit = self.limit(&query.scope);
-        let question = self.names(&upstream, query);
-        let listed = self.list(&upstream, details, question, context).await?;
-        let (mut fields, mut partial) = match listed.list {
-            List::Names(fields, partial) => (fields, partial),
-            List::Values(_) => (Vec::new(), false),
-        };
-        if fields.len() > limit {
-            fields.truncate(limit);
-            partial = true;
-        }
-        Ok(CachedList {
-            list: (fields, partial),
-            cache: listed.cache,
-        })
+    ) -> Result<CachedResponse, Error> {
+        let query = MetadataQuery::Names(query.clone());
+        self.metadata(details, query, context).await
     }
 
-    /// Answers a query for the values of a field.
+    /// Answers a query for the values of a field, as a response of the mirror API.
     pub async fn field_values(
         self: &Arc<Self>,
         details: &Details,
         query: &FieldValuesQuery,
         context: &RequestContext,
-    ) -> Result<CachedList<FieldValues>, Error> {
-        let upstream = self.registry.pick(details)?;
-        let whole = upstream.adapter.lists_whole();
-        let limit = self.limit(&query.scope);
-        let question = self.values(&upstream, query);
-        let listed = self.list(&upstream, details, question, context).await?;
-        let values = match listed.list {
-            List::Values(values) => values,
-            List::Names(..) => FieldValues::default(),
-        };
-        let list = if whole {
-            let all: Vec<String> = values
-                .values
-                .into_iter()
-                .map(FieldValue::into_text)
-                .collect();
-            let mut page = FieldValues::page(&all, &query.prefix, query.offset as usize, limit);
-            page.partial |= values.partial;
-            page
-        } else {
-            values
-        };
-        Ok(CachedList {
-            list,
-            cache: listed.cache,
-        })
+    ) -> Result<CachedResponse, Error> {
+        let query = MetadataQuery::Values(query.clone());
+        self.metadata(details, query, context).await
     }
 
-    /// What the names of fields would be answered with.
+    async fn metadata(
+        self: &Arc<Self>,
+        details: &Details,
+        mut query: MetadataQuery,
+        context: &RequestContext,
+    ) -> Result<CachedResponse, Error> {
+        let upstream = self.registry.pick(details)?;
+        let details = forwarded(&upstream, details);
+        self.normalize(query.scope(), &upstream);
+        let page = WholeQuery::Page(details.clone(), query.clone());
+        let page = WholeIdentity::new(&upstream, page);
+        if !upstream.adapter.lists_whole() {
+            let fetch = |context: RequestContext| {
+                let (upstream, details, query) = (upstream.clone(), details.clone(), query.clone());
+                async move {
+                    let list = fetch(&upstream, &details, &query, &context).await?;
+                    // A list that its limit cuts is what was asked for.
+                    Ok((response(list.answer(&query, true)), CachePolicy::Metadata))
+                }
+            };
+            let answer = self.whole(&upstream, &page, None, context, fetch).await?;
+            return self.cached_response(&page, answer, context).await;
+        }
+        if let Some(hit) = self.fresh_whole(&upstream, &page, context) {
+            return self.cached_response(&page, hit, context).await;
+        }
+        let since = self.memory.generation();
+        let all = query.unpaged();
+        let list = WholeIdentity::new(&upstream, WholeQuery::List(details.clone(), all.clone()));
+        let fetch = |context: RequestContext| {
+            let (upstream, details, all) = (upstream.clone(), details.clone(), all.clone());
+            async move {
+                let list = fetch(&upstream, &details, &all, &context).await?;
+                let policy = match list.is_partial() {
+                    true => CachePolicy::NoStore("incomplete"),
+                    false => CachePolicy::Metadata,
+                };
+                Ok((Content::List(list), policy))
+            }
+        };
+        let answer = self.whole(&upstream, &list, None, context, fetch).await?;
+        let entry = match self.page_made_of(&page, &answer.entry) {
+            Some(entry) => entry,
+            None => {
+                let written = page_of(&answer.entry, query).await?;
+                self.store_page(since, page.clone(), &answer.entry, written)
+            }
+        };
+        let answer = WholeAnswer { entry, ..answer };
+        self.cached_response(&page, answer, context).await
+    }
+
+    /// Explains how a query for the names of fields would be answered.
     pub fn explain_names(
         &self,
         details: &Details,
         query: &FieldNamesQuery,
         context: &RequestContext,
     ) -> Result<Explanation, Error> {
-        let upstream = self.registry.pick(details)?;
-        let question = self.names(&upstream, query);
-        Ok(self.explain_list(&upstream, details, question, context))
+        self.explain_metadata(details, MetadataQuery::Names(query.clone()), context)
     }
 
-    /// What the values of a field would be answered with.
+    /// Explains how a query for the values of a field would be answered.
     pub fn explain_values(
         &self,
         details: &Details,
         query: &FieldValuesQuery,
         context: &RequestContext,
     ) -> Result<Explanation, Error> {
-        let upstream = self.registry.pick(details)?;
-        let question = self.values(&upstream, query);
-        Ok(self.explain_list(&upstream, details, question, context))
+        self.explain_metadata(details, MetadataQuery::Values(query.clone()), context)
     }
 
-    fn explain_list(
+    fn explain_metadata(
         &self,
-        upstream: &Arc<Upstream>,
         details: &Details,
-        question: MetadataQuery,
+        mut query: MetadataQuery,
         context: &RequestContext,
-    ) -> Explanation {
-        let key = Key {
-            upstream: upstream.id,
-            details: forwarded(upstream, details),
-            question,
+    ) -> Result<Explanation, Error> {
+        let upstream = self.registry.pick(details)?;
+        let details = forwarded(&upstream, details);
+        self.normalize(query.scope(), &upstream);
+        let query = match upstream.adapter.lists_whole() {
+            true => WholeQuery::List(details, query.unpaged()),
+            false => WholeQuery::Page(details, query),
         };
-        let lifetime = context.freshness(&upstream.freshness).metadata_ttl;
-        let known = self.memory.metadata.lists.get(&key);
-        let known = known.map(|e| (context.arrived.saturating_sub(e.fetched), lifetime));
-        let under_way = self.memory.metadata.flights.is_under_way(&key);
-        Explanation::new(
-            upstream,
+        let key = WholeIdentity::new(&upstream, query);
+        let whole = self.report_whole(&upstream, &key, context);
+        Ok(Explanation::new(
+            &upstream,
             Vec::new(),
-            Some(ResponseReport::of(known, under_way)),
+            Some(whole),
             context,
-        )
+        ))
     }
 
-    /// What is asked of `upstream` for `query`.
-    fn names(&self, upstream: &Upstream, query: &FieldNamesQuery) -> MetadataQuery {
-        let mut asked = query.clone();
-        self.normalize(&mut asked.scope, upstream, upstream.adapter.lists_whole());
-        MetadataQuery::Names(asked)
-    }
-
-    /// What is asked of `upstream` for `query`.
-    fn values(&self, upstream: &Upstream, query: &FieldValuesQuery) -> MetadataQuery {
-        let whole = upstream.adapter.lists_whole();
-        let mut asked = query.clone();
-        self.normalize(&mut asked.scope, upstream, whole);
-        if whole {
-            asked.prefix.clear();
-            asked.offset = 0;
-        }
-        MetadataQuery::Values(asked)
-    }
-
-    fn limit(&self, scope: &Scope) -> usize {
-        scope.limit.unwrap_or(u32::MAX).min(self.max_points) as usize
-    }
-
-    /// Makes queries that want the same alike: the time range is widened to whole
-    /// `metadata_ttl`s, so that a range that slides along finds what was fetched a moment ago,
-    /// and a limit is left out where lists come whole anyway.
-    fn normalize(&self, scope: &mut Scope, upstream: &Upstream, whole: bool) {
+    /// Makes queries that want the same alike: the time range is widened to whole `metadata_ttl`s,
+    /// so that a range that slides along finds what was fetched a moment ago, and the limit is
+    /// within `server.max_points`.
+    fn normalize(&self, scope: &mut Scope, upstream: &Upstream) {
         let ttl = Millis::try_from(upstream.freshness.metadata_ttl.as_millis());
         let grid = ttl.ok().and_then(Step::new).unwrap_or(Step::SECOND);
         scope.start = scope.start.map(|t| grid.floor(t));
         scope.end = scope.end.map(|t| grid.ceil(t));
-        scope.limit = if whole {
-            None
-        } else {
-            scope.limit.or(Some(self.max_points))
-        };
-    }
-
-    async fn list(
-        self: &Arc<Self>,
-        upstream: &Arc<Upstream>,
-        details: &Details,
-        question: MetadataQuery,
-        context: &RequestContext,
-    ) -> Result<CachedList<List>, Error> {
-        let key = Key {
-            upstream: upstream.id,
-            details: forwarded(upstream, details),
-            question,
-        };
-        let planning = context.span("plan");
-        let freshness = context.freshness(&upstream.freshness);
-        let ttl = freshness.metadata_ttl;
-        let known = self.memory.metadata.lists.get(&key);
-        let age = |entry: &Entry| context.arrived.saturating_sub(entry.fetched);
-        let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
-        let mut cache = CacheOutcome {
-            lookup: known.as_ref().map_or(Lookup::Miss, |_| Lookup::Stale),
-            ttl_seconds: seconds(ttl),
-            ..CacheOutcome::nothing_asked()
-        };
-        if let Some(entry) = known.as_ref().filter(|e| age(e) < ttl) {
-            cache.lookup = Lookup::Hit;
-            planned(planning, cache.lookup, 0);
-            cache.ttl_seconds = seconds(ttl.saturating_sub(age(entry)));
-            let list = entry.list.clone();
-            return Ok(CachedList { list, cache });
-        }
-        planned(planning, cache.lookup, 1);
-        let mut span = context.span("fetch");
-        let within = context.within(&span);
-        let fetch = |_| fetch(self.clone(), upstream.clone(), key.clone(), within.clone());
-        let (flights, trace) = (&self.memory.metadata.flights, &within.call.trace);
-        let boarded = flights.join_or_start(&key, &[TimeRange::ALL], trace, fetch);
-        boarded.show(&mut span);
-        if boarded.joined > 0 {
-            cache.collapsed = true;
-            upstream.metrics.coalesced.increment(1);
-        }
-        let mut landed = Err(too_late());
-        if let Some(flight) = boarded.flights.first() {
-            let waited = tokio::time::timeout_at(context.deadline, flight.outcome()).await;
-            landed = waited.unwrap_or_else(|_| Err(too_late()));
-        }
-        if let Err(error) = &landed {
-            span.fail(&error.kind);
-        }
-        span.end();
-        match (landed, known) {
-            (Ok(entry), _) => {
-                cache.stored = entry.list.is_whole() || !upstream.adapter.lists_whole();
-                let list = entry.list.clone();
-                Ok(CachedList { list, cache })
-            }
-            (Err(error), Some(entry))
-                if error.kind.origin() != Origin::Client
-                    && age(&entry) < ttl.saturating_add(freshness.max_stale) =>
-            {
-                cache.expired(&error.to_string(), age(&entry).saturating_sub(ttl), None);
-                let list = entry.list.clone();
-                Ok(CachedList { list, cache })
-            }
-            (Err(error), _) => Err(error),
-        }
+        let most = self.max_points;
+        scope.limit = Some(scope.limit.map_or(most, |limit| limit.min(most)));
     }
 }
 
+/// Writes the page of the list in `entry` that answers `query`.
+async fn page_of(entry: &Arc<WholeEntry>, query: MetadataQuery) -> Result<Content, Error> {
+    let Content::List(list) = &entry.content else {
+        return Err(Error::new(Kind::Internal, "a response is no list"));
+    };
+    if list.len() <= PAGE_INLINE {
+        return Ok(response(list.answer(&query, false)));
+    }
+    let entry = entry.clone();
+    let write = move || match &entry.content {
+        Content::List(list) => list.answer(&query, false),
+        Content::Response(_) => Vec::new(),
+    };
+    let written = tokio::task::spawn_blocking(write).await;
+    let written = written.map_err(|e| {
+        let message = format!("writing a list failed: {e}");
+        Error::new(Kind::Internal, message)
+    })?;
+    Ok(response(written))
+}
+
+/// Asks `upstream` for what it lists for `query`.
 async fn fetch(
-    engine: Arc<Engine>,
-    upstream: Arc<Upstream>,
-    key: Key,
-    context: RequestContext,
-) -> Result<Arc<Entry>, Error> {
-    let since = engine.memory.generation();
-    let fetched = engine.clock.monotonic();
+    upstream: &Upstream,
+    details: &Forwarded,
+    query: &MetadataQuery,
+    context: &RequestContext,
+) -> Result<List, Error> {
     let call = &context.call;
-    let list = match &key.question {
+    Ok(match query {
         MetadataQuery::Names(query) => {
-            let exchange = upstream.adapter.field_names(&key.details, query)?;
+            let exchange = upstream.adapter.field_names(details, query)?;
             let (names, partial) = upstream.client.run(exchange, call).await?.value;
-            List::Names(names, partial)
+            List::Names(names.into_boxed_slice(), partial)
         }
         MetadataQuery::Values(query) => {
-            let exchange = upstream.adapter.field_values(&key.details, query)?;
-            List::Values(upstream.client.run(exchange, call).await?.value)
+            let exchange = upstream.adapter.field_values(details, query)?;
+            let mut values = upstream.client.run(exchange, call).await?.value;
+            values.values.shrink_to_fit();
+            List::Values(values)
         }
-    };
-    let entry = Arc::new(Entry { list, fetched });
-    // A list that lacks something because of its limit is what was asked for; one that should be
-    // whole and is not, is not kept.
-    if entry.list.is_whole() || !upstream.adapter.lists_whole() {
-        let keep = || engine.memory.metadata.lists.insert(key, entry.clone());
-        engine.memory.if_current(since, keep);
-    }
-    Ok(entry)
+    })
 }

@@ -8,8 +8,9 @@
 //! - `render`: points as ready JSON
 //! - `answer`: answers to queries for metric values
 //! - `range`, `known_steps`, `analyses`: answers to range queries of PromQL
-//! - `metadata`: names and values of fields
-//! - `passthrough`: whole answers of Prometheus' API
+//! - `whole`, `encoded`: answers that are cached whole, and their encoded forms; `metadata`, `passthrough`: names and values of fields, and
+//!   responses of Prometheus' API
+//! - `outcome`: what an answer says of the cache and of where its time went
 //! - `invalidate`: drops cached data, so that it is fetched again
 //! - `explain`, `cache_stats`: the plan for a query without running it; what is cached of each upstream
 //!
@@ -40,32 +41,37 @@ mod cache_stats;
 pub mod chunk;
 pub mod columns;
 mod derive;
+mod encoded;
 mod explain;
 mod fetch;
 mod invalidate;
 mod known_steps;
 pub mod lane;
 mod metadata;
+mod outcome;
 mod passthrough;
 pub mod plan;
 mod range;
 pub mod render;
 mod revalidate;
+mod whole;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-pub use answer::{Answer, CacheOutcome, Timing};
+pub use answer::Answer;
 pub use cache_stats::{CacheStats, LaneDescription, LaneStats};
+pub use encoded::CachedResponse;
 pub use explain::{
     AnswerSource, Cached, Explanation, Missing, RangeReason, RangeReport, ResponseReport, TimeSpan,
 };
 pub use invalidate::Selection;
-pub use metadata::CachedList;
-pub use passthrough::{CachePolicy, CachedResponse, PassthroughRequest};
+pub use outcome::{CacheOutcome, Timing};
+pub use passthrough::PassthroughRequest;
 pub use plan::Lookup;
 pub use range::{RangeAnswer, RangeRequest};
+pub use whole::CachePolicy;
 
 use tokio::time::Instant;
 
@@ -75,11 +81,11 @@ use fetch::Fetched;
 use invalidate::Generation;
 use known_steps::KnownSteps;
 use lane::LaneKey;
-use metadata::Metadata;
 use plan::Now;
+use whole::WholeCache;
 
 use crate::clock::Clock;
-use crate::model::{Details, Error, Freshness, Millis};
+use crate::model::{Details, Error, Freshness, Kind, Millis};
 use crate::telemetry::trace::Span;
 pub use crate::upstream::{CallContext, Upstream};
 use crate::upstream::{Flights, Registry};
@@ -99,8 +105,7 @@ pub struct Memory {
     cache: ChunkCache,
     flights: Flights<LaneKey, Fetched>,
     known_steps: KnownSteps,
-    metadata: Metadata,
-    answers: passthrough::Answers,
+    whole: WholeCache,
     analyses: Analyses,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
@@ -110,15 +115,13 @@ pub struct Memory {
 impl Memory {
     /// An empty memory for `bytes` of data.
     pub fn new(bytes: u64) -> Arc<Self> {
-        // Lists of names and whole answers are small next to series, yet must not crowd them out.
-        let for_metadata = bytes / 16;
-        let for_answers = bytes / 16;
+        // Whole answers are small next to series, yet must not crowd them out.
+        let for_whole = bytes / 8;
         Arc::new(Self {
-            cache: ChunkCache::new(bytes - for_metadata - for_answers),
+            cache: ChunkCache::new(bytes - for_whole),
             flights: Flights::default(),
             known_steps: KnownSteps::default(),
-            metadata: Metadata::new(for_metadata),
-            answers: passthrough::Answers::new(for_answers),
+            whole: WholeCache::new(for_whole),
             analyses: Analyses::default(),
             revalidating: Mutex::default(),
             generation: RwLock::default(),
@@ -219,6 +222,28 @@ impl Engine {
         self.registry.upstreams()
     }
 
+    /// The upstream `name`, or the default one, if it speaks Prometheus' API.
+    pub fn prometheus(&self, name: Option<&str>) -> Result<Arc<Upstream>, Error> {
+        let found = self.registry.named(name).cloned().ok_or_else(|| {
+            let speaks = |u: &&Arc<Upstream>| u.adapter.as_prometheus().is_some();
+            let names: Vec<_> = self.upstreams().iter().filter(speaks).collect();
+            let names: Vec<_> = names.iter().map(|u| u.name()).collect();
+            let message = format!(
+                "there is no upstream of this name; of kind prometheus are: {}",
+                names.join(", ")
+            );
+            Error::new(Kind::PathNotFound, message)
+        })?;
+        if found.adapter.as_prometheus().is_none() {
+            let message = format!(
+                "the upstream {} is not of kind prometheus; name one that is by /prometheus/NAME",
+                found.name()
+            );
+            return Err(Error::invalid("path", message));
+        }
+        Ok(found)
+    }
+
     /// Asks the upstream that `details` mean whether it is well.
     pub async fn test(&self, details: &Details, context: &RequestContext) -> Result<(), Error> {
         let upstream = self.registry.pick(details)?;
@@ -234,7 +259,7 @@ impl Engine {
 
     /// Sets the gauges of `/metrics`; called when they are read.
     pub fn observe(&self) {
-        self.memory.cache.observe();
+        self.memory.cache.observe(self.memory.whole.weight());
     }
 }
 

@@ -48,14 +48,21 @@ pub enum Lookup {
     Miss,
 }
 
-impl fmt::Display for Lookup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Lookup {
+    /// Its name in metrics, traces and explanations.
+    pub(super) fn name(self) -> &'static str {
+        match self {
             Self::Hit => "hit",
             Self::Stale => "stale",
             Self::Partial => "partial",
             Self::Miss => "miss",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -8,8 +8,9 @@ use super::cache::Chunks;
 use super::fetch::{Degraded, Source, View, policy};
 use super::lane::{Lane, LaneKey};
 use super::plan::{Plan, plan};
-use super::{Engine, RequestContext};
-use crate::model::{Millis, RangeSet, TimeRange};
+use super::{Engine, RequestContext, planned};
+use crate::model::{Error, Millis, RangeSet, TimeRange};
+use crate::telemetry::trace::Span;
 
 /// A lane that is fetched in the background, until dropped.
 struct Revalidating {
@@ -43,6 +44,25 @@ pub(super) fn while_revalidating(
 }
 
 impl Engine {
+    /// Makes `range` of `lane`, of which not all is fresh, known: served expired while it is fetched
+    /// in the background where that is wanted, else fetched.
+    pub(super) async fn not_fresh(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &RequestContext,
+        planning: Span,
+    ) -> Result<View, Error> {
+        match self.while_revalidating(lane, range, source, context) {
+            Some(view) => {
+                planned(planning, view.lookup, 0);
+                Ok(view)
+            }
+            None => self.view(lane, range, source, context, planning).await,
+        }
+    }
+
     /// What is cached of `range`, marked as expired, if all of it is known and expired no longer
     /// ago than `stale_while_revalidate`; it is fetched in the background then. `None` if it is
     /// fresh, or too old, or the client takes nothing expired.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Response;
 
 use super::body::Body;
-use super::respond::{encoded, json, packed, with_cache, with_timing};
+use super::respond::{cached, encoded, json, with_cache, with_timing};
 use crate::engine::{Engine, Explanation, RequestContext};
 use crate::model::{Details, Error, Kind, Origin};
 use crate::wire::encoding::Text;
@@ -115,27 +115,14 @@ async fn other(
         Method::FieldNames => {
             let asked = request::read_field_names(body)?;
             shorten(context, &asked.details);
-            let listed = engine
-                .field_names(&asked.details, &asked.query, context)
-                .await?;
-            let (fields, partial) = listed.list;
-            let body = response::write_field_names(&fields, partial);
-            Ok(with_cache(
-                packed(body, context.encoding).await?,
-                &listed.cache,
-            ))
+            let names = engine.field_names(&asked.details, &asked.query, context);
+            Ok(cached(names.await?))
         }
         Method::FieldValues => {
             let asked = request::read_field_values(body)?;
             shorten(context, &asked.details);
-            let listed = engine
-                .field_values(&asked.details, &asked.query, context)
-                .await?;
-            let body = response::write_field_values(&listed.list);
-            Ok(with_cache(
-                packed(body, context.encoding).await?,
-                &listed.cache,
-            ))
+            let values = engine.field_values(&asked.details, &asked.query, context);
+            Ok(cached(values.await?))
         }
     }
 }

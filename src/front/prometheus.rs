@@ -13,12 +13,12 @@ use percent_encoding::percent_decode_str;
 
 use super::body::Body;
 use super::path::{allow, normalized};
-use super::respond::{encoded, json, packed, with_cache, with_timing};
+use super::respond::{cached, encoded, json, with_cache, with_timing};
 use super::status::{add_advice, prometheus_status};
 use crate::engine::{
-    CachePolicy, CachedResponse, Engine, PassthroughRequest, RangeRequest, RequestContext, Upstream,
+    CachePolicy, Engine, PassthroughRequest, RangeRequest, RequestContext, Upstream,
 };
-use crate::model::{Error, Kind, Millis, RawResponse};
+use crate::model::{Error, Kind, Millis};
 use crate::promql::Analysis;
 use crate::wire::prometheus::{InstantQuery, Params, RangeQuery, write_error};
 
@@ -262,7 +262,12 @@ pub(super) fn asked(
     let question = PassthroughRequest {
         path: below.to_owned(),
         params: params.sorted(),
-        body: if raw { body } else { Bytes::new() },
+        // A copy: a slice would hold all that the request came in.
+        body: if raw {
+            Bytes::copy_from_slice(&body)
+        } else {
+            Bytes::new()
+        },
         headers,
         json: !matches!(endpoint, ApiEndpoint::Read | ApiEndpoint::Other),
     };
@@ -300,8 +305,8 @@ pub(super) async fn answer(
             question,
             keep,
         } => {
-            let told = engine.pass_through(&upstream, method, question, keep, &context);
-            respond(told.await?, &context).await
+            let answer = engine.pass_through(&upstream, method, question, keep, &context);
+            Ok(cached(answer.await?))
         }
     }
 }
@@ -329,25 +334,6 @@ fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str
         Analysis::PerInstant { lag } => Ok(lag),
         Analysis::PassThrough(reason) => Err(reason.as_str()),
     }
-}
-
-/// Returns the response for `told`.
-async fn respond(told: CachedResponse, context: &RequestContext) -> Result<Response<Body>, Error> {
-    let RawResponse {
-        status,
-        headers,
-        body,
-    } = &*told.answer;
-    let packs = !headers.iter().any(|(name, _)| name == CONTENT_ENCODING);
-    let mut response = if packs {
-        packed(body.clone(), context.encoding).await?
-    } else {
-        Response::new(Body::from(body.clone()))
-    };
-    *response.status_mut() = *status;
-    set(&mut response, headers);
-    let response = with_cache(response, &told.cache);
-    Ok(with_timing(response, &told.timing))
 }
 
 /// Returns the response for `error`: the upstream's own, if it answered one that the client can read.
@@ -400,8 +386,10 @@ fn set(response: &mut Response<Body>, headers: &[(HeaderName, HeaderValue)]) {
     }
 }
 
+/// Those of `headers` that `names` names, as copies: a slice would hold all of the request's head.
 fn picked(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
-    let found = |name: &HeaderName| Some((name.clone(), headers.get(name)?.clone()));
+    let copied = |name: &HeaderName| HeaderValue::from_bytes(headers.get(name)?.as_bytes()).ok();
+    let found = |name: &HeaderName| Some((name.clone(), copied(name)?));
     names.iter().filter_map(found).collect()
 }
 

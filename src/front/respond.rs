@@ -7,9 +7,8 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
 use http::{HeaderValue, Response};
 
 use super::body::Body;
-use crate::engine::{CacheOutcome, Lookup, Timing};
-use crate::model::{Error, Kind};
-use crate::wire::encoding::{Encoding, Text};
+use crate::engine::{CacheOutcome, CachedResponse, Lookup, Timing};
+use crate::wire::encoding::Encoding;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -23,27 +22,16 @@ pub(super) fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
     response
 }
 
-/// Returns a response of `text`, JSON, compressed if it is long.
-pub(super) async fn packed(
-    text: impl Into<Bytes>,
-    encoding: Encoding,
-) -> Result<Response<Body>, Error> {
-    const WORTH_PACKING: usize = 8 << 10;
-    const BLOCKING: usize = 64 << 10;
-    let text: Bytes = text.into();
-    let plain = text.clone();
-    let pack = move || encoding.pack(&plain);
-    let packed = match text.len() {
-        ..WORTH_PACKING => None,
-        WORTH_PACKING..BLOCKING => pack(),
-        _ => tokio::task::spawn_blocking(pack)
-            .await
-            .map_err(|e| Error::new(Kind::Internal, format!("compression failed: {e}")))?,
-    };
-    Ok(match packed {
-        Some(packed) => encoded(json(encoding.join([Text::Packed(packed)])), encoding),
-        None => encoded(json([text]), Encoding::Identity),
-    })
+/// Returns the response for `answer`.
+pub(super) fn cached(answer: CachedResponse) -> Response<Body> {
+    let body = answer.encoding.join(answer.body);
+    let mut response = encoded(Response::new(Body::of(body)), answer.encoding);
+    *response.status_mut() = answer.status;
+    for (name, value) in answer.headers {
+        response.headers_mut().insert(name, value);
+    }
+    let response = with_cache(response, &answer.cache);
+    with_timing(response, &answer.timing)
 }
 
 /// Adds the headers that state the encoding of `response`, and that it depends on what the client

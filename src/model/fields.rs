@@ -47,7 +47,7 @@ pub enum FieldValue {
 
 impl FieldValue {
     /// The value, or the start that it stands for.
-    pub fn into_text(self) -> String {
+    pub fn text(&self) -> &str {
         match self {
             Self::Complete(text) | Self::Prefix(text) => text,
         }
@@ -74,10 +74,10 @@ impl FieldValues {
     ///
     /// A `prefix` that matches nothing and ends in `*` is taken for a folded entry of ours, and
     /// its `*` is left out.
-    pub fn page(all: &[String], prefix: &str, offset: usize, limit: usize) -> Self {
+    pub fn page<T: AsRef<str>>(all: &[T], prefix: &str, offset: usize, limit: usize) -> Self {
         let matching = |prefix: &str| -> Vec<&str> {
             let starts = |v: &&str| v.starts_with(prefix);
-            all.iter().map(String::as_str).filter(starts).collect()
+            all.iter().map(T::as_ref).filter(starts).collect()
         };
         let mut found = matching(prefix);
         if found.is_empty()

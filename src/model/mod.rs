@@ -6,6 +6,7 @@ pub mod access;
 pub mod address;
 pub mod error;
 pub mod fields;
+pub mod heap;
 pub mod points;
 pub mod policy;
 pub mod query;
@@ -18,6 +19,7 @@ pub mod time;
 pub use access::{PasswordHash, TokenHash};
 pub use error::{Error, Kind, Origin};
 pub use fields::{Field, FieldType, FieldValue, FieldValues};
+pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};
 pub use policy::{
     Aggregate, Compression, Freshness, IncompleteBuckets, Limits, MultiSeries, RangeLimits,

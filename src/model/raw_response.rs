@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::heap::{heap_block, heap_headers};
+
 /// An answer of an upstream that is passed on as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawResponse {
@@ -17,8 +19,6 @@ pub struct RawResponse {
 impl RawResponse {
     /// Bytes that it holds on the heap, about.
     pub fn heap_bytes(&self) -> usize {
-        let header = size_of::<(HeaderName, HeaderValue)>();
-        let values: usize = self.headers.iter().map(|(_, v)| header + v.len()).sum();
-        values + self.body.len()
+        heap_headers(&self.headers) + heap_block(self.body.len())
     }
 }

@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use super::heap::heap_block;
+
 /// A finite number with a total order and one form of zero, so that it can be part of a key.
 #[derive(Clone, Copy, Debug)]
 pub struct Number(f64);
@@ -131,21 +133,22 @@ impl Selector {
 
     /// Bytes that it holds on the heap, about.
     pub fn heap_bytes(&self) -> usize {
-        let scalar = |s: &Scalar| {
-            size_of::<Scalar>()
-                + match s {
-                    Scalar::String(s) => s.capacity(),
-                    Scalar::Number(_) | Scalar::Bool(_) => 0,
-                }
+        let text = |scalar: &Scalar| match scalar {
+            Scalar::String(text) => heap_block(text.capacity()),
+            Scalar::Number(_) | Scalar::Bool(_) => 0,
         };
-        self.0
-            .iter()
-            .map(|c| {
-                size_of::<Condition>()
-                    + c.key.capacity()
-                    + c.test.values().iter().map(scalar).sum::<usize>()
-            })
-            .sum()
+        let test = |test: &Test| match test {
+            Test::Is(value) => text(value),
+            Test::In(values) => {
+                let texts: usize = values.iter().map(text).sum();
+                heap_block(values.capacity() * size_of::<Scalar>()) + texts
+            }
+        };
+        let conditions = self.0.iter();
+        let conditions: usize = conditions
+            .map(|c| heap_block(c.key.capacity()) + test(&c.test))
+            .sum();
+        heap_block(self.0.capacity() * size_of::<Condition>()) + conditions
     }
 }
 

@@ -95,7 +95,7 @@ fn describe() {
     describe_gauge!(
         CACHE_BYTES,
         Unit::Bytes,
-        "Bytes that the cached chunks weigh."
+        "Bytes that the cache holds: chunks, lists and whole answers, with their keys."
     );
     describe_gauge!(CACHE_CHUNKS, "Chunks in the cache.");
     describe_counter!(EVICTIONS, "Chunks evicted for want of room.");

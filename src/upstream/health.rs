@@ -41,7 +41,7 @@ impl Upstream {
     async fn try_again(&self) {
         let details = match &self.forward {
             Forward::Fixed(details) => details.clone(),
-            Forward::Nothing | Forward::Client => Forwarded::new(),
+            Forward::Nothing | Forward::Client => Forwarded::default(),
         };
         let exchange = self.adapter.health(&details);
         let call = CallContext {

@@ -42,4 +42,5 @@ mod sigv4;
 mod support;
 mod targets;
 mod tls;
+mod whole;
 mod wrong_config;

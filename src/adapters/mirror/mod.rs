@@ -36,7 +36,7 @@ pub struct Mirror {
 impl Adapter for Mirror {
     fn health(&self, details: &Forwarded) -> Exchange<()> {
         let checks = self.checks();
-        let body = request::write_connection(details);
+        let body = request::write_connection(&details.members());
         exchange("/api/connection", body, move |response| {
             checks.pass(response)?;
             match response::read_connection(&response.body) {
@@ -64,7 +64,7 @@ impl Adapter for Mirror {
         query: &FieldNamesQuery,
     ) -> Result<Exchange<(Vec<Field>, bool)>, Error> {
         let checks = self.checks();
-        let body = request::write_field_names(details, query);
+        let body = request::write_field_names(&details.members(), query);
         Ok(exchange("/api/field/name", body, move |response| {
             checks.pass(response)?;
             response::read_field_names(&response.body)
@@ -79,7 +79,7 @@ impl Adapter for Mirror {
         query: &FieldValuesQuery,
     ) -> Result<Exchange<FieldValues>, Error> {
         let checks = self.checks();
-        let body = request::write_field_values(details, query);
+        let body = request::write_field_values(&details.members(), query);
         Ok(exchange("/api/field/value", body, move |response| {
             checks.pass(response)?;
             response::read_field_values(&response.body)
@@ -230,7 +230,7 @@ impl Pages {
             limit: Some(self.limit),
             layout: self.fetch.layout,
         };
-        let body = request::write_metric(&self.fetch.details, &query);
+        let body = request::write_metric(&self.fetch.details.members(), &query);
         let pages = self.clone();
         exchange("/api/metric", body, move |response| {
             pages.checks.pass(response)?;

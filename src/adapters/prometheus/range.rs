@@ -8,7 +8,7 @@ use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_
 use crate::adapters::{
     Annotations, Data, FetchResult, LabeledSeries, Next, Part, Response, garbage,
 };
-use crate::model::{Error, Kind, Millis, RangeLimits, Step, TimeRange};
+use crate::model::{Error, Kind, Millis, RangeLimits, Step, TimeRange, heap_block, heap_headers};
 use crate::wire::prometheus::{Extras, Unread, read_matrix};
 
 /// An expression that is evaluated at `phase + k * step`, and all else that its values depend on.
@@ -26,6 +26,26 @@ pub struct Expression {
     pub parameters: Vec<(String, String)>,
     /// Headers of the client that the backend is sent, such as `X-Scope-OrgID`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Expression {
+    /// Bytes that it holds on the heap, about.
+    pub fn heap_bytes(&self) -> usize {
+        let Self {
+            query,
+            step: _,
+            phase: _,
+            lag: _,
+            parameters,
+            headers,
+        } = self;
+        let pair = |(n, v): &(String, String)| heap_block(n.capacity()) + heap_block(v.capacity());
+        let pairs: usize = parameters.iter().map(pair).sum();
+        heap_block(query.capacity())
+            + heap_block(parameters.capacity() * size_of::<(String, String)>())
+            + pairs
+            + heap_headers(headers)
+    }
 }
 
 impl Prometheus {

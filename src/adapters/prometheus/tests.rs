@@ -39,7 +39,7 @@ fn fetch(key: &str, value: &str, layout: Layout, start: Millis, end: Millis) -> 
         layout,
         range: TimeRange::new(start, end).unwrap(),
         nan: NanInterpretation::Omit,
-        details: Forwarded::new(),
+        details: Forwarded::default(),
     }
 }
 

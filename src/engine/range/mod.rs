@@ -7,12 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use super::answer::outcome;
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
 use super::explain::Explanation;
 use super::fetch::{Source, View, not_prometheus};
 use super::lane::{Lane, Subject};
+use super::outcome::outcome;
 use super::{CacheOutcome, Engine, RequestContext, Timing, planned};
 use crate::adapters::prometheus::Expression;
 use crate::adapters::{Annotations, Data, LabeledSeries};

@@ -1,23 +1,36 @@
 //! Field descriptors, which both requests and responses hold.
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::model::{Error, Field, FieldType, Kind};
 use crate::wire::json::Node;
 
-/// The descriptor of `field`.
-pub(super) fn field_json(field: &Field) -> Value {
-    let kind = match field.kind {
-        FieldType::String => "STRING",
-        FieldType::Number => "NUMBER",
-        FieldType::Boolean => "BOOLEAN",
-    };
-    json!({
-        "fieldName": field.name,
-        "fieldType": kind,
-        "classified": field.classified,
-        "_type": "FieldDescriptor",
-    })
+/// The descriptor of a field.
+#[derive(Serialize)]
+pub(super) struct FieldDescriptor<'a> {
+    #[serde(rename = "_type")]
+    kind: &'static str,
+    classified: bool,
+    #[serde(rename = "fieldName")]
+    name: &'a str,
+    #[serde(rename = "fieldType")]
+    field_type: &'static str,
+}
+
+impl<'a> FieldDescriptor<'a> {
+    /// The descriptor of `field`.
+    pub(super) fn of(field: &'a Field) -> Self {
+        Self {
+            kind: "FieldDescriptor",
+            classified: field.classified,
+            name: &field.name,
+            field_type: match field.kind {
+                FieldType::String => "STRING",
+                FieldType::Number => "NUMBER",
+                FieldType::Boolean => "BOOLEAN",
+            },
+        }
+    }
 }
 
 /// The type that a descriptor names; text if it names none.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::field::{field_json, field_type};
+use super::field::{FieldDescriptor, field_type};
 use crate::model::{
     Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
     MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step, TargetUrl,
@@ -368,7 +368,7 @@ pub fn write_field_names(details: &Map<String, Value>, query: &FieldNamesQuery) 
 /// The body of `/api/field/value`.
 pub fn write_field_values(details: &Map<String, Value>, query: &FieldValuesQuery) -> Vec<u8> {
     let mut fields = scope_json(&query.scope);
-    fields.insert("field".into(), field_json(&query.field));
+    fields.insert("field".into(), json!(FieldDescriptor::of(&query.field)));
     fields.insert("fieldValuePrefix".into(), query.prefix.clone().into());
     fields.insert("offset".into(), query.offset.into());
     fields.insert("_type".into(), "FieldValuesQuery".into());

@@ -1,8 +1,11 @@
 //! Responses of the mirror API, both ways.
 
+use std::borrow::Cow;
+
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::field::{field_json, field_type};
+use super::field::{FieldDescriptor, field_type};
 use crate::model::{Error, Field, FieldValue, FieldValues, Kind};
 use crate::wire::json::{Node, parse};
 
@@ -32,24 +35,80 @@ pub fn write_connection(failure: Option<&str>) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// The answer to `/api/field/name`.
+/// The answer to `/api/field/name`. It may be long, so no tree is built for it.
 pub fn write_field_names(fields: &[Field], partial: bool) -> Vec<u8> {
-    let fields: Vec<_> = fields.iter().map(field_json).collect();
-    json!({ "fields": fields, "isPartial": partial, "_type": "FieldNamesResponse" })
-        .to_string()
-        .into_bytes()
+    written(&FieldNamesResponse {
+        kind: "FieldNamesResponse",
+        fields,
+        partial,
+    })
 }
 
-/// The answer to `/api/field/value`.
+/// The answer to `/api/field/value`. It may be long, so no tree is built for it.
 pub fn write_field_values(answer: &FieldValues) -> Vec<u8> {
-    let entry = |v: &FieldValue| match v {
-        FieldValue::Complete(v) => json!({ "value": v, "_type": "CompleteValue" }),
-        FieldValue::Prefix(v) => json!({ "value": format!("{v}*"), "_type": "FieldValuePattern" }),
-    };
-    let values: Vec<_> = answer.values.iter().map(entry).collect();
-    json!({ "values": values, "isPartial": answer.partial, "_type": "FieldValuesResponse" })
-        .to_string()
-        .into_bytes()
+    written(&FieldValuesResponse {
+        kind: "FieldValuesResponse",
+        partial: answer.partial,
+        values: &answer.values,
+    })
+}
+
+#[derive(Serialize)]
+struct FieldNamesResponse<'a> {
+    #[serde(rename = "_type")]
+    kind: &'static str,
+    #[serde(serialize_with = "descriptors")]
+    fields: &'a [Field],
+    #[serde(rename = "isPartial")]
+    partial: bool,
+}
+
+#[derive(Serialize)]
+struct FieldValuesResponse<'a> {
+    #[serde(rename = "_type")]
+    kind: &'static str,
+    #[serde(rename = "isPartial")]
+    partial: bool,
+    #[serde(serialize_with = "entries")]
+    values: &'a [FieldValue],
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    #[serde(rename = "_type")]
+    kind: &'static str,
+    value: Cow<'a, str>,
+}
+
+// The references that serde passes on are those of the fields.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn descriptors<S: Serializer>(fields: &&[Field], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(fields.iter().map(FieldDescriptor::of))
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn entries<S: Serializer>(values: &&[FieldValue], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(Entry::of))
+}
+
+impl<'a> Entry<'a> {
+    fn of(value: &'a FieldValue) -> Self {
+        match value {
+            FieldValue::Complete(text) => Self {
+                kind: "CompleteValue",
+                value: Cow::Borrowed(text),
+            },
+            FieldValue::Prefix(text) => Self {
+                kind: "FieldValuePattern",
+                value: Cow::Owned(format!("{text}*")),
+            },
+        }
+    }
+}
+
+fn written(body: &impl Serialize) -> Vec<u8> {
+    // Only a map with keys that are no strings fails, and there is none.
+    serde_json::to_vec(body).unwrap_or_default()
 }
 
 /// The body of an error. Its `_type` follows from the kind.

@@ -1,0 +1,106 @@
+//! What an answer says about itself: what the cache had to do with it, and where its time went.
+
+use std::time::Duration;
+
+use super::fetch::{Degraded, View};
+use super::plan::Lookup;
+use crate::model::Millis;
+use crate::telemetry::metrics::UpstreamMetrics;
+use crate::upstream::Upstream;
+
+/// Where the time of an answer went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Looking up what is cached and which points of it to show.
+    pub plan: Duration,
+    /// Planning what to fetch, fetching and storing it, waiting for the upstream included.
+    pub fetch: Duration,
+    /// Rendering it.
+    pub render: Duration,
+}
+
+/// What the cache had to do with an answer.
+#[derive(Clone, Debug)]
+pub struct CacheOutcome {
+    /// What it held when the query came.
+    pub lookup: Lookup,
+    /// Whether what was fetched is in it now.
+    pub stored: bool,
+    /// Whether a fetch of another request was waited for.
+    pub collapsed: bool,
+    /// For how long the answer stays fresh; negative, in seconds, if it has expired.
+    pub ttl_seconds: i64,
+    /// Why the cache was not asked, if it was not.
+    pub bypass: Option<&'static str>,
+    /// Why expired data is served, if it is.
+    pub detail: Option<String>,
+}
+
+impl CacheOutcome {
+    /// An answer that needed no data.
+    pub(super) fn nothing_asked() -> Self {
+        Self {
+            lookup: Lookup::Hit,
+            stored: false,
+            collapsed: false,
+            ttl_seconds: 0,
+            bypass: None,
+            detail: None,
+        }
+    }
+
+    /// Counts what the cache held.
+    pub(super) fn count(&self, metrics: &UpstreamMetrics) {
+        if self.detail.is_some() {
+            metrics.stale_served.increment(1);
+        }
+        match self.lookup {
+            Lookup::Hit => metrics.hits.increment(1),
+            Lookup::Stale => metrics.stale.increment(1),
+            Lookup::Partial => metrics.partial.increment(1),
+            Lookup::Miss => metrics.misses.increment(1),
+        }
+    }
+
+    pub(super) fn expired(&mut self, reason: &str, expired_since: Duration, edge: Option<Millis>) {
+        let seconds = i64::try_from(expired_since.as_secs()).unwrap_or(i64::MAX);
+        self.ttl_seconds = self.ttl_seconds.min(-seconds.max(1));
+        let ends = edge.map_or_else(String::new, |t| format!("; known to {t}"));
+        self.detail = Some(format!("{reason}{ends}"));
+    }
+}
+
+/// What the cache had to do with `view`.
+pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
+    let mut outcome = CacheOutcome {
+        lookup: view.lookup,
+        stored: view.stored,
+        collapsed: view.collapsed,
+        ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
+        ..CacheOutcome::nothing_asked()
+    };
+    if let Some(Degraded {
+        reason, age, edge, ..
+    }) = &view.degraded
+    {
+        let since = age.saturating_sub(upstream.freshness.refresh);
+        outcome.expired(reason, since, Some(*edge));
+    }
+    outcome
+}
+
+/// Combines the outcomes of two sub-ranges: the less cached, and the sooner to end.
+pub(super) fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
+    CacheOutcome {
+        lookup: match (a.lookup, b.lookup) {
+            (x, y) if x == y => x,
+            (Lookup::Hit, Lookup::Stale) | (Lookup::Stale, Lookup::Hit) => Lookup::Stale,
+            _ => Lookup::Partial,
+        },
+        stored: a.stored || b.stored,
+        collapsed: a.collapsed || b.collapsed,
+        ttl_seconds: a.ttl_seconds.min(b.ttl_seconds),
+        bypass: a.bypass.or(b.bypass),
+        detail: a.detail.or(b.detail),
+    }
+}

@@ -1,0 +1,379 @@
+//! One cache of whole answers: lists of names and values, and responses of Prometheus' API. Each is
+//! fetched once for all who ask, cached for a while, and served expired while the upstream fails.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::ops::compute::Op;
+use moka::sync::Cache;
+
+use super::encoded::EncodedResponse;
+use super::explain::ResponseReport;
+use super::fetch::too_late;
+use super::invalidate::Generation;
+use super::metadata::{List, MetadataQuery};
+use super::outcome::{CacheOutcome, Timing};
+use super::passthrough::PassthroughRequest;
+use super::plan::Lookup;
+use super::{Engine, RequestContext, planned};
+use crate::adapters::Forwarded;
+use crate::model::{Error, Freshness, Millis, Origin, TimeRange, heap_block};
+use crate::upstream::{Flights, Upstream};
+
+/// What an entry takes besides what it holds: what moka and the allocator keep for it.
+const ENTRY_OVERHEAD: usize = 600;
+
+/// How long an answer may be cached.
+#[derive(Clone, Debug)]
+pub enum CachePolicy {
+    /// Not at all, for this reason.
+    NoStore(&'static str),
+    /// As long as data that may still change (`refresh`).
+    Short,
+    /// As long as lists of names and values (`metadata_ttl`).
+    Metadata,
+    /// As long as settled data (`history_ttl`): it depends on nothing but the query.
+    Settled,
+    /// It is the value of `query` at `time`: as settled data if all that is read for it had settled
+    /// when it was fetched, else as data that may still change.
+    AtTime {
+        /// An expression of PromQL.
+        query: String,
+        /// The evaluation time.
+        time: Millis,
+    },
+}
+
+impl CachePolicy {
+    /// How long that is; not at all if `None`.
+    fn lifetime(&self, freshness: &Freshness) -> Option<Duration> {
+        match self {
+            Self::NoStore(_) => None,
+            Self::Short | Self::AtTime { .. } => Some(freshness.refresh),
+            Self::Metadata => Some(freshness.metadata_ttl),
+            Self::Settled => Some(freshness.history_ttl),
+        }
+    }
+}
+
+/// What a whole answer answers. Details may hold secrets, so it cannot be printed.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) enum WholeQuery {
+    /// All that an upstream lists, before prefix, offset and limit of a query are applied.
+    List(Forwarded, MetadataQuery),
+    /// A query for names or values.
+    Page(Forwarded, MetadataQuery),
+    /// A request to Prometheus' API.
+    Response(PassthroughRequest),
+}
+
+/// What sets a whole answer apart from every other.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct WholeIdentity {
+    upstream: u64,
+    query: WholeQuery,
+}
+
+/// An identity that is cheap to clone.
+pub(super) type WholeKey = Arc<WholeIdentity>;
+
+impl WholeIdentity {
+    /// The identity of what `upstream` answers to `query`.
+    pub(super) fn new(upstream: &Upstream, query: WholeQuery) -> WholeKey {
+        Arc::new(Self {
+            upstream: upstream.id,
+            query,
+        })
+    }
+
+    fn heap_bytes(&self) -> usize {
+        let query = match &self.query {
+            WholeQuery::List(details, query) | WholeQuery::Page(details, query) => {
+                details.heap_bytes() + query.heap_bytes()
+            }
+            WholeQuery::Response(request) => request.heap_bytes(),
+        };
+        heap_block(size_of::<Self>()) + query
+    }
+}
+
+/// What a fetch brings.
+pub(super) enum Content {
+    /// A list of which pages are made.
+    List(List),
+    /// The answer itself.
+    Response(EncodedResponse),
+}
+
+impl Content {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::List(list) => list.heap_bytes(),
+            Self::Response(response) => response.heap_bytes(),
+        }
+    }
+}
+
+/// An answer that was fetched.
+pub(super) struct WholeEntry {
+    pub(super) content: Content,
+    /// How long it is fresh. What changes with time is settled when it is fetched or never: it does
+    /// not become so by growing old here.
+    policy: CachePolicy,
+    fetched: Duration,
+}
+
+impl WholeEntry {
+    fn age(&self, context: &RequestContext) -> Duration {
+        context.arrived.saturating_sub(self.fetched)
+    }
+}
+
+/// Answers that were fetched, and fetches in flight.
+pub(super) struct WholeCache {
+    entries: Cache<WholeKey, Arc<WholeEntry>>,
+    flights: Flights<WholeKey, Arc<WholeEntry>>,
+}
+
+impl WholeCache {
+    /// Creates a cache for answers of at most `bytes` in all.
+    pub(super) fn new(bytes: u64) -> Self {
+        let weigh = |key: &WholeKey, entry: &Arc<WholeEntry>| {
+            let bytes = key.heap_bytes() + entry.content.heap_bytes() + ENTRY_OVERHEAD;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        Self {
+            entries: Cache::builder().max_capacity(bytes).weigher(weigh).build(),
+            flights: Flights::default(),
+        }
+    }
+
+    /// Drops the answers of the upstreams that `which` picks.
+    pub(super) fn invalidate(&self, which: impl Fn(u64) -> bool) {
+        self.flights.abandon(|key| which(key.upstream));
+        for (key, _) in &self.entries {
+            if which(key.upstream) {
+                self.entries.invalidate(&**key);
+            }
+        }
+    }
+
+    /// The bytes that it holds.
+    pub(super) fn weight(&self) -> u64 {
+        self.entries.run_pending_tasks();
+        self.entries.weighted_size()
+    }
+
+    fn insert(&self, key: WholeKey, entry: Arc<WholeEntry>) {
+        self.entries.insert(key, entry);
+        // What is over the bound goes now; by itself moka evicts some hundred writes later.
+        self.entries.run_pending_tasks();
+    }
+
+    /// Weighs `entry` again, which has been encoded since it was stored, unless another has taken
+    /// its place.
+    pub(super) fn weigh_again(&self, key: &WholeKey, entry: &Arc<WholeEntry>) {
+        let held = self.entries.entry_by_ref(key);
+        held.and_compute_with(|held| match held {
+            Some(held) if Arc::ptr_eq(held.value(), entry) => Op::Put(entry.clone()),
+            _ => Op::Nop,
+        });
+        self.entries.run_pending_tasks();
+    }
+}
+
+/// An answer and what the cache had to do with it.
+pub(super) struct WholeAnswer {
+    pub(super) entry: Arc<WholeEntry>,
+    pub(super) cache: CacheOutcome,
+    pub(super) timing: Timing,
+}
+
+impl Engine {
+    /// What is cached under `key`, if it is fresh: a hit.
+    pub(super) fn fresh_whole(
+        &self,
+        upstream: &Upstream,
+        key: &WholeKey,
+        context: &RequestContext,
+    ) -> Option<WholeAnswer> {
+        let entry = self.memory.whole.entries.get(key)?;
+        let lifetime = entry
+            .policy
+            .lifetime(&context.freshness(&upstream.freshness));
+        let left = lifetime?.checked_sub(entry.age(context))?;
+        (!left.is_zero()).then(|| WholeAnswer {
+            entry,
+            cache: CacheOutcome {
+                ttl_seconds: seconds(left),
+                ..CacheOutcome::nothing_asked()
+            },
+            timing: Timing::default(),
+        })
+    }
+
+    /// What is cached under `key`, fresh, or what `fetch` brings, or, where that fails, what is
+    /// cached and has expired no longer ago than `max_stale`. `bypass` says why the cache is not
+    /// asked, if it is not. Answers of expired data are counted.
+    pub(super) async fn whole<F>(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        key: &WholeKey,
+        bypass: Option<&'static str>,
+        context: &RequestContext,
+        fetch: impl Fn(RequestContext) -> F,
+    ) -> Result<WholeAnswer, Error>
+    where
+        F: Future<Output = Result<(Content, CachePolicy), Error>> + Send + 'static,
+    {
+        let planning = context.span("plan");
+        let fresh = || self.fresh_whole(upstream, key, context);
+        if let Some(hit) = bypass.map_or_else(fresh, |_| None) {
+            planned(planning, hit.cache.lookup, 0);
+            return Ok(hit);
+        }
+        let known = bypass.map_or_else(|| self.memory.whole.entries.get(key), |_| None);
+        let mut cache = CacheOutcome {
+            lookup: known.as_ref().map_or(Lookup::Miss, |_| Lookup::Stale),
+            bypass,
+            ..CacheOutcome::nothing_asked()
+        };
+        let begun = self.clock.monotonic();
+        planned(planning, cache.lookup, 1);
+        let fetched = self.fetch_whole(upstream, key, context, fetch, &mut cache);
+        let fetched = Box::pin(fetched).await;
+        let timing = Timing {
+            fetch: self.clock.monotonic().saturating_sub(begun),
+            ..Timing::default()
+        };
+        let freshness = context.freshness(&upstream.freshness);
+        let entry = match (fetched, known) {
+            (Ok(entry), _) => {
+                let lifetime = entry.policy.lifetime(&upstream.freshness);
+                cache.stored = lifetime.is_some_and(|ttl| !ttl.is_zero());
+                entry
+            }
+            (Err(error), Some(entry)) if error.kind.origin() != Origin::Client => {
+                let ttl = entry.policy.lifetime(&freshness).unwrap_or_default();
+                let age = entry.age(context);
+                if age >= ttl.saturating_add(freshness.max_stale) {
+                    return Err(error);
+                }
+                cache.ttl_seconds = seconds(ttl);
+                cache.expired(&error.to_string(), age.saturating_sub(ttl), None);
+                upstream.metrics.stale_served.increment(1);
+                entry
+            }
+            (Err(error), _) => return Err(error),
+        };
+        Ok(WholeAnswer {
+            entry,
+            cache,
+            timing,
+        })
+    }
+
+    /// Waits for the fetch of `key`: one in flight, or a new one.
+    async fn fetch_whole<F>(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        key: &WholeKey,
+        context: &RequestContext,
+        fetch: impl Fn(RequestContext) -> F,
+        cache: &mut CacheOutcome,
+    ) -> Result<Arc<WholeEntry>, Error>
+    where
+        F: Future<Output = Result<(Content, CachePolicy), Error>> + Send + 'static,
+    {
+        let mut span = context.span("fetch");
+        let within = context.within(&span);
+        let (flights, trace) = (&self.memory.whole.flights, &within.call.trace);
+        let joined = flights.join_or_start(key, &[TimeRange::ALL], trace, |_| {
+            fetch_and_store(self.clone(), key.clone(), fetch(within.clone()))
+        });
+        joined.show(&mut span);
+        if joined.joined > 0 {
+            cache.collapsed = true;
+            upstream.metrics.coalesced.increment(1);
+        }
+        let mut fetched = Err(too_late());
+        if let Some(flight) = joined.flights.first() {
+            let waited = tokio::time::timeout_at(context.deadline, flight.outcome()).await;
+            fetched = waited.unwrap_or_else(|_| Err(too_late()));
+        }
+        fetched.inspect_err(|error| span.fail(&error.kind))
+    }
+
+    /// The page under `key`, if it was made of `list`, whether that is fresh or not.
+    pub(super) fn page_made_of(
+        &self,
+        key: &WholeKey,
+        list: &WholeEntry,
+    ) -> Option<Arc<WholeEntry>> {
+        let page = self.memory.whole.entries.get(key)?;
+        (page.fetched == list.fetched).then_some(page)
+    }
+
+    /// Stores `page`, which was made of `list`, for as long as that is fresh, unless something has
+    /// been invalidated `since`.
+    pub(super) fn store_page(
+        &self,
+        since: Generation,
+        key: WholeKey,
+        list: &WholeEntry,
+        page: Content,
+    ) -> Arc<WholeEntry> {
+        let entry = Arc::new(WholeEntry {
+            content: page,
+            policy: list.policy.clone(),
+            fetched: list.fetched,
+        });
+        if !matches!(entry.policy, CachePolicy::NoStore(_)) {
+            let store = || self.memory.whole.insert(key, entry.clone());
+            self.memory.if_current(since, store);
+        }
+        entry
+    }
+
+    /// What is known of `key`, without asking anyone.
+    pub(super) fn report_whole(
+        &self,
+        upstream: &Upstream,
+        key: &WholeKey,
+        context: &RequestContext,
+    ) -> ResponseReport {
+        let freshness = context.freshness(&upstream.freshness);
+        let known = self.memory.whole.entries.get(key).map(|entry| {
+            let lifetime = entry.policy.lifetime(&freshness).unwrap_or_default();
+            (entry.age(context), lifetime)
+        });
+        ResponseReport::of(known, self.memory.whole.flights.is_under_way(key))
+    }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The whole way of one fetch: ask the upstream, store.
+async fn fetch_and_store(
+    engine: Arc<Engine>,
+    key: WholeKey,
+    fetch: impl Future<Output = Result<(Content, CachePolicy), Error>>,
+) -> Result<Arc<WholeEntry>, Error> {
+    let since = engine.memory.generation();
+    let fetched = engine.clock.monotonic();
+    let (content, policy) = fetch.await?;
+    let stored = !matches!(policy, CachePolicy::NoStore(_));
+    let entry = Arc::new(WholeEntry {
+        content,
+        policy,
+        fetched,
+    });
+    if stored {
+        let store = || engine.memory.whole.insert(key, entry.clone());
+        engine.memory.if_current(since, store);
+    }
+    Ok(entry)
+}

@@ -1,0 +1,19 @@
+//! What the allocator takes for what is held.
+
+use http::{HeaderName, HeaderValue};
+
+/// Returns the bytes that a heap block of `bytes` takes: an allocator such as glibc's `malloc` adds a
+/// word, rounds up to 16 and gives no block of fewer than 32 bytes. 0 for nothing.
+pub fn heap_block(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        _ => (bytes.saturating_add(8)).next_multiple_of(16).max(32),
+    }
+}
+
+/// Returns the bytes that `headers` hold on the heap, about. Their names are those that are known
+/// here, which hold none.
+pub fn heap_headers(headers: &Vec<(HeaderName, HeaderValue)>) -> usize {
+    let values: usize = headers.iter().map(|(_, v)| heap_block(v.len())).sum();
+    heap_block(headers.capacity() * size_of::<(HeaderName, HeaderValue)>()) + values
+}
