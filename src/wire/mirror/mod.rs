@@ -8,6 +8,7 @@ mod field;
 pub mod points;
 pub mod request;
 pub mod response;
+mod usual;
 
 /// The header in which a mirror proves itself.
 pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-mirror-api-key");

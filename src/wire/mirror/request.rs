@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::field::{FieldDescriptor, field_type};
+use super::usual;
 use crate::model::{
     Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
     MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step, TargetUrl,
@@ -95,6 +96,11 @@ pub fn read_field_values(body: &[u8]) -> Result<Request<FieldValuesQuery>, Error
 
 /// Reads the body of `/api/metric`.
 pub fn read_metric(body: &[u8]) -> Result<Request<MetricQuery>, Error> {
+    usual::read_metric(body).map_or_else(|| read_metric_tree(body), Ok)
+}
+
+/// Reads the body of `/api/metric` through a tree: any form, and with the words for what is wrong.
+pub(super) fn read_metric_tree(body: &[u8]) -> Result<Request<MetricQuery>, Error> {
     read(body, |root| {
         let query = query(root)?;
         let start = query.member("startTime");
@@ -141,7 +147,7 @@ fn query<'a>(root: &'a Node<'a>) -> Result<Node<'a>, Error> {
     Ok(query)
 }
 
-fn details(node: &Node<'_>) -> Result<Details, Error> {
+pub(super) fn details(node: &Node<'_>) -> Result<Details, Error> {
     let members = node.object()?;
     let upstream = node.member("upstream").optional_string()?;
     let url = target(node)?;
