@@ -11,22 +11,22 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 const REQUESTS: &str = "heliostat_requests_total";
 const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
 const ACCESS_DENIED: &str = "heliostat_access_denied_total";
-const LOOKUPS: &str = "heliostat_cache_lookups_total";
+pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
 const CACHE_BYTES: &str = "heliostat_cache_bytes";
 const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
 const EVICTIONS: &str = "heliostat_cache_evictions_total";
-const POINTS_SERVED: &str = "heliostat_points_served_total";
-const STALE_SERVED: &str = "heliostat_stale_answers_total";
-const UPSTREAM_REQUESTS: &str = "heliostat_upstream_requests_total";
-const UPSTREAM_SECONDS: &str = "heliostat_upstream_request_duration_seconds";
-const UPSTREAM_POINTS: &str = "heliostat_upstream_points_total";
-const QUEUE_SECONDS: &str = "heliostat_upstream_queue_seconds";
-const IN_FLIGHT: &str = "heliostat_upstream_in_flight";
-const REJECTED: &str = "heliostat_upstream_rejected_total";
-const RETRIES: &str = "heliostat_upstream_retries_total";
-const BREAKER_OPEN: &str = "heliostat_breaker_open";
-const COALESCED: &str = "heliostat_coalesced_requests_total";
-const DROPPED: &str = "heliostat_points_dropped_total";
+pub(super) const POINTS_SERVED: &str = "heliostat_points_served_total";
+pub(super) const STALE_SERVED: &str = "heliostat_stale_answers_total";
+pub(super) const UPSTREAM_REQUESTS: &str = "heliostat_upstream_requests_total";
+pub(super) const UPSTREAM_SECONDS: &str = "heliostat_upstream_request_duration_seconds";
+pub(super) const UPSTREAM_POINTS: &str = "heliostat_upstream_points_total";
+pub(super) const QUEUE_SECONDS: &str = "heliostat_upstream_queue_seconds";
+pub(super) const IN_FLIGHT: &str = "heliostat_upstream_in_flight";
+pub(super) const REJECTED: &str = "heliostat_upstream_rejected_total";
+pub(super) const RETRIES: &str = "heliostat_upstream_retries_total";
+pub(super) const BREAKER_OPEN: &str = "heliostat_breaker_open";
+pub(super) const COALESCED: &str = "heliostat_coalesced_requests_total";
+pub(super) const DROPPED: &str = "heliostat_points_dropped_total";
 const FILE_ERRORS: &str = "heliostat_file_errors";
 const RELOADS: &str = "heliostat_config_reloads_total";
 const RELOAD_OK: &str = "heliostat_config_last_reload_successful";
@@ -41,6 +41,8 @@ const LEVEL_BREAKERS: &str = "heliostat_second_level_breakers_open";
 const DISK_BYTES: &str = "heliostat_second_level_disk_bytes";
 const DISK_RECORDS: &str = "heliostat_second_level_disk_records";
 const BUILD_INFO: &str = "heliostat_build_info";
+
+pub use super::upstream_metrics::{Count, UpstreamMetrics, UpstreamTotals};
 
 /// A hit takes some tens of microseconds; buckets start where hits can be seen.
 const SECONDS: [f64; 18] = [
@@ -363,100 +365,6 @@ impl Default for DiskMetrics {
     }
 }
 
-/// Handles to the metrics of one upstream.
-#[derive(Clone, Debug)]
-pub struct UpstreamMetrics {
-    name: String,
-    /// Queries of which everything was cached and fresh.
-    pub hits: Counter,
-    /// Queries of which everything was cached, but some of it had expired.
-    pub stale: Counter,
-    /// Queries of which some was cached.
-    pub partial: Counter,
-    /// Queries of which nothing was cached.
-    pub misses: Counter,
-    /// Points answered out of the cache.
-    pub points_from_cache: Counter,
-    /// Points answered out of what was fetched for the query.
-    pub points_from_upstream: Counter,
-    /// Queries answered with data that had expired.
-    pub stale_served: Counter,
-    /// Points and samples received.
-    pub points: Counter,
-    /// Time of an HTTP attempt.
-    pub seconds: Histogram,
-    /// Time an attempt waited for the limits.
-    pub queue_seconds: Histogram,
-    /// Attempts under way.
-    pub in_flight: Gauge,
-    /// Attempts made again.
-    pub retries: Counter,
-    /// URLs with an open breaker.
-    pub breaker_open: Gauge,
-    /// Requests that waited for another's fetch.
-    pub coalesced: Counter,
-}
-
-impl UpstreamMetrics {
-    /// The handles of the upstream `name`, which comes from the configuration.
-    pub fn new(name: &str) -> Self {
-        let upstream = || name.to_owned();
-        let lookups = |result| counter!(LOOKUPS, "upstream" => upstream(), "result" => result);
-        let served = |source| counter!(POINTS_SERVED, "upstream" => upstream(), "source" => source);
-        let metrics = Self {
-            name: upstream(),
-            hits: lookups("hit"),
-            stale: lookups("stale"),
-            partial: lookups("partial"),
-            misses: lookups("miss"),
-            points_from_cache: served("cache"),
-            points_from_upstream: served("upstream"),
-            stale_served: counter!(STALE_SERVED, "upstream" => upstream()),
-            points: counter!(UPSTREAM_POINTS, "upstream" => upstream()),
-            seconds: histogram!(UPSTREAM_SECONDS, "upstream" => upstream()),
-            queue_seconds: histogram!(QUEUE_SECONDS, "upstream" => upstream()),
-            in_flight: gauge!(IN_FLIGHT, "upstream" => upstream()),
-            retries: counter!(RETRIES, "upstream" => upstream()),
-            breaker_open: gauge!(BREAKER_OPEN, "upstream" => upstream()),
-            coalesced: counter!(COALESCED, "upstream" => upstream()),
-        };
-        // What has not happened yet is shown as 0, so that a first time can be alerted on.
-        metrics.breaker_open.set(0.0);
-        // An upstream of this name that this takes the place of may have calls under way.
-        metrics.in_flight.increment(0.0);
-        for reason in ["limits", "budget", "breaker_open"] {
-            rejected(&metrics.name, reason).absolute(0);
-        }
-        for reason in ["nan", "inf", "outside_range", "histogram"] {
-            dropped(&metrics.name, reason).absolute(0);
-        }
-        metrics
-    }
-
-    /// The upstream's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Counts an HTTP attempt that ended as `outcome`.
-    pub fn attempt(&self, outcome: &'static str) {
-        counter!(UPSTREAM_REQUESTS, "upstream" => self.name.clone(), "outcome" => outcome)
-            .increment(1);
-    }
-
-    /// Counts a call that was refused for `reason` before it was made.
-    pub fn rejected(&self, reason: &'static str) {
-        rejected(&self.name, reason).increment(1);
-    }
-
-    /// Counts `n` points that were received and left out for `reason`.
-    pub fn dropped(&self, reason: &'static str, n: u64) {
-        if n > 0 {
-            dropped(&self.name, reason).increment(n);
-        }
-    }
-}
-
 /// Says whether the files of `what` are no good.
 pub fn file_error(what: &str, bad: bool) {
     gauge!(FILE_ERRORS, "what" => what.to_owned()).set(if bad { 1.0 } else { 0.0 });
@@ -487,12 +395,4 @@ fn in_use(now: i64) {
 /// Says that there is no upstream `name` any more: nothing of it is open.
 pub fn upstream_gone(name: &str) {
     gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(0.0);
-}
-
-fn rejected(upstream: &str, reason: &'static str) -> Counter {
-    counter!(REJECTED, "upstream" => upstream.to_owned(), "reason" => reason)
-}
-
-fn dropped(upstream: &str, reason: &'static str) -> Counter {
-    counter!(DROPPED, "upstream" => upstream.to_owned(), "reason" => reason)
 }

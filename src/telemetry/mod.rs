@@ -6,3 +6,4 @@ pub mod metrics;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 pub mod trace;
+mod upstream_metrics;

@@ -1,0 +1,198 @@
+//! The metrics of one upstream. Some can be read back, which those of the registry cannot.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use super::metrics::{
+    BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LOOKUPS, POINTS_SERVED, QUEUE_SECONDS, REJECTED,
+    RETRIES, STALE_SERVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
+};
+
+/// A counter of `/metrics` whose value can be read back.
+#[derive(Clone, Debug)]
+pub struct Count {
+    counter: Counter,
+    total: Arc<AtomicU64>,
+}
+
+impl Count {
+    fn of(counter: Counter) -> Self {
+        Self {
+            counter,
+            total: Arc::default(),
+        }
+    }
+
+    /// Adds `n`.
+    pub fn increment(&self, n: u64) {
+        self.counter.increment(n);
+        self.total.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Returns the sum of what this handle and its clones have added.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+}
+
+/// Numbers of calls, by what became of them.
+#[derive(Debug, Default)]
+struct Calls {
+    made: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// What was counted of one upstream since its settings took effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamTotals {
+    /// Queries of which everything was cached and fresh.
+    pub hits: u64,
+    /// Queries of which everything was cached, but some of it had expired.
+    pub stale: u64,
+    /// Queries of which some was cached.
+    pub partial: u64,
+    /// Queries of which nothing was cached.
+    pub misses: u64,
+    /// Points answered out of the cache.
+    pub points_from_cache: u64,
+    /// Points answered out of what was fetched for the query.
+    pub points_from_upstream: u64,
+    /// HTTP attempts that ended.
+    pub calls: u64,
+    /// Those of them that failed.
+    pub failed: u64,
+    /// Calls that were refused before they were made.
+    pub refused: u64,
+}
+
+/// Handles to the metrics of one upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamMetrics {
+    name: String,
+    /// Queries of which everything was cached and fresh.
+    pub hits: Count,
+    /// Queries of which everything was cached, but some of it had expired.
+    pub stale: Count,
+    /// Queries of which some was cached.
+    pub partial: Count,
+    /// Queries of which nothing was cached.
+    pub misses: Count,
+    /// Points answered out of the cache.
+    pub points_from_cache: Count,
+    /// Points answered out of what was fetched for the query.
+    pub points_from_upstream: Count,
+    /// Queries answered with data that had expired.
+    pub stale_served: Counter,
+    /// Points and samples received.
+    pub points: Counter,
+    /// Time of an HTTP attempt.
+    pub seconds: Histogram,
+    /// Time an attempt waited for the limits.
+    pub queue_seconds: Histogram,
+    /// Attempts under way.
+    pub in_flight: Gauge,
+    /// Attempts made again.
+    pub retries: Counter,
+    /// URLs with an open breaker.
+    pub breaker_open: Gauge,
+    /// Requests that waited for another's fetch.
+    pub coalesced: Counter,
+    calls: Arc<Calls>,
+}
+
+impl UpstreamMetrics {
+    /// The handles of the upstream `name`, which comes from the configuration.
+    pub fn new(name: &str) -> Self {
+        let upstream = || name.to_owned();
+        let lookups =
+            |result| Count::of(counter!(LOOKUPS, "upstream" => upstream(), "result" => result));
+        let served = |source| {
+            Count::of(counter!(POINTS_SERVED, "upstream" => upstream(), "source" => source))
+        };
+        let metrics = Self {
+            name: upstream(),
+            hits: lookups("hit"),
+            stale: lookups("stale"),
+            partial: lookups("partial"),
+            misses: lookups("miss"),
+            points_from_cache: served("cache"),
+            points_from_upstream: served("upstream"),
+            stale_served: counter!(STALE_SERVED, "upstream" => upstream()),
+            points: counter!(UPSTREAM_POINTS, "upstream" => upstream()),
+            seconds: histogram!(UPSTREAM_SECONDS, "upstream" => upstream()),
+            queue_seconds: histogram!(QUEUE_SECONDS, "upstream" => upstream()),
+            in_flight: gauge!(IN_FLIGHT, "upstream" => upstream()),
+            retries: counter!(RETRIES, "upstream" => upstream()),
+            breaker_open: gauge!(BREAKER_OPEN, "upstream" => upstream()),
+            coalesced: counter!(COALESCED, "upstream" => upstream()),
+            calls: Arc::default(),
+        };
+        // What has not happened yet is shown as 0, so that a first time can be alerted on.
+        metrics.breaker_open.set(0.0);
+        // An upstream of this name that this takes the place of may have calls under way.
+        metrics.in_flight.increment(0.0);
+        for reason in ["limits", "budget", "breaker_open"] {
+            rejected(&metrics.name, reason).absolute(0);
+        }
+        for reason in ["nan", "inf", "outside_range", "histogram"] {
+            dropped(&metrics.name, reason).absolute(0);
+        }
+        metrics
+    }
+
+    /// The upstream's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns what was counted so far.
+    pub fn totals(&self) -> UpstreamTotals {
+        UpstreamTotals {
+            hits: self.hits.total(),
+            stale: self.stale.total(),
+            partial: self.partial.total(),
+            misses: self.misses.total(),
+            points_from_cache: self.points_from_cache.total(),
+            points_from_upstream: self.points_from_upstream.total(),
+            calls: self.calls.made.load(Ordering::Relaxed),
+            failed: self.calls.failed.load(Ordering::Relaxed),
+            refused: self.calls.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts an HTTP attempt that ended as `outcome`.
+    pub fn attempt(&self, outcome: &'static str) {
+        // One that nobody waited for any more says nothing of the upstream.
+        let failed = !matches!(outcome, "ok" | "abandoned");
+        self.calls.made.fetch_add(1, Ordering::Relaxed);
+        self.calls
+            .failed
+            .fetch_add(failed.into(), Ordering::Relaxed);
+        counter!(UPSTREAM_REQUESTS, "upstream" => self.name.clone(), "outcome" => outcome)
+            .increment(1);
+    }
+
+    /// Counts a call that was refused for `reason` before it was made.
+    pub fn rejected(&self, reason: &'static str) {
+        self.calls.refused.fetch_add(1, Ordering::Relaxed);
+        rejected(&self.name, reason).increment(1);
+    }
+
+    /// Counts `n` points that were received and left out for `reason`.
+    pub fn dropped(&self, reason: &'static str, n: u64) {
+        if n > 0 {
+            dropped(&self.name, reason).increment(n);
+        }
+    }
+}
+
+fn rejected(upstream: &str, reason: &'static str) -> Counter {
+    counter!(REJECTED, "upstream" => upstream.to_owned(), "reason" => reason)
+}
+
+fn dropped(upstream: &str, reason: &'static str) -> Counter {
+    counter!(DROPPED, "upstream" => upstream.to_owned(), "reason" => reason)
+}
