@@ -22,7 +22,7 @@ pub use aws::{Aws, AwsKeys, AwsRole, is_region};
 pub use load::{ConfigError, listens_at, load, parse};
 pub use values::Secret;
 
-use crate::model::{Compression, Freshness, Limits, Pattern, Reading, TargetUrl};
+use crate::model::{Compression, Freshness, Limits, Pattern, Reading, Setting, TargetUrl};
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -47,6 +47,20 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// The upstream that serves `connectionDetails {}`.
     pub default_upstream: String,
+    /// What it was read from.
+    document: load::Document,
+}
+
+impl Config {
+    /// The file that it was read from; `None` for the built-in defaults.
+    pub fn file(&self) -> Option<&str> {
+        self.document.file()
+    }
+
+    /// Every key that has a value, with what set it, secrets masked. Takes some milliseconds.
+    pub fn settings(&self) -> Vec<Setting> {
+        self.document.settings(&self.default_upstream)
+    }
 }
 
 /// How clients are served.

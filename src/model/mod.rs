@@ -12,6 +12,7 @@ pub mod policy;
 pub mod query;
 pub mod raw_response;
 pub mod selector;
+pub mod setting;
 pub mod statistic;
 pub mod target;
 pub mod time;
@@ -30,6 +31,7 @@ pub use query::{
 };
 pub use raw_response::RawResponse;
 pub use selector::{Condition, Number, Scalar, Selector, Test};
+pub use setting::{Setting, SettingOrigin};
 pub use statistic::Statistic;
 pub use target::{Pattern, TargetUrl};
 pub use time::{MAX_TIME, Millis, RangeSet, Step, TimeRange};

@@ -12,11 +12,12 @@ use crate::config::raw;
 /// The start of every variable that overrides a key.
 const PREFIX: &str = "HELIOSTAT_";
 
-/// What `file` says with the values that `env` has for its keys, whose names `file` remembers.
+/// What `file` says with the values that `env` has for its keys, whose names `file` remembers, as
+/// TOML and as the configuration that it means.
 pub(super) fn read(
     file: &mut File<'_>,
     env: &BTreeMap<String, String>,
-) -> Result<raw::RawConfig, ConfigError> {
+) -> Result<(toml::Table, raw::RawConfig), ConfigError> {
     let (mut table, mut raw) = file.read()?;
     for (name, value) in env {
         let key = name.strip_prefix(PREFIX).filter(|key| key.contains("__"));
@@ -26,7 +27,7 @@ pub(super) fn read(
             file.overridden.insert(path, name.clone());
         }
     }
-    Ok(raw)
+    Ok((table, raw))
 }
 
 /// `table` with the key that the variable `name` means set to `value`: as the TOML value that it

@@ -29,6 +29,16 @@ impl<'a> File<'a> {
         }
     }
 
+    /// The text of the file.
+    pub(super) fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// What errors call the file.
+    pub(super) fn source(&self) -> &'a str {
+        self.source
+    }
+
     /// What the file says, as TOML and as the configuration that it means.
     pub(super) fn read(&self) -> Result<(toml::Table, raw::RawConfig), ConfigError> {
         let raw = toml::from_str(self.text);
@@ -114,7 +124,7 @@ impl<'a> File<'a> {
     }
 
     /// Where `key` stands, or the part of the file that it should be in.
-    fn locate(&self, key: &str) -> Option<(usize, usize)> {
+    pub(super) fn locate(&self, key: &str) -> Option<(usize, usize)> {
         span(&self.table, key).map(|at| self.position(at))
     }
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod aws;
+mod effective;
 mod env;
 mod file;
 mod kinds;
@@ -18,6 +19,7 @@ use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use tracing::Level;
 
+pub(super) use self::effective::Document;
 use self::file::File;
 use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
@@ -29,6 +31,9 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOS
 
 /// The configuration that applies where there is no file; the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../../config.toml");
+
+/// What errors call it.
+const BUILT_IN_NAME: &str = "built-in configuration";
 
 /// A connection that waits longer is taken for one whose client has gone.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
@@ -68,7 +73,7 @@ impl std::error::Error for ConfigError {}
 /// secrets from `env`.
 pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
     let Some(path) = path else {
-        return parse(BUILT_IN, "built-in configuration", env);
+        return parse(BUILT_IN, BUILT_IN_NAME, env);
     };
     let source = path.display().to_string();
     let wrong = |position, message| ConfigError {
@@ -113,8 +118,9 @@ pub fn parse(
     env: &BTreeMap<String, String>,
 ) -> Result<Config, ConfigError> {
     let mut file = File::new(text, source);
-    let raw = env::read(&mut file, env)?;
-    Checker { file: &file, env }.config(&raw)
+    let (table, raw) = env::read(&mut file, env)?;
+    let document = Document::new(&file, table);
+    Checker { file: &file, env }.config(&raw, document)
 }
 
 /// Turns what the file says into what the program gets.
@@ -147,7 +153,7 @@ impl Checker<'_> {
         self.file.error(key, message.into())
     }
 
-    fn config(&self, raw: &raw::RawConfig) -> Result<Config, ConfigError> {
+    fn config(&self, raw: &raw::RawConfig, document: Document) -> Result<Config, ConfigError> {
         let demo = [raw::RawUpstream::default()];
         let raw_upstreams = if raw.upstream.is_empty() {
             &demo[..]
@@ -191,6 +197,7 @@ impl Checker<'_> {
             traces: self.traces(&raw.traces)?,
             default_upstream: self.default_upstream(raw_upstreams, &upstreams)?,
             upstreams,
+            document,
         })
     }
 
