@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, UpstreamKind};
 
 /// What is unsafe about listening on `address` with `config`, and what to set.
 pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
@@ -41,6 +41,16 @@ pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Whether `config` only demonstrates: no store, no client and no rule of its own. The admin API is
+/// then open to this machine, so that the page at `/` has something to show.
+pub(super) fn demonstrates(config: &Config) -> bool {
+    let demo = |u: &config::Upstream| matches!(u.kind, UpstreamKind::Demo { .. });
+    config.upstreams.iter().all(demo)
+        && config.targets.is_empty()
+        && config.access == config::AccessSettings::default()
+        && config.server.listen.ip().to_canonical().is_loopback()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod aws;
 pub mod exposure;
 mod reload;
 mod reloadables;
+mod report;
 mod service;
 #[cfg(feature = "otlp")]
 pub mod traces;
@@ -28,7 +29,7 @@ use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
 use crate::front::{Front, FrontSettings, listen};
-use crate::model::{MultiSeries, TargetUrl};
+use crate::model::{Millis, MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
@@ -58,6 +59,8 @@ pub struct App {
     config: Config,
     built: Vec<BuiltUpstream>,
     clock: Arc<dyn Clock>,
+    /// When its configuration took effect, in milliseconds of Unix time.
+    since: Millis,
 }
 
 /// An upstream that was made, and of what.
@@ -135,10 +138,17 @@ impl App {
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
             compression: server.compression,
-            access: match before.filter(|app| app.config.access == config.access) {
+            access: match before.filter(|app| {
+                app.config.access == config.access
+                    && exposure::demonstrates(&app.config) == exposure::demonstrates(config)
+            }) {
                 // It knows passwords that have proved right.
                 Some(app) => app.front.access(),
-                None => Arc::new(reloadables::access(&config.access, &clock).map_err(StartError)?),
+                None => {
+                    let demonstrates = exposure::demonstrates(config);
+                    let access = reloadables::access(&config.access, demonstrates, &clock);
+                    Arc::new(access.map_err(StartError)?)
+                }
             },
             always_500: server.error_status == ErrorStatus::Always500,
         };
@@ -166,6 +176,7 @@ impl App {
             tls,
             config: config.clone(),
             built,
+            since: clock.now(),
             clock,
         })
     }

@@ -8,9 +8,10 @@ use arc_swap::ArcSwap;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
+use super::report::report;
 use super::{App, exposure};
 use crate::config::{Config, ConfigError};
-use crate::front::{Applied, ReloadRequests};
+use crate::front::{Applied, ReloadReport, ReloadRequests};
 use crate::telemetry::{logs, metrics};
 
 /// How often the file is looked at.
@@ -52,6 +53,7 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(app: App) -> Self {
         metrics::configured(app.clock.now());
+        app.front.report(report(&app, &app.config, None));
         Self {
             first: app.config.clone(),
             app: ArcSwap::from_pointee(app),
@@ -70,10 +72,15 @@ impl Running {
             Ok(config) => before.rebuild(&config).await.map_err(|e| e.to_string()),
             Err(e) => Err(e),
         };
-        metrics::reloaded(made.is_ok(), before.clock.now());
+        let time = before.clock.now();
+        metrics::reloaded(made.is_ok(), time);
+        let read = |error| Some(ReloadReport { time, error });
         let app = made.inspect_err(|e| {
-            error!("the configuration is no good, what it said before stays in use: {e}");
+            error!("configuration reload failed, keeping the previous configuration: {e}");
+            let failed = report(&before, &self.first, read(Some(e.clone())));
+            before.front.report(failed);
         })?;
+        app.front.report(report(&app, &self.first, read(None)));
         let mut applied = applied(&before, &app);
         applied.restart = only_at_start(&self.first, &app.config);
         logs::set_level(app.config.log.level);
@@ -195,7 +202,7 @@ fn applied(before: &App, app: &App) -> Applied {
 }
 
 /// The keys by which `now` differs from `first` and which only a start applies.
-fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
+pub(super) fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
     let keys = [
         ("server.listen", first.server.listen == now.server.listen),
         ("cache.memory", first.cache_memory == now.cache_memory),

@@ -1,9 +1,11 @@
 //! What follows files: certificates, keys and secrets, as parts that read them again.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
 use rustls::ServerConfig;
 use tracing::warn;
 
@@ -79,8 +81,16 @@ pub(super) fn headers(
 /// Who may ask, as `settings` says.
 pub(super) fn access(
     settings: &config::AccessSettings,
+    demonstration: bool,
     clock: &Arc<dyn Clock>,
 ) -> Result<AccessControl, String> {
+    let this_machine = || -> Vec<IpNet> {
+        let loopback = [
+            IpNet::new(Ipv4Addr::LOCALHOST.into(), 8),
+            IpNet::new(Ipv6Addr::LOCALHOST.into(), 128),
+        ];
+        loopback.into_iter().flatten().collect()
+    };
     AccessControl::new(settings.trusted_proxies.clone(), |api| {
         let settings = match api {
             Api::Mirror => &settings.mirror,
@@ -91,9 +101,14 @@ pub(super) fn access(
         let credentials = settings
             .has_credentials()
             .then(|| credentials(api, settings, clock));
+        let shown = demonstration && api == Api::Admin;
         Ok(Rules {
-            networks: settings.networks.clone(),
+            networks: match shown {
+                true => this_machine(),
+                false => settings.networks.clone(),
+            },
             credentials: credentials.transpose()?,
+            demonstration: shown,
         })
     })
 }

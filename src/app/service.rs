@@ -2,17 +2,18 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::time::MissedTickBehavior;
 use tracing::info;
 
 use super::reload::{ConfigSource, Running, follow};
 use super::{App, StartError};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::front::{Reloads, listen};
+use crate::front::{self, Reloads, listen};
 use crate::telemetry::metrics;
 
 /// How often histograms are tidied when nobody reads `/metrics`.
@@ -63,6 +64,7 @@ impl Service {
             }
         });
         let Self { running, listener } = self;
+        tokio::spawn(count(Arc::downgrade(&running)));
         let stop = {
             let running = running.clone();
             async move {
@@ -89,5 +91,18 @@ impl Service {
             async move { app.front.handle(request, peer).await }
         };
         listen::serve(listener, tls, handler, stop).await;
+    }
+}
+
+/// Ends a step of the traffic every [`STEP`](front::STEP), as long as the service runs.
+async fn count(running: Weak<Running>) {
+    let mut steps = tokio::time::interval(front::STEP);
+    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        steps.tick().await;
+        match running.upgrade() {
+            Some(running) => running.app().front.step(),
+            None => return,
+        }
     }
 }

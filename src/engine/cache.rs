@@ -142,6 +142,11 @@ impl ChunkCache {
         self.make_room();
     }
 
+    /// Returns what the chunks weigh, in bytes.
+    pub(crate) fn weight(&self) -> u64 {
+        self.chunks.weighted_size()
+    }
+
     /// Sets the gauges, called when they are read; `others` is what is cached besides chunks.
     pub(crate) fn observe(&self, others: u64) {
         self.chunks.run_pending_tasks();

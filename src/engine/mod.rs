@@ -102,6 +102,8 @@ pub struct Engine {
 /// What engines know. It outlives them: a new configuration makes a new engine over the same
 /// memory.
 pub struct Memory {
+    /// What all that is cached may weigh.
+    bytes: u64,
     cache: ChunkCache,
     flights: Flights<LaneKey, Fetched>,
     known_steps: KnownSteps,
@@ -118,6 +120,7 @@ impl Memory {
         // Whole answers are small next to series, yet must not crowd them out.
         let for_whole = bytes / 8;
         Arc::new(Self {
+            bytes,
             cache: ChunkCache::new(bytes - for_whole),
             flights: Flights::default(),
             known_steps: KnownSteps::default(),
@@ -255,6 +258,12 @@ impl Engine {
             Ok(answered) => answered.map(|_| ()),
             Err(_) => Err(fetch::too_late()),
         }
+    }
+
+    /// Returns the weight of what is cached and its upper bound, in bytes.
+    pub fn weight(&self) -> (u64, u64) {
+        let memory = &self.memory;
+        (memory.cache.weight() + memory.whole.weight(), memory.bytes)
     }
 
     /// Sets the gauges of `/metrics`; called when they are read.

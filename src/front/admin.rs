@@ -1,5 +1,5 @@
 //! The admin API: the state of upstreams' protection and of the cache, explanations of queries,
-//! invalidation, the log level, and reloading the configuration.
+//! invalidation, the log level, the configuration and its reload, and the traffic of the last minutes.
 
 use std::sync::Arc;
 
@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 use super::body::Body;
 use super::path::allow;
 use super::reloads::Reloads;
+use super::report::ConfigReport;
 use super::respond;
+use super::traffic::{MemoryReport, Traffic};
 use super::{mirror, prometheus};
 use crate::engine::{
     Engine, Explanation, LaneDescription, LaneStats, RequestContext, Selection, Upstream,
@@ -38,17 +40,33 @@ pub(super) enum Call {
     Log,
     /// `reload`
     Reload,
+    /// `config`
+    Config,
+    /// `traffic`
+    Traffic,
+}
+
+/// What the front knows besides the engine.
+pub(super) struct Known<'a> {
+    /// Where a reload is requested, if the configuration can be read again.
+    pub(super) reloads: Option<&'a Reloads>,
+    /// The configuration in use.
+    pub(super) report: &'a ConfigReport,
+    /// The traffic of the last minutes.
+    pub(super) traffic: &'a Traffic,
 }
 
 impl Call {
     /// All calls.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Upstreams,
         Self::Cache,
         Self::Explain,
         Self::Invalidate,
         Self::Log,
         Self::Reload,
+        Self::Config,
+        Self::Traffic,
     ];
 
     /// Returns its name in metrics.
@@ -60,6 +78,8 @@ impl Call {
             Self::Invalidate => "invalidate",
             Self::Log => "log",
             Self::Reload => "reload",
+            Self::Config => "config",
+            Self::Traffic => "traffic",
         }
     }
 
@@ -77,10 +97,21 @@ impl Call {
     /// Returns the HTTP methods it accepts; an explanation accepts those of the request explained.
     pub(super) fn methods(self) -> &'static [Method] {
         match self {
-            Self::Upstreams | Self::Cache => &[Method::GET, Method::HEAD],
+            Self::Upstreams | Self::Cache | Self::Config | Self::Traffic => {
+                &[Method::GET, Method::HEAD]
+            }
             Self::Explain => &[Method::GET, Method::HEAD, Method::POST],
             Self::Invalidate | Self::Reload => &[Method::POST],
             Self::Log => &[Method::GET, Method::HEAD, Method::PUT],
+        }
+    }
+
+    /// Returns whether it changes something if it is called with `method`.
+    pub(super) fn changes(self, method: &Method) -> bool {
+        match self {
+            Self::Invalidate | Self::Reload => true,
+            Self::Log => *method == Method::PUT,
+            Self::Upstreams | Self::Cache | Self::Explain | Self::Config | Self::Traffic => false,
         }
     }
 
@@ -93,16 +124,17 @@ impl Call {
 /// Answers a request with this `head` and `body` for `path`, normalized.
 pub(super) async fn answer(
     engine: &Arc<Engine>,
-    reloads: Option<&Reloads>,
+    known: &Known<'_>,
     call: Call,
     path: &str,
     head: &Parts,
     body: Bytes,
     context: RequestContext,
 ) -> Result<Response<Body>, Error> {
+    let encoding = context.encoding;
     let said = match call {
         Call::Upstreams => {
-            let one = |upstream: &Arc<Upstream>| state(upstream, context.wall);
+            let one = |upstream: &Arc<Upstream>| state(upstream, known.report, context.wall);
             let upstreams: Vec<Value> = engine.upstreams().iter().map(one).collect();
             json!({ "upstreams": upstreams }).to_string()
         }
@@ -129,9 +161,16 @@ pub(super) async fn answer(
             }
             json!({ "level": logs::level().map(admin::level_name) }).to_string()
         }
-        Call::Reload => reload(reloads).await?.to_string(),
+        Call::Reload => reload(known.reloads).await?.to_string(),
+        Call::Config => serde_json::to_string(known.report).map_err(|e| internal(&e))?,
+        Call::Traffic => {
+            let (bytes, bound) = engine.weight();
+            let memory = MemoryReport { bytes, bound };
+            let report = known.traffic.report(memory, engine.upstreams());
+            serde_json::to_string(&report).map_err(|e| internal(&e))?
+        }
     };
-    Ok(respond::json([Bytes::from(said)]))
+    respond::packed(said, encoding).await
 }
 
 /// Runs `work`, whose time grows with the cache, off the threads that serve connections.
@@ -146,9 +185,13 @@ fn internal(error: &dyn std::error::Error) -> Error {
     Error::new(Kind::Internal, error.to_string())
 }
 
-fn state(upstream: &Upstream, now: Millis) -> Value {
+fn state(upstream: &Upstream, report: &ConfigReport, now: Millis) -> Value {
+    let mut configured = report.upstreams.iter();
+    let configured = configured.find(|u| u.name == upstream.name());
     json!({
         "upstream": upstream.name(),
+        "kind": configured.map(|u| u.kind),
+        "default": configured.is_some_and(|u| u.default),
         "state": upstream.client.state(now),
     })
 }

@@ -53,7 +53,10 @@ const FILES: [File; 13] = [
     script("/page/overview.js", include_bytes!("page/overview.js")),
     script("/page/explore.js", include_bytes!("page/explore.js")),
     script("/page/cache.js", include_bytes!("page/cache.js")),
-    script("/page/configuration.js", include_bytes!("page/configuration.js")),
+    script(
+        "/page/configuration.js",
+        include_bytes!("page/configuration.js"),
+    ),
 ];
 
 const fn script(path: &'static str, bytes: &'static [u8]) -> File {
@@ -193,7 +196,14 @@ mod tests {
             let text = std::str::from_utf8(file.bytes).unwrap();
             // The name of a namespace is no address.
             let text = text.replace("http://www.w3.org/2000/svg", "");
-            for foreign in ["http://", "https://", "//cdn", "innerHTML", "eval(", "insertAdjacent"] {
+            for foreign in [
+                "http://",
+                "https://",
+                "//cdn",
+                "innerHTML",
+                "eval(",
+                "insertAdjacent",
+            ] {
                 assert!(!text.contains(foreign), "{} has {foreign}", file.path);
             }
         }
@@ -234,7 +244,10 @@ mod tests {
         assert!(plain.into_body().into_bytes().len() > packed.len());
         for (said, status) in [
             (tag.to_str().unwrap().to_owned(), 304),
-            (format!("\"x\", {}", tag.to_str().unwrap().trim_start_matches("W/")), 304),
+            (
+                format!("\"x\", {}", tag.to_str().unwrap().trim_start_matches("W/")),
+                304,
+            ),
             ("\"x\"".to_owned(), 200),
         ] {
             let headers = HeaderMap::from_iter([(IF_NONE_MATCH, said.parse().unwrap())]);
@@ -242,6 +255,9 @@ mod tests {
             assert_eq!(again.status(), status, "{said}");
             assert_eq!(again.headers()[ETAG], tag);
         }
-        assert!(app.answer(&Method::POST, &HeaderMap::new(), Encoding::Identity).is_err());
+        assert!(
+            app.answer(&Method::POST, &HeaderMap::new(), Encoding::Identity)
+                .is_err()
+        );
     }
 }

@@ -54,7 +54,10 @@ mod tests {
 
     fn checked(changes: bool, headers: &[(&'static str, &'static str)]) -> bool {
         let headers = headers.iter().map(|(name, value)| {
-            (HeaderName::from_static(name), HeaderValue::from_static(value))
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
         });
         check(&Uri::from_static("/x"), &headers.collect(), changes).is_ok()
     }
@@ -78,7 +81,15 @@ mod tests {
         assert!(!checked(false, &[("origin", "http://")]), "no host at all");
         // Behind a proxy that changes Host the browser's own word counts.
         let site = |site| ("sec-fetch-site", site);
-        assert!(checked(true, &[host, ("origin", "https://public"), site("same-origin"), action]));
+        assert!(checked(
+            true,
+            &[
+                host,
+                ("origin", "https://public"),
+                site("same-origin"),
+                action
+            ]
+        ));
         assert!(checked(false, &[host, site("none")]));
         for other in ["cross-site", "same-site"] {
             assert!(!checked(false, &[host, site(other)]), "{other}");

@@ -9,16 +9,19 @@
 //! - `prometheus`: Prometheus' HTTP API
 //! - `headers`: the headers that a request is read by
 //! - `respond`: what responses with data have in common
-//! - `pages`: health, readiness, metrics, the page at `/`
-//! - `admin`: what operators may ask and do
+//! - `pages`: health, readiness, metrics; `assets`: the files of the page at `/`
+//! - `admin`: what operators may ask and do; `browser`: what web pages may not
+//! - `traffic`, `report`: the traffic of the last minutes; the configuration in use
 //! - `reloads`: how a reload of the configuration is requested
 //! - `body`: bodies made of slices, and the bounded reading of those of requests
 //! - `status`: the only maps from errors to statuses
 
 mod admin;
 mod admission;
+mod assets;
 mod auth;
 mod body;
+mod browser;
 mod headers;
 pub mod listen;
 pub mod mirror;
@@ -26,14 +29,18 @@ mod pages;
 mod path;
 mod prometheus;
 mod reloads;
+mod report;
 mod respond;
 mod router;
 mod service;
 mod status;
 mod stream;
+mod traffic;
 
 pub use auth::{AccessControl, Api, Credentials, Rules};
 pub use body::{Body, read_body};
 pub use reloads::{Applied, ReloadReply, ReloadRequests, Reloads};
+pub use report::{ConfigReport, ReloadReport, UpstreamReport};
 pub use service::{Front, FrontSettings};
 pub use status::{error_response, prometheus_status};
+pub use traffic::STEP;

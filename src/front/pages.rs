@@ -1,4 +1,4 @@
-//! Heliostat's own pages: health, readiness, metrics, the OpenAPI description, and a page for people.
+//! Heliostat's own pages: health, readiness, metrics, and the OpenAPI description.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Response, StatusCode};
@@ -9,7 +9,6 @@ use super::path::allow;
 use crate::engine::Engine;
 use crate::model::Error;
 
-const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The text format of Prometheus.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -21,8 +20,8 @@ pub(super) const OPENAPI: &str = include_str!("openapi.json");
 /// A page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
-    /// `/`
-    Home,
+    /// `/prometheus/NAME`, which clients test as the URL of their data source
+    Source,
     /// `/healthz`
     Health,
     /// `/readyz`
@@ -37,7 +36,7 @@ impl Page {
     /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Home => "home",
+            Self::Source => "source",
             Self::Health => "healthz",
             Self::Ready => "readyz",
             Self::Metrics => "metrics",
@@ -49,13 +48,24 @@ impl Page {
 pub(super) fn answer(
     page: Page,
     method: &Method,
+    path: &str,
     engine: &Engine,
     registry: Option<&PrometheusHandle>,
     draining: bool,
 ) -> Result<Response<Body>, Error> {
     allow(method, &[Method::GET, Method::HEAD])?;
     let (status, kind, body) = match page {
-        Page::Home => (StatusCode::OK, HTML, home(engine)),
+        Page::Source => {
+            let name = path
+                .trim_end_matches('/')
+                .rsplit('/')
+                .next()
+                .unwrap_or_default();
+            let text = format!(
+                "The Prometheus API of the upstream {name} is at api/v1/ below this URL.\n"
+            );
+            (StatusCode::OK, TEXT, text)
+        }
         Page::Health => (StatusCode::OK, TEXT, "ok\n".to_owned()),
         Page::Ready if draining => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -76,32 +86,4 @@ pub(super) fn answer(
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
-}
-
-fn home(engine: &Engine) -> String {
-    let upstreams: String = engine
-        .upstreams()
-        .iter()
-        // Names are letters, digits and a few signs: nothing to escape.
-        .map(|u| format!("<li><code>{}</code></li>", u.name()))
-        .collect();
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Heliostat</title>\
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:42em;margin:3em auto;padding:0 1em}}\
-code{{background:#8882;padding:.1em .3em;border-radius:3px}}</style>\
-<h1>Heliostat {version}</h1>\
-<p>A caching and aggregating proxy for telemetry. It serves StackState's mirror API in front of \
-slower sources and fetches only what is missing.</p>\
-<ul><li><code>POST /api/connection</code>, <code>/api/field/name</code>, \
-<code>/api/field/value</code>, <code>/api/metric</code>: the mirror API</li>\
-<li><code>/prometheus/NAME/api/v1/</code>: Prometheus' HTTP API of an upstream of its kind</li>\
-<li><a href=\"/metrics\"><code>/metrics</code></a>: for Prometheus</li>\
-<li><a href=\"/openapi.json\"><code>/openapi.json</code></a>: the mirror API as OpenAPI</li>\
-<li><a href=\"/healthz\"><code>/healthz</code></a>, <a href=\"/readyz\"><code>/readyz</code></a>: \
-for probes</li></ul>\
-<p>Upstreams, the choice of <code>connectionDetails</code> <code>{{\"upstream\": \"NAME\"}}</code>:</p>\
-<ul>{upstreams}</ul>\
-<p>Set this page's address as the URL of a mirror data source in StackState.</p></html>\n",
-        version = env!("CARGO_PKG_VERSION"),
-    )
 }

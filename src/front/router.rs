@@ -1,5 +1,6 @@
 //! The routes: which path asks for what.
 
+use super::assets::Asset;
 use super::auth::Api;
 use super::{admin, mirror, pages, prometheus};
 
@@ -12,17 +13,18 @@ pub(super) enum Route {
     Prometheus(prometheus::ApiEndpoint),
     /// A page of Heliostat itself.
     Page(pages::Page),
+    /// A file of the page for people.
+    Asset(Asset),
     /// A call of the admin API.
     Admin(admin::Call),
 }
 
 /// The paths, normalized, of Heliostat's own pages.
-const PAGES: [(&str, pages::Page); 5] = [
+const PAGES: [(&str, pages::Page); 4] = [
     ("/metrics", pages::Page::Metrics),
     ("/healthz", pages::Page::Health),
     ("/readyz", pages::Page::Ready),
     ("/openapi.json", pages::Page::OpenApi),
-    ("", pages::Page::Home),
 ];
 
 impl Route {
@@ -32,6 +34,7 @@ impl Route {
             Self::Mirror(mirror) => ("mirror", mirror.name()),
             Self::Prometheus(endpoint) => ("prometheus", endpoint.name()),
             Self::Page(page) => ("admin", page.name()),
+            Self::Asset(asset) => ("admin", asset.name()),
             Self::Admin(call) => ("admin", call.name()),
         }
     }
@@ -39,7 +42,7 @@ impl Route {
     /// Returns the API whose access rules apply; probes and the OpenAPI description are open to all.
     pub(super) fn api(self) -> Option<Api> {
         match self {
-            Self::Mirror(_) | Self::Page(pages::Page::Home) => Some(Api::Mirror),
+            Self::Mirror(_) | Self::Asset(_) | Self::Page(pages::Page::Source) => Some(Api::Mirror),
             Self::Prometheus(_) => Some(Api::Prometheus),
             Self::Page(pages::Page::Metrics) => Some(Api::Metrics),
             Self::Admin(_) => Some(Api::Admin),
@@ -55,7 +58,9 @@ impl Route {
             .into_iter()
             .chain(pages)
             .chain(prometheus::ApiEndpoint::ALL.map(Self::Prometheus))
+            .chain([Self::Page(pages::Page::Source)])
             .chain(admin::Call::ALL.map(Self::Admin))
+            .chain(Asset::all().map(Self::Asset))
     }
 
     /// Returns the route of `path`, normalized; `None` if there is nothing at it.
@@ -67,7 +72,9 @@ impl Route {
         };
         let prometheus = || prometheus::ApiEndpoint::of(path).map(Self::Prometheus);
         let admin = || admin::Call::of(path).map(Self::Admin);
-        mirror.or_else(page).or_else(prometheus).or_else(admin)
+        let asset = || Asset::of(path).map(Self::Asset);
+        let found = mirror.or_else(page).or_else(prometheus);
+        found.or_else(admin).or_else(asset)
     }
 }
 
@@ -136,8 +143,7 @@ mod tests {
                 methods(&format!("/admin/v1/explain{path}"), &[Method::POST]);
             }
         }
-        // The page for humans is not an API.
-        for (path, _) in PAGES.iter().filter(|(path, _)| !path.is_empty()) {
+        for (path, _) in PAGES {
             methods(path, &[Method::GET, Method::HEAD]);
         }
         let explain = admin::Call::Explain;
@@ -179,7 +185,7 @@ mod tests {
         }
         assert_eq!(
             Route::of(&normalized("//")),
-            Some(Route::Page(pages::Page::Home))
+            Some(Route::Asset(Asset::PAGE))
         );
         assert_eq!(Route::of(&normalized("/api")), None);
     }

@@ -6,21 +6,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::header::ORIGIN;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use arc_swap::ArcSwap;
+use http::header::{ACCEPT, ORIGIN};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{Level, debug};
 
 use super::admission::{Admission, Admitted};
+use super::assets::Asset;
 use super::auth::{AccessControl, Api};
 use super::body::{Body, read_body};
 use super::headers::{accepted_encoding, max_age, require_json};
 use super::path::{allow, normalized};
 use super::reloads::Reloads;
+use super::report::ConfigReport;
 use super::router::Route;
-use super::status::error_response;
-use super::{admin, mirror, pages, prometheus};
+use super::status::{add_advice, error_response};
+use super::traffic::Traffic;
+use super::{admin, browser, mirror, pages, prometheus};
 use crate::clock::Clock;
 use crate::engine::{CallContext, Engine, RequestContext};
 use crate::model::{Compression, Error, Kind};
@@ -65,6 +69,9 @@ struct Shared {
     draining: AtomicBool,
     /// Where a reload is requested, if the configuration can be read again.
     reloads: OnceLock<Reloads>,
+    /// What the admin API says of the configuration.
+    report: ArcSwap<ConfigReport>,
+    traffic: Traffic,
 }
 
 /// The metrics of requests, by route.
@@ -109,6 +116,8 @@ impl Front {
                 admission: Admission::default(),
                 draining: AtomicBool::new(false),
                 reloads: OnceLock::new(),
+                report: ArcSwap::default(),
+                traffic: Traffic::default(),
             }),
         })
     }
@@ -130,6 +139,18 @@ impl Front {
     /// Lets admin calls request a reload of the configuration. Only the first call counts.
     pub fn follow(&self, reloads: Reloads) {
         let _ = self.shared.reloads.set(reloads);
+    }
+
+    /// Makes the admin API answer `report` about the configuration.
+    pub fn report(&self, report: ConfigReport) {
+        self.shared.report.store(Arc::new(report));
+    }
+
+    /// Ends a step of the traffic that the admin API reports; to be called every
+    /// [`STEP`](super::STEP).
+    pub fn step(&self) {
+        let now = self.shared.clock.now();
+        self.shared.traffic.step(now, self.engine.upstreams());
     }
 
     /// Makes `/readyz` answer that no new work should be sent here.
@@ -161,7 +182,13 @@ impl Front {
                 let browser = request.headers().contains_key(ORIGIN);
                 Ok(prometheus::refused(&e, browser))
             }
+            (Err(e), Some(Route::Asset(asset))) => page_that_asks(asset, e, &request),
             (Err(e), _) => Err(e),
+            (_, Some(Route::Asset(asset))) => {
+                let compression = self.settings.compression;
+                let encoding = accepted_encoding(compression, request.headers(), Some(client));
+                asset.answer(&method, request.headers(), encoding)
+            }
             (_, Some(Route::Mirror(mirror))) => self.mirror(mirror, request, client, arrival).await,
             // Boxed: a mirror hit should not carry the state of other APIs.
             (_, Some(Route::Prometheus(endpoint))) => {
@@ -169,7 +196,15 @@ impl Front {
             }
             (_, Some(Route::Page(page))) => {
                 let draining = self.shared.draining.load(Ordering::Relaxed);
-                pages::answer(page, &method, &self.engine, self.shared.registry, draining)
+                let path = request.uri().path();
+                pages::answer(
+                    page,
+                    &method,
+                    path,
+                    &self.engine,
+                    self.shared.registry,
+                    draining,
+                )
             }
             (_, Some(Route::Admin(call))) => Box::pin(self.admin(call, request, client, now)).await,
             (_, None) => {
@@ -187,6 +222,9 @@ impl Front {
             .metrics
             .of(route)
             .answered(status, took.as_secs_f64());
+        if let Some((api, _)) = route.map(Route::names) {
+            self.shared.traffic.count(api, status, took);
+        }
         span.number("http.response.status_code", status);
         if status >= 500 {
             span.fail(&status);
@@ -204,7 +242,7 @@ impl Front {
         let named = || {
             let name = path.strip_prefix("/prometheus/")?;
             let known = self.engine.prometheus(Some(name)).is_ok();
-            known.then_some(Route::Page(pages::Page::Home))
+            known.then_some(Route::Page(pages::Page::Source))
         };
         Route::of(path).or_else(named)
     }
@@ -223,9 +261,12 @@ impl Front {
         // For the endpoints only: other paths would reveal the names of upstreams.
         let on_api = matches!(route, Some(Route::Prometheus(_)));
         let preflight = on_api && request.method() == Method::OPTIONS;
+        // The page's files hold nothing of anybody's, and a page that cannot load cannot ask for a
+        // token.
+        let part = matches!(route, Some(Route::Asset(asset)) if asset != Asset::PAGE);
         let access = &self.settings.access;
         access
-            .check(api, client, request.headers(), preflight)
+            .check(api, client, request.headers(), preflight || part)
             .await
     }
 
@@ -270,11 +311,8 @@ impl Front {
         client: IpAddr,
         now: Duration,
     ) -> Result<Response<Body>, Error> {
-        if request.headers().contains_key(ORIGIN) {
-            // A web page must not use the admin API with credentials that the browser holds.
-            let message = "the admin API refuses requests of web pages: send no Origin header";
-            return Err(Error::new(Kind::TargetNotAllowed, message));
-        }
+        let changes = call.changes(request.method());
+        browser::check(request.uri(), request.headers(), changes)?;
         call.check(request.method())?;
         let _admitted = self.admit(&request)?;
         let arrival = Arrival {
@@ -286,8 +324,12 @@ impl Front {
         let (head, body) = request.into_parts();
         let path = normalized(head.uri.path());
         let body = read_body(body, settings.max_body, settings.request_timeout).await?;
-        let reloads = self.shared.reloads.get();
-        admin::answer(&self.engine, reloads, call, &path, &head, body, context).await
+        let known = admin::Known {
+            reloads: self.shared.reloads.get(),
+            report: &self.shared.report.load(),
+            traffic: &self.shared.traffic,
+        };
+        admin::answer(&self.engine, &known, call, &path, &head, body, context).await
     }
 
     async fn prometheus(
@@ -349,6 +391,23 @@ impl Front {
             max_age: headers.and_then(max_age),
         }
     }
+}
+
+/// Refuses a request for `asset` with `error`. A person gets the page itself, which asks for a token.
+fn page_that_asks(
+    asset: Asset,
+    error: Error,
+    request: &Request<Incoming>,
+) -> Result<Response<Body>, Error> {
+    let accepts = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok());
+    let person = accepts.is_some_and(|accepts| accepts.contains("text/html"));
+    if asset != Asset::PAGE || !person || error.kind != Kind::Unauthenticated {
+        return Err(error);
+    }
+    let mut response = asset.answer(&Method::GET, &HeaderMap::new(), Encoding::Identity)?;
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    add_advice(&mut response, &error);
+    Ok(response)
 }
 
 /// When a request arrived, and the trace that it belongs to.

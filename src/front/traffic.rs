@@ -171,12 +171,9 @@ impl Default for Traffic {
 
 /// The bucket of a time of so many microseconds.
 fn bucket(micros: u64) -> usize {
-    let micros = micros.max(1);
+    let micros = micros.clamp(1, 1 << 40);
     let doublings = micros.ilog2();
-    let quarter = match doublings {
-        0 | 1 => 0,
-        _ => (micros >> (doublings - 2)) & 3,
-    };
+    let quarter = ((micros << 2) >> doublings) & 3;
     (doublings as usize * 4 + quarter as usize).min(BUCKETS - 1)
 }
 
@@ -374,7 +371,11 @@ mod tests {
     fn a_quarter_of_an_hour_is_kept_and_no_more() {
         let traffic = Traffic::default();
         for n in 0..STEPS as i64 + 7 {
-            traffic.count("mirror", if n % 2 == 0 { 200 } else { 502 }, Duration::from_millis(3));
+            traffic.count(
+                "mirror",
+                if n % 2 == 0 { 200 } else { 502 },
+                Duration::from_millis(3),
+            );
             traffic.count("nobody", 200, Duration::ZERO);
             traffic.step(n * 5000, &[]);
         }
@@ -384,8 +385,17 @@ mod tests {
         assert_eq!((times.len(), times[0].as_i64()), (STEPS, Some(7 * 5000)));
         let mirror = &said["apis"][0];
         assert_eq!(mirror["requests"].as_array().unwrap().len(), STEPS);
-        assert!(mirror["requests"].as_array().unwrap().iter().all(|n| *n == 1));
-        assert_eq!((&mirror["errors"][0], &mirror["errors"][1]), (&1.into(), &0.into()));
+        assert!(
+            mirror["requests"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|n| *n == 1)
+        );
+        assert_eq!(
+            (&mirror["errors"][0], &mirror["errors"][1]),
+            (&1.into(), &0.into())
+        );
         assert!(said["apis"][1]["p50"][0].is_null());
         assert_eq!(said["memory"]["bound"], 2);
     }
@@ -394,7 +404,10 @@ mod tests {
     fn quantiles_are_within_a_quarter_of_a_doubling() {
         for micros in [1u64, 2, 3, 7, 50, 333, 1_000, 44_444, 9_999_999] {
             let at = bucket(micros);
-            assert!(begins(at) <= micros as f64 && micros as f64 <= begins(at + 1), "{micros}");
+            assert!(
+                begins(at) <= micros as f64 && micros as f64 <= begins(at + 1),
+                "{micros}"
+            );
             let mut times = [0; BUCKETS];
             times[at] = 1000;
             for q in [0.5, 0.99] {
@@ -414,6 +427,9 @@ mod tests {
 
     #[test]
     fn counting_that_begins_anew_is_not_taken_for_less() {
-        assert_eq!((more(7, 5), more(5, 7), more(u64::MAX, 0)), (2, 5, u32::MAX));
+        assert_eq!(
+            (more(7, 5), more(5, 7), more(u64::MAX, 0)),
+            (2, 5, u32::MAX)
+        );
     }
 }

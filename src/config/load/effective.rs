@@ -285,7 +285,14 @@ fn written(value: &Value) -> String {
         }
         Value::Table(table) if table.is_empty() => "{}".to_owned(),
         Value::Table(table) => {
-            let entry = |(key, value): (&String, &Value)| format!("{key} = {}", written(value));
+            let entry = |(key, value): (&String, &Value)| {
+                let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                let key = match !key.is_empty() && key.chars().all(bare) {
+                    true => key.clone(),
+                    false => quoted(key),
+                };
+                format!("{key} = {}", written(value))
+            };
             let entries: Vec<String> = table.iter().map(entry).collect();
             format!("{{ {} }}", entries.join(", "))
         }

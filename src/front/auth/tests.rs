@@ -15,6 +15,7 @@ fn rules(networks: &[&str], token: bool) -> Rules {
     Rules {
         networks: networks.iter().map(|n| n.parse().unwrap()).collect(),
         credentials,
+        demonstration: false,
     }
 }
 
