@@ -26,6 +26,7 @@ mod faults;
 mod fuzz;
 mod limits;
 mod openapi;
+mod page;
 mod pki;
 mod prometheus;
 mod prometheus_api;

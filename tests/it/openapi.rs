@@ -233,7 +233,8 @@ async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
     assert_eq!((head.status, head.text.as_str()), (200, ""));
     let mut seen = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        for (method, operation) in methods.as_object().unwrap() {
+        // Backwards, as a level of the log that nobody has set is not known in a test.
+        for (method, operation) in methods.as_object().unwrap().iter().rev() {
             let method = method.to_uppercase();
             let url = format!("{}{path}", server.url);
             let mut request = server.client().request(method.parse().unwrap(), url);
@@ -267,5 +268,5 @@ async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
         }
     }
     let posts = seen.iter().filter(|(method, _)| method == "POST").count();
-    assert_eq!((posts, seen.len()), (9, 24));
+    assert_eq!((posts, seen.len()), (9, 28));
 }

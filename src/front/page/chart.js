@@ -141,7 +141,7 @@ export class Chart {
     const size = Math.max(Math.abs(this.axis.low), Math.abs(this.axis.high));
     const label = (v) => (this.unit === number ? tickLabel(v, this.axis.step, size) : this.unit(v));
     const labels = this.axis.ticks.map((v) => [v, label(v)]);
-    this.left = Math.ceil(Math.max(26, ...labels.map(([, text]) => pen.measureText(text).width)) + 10);
+    this.left = Math.ceil(Math.max(36, ...labels.map(([, text]) => pen.measureText(text).width)) + 10);
     this.right = width - 10;
     if (this.moved) this.moved(this.left, width - this.right);
     pen.lineWidth = 1;
@@ -286,23 +286,25 @@ function search(points, t) {
 }
 
 // Columns without axes: `parts` are lists of numbers that are stacked, each with a colour.
-export function spark(parts, { height = 46, limit, label }) {
+export function spark(parts, { height = 46, length, limit, label }) {
   const canvas = el("canvas.spark", { role: "img", "aria-label": label, style: { height: `${height}px` } });
   const draw = () => {
     if (!canvas.isConnected) { shown.delete(draw); return; }
     const [pen, width] = sized(canvas, height);
-    const length = Math.max(...parts.map(([values]) => values.length), 1);
-    const sums = Array.from({ length }, (_, at) => parts.reduce((sum, [values]) => sum + (values[at] ?? 0), 0));
+    // The newest is at the right, however much there is.
+    const known = Math.max(...parts.map(([values]) => values.length));
+    const sums = Array.from({ length: known }, (_, at) => parts.reduce((sum, [values]) => sum + (values[at] ?? 0), 0));
     const most = Math.max(...sums, 1e-9);
     const top = limit && limit < most * 4 ? Math.max(most, limit) * 1.06 : most * 1.06;
     const step = width / length;
-    for (let at = 0; at < length; at += 1) {
+    for (let at = 0; at < known; at += 1) {
+      const x = (length - known + at) * step;
       let base = height - 1;
       for (const [values, name] of parts) {
         const tall = (values[at] ?? 0) / top * (height - 2);
         if (tall <= 0) continue;
         pen.fillStyle = css(name);
-        pen.fillRect(at * step, base - tall, Math.max(step - 0.6, 0.8), tall);
+        pen.fillRect(x, base - tall, Math.max(step - 0.6, 0.8), tall);
         base -= tall;
       }
     }

@@ -33,7 +33,7 @@ export class Configuration {
     }
     const { file, readTime, reload, restart, warnings, version } = this.config;
     this.head.replaceChildren(
-      el("p.quiet", {}, `Heliostat ${version}, `, file ? el("code", {}, file) : "built-in defaults, no file", ", read ", timed(readTime), ` (${span((Date.now() - readTime) / 1000)} ago)`),
+      el("p.quiet", {}, `Heliostat ${version}, `, file ? el("code", {}, file) : "built-in defaults, no file", ", read ", timed(Math.floor(readTime / 1000) * 1000), ` (${span((Date.now() - readTime) / 1000)} ago)`),
       ...(reload?.error ? [notice("bad", "The last reload failed; the configuration before it is in use", el("p", {}, reload.error))] : []),
       ...(restart.length ? [notice("warn", `Only a restart applies ${restart.join(", ")}`)] : []),
       ...warnings.map((text) => notice("warn", "Warning", el("p", {}, text))));
@@ -44,11 +44,12 @@ export class Configuration {
   show() {
     const wanted = this.filter.value.toLowerCase();
     const rows = [];
+    const names = new Map((this.config?.settings ?? []).filter((s) => /^upstream\[\d+\]\.name$/.test(s.key)).map((s) => [s.key.slice(0, -5), s.value.replaceAll("\"", "")]));
     let section = null;
     for (const { key, value, origin, at } of this.config?.settings ?? []) {
       if ((this.only.checked && origin === "default") || (wanted && !`${key} ${value}`.toLowerCase().includes(wanted))) continue;
       const [, of, rest] = /^(upstream\[\d+\]|[^.[]+)\.?(.*)$/.exec(key) ?? [null, key, key];
-      if (of !== section) { section = of; rows.push(el("tr.section", {}, el("th", { colspan: "3" }, of))); }
+      if (of !== section) { section = of; rows.push(el("tr.section", {}, el("th", { colspan: "3" }, of, names.has(of) ? ` · ${names.get(of)}` : ""))); }
       rows.push(el(`tr${origin === "default" ? ".is-default" : ""}`, { "data-key": key }, el("td", {}, el("code", {}, rest || of)), el("td.wide", {}, el("code", {}, value)), el("td.nowrap.quiet", {}, at ?? origin)));
     }
     this.body.replaceChildren(...(rows.length ? rows : [el("tr", {}, el("td.quiet", { colspan: "3" }, "No key matches."))]));

@@ -6,6 +6,7 @@ import { bytes, count, el, notice, number, percent, span, timed } from "./util.j
 
 export const EVERY = 5000;
 
+const STEPS = 180;
 const sum = (values) => values.reduce((all, one) => all + one, 0);
 const recent = (values, seconds, step) => values.slice(-Math.max(1, Math.round(seconds * 1000 / step)));
 
@@ -62,19 +63,18 @@ export class Overview {
     this.tiles.replaceChildren(
       tile("Requests a second", number(now, 3), `${count(sum(asked.map((a) => sum(a.requests))))} in 15 min, ${errors ? `${count(errors)} failed` : "none failed"}`),
       tile("Response time", quick.length ? span(quick[0][1] / 1000) : "–", quick.length ? quick.map(([api, p50, p99]) => `${api}: half in ${span(p50 / 1000)}, 99 % in ${span(p99 / 1000)}`).join("; ") : "no request in 15 min"),
-      tile("Answered from memory", percent(lookups[1] ? lookups[0] / lookups[1] : null), lookups[1] ? `of ${count(lookups[1])} queries since the start; ${percent(lookups[3] ? lookups[2] / lookups[3] : null)} of the points` : "no query since the start"),
-      tile("Cache", bytes(memory.bytes), `${percent(memory.bytes / memory.bound)} of ${bytes(memory.bound)}`, meter(memory.bytes / memory.bound)),
+      tile("Answered from memory", percent(lookups[1] ? lookups[0] / lookups[1] : null), lookups[1] ? `of ${count(lookups[1])} ${lookups[1] === 1 ? "query" : "queries"} since the start; ${percent(lookups[3] ? lookups[2] / lookups[3] : null)} of the points` : "no query since the start"),
+      tile("Cache", bytes(memory.bytes), `${memory.bytes / memory.bound < 0.001 ? "less than 0.1 %" : percent(memory.bytes / memory.bound)} of ${bytes(memory.bound)}`, meter(memory.bytes / memory.bound)),
       tile("Configuration", reload && reload.error ? el("span.bad-text", {}, "reload failed") : config.warnings.length ? `${config.warnings.length} ${config.warnings.length === 1 ? "warning" : "warnings"}` : "in effect",
         reload?.error ? reload.error : el("span", {}, `read ${span((Date.now() - config.readTime) / 1000)} ago`, config.restart.length ? `; a restart would change ${config.restart.join(", ")}` : "", `; Heliostat ${config.version}`)));
   }
 
-  show_charts({ endTime, stepMillis: step, apis }) {
+  show_charts({ times, stepMillis: step, apis }) {
     const names = { mirror: "--c0", prometheus: "--c1", admin: "--whole" };
     const used = apis.filter((a) => a.api !== "admin" && (a.requests.some(Boolean) || a.api === "mirror"));
-    const length = apis[0]?.requests.length ?? 0;
-    const at = (n) => endTime - (length - 1 - n) * step;
-    const range = { from: endTime - 180 * step, to: endTime, empty: "the first numbers come within 5 s" };
-    const series = (pick) => used.map((a) => ({ name: a.api, color: names[a.api], gap: step * 1.5, points: pick(a).map((v, n) => [at(n), v]).filter(([, v]) => v !== null) }));
+    const to = times.at(-1) ?? Date.now();
+    const range = { from: to - STEPS * step, to, empty: "the first numbers come within 5 s" };
+    const series = (pick) => used.map((a) => ({ name: a.api, color: names[a.api], gap: step * 1.5, points: pick(a).map((v, n) => [times[n], v]).filter(([, v]) => v !== null) }));
     this.rate.set({ ...range, series: series((a) => a.requests.map((n) => n / step * 1000)) });
     this.delay.set({ ...range, empty: "no request in 15 min", series: series((a) => a.p99) });
     for (const legend of this.charts.querySelectorAll(".legend")) legend.replaceChildren(...used.map((a) => el("span.small.nowrap", {}, el("i", { style: { background: `var(${names[a.api]})` } }), ` ${a.api} `)));
@@ -105,12 +105,12 @@ function card({ upstream: name, kind, default: usual, state }, seen, step) {
   return el("section.card.upstream", { "data-upstream": name }, el("header", {}, el("h2", {}, name), kind ? el("span.badge", {}, kind) : null, usual ? el("span.badge", { title: "serves requests that name no upstream" }, "default") : null, el(`span.badge.push${well[0] ? `.${well[0]}` : ""}`, {}, well[1])),
     ...endpoints.map((e) => el("div.small.quiet", {}, el("span", {}, e.url), e.breaker !== "closed" ? el("span.bad-text", {}, ` breaker ${e.breaker}${e.openSeconds ? `, next trial in ${span(e.openSeconds)}` : ""}`) : null,
       e.lastError ? el("div.error", {}, e.lastError.message ?? e.lastError, e.lastError.time ? el("span", {}, " · ", timed(e.lastError.time)) : null) : null)),
-    spark([[lines.calls.map((n, at) => (n - (lines.failed[at] ?? 0)) / step * 1000), "--c0"], [lines.failed.map((n) => n / step * 1000), "--expired"]], { limit: limiter.perSecond, label: `Calls a second to ${name} in the last 15 minutes` }),
+    spark([[lines.calls.map((n, at) => (n - (lines.failed[at] ?? 0)) / step * 1000), "--c0"], [lines.failed.map((n) => n / step * 1000), "--expired"]], { length: STEPS, limit: limiter.perSecond, label: `Calls a second to ${name} in the last 15 minutes` }),
     el("dl.facts", {},
       fact("Calls a second", number(rate, 3), `of ${number(limiter.perSecond, 3)}`, meter(rate / limiter.perSecond)),
       fact("In flight", String(limiter.running), `of ${limiter.mayRun}`, meter(limiter.running / limiter.mayRun)),
       fact("Waiting", String(limiter.waiting), `of ${count(limiter.queue)}`, meter(limiter.waiting / limiter.queue)),
-      ...budgets.map((b) => fact(`Left this ${b.per}`, count(Math.max(0, b.allowed - b.used)), `of ${count(b.allowed)}, anew in ${span(b.renewedSeconds)}`, meter(1 - b.used / b.allowed))),
+      ...budgets.map((b) => fact(`Left this ${b.per}`, count(Math.max(0, b.allowed - b.used)), `of ${count(b.allowed)}, anew in ${span(b.renewedSeconds)}`, meter(b.used / b.allowed))),
       fact("Queries from memory", percent(queries ? total.hit / queries : null), `of ${count(queries)}`),
       fact("Points from memory", percent(points ? total.pointsFromCache / points : null), `of ${count(points)}`),
       fact("Calls", count(total.calls), total.failed ? `${count(total.failed)} failed` : "none failed"),
