@@ -60,12 +60,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             arrived,
             wall: clock.now(),
             deadline,
-            call: CallContext {
-                caller: None,
-                lane: 0,
-                deadline,
-                trace: crate::telemetry::trace::Trace::default(),
-            },
+            call: CallContext::new(None, deadline, crate::telemetry::trace::Trace::default()),
             encoding: Encoding::Identity,
             max_age: None,
         };

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::fetch::{Source, parts, policy};
+use super::fetch::{Source, policy};
 use super::lane::Lane;
+use super::parts::parts;
 use super::plan::{Known, Lookup, classify, lifetime};
 use super::revalidate::while_revalidating;
 use super::{Engine, RequestContext};

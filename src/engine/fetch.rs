@@ -3,22 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt};
-
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
 use super::derive::buckets;
 use super::invalidate::Generation;
-use super::lane::{Lane, Subject};
+use super::lane::Lane;
+use super::parts::fetch_one;
 use super::plan::{Lookup, Plan, Policy, fresh, plan};
 use super::{Engine, RequestContext, planned};
-use crate::adapters::{Data, Fetch, FetchResult, Part};
+use crate::adapters::Data;
 use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
 use crate::telemetry::trace::Span;
-use crate::upstream::{CallContext, Flight, Upstream};
-
-/// Calls of one fetch that run at once; the upstream's own limits come on top.
-const CALLS_AT_ONCE: usize = 4;
+use crate::upstream::Flight;
 
 /// Pieces of more points are stored off the threads that serve connections: packing them takes
 /// about a millisecond (`cargo bench --bench cache`).
@@ -28,11 +24,11 @@ const STORE_INLINE: usize = if cfg!(test) { 500 } else { 10_000 };
 #[derive(Clone)]
 pub(super) struct Fetched {
     /// The chunks that it changed.
-    chunks: Chunks,
+    pub(super) chunks: Chunks,
     /// Whether that is all there is; if not, it is in no cache.
-    complete: bool,
+    pub(super) complete: bool,
     /// Buckets that do not fit the grid asked for.
-    off_grid: Option<Arc<Vec<Bucket>>>,
+    pub(super) off_grid: Option<Arc<Vec<Bucket>>>,
 }
 
 /// A range of a lane, known.
@@ -219,8 +215,10 @@ impl Engine {
         let mut span = context.span("fetch");
         let within = context.within(&span);
         let (flights, trace) = (&self.memory.flights, &within.call.trace);
-        let boarded = flights.join_or_start(&lane.key, missing, trace, |range| {
-            fetch_one(self.clone(), lane.clone(), range, within.clone())
+        let boarded = flights.join_or_start(&lane.key, missing, trace, |range, waiters| {
+            let mut within = within.clone();
+            within.call.waiters = waiters;
+            fetch_one(self.clone(), lane.clone(), range, within)
         });
         boarded.show(&mut span);
         if boarded.joined > 0 {
@@ -309,7 +307,7 @@ impl Engine {
 
     /// Puts `piece` into the cache, or beside it where it is not all there is, or something has
     /// been forgotten `since` it was asked for.
-    async fn land(
+    pub(super) async fn land(
         self: &Arc<Self>,
         lane: &Lane,
         piece: Piece,
@@ -350,96 +348,6 @@ pub(super) fn policy(lane: &Lane, context: &RequestContext) -> Policy {
         grid: lane.grid(),
         cell: lane.cell(),
     }
-}
-
-/// The whole way of one fetch: ask the upstream, count, store.
-async fn fetch_one(
-    engine: Arc<Engine>,
-    lane: Lane,
-    range: TimeRange,
-    context: RequestContext,
-) -> Result<Fetched, Error> {
-    let upstream = lane.upstream.clone();
-    let since = engine.memory.generation();
-    let started = engine.clock.monotonic();
-    let parts = parts(&lane, range)?;
-    let mut fetched = Fetched {
-        chunks: Chunks::new(&lane, &range),
-        complete: true,
-        off_grid: None,
-    };
-    if parts.is_empty() {
-        // There can be no points, which is known for good.
-        let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
-        return engine.land(&lane, piece, since, true, None).await;
-    }
-    let call = CallContext {
-        lane: lane.key.number(),
-        ..context.call
-    };
-    let ends: Vec<Millis> = parts.iter().skip(1).map(|p| p.start).collect();
-    let calls = parts
-        .into_iter()
-        .map(|part| upstream.client.run(part.exchange, &call));
-    let mut answers = stream::iter(calls).buffered(CALLS_AT_ONCE);
-    let mut ends = ends.into_iter();
-    let mut start = range.start();
-    while let Some(answered) = answers.next().await {
-        // Parts that came before one that fails are in the cache already.
-        let answered = answered?;
-        let end = ends.next().unwrap_or(range.end());
-        let series = answered.value;
-        count(&upstream, &series);
-        let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);
-        let settled_before = settled_before.saturating_add(lane.lag());
-        let part = TimeRange::clamped(start, end);
-        let piece = Piece::fetched(series.data, part, started, settled_before, lane.grid());
-        let part = engine.land(&lane, piece, since, series.complete, series.off_grid);
-        let part = part.await?;
-        fetched.chunks.update(&lane, &part.chunks);
-        fetched.complete &= part.complete;
-        fetched.off_grid = fetched.off_grid.or(part.off_grid);
-        start = end;
-    }
-    Ok(fetched)
-}
-
-/// How `range` of `lane` is asked of its upstream.
-pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
-    let upstream = &lane.upstream;
-    match lane.subject() {
-        Subject::Metric {
-            selector,
-            metric_field,
-            layout,
-            nan,
-            details,
-        } => upstream.adapter.series(&Fetch {
-            selector: selector.clone(),
-            metric_field: metric_field.clone(),
-            layout: *layout,
-            range,
-            nan: *nan,
-            details: details.clone(),
-        }),
-        Subject::Expression(expression) => {
-            let prometheus = upstream
-                .adapter
-                .as_prometheus()
-                .ok_or_else(not_prometheus)?;
-            Ok(prometheus.range(expression, &range, upstream.reading.range_limits))
-        }
-    }
-}
-
-/// Counts what `series` brought.
-fn count(upstream: &Upstream, series: &FetchResult) {
-    let metrics = &upstream.metrics;
-    metrics.points.increment(series.received);
-    metrics.dropped("nan", series.dropped.nan);
-    metrics.dropped("inf", series.dropped.inf);
-    metrics.dropped("outside_range", series.dropped.outside_range);
-    metrics.dropped("histogram", series.dropped.histogram);
 }
 
 /// The view of buckets that do not fit the grid, which are an answer only if one fetch brought

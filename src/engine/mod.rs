@@ -3,7 +3,7 @@
 //! - `lane`: the identity under which data is shared
 //! - `chunk`, `columns`, `cache`: cached data, in immutable parts, bounded by weight
 //! - `plan`: pure; which part of a range is fresh and which has to be fetched
-//! - `fetch`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
+//! - `fetch`, `parts`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
 //! - `revalidate`: serves data that has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
 //! - `answer`: answers to queries for metric values
@@ -49,6 +49,7 @@ mod known_steps;
 pub mod lane;
 mod metadata;
 mod outcome;
+mod parts;
 mod passthrough;
 pub mod plan;
 mod range;

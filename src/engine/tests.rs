@@ -61,12 +61,7 @@ impl Clocks {
             arrived: self.monotonic(),
             wall: self.now(),
             deadline,
-            call: CallContext {
-                caller: None,
-                lane: 0,
-                deadline,
-                trace: crate::telemetry::trace::Trace::default(),
-            },
+            call: CallContext::new(None, deadline, crate::telemetry::trace::Trace::default()),
             encoding,
             max_age: None,
         }

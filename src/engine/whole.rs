@@ -2,6 +2,7 @@
 //! fetched once for all who ask, cached for a while, and served expired while the upstream fails.
 
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,6 +86,13 @@ impl WholeIdentity {
             upstream: upstream.id,
             query,
         })
+    }
+
+    /// A number that hardly any other identity has.
+    fn number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 
     fn heap_bytes(&self) -> usize {
@@ -289,8 +297,11 @@ impl Engine {
         let mut span = context.span("fetch");
         let within = context.within(&span);
         let (flights, trace) = (&self.memory.whole.flights, &within.call.trace);
-        let joined = flights.join_or_start(key, &[TimeRange::ALL], trace, |_| {
-            fetch_and_store(self.clone(), key.clone(), fetch(within.clone()))
+        let joined = flights.join_or_start(key, &[TimeRange::ALL], trace, |_, waiters| {
+            let mut within = within.clone();
+            within.call.lane = key.number();
+            within.call.waiters = waiters;
+            fetch_and_store(self.clone(), key.clone(), fetch(within))
         });
         joined.show(&mut span);
         if joined.joined > 0 {

@@ -379,12 +379,7 @@ impl Front {
             arrived: at,
             wall: self.shared.clock.now(),
             deadline,
-            call: CallContext {
-                caller,
-                lane: 0,
-                deadline,
-                trace,
-            },
+            call: CallContext::new(caller, deadline, trace),
             encoding: headers.map_or(Encoding::Identity, |headers| {
                 accepted_encoding(self.settings.compression, headers, caller)
             }),

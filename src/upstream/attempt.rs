@@ -13,12 +13,15 @@ pub(super) struct Turn {
     pub(super) retry: u32,
     /// Whether it is beside another that is slow.
     pub(super) hedge: bool,
+    /// Whether it goes on with what an earlier attempt or call began.
+    pub(super) continues: bool,
 }
 
 impl Turn {
     pub(super) const FIRST: Self = Self {
         retry: 0,
         hedge: false,
+        continues: false,
     };
 }
 

@@ -1,6 +1,5 @@
 //! The way of one call: queue, rate, concurrency, breaker, attempt, and perhaps another attempt.
 
-use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +12,13 @@ use tracing::warn;
 use super::attempt::{Attempt, Turn};
 use super::aws::AwsSigner;
 use super::budget::Budgets;
+use super::coalesce::Waiters;
 use super::endpoints::{Chosen, Endpoints, Tried};
-use super::limiter::{Caller, Limiter, Permit};
+use super::limiter::{Ask, Caller, Ended, Limiter, Permit};
 use super::rate_limit_headers::RateLimitHeaders;
+use super::refusal::{breaker_open, nobody_waits, overspent};
 use super::response::{as_of, read};
-use super::retry::RetryBudget;
+use super::retry::{RetryBudget, backoff};
 use super::state::ProtectionState;
 use super::transport::{Outgoing, Transport};
 use crate::adapters::{Exchange, Next, Request, Response};
@@ -36,18 +37,29 @@ pub struct CallContext {
     pub lane: u64,
     /// When the answer is of no use any more.
     pub deadline: Instant,
+    /// Who waits for it. A call that has not been sent is dropped with the last of them.
+    pub waiters: Waiters,
     /// The trace that the request belongs to.
     pub trace: Trace,
+}
+
+impl CallContext {
+    /// A call for `caller` that is made whoever waits for it, for no lane.
+    pub fn new(caller: Caller, deadline: Instant, trace: Trace) -> Self {
+        Self {
+            caller,
+            lane: 0,
+            deadline,
+            waiters: Waiters::default(),
+            trace,
+        }
+    }
 }
 
 /// The longest that calls pause because the upstream asks for it, and the pause where it does
 /// not say for how long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const USUAL_PAUSE: Duration = Duration::from_secs(1);
-
-/// Waits between attempts: at most `BACKOFF · 2^n`, and never more than `LONGEST_BACKOFF`.
-const BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
 /// An answer, and the upstream's time when it was given.
 #[derive(Clone, Copy, Debug)]
@@ -141,8 +153,10 @@ impl UpstreamClient {
     ) -> Result<Answered<T>, Error> {
         let mut exchange = exchange;
         let mut earliest = Millis::MAX;
+        let mut continues = false;
         loop {
-            let Answered { value, as_of } = self.call(&exchange, call).await?;
+            let Answered { value, as_of } = self.call(&exchange, call, continues).await?;
+            continues = true;
             earliest = earliest.min(as_of);
             match value {
                 Next::Done(value) => {
@@ -183,7 +197,7 @@ impl UpstreamClient {
             if endpoint.breaker.open_for().is_some() {
                 continue;
             }
-            let Ok(_permit) = self.admit(call).await else {
+            let Ok(_permit) = self.admit(call, false).await else {
                 return;
             };
             if let Ok(chosen) = endpoint.enter() {
@@ -198,11 +212,15 @@ impl UpstreamClient {
         &self,
         exchange: &Exchange<T>,
         call: &CallContext,
+        continues: bool,
     ) -> Result<Answered<Next<T>>, Error> {
         let tried = Tried::default();
-        let mut attempt: u32 = 0;
+        let mut turn = Turn {
+            continues,
+            ..Turn::FIRST
+        };
         loop {
-            let error = match self.hedged(exchange, call, &tried, attempt).await {
+            let error = match self.hedged(exchange, call, &tried, turn).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
@@ -211,14 +229,16 @@ impl UpstreamClient {
             let wait = error.retry_after.unwrap_or_default();
             let again = error.retryable
                 && Instant::now() + wait < call.deadline
-                && attempt < self.limits.retries
+                && turn.retry < self.limits.retries
+                && !call.waiters.are_gone()
                 && self.retries.take();
             if !again {
                 return Err(error);
             }
             self.metrics.retries.increment(1);
-            tokio::time::sleep(backoff(attempt)).await;
-            attempt += 1;
+            tokio::time::sleep(backoff(turn.retry)).await;
+            turn.retry += 1;
+            turn.continues = true;
         }
     }
 
@@ -229,10 +249,9 @@ impl UpstreamClient {
         exchange: &Exchange<T>,
         call: &CallContext,
         tried: &Tried,
-        retry: u32,
+        turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
-        let turn = |hedge| Turn { retry, hedge };
-        let first = self.attempt(exchange, call, tried, turn(false));
+        let first = self.attempt(exchange, call, tried, turn);
         let Some(after) = self.limits.hedge_after else {
             return first.await;
         };
@@ -245,7 +264,11 @@ impl UpstreamClient {
             return first.await;
         }
         self.metrics.retries.increment(1);
-        let second = self.attempt(exchange, call, tried, turn(true));
+        let beside = Turn {
+            hedge: true,
+            ..turn
+        };
+        let second = self.attempt(exchange, call, tried, beside);
         tokio::pin!(second);
         tokio::select! {
             result = &mut first => match result {
@@ -262,7 +285,7 @@ impl UpstreamClient {
     /// The error with which a call of `caller` that must be answered by `deadline` would be refused
     /// now, if it would be.
     pub fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
-        let checked = self.limiter.check(caller, deadline);
+        let checked = self.limiter.check(&Ask::new(caller, deadline));
         checked.inspect_err(|_| self.metrics.rejected("limits"))
     }
 
@@ -270,7 +293,7 @@ impl UpstreamClient {
     /// trace in metrics.
     pub fn refusal(&self, caller: Caller, deadline: Instant) -> Option<Error> {
         let shut = self.endpoints.all_open().map(breaker_open);
-        let full = || self.limiter.check(caller, deadline).err();
+        let full = || self.limiter.check(&Ask::new(caller, deadline)).err();
         let spent = || self.budgets.spent(self.clock.now()).map(overspent);
         shut.or_else(full).or_else(spent)
     }
@@ -287,18 +310,24 @@ impl UpstreamClient {
     /// How many calls have been admitted so far.
     #[cfg(test)]
     pub(super) fn admitted(&self) -> u64 {
-        self.limiter.admitted()
+        self.limiter.entered()
     }
 
-    /// Waits in line for leave to make a call.
-    async fn admit(&self, call: &CallContext) -> Result<Permit, Error> {
+    /// Waits in line for leave to make a call, as long as anybody waits for its answer.
+    async fn admit(&self, call: &CallContext, continues: bool) -> Result<Permit, Error> {
         let mut span = call.trace.span("queue");
         span.text("heliostat.upstream", &self.metrics.name());
         let queued = self.clock.monotonic();
-        let admitted = self
-            .limiter
-            .admit(call.caller, call.lane, call.deadline)
-            .await;
+        let ask = Ask {
+            lane: call.lane,
+            continues,
+            ..Ask::new(call.caller, call.deadline)
+        };
+        let admitted = tokio::select! {
+            biased;
+            () = call.waiters.gone() => return Err(nobody_waits()),
+            admitted = self.limiter.admit(ask) => admitted,
+        };
         let permit = admitted.inspect_err(|e| {
             self.metrics.rejected("limits");
             span.fail(&e.kind);
@@ -319,7 +348,7 @@ impl UpstreamClient {
         if let Some(wait) = self.endpoints.all_open() {
             return Err(self.breaker_open(wait));
         }
-        let permit = self.admit(call).await?;
+        let permit = self.admit(call, turn.continues).await?;
         let first = tried.is_empty();
         let chosen = self
             .endpoints
@@ -330,10 +359,13 @@ impl UpstreamClient {
         }
         let begun = Instant::now();
         let result = self.attempt_at(chosen, exchange, call, turn).await;
-        permit.report(
-            result.as_ref().map_or_else(is_strain, |_| false),
-            begun.elapsed(),
-        );
+        let ended = match &result {
+            Ok(_) => Ended::Answered,
+            Err(error) if error.kind == Kind::DeadlineExceeded => Ended::TimedOut,
+            Err(error) if is_strain(error) => Ended::Failed,
+            Err(_) => Ended::Unrelated,
+        };
+        permit.report(ended, begun.elapsed());
         result
     }
 
@@ -455,31 +487,8 @@ impl Drop for UpstreamClient {
     }
 }
 
-/// All addresses failed again and again, and the first is tried again after `wait`.
-fn breaker_open(wait: Duration) -> Error {
-    let message = "the upstream failed again and again and is left alone for a while (breaker)";
-    let error = Error::new(Kind::UpstreamUnreachable, message).retryable(false);
-    error.retry_after(Some(wait))
-}
-
-/// A budget is spent, and renewed after `wait`.
-fn overspent(wait: Duration) -> Error {
-    let message = "the upstream's budget of calls is spent (rate_limit)";
-    Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
-}
-
 /// Whether the error shows that the address cannot cope, and not that this one call is one that
 /// it cannot answer.
 fn is_strain(error: &Error) -> bool {
     error.retryable && error.kind.origin() == Origin::Upstream
-}
-
-/// A random wait before another attempt: full jitter over an exponential bound.
-fn backoff(attempt: u32) -> Duration {
-    let bound = BACKOFF
-        .saturating_mul(2u32.saturating_pow(attempt))
-        .min(LONGEST_BACKOFF);
-    // A new hasher is randomly keyed, which is random enough to spread retries.
-    let random = RandomState::new().hash_one(attempt);
-    bound.mul_f64((random % 1024) as f64 / 1024.0)
 }

@@ -1,37 +1,42 @@
-//! Shared fetches. A fetch is a task of its own: whoever needs what it will bring waits for it,
-//! and it is dropped when the last of them has left.
+//! Shared fetches. A fetch is a task of its own: whoever needs what it will bring waits for it.
+//!
+//! When the last of them has left, what has not been sent is dropped. A call that has been sent
+//! comes to its end and is stored: the upstream has done the work, and clients that give up and
+//! come again would have it done for nothing again and again.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::sync::{Notify, watch};
 
 use crate::model::{Error, Kind, RangeSet, TimeRange};
 use crate::telemetry::trace::{Span, Trace};
 
 type FlightOutcome<T> = Option<Result<T, Error>>;
 
-/// One fetch under way, held by each of those who wait for it.
-pub struct Flight<T> {
+/// One fetch under way, for one of those who wait for it.
+pub struct Flight<T>(Arc<SharedFlight<T>>);
+
+struct SharedFlight<T> {
+    id: u64,
     range: TimeRange,
     outcome: watch::Receiver<FlightOutcome<T>>,
     /// What it is a part of.
     trace: Trace,
-    task: AbortHandle,
+    waiters: Waiters,
 }
 
 impl<T: Clone> Flight<T> {
     /// What it is to bring.
     pub fn range(&self) -> TimeRange {
-        self.range
+        self.0.range
     }
 
     /// What it brought.
     pub async fn outcome(&self) -> Result<T, Error> {
-        let mut outcome = self.outcome.clone();
+        let mut outcome = self.0.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome
                 .clone()
@@ -46,12 +51,86 @@ impl<T: Clone> Flight<T> {
 
 impl<T> Drop for Flight<T> {
     fn drop(&mut self) {
-        // A task that has ended does not mind.
-        self.task.abort();
+        self.0.waiters.leave();
     }
 }
 
-type FlightTable<K, T> = HashMap<K, Vec<(u64, TimeRange, Weak<Flight<T>>)>>;
+/// Those who wait for a fetch. The calls that it consists of look here before they are sent: one
+/// that nobody waits for is not.
+///
+/// The default is of calls that are made whoever waits.
+#[derive(Clone, Debug, Default)]
+pub struct Waiters(Option<Arc<CountedWaiters>>);
+
+#[derive(Debug)]
+struct CountedWaiters {
+    count: Mutex<WaiterCount>,
+    left: Notify,
+}
+
+#[derive(Debug)]
+struct WaiterCount {
+    waiting: usize,
+    /// Whether the fetch has ended for want of waiters, so that nobody can join it any more.
+    given_up: bool,
+}
+
+impl Waiters {
+    /// One who waits.
+    fn one() -> Self {
+        Self(Some(Arc::new(CountedWaiters {
+            count: Mutex::new(WaiterCount {
+                waiting: 1,
+                given_up: false,
+            }),
+            left: Notify::new(),
+        })))
+    }
+
+    /// Adds one who waits, unless the fetch has been given up.
+    fn join(&self) -> bool {
+        let Some(counted) = &self.0 else { return true };
+        let mut count = lock(&counted.count);
+        if !count.given_up {
+            count.waiting += 1;
+        }
+        !count.given_up
+    }
+
+    fn leave(&self) {
+        if let Some(counted) = &self.0 {
+            lock(&counted.count).waiting -= 1;
+            counted.left.notify_waiters();
+        }
+    }
+
+    /// Whether nobody waits any more; then the fetch is given up, and nobody can join it.
+    pub(super) fn are_gone(&self) -> bool {
+        let Some(counted) = &self.0 else { return false };
+        let mut count = lock(&counted.count);
+        count.given_up |= count.waiting == 0;
+        count.given_up
+    }
+
+    /// Waits until nobody does any more.
+    pub(super) async fn gone(&self) {
+        let Some(counted) = &self.0 else {
+            return std::future::pending().await;
+        };
+        loop {
+            let left = counted.left.notified();
+            tokio::pin!(left);
+            // From here on it is told of everyone who leaves.
+            left.as_mut().enable();
+            if self.are_gone() {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+type FlightTable<K, T> = HashMap<K, Vec<Arc<SharedFlight<T>>>>;
 
 /// The fetches under way, by what they are of.
 pub struct Flights<K, T> {
@@ -72,7 +151,7 @@ impl<K, T> Default for Flights<K, T> {
 /// The fetches that together bring what was wanted.
 pub struct Joined<T> {
     /// The fetches.
-    pub flights: Vec<Arc<Flight<T>>>,
+    pub flights: Vec<Flight<T>>,
     /// How many of them were under way already.
     pub joined: usize,
 }
@@ -82,7 +161,7 @@ impl<T> Joined<T> {
     pub fn show(&self, span: &mut Span) {
         span.flag("heliostat.collapsed", self.joined > 0);
         for flight in self.flights.iter().take(self.joined) {
-            span.link(&flight.trace);
+            span.link(&flight.0.trace);
         }
     }
 }
@@ -98,31 +177,34 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// The fetches of `key` that bring all of `wanted`: those under way that overlap it, and, for
-    /// what is left, new ones made by `fetch` as a part of `trace`.
+    /// what is left, new ones made by `fetch` as a part of `trace`, for those who wait for it.
     pub fn join_or_start<F>(
         &self,
         key: &K,
         wanted: &[TimeRange],
         trace: &Trace,
-        mut fetch: impl FnMut(TimeRange) -> F,
+        mut fetch: impl FnMut(TimeRange, Waiters) -> F,
     ) -> Joined<T>
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let mut table = lock(&self.table);
         let under_way = table.entry(key.clone()).or_default();
-        let mut flights: Vec<Arc<Flight<T>>> = under_way
+        let mut flights: Vec<Flight<T>> = under_way
             .iter()
-            .filter(|(_, range, _)| wanted.iter().any(|w| w.intersection(range).is_some()))
-            .filter_map(|(_, _, flight)| flight.upgrade())
+            .filter(|f| wanted.iter().any(|w| w.intersection(&f.range).is_some()))
+            .filter(|f| f.waiters.join())
+            .map(|f| Flight(f.clone()))
             .collect();
         let joined = flights.len();
-        let brought: RangeSet = flights.iter().map(|f| f.range).collect();
+        let brought: RangeSet = flights.iter().map(|f| f.0.range).collect();
         for wanted in wanted {
             for range in brought.missing_from(*wanted).iter() {
-                let flight = self.start(key, *range, trace, fetch(*range));
-                under_way.push((flight.0, *range, Arc::downgrade(&flight.1)));
-                flights.push(flight.1);
+                let waiters = Waiters::one();
+                let fetch = fetch(*range, waiters.clone());
+                let flight = self.start(key, *range, trace, waiters, fetch);
+                under_way.push(flight.clone());
+                flights.push(Flight(flight));
             }
         }
         if under_way.is_empty() {
@@ -146,10 +228,17 @@ where
     pub fn under_way(&self, key: &K) -> RangeSet {
         let table = lock(&self.table);
         let flights = table.get(key).into_iter().flatten();
-        flights.map(|(_, range, _)| *range).collect()
+        flights.map(|f| f.range).collect()
     }
 
-    fn start<F>(&self, key: &K, range: TimeRange, trace: &Trace, fetch: F) -> (u64, Arc<Flight<T>>)
+    fn start<F>(
+        &self,
+        key: &K,
+        range: TimeRange,
+        trace: &Trace,
+        waiters: Waiters,
+        fetch: F,
+    ) -> Arc<SharedFlight<T>>
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
@@ -164,19 +253,19 @@ where
             key: key.clone(),
             id,
         };
-        let task = tokio::spawn(async move {
+        tokio::spawn(async move {
             let outcome = fetch.await;
             // Off the table first: whoever comes now finds what it brought in the cache.
             drop(entry);
             sender.send_replace(Some(outcome));
         });
-        let flight = Flight {
+        Arc::new(SharedFlight {
+            id,
             range,
             outcome,
             trace: trace.clone(),
-            task: task.abort_handle(),
-        };
-        (id, Arc::new(flight))
+            waiters,
+        })
     }
 }
 
@@ -191,7 +280,7 @@ impl<K: Eq + Hash, T> Drop for FlightEntry<K, T> {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         if let Some(under_way) = table.get_mut(&self.key) {
-            under_way.retain(|(id, _, _)| *id != self.id);
+            under_way.retain(|f| f.id != self.id);
             if under_way.is_empty() {
                 table.remove(&self.key);
             }
@@ -213,6 +302,8 @@ mod tests {
         flights: Flights<&'static str, TimeRange>,
         started: Arc<AtomicUsize>,
         ended: Arc<AtomicUsize>,
+        /// How long a fetch waits before it is sent.
+        queued: Duration,
     }
 
     impl Counted {
@@ -221,15 +312,21 @@ mod tests {
                 flights: Flights::default(),
                 started: Arc::default(),
                 ended: Arc::default(),
+                queued: Duration::ZERO,
             }
         }
 
         fn join_or_start(&self, wanted: &[TimeRange]) -> Joined<TimeRange> {
             let (started, ended) = (self.started.clone(), self.ended.clone());
             self.flights
-                .join_or_start(&"lane", wanted, &Trace::default(), move |range| {
+                .join_or_start(&"lane", wanted, &Trace::default(), move |range, waiters| {
                     let (started, ended) = (started.clone(), ended.clone());
+                    let queued = self.queued;
                     async move {
+                        tokio::select! {
+                            () = tokio::time::sleep(queued) => {}
+                            () = waiters.gone() => return Err(Error::new(Kind::Internal, "gone")),
+                        }
                         started.fetch_add(1, Ordering::SeqCst);
                         tokio::time::sleep(Duration::from_secs(1)).await;
                         ended.fetch_add(1, Ordering::SeqCst);
@@ -276,8 +373,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_fetch_is_dropped_with_its_last_waiter_and_not_before() {
-        let counted = Counted::new();
+    async fn what_has_not_been_sent_is_dropped_with_the_last_waiter_and_not_before() {
+        let counted = Counted {
+            queued: Duration::from_secs(1),
+            ..Counted::new()
+        };
         let first = counted.join_or_start(&[range(0, 10)]);
         let second = counted.join_or_start(&[range(0, 10)]);
         tokio::task::yield_now().await;
@@ -285,23 +385,58 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(lock(&counted.flights.table).len(), 1);
         drop(second);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(counted.counts(), (1, 0));
+        tokio::task::yield_now().await;
         assert!(lock(&counted.flights.table).is_empty());
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(counted.counts(), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_been_sent_comes_to_its_end_and_can_be_joined_meanwhile() {
+        let counted = Counted::new();
+        let first = counted.join_or_start(&[range(0, 10)]);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        drop(first);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let second = counted.join_or_start(&[range(0, 10)]);
+        assert_eq!(second.joined, 1);
+        drop(second);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(counted.counts(), (1, 1));
+        assert!(lock(&counted.flights.table).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_joins_a_fetch_that_is_given_up() {
+        let flights: Flights<u8, u8> = Flights::default();
+        let never = |_, waiters: Waiters| async move {
+            waiters.gone().await;
+            // The task may end a while after it has given up.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Err(Error::new(Kind::Internal, "given up"))
+        };
+        let at = [range(0, 1)];
+        drop(flights.join_or_start(&1, &at, &Trace::default(), never));
+        tokio::task::yield_now().await;
+        let at_once = |_, _| async { Ok(7) };
+        let second = flights.join_or_start(&1, &at, &Trace::default(), at_once);
+        assert_eq!(second.joined, 0);
+        assert_eq!(second.flights[0].outcome().await, Ok(7));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_error_reaches_everyone_and_the_next_request_tries_again() {
         let flights: Flights<u8, u8> = Flights::default();
-        let fail = |_| async { Err(Error::new(Kind::UpstreamFailed, "no")) };
+        let fail = |_, _| async { Err(Error::new(Kind::UpstreamFailed, "no")) };
         let first = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), fail);
         let second = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), fail);
         for joined in [first, second] {
             let error = joined.flights[0].outcome().await.unwrap_err();
             assert_eq!(error.kind, Kind::UpstreamFailed);
         }
-        let third =
-            flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), |_| async { Ok(7) });
+        let third = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), |_, _| async {
+            Ok(7)
+        });
         assert_eq!(third.joined, 0);
         assert_eq!(third.flights[0].outcome().await, Ok(7));
     }

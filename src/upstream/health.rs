@@ -44,12 +44,11 @@ impl Upstream {
             Forward::Nothing | Forward::Client => Forwarded::default(),
         };
         let exchange = self.adapter.health(&details);
-        let call = CallContext {
-            caller: None,
-            lane: 0,
-            deadline: tokio::time::Instant::now() + self.client.timeout(),
-            trace: Trace::default(),
-        };
+        let call = CallContext::new(
+            None,
+            tokio::time::Instant::now() + self.client.timeout(),
+            Trace::default(),
+        );
         self.client.try_again(&exchange, &call).await;
     }
 }

@@ -16,6 +16,7 @@ mod guard;
 mod health;
 mod limiter;
 mod rate_limit_headers;
+mod refusal;
 mod registry;
 mod response;
 mod retry;
@@ -32,7 +33,7 @@ pub use aws::AwsSigner;
 #[cfg(feature = "aws")]
 pub use aws::{AwsSettings, Keys, Role};
 pub use client::{Answered, CallContext, ClientConfig, UpstreamClient};
-pub use coalesce::{Flight, Flights, Joined};
+pub use coalesce::{Flight, Flights, Joined, Waiters};
 pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;

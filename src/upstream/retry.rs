@@ -1,7 +1,9 @@
 //! A budget for attempts that are made again, so that a failing upstream is not asked more often
 //! than a healthy one.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 /// What one call adds and one retry takes: at most one retry for each five calls.
 const CALL: i64 = 1;
@@ -36,6 +38,20 @@ impl RetryBudget {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
             .is_ok()
     }
+}
+
+/// Waits between attempts: at most `BACKOFF · 2^n`, and never more than `LONGEST_BACKOFF`.
+const BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// A random wait before another attempt: full jitter over an exponential bound.
+pub(super) fn backoff(attempt: u32) -> Duration {
+    let bound = BACKOFF
+        .saturating_mul(2u32.saturating_pow(attempt))
+        .min(LONGEST_BACKOFF);
+    // A new hasher is randomly keyed, which is random enough to spread retries.
+    let random = RandomState::new().hash_one(attempt);
+    bound.mul_f64((random % 1024) as f64 / 1024.0)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! A call's way as a whole, in paused time and without sockets: exact counts.
 
+mod overload;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,6 +37,8 @@ struct Hosts {
     does: Mutex<HashMap<String, Does>>,
     calls: Mutex<Vec<(String, Duration)>>,
     running: AtomicUsize,
+    /// Calls that were answered.
+    ended: AtomicUsize,
 }
 
 impl Hosts {
@@ -87,6 +91,7 @@ impl Transport for Hosts {
             let header = |(k, v): &(&'static str, &'static str)| {
                 (HeaderName::from_static(k), HeaderValue::from_static(v))
             };
+            self.ended.fetch_add(1, Ordering::SeqCst);
             Ok(Response {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: headers.iter().map(header).collect::<HeaderMap>(),
@@ -147,12 +152,11 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
 }
 
 fn call_context() -> CallContext {
-    CallContext {
-        caller: None,
-        lane: 0,
-        deadline: Instant::now() + Duration::from_secs(3600),
-        trace: crate::telemetry::trace::Trace::default(),
-    }
+    CallContext::new(
+        None,
+        Instant::now() + Duration::from_secs(3600),
+        crate::telemetry::trace::Trace::default(),
+    )
 }
 
 /// A call that succeeds with a 200, and reads anything else as a failing upstream.

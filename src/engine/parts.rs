@@ -1,0 +1,147 @@
+//! One fetch: the parts that it is asked for in, how they are asked for and stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+
+use super::cache::Chunks;
+use super::chunk::Piece;
+use super::fetch::{Fetched, not_prometheus};
+use super::invalidate::Generation;
+use super::lane::{Lane, Subject};
+use super::{Engine, RequestContext};
+use crate::adapters::{Fetch, FetchResult, Part};
+use crate::model::{Error, Kind, Millis, Step, TimeRange};
+use crate::upstream::{CallContext, Upstream};
+
+/// Calls of one fetch that run at once; the upstream's own limits come on top.
+const CALLS_AT_ONCE: usize = 4;
+
+/// The whole way of one fetch: ask the upstream, count, store.
+pub(super) async fn fetch_one(
+    engine: Arc<Engine>,
+    lane: Lane,
+    range: TimeRange,
+    context: RequestContext,
+) -> Result<Fetched, Error> {
+    let since = engine.memory.generation();
+    let started = engine.clock.monotonic();
+    let parts = parts(&lane, range)?;
+    let mut fetched = Fetched {
+        chunks: Chunks::new(&lane, &range),
+        complete: true,
+        off_grid: None,
+    };
+    if parts.is_empty() {
+        // There can be no points, which is known for good.
+        let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
+        return engine.land(&lane, piece, since, true, None).await;
+    }
+    let fetching = Arc::new(Fetching {
+        call: CallContext {
+            lane: lane.key.number(),
+            ..context.call
+        },
+        engine,
+        lane,
+        since,
+        started,
+    });
+    let later: Vec<Millis> = parts.iter().skip(1).map(|part| part.start).collect();
+    let several = !later.is_empty();
+    // The first part stands for all before its first time, too.
+    let starts = [range.start()].into_iter().chain(later.clone());
+    let ends = later.into_iter().chain([range.end()]);
+    let parts = parts.into_iter().zip(starts.zip(ends));
+    let parts = parts.map(|(part, (start, end))| {
+        let fetching = fetching.clone();
+        async move {
+            let range = TimeRange::clamped(start, end);
+            if !several {
+                return fetching.part(part, range).await;
+            }
+            // A task of its own: if another part fails, what has been sent is stored all the same.
+            let task = tokio::spawn(async move { fetching.part(part, range).await });
+            task.await.unwrap_or_else(|e| {
+                let message = format!("a part of a fetch failed: {e}");
+                Err(Error::new(Kind::Internal, message))
+            })
+        }
+    });
+    let mut parts = stream::iter(parts).buffered(CALLS_AT_ONCE);
+    while let Some(part) = parts.next().await {
+        // Parts that came before one that fails are in the cache already.
+        let part = part?;
+        fetched.chunks.update(&fetching.lane, &part.chunks);
+        fetched.complete &= part.complete;
+        fetched.off_grid = fetched.off_grid.or(part.off_grid);
+    }
+    Ok(fetched)
+}
+
+/// What the parts of one fetch have in common.
+struct Fetching {
+    engine: Arc<Engine>,
+    lane: Lane,
+    call: CallContext,
+    since: Generation,
+    /// When it began, by the monotonic clock.
+    started: Duration,
+}
+
+impl Fetching {
+    /// Asks for one part, counts it, and stores it as what is known of `range`.
+    async fn part(&self, part: Part, range: TimeRange) -> Result<Fetched, Error> {
+        let upstream = &self.lane.upstream;
+        let answered = upstream.client.run(part.exchange, &self.call).await?;
+        let series = answered.value;
+        count(upstream, &series);
+        let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);
+        let settled_before = settled_before.saturating_add(self.lane.lag());
+        let (started, grid) = (self.started, self.lane.grid());
+        let piece = Piece::fetched(series.data, range, started, settled_before, grid);
+        let (complete, off_grid) = (series.complete, series.off_grid);
+        self.engine
+            .land(&self.lane, piece, self.since, complete, off_grid)
+            .await
+    }
+}
+
+/// How `range` of `lane` is asked of its upstream.
+pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
+    let upstream = &lane.upstream;
+    match lane.subject() {
+        Subject::Metric {
+            selector,
+            metric_field,
+            layout,
+            nan,
+            details,
+        } => upstream.adapter.series(&Fetch {
+            selector: selector.clone(),
+            metric_field: metric_field.clone(),
+            layout: *layout,
+            range,
+            nan: *nan,
+            details: details.clone(),
+        }),
+        Subject::Expression(expression) => {
+            let prometheus = upstream
+                .adapter
+                .as_prometheus()
+                .ok_or_else(not_prometheus)?;
+            Ok(prometheus.range(expression, &range, upstream.reading.range_limits))
+        }
+    }
+}
+
+/// Counts what `series` brought.
+fn count(upstream: &Upstream, series: &FetchResult) {
+    let metrics = &upstream.metrics;
+    metrics.points.increment(series.received);
+    metrics.dropped("nan", series.dropped.nan);
+    metrics.dropped("inf", series.dropped.inf);
+    metrics.dropped("outside_range", series.dropped.outside_range);
+    metrics.dropped("histogram", series.dropped.histogram);
+}

@@ -1,0 +1,59 @@
+//! A limit of concurrency that adapts to what an upstream can take.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How many calls may run at once, found by trying: a little more after each that goes well, a
+/// third less when one does not (additive increase, multiplicative decrease).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Adaptive {
+    limit: f64,
+    most: usize,
+    /// The shortest time of a call, forgotten slowly.
+    shortest: Duration,
+    /// When the limit was last lowered.
+    lowered: Option<Instant>,
+}
+
+/// A call that takes so many times as long as the shortest is one of an upstream that is strained.
+const SLOW: u32 = 3;
+
+/// The limit is lowered at most once in this time: calls that fail together are one failure.
+const ONE_FAILURE: Duration = Duration::from_secs(1);
+
+impl Adaptive {
+    /// At most `most` calls.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            limit: most as f64,
+            most,
+            shortest: Duration::from_secs(3600),
+            lowered: None,
+        }
+    }
+
+    /// How many calls may run now.
+    pub(super) fn limit(&self) -> usize {
+        self.limit as usize
+    }
+
+    /// A call failed or not, and took `took`.
+    pub(super) fn learn(&mut self, failed: bool, took: Duration) {
+        let slow = took > self.shortest * SLOW + Duration::from_millis(50);
+        // A hundredth a call, so that an upstream that has become slower is not slow for ever.
+        self.shortest = (self.shortest + self.shortest / 100).min(took);
+        if !failed && !slow {
+            self.limit = (self.limit + 1.0 / self.limit).min(self.most as f64);
+            return;
+        }
+        let now = Instant::now();
+        if self
+            .lowered
+            .is_none_or(|at| now.duration_since(at) >= ONE_FAILURE)
+        {
+            self.lowered = Some(now);
+            self.limit = (self.limit * 0.7).max(1.0);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! How long calls take.
+
+use std::time::Duration;
+
+/// The mean time of calls and their mean deviation from it, of about the last `WEIGHT` calls
+/// (RFC 6298 estimates round trips alike).
+#[derive(Debug, Default)]
+pub(super) struct Latency {
+    /// Calls that were learned from, up to `WEIGHT`.
+    calls: f64,
+    /// Seconds.
+    mean: f64,
+    /// Seconds.
+    deviation: f64,
+}
+
+/// A new call weighs one in so many, so that a slow one among quick ones moves little.
+const WEIGHT: f64 = 32.0;
+
+impl Latency {
+    /// A call took `took`.
+    pub(super) fn learn(&mut self, took: Duration) {
+        let took = took.as_secs_f64();
+        self.calls = (self.calls + 1.0).min(WEIGHT);
+        self.mean += (took - self.mean) / self.calls;
+        self.deviation += ((took - self.mean).abs() - self.deviation) / self.calls;
+    }
+
+    /// The mean; zero before the first call has ended.
+    pub(super) fn mean(&self) -> Duration {
+        Duration::from_secs_f64(self.mean.max(0.0))
+    }
+
+    /// What all calls but a few take at most, with a tenth to spare; zero before the first call has
+    /// ended.
+    pub(super) fn usual(&self) -> Duration {
+        Duration::from_secs_f64((1.1 * self.mean + 2.0 * self.deviation).max(0.0))
+    }
+}

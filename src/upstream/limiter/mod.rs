@@ -1,0 +1,438 @@
+//! What an upstream may be burdened with: calls a second, calls at once, calls that wait.
+//!
+//! A call is admitted only if it can be answered before its deadline: its turn, by who waits
+//! already, by the rate and by how long calls run, and the time that calls usually take. One that
+//! cannot is refused at once. So however many calls come, those that are made are of use, and the
+//! upstream is used as far as the limits allow.
+//!
+//! Estimates err. A call whose turn comes too late after all is refused then, and where those who
+//! wait cannot all make it any more, the one whose turn is last gives way.
+
+mod adaptive;
+mod latency;
+mod queue;
+mod rate;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use self::adaptive::Adaptive;
+use self::latency::Latency;
+use self::queue::{Place, Queue};
+use self::rate::Rate;
+use super::state::LimiterState;
+use crate::model::{Error, Kind, Limits};
+
+/// Who asks: the address of a client, or Heliostat itself.
+pub type Caller = Option<IpAddr>;
+
+/// A call that asks for leave to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    /// Who asks.
+    pub(super) caller: Caller,
+    /// The lane that it is for; lanes of one caller take turns.
+    pub(super) lane: u64,
+    /// Whether it goes on with what an earlier call began.
+    pub(super) continues: bool,
+    /// When its answer is of no use any more.
+    pub(super) deadline: Instant,
+}
+
+impl Ask {
+    /// A call for no lane, that goes on with nothing.
+    pub(super) fn new(caller: Caller, deadline: Instant) -> Self {
+        Self {
+            caller,
+            lane: 0,
+            continues: false,
+            deadline,
+        }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            caller: self.caller,
+            lane: self.lane,
+            continues: self.continues,
+        }
+    }
+}
+
+/// Admits calls to one upstream.
+pub(super) struct Limiter(Arc<SharedLimiter>);
+
+struct SharedLimiter {
+    limits: Limits,
+    // A plain mutex: it is held to change the queue and never across an await.
+    state: Mutex<LimiterQueue>,
+}
+
+type Admission = Result<Permit, Error>;
+
+struct LimiterQueue {
+    /// Calls under way.
+    running: usize,
+    /// How many may be, if that adapts.
+    adaptive: Option<Adaptive>,
+    rate: Rate,
+    latency: Latency,
+    queue: Queue<oneshot::Sender<Admission>>,
+    /// No call before this, as the upstream asked.
+    paused_until: Option<Instant>,
+    /// How far apart calls must be, and until when, as the upstream asked.
+    spacing: Option<(Duration, Instant)>,
+    /// When the last call was admitted.
+    last_admitted: Option<Instant>,
+    /// When the queue is looked at again.
+    wake_at: Option<Instant>,
+}
+
+/// Leave to make one call, which is under way until this is dropped.
+#[derive(Debug)]
+pub(super) struct Permit(Weak<SharedLimiter>);
+
+impl std::fmt::Debug for SharedLimiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedLimiter")
+    }
+}
+
+/// How a call went, as far as it says what the upstream can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was answered.
+    Answered,
+    /// It ran out of time.
+    TimedOut,
+    /// It failed in another way, which says nothing of how long calls take.
+    Failed,
+    /// It failed, and it is not the upstream that failed.
+    Unrelated,
+}
+
+impl Permit {
+    /// How the call went, and how long it took.
+    pub(super) fn report(&self, ended: Ended, took: Duration) {
+        let Some(shared) = self.0.upgrade() else {
+            return;
+        };
+        let mut state = shared.state();
+        if matches!(ended, Ended::Answered | Ended::TimedOut) {
+            state.latency.learn(took);
+        }
+        if let Some(adaptive) = &mut state.adaptive {
+            adaptive.learn(matches!(ended, Ended::TimedOut | Ended::Failed), took);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.state().running -= 1;
+            shared.admit_next();
+        }
+    }
+}
+
+/// A ticket of one who waits, given up when dropped.
+struct Ticket<'a> {
+    shared: &'a Arc<SharedLimiter>,
+    caller: Caller,
+    number: u64,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.shared.state().queue.leave(self.caller, self.number);
+    }
+}
+
+impl Limiter {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let adaptive = limits.adaptive_concurrency;
+        Self(Arc::new(SharedLimiter {
+            limits: *limits,
+            state: Mutex::new(LimiterQueue {
+                running: 0,
+                adaptive: adaptive.then(|| Adaptive::new(limits.max_concurrency)),
+                rate: Rate::new(limits.per_second, limits.burst),
+                latency: Latency::default(),
+                queue: Queue::default(),
+                paused_until: None,
+                spacing: None,
+                last_admitted: None,
+                wake_at: None,
+            }),
+        }))
+    }
+
+    /// Waits until a call may be made; the permit is held while it is under way. An error, at once
+    /// where that can be known, if as many calls wait already as may, or if the call would not be
+    /// answered before its deadline.
+    pub(super) async fn admit(&self, ask: Ask) -> Result<Permit, Error> {
+        let shared = &self.0;
+        let (ticket, admitted) = {
+            let mut state = shared.state();
+            shared.admissible(&state, &ask)?;
+            if state.queue.len() >= shared.limits.queue {
+                // Somebody else has more calls waiting: the last of them gives way.
+                shared.shed_last(&mut state);
+            }
+            let (sender, admitted) = oneshot::channel();
+            let number = state.queue.enter(ask.place(), ask.deadline, sender);
+            shared.shed_hopeless(&mut state);
+            let caller = ask.caller;
+            let ticket = Ticket {
+                shared,
+                caller,
+                number,
+            };
+            (ticket, admitted)
+        };
+        shared.admit_next();
+        let permit = admitted.await;
+        drop(ticket);
+        // The sender lives in the queue until it has sent.
+        permit.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the queue was lost")))
+    }
+
+    /// How many have stood in line so far.
+    #[cfg(test)]
+    pub(super) fn entered(&self) -> u64 {
+        self.0.state().queue.entered()
+    }
+
+    /// The error with which a call would be refused now, if it would be.
+    pub(super) fn check(&self, ask: &Ask) -> Result<(), Error> {
+        self.0.admissible(&self.0.state(), ask)
+    }
+
+    /// What it allows, and who waits.
+    pub(super) fn state(&self) -> LimiterState {
+        let state = self.0.state();
+        let limits = &self.0.limits;
+        let now = Instant::now();
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let paused = state.paused_until.map(left).filter(|d| !d.is_zero());
+        let spacing = state.spacing.filter(|(_, until)| *until > now);
+        LimiterState {
+            per_second: limits.per_second,
+            burst: limits.burst,
+            running: state.running,
+            may_run: self.0.at_once(&state),
+            waiting: state.queue.len(),
+            queue: limits.queue,
+            paused_seconds: paused.map(|d| d.as_secs_f64()),
+            spacing_seconds: spacing.map(|(apart, _)| apart.as_secs_f64()),
+        }
+    }
+
+    /// Admits no call for `pause`, as the upstream asked. A pause that ends later stays.
+    pub(super) fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut state = self.0.state();
+        state.paused_until = Some(state.paused_until.map_or(until, |p| p.max(until)));
+    }
+
+    /// Lets calls come no nearer together than `spacing`, for `duration`; then that is forgotten.
+    pub(super) fn space_out(&self, spacing: Duration, duration: Duration) {
+        self.0.state().spacing = Some((spacing, Instant::now() + duration));
+    }
+}
+
+fn refusal(message: String, wait: Duration) -> Error {
+    let wait = wait.clamp(Duration::from_secs(1), Duration::from_secs(3600));
+    Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
+}
+
+impl SharedLimiter {
+    fn state(&self) -> MutexGuard<'_, LimiterQueue> {
+        // Each change is made whole before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error where as many calls wait as may and nobody else has more of them, or where the
+    /// call would not be answered before its deadline.
+    fn admissible(&self, state: &LimiterQueue, ask: &Ask) -> Result<(), Error> {
+        let now = Instant::now();
+        let ahead = state.queue.ahead(ask.place());
+        let turn = self.turn(state, now, ahead.calls).max(ahead.by_pace);
+        let waiting = state.queue.len();
+        if waiting >= self.limits.queue && !state.queue.has_longer_line_than(ask.caller) {
+            let message = format!("{waiting} calls already wait for the upstream (queue)");
+            return Err(refusal(message, turn));
+        }
+        if turn.is_zero() {
+            // Even if it should come too late for whoever asks: it costs nobody his turn, is stored
+            // for the next, and tells how long calls take now.
+            return Ok(());
+        }
+        // What is estimated to be just in time would be late half of the time.
+        let answered = now + turn + turn / 10 + state.latency.usual();
+        if answered <= ask.deadline {
+            return Ok(());
+        }
+        if let Some(until) = state.paused_until.filter(|until| *until > ask.deadline) {
+            let wait = until.saturating_duration_since(now);
+            let message = "the upstream asked for a pause (Retry-After)";
+            return Err(Error::new(Kind::UpstreamBusy, message).retry_after(Some(wait)));
+        }
+        Err(refusal(no_call_left(waiting), turn))
+    }
+
+    /// How long from `now` a call waits that has `ahead` others before it, by the rate, by how many
+    /// run at once, and by what the upstream asked for.
+    fn turn(&self, state: &LimiterQueue, now: Instant, ahead: usize) -> Duration {
+        let may_run = self.at_once(state);
+        let free = may_run.saturating_sub(state.running);
+        let slots = match (ahead + 1).saturating_sub(free) {
+            0 => Duration::ZERO,
+            beyond => state
+                .latency
+                .mean()
+                .mul_f64(beyond as f64 / may_run.max(1) as f64),
+        };
+        let pause = state.paused_until;
+        let pause = pause.map_or(Duration::ZERO, |p| p.saturating_duration_since(now));
+        let spacing = state.spacing.map_or(Duration::ZERO, |(spacing, until)| {
+            let calls = u32::try_from(ahead + 1).unwrap_or(u32::MAX);
+            let next = state
+                .last_admitted
+                .map(|last| (last + spacing).saturating_duration_since(now));
+            let wait = next.unwrap_or_default() + spacing.saturating_mul(calls - 1);
+            wait.min(until.saturating_duration_since(now))
+        });
+        state
+            .rate
+            .wait(now, ahead)
+            .max(slots)
+            .max(pause)
+            .max(spacing)
+    }
+
+    /// How many calls may run at once.
+    fn at_once(&self, state: &LimiterQueue) -> usize {
+        let adaptive = state.adaptive.as_ref();
+        adaptive.map_or(self.limits.max_concurrency, Adaptive::limit)
+    }
+
+    /// Refuses the one whose turn comes last.
+    fn shed_last(&self, state: &mut LimiterQueue) {
+        if let Some((caller, ticket, _)) = state.queue.last() {
+            let turn = self.turn(state, Instant::now(), state.queue.len() - 1);
+            shed(state, caller, ticket, turn);
+        }
+    }
+
+    /// Refuses from the end of the longest line, as long as the last call there has no chance to
+    /// be answered in time.
+    fn shed_hopeless(&self, state: &mut LimiterQueue) {
+        while let Some((_, _, deadline)) = state.queue.last() {
+            let now = Instant::now();
+            let turn = self.turn(state, now, state.queue.len() - 1);
+            if turn.is_zero() || now + turn + state.latency.usual() <= deadline {
+                return;
+            }
+            self.shed_last(state);
+        }
+    }
+
+    /// Refuses those in the line of `caller`, which has moved, who have no chance to be answered in
+    /// time by its pace: its last ones, and its first.
+    fn shed_late(&self, state: &mut LimiterQueue, caller: Caller, now: Instant) {
+        for end in [Queue::last_of, Queue::first_of] {
+            while let Some((ticket, deadline, wait)) = end(&state.queue, caller) {
+                if now + wait + state.latency.usual() <= deadline {
+                    break;
+                }
+                shed(state, caller, ticket, wait);
+            }
+        }
+    }
+
+    /// Admits whoever is next, as long as a call may be made now; else sees to it that the queue
+    /// is looked at when one may.
+    fn admit_next(self: &Arc<Self>) {
+        loop {
+            let mut state = self.state();
+            if state.running >= self.at_once(&state) || state.queue.len() == 0 {
+                return;
+            }
+            let now = Instant::now();
+            let wait = self.turn(&state, now, 0);
+            if !wait.is_zero() {
+                self.wake_after(&mut state, wait);
+                return;
+            }
+            let slots = self.at_once(&state).max(1) as f64;
+            let by_slots = state.latency.mean().as_secs_f64() / slots;
+            let period = by_slots.max(1.0 / self.limits.per_second);
+            let Some((caller, next)) = state.queue.next(now, period) else {
+                return;
+            };
+            self.shed_late(&mut state, caller, now);
+            let waiting = state.queue.len();
+            if waiting > 0 && now + state.latency.usual() > next.deadline {
+                // Others can still be answered in time.
+                let refused = refusal(no_call_left(waiting), Duration::ZERO);
+                let _ = next.item.send(Err(refused));
+                continue;
+            }
+            state.rate.take(now);
+            state.last_admitted = Some(now);
+            if state.spacing.is_some_and(|(_, until)| now >= until) {
+                state.spacing = None;
+            }
+            state.running += 1;
+            drop(state);
+            // Whoever has left meanwhile gives the permit back by dropping it.
+            let _ = next.item.send(Ok(Permit(Arc::downgrade(self))));
+        }
+    }
+
+    fn wake_after(self: &Arc<Self>, state: &mut LimiterQueue, wait: Duration) {
+        // Timers are exact to the millisecond; one that rings too early would ring again at once.
+        let at = Instant::now() + wait.max(Duration::from_micros(1));
+        if state.wake_at.is_some_and(|planned| planned <= at) {
+            return;
+        }
+        state.wake_at = Some(at);
+        let shared = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            if let Some(shared) = shared.upgrade() {
+                {
+                    let mut state = shared.state();
+                    if state.wake_at == Some(at) {
+                        state.wake_at = None;
+                    }
+                }
+                shared.admit_next();
+            }
+        });
+    }
+}
+
+/// Refuses the one with `ticket`, whose turn would come after `wait`.
+fn shed(state: &mut LimiterQueue, caller: Caller, ticket: u64, wait: Duration) {
+    let waiting = state.queue.len();
+    if let Some(left) = state.queue.leave(caller, ticket) {
+        // Whoever has left meanwhile does not mind.
+        let _ = left.item.send(Err(refusal(no_call_left(waiting), wait)));
+    }
+}
+
+fn no_call_left(waiting: usize) -> String {
+    format!(
+        "the upstream's limits leave no time for another answer before the request's deadline; {waiting} calls wait"
+    )
+}
+
+#[cfg(test)]
+mod tests;

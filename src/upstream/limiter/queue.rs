@@ -1,0 +1,272 @@
+//! Who waits for a call, and whose call is next.
+//!
+//! Callers stand in one line each, and the lines take turns: a dashboard of 500 panels delays the
+//! poll of a check by one call, not by 500. Within a line the lanes take turns, so that a long
+//! range of many calls delays no other by more than one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Caller;
+
+/// Those who wait. An entry of type `T` is handed back when its turn comes.
+pub(super) struct Queue<T> {
+    /// One line for each caller who waits; the first is next, and goes to the end then.
+    lines: VecDeque<Line<T>>,
+    waiting: usize,
+    last_ticket: u64,
+}
+
+/// One that waits.
+pub(super) struct Waiting<T> {
+    ticket: u64,
+    /// When its answer is of no use any more.
+    pub(super) deadline: Instant,
+    /// What is handed back.
+    pub(super) item: T,
+}
+
+/// Those who wait for one caller; the first lane is next, and goes to the end then.
+struct Line<T> {
+    caller: Caller,
+    lanes: VecDeque<Lane<T>>,
+    waiting: usize,
+    pace: Pace,
+}
+
+/// How fast a line moves. Callers who ask for little have their turns between those of a long line,
+/// and how many of them will come nobody knows: the past tells.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    /// Seconds between two turns, of the last `PACE_WEIGHT` or so.
+    seconds: f64,
+    last: Option<Instant>,
+}
+
+const PACE_WEIGHT: f64 = 32.0;
+
+/// An interval counts as at most so many times the usual one: a pause is none of the pace.
+const PACE_CLIP: f64 = 4.0;
+
+impl Pace {
+    /// It was the line's turn at `now`; of lines that move alike it would be each `even` seconds.
+    fn turn(&mut self, now: Instant, even: f64) {
+        if let Some(last) = self.last.replace(now) {
+            let most = PACE_CLIP * self.seconds.max(even);
+            let interval = now.duration_since(last).as_secs_f64().min(most);
+            self.seconds += (interval - self.seconds) / PACE_WEIGHT;
+        }
+    }
+
+    fn wait(&self, ahead: usize) -> Duration {
+        Duration::try_from_secs_f64(self.seconds * ahead as f64).unwrap_or(Duration::MAX)
+    }
+}
+
+/// What goes before a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead {
+    /// Calls that would be made before it if no others came.
+    pub(super) calls: usize,
+    /// How long it will wait by the pace at which its line moves.
+    pub(super) by_pace: Duration,
+}
+
+/// Those who wait for data of one lane, by its number.
+struct Lane<T> {
+    number: u64,
+    waiting: VecDeque<Waiting<T>>,
+}
+
+/// Where a call stands in line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Whose line it is.
+    pub(super) caller: Caller,
+    /// The lane that it is for.
+    pub(super) lane: u64,
+    /// Whether it goes on with what an earlier call began: then it is the next of its line.
+    pub(super) continues: bool,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            lines: VecDeque::new(),
+            waiting: 0,
+            last_ticket: 0,
+        }
+    }
+}
+
+impl<T> Queue<T> {
+    /// How many wait in all lines.
+    pub(super) fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// How many have stood in line so far.
+    #[cfg(test)]
+    pub(super) fn entered(&self) -> u64 {
+        self.last_ticket
+    }
+
+    /// What goes before a call that comes to `place` now: its turn comes when each lane of its line
+    /// has had as many as its own lane, and each other line has moved as often.
+    pub(super) fn ahead(&self, place: Place) -> Ahead {
+        let line = self.lines.iter().find(|l| l.caller == place.caller);
+        let own = line
+            .filter(|_| !place.continues)
+            .map_or(0, |line| line.ahead_of(place.lane));
+        let others = self.lines.iter();
+        let others = others.filter(|l| l.caller.is_some() && l.caller != place.caller);
+        let others = others.map(|l| match place.caller {
+            Some(_) => l.waiting.min(own),
+            None => l.waiting,
+        });
+        Ahead {
+            calls: own + others.sum::<usize>(),
+            by_pace: line.map_or(Duration::ZERO, |line| line.pace.wait(own)),
+        }
+    }
+
+    /// Puts `item` in line, and gives the ticket with which it can leave.
+    pub(super) fn enter(&mut self, place: Place, deadline: Instant, item: T) -> u64 {
+        self.last_ticket += 1;
+        self.waiting += 1;
+        let entry = Waiting {
+            ticket: self.last_ticket,
+            deadline,
+            item,
+        };
+        match self.lines.iter_mut().find(|l| l.caller == place.caller) {
+            Some(line) => line.enter(place, entry),
+            None => {
+                let mut line = Line {
+                    caller: place.caller,
+                    lanes: VecDeque::new(),
+                    waiting: 0,
+                    pace: Pace::default(),
+                };
+                line.enter(place, entry);
+                self.lines.push_back(line);
+            }
+        }
+        self.last_ticket
+    }
+
+    /// Takes out the one with `ticket`, if it waits still.
+    pub(super) fn leave(&mut self, caller: Caller, ticket: u64) -> Option<Waiting<T>> {
+        let at = self.lines.iter().position(|l| l.caller == caller)?;
+        let line = self.lines.get_mut(at)?;
+        let left = line.leave(ticket)?;
+        self.waiting -= 1;
+        if line.lanes.is_empty() {
+            self.lines.remove(at);
+        }
+        Some(left)
+    }
+
+    /// Takes out the one whose turn it is at `now`, where calls can be made each `period` seconds.
+    /// Work of our own waits until no client does.
+    pub(super) fn next(&mut self, now: Instant, period: f64) -> Option<(Caller, Waiting<T>)> {
+        let client = self.lines.iter().position(|l| l.caller.is_some());
+        let lines = self.lines.len();
+        let mut line = self.lines.remove(client.unwrap_or(0))?;
+        let mut lane = line.lanes.pop_front()?;
+        let next = lane.waiting.pop_front()?;
+        let caller = line.caller;
+        line.pace.turn(now, period * lines as f64);
+        self.waiting -= 1;
+        line.waiting -= 1;
+        if !lane.waiting.is_empty() {
+            line.lanes.push_back(lane);
+        }
+        if !line.lanes.is_empty() {
+            self.lines.push_back(line);
+        }
+        Some((caller, next))
+    }
+
+    /// The first of the line of `caller`, by ticket and deadline, and how long it will wait.
+    pub(super) fn first_of(&self, caller: Caller) -> Option<(u64, Instant, Duration)> {
+        let line = self.lines.iter().find(|l| l.caller == caller)?;
+        let first = line.lanes.front()?.waiting.front()?;
+        Some((first.ticket, first.deadline, line.pace.wait(1)))
+    }
+
+    /// The last of the line of `caller`, by ticket and deadline, and how long it will wait.
+    pub(super) fn last_of(&self, caller: Caller) -> Option<(u64, Instant, Duration)> {
+        let line = self.lines.iter().find(|l| l.caller == caller)?;
+        let newest = line.newest()?;
+        let wait = line.pace.wait(line.waiting);
+        Some((newest.ticket, newest.deadline, wait))
+    }
+
+    /// The caller and the ticket of the one whose turn comes last, and its deadline: work of our
+    /// own, or the newest of the longest line.
+    pub(super) fn last(&self) -> Option<(Caller, u64, Instant)> {
+        let longest = |l: &&Line<T>| (l.caller.is_none(), l.waiting);
+        let line = self.lines.iter().max_by_key(longest)?;
+        let newest = line.newest()?;
+        Some((line.caller, newest.ticket, newest.deadline))
+    }
+
+    /// Whether `caller` has fewer in line, with one more, than the caller who has most: then it is
+    /// the other's turn to give way.
+    pub(super) fn has_longer_line_than(&self, caller: Caller) -> bool {
+        let own = self.lines.iter().find(|l| l.caller == caller);
+        let own = own.map_or(0, |l| l.waiting);
+        let others = self.lines.iter();
+        others
+            .filter(|l| l.caller != caller)
+            .any(|l| l.waiting > own + 1 || (l.caller.is_none() && caller.is_some()))
+    }
+}
+
+impl<T> Line<T> {
+    fn newest(&self) -> Option<&Waiting<T>> {
+        let newest = self.lanes.iter().filter_map(|lane| lane.waiting.back());
+        newest.max_by_key(|w| w.ticket)
+    }
+
+    fn ahead_of(&self, lane: u64) -> usize {
+        let own = self.lanes.iter().find(|l| l.number == lane);
+        let own = own.map_or(0, |l| l.waiting.len());
+        let others = self.lanes.iter().filter(|l| l.number != lane);
+        own + others.map(|l| l.waiting.len().min(own + 1)).sum::<usize>()
+    }
+
+    fn enter(&mut self, place: Place, entry: Waiting<T>) {
+        self.waiting += 1;
+        let known = self.lanes.iter_mut().find(|l| l.number == place.lane);
+        match known {
+            Some(lane) if !place.continues => lane.waiting.push_back(entry),
+            _ => {
+                let lane = Lane {
+                    number: place.lane,
+                    waiting: VecDeque::from([entry]),
+                };
+                match place.continues {
+                    true => self.lanes.push_front(lane),
+                    false => self.lanes.push_back(lane),
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, ticket: u64) -> Option<Waiting<T>> {
+        let find = |lane: &Lane<T>| lane.waiting.iter().position(|w| w.ticket == ticket);
+        let mut lanes = self.lanes.iter().enumerate();
+        let (lane_at, at) = lanes.find_map(|(i, lane)| Some((i, find(lane)?)))?;
+        let lane = self.lanes.get_mut(lane_at)?;
+        let left = lane.waiting.remove(at)?;
+        self.waiting -= 1;
+        if lane.waiting.is_empty() {
+            self.lanes.remove(lane_at);
+        }
+        Some(left)
+    }
+}
