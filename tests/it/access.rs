@@ -191,7 +191,7 @@ async fn who_is_turned_away_is_told_in_the_words_of_the_api() {
         prometheus.json(),
         json!({
             "status": "error", "errorType": "bad_data",
-            "error": "not from this address (access.prometheus.networks)",
+            "error": "this client address has no access (access.prometheus.networks)",
         })
     );
     assert_eq!(prometheus.header("access-control-allow-origin"), "*");
