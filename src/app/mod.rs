@@ -33,8 +33,8 @@ use crate::model::{Millis, MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    AwsSigner, ClientConfig, Forward, Guard, Http, Registry, Security, Transport, Upstream,
-    UpstreamClient, watch,
+    AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, Security, Transport,
+    Upstream, UpstreamClient, watch,
 };
 
 /// What could not be set up, in a sentence.
@@ -316,7 +316,7 @@ impl UpstreamBuilder {
         }
         let same = old.filter(|old| old.settings.has_data_of(settings));
         let upstream = Arc::new(Upstream {
-            id: same.map_or_else(Upstream::new_id, |old| old.upstream.id),
+            identity: same.map_or_else(Identity::new, |old| old.upstream.identity.clone()),
             freshness: settings.freshness,
             reading,
             adapter,

@@ -85,12 +85,15 @@ impl Service {
                     .map(crate::reloadable::Reloadable::get)
             }
         };
+        let serving = running.clone();
         let handler = move |request, peer| {
-            let app = running.app();
+            let app = serving.app();
             // It is held until the answer is there: its demonstrations end with it.
             async move { app.front.handle(request, peer).await }
         };
         listen::serve(listener, tls, handler, stop).await;
+        // The process ends now: freeing a large cache piece by piece would take seconds.
+        std::mem::forget(running.app().engine.memory());
     }
 }
 

@@ -184,7 +184,17 @@ impl Engine {
                 );
                 return Err(too_many("query.aggregation.bucketSizeMillis", message));
             }
-            return Ok(vec![query.range.aligned(size)]);
+            let aligned = query.range.aligned(size);
+            let raw = upstream.reading.interval.cells_in(&aligned);
+            let most = u64::from(upstream.reading.raw_points_max) * MAX_SUB_RANGES;
+            if upstream.reading.aggregate == Aggregate::Local && raw > most {
+                let message = format!(
+                    "the buckets span {raw} points at the upstream's interval of {} ms; at most {most} can be aggregated in one query; ask for a shorter range, or set aggregate to \"auto\" or \"upstream\"",
+                    upstream.reading.interval.millis(),
+                );
+                return Err(too_many("query.endTime", message));
+            }
+            return Ok(vec![aligned]);
         }
         let points = u64::from(upstream.reading.raw_points_max);
         let interval = upstream.reading.interval;

@@ -199,6 +199,14 @@ impl ChunkCache {
         changed
     }
 
+    /// The number of chunks of the lanes that `which` picks.
+    pub(crate) fn count(&self, which: impl Fn(&LaneKey) -> bool) -> usize {
+        self.chunks
+            .iter()
+            .filter(|(key, _)| which(&key.lane))
+            .count()
+    }
+
     fn keys(&self, which: impl Fn(&LaneKey) -> bool) -> Vec<Arc<ChunkKey>> {
         let keys = self.chunks.iter().map(|(key, _)| key);
         keys.filter(|key| which(&key.lane)).collect()

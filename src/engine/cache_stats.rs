@@ -76,7 +76,8 @@ impl Engine {
             sum.answers = sum.answers.max(answers);
         });
         let of = |upstream: &Arc<Upstream>| {
-            let mine = lanes.iter().filter(|(l, _)| l.upstream() == upstream.id);
+            let id = upstream.id();
+            let mine = lanes.iter().filter(|(l, _)| l.upstream() == id);
             let mut mine: Vec<(&LaneKey, &Sum)> = mine.collect();
             mine.sort_by_key(|(lane, sum)| (std::cmp::Reverse(sum.answers), lane.number()));
             let hot = |(lane, sum): &(&LaneKey, &Sum)| LaneStats {

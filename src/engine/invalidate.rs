@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, PoisonError};
 
+use tokio::runtime::Handle;
+
 use super::lane::{LaneKey, Subject};
 use super::{Engine, Memory};
 use crate::model::{Selector, TimeRange};
@@ -70,21 +72,40 @@ impl Memory {
 }
 
 impl Engine {
-    /// Forgets what `selection` picks of `upstream`, and its lists and whole answers. What is being
-    /// fetched meanwhile is given to those who wait for it and not kept. Gives the number of
-    /// chunks that changed. Takes time with all that is cached.
-    pub fn invalidate(&self, upstream: &Arc<Upstream>, selection: &Selection) -> usize {
-        let picked = |lane: &LaneKey| lane.upstream() == upstream.id && selection.picks(lane);
+    /// Drops what `selection` picks of `upstream`, and its lists and whole answers, and returns the
+    /// number of chunks that changed. What is being fetched meanwhile goes to those who wait for it
+    /// and is not cached. Takes time with all that is cached, but where all of an upstream is picked:
+    /// then nothing of it is found any more at once, and its memory is freed in the background.
+    pub fn invalidate(self: &Arc<Self>, upstream: &Arc<Upstream>, selection: &Selection) -> usize {
+        if *selection == Selection::default() {
+            return self.invalidate_all(upstream);
+        }
+        let id = upstream.id();
+        let picked = |lane: &LaneKey| lane.upstream() == id && selection.picks(lane);
         self.memory.keep_nothing_older();
         self.memory.flights.abandon(picked);
-        self.memory.whole.invalidate(|id| id == upstream.id);
+        self.memory.whole.invalidate(|of| of == id);
         match &selection.range {
             None => self.memory.cache.invalidate(picked),
             Some(range) => self.memory.cache.invalidate_range(upstream, range, picked),
         }
     }
 
-    /// Forgets what is known of upstreams that nobody can ask for any more. Takes time with all
+    fn invalidate_all(self: &Arc<Self>, upstream: &Upstream) -> usize {
+        let id = upstream.id();
+        self.memory.keep_nothing_older();
+        upstream.identity.renew();
+        let dropped = self.memory.cache.count(|lane| lane.upstream() == id);
+        let engine = self.clone();
+        let free = move || engine.invalidate_removed();
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(free)),
+            Err(_) => free(),
+        }
+        dropped
+    }
+
+    /// Drops what is cached of upstreams that nobody can ask for any more. Takes time with all
     /// that is cached.
     pub fn invalidate_removed(&self) {
         let ids = self.registry.ids();

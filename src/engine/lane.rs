@@ -148,7 +148,7 @@ impl Lane {
 
     fn new(upstream: Arc<Upstream>, subject: Subject) -> Self {
         let identity = Identity {
-            upstream: upstream.id,
+            upstream: upstream.id(),
             subject,
         };
         Self {
@@ -222,7 +222,7 @@ impl Lane {
             parameters,
             headers,
         } = expression;
-        keys().hash_one((self.upstream.id, query, parameters, headers))
+        keys().hash_one((self.key.upstream(), query, parameters, headers))
     }
 
     /// The grid on which its ranges are fetched and known.

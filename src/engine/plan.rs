@@ -213,8 +213,16 @@ pub(super) fn classify(
             fresh.insert(part);
         }
         // Settled data does not go bad: its time to live only bounds how long it is trusted.
-        if segment.settled || age < lifetime.saturating_add(policy.freshness.max_stale) {
+        if segment.settled {
             usable.insert(part);
+        } else if age < lifetime.saturating_add(policy.freshness.max_stale) {
+            // A fetch reaches ahead of its moment, and knows nothing of what came after it.
+            let age = Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX);
+            let moment = now.wall.saturating_sub(age);
+            usable.insert(TimeRange::clamped(
+                part.start(),
+                part.end().min(moment.max(part.start())),
+            ));
         }
     }
     Known {
@@ -322,7 +330,8 @@ mod tests {
         let expired = plan(&window, &coverage, &policy(1000), &at(1_010_000, 110));
         assert_eq!(expired.lookup, Lookup::Stale);
         assert_eq!(expired.missing, [range(900_000, 1_020_000)]);
-        assert_eq!(expired.fallback, Some(1_020_000));
+        // It was fetched at 1,000 s and reaches ahead of that.
+        assert_eq!(expired.fallback, Some(1_000_000));
         let old = plan(&window, &coverage, &policy(1000), &at(1_010_000, 4000));
         assert_eq!(old.fallback, None);
     }
@@ -388,8 +397,10 @@ mod tests {
             )
             .fallback
         };
-        assert_eq!(fallback(0, 1_160_000, &known), Some(1_100_000));
-        assert_eq!(fallback(0, 1_100_000, &known), Some(1_100_000));
+        // What is known was fetched at 1,060 s.
+        assert_eq!(fallback(0, 1_160_000, &known), Some(1_060_000));
+        assert_eq!(fallback(0, 1_050_000, &known), Some(1_050_000));
+        assert_eq!(fallback(1_070_000, 1_160_000, &known), None);
         assert_eq!(fallback(1_120_000, 1_160_000, &known), None);
         assert_eq!(
             fallback(0, 1_010_000, &known[..1]),

@@ -21,7 +21,9 @@ use crate::model::{
     Points, RangeLimits, Reading, Selector, Statistic, Step, StepAlignment, TargetUrl, TimeRange,
 };
 use crate::telemetry::metrics::UpstreamMetrics;
-use crate::upstream::{BoxFuture, ClientConfig, Forward, Outgoing, Transport, UpstreamClient};
+use crate::upstream::{
+    BoxFuture, ClientConfig, Forward, Identity, Outgoing, Transport, UpstreamClient,
+};
 use crate::wire::encoding::Encoding;
 use crate::wire::mirror::request::read_metric;
 use crate::wire::mirror::response::{METRIC_HEAD, metric_tail};
@@ -235,7 +237,7 @@ pub(super) fn engine_over(
         step_alignment: StepAlignment::Exact,
     };
     let upstream = Arc::new(Upstream {
-        id: Upstream::new_id(),
+        identity: Identity::new(),
         freshness,
         reading,
         adapter,
@@ -632,6 +634,40 @@ async fn what_has_just_expired_is_served_at_once_and_fetched_once_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_after_the_moment_of_a_fetch_is_known_by_it() {
+    let world = World::new(10_000, Aggregate::Local);
+    let now = world.clocks.truth();
+    let hours = query(now - 3_600_000, now, buckets(Statistic::Mean, 3_600_000));
+    world.ask(&hours).await.unwrap();
+    world.source.failing.store(true, Ordering::SeqCst);
+    world.clocks.pass(75_000);
+    let after = query(now + 30_000, now + 75_000, Layout::Raw);
+    let error = world.ask(&after).await.unwrap_err();
+    assert_eq!(error.kind, Kind::UpstreamUnreachable);
+    let before = query(now - 60_000, now + 75_000, Layout::Raw);
+    world.clocks.pass(-10_000);
+    let stale = world.ask(&before).await.unwrap().cache.detail.unwrap();
+    assert!(stale.ends_with(&format!("known to {now}")), "{stale}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_of_an_upstream_is_dropped_at_once() {
+    let world = World::new(10_000, Aggregate::Auto);
+    let now = world.clocks.truth();
+    let asked = query(now - 3_000_000, now - 600_000, Layout::Raw);
+    world.ask(&asked).await.unwrap();
+    let upstream = world.engine.upstreams()[0].clone();
+    let chunks = world.engine.cache_stats()[0].chunks;
+    assert!(chunks > 1);
+    let dropped = world.engine.invalidate(&upstream, &Selection::default());
+    assert_eq!(dropped as u64, chunks);
+    assert_eq!(world.engine.cache_stats()[0].chunks, 0);
+    let miss = world.ask(&asked).await.unwrap();
+    assert_eq!(miss.cache.lookup, Lookup::Miss);
+    assert_eq!(world.calls().len(), 4, "two stretches each time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn caps_are_stated() {
     let world = World::new(0, Aggregate::Auto);
     let refused = |asked: MetricQuery| {
@@ -641,6 +677,17 @@ async fn caps_are_stated() {
     let buckets_cap = refused(query(0, 100_001, buckets(Statistic::Sum, 1))).await;
     assert_eq!(buckets_cap.kind, Kind::TooManyPoints);
     assert!(buckets_cap.message.contains("100000"), "{buckets_cap}");
+    let local = World::new(0, Aggregate::Local);
+    let all_of_time = query(0, BEGIN, buckets(Statistic::Max, BEGIN));
+    let local_cap = local.ask(&all_of_time).await.unwrap_err();
+    assert_eq!(local_cap.kind, Kind::TooManyPoints);
+    assert!(local_cap.message.contains("32000"), "{local_cap}");
+    let context = local.clocks.context(Encoding::Identity);
+    let explained = local
+        .engine
+        .explain_metric(&Details::default(), all_of_time, &context);
+    assert_eq!(explained.unwrap_err().kind, Kind::TooManyPoints);
+    assert!(local.calls().is_empty());
     let raw_cap = refused(query(0, 2000 * 16 * INTERVAL + 1, Layout::Raw)).await;
     assert_eq!(raw_cap.kind, Kind::TooManyPoints);
     assert!(raw_cap.message.contains("32000"), "{raw_cap}");

@@ -83,7 +83,7 @@ impl WholeIdentity {
     /// The identity of what `upstream` answers to `query`.
     pub(super) fn new(upstream: &Upstream, query: WholeQuery) -> WholeKey {
         Arc::new(Self {
-            upstream: upstream.id,
+            upstream: upstream.id(),
             query,
         })
     }

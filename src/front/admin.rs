@@ -260,7 +260,7 @@ fn explain(
     }
 }
 
-fn invalidate(engine: &Engine, asked: admin::Invalidate) -> Result<Value, Error> {
+fn invalidate(engine: &Arc<Engine>, asked: admin::Invalidate) -> Result<Value, Error> {
     let admin::Invalidate {
         upstream,
         selector,

@@ -8,6 +8,7 @@ use super::body::Body;
 use super::path::allow;
 use crate::engine::Engine;
 use crate::model::Error;
+use crate::telemetry::removed;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The text format of Prometheus.
@@ -74,7 +75,7 @@ pub(super) fn answer(
         Page::Ready => (StatusCode::OK, TEXT, "ready\n".to_owned()),
         Page::Metrics => {
             engine.observe();
-            let text = registry.map(PrometheusHandle::render).unwrap_or_default();
+            let text = registry.map(removed::render).unwrap_or_default();
             (StatusCode::OK, METRICS, text)
         }
         Page::OpenApi => (StatusCode::OK, JSON, OPENAPI.to_owned()),

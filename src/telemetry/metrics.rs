@@ -8,6 +8,8 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use super::removed;
+
 const REQUESTS: &str = "heliostat_requests_total";
 const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
 const ACCESS_DENIED: &str = "heliostat_access_denied_total";
@@ -392,7 +394,9 @@ fn in_use(now: i64) {
     gauge!(RELOAD_TIME).set(now as f64 / 1000.0);
 }
 
-/// Says that there is no upstream `name` any more: nothing of it is open.
+/// Says that there is no upstream `name` any more: nothing of it is open, and its series are shown no
+/// longer.
 pub fn upstream_gone(name: &str) {
     gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(0.0);
+    removed::add(name);
 }

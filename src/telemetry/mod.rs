@@ -5,5 +5,6 @@ pub mod logs;
 pub mod metrics;
 #[cfg(feature = "otlp")]
 pub mod otlp;
+pub mod removed;
 pub mod trace;
 mod upstream_metrics;

@@ -9,6 +9,7 @@ use super::metrics::{
     BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LOOKUPS, POINTS_SERVED, QUEUE_SECONDS, REJECTED,
     RETRIES, STALE_SERVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
 };
+use super::removed;
 
 /// A counter of `/metrics` whose value can be read back.
 #[derive(Clone, Debug)]
@@ -106,6 +107,7 @@ pub struct UpstreamMetrics {
 impl UpstreamMetrics {
     /// The handles of the upstream `name`, which comes from the configuration.
     pub fn new(name: &str) -> Self {
+        removed::is_back(name);
         let upstream = || name.to_owned();
         let lookups =
             |result| Count::of(counter!(LOOKUPS, "upstream" => upstream(), "result" => result));

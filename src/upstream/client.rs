@@ -1,10 +1,11 @@
 //! The way of one call: queue, rate, concurrency, breaker, attempt, and perhaps another attempt.
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::warn;
@@ -60,6 +61,9 @@ impl CallContext {
 /// not say for how long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const USUAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// Headers by which stores tell tenants apart.
+const TENANT: [&str; 2] = ["x-scope-orgid", "thanos-tenant"];
 
 /// An answer, and the upstream's time when it was given.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +147,18 @@ impl UpstreamClient {
     /// Signs its requests, if they are signed.
     pub fn signer(&self) -> Option<&AwsSigner> {
         self.signer.as_ref()
+    }
+
+    /// A number for the tenant that its configured headers name, if they come from files and so may
+    /// change while it runs.
+    pub(super) fn tenant(&self) -> Option<u64> {
+        if self.headers.is_fixed() {
+            return None;
+        }
+        let headers = self.headers.get();
+        let named = TENANT.map(|name| headers.get(name).map(HeaderValue::as_bytes));
+        let named = named.iter().any(Option::is_some).then_some(named)?;
+        Some(BuildHasherDefault::<DefaultHasher>::default().hash_one(named))
     }
 
     /// Makes `exchange` and those that follow from it.

@@ -23,6 +23,8 @@ mod retry;
 mod state;
 mod transport;
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::adapters::Adapter;
@@ -43,9 +45,9 @@ pub use transport::{BoxFuture, Http, Outgoing, Security, Transport};
 
 /// One upstream: how it is spoken to, how it is treated, and the way to it.
 pub struct Upstream {
-    /// Part of the identity of its lanes. One that takes its place in a new configuration, with
-    /// the same data, has the same.
-    pub id: u64,
+    /// Part of the identity of what is cached of it. One that takes its place in a new
+    /// configuration, with the same data, shares it.
+    pub identity: Identity,
     /// When its data is fetched again.
     pub freshness: Freshness,
     /// How its data is read.
@@ -71,11 +73,44 @@ pub enum Forward {
     Fixed(crate::adapters::Forwarded),
 }
 
-impl Upstream {
-    /// An identity that no other upstream of this process has.
-    pub fn new_id() -> u64 {
+/// The identity of an upstream's data, shared by those that have the same.
+#[derive(Clone)]
+pub struct Identity(Arc<AtomicU64>);
+
+impl Identity {
+    /// An identity that no other data of this process has.
+    pub fn new() -> Self {
+        Self(Arc::new(AtomicU64::new(Self::next())))
+    }
+
+    /// From now on the data is other data: nothing that is cached of it is found any more.
+    pub fn renew(&self) {
+        self.0.store(Self::next(), Ordering::Release);
+    }
+
+    fn next() -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Upstream {
+    /// A number that the data has by which it is cached now: of its identity and of the tenant that
+    /// its configured headers name, which may change with a secret's file.
+    pub fn id(&self) -> u64 {
+        let identity = self.identity.0.load(Ordering::Acquire);
+        match self.client.tenant() {
+            None => identity,
+            Some(tenant) => {
+                BuildHasherDefault::<DefaultHasher>::default().hash_one((identity, tenant))
+            }
+        }
     }
 
     /// Its name, for clients and metrics.

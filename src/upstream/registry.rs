@@ -46,9 +46,9 @@ impl Registry {
 
     /// The identities of all that is known.
     pub fn ids(&self) -> HashSet<u64> {
-        let upstreams = self.upstreams.iter().map(|u| u.id);
+        let upstreams = self.upstreams.iter().map(|u| u.id());
         upstreams
-            .chain(self.targets().values().map(|u| u.id))
+            .chain(self.targets().values().map(|u| u.id()))
             .collect()
     }
 

@@ -82,3 +82,33 @@ async fn expired_answers_of_every_kind_are_counted() {
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(counted("whole-stale-face").await, 1.0);
 }
+
+#[tokio::test]
+async fn another_tenant_in_a_secrets_file_is_another_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tenant");
+    std::fs::write(&file, "one").unwrap();
+    let clock = TestClock::at(NOW);
+    let upstream = Scripted::start(clock.clone(), |_, seen| {
+        let tenant = seen.headers.get("x-scope-orgid").cloned();
+        Answer::json(json!({ "status": "success", "data": [tenant] }))
+    })
+    .await;
+    let toml = format!(
+        "[[upstream]]\nname = \"tenants\"\nkind = \"prometheus\"\ndefault = true\nurls = [{:?}]\n\
+         headers = {{ X-Scope-OrgID = {{ file = {file:?} }} }}\n",
+        upstream.url
+    );
+    let server = Server::start_at(&toml, clock.clone()).await;
+    let labels = async || server.get("/api/v1/labels").await.json()["data"][0].clone();
+    assert_eq!(labels().await, "one");
+    assert_eq!(labels().await, "one");
+    assert_eq!(upstream.seen().len(), 1);
+    std::fs::write(&file, "two").unwrap();
+    clock.pass(6000);
+    assert_eq!(labels().await, "two", "not the former tenant's answer");
+    std::fs::write(&file, "one").unwrap();
+    clock.pass(6000);
+    assert_eq!(labels().await, "one");
+    assert_eq!(upstream.seen().len(), 2, "each tenant keeps its own");
+}

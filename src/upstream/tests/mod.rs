@@ -141,7 +141,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         page: 1000,
     };
     Arc::new(Upstream {
-        id: Upstream::new_id(),
+        identity: Identity::new(),
         freshness,
         reading,
         adapter: Box::new(mirror),

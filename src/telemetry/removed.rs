@@ -1,0 +1,57 @@
+//! Metrics without the series of upstreams that a reload removed.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+/// Names of upstreams that are gone. The registry keeps their series, so that a counter goes on if the
+/// name comes back; until then they are not shown.
+static GONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn gone() -> MutexGuard<'static, BTreeSet<String>> {
+    // Names are added and removed whole, so the set is sound even after a panic.
+    GONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Shows the series of the upstream `name` no longer.
+pub(super) fn add(name: &str) {
+    gone().insert(name.to_owned());
+}
+
+/// Shows the series of the upstream `name`, which is there or there again.
+pub(super) fn is_back(name: &str) {
+    gone().remove(name);
+}
+
+/// The text of `/metrics`.
+pub fn render(registry: &PrometheusHandle) -> String {
+    without(&gone(), registry.render())
+}
+
+/// `text` without the series of the upstreams that `gone` names.
+fn without(gone: &BTreeSet<String>, text: String) -> String {
+    if gone.is_empty() {
+        return text;
+    }
+    let shown = |line: &&str| {
+        let named = line.split_once("upstream=\"").map(|(_, rest)| rest);
+        let name = named.and_then(|rest| rest.split('"').next());
+        name.is_none_or(|name| line.starts_with('#') || !gone.contains(name))
+    };
+    text.split_inclusive('\n').filter(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_of_upstreams_that_are_gone_are_not_shown() {
+        let text = "# HELP a upstream=\"x\"\na{upstream=\"x\"} 1\na{upstream=\"xy\"} 2\nb{le=\"1\",upstream=\"x\"} 3\nc 4\n";
+        let gone = BTreeSet::from(["x".to_owned()]);
+        let shown = "# HELP a upstream=\"x\"\na{upstream=\"xy\"} 2\nc 4\n";
+        assert_eq!(without(&gone, text.to_owned()), shown);
+        assert_eq!(without(&BTreeSet::new(), text.to_owned()), text);
+    }
+}
