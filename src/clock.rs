@@ -5,17 +5,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::model::Millis;
 
-/// Where the time comes from; tests bring their own.
+/// A source of time; tests have their own.
 pub trait Clock: Debug + Send + Sync {
-    /// Wall time in epoch milliseconds. It may step in either direction.
+    /// Returns wall time in epoch milliseconds. It may step in either direction.
     fn now(&self) -> Millis;
 
-    /// Time since some fixed moment, ten years before the process began or earlier; it never steps
-    /// back. Ages are measured with it, and data may be older than the process.
+    /// Returns the time since some fixed moment, ten years before the process began or earlier; it
+    /// never steps back. Ages are measured with it, and data may be older than the process.
     fn monotonic(&self) -> Duration;
 }
 
-/// What the monotonic clock says when the process begins.
+/// The reading of the monotonic clock when the process begins.
 const BEGINNING: Duration = Duration::from_secs(3650 * 86_400);
 
 /// The machine's clocks.

@@ -1,34 +1,34 @@
 //! Heliostat: a caching and aggregating proxy for telemetry.
 //!
-//! It serves StackState's mirror API in front of slow, metered and rate-limited stores. A query
-//! walks through it in one direction:
+//! It serves StackState's mirror API and Prometheus' HTTP API in front of slow, metered or
+//! rate-limited stores. A query passes through it in one direction (`docs/architecture.md`):
 //!
 //! ```text
 //!  client ─▶ front ─▶ wire ─▶ engine ─▶ upstream ─▶ adapters ─▶ telemetry API
-//!  (HTTP)   listen,  bytes    plan,     protect:     one file     (or another
-//!           admit,   to and   cache,    coalesce,    a kind of    mirror)
-//!           route    from     answer    limit,retry  backend
+//!  (HTTP)   listen,  bytes    plan,     protect:     one module   (or another
+//!           admit,   to and   cache,    coalesce,    per kind     mirror)
+//!           route    from     answer    limit, retry of backend
 //!                    model    │
 //!                             └─ aggregate (pure arithmetic)
 //! ```
 //!
-//! - [`cli`], [`app`]: what is typed, and the one place that puts the parts together
-//! - [`config`]: a TOML file and the environment as values that cannot be wrong
-//! - [`model`]: time, points, selectors, queries, errors; what all others speak of
+//! - [`cli`], [`app`]: the command line, and the composition root
+//! - [`config`]: a TOML file and the environment as validated values
+//! - [`model`]: time, points, selectors, queries, errors: the types that all others share
 //! - [`front`]: connections, admission, routes, the only map from errors to statuses
 //! - [`wire`]: the mirror API and the Prometheus API as bytes, both ways
-//! - [`promql`]: what a cache must know of an expression
+//! - [`promql`]: the properties of an expression that a cache has to know
 //! - [`engine`]: plan, cache, fetch, answer
-//! - [`aggregate`]: points into buckets
+//! - [`aggregate`]: from points to buckets
 //! - [`store`]: a second level of the cache, which outlives the process
 //! - [`upstream`]: everything between a fetch and a backend: limits, budgets, retries, breakers
 //! - [`adapters`]: one kind of backend each, without I/O
 //! - [`demo`]: the built-in demonstration source
-//! - [`tls`], [`reloadable`]: certificates and keys; what is read again when its files change
+//! - [`tls`], [`reloadable`]: certificates and keys; values that are reloaded when their files change
 //! - [`telemetry`]: logs, metrics and traces; [`clock`]: the only place that reads the machine's clocks
 //!
-//! Of the engine, [`engine::Engine`] is what others use; its parts are public for the benches,
-//! which measure them one by one.
+//! Other modules use [`engine::Engine`]; the parts of the engine are public for the benches, which
+//! measure them one by one.
 
 pub mod adapters;
 pub mod aggregate;

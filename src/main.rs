@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         reason = "the environment is read here and passed in"
     )]
     let env = std::env::vars_os();
-    // What is not text has no meaning to us, and is no reason to panic.
+    // Variables that are not text have no meaning to us and are no reason to panic.
     let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
     let env = env.map(|(name, value)| (text(name), text(value))).collect();
     heliostat::cli::run(&cli, &env)

@@ -1,7 +1,7 @@
-//! What is made out of files, such as certificates and secrets, and made again when they change.
+//! Values read from files, such as certificates and secrets, that are reloaded when the files change.
 //!
-//! There is no watcher: whoever needs the value looks at most every [`CHECK_EVERY`] whether the
-//! files still say the same. So it works wherever files can be read, on mounted secrets too.
+//! There is no watcher: readers of the value check the files, at most every [`CHECK_EVERY`]. This
+//! works wherever files can be read, mounted secrets included.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,53 +15,53 @@ use tracing::{error, info};
 use crate::clock::Clock;
 use crate::telemetry::metrics;
 
-/// How long files are taken to say what they said.
+/// The least time between two checks of the files.
 pub const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// The contents of the files, in the order of their paths.
 type Contents = Vec<Vec<u8>>;
 type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync>;
 
-/// A value that follows its files. A change that is no good is logged, shows in
-/// `heliostat_file_errors`, and leaves the value as it was.
+/// A value that follows its files. An invalid change is logged, shows in
+/// `heliostat_file_errors`, and leaves the value unchanged.
 pub struct Reloadable<T> {
     current: ArcSwap<T>,
     source: Option<FileSource<T>>,
 }
 
-/// Where a value comes from.
+/// The source of a value.
 struct FileSource<T> {
-    /// What it is for, in logs and metrics, such as `server.tls`.
+    /// Its name in logs and metrics, such as `server.tls`.
     name: String,
     paths: Vec<PathBuf>,
     make: Make<T>,
     clock: Arc<dyn Clock>,
-    /// When the files were looked at, in milliseconds of monotonic time.
+    /// The time of the last check, in milliseconds of monotonic time.
     checked: AtomicU64,
-    /// What they said then, or why they could not be read.
+    /// The contents then, or why they could not be read.
     seen: Mutex<Result<Contents, String>>,
-    /// Whether what they said then was no good.
+    /// Whether those contents were invalid.
     wrong: AtomicBool,
 }
 
 impl<T> Drop for FileSource<T> {
     fn drop(&mut self) {
         if self.wrong.load(Ordering::Relaxed) {
-            // Files that nobody uses are nobody's fault.
+            // Files that are no longer used cause no alert.
             metrics::file_error(&self.name, false);
         }
     }
 }
 
 impl<T> fmt::Debug for Reloadable<T> {
-    /// The value may be a secret.
+    /// Omits the value, which may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Reloadable(…)")
     }
 }
 
 impl<T> Reloadable<T> {
-    /// A value without files.
+    /// Creates a value without files.
     pub fn fixed(value: T) -> Self {
         Self {
             current: ArcSwap::from_pointee(value),
@@ -100,7 +100,7 @@ impl<T> Reloadable<T> {
         Ok(live)
     }
 
-    /// The value, after a look at the files where that is due.
+    /// Returns the value, after checking the files if a check is due.
     pub fn get(&self) -> Arc<T> {
         if let Some(source) = &self.source
             && let Some(fresh) = source.look()
@@ -112,7 +112,7 @@ impl<T> Reloadable<T> {
 }
 
 impl<T> FileSource<T> {
-    /// A new value, if a look is due and the files say something new that is good.
+    /// Returns a new value if a check is due and the files have new, valid contents.
     fn look(&self) -> Option<T> {
         let now = millis(self.clock.as_ref());
         let checked = self.checked.load(Ordering::Relaxed);
@@ -122,7 +122,7 @@ impl<T> FileSource<T> {
         let mine =
             self.checked
                 .compare_exchange(checked, now, Ordering::Relaxed, Ordering::Relaxed);
-        // Somebody else looks.
+        // Another thread is checking.
         mine.ok()?;
         let contents = read(&self.paths);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,12 +138,12 @@ impl<T> FileSource<T> {
         self.wrong.store(made.is_err(), Ordering::Relaxed);
         match made {
             Ok(value) => {
-                info!("{}: its files have changed and are in use", self.name);
+                info!("{}: reloaded its changed files", self.name);
                 Some(value)
             }
             Err(e) => {
                 error!(
-                    "{}: its files have changed and are no good, what they said before stays in use: {e}",
+                    "{}: reloading its changed files failed, keeping the previous contents: {e}",
                     self.name
                 );
                 None
@@ -161,7 +161,7 @@ fn read(paths: &[PathBuf]) -> Result<Contents, String> {
     paths.iter().map(one).collect()
 }
 
-/// What is in the file at `path`. The error names it.
+/// Reads the file at `path`. The error names it.
 fn contents(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))
 }

@@ -1,4 +1,4 @@
-//! TLS: certificates and keys out of PEM files, with rustls and ring.
+//! TLS: certificates and keys from PEM files, with rustls and ring.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
-/// The protocols that are offered to clients, the preferred one first.
+/// The protocols offered to clients, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// What is wrong with PEM text: the key of the configuration that names its file, and why.
+/// An error in PEM text: the configuration key that names its file, and the problem.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PemError {
     /// `cert`, `key`, `ca` or `client_ca`.
     pub key: &'static str,
-    /// What is wrong and what would be right.
+    /// The problem and what is expected.
     pub message: String,
 }
 
@@ -29,11 +29,11 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// TLS 1.3 and 1.2; older ones are broken.
+/// TLS 1.3 and 1.2; older versions are insecure.
 const VERSIONS: &[&SupportedProtocolVersion] = rustls::ALL_VERSIONS;
 
-/// How a server proves itself with the chain in `cert` and the key in `key`. With `client_ca`
-/// each client must prove itself too, with a certificate that one of those has signed.
+/// Returns the configuration of a server with the chain in `cert` and the key in `key`. With
+/// `client_ca` each client has to present a certificate that one of these authorities has signed.
 pub fn server(cert: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<ServerConfig, PemError> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)
@@ -55,13 +55,13 @@ pub fn server(cert: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<Serve
     Ok(config)
 }
 
-/// Checks that `cert` and `key` are a client's certificate and the key for it.
+/// Checks that `cert` and `key` are a client certificate and its key.
 pub fn check_client(cert: &[u8], key: &[u8]) -> Result<(), PemError> {
-    // What a server has to prove itself with is checked in the same way.
+    // A server's certificate is checked in the same way.
     server(cert, key, None).map(drop)
 }
 
-/// Checks that `pem` holds certificates of authorities.
+/// Checks that `pem` contains certificates of authorities.
 pub fn check_ca(pem: &[u8]) -> Result<(), PemError> {
     roots("ca", pem).map(drop)
 }
@@ -71,11 +71,10 @@ fn mismatch(error: &rustls::Error) -> PemError {
         rustls::Error::InconsistentKeys(_) => {
             wrong("key", "is not the key of the certificate in `cert`")
         }
-        rustls::Error::InvalidCertificate(_) => wrong(
-            "cert",
-            format!("holds a certificate that cannot be used: {error}"),
-        ),
-        _ => wrong("key", format!("holds a key that cannot be used: {error}")),
+        rustls::Error::InvalidCertificate(_) => {
+            wrong("cert", format!("contains an unusable certificate: {error}"))
+        }
+        _ => wrong("key", format!("contains an unusable key: {error}")),
     }
 }
 
@@ -85,16 +84,15 @@ fn identity(
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PemError> {
     let chain = certificates("cert", cert)?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
-        // The parser's own words could hold a part of the file.
-        let expected = "holds no private key that can be read; expected PEM: -----BEGIN PRIVATE KEY-----, without a passphrase";
+        // The parser's own message could contain a part of the file.
+        let expected = "contains no readable private key; expected PEM: -----BEGIN PRIVATE KEY-----, without a passphrase";
         wrong("key", expected)
     })?;
     Ok((chain, key))
 }
 
 fn certificates(key: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
-    let expected =
-        "holds no certificate that can be read; expected PEM: -----BEGIN CERTIFICATE-----";
+    let expected = "contains no readable certificate; expected PEM: -----BEGIN CERTIFICATE-----";
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     all.ok()
         .filter(|all| !all.is_empty())
@@ -106,7 +104,7 @@ fn roots(key: &'static str, pem: &[u8]) -> Result<RootCertStore, PemError> {
     for certificate in certificates(key, pem)? {
         roots
             .add(certificate)
-            .map_err(|e| wrong(key, format!("holds a certificate that cannot be used: {e}")))?;
+            .map_err(|e| wrong(key, format!("contains an unusable certificate: {e}")))?;
     }
     Ok(roots)
 }

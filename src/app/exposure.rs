@@ -1,10 +1,10 @@
-//! Who can reach a service, and whether that is unsafe.
+//! Warnings about a service that is reachable by others without access rules.
 
 use std::net::SocketAddr;
 
 use crate::config::{self, Config, UpstreamKind};
 
-/// What is unsafe about listening on `address` with `config`, and what to set.
+/// Returns warnings about listening on `address` with `config`, each with what to set.
 pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
     let (access, tls) = (&config.access, config.server.tls.as_ref());
     let certified = tls.is_some_and(|tls| tls.client_ca.is_some());

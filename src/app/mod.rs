@@ -37,7 +37,7 @@ use crate::upstream::{
     Upstream, UpstreamClient, watch,
 };
 
-/// What could not be set up, in a sentence.
+/// A failure to set something up, in a sentence.
 #[derive(Debug)]
 pub struct StartError(String);
 
@@ -51,9 +51,9 @@ impl std::error::Error for StartError {}
 
 /// Everything that answers requests under one configuration, without a listener.
 pub struct App {
-    /// Answers requests.
+    /// The APIs.
     pub front: Arc<Front>,
-    /// Answers queries.
+    /// The engine behind them.
     pub engine: Arc<Engine>,
     tls: Option<Reloadable<ServerConfig>>,
     config: Config,
@@ -63,7 +63,7 @@ pub struct App {
     since: Millis,
 }
 
-/// An upstream that was made, and of what.
+/// A built upstream and the settings it was built from.
 #[derive(Clone)]
 struct BuiltUpstream {
     settings: config::Upstream,
@@ -72,13 +72,13 @@ struct BuiltUpstream {
 }
 
 impl App {
-    /// Sets up what `config` describes; demonstration sources start to listen.
+    /// Sets up what `config` describes; demonstration sources start listening.
     pub async fn build(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         Self::make(config, clock, None).await
     }
 
-    /// What `config` describes, in the place of this: upstreams that are not described otherwise
-    /// stay, and what is cached of those with the same data. If it fails, nothing has changed.
+    /// Sets up what `config` describes as the successor of this: unchanged upstreams are kept, and
+    /// so is the cache of those with the same data. On failure nothing changes.
     async fn rebuild(&self, config: &Config) -> Result<Self, StartError> {
         Self::make(config, self.clock.clone(), Some(self)).await
     }
@@ -88,13 +88,13 @@ impl App {
         clock: Arc<dyn Clock>,
         before: Option<&Self>,
     ) -> Result<Self, StartError> {
-        // The registry comes first: handles made before it would count nothing.
+        // The registry comes first: handles created before it would count nothing.
         let registry = metrics::registry();
         let builder = UpstreamBuilder {
             clock: clock.clone(),
             state_dir: config.state_dir.clone(),
         };
-        // A client reads the system's authorities; most upstreams can share one.
+        // A client loads the system's authorities; most upstreams can share one.
         let plain = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
         let plain: Arc<dyn Transport> = Arc::new(Http::new(Reloadable::fixed(plain)));
         let same_state = before.is_some_and(|app| app.config.state_dir == config.state_dir);
@@ -142,7 +142,7 @@ impl App {
                 app.config.access == config.access
                     && exposure::demonstrates(&app.config) == exposure::demonstrates(config)
             }) {
-                // It knows passwords that have proved right.
+                // It remembers passwords that were correct.
                 Some(app) => app.front.access(),
                 None => {
                     let demonstrates = exposure::demonstrates(config);
@@ -182,26 +182,26 @@ impl App {
     }
 }
 
-/// Makes upstreams out of their settings.
+/// Builds upstreams from their settings.
 struct UpstreamBuilder {
     clock: Arc<dyn Clock>,
     state_dir: Option<PathBuf>,
 }
 
-/// The way to an upstream, and what it is proved with.
+/// The connection to an upstream, and its credentials.
 struct Connection {
     transport: Arc<dyn Transport>,
     /// Sent with each request.
     headers: Reloadable<HeaderMap>,
-    /// What a mirror must answer with.
+    /// The key that a mirror has to answer with.
     api_key: Option<Arc<Reloadable<String>>>,
     /// Signs each request.
     signer: Option<AwsSigner>,
 }
 
 impl UpstreamBuilder {
-    /// The upstream that `settings` describe, perhaps in the place of `old`. Most upstreams are
-    /// reached by the client `plain`.
+    /// Builds the upstream that `settings` describe, possibly as the successor of `old`. Most
+    /// upstreams use the client `plain`.
     async fn built(
         &self,
         settings: &config::Upstream,
@@ -329,19 +329,19 @@ impl UpstreamBuilder {
     }
 }
 
-/// A demonstration source that listens on a loopback port of its own until it is dropped.
+/// A demonstration source; it listens on a loopback port of its own until it is dropped.
 struct RunningDemo {
     url: TargetUrl,
     _stop: oneshot::Sender<()>,
 }
 
-/// How long requests in hand have when a demonstration ends.
+/// The time for requests in flight to finish when a demonstration source ends.
 const DEMO_DRAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl RunningDemo {
     async fn start(server: Arc<DemoServer>) -> Result<Self, StartError> {
         let failed =
-            |e: std::io::Error| StartError(format!("the demonstration cannot listen: {e}"));
+            |e: std::io::Error| StartError(format!("the demonstration source cannot listen: {e}"));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let url = TargetUrl::parse(&format!("http://{address}")).map_err(StartError)?;
@@ -349,7 +349,7 @@ impl RunningDemo {
         let (_stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
             let stop = async {
-                // The sender is dropped with the demonstration.
+                // The sender is dropped with the demonstration source.
                 let _ = stopped.await;
                 DEMO_DRAIN
             };

@@ -1,4 +1,4 @@
-//! A new configuration in the place of the old one, while it serves.
+//! Replaces the configuration at run time.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,24 +14,24 @@ use crate::config::{Config, ConfigError};
 use crate::front::{Applied, ReloadReport, ReloadRequests};
 use crate::telemetry::{logs, metrics};
 
-/// How often the file is looked at.
+/// How often the file is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// How long after a configuration of the file was no good it is tried again: a secret's file that
-/// it names may come later than it does, as in Kubernetes.
+/// The pause before an invalid configuration is tried again: the file of a secret may appear later
+/// than the configuration that names it, as in Kubernetes.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
-/// Where a service's configuration comes from.
+/// The source of a service's configuration.
 pub struct ConfigSource {
-    /// Reads it, and says what is wrong.
+    /// Loads it, or returns what is wrong.
     pub load: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
-    /// The file that it is in, if it is in one.
+    /// The file that it is in, if any.
     pub file: Option<PathBuf>,
 }
 
 impl ConfigSource {
-    /// The configuration as it is now. A file without a word is not the default configuration,
-    /// which would open every face: it is cut short, by a full disk or whoever is writing it.
+    /// Loads the current configuration. An empty file does not mean the default configuration, which
+    /// would open every API: it was truncated, by a full disk or in the middle of writing.
     fn read(&self) -> Result<Config, String> {
         let emptied =
             |path: &&PathBuf| std::fs::read(path).is_ok_and(|text| text.trim_ascii().is_empty());
@@ -42,11 +42,11 @@ impl ConfigSource {
     }
 }
 
-/// What serves now: replaced whole, so that a request sees one configuration from its beginning
-/// to its end.
+/// The running app, replaced as a whole, so that a request sees one configuration from beginning
+/// to end.
 pub(super) struct Running {
     app: ArcSwap<App>,
-    /// The configuration that it began with.
+    /// The configuration at the start.
     first: Config,
 }
 
@@ -64,8 +64,7 @@ impl Running {
         self.app.load_full()
     }
 
-    /// Puts the configuration of `source` in the place of the one that serves; if it is no good,
-    /// nothing changes.
+    /// Replaces the running configuration by that of `source`; an invalid one changes nothing.
     async fn reload(&self, source: &ConfigSource) -> Result<Applied, String> {
         let before = self.app();
         let made = match source.read() {
@@ -93,15 +92,15 @@ impl Running {
         let engine = app.engine.clone();
         self.app.store(Arc::new(app));
         drop(before);
-        // Nobody can ask for what it knows of upstreams that are gone.
+        // Removed upstreams cannot be queried any more.
         let _ = tokio::task::spawn_blocking(move || engine.invalidate_removed()).await;
-        info!("the configuration was read again: {applied}");
+        info!("configuration reloaded: {applied}");
         Ok(applied)
     }
 }
 
-/// Reads the configuration of `source` again each time it is `asked` for, when its file has
-/// changed, and while that is no good.
+/// Reloads the configuration of `source` whenever that is requested, when its file has changed, and
+/// repeatedly while it is invalid.
 pub(super) async fn follow(running: Arc<Running>, source: ConfigSource, mut asked: ReloadRequests) {
     let mut watched = Watched::new(source.file.clone());
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -132,11 +131,11 @@ pub(super) async fn follow(running: Arc<Running>, source: ConfigSource, mut aske
 
 type FileContents = Result<Vec<u8>, std::io::ErrorKind>;
 
-/// What a file said when it was read, to tell when it says something else. Of no file, nothing.
+/// The contents of a file when it was loaded, to detect changes; empty without a file.
 struct Watched {
     path: Option<PathBuf>,
     known: Option<FileContents>,
-    /// Something else that it said at the last look: it may be half written.
+    /// Different contents at the last check: they may be half written.
     seen: Option<FileContents>,
 }
 
@@ -156,13 +155,13 @@ impl Watched {
         Some(std::fs::read(path).map_err(|e| e.kind()))
     }
 
-    /// The file is about to be read, whatever it says.
+    /// Notes that the file is about to be loaded, whatever its contents.
     fn is_read(&mut self) {
         self.known = self.says();
         self.seen = None;
     }
 
-    /// Whether the file says something new, the same as at the last look.
+    /// Returns whether the file has new contents, unchanged since the last check.
     fn has_changed(&mut self) -> bool {
         let said = self.says();
         if said == self.known {
@@ -179,7 +178,7 @@ impl Watched {
     }
 }
 
-/// What `app` does other than `before`.
+/// Returns the differences of `app` to `before`.
 fn applied(before: &App, app: &App) -> Applied {
     let mut applied = Applied::default();
     for made in &app.built {
@@ -201,7 +200,7 @@ fn applied(before: &App, app: &App) -> Applied {
     applied
 }
 
-/// The keys by which `now` differs from `first` and which only a start applies.
+/// Returns the changed keys that take effect only at a start.
 pub(super) fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
     let keys = [
         ("server.listen", first.server.listen == now.server.listen),

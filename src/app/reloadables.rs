@@ -1,4 +1,4 @@
-//! What follows files: certificates, keys and secrets, as parts that read them again.
+//! Certificates, keys and secrets as values that are reloaded when their files change.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::reloadable::Reloadable;
 use crate::tls;
 use crate::upstream::{Http, Security};
 
-/// How clients are served with TLS.
+/// Returns the TLS configuration towards clients.
 pub(super) fn server(
     files: &config::ServerTls,
     clock: &Arc<dyn Clock>,
@@ -26,14 +26,14 @@ pub(super) fn server(
     paths.extend(files.client_ca.clone());
     Reloadable::new("server.tls".into(), paths, clock.clone(), |contents| {
         let [cert, key, client_ca @ ..] = contents else {
-            return Err("cert and key are needed".into());
+            return Err("cert and key are required".into());
         };
         let client_ca = client_ca.first().map(Vec::as_slice);
         tls::server(cert, key, client_ca).map_err(|e| format!("{}: {}", e.key, e.message))
     })
 }
 
-/// A secret as text.
+/// Returns a secret as text.
 pub(super) fn text(
     name: String,
     secret: &Secret,
@@ -45,7 +45,7 @@ pub(super) fn text(
     })
 }
 
-/// A secret as the value of a header.
+/// Returns a secret as the value of a header.
 pub(super) fn header(
     name: String,
     secret: &Secret,
@@ -57,7 +57,7 @@ pub(super) fn header(
     })
 }
 
-/// Secrets as headers.
+/// Returns secrets as headers.
 pub(super) fn headers(
     name: String,
     headers: &[(HeaderName, Secret)],
@@ -78,7 +78,7 @@ pub(super) fn headers(
     })
 }
 
-/// Who may ask, as `settings` says.
+/// Returns the access rules in `settings`.
 pub(super) fn access(
     settings: &config::AccessSettings,
     demonstration: bool,
@@ -113,7 +113,7 @@ pub(super) fn access(
     })
 }
 
-/// The tokens and users that are let in to `face`.
+/// Returns the tokens and users accepted by one API.
 fn credentials(
     api: Api,
     settings: &config::ApiAccess,
@@ -140,7 +140,7 @@ fn credentials(
     })
 }
 
-/// HTTP to the upstream that `settings` describes.
+/// Returns the HTTP client for the upstream that `settings` describes.
 pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Result<Http, String> {
     let (tls, proxy) = (settings.tls.clone(), settings.proxy.clone());
     let mut paths: Vec<PathBuf> = tls.ca.iter().cloned().collect();
@@ -165,12 +165,12 @@ pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Resul
         if tls.insecure {
             warn!(
                 upstream,
-                "INSECURE: whoever answers is believed to be this upstream and is sent its headers (tls.insecure); trust its authority with tls.ca instead"
+                "INSECURE: any certificate is accepted for this upstream, so whoever answers receives its headers (tls.insecure); trust its authority with tls.ca instead"
             );
         }
         let mut builder = Http::builder();
         let except = reqwest::NoProxy::from_string(&proxy.except);
-        // What goes wrong with a proxy's URL is not repeated: it may hold a password.
+        // The URL of a proxy is not repeated in errors: it may contain a password.
         let wrong = |_| "proxy: not the URL of a proxy".to_owned();
         if let Some(secret) = &proxy.http {
             let url = secret.reread(&mut contents)?;
@@ -199,12 +199,12 @@ pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Resul
 
 fn value(text: &str) -> Result<HeaderValue, String> {
     let mut value = HeaderValue::from_str(text)
-        .map_err(|_| "holds characters that a header cannot carry".to_owned())?;
+        .map_err(|_| "contains characters that a header cannot have".to_owned())?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// The files that hold `secrets`, in their order.
+/// Returns the files of `secrets`, in their order.
 fn files(secrets: &[&Secret]) -> Vec<PathBuf> {
     let file = |secret: &&Secret| secret.file().map(PathBuf::from);
     secrets.iter().filter_map(file).collect()

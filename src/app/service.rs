@@ -1,4 +1,4 @@
-//! A service that listens, whatever configuration it has at a moment.
+//! A listening service whose configuration can be replaced.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ use crate::config::Config;
 use crate::front::{self, Reloads, listen};
 use crate::telemetry::metrics;
 
-/// How often histograms are tidied when nobody reads `/metrics`.
+/// How often histograms are maintained when nobody reads `/metrics`.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// A service that listens.
+/// A listening service.
 pub struct Service {
     running: Arc<Running>,
     listener: TcpListener,
@@ -39,13 +39,13 @@ impl Service {
         })
     }
 
-    /// The address that it listens on.
+    /// Returns the address that it listens on.
     pub fn address(&self) -> Option<SocketAddr> {
         self.listener.local_addr().ok()
     }
 
-    /// From now on the configuration is that of `source`, read again when it is asked for by what
-    /// is returned, by an admin call, and when the file changes.
+    /// Follows the configuration of `source`: it is reloaded through the returned handle, by an admin
+    /// call, and when the file changes.
     pub fn follow(&self, source: ConfigSource) -> Reloads {
         let (reloads, asked) = Reloads::new();
         self.running.app().front.follow(reloads.clone());
@@ -53,7 +53,7 @@ impl Service {
         reloads
     }
 
-    /// Serves until `stop` is over, then lets what is in hand finish.
+    /// Serves until `stop` completes, then lets requests in flight finish.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         tokio::spawn(async {
             if let Some(registry) = metrics::registry() {
@@ -69,7 +69,7 @@ impl Service {
             let running = running.clone();
             async move {
                 stop.await;
-                info!("stopping: no new connections, requests in hand finish");
+                info!("stopping: accepting no more connections, finishing requests in flight");
                 let app = running.app();
                 app.front.drain();
                 app.config.server.drain_timeout
@@ -88,7 +88,7 @@ impl Service {
         let serving = running.clone();
         let handler = move |request, peer| {
             let app = serving.app();
-            // It is held until the answer is there: its demonstrations end with it.
+            // It is held until the answer is complete: its demonstration sources end with it.
             async move { app.front.handle(request, peer).await }
         };
         listen::serve(listener, tls, handler, stop).await;

@@ -1,4 +1,4 @@
-//! Where traces go.
+//! Export of traces.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::config;
 use crate::telemetry::otlp::{Export, OtlpSettings};
 use crate::upstream::{Http, Security};
 
-/// Starts tracing as `config` says, for the whole process. `None` if it has been started before.
+/// Starts tracing for the whole process, as `config` says. Returns `None` if it has started already.
 pub fn start(
     config: &config::Traces,
     clock: &Arc<dyn Clock>,
@@ -27,14 +27,14 @@ pub fn start(
     }))
 }
 
-/// The least time that the last spans have to leave.
+/// The least time to send the last spans.
 const LAST_EXPORT: Duration = Duration::from_secs(1);
 
-/// Sends the last spans, within what is `left` of the time to stop.
+/// Sends the last spans, within the time that is `left` to stop.
 pub async fn stop(export: Export, left: Duration) {
     let most = left.max(LAST_EXPORT);
     let stopped = tokio::task::spawn_blocking(move || export.stop(most)).await;
     if let Ok(Err(error)) = stopped {
-        warn!("the last traces could not be exported: {error}");
+        warn!("exporting the last traces failed: {error}");
     }
 }

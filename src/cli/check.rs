@@ -24,7 +24,7 @@ struct Line {
     result: Result<(), String>,
 }
 
-/// Tries every upstream of `config`, which is valid if it has come here.
+/// Tests every upstream of the valid `config`.
 pub(super) fn run(config: &Config) -> ExitCode {
     let lines = match block_on(try_all(config)) {
         Ok(Ok(lines)) => lines,

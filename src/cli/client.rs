@@ -1,4 +1,4 @@
-//! How the commands that ask a server connect to it.
+//! The connection of commands to a server.
 
 use std::path::{Path, PathBuf};
 
@@ -8,28 +8,28 @@ use http::header::AUTHORIZATION;
 
 use crate::upstream::{Http, Security};
 
-/// What a server is believed by, and what is shown to it.
+/// Trusted authorities and credentials.
 #[derive(Debug, Args)]
 pub(super) struct ServerConnection {
-    /// Authorities that are trusted besides the system's, in PEM
+    /// Authorities trusted in addition to the system's, in PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// A certificate to show, in PEM
+    /// The client certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM
+    /// The private key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 
-    /// A file with the bearer token to show
+    /// A file with the bearer token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
 impl ServerConnection {
-    /// A client that connects so, made with `builder`.
+    /// Creates a client with these settings from `builder`.
     pub(super) fn client(
         &self,
         builder: reqwest::ClientBuilder,
@@ -42,7 +42,7 @@ impl ServerConnection {
         identified(builder, security, self.cert.as_deref(), self.key.as_deref())
     }
 
-    /// `request` with the token, if there is one.
+    /// Returns `request` with the token, if there is one.
     pub(super) fn shown(
         &self,
         request: reqwest::RequestBuilder,
@@ -52,14 +52,15 @@ impl ServerConnection {
         };
         let token = read(path)?;
         let value = [b"Bearer ", token.trim_ascii()].concat();
-        let mut value = HeaderValue::from_bytes(&value)
-            .map_err(|_| format!("--token-file {path:?} holds what a header cannot carry"))?;
+        let mut value = HeaderValue::from_bytes(&value).map_err(|_| {
+            format!("--token-file {path:?} contains characters that a header cannot have")
+        })?;
         value.set_sensitive(true);
         Ok(request.header(AUTHORIZATION, value))
     }
 }
 
-/// A client made with `builder` and `security` that shows the certificate in the file `cert`.
+/// Creates a client from `builder` and `security` that presents the certificate in the file `cert`.
 pub(super) fn identified(
     builder: reqwest::ClientBuilder,
     security: Security<'_>,

@@ -1,4 +1,4 @@
-//! `heliostat hash`: what stands for a password or a token in the configuration.
+//! `heliostat hash`: hashes of passwords and tokens for the configuration.
 
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
@@ -9,15 +9,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{complain, say};
 
-/// The work that a hash costs: about a quarter of a second.
+/// The bcrypt cost: about a quarter of a second per hash.
 const COST: u32 = 12;
 
-/// bcrypt reads no more of a password.
+/// The bytes of a password that bcrypt uses.
 const LONGEST: usize = 71;
 
 #[derive(Debug, Args)]
 pub(super) struct Hash {
-    /// Make a new random token and print it with its hash, instead of reading a password from
+    /// Generate a random token and print it with its hash, instead of reading a password from
     /// standard input
     #[arg(long)]
     token: bool,
@@ -42,15 +42,15 @@ impl Hash {
     }
 }
 
-/// A password from standard input, without the line break at its end; not shown while it is typed.
+/// Reads a password from standard input, without the line break at its end and without echo.
 fn read() -> Result<String, String> {
     let unreadable = |e: std::io::Error| format!("the password cannot be read: {e}");
     if std::io::stdin().is_terminal() {
         let first = rpassword::prompt_password("Password: ").map_err(unreadable)?;
-        let again = rpassword::prompt_password("Once more: ").map_err(unreadable)?;
+        let again = rpassword::prompt_password("Repeat it: ").map_err(unreadable)?;
         return match first == again {
             true => Ok(first),
-            false => Err("these are two passwords".into()),
+            false => Err("the passwords differ".into()),
         };
     }
     let mut text = String::new();
@@ -61,7 +61,7 @@ fn read() -> Result<String, String> {
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }
 
-/// The line with the hash of `password`.
+/// Returns the line with the hash of `password`.
 fn hashed(password: &str) -> Result<String, String> {
     if password.is_empty() {
         return Err("the password is empty".into());
@@ -70,14 +70,14 @@ fn hashed(password: &str) -> Result<String, String> {
         return Err(format!("the password is longer than {LONGEST} bytes"));
     }
     if password.contains(char::is_control) {
-        return Err("the password holds control characters, such as a line break".into());
+        return Err("the password contains control characters, such as a line break".into());
     }
     let hash = bcrypt::hash(password, COST);
     let hash = hash.map_err(|e| format!("the password cannot be hashed: {e}"))?;
     Ok(format!("{hash}\n"))
 }
 
-/// A new token and its hash, a line each.
+/// Generates a token; returns it and its hash, one line each.
 fn token() -> Result<String, String> {
     let mut random = [0; 32];
     let filled = SystemRandom::new().fill(&mut random);

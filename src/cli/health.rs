@@ -1,4 +1,4 @@
-//! `heliostat health`: a probe for images that hold nothing but the binary.
+//! `heliostat health`: a probe for images that contain only the binary.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,23 +11,23 @@ use super::client::identified;
 use super::{block_on, complain};
 use crate::upstream::{Http, Security};
 
-/// A server that has not said by then that it is ready is not.
+/// The time for an answer; a server that takes longer is not ready.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Whether a server is ready.
+/// Arguments of `heliostat health`.
 #[derive(Debug, Args)]
 pub(super) struct Health {
-    /// A certificate to show where [server.tls] client_ca asks for one, in PEM
+    /// The client certificate, in PEM, if [server.tls] client_ca requires one
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM
+    /// The private key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 }
 
 impl Health {
-    /// Asks the server that listens at `address` whether it is ready.
+    /// Asks the server at `address` whether it is ready.
     pub(super) fn run(&self, address: SocketAddr) -> ExitCode {
         let asked = block_on(self.ask(reached_at(address)));
         match asked.map_err(|e| e.to_string()).and_then(|answer| answer) {
@@ -40,18 +40,16 @@ impl Health {
     }
 
     async fn ask(&self, address: SocketAddr) -> Result<(), String> {
-        // What is asked is on this machine, whatever proxy the environment names.
+        // The server is on this machine, whatever proxy the environment names.
         let builder = Http::builder().no_proxy().timeout(LIMIT);
         let security = Security {
-            // Its certificate is for another name than that of this address, and nothing is told
-            // to it.
+            // Its certificate is for another name than this address, and it is told no secret.
             insecure: true,
             ..Security::default()
         };
         let client = identified(builder, security, self.cert.as_deref(), self.key.as_deref())?;
         let mut failure = String::new();
-        // The server knows whether it speaks TLS; what the configuration says by now may be
-        // something else.
+        // Only the server knows whether it speaks TLS; the configuration may have changed.
         for scheme in ["http", "https"] {
             let url = format!("{scheme}://{address}/readyz");
             match client.get(&url).send().await {
@@ -61,12 +59,12 @@ impl Health {
             }
         }
         Err(format!(
-            "nobody answers at {address}, by HTTP or HTTPS: {failure}"
+            "no answer at {address}, neither by HTTP nor by HTTPS: {failure}"
         ))
     }
 }
 
-/// Where who listens at `listen` is reached from this machine.
+/// Returns the address at which a server that listens on `listen` can be reached from this machine.
 fn reached_at(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

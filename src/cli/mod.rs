@@ -1,4 +1,4 @@
-//! The command line: what can be typed, and what becomes of it.
+//! The command line.
 
 mod check;
 mod client;
@@ -19,44 +19,44 @@ use clap::{Parser, Subcommand};
 use crate::app::ConfigSource;
 use crate::config::{self, Config, ConfigError};
 
-/// A caching and aggregating proxy for telemetry: StackState's mirror API in front of slow
-/// backends.
+/// A caching and aggregating proxy for telemetry: StackState's mirror API and Prometheus' HTTP API
+/// in front of slow, metered or rate-limited stores.
 #[derive(Debug, Parser)]
 #[command(name = "heliostat", version, about)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// The configuration file [default: config.toml, if it is there, else built-in defaults]
+    /// The configuration file [default: config.toml if it exists, else built-in defaults]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT; what happens without a command
+    /// Serve until SIGTERM or SIGINT (the default command)
     Serve,
-    /// Validate the configuration, then try every upstream
+    /// Validate the configuration, then test every upstream
     Check,
-    /// Ask one query for metric values and show the answer
+    /// Query metric values and show the answer
     Query(Box<query::Query>),
     /// Ask the server on this machine whether it is ready; for container probes
     Health(health::Health),
-    /// Hash a password for [access], or make a new token
+    /// Hash a password for [access], or generate a token
     Hash(hash::Hash),
-    /// Write the script that completes commands in a shell
+    /// Print the completion script for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual page
+    /// Print the manual page
     Man,
 }
 
-/// Exit code for a configuration that is wrong.
+/// Exit code for an invalid configuration.
 const WRONG_CONFIGURATION: u8 = 2;
 
-/// Does what was typed, with `env` as the environment.
+/// Runs the command, with `env` as the environment.
 pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     let given = cli.config.as_deref();
     match &cli.command {
@@ -80,10 +80,10 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     match &cli.command {
         Some(Command::Check) => check::run(&config),
         _ => {
-            // A file that is gone later is not the same as none.
+            // A file that disappears later is an error, not the same as none.
             let (path, env) = (file(given).map(Path::to_owned), env.clone());
             let source = ConfigSource {
-                // A pipe says nothing the second time, or keeps who reads it waiting.
+                // A pipe cannot be read a second time, or blocks its reader.
                 file: path.clone().filter(|path| path.is_file()),
                 load: Box::new(move || load(path.as_deref(), &env)),
             };
@@ -92,13 +92,13 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     }
 }
 
-/// The file that was named, or `config.toml` if it is there.
+/// Returns the given file, or `config.toml` if it exists.
 fn file(given: Option<&Path>) -> Option<&Path> {
     let usual = Path::new("config.toml");
     given.or_else(|| usual.exists().then_some(usual))
 }
 
-/// The configuration in the file, or the built-in one.
+/// Loads the configuration in the file, or the built-in one.
 fn load(given: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
     config::load(file(given), env)
 }
@@ -108,7 +108,7 @@ fn wrong(error: &ConfigError) -> ExitCode {
     ExitCode::from(WRONG_CONFIGURATION)
 }
 
-/// Says on standard error what went wrong.
+/// Prints an error to standard error.
 #[allow(clippy::print_stderr, reason = "this is the command line")]
 fn complain(error: &dyn std::fmt::Display) {
     eprintln!("heliostat: {error}");
@@ -127,7 +127,7 @@ fn man() -> ExitCode {
     }
 }
 
-/// Writes `text` to standard output. A reader that has gone away does not mind.
+/// Writes `text` to standard output. A closed pipe is not an error.
 fn say(text: &(impl AsRef<[u8]> + ?Sized)) {
     use std::io::Write;
     let _ = std::io::stdout().write_all(text.as_ref());

@@ -1,4 +1,4 @@
-//! `heliostat completions` and `heliostat man`: what a package installs beside the binary.
+//! `heliostat completions` and `heliostat man`, for packages.
 
 use std::io;
 
@@ -9,14 +9,14 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use super::Cli;
 
-/// The script that completes Heliostat's command line in `shell`.
+/// Returns the completion script for `shell`.
 pub(super) fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "heliostat", &mut script);
     script
 }
 
-/// The manual page, with the options of every command.
+/// Returns the manual page, with the options of every command.
 pub(super) fn man() -> io::Result<Vec<u8>> {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
@@ -34,7 +34,7 @@ pub(super) fn man() -> io::Result<Vec<u8>> {
         roff.control("SH", [heading.as_str()]);
         roff.text([roman(about.unwrap_or_default())]);
         for argument in part.get_arguments() {
-            // These are the same for all.
+            // These are the same for all commands.
             if argument.is_global_set() || argument.get_id() == "help" {
                 continue;
             }

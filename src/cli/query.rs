@@ -23,18 +23,18 @@ use crate::upstream::Http;
 use crate::wire::mirror::points::read_metric;
 use crate::wire::mirror::request::{method, method_name, method_names, write_metric};
 
-/// Buckets that a chart is asked for where no size is given.
+/// Buckets of a chart if no size is given.
 const CHART_BUCKETS: i64 = 240;
 
-/// The size of a chart where the terminal does not tell its own.
+/// The size of a chart if that of the terminal is unknown.
 const WIDTH: usize = 100;
 const HEIGHT: usize = 16;
 
-/// One query for metric values.
+/// Arguments of `heliostat query`.
 #[derive(Debug, Args)]
 pub(super) struct Query {
-    /// Conditions, such as name=cpu.usage_percent or __gauge__=up; several values of one field
-    /// as host=web-1,host=web-2 are any of them
+    /// Conditions, such as name=cpu.usage_percent or __gauge__=up; several values of one field, as
+    /// in host=web-1,host=web-2, match any of them
     #[arg(value_name = "FIELD=VALUE", required = true)]
     conditions: Vec<String>,
 
@@ -55,7 +55,7 @@ pub(super) struct Query {
     )]
     to: Option<String>,
 
-    /// How a bucket is aggregated: MEAN, MAX, PERCENTILE_95, …
+    /// The aggregation of a bucket: MEAN, MAX, PERCENTILE_95, …
     #[arg(long, default_value = "MEAN", value_parser = statistic)]
     method: Statistic,
 
@@ -63,7 +63,7 @@ pub(super) struct Query {
     #[arg(long, value_name = "DURATION", conflicts_with = "raw")]
     bucket: Option<String>,
 
-    /// The points themselves instead of buckets
+    /// Raw points instead of buckets
     #[arg(long)]
     raw: bool,
 
@@ -71,18 +71,18 @@ pub(super) struct Query {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2_147_483_647))]
     limit: Option<u32>,
 
-    /// The upstream to ask, by name [default: the default upstream]
+    /// The name of the upstream to query [default: the default upstream]
     #[arg(long, value_name = "NAME")]
     upstream: Option<String>,
 
-    /// The running server to ask; with --config, the engine is asked directly instead
+    /// The running server to query; with --config, no server is needed
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7007")]
     server: String,
 
     #[command(flatten)]
     connection: ServerConnection,
 
-    /// Print the answer as it came
+    /// Print the answer unchanged
     #[arg(long, conflicts_with = "table")]
     json: bool,
 
@@ -95,7 +95,7 @@ fn statistic(name: &str) -> Result<Statistic, String> {
     method(name).ok_or_else(|| format!("expected one of {}", method_names()))
 }
 
-/// What a server answered.
+/// An answer of a server.
 struct QueryReply {
     status: StatusCode,
     cache: String,
@@ -103,8 +103,8 @@ struct QueryReply {
 }
 
 impl Query {
-    /// Asks the running server or, with a configuration, the engine, and shows the answer on a
-    /// terminal of so many columns.
+    /// Queries the running server or, with a configuration, the engine, and shows the answer on a
+    /// terminal with `columns` columns.
     pub(super) fn run(
         &self,
         config: Option<Result<Config, ConfigError>>,
@@ -187,7 +187,7 @@ impl Query {
         let url = server.join("/api/metric");
         let failed = |e: reqwest::Error| {
             format!(
-                "{url} cannot be asked: {e}; is `heliostat serve` running? With --config FILE no server is needed"
+                "cannot query {url}: {e}; is `heliostat serve` running? With --config FILE no server is needed"
             )
         };
         let client = self.connection.client(Http::builder())?;
@@ -238,7 +238,7 @@ impl Query {
             ));
         }
         if telemetry.partial {
-            say("The answer was cut short (isPartial).\n");
+            say("The answer is truncated (isPartial).\n");
         }
         if std::io::stdout().is_terminal() && !answer.cache.is_empty() {
             say(&format!("Cache-Status: {}\n", answer.cache));
@@ -261,7 +261,7 @@ impl Query {
     }
 }
 
-/// A round bucket size that makes a chart of `range` milliseconds.
+/// Returns a round bucket size for a chart of `range` milliseconds.
 fn suitable(range: Millis) -> Step {
     const ROUND: [Millis; 13] = [
         15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600, 43_200, 86_400,
@@ -271,8 +271,8 @@ fn suitable(range: Millis) -> Step {
     Step::SECOND.times(u32::try_from(round).unwrap_or(60))
 }
 
-/// The conditions as typed: values that are numbers or `true` and `false` stay text, as fields
-/// are text by far the most often; `field:=value` gives the value its own type.
+/// Parses the conditions. Values that look like numbers or booleans stay text, because most fields
+/// are text; `field:=value` gives the value its own type.
 fn selector(conditions: &[String]) -> Result<Selector, String> {
     let mut parsed: Vec<Condition> = Vec::new();
     for text in conditions {
@@ -308,7 +308,7 @@ fn selector(conditions: &[String]) -> Result<Selector, String> {
     Ok(Selector::new(parsed))
 }
 
-/// Asks an engine of our own, without a server in between.
+/// Queries an engine in this process, without a server.
 async fn ask_engine(config: &Config, body: &[u8]) -> Result<QueryReply, String> {
     let clock = Arc::new(SystemClock::default());
     let app = App::build(config, clock).await.map_err(|e| e.to_string())?;

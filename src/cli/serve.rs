@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::front::Reloads;
 use crate::telemetry::logs;
 
-/// Serves what `config` describes, and what `source` does later, until a signal to stop.
+/// Serves `config`, and later configurations of `source`, until a signal to stop.
 pub(super) fn run(config: &Config, source: ConfigSource) -> ExitCode {
     let format = if config.log.json {
         logs::LogFormat::Json
@@ -83,7 +83,7 @@ async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std:
     Ok(())
 }
 
-/// Reads the configuration again at each `hangup`. What came of it is in the log.
+/// Reloads the configuration at each `hangup`. The result is in the log.
 async fn reload_on(mut hangup: Signal, reloads: Reloads) {
     while hangup.recv().await.is_some() {
         let _ = reloads.ask().await;

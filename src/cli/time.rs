@@ -1,11 +1,11 @@
-//! Times and durations as people type and read them, in text and below a chart. All are UTC.
+//! Times and durations as people type and read them. All are UTC.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::model::{MAX_TIME, Millis, Step};
 
-/// A whole number from here on counts milliseconds, a smaller one seconds: as milliseconds this
-/// is 1973, as seconds it is the year 5138.
+/// Whole numbers from here on are milliseconds, smaller ones seconds: in milliseconds this is 1973,
+/// in seconds the year 5138.
 const FIRST_MILLIS: Millis = 100_000_000_000;
 
 const SECOND: Millis = 1000;
@@ -14,7 +14,7 @@ pub(super) const HOUR: Millis = 60 * MINUTE;
 pub(super) const DAY: Millis = 24 * HOUR;
 const YEAR: Millis = 365 * DAY;
 
-/// Distances between the ticks of a time axis that people count in.
+/// Round distances between ticks of a time axis.
 #[rustfmt::skip]
 const TIME_STEPS: [Millis; 41] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500,
@@ -25,7 +25,7 @@ const TIME_STEPS: [Millis; 41] = [
     YEAR, 2 * YEAR, 5 * YEAR, 10 * YEAR, 20 * YEAR, 50 * YEAR, 100 * YEAR,
 ];
 
-/// The instant that `text` names, where it is `now`.
+/// Parses the instant `text`, relative to `now`.
 ///
 /// It may be `now`, relative (`-6h`, `now-1d12h`), a date with or without a time of day, or a
 /// number of seconds or milliseconds since the epoch.
@@ -47,7 +47,7 @@ pub(super) fn moment(text: &str, now: Millis) -> Result<Millis, String> {
     })
 }
 
-/// The bucket size that `text` names.
+/// Parses a bucket size.
 pub(super) fn duration(text: &str) -> Result<Step, String> {
     let step = span(text).ok().and_then(Step::new);
     step.ok_or_else(|| {
@@ -58,8 +58,8 @@ pub(super) fn duration(text: &str) -> Result<Step, String> {
     })
 }
 
-/// `millis` as `2026-11-21 12:34:56`, with milliseconds only where there are some. A time that
-/// the calendar does not reach is shown as a number.
+/// Formats `millis` as `2026-11-21 12:34:56`, with milliseconds only if there are any. A time
+/// outside the calendar is shown as a number.
 pub(super) fn show(millis: Millis) -> String {
     let since_epoch = u64::try_from(millis).ok().filter(|_| millis < MAX_TIME);
     let Some(since_epoch) = since_epoch else {
@@ -74,7 +74,7 @@ pub(super) fn show(millis: Millis) -> String {
     text.trim_end_matches('Z').replace('T', " ")
 }
 
-/// The distance from now, or `None` where `text` is not relative.
+/// Parses the distance from now, or returns `None` if `text` is not relative.
 fn offset(text: &str) -> Option<Result<Millis, String>> {
     let after_now = text.strip_prefix("now").map(str::trim_start);
     if after_now == Some("") {
@@ -95,7 +95,7 @@ fn offset(text: &str) -> Option<Result<Millis, String>> {
     })
 }
 
-/// A duration in whole milliseconds.
+/// Parses a duration in whole milliseconds.
 fn span(text: &str) -> Result<Millis, String> {
     let duration = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     if duration.subsec_nanos() % 1_000_000 != 0 {
@@ -104,7 +104,7 @@ fn span(text: &str) -> Result<Millis, String> {
     Millis::try_from(duration.as_millis()).map_err(|_| "it is too long".into())
 }
 
-/// Seconds or milliseconds since the epoch.
+/// Parses seconds or milliseconds since the epoch.
 fn since_epoch(text: &str) -> Option<Millis> {
     match text.parse::<Millis>() {
         Ok(millis) if millis >= FIRST_MILLIS => Some(millis),
@@ -118,7 +118,7 @@ fn since_epoch(text: &str) -> Option<Millis> {
     }
 }
 
-/// A date, alone or with a time of day, in UTC.
+/// Parses a date, alone or with a time of day, in UTC.
 fn calendar(text: &str) -> Option<Millis> {
     // After a fraction humantime takes any offset for UTC.
     if text.contains('+') && !text.ends_with("+00:00") {

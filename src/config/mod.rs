@@ -1,7 +1,7 @@
-//! Configuration: a TOML file and overrides from the environment, as values that cannot be wrong.
+//! Configuration: a TOML file and overrides from the environment, as validated values.
 //!
-//! `raw` is what the file may say, word for word; `load` reads it and says where an error is;
-//! this module holds what the rest of the program gets.
+//! `raw` mirrors the file; `load` reads and validates it and locates errors; this module has the
+//! settings that the rest of the program gets.
 
 mod aws;
 mod load;
@@ -27,21 +27,21 @@ use crate::model::{Compression, Freshness, Limits, Pattern, Reading, Setting, Ta
 /// The whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How clients are served.
+    /// Settings towards clients.
     pub server: Server,
-    /// Who may ask.
+    /// Access rules.
     pub access: AccessSettings,
-    /// Bytes that the cached chunks may weigh.
+    /// Upper bound of the cache in bytes.
     pub cache_memory: u64,
-    /// Targets that connection details may name though no upstream has their address.
+    /// Targets besides the upstreams that connection details may name.
     pub targets: Vec<Pattern>,
-    /// Networks that such targets may be in though they are not public.
+    /// Non-public networks that such targets may be in.
     pub target_networks: Vec<IpNet>,
-    /// A folder for what is kept across restarts.
+    /// The folder for data that survives restarts.
     pub state_dir: Option<PathBuf>,
-    /// Where log lines go and which.
+    /// Log settings.
     pub log: Log,
-    /// Where spans go, if anywhere.
+    /// Trace settings, if spans are sent.
     pub traces: Option<Traces>,
     /// The upstreams in the order of the file; at least one.
     pub upstreams: Vec<Upstream>,
@@ -63,32 +63,32 @@ impl Config {
     }
 }
 
-/// How clients are served.
+/// Settings towards clients.
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Address to listen on.
     pub listen: SocketAddr,
     /// Sent as `X-MIRROR-API-KEY` on every response.
     pub api_key: Secret,
-    /// Most time from a request's head to its answer.
+    /// Longest time from the head of a request to its answer.
     pub request_timeout: Duration,
-    /// Most bytes of a request body.
+    /// Largest request body in bytes.
     pub max_body: usize,
-    /// Most requests in hand.
+    /// Most requests in flight.
     pub max_in_flight: usize,
-    /// Most points or buckets of a response.
+    /// Most points or buckets in a response.
     pub max_points: u32,
-    /// Which HTTP statuses errors have.
+    /// The statuses of errors.
     pub error_status: ErrorStatus,
-    /// Which clients are answered compressed.
+    /// Which clients get compressed answers.
     pub compression: Compression,
-    /// Most time that requests in hand have to finish after a signal to stop.
+    /// Longest time for requests in flight to finish after a signal to stop.
     pub drain_timeout: Duration,
-    /// How it is served with TLS, if it is.
+    /// TLS settings, if TLS is served.
     pub tls: Option<ServerTls>,
 }
 
-/// Who may ask.
+/// Access rules for all APIs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccessSettings {
     /// Proxies whose `X-Forwarded-For` is believed.
@@ -103,64 +103,64 @@ pub struct AccessSettings {
     pub admin: ApiAccess,
 }
 
-/// Who may ask one face of the service.
+/// Access rules of one API.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ApiAccess {
-    /// Where clients may come from; none is anywhere.
+    /// Networks that clients are accepted from; empty accepts all.
     pub networks: Vec<IpNet>,
-    /// Hashes of bearer tokens; each is that of a [`TokenHash`](crate::model::TokenHash).
+    /// Hashes of bearer tokens, each a [`TokenHash`](crate::model::TokenHash).
     pub tokens: Vec<Secret>,
-    /// Users and the hashes of their passwords, which are those of a
+    /// Users and the hashes of their passwords, each a
     /// [`PasswordHash`](crate::model::PasswordHash).
     pub users: Vec<(String, Secret)>,
 }
 
 impl ApiAccess {
-    /// Whether anyone may ask.
+    /// Returns whether there is no restriction.
     pub fn is_open(&self) -> bool {
         self.networks.is_empty() && !self.has_credentials()
     }
 
-    /// Whether a token or a password is needed.
+    /// Returns whether a token or a password is required.
     pub fn has_credentials(&self) -> bool {
         !(self.tokens.is_empty() && self.users.is_empty())
     }
 }
 
-/// Files of a server's certificate; they hold what they should.
+/// Files of a server's certificate, already validated.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     /// The chain, the server's own certificate first.
     pub cert: PathBuf,
-    /// The key of that.
+    /// The private key of that certificate.
     pub key: PathBuf,
-    /// The authorities that every client needs a certificate of.
+    /// Authorities, one of which has to have issued each client's certificate.
     pub client_ca: Option<PathBuf>,
 }
 
-/// How connections to an upstream are secured; the files hold what they should.
+/// TLS settings towards an upstream; the files are already validated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientTls {
-    /// Authorities that are trusted besides the system's.
+    /// Authorities trusted in addition to the system's.
     pub ca: Option<PathBuf>,
-    /// The certificate that we prove ourselves with, and its key.
+    /// The client certificate and its key.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Whether whoever answers is believed to be the upstream.
+    /// Whether any certificate is accepted.
     pub insecure: bool,
 }
 
-/// The proxies on the way to an upstream. Their URLs may hold passwords.
+/// Proxies towards an upstream. Their URLs may contain passwords.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxy {
     /// For `http://` URLs.
     pub http: Option<Secret>,
     /// For `https://` URLs.
     pub https: Option<Secret>,
-    /// Hosts and networks that are reached without it, as in `NO_PROXY`.
+    /// Hosts and networks reached without a proxy, as in `NO_PROXY`.
     pub except: String,
 }
 
-/// Which HTTP statuses errors have.
+/// The HTTP statuses of errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorStatus {
@@ -172,23 +172,23 @@ pub enum ErrorStatus {
     Always500,
 }
 
-/// Which log lines are written, and how.
+/// Log settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Log {
-    /// The least important level that is written.
+    /// The lowest level that is written.
     pub level: Level,
     /// Text or JSON.
     pub json: bool,
 }
 
-/// Where spans go and which.
+/// Trace settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Traces {
     /// The URL that they are posted to.
     pub endpoint: TargetUrl,
     /// Headers sent with them.
     pub headers: Vec<(HeaderName, Secret)>,
-    /// The share, from 0 to 1, of the traces that begin here which are recorded.
+    /// The share, from 0 to 1, of traces begun here that is recorded.
     pub sample: f64,
 }
 
@@ -197,41 +197,41 @@ pub struct Traces {
 pub struct Upstream {
     /// Its name, for connection details and metric labels.
     pub name: String,
-    /// What it is.
+    /// Its kind, with what only that kind has.
     pub kind: UpstreamKind,
     /// Headers sent with each request.
     pub headers: Vec<(HeaderName, Secret)>,
-    /// How connections to it are secured.
+    /// TLS settings.
     pub tls: ClientTls,
-    /// The proxies on the way to it.
+    /// Proxies towards it.
     pub proxy: Proxy,
     /// How requests to it are signed, if they are.
     pub aws: Option<Aws>,
     /// When cached data is fetched again.
     pub freshness: Freshness,
-    /// How it is asked.
+    /// How it is queried.
     pub reading: Reading,
-    /// What it may be burdened with.
+    /// Limits on the load it gets.
     pub limits: Limits,
 }
 
-/// What an upstream is.
+/// The kind of an upstream.
 #[derive(Clone, PartialEq)]
 pub enum UpstreamKind {
     /// The built-in demonstration source.
     Demo {
-        /// How long it takes to answer.
+        /// The time it takes to answer.
         latency: Duration,
-        /// How many calls a second it answers.
+        /// Calls per second that it answers.
         per_second: u32,
     },
     /// Another server of the mirror API.
     Mirror {
         /// Its addresses; at least one.
         urls: Vec<TargetUrl>,
-        /// The key that it must answer with.
+        /// The key that it has to answer with.
         api_key: Option<Secret>,
-        /// The `connectionDetails` that it is sent; `None` sends on what the client sent.
+        /// The `connectionDetails` sent to it; `None` forwards those of the client.
         connection_details: Option<serde_json::Map<String, serde_json::Value>>,
     },
     /// A server of Prometheus' HTTP API.
@@ -242,7 +242,7 @@ pub enum UpstreamKind {
 }
 
 impl fmt::Debug for UpstreamKind {
-    /// Without the details that an upstream is sent, which may hold secrets.
+    /// Omits the connection details, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
         match self {
@@ -256,7 +256,7 @@ impl fmt::Debug for UpstreamKind {
 }
 
 impl UpstreamKind {
-    /// The name of the kind, as in the file.
+    /// Returns the name of the kind, as in the file.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Demo { .. } => "demo",
@@ -265,7 +265,7 @@ impl UpstreamKind {
         }
     }
 
-    /// Its addresses.
+    /// Returns its addresses.
     pub fn urls(&self) -> &[TargetUrl] {
         match self {
             Self::Demo { .. } => &[],
@@ -275,8 +275,8 @@ impl UpstreamKind {
 }
 
 impl Upstream {
-    /// Whether an upstream with the settings `other` gives the same data and is read in the same
-    /// way; only how fresh it has to be, what it is burdened with, and the way to it may differ.
+    /// Returns whether an upstream with the settings `other` has the same data and is read in the
+    /// same way; freshness, limits and the connection may differ.
     pub fn has_data_of(&self, other: &Self) -> bool {
         let Self {
             name,
@@ -300,7 +300,7 @@ impl Upstream {
             && *reading == other.reading
     }
 
-    /// A Prometheus server at `url` with every setting at its default.
+    /// Returns the settings of a Prometheus server at `url` with all defaults.
     pub fn target(name: String, url: TargetUrl) -> Self {
         let kind = UpstreamKind::Prometheus { urls: vec![url] };
         raw::RawUpstream::default().settings(name, kind)

@@ -1,4 +1,4 @@
-//! What the file may say, word for word. Every key is optional.
+//! The file as it is written. Every key is optional.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -154,7 +154,7 @@ pub(super) enum RawKind {
 }
 
 impl RawKind {
-    /// As in the file.
+    /// Returns the name, as in the file.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Demo => "demo",
@@ -259,7 +259,7 @@ pub(super) enum RawConnectionDetails {
 }
 
 impl fmt::Debug for RawConnectionDetails {
-    /// Details may hold secrets.
+    /// Omits the details, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ConnectionDetails(…)")
     }
@@ -282,7 +282,7 @@ impl RawDemo {
     pub(super) const LATENCY: Duration = Duration::from_millis(400);
     pub(super) const PER_SECOND: u32 = 50;
 
-    /// Whether every key is absent or has its default.
+    /// Returns whether every key is absent or has its default.
     pub(super) fn is_usual(&self) -> bool {
         self.latency.as_ref().is_none_or(|l| l.0 == Self::LATENCY)
             && self.per_second.is_none_or(|n| n == Self::PER_SECOND)
@@ -305,18 +305,18 @@ pub(super) struct RawBreaker {
     pub(super) open: Option<Text<Duration>>,
 }
 
-/// `value` as whole milliseconds.
+/// Returns `value` in whole milliseconds.
 pub(super) fn millis(value: Duration) -> Millis {
     Millis::try_from(value.as_millis()).unwrap_or(Millis::MAX)
 }
 
-/// The duration of `value`, or `default` where the key is absent.
+/// Returns the duration of `value`, or `default` if the key is absent.
 pub(super) fn duration(value: Option<&Text<Duration>>, default: Duration) -> Duration {
     value.map_or(default, |text| text.0)
 }
 
 impl RawUpstream {
-    /// The settings of an upstream `name` of `kind`; every key that is absent has its default.
+    /// Returns the settings of an upstream `name` of `kind`; absent keys have their defaults.
     pub(super) fn settings(&self, name: String, kind: UpstreamKind) -> Settings {
         Settings {
             name,

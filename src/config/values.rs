@@ -1,4 +1,4 @@
-//! Values that are written as text in the file.
+//! Types of values that are written as text in the file.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,18 +17,18 @@ use crate::model::{Pattern, TargetUrl};
 pub(super) struct Text<T>(pub(super) T);
 
 impl<T: FromText> Text<T> {
-    /// The value that `text` means, or what is allowed.
+    /// Parses `text`; the error says what is allowed.
     pub(super) fn read(text: &str) -> Result<T, String> {
         T::from_text(text)
     }
 }
 
-/// How a string becomes a value.
+/// Parsing of a value from a string.
 pub(super) trait FromText: Sized {
-    /// What is expected, for errors, with an example.
+    /// The expected form with an example, for errors.
     const EXPECTED: &str;
 
-    /// The value, or what is allowed.
+    /// Parses `text`; the error says what is allowed.
     fn from_text(text: &str) -> Result<Self, String>;
 }
 
@@ -48,8 +48,8 @@ impl<'de, T: FromText> Deserialize<'de> for Text<T> {
     }
 }
 
-/// A table, and nothing else. Alone, serde would take the values of an array for those of the
-/// keys in their order.
+/// A table and nothing else. serde by itself would accept an array, and take its values for those
+/// of the keys in order.
 pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -166,7 +166,7 @@ impl FromText for IpNet {
         let net = net.or_else(|_| address()).map_err(|_| {
             format!("{text:?} is not a network; write it as \"10.0.0.0/8\" or \"fd00::/8\"")
         })?;
-        // Addresses are compared as IPv4 where they are IPv4 within IPv6.
+        // IPv4 addresses embedded in IPv6 are compared as IPv4.
         let mapped = match net {
             Self::V6(net) => (net.addr().to_ipv4_mapped()).zip(net.prefix_len().checked_sub(96)),
             Self::V4(_) => None,
@@ -187,7 +187,7 @@ impl FromText for Pattern {
     }
 }
 
-/// `text`, which should be an address, without a user, a password or a query.
+/// Returns `text`, which should be an address, without user, password and query.
 fn shown(text: &str) -> &str {
     if text.contains('@') {
         return "…@…";
@@ -195,7 +195,7 @@ fn shown(text: &str) -> &str {
     text.split(['?', '#']).next().unwrap_or_default()
 }
 
-/// A secret: never shown, not even for debugging.
+/// A secret: never shown, not even in debug output.
 #[derive(Clone, Eq)]
 pub struct Secret {
     text: String,
@@ -203,15 +203,15 @@ pub struct Secret {
 }
 
 impl PartialEq for Secret {
-    /// Two are the same in one file, whatever that said when they were read: who uses them
-    /// follows it.
+    /// Two secrets in the same file are equal, whatever it contained when they were read: their
+    /// users follow the file.
     fn eq(&self, other: &Self) -> bool {
         self.file == other.file && (self.file.is_some() || self.text == other.text)
     }
 }
 
 impl Secret {
-    /// Keeps `text` secret.
+    /// Creates a secret from `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -219,7 +219,7 @@ impl Secret {
         }
     }
 
-    /// The secret that the file at `path` holds. The error names the file.
+    /// Reads the secret in the file at `path`. The error names the file.
     pub(super) fn in_file(path: PathBuf) -> Result<Self, String> {
         let contents =
             std::fs::read(&path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
@@ -231,18 +231,18 @@ impl Secret {
         Ok(secret)
     }
 
-    /// The secret itself.
+    /// Returns the secret itself.
     pub fn reveal(&self) -> &str {
         &self.text
     }
 
-    /// The file that holds it, if one does.
+    /// Returns the file that it is in, if it is in one.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    /// The secret as it is now, if the next of `contents` is what its file holds now; those of
-    /// secrets without a file are left where they are.
+    /// Returns the current secret, taking the next of `contents` as those of its file; a secret
+    /// without a file takes none.
     pub fn reread<'a>(
         &self,
         contents: &mut impl Iterator<Item = &'a Vec<u8>>,
@@ -255,7 +255,7 @@ impl Secret {
         match text {
             Some(text) if text.is_empty() => Err(format!("the file {path:?} is empty")),
             Some(text) => Ok(text),
-            None => Err(format!("the file {path:?} does not hold text in UTF-8")),
+            None => Err(format!("the file {path:?} is not valid UTF-8")),
         }
     }
 }
@@ -266,14 +266,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where the file says that a secret is.
+/// The place of a secret, as given in the file.
 #[derive(Clone)]
 pub(super) enum SecretSource {
-    /// In the file itself.
+    /// In the configuration file itself.
     Inline(String),
-    /// In a variable of the environment.
+    /// In an environment variable.
     Env(String),
-    /// In a file of its own; a line break at its end is not part of it.
+    /// In a file of its own; a line break at the end is not part of it.
     File(String),
 }
 
@@ -294,7 +294,7 @@ impl<'de> Deserialize<'de> for SecretSource {
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretSource, E> {
                 Ok(SecretSource::Inline(text.to_owned()))
             }
-            // The usual errors would show the value.
+            // serde's own errors would show the value.
             fn visit_bool<E: de::Error>(self, _: bool) -> Result<SecretSource, E> {
                 Err(de::Error::invalid_type(Unexpected::Other("boolean"), &self))
             }

@@ -1,5 +1,5 @@
-//! W3C's trace context: the place in a trace of what is done for a request, and the headers that
-//! say it to upstreams.
+//! W3C's trace context: the position of a request's work in a trace, and the headers that carry it
+//! to upstreams.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use opentelemetry::trace::SpanContext;
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// The place in a trace of what is done for a request: below what, if it is in a trace at all.
+/// The position of a request's work in a trace: its parent, if it is in a trace at all.
 #[derive(Clone, Debug, Default)]
 pub struct Trace(Option<Arc<Below>>);
 
 #[derive(Debug)]
 pub(super) enum Below {
-    /// The client's span: its `traceparent` and `tracestate`, as they came.
+    /// The client's span: its `traceparent` and `tracestate`, unchanged.
     Sent(HeaderValue, Vec<HeaderValue>),
-    /// A span of ours.
+    /// A span of Heliostat's.
     #[cfg(feature = "otlp")]
     Span(SpanContext),
 }
 
 impl Trace {
-    /// The trace that a request with `headers` belongs to.
+    /// Returns the trace that a request with `headers` belongs to.
     pub(super) fn sent(headers: &HeaderMap) -> Self {
         let sent = |parent: &HeaderValue| {
             let states = headers.get_all(&TRACESTATE).iter();
@@ -34,7 +34,7 @@ impl Trace {
         Self(headers.get(&TRACEPARENT).map(sent))
     }
 
-    /// Puts the trace into the `headers` of a request.
+    /// Adds the trace to the `headers` of a request.
     pub fn send(&self, headers: &mut HeaderMap) {
         match self.below() {
             None => {}
@@ -50,7 +50,7 @@ impl Trace {
         }
     }
 
-    /// The trace's number, for logs: 32 hexadecimal digits.
+    /// Returns the ID of the trace for logs: 32 hexadecimal digits.
     pub fn id(&self) -> Option<String> {
         match self.below()? {
             Below::Sent(parent, _) => {
@@ -73,7 +73,7 @@ impl Trace {
     }
 }
 
-/// Puts `span` into the `headers` of a request.
+/// Adds `span` to the `headers` of a request.
 #[cfg(feature = "otlp")]
 fn send_span(span: &SpanContext, headers: &mut HeaderMap) {
     let parent = format!(

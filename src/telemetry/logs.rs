@@ -1,4 +1,4 @@
-//! Logs to standard error: for humans, or as JSON a line.
+//! Logs to standard error: text for people, or one JSON object per line.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -8,23 +8,23 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text, coloured on a terminal.
     #[default]
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Which lines are written; there once logging has started.
+/// The filter of lines; set once logging has started.
 static HEARD: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// The level that was set last.
+/// The current level.
 static LEVEL: Mutex<Option<Level>> = Mutex::new(None);
 
-/// Starts logging at `level` for the whole process; libraries are heard from warnings on. A
+/// Starts logging at `level` for the whole process; libraries log warnings and errors only. A
 /// second call changes nothing.
 pub fn start(level: Level, format: LogFormat, coloured: bool) {
     let (heard, handle) = reload::Layer::new(heard(level));
@@ -33,19 +33,19 @@ pub fn start(level: Level, format: LogFormat, coloured: bool) {
         LogFormat::Human => lines.with_ansi(coloured).with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    // An error means that a logger is in place already, which is as good.
+    // An error means that a logger is installed already.
     if registry().with(lines.with_filter(heard)).try_init().is_ok() {
         let _ = HEARD.set(handle);
         set_level(level);
     }
 }
 
-/// The least important level that is written; `None` before logging has started.
+/// Returns the current level, or `None` before logging has started.
 pub fn level() -> Option<Level> {
     *LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes lines from `level` on, from now on.
+/// Sets the level.
 pub fn set_level(level: Level) {
     *LEVEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
     if let Some(handle) = HEARD.get() {
@@ -54,7 +54,7 @@ pub fn set_level(level: Level) {
     }
 }
 
-/// The lines of `level` and above; those of libraries from warnings on.
+/// Passes lines of `level` and above; those of libraries from warnings on.
 fn heard(level: Level) -> Targets {
     Targets::new()
         .with_default(level.min(Level::WARN))

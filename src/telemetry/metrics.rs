@@ -1,4 +1,4 @@
-//! Every metric of Heliostat, by name, in one table, and the handles to them.
+//! The table of all metrics by name, and the handles to them.
 
 use std::sync::OnceLock;
 
@@ -46,13 +46,14 @@ const BUILD_INFO: &str = "heliostat_build_info";
 
 pub use super::upstream_metrics::{Count, UpstreamMetrics, UpstreamTotals};
 
-/// A hit takes some tens of microseconds; buckets start where hits can be seen.
+/// Bounds of histogram buckets. A hit takes some tens of microseconds, so they start there.
 const SECONDS: [f64; 18] = [
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 5.0, 10.0, 30.0,
 ];
 
-/// The process-wide registry behind `/metrics`. `None` if another recorder was installed first.
+/// Returns the process-wide registry behind `/metrics`, or `None` if another recorder was
+/// installed first.
 pub fn registry() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     let install = || {
@@ -63,7 +64,7 @@ pub fn registry() -> Option<&'static PrometheusHandle> {
             QUEUE_SECONDS,
             LEVEL_SECONDS,
         ] {
-            // Only an empty list of buckets is refused.
+            // This fails for an empty list of buckets only.
             builder = builder
                 .set_buckets_for_metric(Matcher::Full(name.into()), &SECONDS)
                 .ok()?;
@@ -86,15 +87,15 @@ fn describe() {
     describe_histogram!(
         REQUEST_SECONDS,
         Unit::Seconds,
-        "Time from a request's head to its answer's head."
+        "Time from the head of a request to the head of its answer."
     );
     describe_counter!(
         ACCESS_DENIED,
-        "Requests turned away, by API and reason: the client's address (network), no or wrong credentials (credentials), an API that is closed (closed), too many passwords to check (busy)."
+        "Requests denied, by API and reason: the client's address (network), missing or wrong credentials (credentials), an API that is closed (closed), too many passwords to check (busy)."
     );
     describe_counter!(
         LOOKUPS,
-        "Metric queries, by what the cache held: all (hit), all but some of it expired (stale), some (partial), nothing (miss)."
+        "Metric queries by what the cache had: everything (hit), everything, some of it expired (stale), a part (partial), nothing (miss)."
     );
     describe_gauge!(
         CACHE_BYTES,
@@ -102,17 +103,23 @@ fn describe() {
         "Bytes that the cache holds: chunks, lists and whole answers, with their keys."
     );
     describe_gauge!(CACHE_CHUNKS, "Chunks in the cache.");
-    describe_counter!(EVICTIONS, "Chunks evicted for want of room.");
-    describe_counter!(POINTS_SERVED, "Points answered, by where they came from.");
-    describe_counter!(STALE_SERVED, "Answers, marked, of data that had expired.");
+    describe_counter!(EVICTIONS, "Chunks evicted because the cache was full.");
+    describe_counter!(
+        POINTS_SERVED,
+        "Points served, by where they came from: the cache, or the upstream for the query."
+    );
+    describe_counter!(
+        STALE_SERVED,
+        "Answers made from expired data and marked as such."
+    );
     describe_counter!(
         UPSTREAM_REQUESTS,
-        "HTTP attempts made upstream, by outcome."
+        "HTTP attempts to the upstream, by outcome."
     );
     describe_histogram!(
         UPSTREAM_SECONDS,
         Unit::Seconds,
-        "Time of an HTTP attempt, body included."
+        "Duration of an HTTP attempt, body included."
     );
     describe_counter!(
         UPSTREAM_POINTS,
@@ -123,34 +130,40 @@ fn describe() {
         Unit::Seconds,
         "Time an attempt waited for the upstream's limits."
     );
-    describe_gauge!(IN_FLIGHT, "HTTP attempts under way.");
-    describe_counter!(REJECTED, "Calls refused before they were made, by reason.");
-    describe_counter!(RETRIES, "Attempts made again.");
-    describe_gauge!(BREAKER_OPEN, "URLs of the upstream whose breaker is open.");
+    describe_gauge!(IN_FLIGHT, "HTTP attempts in flight.");
+    describe_counter!(
+        REJECTED,
+        "Calls not made, by reason: the limits (limits), the budget of the hour or day (budget), an open circuit breaker (breaker_open)."
+    );
+    describe_counter!(RETRIES, "HTTP attempts that were retries.");
+    describe_gauge!(
+        BREAKER_OPEN,
+        "URLs of the upstream whose circuit breaker is open."
+    );
     describe_counter!(
         COALESCED,
-        "Requests that waited for a fetch that another had started."
+        "Requests that waited for another request's fetch."
     );
     describe_counter!(
         DROPPED,
-        "Points received and left out, by reason: not a number (nan), infinite (inf), not in the range asked for (outside_range), native histograms (histogram)."
+        "Points received and left out, by reason: not a number (nan), infinite (inf), outside the requested range (outside_range), native histograms (histogram)."
     );
     describe_gauge!(
         FILE_ERRORS,
-        "1 while certificates or secrets have changed in their files to something that is no good; what they said before is in use."
+        "1 if the last reload of a certificate or secret file failed and the previous contents are still in use, 0 otherwise."
     );
     describe_counter!(
         RELOADS,
-        "Readings of the configuration after the first, by result: success, or failure, which changes nothing."
+        "Reloads of the configuration, by result: success, or failure, which changes nothing."
     );
     describe_gauge!(
         RELOAD_OK,
-        "0 while the configuration in the file is no good and what it said before is in use."
+        "0 if the last reload of the configuration failed and the previous one is still in use, 1 otherwise."
     );
     describe_gauge!(
         RELOAD_TIME,
         Unit::Seconds,
-        "When the configuration in use was read, in Unix time."
+        "When the configuration in use was loaded, in Unix time."
     );
     describe_counter!(
         LEVEL_REQUESTS,
@@ -195,7 +208,7 @@ fn describe() {
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }
 
-/// The statuses that requests are answered with, the usual one first.
+/// The statuses of answers, the most common first.
 const STATUSES: [u16; 17] = [
     200, 204, 304, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 502, 503, 504,
 ];
@@ -206,12 +219,13 @@ pub struct RequestMetrics {
     api: &'static str,
     method: &'static str,
     seconds: Histogram,
-    /// One a status of [`STATUSES`], made when first needed: a status that never came is not shown.
+    /// One counter per status of [`STATUSES`], created when first needed, so that statuses that never
+    /// occurred are not shown.
     answered: [OnceLock<Counter>; STATUSES.len()],
 }
 
 impl RequestMetrics {
-    /// The handles of `method` of `api`.
+    /// Creates the handles for `method` of `api`.
     pub fn new(api: &'static str, method: &'static str) -> Self {
         Self {
             api,
@@ -221,7 +235,7 @@ impl RequestMetrics {
         }
     }
 
-    /// Counts a request that was answered with `status` after `seconds`.
+    /// Counts a request answered with `status` after `seconds`.
     pub fn answered(&self, status: u16, seconds: f64) {
         self.seconds.record(seconds);
         let (api, method) = (self.api, self.method);
@@ -235,26 +249,26 @@ impl RequestMetrics {
     }
 }
 
-/// The metrics of requests to one API that are turned away.
+/// The metrics of denied requests to one API.
 #[derive(Debug)]
 pub struct AccessMetrics {
     api: &'static str,
 }
 
 impl AccessMetrics {
-    /// The metrics of `api`.
+    /// Creates the metrics of `api`.
     pub fn new(api: &'static str) -> Self {
         Self { api }
     }
 
-    /// Shows what has not happened yet as 0, so that a first time can be alerted on.
+    /// Initialises the counters to 0, so that the first increment can be alerted on.
     pub fn show(&self) {
         for reason in ["network", "credentials", "closed", "busy"] {
             self.denied(reason).absolute(0);
         }
     }
 
-    /// Counts a request that was turned away for `reason`.
+    /// Counts a request denied for `reason`.
     pub fn count(&self, reason: &'static str) {
         self.denied(reason).increment(1);
     }
@@ -271,7 +285,7 @@ pub struct CacheMetrics {
     pub bytes: Gauge,
     /// Number of cached chunks.
     pub chunks: Gauge,
-    /// Chunks evicted for want of room.
+    /// Chunks evicted because the cache was full.
     pub evictions: Counter,
 }
 
@@ -302,7 +316,7 @@ impl LevelMetrics {
             queue: gauge!(LEVEL_QUEUE, "level" => level),
             breakers: gauge!(LEVEL_BREAKERS, "level" => level),
         };
-        // What has not happened yet is shown as 0, so that a first time can be alerted on.
+        // Counters start at 0, so that the first increment can be alerted on.
         for reason in ["queue", "size", "resting", "conflict"] {
             metrics.dropped(reason, 0);
         }
@@ -367,12 +381,12 @@ impl Default for DiskMetrics {
     }
 }
 
-/// Says whether the files of `what` are no good.
+/// Records whether the last reload of the files of `what` failed.
 pub fn file_error(what: &str, bad: bool) {
     gauge!(FILE_ERRORS, "what" => what.to_owned()).set(if bad { 1.0 } else { 0.0 });
 }
 
-/// Says that the first configuration is in use, at `now`.
+/// Records that the first configuration is in use since `now`, in milliseconds of Unix time.
 pub fn configured(now: i64) {
     for result in ["success", "failure"] {
         counter!(RELOADS, "result" => result).absolute(0);
@@ -380,7 +394,7 @@ pub fn configured(now: i64) {
     in_use(now);
 }
 
-/// Says how a reading of the configuration went, at `now` in milliseconds of Unix time.
+/// Records the result of a reload of the configuration at `now`, in milliseconds of Unix time.
 pub fn reloaded(good: bool, now: i64) {
     counter!(RELOADS, "result" => if good { "success" } else { "failure" }).increment(1);
     match good {

@@ -1,4 +1,4 @@
-//! What Heliostat says of itself: metrics, logs and traces.
+//! Observability: metrics, logs and traces.
 
 mod context;
 pub mod logs;

@@ -1,7 +1,7 @@
-//! Spans by OpenTelemetry, and their export by OTLP: protocol buffers over HTTP.
+//! OpenTelemetry spans, and their export by OTLP: protocol buffers over HTTP.
 //!
-//! The exporter's own requests are in no trace: spans have their parents handed to them, and
-//! nothing hands one to it.
+//! The exporter's own requests are in no trace: spans get their parents as arguments, and the
+//! exporter gets none.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -29,37 +29,37 @@ use tracing::{info, warn};
 
 use super::context::{Below, Trace};
 
-/// Most time of one export.
+/// Timeout of one export.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What spans are made with, once tracing has started.
+/// The tracer, once tracing has started.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// Where spans go and which.
+/// Which spans are sent, and where to.
 pub struct OtlpSettings {
     /// The URL that they are posted to.
     pub endpoint: String,
-    /// Sends them.
+    /// The client that sends them.
     pub client: reqwest::Client,
-    /// Headers sent with them, asked for each time.
+    /// Returns the headers to send; called for each export.
     pub headers: Box<dyn Fn() -> HeaderMap + Send + Sync>,
-    /// The share, from 0 to 1, of the traces that begin here which are recorded.
+    /// The share, from 0 to 1, of traces begun here that is recorded.
     pub sample: f64,
 }
 
-/// Spans on their way out.
+/// The export of spans.
 #[derive(Debug)]
 pub struct Export(SdkTracerProvider);
 
 impl Export {
-    /// From now on requests have spans, for the whole process, which a thread of its own sends in
-    /// batches. `None` if that is so already. Called within the runtime that sends them.
+    /// Starts tracing for the whole process; a separate thread sends spans in batches. Returns
+    /// `None` if tracing has started already. Has to be called within the runtime that sends them.
     pub fn start(settings: OtlpSettings) -> Option<Self> {
         let mut resource = Resource::builder()
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
         let named = resource.get(&Key::new("service.name"));
-        // The name that the SDK has where the environment has none.
+        // The SDK's default if the environment sets none.
         if named.is_none_or(|name| name.as_str().starts_with("unknown_service")) {
             let attributes = resource
                 .iter()
@@ -85,12 +85,12 @@ impl Export {
         TRACER.set(tracer).ok().map(|()| Self(provider))
     }
 
-    /// Sends what there is. It blocks.
+    /// Sends all pending spans. Blocks.
     pub fn flush(&self) -> Result<(), String> {
         self.0.force_flush().map_err(|e| e.to_string())
     }
 
-    /// Sends what there is, for at most as long as `most`. It blocks.
+    /// Sends all pending spans, for at most `most`. Blocks.
     pub fn stop(&self, most: Duration) -> Result<(), String> {
         self.0
             .shutdown_with_timeout(most)
@@ -98,8 +98,8 @@ impl Export {
     }
 }
 
-/// Posts spans to a collector. Those that cannot be posted are lost: memory and requests matter
-/// more.
+/// Posts spans to a collector. Those that cannot be posted are dropped, so that a collector that is
+/// down costs neither memory nor time of requests.
 struct Exporter {
     settings: OtlpSettings,
     runtime: tokio::runtime::Handle,
@@ -109,7 +109,7 @@ struct Exporter {
 }
 
 impl fmt::Debug for Exporter {
-    /// Headers may hold secrets.
+    /// Omits the headers, which may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Exporter(…)")
     }
@@ -127,7 +127,7 @@ impl SpanExporter for Exporter {
             .header(CONTENT_TYPE, "application/x-protobuf")
             .timeout(EXPORT_TIMEOUT)
             .body(body);
-        // This is a thread without a runtime of its own.
+        // This thread has no runtime.
         let sent = self.runtime.spawn(async {
             let response = request.send().await.map_err(|e| deepest(&e))?;
             match response.status() {
@@ -139,16 +139,16 @@ impl SpanExporter for Exporter {
         let failed_before = self.failing.swap(sent.is_err(), Ordering::Relaxed);
         match &sent {
             Err(error) if !failed_before => {
-                warn!("traces cannot be exported and are dropped until they can be: {error}");
+                warn!("exporting traces failed, dropping them until it succeeds: {error}");
             }
-            Ok(()) if failed_before => info!("traces are exported again"),
+            Ok(()) if failed_before => info!("exporting traces succeeds again"),
             _ => {}
         }
         sent.map_err(OTelSdkError::InternalFailure)
     }
 }
 
-/// The deepest cause of `error`, which says most. It does not name the URL.
+/// Returns the innermost cause of `error`, which is the most specific. It does not name the URL.
 fn deepest(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
@@ -168,14 +168,14 @@ pub(super) fn served(sent: Trace, api: &str, method: &str) -> (Recorded, Trace) 
     let parent = extracted(&sent);
     let known = parent.span().span_context().clone();
     if known.is_valid() && !known.is_sampled() {
-        // Nothing of ours stands between the client and the upstream in this trace.
+        // No span of ours is recorded: the upstream gets the client's.
         return (Recorded::default(), sent);
     }
     let builder = SpanBuilder::from_name(format!("{api} {method}")).with_kind(SpanKind::Server);
     let span = tracer.build_with_context(builder, &parent);
     let context = span.span_context().clone();
     if !context.is_valid() {
-        // Tracing has been stopped.
+        // Tracing has stopped.
         return (Recorded::default(), sent);
     }
     let recorded = span.is_recording().then(|| Box::new(span));
@@ -200,7 +200,7 @@ pub(super) fn step(trace: &Trace, name: &'static str, client: bool) -> Recorded 
     Recorded(span.is_recording().then(|| Box::new(span)))
 }
 
-/// The client's span, if `sent` names one, as the parent of ours.
+/// Returns the client's span, if `sent` names one, as the parent of ours.
 fn extracted(sent: &Trace) -> Context {
     struct Headers(String, String);
     impl Extractor for Headers {

@@ -1,8 +1,8 @@
-//! Spans: what is done for a request, and for how long.
+//! Spans: the steps of a request and how long they take.
 //!
-//! A fetch runs in a task of its own, so the span that it is a part of is handed to it, as a
-//! [`Trace`]. Spans are of builds with the feature `otlp`; in others they are nothing, and only
-//! what the client sent is passed on.
+//! A fetch runs in a task of its own, so its parent span is passed to it as a [`Trace`]. Spans
+//! exist in builds with the feature `otlp`; in others they are empty, and only the client's trace
+//! context is passed on.
 
 use std::fmt;
 
@@ -13,55 +13,55 @@ pub use super::context::Trace;
 use super::otlp as spans;
 
 impl Trace {
-    /// The span of a request that came with `headers` and is of this `method` of this `api`, and
-    /// the trace of what is done for it.
+    /// Starts the span of a request with `headers` to this `method` of this `api`, and returns it
+    /// with the trace for its steps.
     pub fn served(headers: &HeaderMap, api: &str, method: &str) -> (Span, Self) {
         let (recorded, trace) = spans::served(Self::sent(headers), api, method);
         (Span(recorded), trace)
     }
 
-    /// The span of a step, from now until it is dropped.
+    /// Starts the span of a step; it ends when it is dropped.
     pub fn span(&self, name: &'static str) -> Span {
         Span(spans::step(self, name, false))
     }
 
-    /// The span of a request that we make.
+    /// Starts the span of a request to an upstream.
     pub fn client_span(&self, name: &'static str) -> Span {
         Span(spans::step(self, name, true))
     }
 
-    /// The trace of what is done as a part of `span`, which is a step of this one.
+    /// Returns the trace for steps of `span`, which is a step of this trace.
     pub fn within(&self, span: &Span) -> Self {
         span.trace().unwrap_or_else(|| self.clone())
     }
 }
 
-/// A span under way; it ends when it is dropped.
+/// A running span; it ends when it is dropped.
 #[derive(Debug, Default)]
 pub struct Span(spans::Recorded);
 
 impl Span {
-    /// Says that it has `value` as the attribute `key`.
+    /// Sets the attribute `key` to a text.
     pub fn text(&mut self, key: &'static str, value: &dyn fmt::Display) {
         self.0.text(key, value);
     }
 
-    /// The same of a number.
+    /// Sets the attribute `key` to a number.
     pub fn number(&mut self, key: &'static str, value: impl TryInto<i64>) {
         self.0.number(key, value);
     }
 
-    /// The same of what is so or not.
+    /// Sets the attribute `key` to true or false.
     pub fn flag(&mut self, key: &'static str, value: bool) {
         self.0.flag(key, value);
     }
 
-    /// Says that it failed, in which of few ways.
+    /// Marks it as failed; `kind` is one of few.
     pub fn fail(&mut self, error: &dyn fmt::Debug) {
         self.0.fail(error);
     }
 
-    /// Says that what it did was done as a part of `other` too.
+    /// Links it to `other`, which its work was a part of too.
     pub fn link(&mut self, other: &Trace) {
         self.0.link(other);
     }
@@ -74,7 +74,7 @@ impl Span {
     }
 }
 
-/// What spans are in a build without them.
+/// Spans in a build without the feature `otlp`: empty.
 #[cfg(not(feature = "otlp"))]
 mod spans {
     use std::fmt;

@@ -49,17 +49,17 @@ struct Calls {
 /// What was counted of one upstream since its settings took effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamTotals {
-    /// Queries of which everything was cached and fresh.
+    /// Queries for which everything was cached and fresh.
     pub hits: u64,
-    /// Queries of which everything was cached, but some of it had expired.
+    /// Queries for which everything was cached, some of it expired.
     pub stale: u64,
-    /// Queries of which some was cached.
+    /// Queries for which a part was cached.
     pub partial: u64,
-    /// Queries of which nothing was cached.
+    /// Queries for which nothing was cached.
     pub misses: u64,
-    /// Points answered out of the cache.
+    /// Points served from the cache.
     pub points_from_cache: u64,
-    /// Points answered out of what was fetched for the query.
+    /// Points served from what was fetched for the query.
     pub points_from_upstream: u64,
     /// HTTP attempts that ended.
     pub calls: u64,
@@ -73,19 +73,19 @@ pub struct UpstreamTotals {
 #[derive(Clone, Debug)]
 pub struct UpstreamMetrics {
     name: String,
-    /// Queries of which everything was cached and fresh.
+    /// Queries for which everything was cached and fresh.
     pub hits: Count,
-    /// Queries of which everything was cached, but some of it had expired.
+    /// Queries for which everything was cached, some of it expired.
     pub stale: Count,
-    /// Queries of which some was cached.
+    /// Queries for which a part was cached.
     pub partial: Count,
-    /// Queries of which nothing was cached.
+    /// Queries for which nothing was cached.
     pub misses: Count,
-    /// Points answered out of the cache.
+    /// Points served from the cache.
     pub points_from_cache: Count,
-    /// Points answered out of what was fetched for the query.
+    /// Points served from what was fetched for the query.
     pub points_from_upstream: Count,
-    /// Queries answered with data that had expired.
+    /// Queries answered with expired data.
     pub stale_served: Counter,
     /// Points and samples received.
     pub points: Counter,
@@ -93,19 +93,19 @@ pub struct UpstreamMetrics {
     pub seconds: Histogram,
     /// Time an attempt waited for the limits.
     pub queue_seconds: Histogram,
-    /// Attempts under way.
+    /// Attempts in flight.
     pub in_flight: Gauge,
-    /// Attempts made again.
+    /// Attempts that were retries.
     pub retries: Counter,
-    /// URLs with an open breaker.
+    /// URLs whose circuit breaker is open.
     pub breaker_open: Gauge,
-    /// Requests that waited for another's fetch.
+    /// Requests that waited for another request's fetch.
     pub coalesced: Counter,
     calls: Arc<Calls>,
 }
 
 impl UpstreamMetrics {
-    /// The handles of the upstream `name`, which comes from the configuration.
+    /// Creates the handles for the upstream `name`, which has to come from the configuration.
     pub fn new(name: &str) -> Self {
         removed::is_back(name);
         let upstream = || name.to_owned();
@@ -132,9 +132,9 @@ impl UpstreamMetrics {
             coalesced: counter!(COALESCED, "upstream" => upstream()),
             calls: Arc::default(),
         };
-        // What has not happened yet is shown as 0, so that a first time can be alerted on.
+        // Counters start at 0, so that the first increment can be alerted on.
         metrics.breaker_open.set(0.0);
-        // An upstream of this name that this takes the place of may have calls under way.
+        // A replaced upstream of this name may still have calls in flight.
         metrics.in_flight.increment(0.0);
         for reason in ["limits", "budget", "breaker_open"] {
             rejected(&metrics.name, reason).absolute(0);
@@ -145,7 +145,7 @@ impl UpstreamMetrics {
         metrics
     }
 
-    /// The upstream's name.
+    /// Returns the name of the upstream.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -177,7 +177,7 @@ impl UpstreamMetrics {
             .increment(1);
     }
 
-    /// Counts a call that was refused for `reason` before it was made.
+    /// Counts a call that was not made for `reason`.
     pub fn rejected(&self, reason: &'static str) {
         self.calls.refused.fetch_add(1, Ordering::Relaxed);
         rejected(&self.name, reason).increment(1);

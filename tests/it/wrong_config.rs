@@ -155,9 +155,9 @@ fn check_says_it_and_leaves_with_2() {
     for (bytes, says) in [
         (
             &b"[server]\n# gr\xf6\xdfe\nlisten = 5"[..],
-            ":2:5: is not text in UTF-8 from here on",
+            ":2:5: is not valid UTF-8 from here on",
         ),
-        (b"\xff\xfe[\0", ":1:1: is not text in UTF-8 from here on"),
+        (b"\xff\xfe[\0", ":1:1: is not valid UTF-8 from here on"),
         (b"\x7fELF\x02\x01\x01\0\0\0", ":1:"),
     ] {
         std::fs::write(&path, bytes).unwrap();

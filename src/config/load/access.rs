@@ -1,4 +1,4 @@
-//! Who may ask: networks, tokens, users.
+//! Access rules: networks, tokens, users.
 
 use super::{Checker, ConfigError, Place};
 use crate::config::raw;
@@ -37,8 +37,8 @@ impl Checker<'_> {
         }
         for (name, source) in &raw.users {
             if name.is_empty() || name.contains(|c: char| c == ':' || c.is_control()) {
-                // What stands behind a colon may be a password.
-                let message = "a user's name must have a character, no colon and no control characters; write NAME = \"HASH\"";
+                // The name is not shown: what follows a colon may be a password.
+                let message = "a user's name must not be empty and must not contain colons or control characters; write NAME = \"HASH\"";
                 return Err(self.error(place, "users", message));
             }
             let key = format!("users.{name}");

@@ -1,4 +1,4 @@
-//! Keys that the environment overrides.
+//! Overrides from the environment.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::file::File;
 use super::messages::{self, NameLevel};
 use crate::config::raw;
 
-/// The start of every variable that overrides a key.
+/// The prefix of variables that override keys.
 const PREFIX: &str = "HELIOSTAT_";
 
 /// What `file` says with the values that `env` has for its keys, whose names `file` remembers, as
@@ -30,8 +30,8 @@ pub(super) fn read(
     Ok((table, raw))
 }
 
-/// `table` with the key that the variable `name` means set to `value`: as the TOML value that it
-/// spells or, where that does not fit, as a string. And the path of the key.
+/// Sets the key that the variable `name` refers to in `table`, and returns its path. `value` is
+/// taken as TOML or, if that does not fit, as a string.
 fn overridden(
     table: &toml::Table,
     name: &str,
@@ -75,8 +75,8 @@ fn overridden(
     Err(error(path, message))
 }
 
-/// Sets the value of `keys`, and writes its `path`. An upstream is named by its position or its
-/// name.
+/// Sets the value of `keys`, and writes its `path`. An upstream is referred to by its position or
+/// its name.
 fn set(
     table: &mut toml::Table,
     keys: &[String],
@@ -84,7 +84,7 @@ fn set(
     path: &mut String,
 ) -> Result<(), String> {
     let Some((key, rest)) = keys.split_first().filter(|(key, _)| !key.is_empty()) else {
-        return Err("names no key; two underscores stand between its parts".into());
+        return Err("names no key; separate its parts with two underscores".into());
     };
     if !path.is_empty() {
         path.push('.');
@@ -104,7 +104,7 @@ fn set(
         toml::Value::Table(inner) => set(inner, rest, value, path),
         toml::Value::Array(items) => {
             let Some((which, rest)) = rest.split_first() else {
-                return Err("names no key; two underscores stand between its parts".into());
+                return Err("names no key; separate its parts with two underscores".into());
             };
             let names = |item: &toml::Value| {
                 let name = item.get("name").and_then(toml::Value::as_str);
@@ -118,7 +118,7 @@ fn set(
                 at.and_then(|at| Some((at, items.get_mut(at)?)))
             else {
                 return Err(format!(
-                    "the file has no {key} {which:?}; it is named by its name or its position from 0"
+                    "the file has no {key} {which:?}; refer to it by its name, or by its position from 0"
                 ));
             };
             path.push_str(&format!("[{at}]"));

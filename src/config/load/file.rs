@@ -1,4 +1,4 @@
-//! The file as text: where in it an error is.
+//! The file as text, to locate errors in it.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use super::ConfigError;
 use super::messages::{self, NameLevel};
 use crate::config::raw;
 
-/// A file, what errors call it, and what the environment has put in its place.
+/// A file, its name in errors, and the values that the environment overrides.
 pub(super) struct File<'a> {
     text: &'a str,
     source: &'a str,
-    /// All that could be read of it; of a file with mistakes, what is around them.
+    /// The part of it that could be read.
     table: DeTable<'a>,
-    /// Keys, such as `upstream[0].timeout`, whose value is that of a variable, and its name.
+    /// Keys overridden by a variable, such as `upstream[0].timeout`, and the name of that variable.
     pub(super) overridden: BTreeMap<String, String>,
 }
 
@@ -39,14 +39,14 @@ impl<'a> File<'a> {
         self.source
     }
 
-    /// What the file says, as TOML and as the configuration that it means.
+    /// Parses the file.
     pub(super) fn read(&self) -> Result<(toml::Table, raw::RawConfig), ConfigError> {
         let raw = toml::from_str(self.text);
         let both = raw.and_then(|raw| Ok((toml::from_str(self.text)?, raw)));
         both.map_err(|e| self.toml_error(&e))
     }
 
-    /// An error about `key`, which may be one that should be there and is not.
+    /// Creates an error about `key`, which may be missing in the file.
     pub(super) fn error(&self, key: String, message: String) -> ConfigError {
         let within = |outer: &str| {
             let rest = key.strip_prefix(outer);
@@ -67,7 +67,7 @@ impl<'a> File<'a> {
 
     fn toml_error(&self, error: &toml::de::Error) -> ConfigError {
         let at = error.span().map(|span| span.start);
-        // Of a key that is there twice the table has the first.
+        // For a key that is set twice the table has the first.
         let twice = error.message().starts_with("duplicate key");
         let key = at.map(|at| {
             let known = key_at(&self.table, at).filter(|_| !twice);
@@ -86,8 +86,8 @@ impl<'a> File<'a> {
         }
     }
 
-    /// The key that is set in the line of the byte `at`, or its section, as far as lines tell: for
-    /// what is no TOML.
+    /// Returns the key that is set in the line of the byte `at`, or its section, judged by lines: for
+    /// text that is not TOML.
     fn key_by_line(&self, at: usize) -> String {
         let before = self.text.get(..at).unwrap_or(self.text);
         let number = before.matches('\n').count();
@@ -114,7 +114,7 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Line and column, from 1, of the byte `at`.
+    /// Returns line and column, from 1, of the byte `at`.
     pub(super) fn position(&self, at: usize) -> (usize, usize) {
         let before = self.text.get(..at).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
@@ -123,15 +123,15 @@ impl<'a> File<'a> {
         (line, column)
     }
 
-    /// Where `key` stands, or the part of the file that it should be in.
+    /// Returns the position of `key`, or of the part of the file that it belongs to.
     pub(super) fn locate(&self, key: &str) -> Option<(usize, usize)> {
         span(&self.table, key).map(|at| self.position(at))
     }
 }
 
-/// Where in `table` the `key` begins, or the innermost table around it that is there.
+/// Returns where in `table` the `key` begins, or else the innermost table around it.
 fn span(table: &DeTable<'_>, key: &str) -> Option<usize> {
-    // The names of headers may hold dots.
+    // Header names may contain dots.
     if let Some((found, _)) = table.get_key_value(key) {
         return Some(found.span().start);
     }
@@ -156,7 +156,7 @@ fn span(table: &DeTable<'_>, key: &str) -> Option<usize> {
         .or(Some(at))
 }
 
-/// The innermost key of `table` at the byte `at`, such as `upstream[0].rate_limit.burst`.
+/// Returns the innermost key of `table` at the byte `at`, such as `upstream[0].rate_limit.burst`.
 fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
     let mut found = None;
     for (key, value) in table {
@@ -172,7 +172,7 @@ fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
     found
 }
 
-/// The name of a key as errors show it. What stands behind a colon or a blank may be a secret.
+/// Returns the name of a key for errors, cut at a colon or blank: what follows may be a secret.
 fn shown(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-.".contains(c);
     match name.find(|c| !plain(c)) {
@@ -181,7 +181,7 @@ fn shown(name: &str) -> String {
     }
 }
 
-/// The rest of a key's path, for the part of its value at the byte `at`.
+/// Returns the rest of a key's path, for the part of its value at the byte `at`.
 fn inside(value: &Spanned<DeValue<'_>>, at: usize) -> Option<String> {
     match value.get_ref() {
         DeValue::Table(table) => key_at(table, at).map(|key| format!(".{key}")),

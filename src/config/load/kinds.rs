@@ -1,4 +1,4 @@
-//! Keys that only some kinds of upstream have: where it is, and what it is sent.
+//! Keys that only some kinds of upstream have: its address, and what is sent to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +9,7 @@ use crate::config::raw::{self, RawKind};
 use crate::config::values::{Secret, SecretSource, Text};
 use crate::model::TargetUrl;
 
-/// Headers that say how a message is framed, which is for HTTP alone to say (RFC 9110, 7.6.1;
-/// RFC 9112, 6).
+/// Headers about the framing of a message, which HTTP itself sets (RFC 9110, 7.6.1; RFC 9112, 6).
 const FRAMING: [HeaderName; 6] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -21,8 +20,8 @@ const FRAMING: [HeaderName; 6] = [
 ];
 
 impl Checker<'_> {
-    /// An error about a key that means nothing to the kind of the upstream; one that has its
-    /// default, as in a section that was copied, does no harm.
+    /// Refuses a key that has no meaning for the kind of the upstream. A key with its default value,
+    /// as in a copied section, is accepted.
     pub(super) fn keys_of_kind(
         &self,
         place: Place,
@@ -33,7 +32,7 @@ impl Checker<'_> {
         let usual = raw::RawUpstream::default().settings(String::new(), none.clone());
         let (set, usual) = (raw.settings(String::new(), none).reading, usual.reading);
         let (limits, usual_limits) = (set.range_limits, usual.range_limits);
-        // The built-in section shows all keys.
+        // The built-in section has all keys.
         let shown = kind == RawKind::Demo;
         let tls = &raw.tls;
         let named = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
@@ -50,7 +49,7 @@ impl Checker<'_> {
             ("tls", secure, remote),
             ("proxy", raw.proxy.is_some(), remote),
             ("aws", raw.aws.is_set(), &[RawKind::Prometheus]),
-            // A store that is no mirror is not asked for it, but sections are copied with it.
+            // Only mirrors use it, but it is often copied with a section.
             ("api_key", raw.api_key.is_some(), remote),
             ("connection_details", details, &[RawKind::Mirror]),
             ("demo", demo, &[RawKind::Demo]),
@@ -73,7 +72,7 @@ impl Checker<'_> {
             if is_set && !kinds.contains(&kind) {
                 let kinds: Vec<_> = kinds.iter().map(|k| format!("{:?}", k.name())).collect();
                 let message = format!(
-                    "means nothing to an upstream of kind {:?}, only to {}",
+                    "has no meaning for an upstream of kind {:?}, only for {}",
                     kind.name(),
                     kinds.join(" and "),
                 );
@@ -82,13 +81,13 @@ impl Checker<'_> {
         }
         let plain = |url: &Text<TargetUrl>| !url.0.as_str().starts_with("https:");
         if secure && raw.urls.iter().all(plain) {
-            let message = "means nothing without a URL that starts with https://";
+            let message = "has no effect without a URL that starts with https://";
             return Err(self.error(place, "tls", message));
         }
         Ok(())
     }
 
-    /// Where an upstream of `kind` is: nowhere, or at URLs that differ.
+    /// Returns the distinct URLs of an upstream of `kind`, if that kind has any.
     pub(super) fn urls(
         &self,
         place: Place,
@@ -97,19 +96,19 @@ impl Checker<'_> {
     ) -> Result<Vec<TargetUrl>, ConfigError> {
         let urls: Vec<TargetUrl> = raw.iter().map(|u| u.0.clone()).collect();
         if urls.is_empty() && !matches!(kind, RawKind::Demo) {
-            let message = "must hold at least one URL, such as \"http://127.0.0.1:9090\"";
+            let message = "must contain at least one URL, such as \"http://127.0.0.1:9090\"";
             return Err(self.error(place, "urls", message));
         }
         for (index, url) in urls.iter().enumerate() {
             if urls.iter().take(index).any(|earlier| earlier == url) {
-                let message = format!("{:?} is there already", url.as_str());
+                let message = format!("{:?} is listed twice", url.as_str());
                 return Err(self.error(place, &format!("urls[{index}]"), message));
             }
         }
         Ok(urls)
     }
 
-    /// What is sent with each request.
+    /// Returns the headers to send with each request.
     pub(super) fn headers(
         &self,
         place: Place,
@@ -120,7 +119,7 @@ impl Checker<'_> {
         for (name, source) in raw {
             let key = format!("headers.{name}");
             let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else {
-                // Who writes the whole header here writes its value too.
+                // The name may be a whole header, value included: it is cut.
                 let shown = name.split([':', ' ', '=']).next().unwrap_or_default();
                 let message = format!(
                     "{shown:?}… is not the name of a header; write it as {{ X-Scope-OrgID = \"tenant\" }}"
@@ -128,16 +127,16 @@ impl Checker<'_> {
                 return Err(self.error(place, "headers", message));
             };
             if FRAMING.contains(&header) {
-                let message = "is a header that HTTP itself sets";
+                let message = "is set by HTTP itself";
                 return Err(self.error(place, &key, message));
             }
             if !names.insert(header.as_str().to_owned()) {
-                let message = "is there twice; capital letters make no difference in headers";
+                let message = "is set twice; header names are case-insensitive";
                 return Err(self.error(place, &key, message));
             }
             let secret = self.secret(place, &key, source)?;
             if HeaderValue::from_str(secret.reveal()).is_err() {
-                let message = "holds characters that a header cannot carry, such as line breaks";
+                let message = "contains characters that a header cannot have, such as line breaks";
                 return Err(self.error(place, &key, message));
             }
             headers.push((header, secret));

@@ -1,25 +1,25 @@
-//! The errors of serde and TOML in the words of those who write the file.
+//! Translates errors of serde and TOML into the terms of the configuration file.
 
-/// Where in the file something is.
+/// The level of a name in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum NameLevel {
-    /// At the top, where sections are.
+    /// At the top level, where sections are.
     Section,
     /// In a section.
     Key,
 }
 
-/// `message` without Rust's types, and without text of the file that may be a secret; with the
-/// nearest of the names that it lists, where it is about an unknown one.
+/// Returns `message` without Rust's types and without text of the file that may be a secret. An
+/// error about an unknown name suggests the nearest known one.
 pub(super) fn plain(message: &str, level: NameLevel) -> String {
     if message.contains("$__toml_private_datetime") {
-        return "a date has no meaning here; text stands in quotes".to_owned();
+        return "a date is not allowed here; text has to be in quotes".to_owned();
     }
     for start in ["invalid type: ", "invalid value: "] {
         if let Some(rest) = message.strip_prefix(start)
             && let Some((found, expected)) = rest.split_once(", expected ")
         {
-            // A string may hold the separator.
+            // A string may contain the separator.
             let expected = match found.starts_with("string ") {
                 true => rest.rsplit_once(", expected ").map_or(expected, |p| p.1),
                 false => expected,
@@ -34,7 +34,7 @@ pub(super) fn plain(message: &str, level: NameLevel) -> String {
             NameLevel::Section => ("section", "the sections are"),
         };
         let more = match level {
-            NameLevel::Section => "; a key stands below the head of its section, such as [server]",
+            NameLevel::Section => "; keys go below the header of their section, such as [server]",
             NameLevel::Key => "",
         };
         return match nearest(unknown, &known) {
@@ -54,15 +54,15 @@ pub(super) fn plain(message: &str, level: NameLevel) -> String {
     syntax.map_or(message, |(_, words)| words).to_owned()
 }
 
-/// What TOML's parser says, and what it means.
+/// Messages of the TOML parser, and their replacements.
 const SYNTAX: [(&str, &str); 8] = [
     (
         "string values must be quoted",
-        "expected a value; text stands in quotes: \"…\"",
+        "expected a value; text has to be in quotes: \"…\"",
     ),
     (
         "invalid float",
-        "not a number; text stands in quotes: \"…\"",
+        "not a number; text has to be in quotes: \"…\"",
     ),
     (
         "key with no value",
@@ -75,16 +75,16 @@ const SYNTAX: [(&str, &str); 8] = [
     ("invalid basic string", "the text has no closing quote"),
     (
         "unexpected key or value",
-        "the value has ended; what follows needs a line of its own, a comment a #",
+        "unexpected text after the value; put it on a line of its own, or start a comment with #",
     ),
     (
         "missing escaped value",
-        "a backslash in double quotes starts an escape; write it twice, or the text in single quotes",
+        "a backslash in double quotes starts an escape; double it, or put the text in single quotes",
     ),
-    ("duplicate key", "is there twice"),
+    ("duplicate key", "is set twice"),
 ];
 
-/// The first name in backticks, and the others.
+/// Returns the first name in backticks, and the others.
 fn names(text: &str) -> (&str, Vec<&str>) {
     let mut names = text.split('`').skip(1).step_by(2);
     let unknown = names.next().unwrap_or_default();
@@ -94,7 +94,7 @@ fn names(text: &str) -> (&str, Vec<&str>) {
 fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
     let unknown = unknown.to_ascii_lowercase();
     let edits = |name: &str| strsim::damerau_levenshtein(name, &unknown);
-    // Names half of which differ are not meant.
+    // Names that differ by more than half are not suggested.
     let near = |name: &&&str| {
         strsim::jaro(name, &unknown) > 0.7 && edits(name) * 2 <= name.len().max(unknown.len())
     };

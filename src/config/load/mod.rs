@@ -1,4 +1,4 @@
-//! Reads the file and the environment, and says where an error is.
+//! Reads the file and the environment, and locates errors in them.
 
 mod access;
 mod aws;
@@ -29,25 +29,25 @@ use crate::model::{MAX_TIME, TargetUrl};
 /// The default of `server.listen`.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7007);
 
-/// The configuration that applies where there is no file; the repository's `config.toml`.
+/// The configuration used without a file: the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../../config.toml");
 
 /// What errors call it.
 const BUILT_IN_NAME: &str = "built-in configuration";
 
-/// A connection that waits longer is taken for one whose client has gone.
+/// A connection that waits longer is assumed to have lost its client.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
 
-/// What is wrong with the configuration, and where.
+/// An error in the configuration, and its position.
 #[derive(Debug)]
 pub struct ConfigError {
-    /// The file, or the variable of the environment.
+    /// The file or the environment variable.
     pub source: String,
-    /// Line and column from 1, where they are known.
+    /// Line and column from 1, if known.
     pub position: Option<(usize, usize)>,
-    /// The key at fault, such as `upstream[0].timeout`; empty where it is no single one.
+    /// The key at fault, such as `upstream[0].timeout`; empty if it is not a single one.
     pub key: String,
-    /// What is wrong and what is allowed.
+    /// The problem and what is allowed.
     pub message: String,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for ConfigError {
             write!(f, ":{line}:{column}")?;
         }
         if !self.key.is_empty() {
-            // Within quotes a key can hold anything; the error stays one line.
+            // A quoted key may contain anything; the error stays on one line.
             let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
             let key: String = self.key.chars().map(plain).collect();
             write!(f, ": {key}")?;
@@ -69,8 +69,8 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The configuration in the file at `path`, or the built-in one for `None`, with overrides and
-/// secrets from `env`.
+/// Loads the configuration in the file at `path`, or the built-in one for `None`, with overrides
+/// and secrets from `env`.
 pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
     let Some(path) = path else {
         return parse(BUILT_IN, BUILT_IN_NAME, env);
@@ -87,18 +87,18 @@ pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Confi
         let good = bytes.get(..e.valid_up_to()).unwrap_or_default();
         let good = String::from_utf8_lossy(good);
         let position = File::new(&good, &source).position(good.len());
-        wrong(Some(position), "is not text in UTF-8 from here on".into())
+        wrong(Some(position), "is not valid UTF-8 from here on".into())
     })?;
     parse(text, &source, env)
 }
 
-/// Where a server listens whose configuration the file at `path` and `env` held when it started, as
-/// far as they still say: what else is wrong with them by now is no matter.
+/// Returns the address at which a server started with the file at `path` and `env` listens. Only
+/// that key is read: other errors in the file do not matter.
 pub fn listens_at(path: Option<&Path>, env: &BTreeMap<String, String>) -> SocketAddr {
     let in_file = || {
         let text = std::fs::read_to_string(path?).ok()?;
         let lines: Vec<&str> = text.lines().collect();
-        // What stands before the first line that is no TOML.
+        // The part before the first line that is not TOML.
         let readable = |n| toml::from_str::<toml::Table>(&lines.get(..n)?.join("\n")).ok();
         let table = (0..=lines.len()).rev().find_map(readable)?;
         Some(table.get("server")?.get("listen")?.as_str()?.to_owned())
@@ -111,7 +111,7 @@ pub fn listens_at(path: Option<&Path>, env: &BTreeMap<String, String>) -> Socket
     said.unwrap_or(DEFAULT_LISTEN)
 }
 
-/// The configuration in `text`, which errors call `source`.
+/// Parses the configuration in `text`; errors name it `source`.
 pub fn parse(
     text: &str,
     source: &str,
@@ -123,13 +123,13 @@ pub fn parse(
     Checker { file: &file, env }.config(&raw, document)
 }
 
-/// Turns what the file says into what the program gets.
+/// Turns the raw file into validated settings.
 struct Checker<'a> {
     file: &'a File<'a>,
     env: &'a BTreeMap<String, String>,
 }
 
-/// Where a key stands: its section and, for upstreams, which one.
+/// The section of a key and, for upstreams, which one.
 #[derive(Clone, Copy)]
 struct Place {
     section: &'static str,
@@ -169,7 +169,7 @@ impl Checker<'_> {
             };
             let checked = self.upstream(place, upstream)?;
             if !names.insert(checked.name.clone()) {
-                let message = format!("{:?} names another upstream already", checked.name);
+                let message = format!("{:?} is already the name of another upstream", checked.name);
                 return Err(self.error(place, "name", message));
             }
             upstreams.push(checked);
@@ -201,7 +201,7 @@ impl Checker<'_> {
         })
     }
 
-    /// The upstream that is marked as the default, or the first.
+    /// Returns the upstream marked as the default, or the first.
     fn default_upstream(
         &self,
         raw: &[raw::RawUpstream],
@@ -227,7 +227,7 @@ impl Checker<'_> {
             .unwrap_or_default())
     }
 
-    /// The folder for what is kept, which must be there and take files.
+    /// Returns the state folder, which has to exist and be writable.
     fn state_dir(&self, raw: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
         let Some(path) = raw.filter(|p| !p.is_empty()).map(PathBuf::from) else {
             return Ok(None);
@@ -240,7 +240,7 @@ impl Checker<'_> {
                     section: "state",
                     index: None,
                 };
-                let message = format!("{path:?} is not a folder that files can be written to: {e}");
+                let message = format!("{path:?} is not a writable folder: {e}");
                 Err(self.error(place, "dir", message))
             }
         }
@@ -263,7 +263,7 @@ impl Checker<'_> {
         let endpoint = endpoint.map_err(|e| self.error(place, "endpoint", e))?;
         if cfg!(not(feature = "otlp")) {
             let message =
-                "this build has no OTLP; build one with: cargo build --release --features otlp";
+                "this build has no OTLP; build with: cargo build --release --features otlp";
             return Err(self.error(place, "endpoint", message));
         }
         Ok(Some(Traces {
@@ -279,7 +279,7 @@ impl Checker<'_> {
             None => Secret::new("api_key"),
         };
         if HeaderValue::from_str(api_key.reveal()).is_err() {
-            let message = "holds characters that a header cannot carry, such as line breaks";
+            let message = "contains characters that a header cannot have, such as line breaks";
             return Err(self.error(SERVER, "api_key", message));
         }
         self.some_bytes(SERVER, "max_body", raw.max_body.as_ref())?;
@@ -330,7 +330,7 @@ impl Checker<'_> {
         }
         let timeout = limits.timeout;
         if raw.hedge_after.as_ref().is_some_and(|h| h.0 >= timeout) {
-            let message = "must be shorter than timeout, after which there is no attempt to help";
+            let message = "must be shorter than timeout, when the attempt ends";
             return Err(self.error(place, "hedge_after", message));
         }
         let rate = limits.per_second;

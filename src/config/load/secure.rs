@@ -15,7 +15,7 @@ const SERVER_TLS: Place = Place {
     index: None,
 };
 
-/// Hosts that no proxy of the environment is asked for.
+/// Hosts for which proxies from the environment are not used.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
 impl Checker<'_> {
@@ -35,7 +35,7 @@ impl Checker<'_> {
                     None if name.chars().all(plain) && !name.is_empty() => {
                         format!("the environment variable {name} is not set")
                     }
-                    // It may be the secret itself.
+                    // The name may be the secret itself: it is not shown.
                     None => {
                         "env must be the name of an environment variable: letters, digits and '_'"
                             .into()
@@ -59,11 +59,11 @@ impl Checker<'_> {
             (Some(cert), Some(key)) => (cert, key),
             (None, None) if client_ca.is_none() => return Ok(None),
             (None, _) => {
-                let message = "is needed for TLS: a PEM file with the server's certificate";
+                let message = "is required for TLS: a PEM file with the server's certificate";
                 return Err(self.error(SERVER_TLS, "cert", message));
             }
             (_, None) => {
-                let message = "is needed with cert: a PEM file with its private key";
+                let message = "is required with cert: a PEM file with its private key";
                 return Err(self.error(SERVER_TLS, "key", message));
             }
         };
@@ -101,11 +101,11 @@ impl Checker<'_> {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
             (Some(_), None) => {
-                let message = "is needed with cert: a PEM file with its private key";
+                let message = "is required with cert: a PEM file with its private key";
                 return Err(self.error(place, "tls.key", message));
             }
             (None, Some(_)) => {
-                let message = "is needed with key: a PEM file with the certificate";
+                let message = "is required with key: a PEM file with the certificate";
                 return Err(self.error(place, "tls.cert", message));
             }
         };
@@ -141,7 +141,7 @@ impl Checker<'_> {
         self.error(place, key, message)
     }
 
-    /// The proxy that the file says, or that the environment does.
+    /// Returns the proxy of the file, or else of the environment.
     pub(super) fn proxy(
         &self,
         place: Place,
@@ -187,12 +187,12 @@ impl Checker<'_> {
     }
 }
 
-/// A path, unless it is empty.
+/// Returns the path, unless it is empty.
 fn named(text: Option<&str>) -> Option<PathBuf> {
     text.filter(|t| !t.is_empty()).map(PathBuf::from)
 }
 
-/// The error does not repeat the URL, which may hold a password.
+/// Parses the URL of a proxy. The error does not repeat the URL, which may contain a password.
 fn check_proxy(secret: &Secret) -> Result<(), String> {
     let text = secret.reveal();
     let whole = match text.contains("://") {

@@ -46,11 +46,11 @@ fn errors_say_where_what_and_what_is_allowed() {
         ),
         (
             "[[upstream]]\nkind = \"prometheus\"",
-            "upstream[0].urls: must hold at least one URL",
+            "upstream[0].urls: must contain at least one URL",
         ),
         (
             "[[upstream]]\nname = \"a\"\n[[upstream]]\nname = \"a\"",
-            "c.toml:4:1: upstream[1].name: \"a\" names another upstream already",
+            "c.toml:4:1: upstream[1].name: \"a\" is already the name of another upstream",
         ),
         (
             "[[upstream]]\nname = \"a\"\ndefault = true\n[[upstream]]\nname = \"b\"\ndefault = true",
