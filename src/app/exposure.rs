@@ -26,7 +26,7 @@ pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
     if !open.is_empty() && !certified {
         let sections: Vec<String> = open.iter().map(|n| format!("[access.{n}]")).collect();
         warnings.push(format!(
-            "anyone who can reach {address} may ask the faces {}: set networks, tokens or users in {}, or server.tls.client_ca (docs/security.md)",
+            "every client that can reach {address} has access to these APIs: {}; set networks, tokens or users in {}, or server.tls.client_ca (docs/security.md)",
             open.join(", "),
             sections.join(", "),
         ));
@@ -37,7 +37,7 @@ pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
         && access.trusted_proxies.is_empty()
     {
         warnings.push(format!(
-            "tokens and passwords come to {address} in clear: set server.tls, or access.trusted_proxies if a proxy in front has TLS (docs/security.md)"
+            "tokens and passwords are sent to {address} in clear text: set server.tls, or access.trusted_proxies if a proxy in front terminates TLS (docs/security.md)"
         ));
     }
     warnings
@@ -72,7 +72,7 @@ mod tests {
         let wide = said("", "0.0.0.0:7007");
         assert_eq!(
             wide,
-            "anyone who can reach 0.0.0.0:7007 may ask the faces mirror, prometheus, metrics: set \
+            "every client that can reach 0.0.0.0:7007 has access to these APIs: mirror, prometheus, metrics; set \
              networks, tokens or users in [access.mirror], [access.prometheus], [access.metrics], \
              or server.tls.client_ca (docs/security.md)"
         );
@@ -80,14 +80,14 @@ mod tests {
         let some = format!("[access.mirror]\n{networks}\n[access.metrics]\n{networks}");
         let said_of_some = said(&some, "[::]:7007");
         assert!(
-            said_of_some.contains("the faces prometheus: "),
+            said_of_some.contains("to these APIs: prometheus; "),
             "{said_of_some}"
         );
         let all = format!("{some}\n[access.prometheus]\n{networks}");
         assert_eq!(said(&all, "0.0.0.0:7007"), "");
         let token = format!("{all}\n[access.admin]\ntokens = [\"sha256:{hash}\"]");
         let clear = said(&token, "0.0.0.0:7007");
-        assert!(clear.starts_with("tokens and passwords come to 0.0.0.0:7007 in clear"));
+        assert!(clear.starts_with("tokens and passwords are sent to 0.0.0.0:7007 in clear text"));
         assert_eq!(said(&token, "127.0.0.1:7007"), "");
         let proxied = format!("[access]\ntrusted_proxies = [\"10.0.0.1\"]\n{token}");
         assert_eq!(said(&proxied, "0.0.0.0:7007"), "");

@@ -48,13 +48,13 @@ pub(super) fn man() -> io::Result<Vec<u8>> {
     let mut roff = Roff::default();
     roff.control("SH", ["EXIT STATUS"]);
     roff.text([roman(
-        "0: done. 1: it failed, or an upstream that was tried did. 2: the configuration or the \
-         command line is wrong.",
+        "0: success. 1: failure, or an upstream that was tested failed. 2: the configuration or the \
+         command line is invalid.",
     )]);
     roff.control("SH", ["FILES"]);
     roff.text([
         bold("config.toml"),
-        roman(" in the working folder, or what --config names."),
+        roman(" in the working directory, or the file given by --config."),
     ]);
     roff.to_writer(&mut page)?;
     whole.render_version_section(&mut page)?;

@@ -9,7 +9,7 @@ const WIDTHS: (usize, usize) = (40, 1000);
 /// The lowest and the highest plot, in lines.
 const HEIGHTS: (usize, usize) = (5, 200);
 
-/// A point, or a bucket where `end` is given.
+/// A point, or a bucket if `end` is given.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PlotRow {
     /// The time of the point, or the start of the bucket.
@@ -20,7 +20,7 @@ pub(super) struct PlotRow {
     pub(super) value: f64,
 }
 
-/// The rows as aligned columns under a heading, every line with its line end.
+/// Returns the rows as aligned columns under a heading; each line ends with a line break.
 pub(super) fn table(rows: &[PlotRow]) -> String {
     if rows.is_empty() {
         return "no points\n".into();
@@ -57,13 +57,13 @@ pub(super) fn table(rows: &[PlotRow]) -> String {
     out
 }
 
-/// The rows as a chart that is `width` columns wide, every line with its line end. The plot is
-/// `height` lines high; the title, the time axis and a summary come on top.
+/// Returns the rows as a chart of `width` columns; each line ends with a line break. The plot has
+/// `height` lines; title, time axis and summary come on top.
 ///
-/// Points next to each other are connected, save across a gap of more than three times the usual
-/// distance. Values that are not finite and times that no client can name are left out.
+/// Neighbouring points are connected, except across a gap of more than three times the usual
+/// distance. Values that are not finite and times out of range are left out.
 pub(super) fn chart(rows: &[PlotRow], title: &str, width: usize, height: usize) -> String {
-    // A metric's name comes from afar, and must not steer the terminal.
+    // The title may come from a store: no control characters reach the terminal.
     let mut out: String = title.chars().filter(|c| !c.is_control()).collect();
     if !out.is_empty() {
         out.push('\n');
@@ -124,7 +124,7 @@ pub(super) fn chart(rows: &[PlotRow], title: &str, width: usize, height: usize) 
     out
 }
 
-/// The median distance between times that differ, or 0.
+/// Returns the median distance between different times, or 0.
 fn usual_distance(points: &[(Millis, f64)]) -> Millis {
     let pairs = points.iter().zip(points.iter().skip(1));
     let mut distances: Vec<Millis> = pairs.map(|(a, b)| b.0 - a.0).filter(|d| *d > 0).collect();
@@ -132,7 +132,8 @@ fn usual_distance(points: &[(Millis, f64)]) -> Millis {
     distances.get(distances.len() / 2).copied().unwrap_or(0)
 }
 
-/// The shortest text that reads back the same; scientific only where it would be mostly zeros.
+/// Returns the shortest text that parses to the same value, in scientific notation only if it
+/// would be mostly zeros.
 fn plain(value: f64) -> String {
     if value == 0.0 || !value.is_finite() || (1e-6..1e16).contains(&value.abs()) {
         value.to_string()
@@ -141,7 +142,7 @@ fn plain(value: f64) -> String {
     }
 }
 
-/// The divisor and the suffix for numbers of `size`, or `None` where no suffix is common.
+/// Returns the divisor and the suffix for numbers of `size`, or `None` if no suffix is common.
 fn unit(size: f64) -> Option<(f64, &'static str)> {
     // Thousandths stay plain: `0.2` reads better than `200m`.
     let units = [
@@ -160,13 +161,13 @@ fn unit(size: f64) -> Option<(f64, &'static str)> {
         .map(|(_, divisor, suffix)| (divisor, suffix))
 }
 
-/// The decimal exponent of `value`, kept in the range of normal numbers.
+/// Returns the decimal exponent of `value`, within the range of normal numbers.
 fn exponent(value: f64) -> i32 {
     // Powers of ten may come out a little short.
     (value.abs().log10() + 1e-9).floor().clamp(-307.0, 308.0) as i32
 }
 
-/// `value` to four digits.
+/// Formats `value` with four digits.
 fn short(value: f64) -> String {
     if value == 0.0 {
         return "0".into();
@@ -194,7 +195,7 @@ struct ValueAxis {
 }
 
 impl ValueAxis {
-    /// An axis of `height` lines that holds `low` and `high`.
+    /// Creates an axis of `height` lines that covers `low` and `high`.
     fn new(low: f64, high: f64, height: usize) -> Self {
         // So that the range, rounded up, is still a number. What lies beyond is drawn at the edge.
         let reach = f64::MAX / 16.0;
@@ -232,7 +233,7 @@ impl ValueAxis {
         axis
     }
 
-    /// How far below the top `value` is, in dots.
+    /// Returns the distance of `value` below the top, in dots.
     fn dot(&self, value: f64) -> usize {
         let dots = (4 * self.height - 1) as f64;
         let share = (self.top - value) / (self.top - self.bottom);
@@ -250,8 +251,8 @@ impl ValueAxis {
     }
 }
 
-/// The label of a tick, with as many decimals as tell ticks a `step` apart, on an axis with
-/// numbers up to `size`.
+/// Returns the label of a tick, with enough decimals to distinguish ticks a `step` apart, on an
+/// axis with numbers up to `size`.
 fn tick(value: f64, step: f64, size: f64) -> String {
     if value.abs() < step / 2.0 {
         return "0".into();
@@ -264,7 +265,7 @@ fn tick(value: f64, step: f64, size: f64) -> String {
     format!("{:.decimals$}{suffix}", value / divisor)
 }
 
-/// A place on a canvas, in dots from the left and from the top.
+/// A position on a canvas, in dots from the left and from the top.
 type Dot = (usize, usize);
 
 /// Dots in braille cells, two wide and four high.

@@ -1,8 +1,9 @@
 //! Logs to standard error: text for people, or one JSON object per line.
 
+use std::panic::PanicHookInfo;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use tracing::Level;
+use tracing::{Level, error};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -24,8 +25,8 @@ static HEARD: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 /// The current level.
 static LEVEL: Mutex<Option<Level>> = Mutex::new(None);
 
-/// Starts logging at `level` for the whole process; libraries log warnings and errors only. A
-/// second call changes nothing.
+/// Starts logging at `level` for the whole process; libraries log warnings and errors only. From
+/// then on panics are log lines as well, in the same format. A second call changes nothing.
 pub fn start(level: Level, format: LogFormat, coloured: bool) {
     let (heard, handle) = reload::Layer::new(heard(level));
     let lines = fmt::layer().with_writer(std::io::stderr);
@@ -37,6 +38,22 @@ pub fn start(level: Level, format: LogFormat, coloured: bool) {
     if registry().with(lines.with_filter(heard)).try_init().is_ok() {
         let _ = HEARD.set(handle);
         set_level(level);
+        std::panic::set_hook(Box::new(log_panic));
+    }
+}
+
+/// Logs a panic as one line, at the level of errors.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = text.unwrap_or("unknown reason");
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    match panic.location() {
+        // Line breaks in the message stay on its line.
+        Some(at) => error!(thread, at = %at, "panicked: {}", message.escape_debug()),
+        None => error!(thread, "panicked: {}", message.escape_debug()),
     }
 }
 

@@ -54,7 +54,7 @@ async fn they_show_a_certificate_and_a_token_and_believe_an_authority() {
         (&["--ca", "ca.crt"][..], "HTTP 401"),
         (&["--ca", "ca.crt", "--token-file", "wrong"], "HTTP 401"),
         (&["--ca", "ca.crt", "--token-file", "none"], "none"),
-        (&["--token-file", "token"], "cannot be asked"),
+        (&["--token-file", "token"], "cannot query "),
     ] {
         let bad = asked(more).await;
         let said = String::from_utf8_lossy(&bad.stderr).into_owned();

@@ -30,7 +30,7 @@ pub(super) fn plain(message: &str, level: NameLevel) -> String {
     if let Some(rest) = message.strip_prefix("unknown field ") {
         let (unknown, known) = names(rest);
         let (what, rest) = match level {
-            NameLevel::Key => ("key", "the keys here are"),
+            NameLevel::Key => ("key", "the known keys are"),
             NameLevel::Section => ("section", "the sections are"),
         };
         let more = match level {

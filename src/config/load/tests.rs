@@ -86,7 +86,7 @@ fn errors_say_where_what_and_what_is_allowed() {
         ),
         (
             "[state]\ndir = \"/nonexistent/folder\"",
-            "c.toml:2:1: state.dir: \"/nonexistent/folder\" is not a folder",
+            "c.toml:2:1: state.dir: \"/nonexistent/folder\" is not a writable folder",
         ),
         ("[log]\nlevel = \"loud\"", "found \"loud\""),
         (
@@ -264,8 +264,8 @@ fn wrong_certificates_are_named_with_their_file_and_key() {
         let error = result.unwrap_err();
         assert!(error.contains(says), "{error} does not say {says}");
     }
-    assert!(error("[server.tls]\nclient_ca = \"x\"").contains("server.tls.cert: is needed"));
-    assert!(error("[server.tls]\ncert = \"x\"").contains("server.tls.key: is needed"));
+    assert!(error("[server.tls]\nclient_ca = \"x\"").contains("server.tls.cert: is required"));
+    assert!(error("[server.tls]\ncert = \"x\"").contains("server.tls.key: is required"));
     let upstream = |tls: &str| {
         error(&format!(
             "[[upstream]]\nkind = \"mirror\"\nurls = [\"https://a\"]\ntls = {tls}"
@@ -279,7 +279,7 @@ fn wrong_certificates_are_named_with_their_file_and_key() {
         (format!("{{ ca = {} }}", at("no")), "cannot be read"),
         (
             format!("{{ cert = {} }}", at("a.crt")),
-            "tls.key: is needed with cert",
+            "tls.key: is required with cert",
         ),
         (
             format!("{{ cert = {}, key = {} }}", at("a.crt"), at("b.key")),
