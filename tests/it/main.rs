@@ -27,6 +27,7 @@ mod fuzz;
 mod limits;
 mod openapi;
 mod page;
+mod panics;
 mod pki;
 mod prometheus;
 mod prometheus_api;

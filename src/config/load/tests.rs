@@ -131,11 +131,11 @@ fn errors_say_where_what_and_what_is_allowed() {
         ),
         (
             "[access.mirror]\nusers = { \"a:b\" = \"x\" }",
-            "c.toml:2:1: access.mirror.users: a user's name must have a character, no colon",
+            "c.toml:2:1: access.mirror.users: a user's name must not be empty",
         ),
         (
             "[access.mirror]\nusers = { \"\" = \"x\" }",
-            "c.toml:2:1: access.mirror.users: a user's name must have a character",
+            "c.toml:2:1: access.mirror.users: a user's name must not be empty",
         ),
         (
             "[access.mirror]\nusers = { \"a\\u0007\" = \"x\" }",
