@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use super::lane::{LaneKey, Subject};
 use super::{Engine, Memory};
 use crate::model::{Selector, TimeRange};
+use crate::promql::canonical;
 use crate::upstream::Upstream;
 
 /// How often something has been forgotten. What was asked for before that is not kept.
@@ -35,7 +36,7 @@ impl Selection {
                 self.query.is_none() && self.selector.as_ref().is_none_or(has)
             }
             Subject::Expression(expression) => {
-                let same = |wanted: &String| crate::promql::canonical(wanted) == expression.query;
+                let same = |wanted: &String| *wanted == expression.query;
                 self.selector.is_none() && self.query.as_ref().is_none_or(same)
             }
         }
@@ -80,6 +81,13 @@ impl Engine {
         if *selection == Selection::default() {
             return self.invalidate_all(upstream);
         }
+        let selection = Selection {
+            query: selection
+                .query
+                .as_deref()
+                .map(|q| canonical(q).into_owned()),
+            ..selection.clone()
+        };
         let id = upstream.id();
         let picked = |lane: &LaneKey| lane.upstream() == id && selection.picks(lane);
         self.memory.keep_nothing_older();

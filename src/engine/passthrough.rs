@@ -15,7 +15,6 @@ use super::{Engine, RequestContext};
 use crate::adapters::Request;
 use crate::adapters::prometheus::pass;
 use crate::model::{Error, Millis, heap_block, heap_headers};
-use crate::promql::{Analysis, classify};
 use crate::upstream::Upstream;
 
 /// What is asked. Two clients that ask the same get the same answer.
@@ -79,15 +78,12 @@ impl PassthroughRequest {
 impl CachePolicy {
     /// The same for an answer that was given at `as_of`.
     fn resolved(self, as_of: Millis, settle: Millis) -> Self {
-        let Self::AtTime { query, time } = self else {
+        let Self::AtTime { reads, time } = self else {
             return self;
         };
-        match classify(&query) {
-            Analysis::PerInstant { lag }
-                if time.saturating_sub(lag) < as_of.saturating_sub(settle) =>
-            {
-                Self::Settled
-            }
+        let edge = as_of.saturating_sub(settle);
+        match reads {
+            Some(reads) if reads.newest(time) < edge => Self::Settled,
             _ => Self::Short,
         }
     }
@@ -152,7 +148,7 @@ mod tests {
     fn a_value_is_settled_when_all_that_it_reads_is() {
         let settled = |query: &str, time| {
             let keep = CachePolicy::AtTime {
-                query: query.to_owned(),
+                reads: crate::promql::read(query).reads,
                 time,
             };
             matches!(keep.resolved(1_000_000, 120_000), CachePolicy::Settled)
@@ -162,8 +158,14 @@ mod tests {
         assert!(settled("up offset 1m", 939_999));
         assert!(!settled("up offset 1m", 940_000));
         assert!(settled("vector(1)", 2_000_000));
-        assert!(!settled("up offset -1h", 0));
-        assert!(!settled("up @ 5", 0));
+        assert!(settled("up[1m]", 879_999));
+        assert!(!settled("up[1m]", 880_000));
+        assert!(settled("up offset -1m", 819_999));
+        assert!(!settled("up offset -1m", 820_000));
+        assert!(settled("up @ 5", 0));
+        assert!(!settled("up @ 880", 0));
+        assert!(settled("up @ 879 + topk(scalar(k), {a=\"b\"})", 0));
+        assert!(!settled("new(up)", 0));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::plan::Lookup;
 use super::{Engine, RequestContext, planned};
 use crate::adapters::Forwarded;
 use crate::model::{Error, Freshness, Millis, Origin, TimeRange, heap_block};
+use crate::promql::Reads;
 use crate::upstream::{Flights, Upstream};
 
 /// What an entry takes besides what it holds: what moka and the allocator keep for it.
@@ -36,11 +37,11 @@ pub enum CachePolicy {
     Metadata,
     /// As long as settled data (`history_ttl`): it depends on nothing but the query.
     Settled,
-    /// It is the value of `query` at `time`: as settled data if all that is read for it had settled
-    /// when it was fetched, else as data that may still change.
+    /// It is the value of an expression at `time`: as settled data if all that is read for it had
+    /// settled when it was fetched, else as data that may still change.
     AtTime {
-        /// An expression of PromQL.
-        query: String,
+        /// What the value comes from, if that is known.
+        reads: Option<Reads>,
         /// The evaluation time.
         time: Millis,
     },

@@ -143,7 +143,7 @@ pub(super) async fn answer(
         }
         Call::Explain => {
             let path = path.get(ROOT.len() + Call::Explain.name().len()..);
-            let explained = explain(engine, path.unwrap_or_default(), head, body, context)?;
+            let explained = explain(engine, path.unwrap_or_default(), head, body, context).await?;
             // Serialized directly: a tree would lose the order of members.
             serde_json::to_string(&explained).map_err(|e| internal(&e))?
         }
@@ -232,7 +232,7 @@ fn hot(lane: &LaneStats) -> Value {
 }
 
 /// Explains how a request for `path`, of another API, would be answered.
-fn explain(
+async fn explain(
     engine: &Engine,
     path: &str,
     head: &Parts,
@@ -249,7 +249,7 @@ fn explain(
         );
         return Err(Error::new(Kind::PathNotFound, message));
     };
-    let asked = prometheus::asked(engine, endpoint, head, path, body, &mut context)?;
+    let asked = prometheus::asked(engine, endpoint, head, path, body, &mut context).await?;
     match asked {
         (upstream, prometheus::Asked::Range(request)) => {
             engine.explain_range(&upstream, request, &context)

@@ -19,7 +19,7 @@ use crate::engine::{
     CachePolicy, Engine, PassthroughRequest, RangeRequest, RequestContext, Upstream,
 };
 use crate::model::{Error, Kind, Millis};
-use crate::promql::Analysis;
+use crate::promql::{Analysis, ExpressionFacts};
 use crate::wire::prometheus::{InstantQuery, Params, RangeQuery, write_error};
 
 /// Headers that select a tenant: Mimir's, which Cortex, Loki and VictoriaMetrics' companions read too,
@@ -198,7 +198,7 @@ pub(super) enum Asked {
 
 /// Reads a request with this `head` and `body`, and finds its upstream. The client's own timeout
 /// shortens the deadline of `context`.
-pub(super) fn asked(
+pub(super) async fn asked(
     engine: &Engine,
     endpoint: ApiEndpoint,
     head: &Parts,
@@ -212,12 +212,17 @@ pub(super) fn asked(
     };
     let upstream = engine.prometheus(name)?;
     let form = !body.is_empty() && is_form(&head.headers);
-    let params = Params::read(head.uri.query(), form.then_some(&body));
+    let mut params = Params::read(head.uri.query(), form.then_some(&body));
     let keep = match endpoint {
         ApiEndpoint::QueryRange => {
-            let query = RangeQuery::read(&params)?;
+            let mut query = RangeQuery::read(&params)?;
             within(context, query.timeout);
-            match cacheable(engine, &query) {
+            let facts = engine.expression(&query.query).await;
+            if let Some(normal) = &facts.normal {
+                query.query.clone_from(normal);
+                params.set("query", normal);
+            }
+            match cacheable(&facts, &query) {
                 Ok(lag) => {
                     let headers = picked(&head.headers, &TENANT);
                     let request = RangeRequest {
@@ -233,10 +238,14 @@ pub(super) fn asked(
         ApiEndpoint::Query => {
             let asked = InstantQuery::read(&params)?;
             within(context, asked.timeout);
+            let facts = engine.expression(&asked.query).await;
+            if let Some(normal) = &facts.normal {
+                params.set("query", normal);
+            }
             match asked.time {
                 None => CachePolicy::Short,
                 Some(time) => CachePolicy::AtTime {
-                    query: asked.query,
+                    reads: facts.reads,
                     time,
                 },
             }
@@ -292,7 +301,7 @@ pub(super) async fn answer(
     mut context: RequestContext,
 ) -> Result<Response<Body>, Error> {
     let path = normalized(head.uri.path());
-    let (upstream, asked) = asked(engine, endpoint, head, &path, body, &mut context)?;
+    let (upstream, asked) = asked(engine, endpoint, head, &path, body, &mut context).await?;
     match asked {
         Asked::Range(request) => {
             let answer = engine.query_range(&upstream, request, &context).await?;
@@ -317,7 +326,7 @@ const LAST_NANOS: Millis = i64::MAX / 1_000_000;
 
 /// Returns the lag of `query`'s values behind their evaluation times if they may be cached one by one;
 /// else the reason why not.
-fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str> {
+fn cacheable(facts: &ExpressionFacts, query: &RangeQuery) -> Result<Millis, &'static str> {
     if query.start < -LAST_NANOS || query.end > LAST_NANOS {
         // Prometheus answers for other times than requested then.
         return Err("beyond-nanoseconds");
@@ -330,7 +339,7 @@ fn cacheable(engine: &Engine, query: &RangeQuery) -> Result<Millis, &'static str
         // Which series are left out depends on the window.
         return Err("limit");
     }
-    match engine.analysis(&query.query) {
+    match facts.analysis {
         Analysis::PerInstant { lag } => Ok(lag),
         Analysis::PassThrough(reason) => Err(reason.as_str()),
     }

@@ -1,5 +1,13 @@
 //! PromQL, as far as a cache must understand it: may the values of a range query be kept one by
-//! one, by evaluation time? Pure.
+//! one, by evaluation time? How new are the samples that a value comes from? And which spellings mean
+//! the same? Pure, and linear in the length of the text: nothing recurses with its nesting, no regular
+//! expression is compiled.
+//!
+//! - `lexer`, `literal`: the words and signs, and what numbers, durations and strings mean
+//! - `parse`, `selector`: the grammar of Prometheus from 2.42 to 3.x
+//! - `tree`, `functions`, `regex`: what is read, and the checks of Prometheus
+//! - `walk`: what the values depend on
+//! - `normal`: the one spelling
 //!
 //! Prometheus evaluates a range query as the same expression at `start`, `start + step`, … up to
 //! `end`, each time from the samples at or before that time ("Expression queries", HTTP API of
@@ -10,14 +18,20 @@
 //! brings forth within the expression, so an aggregation over them may differ in the last digits
 //! of a sum, or in which of equals `topk` takes, from one asking to the next.
 
-use std::ops::ControlFlow;
-use std::time::Duration;
+mod functions;
+mod lexer;
+mod literal;
+mod normal;
+mod parse;
+mod regex;
+mod selector;
+mod tree;
+mod walk;
 
-use promql_parser::label::{METRIC_NAME, MatchOp};
-use promql_parser::parser::value::ValueType;
-use promql_parser::parser::{self, AtModifier, Expr, Offset, VectorSelector};
+use std::borrow::Cow;
 
-use crate::model::{MAX_TIME, Millis};
+use crate::model::Millis;
+use tree::Type;
 
 #[cfg(test)]
 mod tests;
@@ -40,17 +54,16 @@ pub enum Analysis {
 /// Why an expression is not kept by evaluation time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The parser does not know it: MetricsQL, something newer than the parser, or a mistake that
-    /// the origin had better explain itself.
+    /// It is not read here: MetricsQL, something newer, or a mistake that the origin had better
+    /// explain itself.
     NotUnderstood,
-    /// More nesting than is looked into.
-    TooLong,
     /// A range vector or a string; the origin refuses both in a range query.
     NotAVector,
     /// `@ 1700000000`. The value is the same at each evaluation time, but it is known only once
     /// that time has passed, which may be long after the evaluation time.
     At,
-    /// `@ start()`, `@ end()`, `start()`, `end()`, `range()`: the value depends on the window.
+    /// `@ start()`, `@ end()`, `start()`, `end()`, `range()`, `step()`: the value depends on the
+    /// window, or on the step, which is not the same for all who share values.
     Window,
     /// A negative offset: the value at `t` reads samples after `t`, which may not be there yet.
     /// Mimir and Cortex do not cache these either (`results_cache.go`).
@@ -71,7 +84,6 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotUnderstood => "not-understood",
-            Self::TooLong => "too-long",
             Self::NotAVector => "not-a-vector",
             Self::At => "at-modifier",
             Self::Window => "depends-on-window",
@@ -83,256 +95,88 @@ impl Reason {
     }
 }
 
-/// Most words and signs of an expression that is parsed. No part of it can nest deeper, so this
-/// keeps what recurs (the parser's checks, the walk below, dropping the tree) off the stack's end.
-const MOST_TOKENS: usize = 2000;
-
-/// Functions whose value at a time depends on their arguments at that time alone, or on the
-/// samples of a range that ends there. All of Prometheus 2.42, and those that came since and are
-/// as plain.
-///
-/// `time`, `timestamp`, `hour` and the like are functions of the evaluation time. A subquery is
-/// evaluated at multiples of its step since the epoch, whatever the window ("Subquery", Prometheus
-/// documentation), without a step at the origin's own evaluation interval. `sort` and its like
-/// order instant queries only; a range query is ordered by labels. `absent` and `scalar` have a
-/// value at each time. `label_replace` and `label_join` may make one series of two; Prometheus from
-/// 2.5x on refuses a window in which both are, though no evaluation time has both
-/// (prometheus/prometheus#15114), and what was cached piece by piece is then answered instead.
-/// `info` is left out: it is experimental, and looks series up by the window.
-/// `start`, `end`, `range` and `step` are not functions of the arguments.
-const PLAIN: &[&str] = &[
-    "abs",
-    "absent",
-    "absent_over_time",
-    "acos",
-    "acosh",
-    "asin",
-    "asinh",
-    "atan",
-    "atanh",
-    "avg_over_time",
-    "ceil",
-    "changes",
-    "clamp",
-    "clamp_max",
-    "clamp_min",
-    "cos",
-    "cosh",
-    "count_over_time",
-    "day_of_month",
-    "day_of_week",
-    "day_of_year",
-    "days_in_month",
-    "deg",
-    "delta",
-    "deriv",
-    "double_exponential_smoothing",
-    "exp",
-    "first_over_time",
-    "floor",
-    "histogram_avg",
-    "histogram_count",
-    "histogram_fraction",
-    "histogram_quantile",
-    "histogram_stddev",
-    "histogram_stdvar",
-    "histogram_sum",
-    "hour",
-    "idelta",
-    "increase",
-    "irate",
-    "label_join",
-    "label_replace",
-    "last_over_time",
-    "ln",
-    "log10",
-    "log2",
-    "mad_over_time",
-    "max_over_time",
-    "min_over_time",
-    "minute",
-    "month",
-    "pi",
-    "predict_linear",
-    "present_over_time",
-    "quantile_over_time",
-    "rad",
-    "rate",
-    "resets",
-    "round",
-    "scalar",
-    "sgn",
-    "sin",
-    "sinh",
-    "sort",
-    "sort_by_label",
-    "sort_by_label_desc",
-    "sort_desc",
-    "sqrt",
-    "stddev_over_time",
-    "stdvar_over_time",
-    "sum_over_time",
-    "tan",
-    "tanh",
-    "time",
-    "timestamp",
-    "ts_of_first_over_time",
-    "ts_of_last_over_time",
-    "ts_of_max_over_time",
-    "ts_of_min_over_time",
-    "vector",
-    "year",
-];
-
-/// Whether the values of a range query over `text` may be kept by evaluation time. Never fails:
-/// what is not understood passes through.
-///
-/// It takes from some microseconds to tens of them (regular expressions are compiled), so the
-/// answer is worth keeping next to the text.
-pub fn classify(text: &str) -> Analysis {
-    if tokens(text) > MOST_TOKENS {
-        return Analysis::PassThrough(Reason::TooLong);
-    }
-    // The parser panics at a duration that is too large, such as `offset 18446744073709551616`.
-    let Ok(Ok(expr)) = std::panic::catch_unwind(|| parser::parse(text)) else {
-        return Analysis::PassThrough(Reason::NotUnderstood);
-    };
-    if !matches!(expr.value_type(), ValueType::Vector | ValueType::Scalar) {
-        return Analysis::PassThrough(Reason::NotAVector);
-    }
-    let mut walk = Walk { lag: MAX_TIME };
-    match walk.visit(&expr, 0, false) {
-        ControlFlow::Continue(()) => Analysis::PerInstant { lag: walk.lag },
-        ControlFlow::Break(reason) => Analysis::PassThrough(reason),
-    }
+/// What is known of a text that may be an expression.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpressionFacts {
+    /// Whether the values of a range query over it may be kept by evaluation time.
+    pub analysis: Analysis,
+    /// The newest samples that an instant query reads; none where that cannot be told.
+    pub reads: Option<Reads>,
+    /// The spelling by which it is known, where that is another than its own.
+    pub normal: Option<String>,
 }
 
-/// The text by which a query is known in the cache: without the white space around it. Nothing
-/// more is taken away, because the parser's own way to write an expression loses things (a
-/// negative zero, `1_000`, the order of matchers), and a dashboard asks in the same words each
-/// time.
-pub fn canonical(text: &str) -> &str {
-    text.trim_matches([' ', '\t', '\n', '\r'])
-}
-
-/// At least as many words and signs as the parser will find outside of strings and comments,
-/// without the closing ones.
-fn tokens(text: &str) -> usize {
-    let (mut found, mut in_word, mut escaped) = (0, false, false);
-    // What ends the string or comment that we are in.
-    let mut until = None;
-    for byte in text.bytes() {
-        if let Some(end) = until {
-            if escaped || (byte == b'\\' && (end == b'"' || end == b'\'')) {
-                escaped = !escaped;
-            } else if byte == end {
-                until = None;
-            }
-            continue;
-        }
-        let word = byte.is_ascii_alphanumeric() || b"_:.".contains(&byte) || byte >= 0x80;
-        match byte {
-            b'"' | b'\'' | b'`' => until = Some(byte),
-            b'#' => until = Some(b'\n'),
-            b' ' | b'\t' | b'\n' | b'\r' | b')' | b']' | b'}' => {}
-            _ if word && in_word => {}
-            _ => found += 1,
-        }
-        in_word = word;
-    }
-    found
-}
-
-/// A look at every part of an expression, from the outside in.
-struct Walk {
-    /// The least offset seen of what is read.
+/// The newest samples that the value of an instant query comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reads {
+    /// The least offset from the evaluation time; negative where later samples are read.
     lag: Millis,
+    /// The latest time that `@` names, less its offset.
+    fixed: Option<Millis>,
 }
 
-impl Walk {
-    /// `offset` is the sum of the offsets around `expr`. `called` says whether a function, rather
-    /// than an aggregation, gets its series.
-    fn visit(&mut self, expr: &Expr, offset: Millis, called: bool) -> ControlFlow<Reason> {
-        match expr {
-            Expr::Aggregate(aggregate) => {
-                if aggregate.param.as_ref().is_some_and(|p| !is_literal(p)) {
-                    return ControlFlow::Break(Reason::VaryingParameter);
-                }
-                self.visit(&aggregate.expr, offset, false)
-            }
-            Expr::Unary(unary) => self.visit(&unary.expr, offset, true),
-            Expr::Binary(binary) => {
-                self.visit(&binary.lhs, offset, called)?;
-                self.visit(&binary.rhs, offset, called)
-            }
-            Expr::Paren(paren) => self.visit(&paren.expr, offset, called),
-            Expr::Subquery(subquery) => {
-                let offset = shifted(offset, subquery.offset.as_ref(), subquery.at.as_ref())?;
-                self.visit(&subquery.expr, offset, called)
-            }
-            Expr::VectorSelector(selector) => self.select(selector, offset, called),
-            Expr::MatrixSelector(selector) => self.select(&selector.vs, offset, called),
-            Expr::Call(call) => {
-                let name = call.func.name;
-                if ["start", "end", "range"].contains(&name) {
-                    return ControlFlow::Break(Reason::Window);
-                }
-                if !PLAIN.contains(&name) {
-                    return ControlFlow::Break(Reason::UnknownFunction);
-                }
-                let mut arguments = call.args.args.iter();
-                arguments.try_for_each(|argument| self.visit(argument, offset, true))
-            }
-            Expr::NumberLiteral(_) | Expr::StringLiteral(_) => ControlFlow::Continue(()),
-            Expr::Extension(_) => ControlFlow::Break(Reason::NotUnderstood),
-        }
-    }
-
-    fn select(
-        &mut self,
-        selector: &VectorSelector,
-        offset: Millis,
-        called: bool,
-    ) -> ControlFlow<Reason> {
-        let offset = shifted(offset, selector.offset.as_ref(), selector.at.as_ref())?;
-        self.lag = self.lag.min(offset);
-        let mut matchers = selector.matchers.matchers.iter();
-        let named = selector.name.is_some()
-            || matchers.any(|m| m.name == METRIC_NAME && m.op == MatchOp::Equal);
-        if called && !named {
-            return ControlFlow::Break(Reason::NamesMayCollide);
-        }
-        ControlFlow::Continue(())
+impl Reads {
+    /// The time of the newest sample that the value at `time` may come from.
+    pub fn newest(&self, time: Millis) -> Millis {
+        let newest = time.saturating_sub(self.lag);
+        self.fixed.map_or(newest, |fixed| fixed.max(newest))
     }
 }
 
-/// `around` with the offset of one part added.
-fn shifted(
-    around: Millis,
-    offset: Option<&Offset>,
-    at: Option<&AtModifier>,
-) -> ControlFlow<Reason, Millis> {
-    match at {
-        Some(AtModifier::At(_)) => return ControlFlow::Break(Reason::At),
-        Some(AtModifier::Start | AtModifier::End) => return ControlFlow::Break(Reason::Window),
-        None => {}
-    }
-    let more = match offset {
-        None => Duration::ZERO,
-        Some(Offset::Pos(by)) => *by,
-        Some(Offset::Neg(_)) => return ControlFlow::Break(Reason::NegativeOffset),
+/// That a text is no expression, or none that is understood.
+#[derive(Clone, Copy, Debug)]
+struct Unreadable;
+
+/// What is known of a text that is not understood.
+pub const NOT_UNDERSTOOD: ExpressionFacts = ExpressionFacts {
+    analysis: Analysis::PassThrough(Reason::NotUnderstood),
+    reads: None,
+    normal: None,
+};
+
+/// Reads `text`. Never fails: what is not understood passes through as it is written.
+///
+/// It takes some microseconds, and time in proportion to the length.
+pub fn read(text: &str) -> ExpressionFacts {
+    let Ok((tree, root)) = parse::parse(text) else {
+        return NOT_UNDERSTOOD;
     };
-    let more = Millis::try_from(more.as_millis()).unwrap_or(MAX_TIME);
-    ControlFlow::Continue(around.saturating_add(more).min(MAX_TIME))
+    let (mut analysis, reads) = walk::analyze(&tree, root);
+    if matches!(tree.kind(root), Type::Matrix | Type::String) {
+        analysis = Analysis::PassThrough(Reason::NotAVector);
+    }
+    let normal = (!tree.as_written).then(|| normal::write(&tree, root));
+    ExpressionFacts {
+        analysis,
+        reads,
+        normal: normal.filter(|normal| normal != text),
+    }
 }
 
-/// Whether `parameter` is written out, and so the same at each time.
-fn is_literal(parameter: &Expr) -> bool {
-    match parameter {
-        Expr::NumberLiteral(_) | Expr::StringLiteral(_) => true,
-        Expr::Paren(paren) => is_literal(&paren.expr),
-        Expr::Unary(unary) => is_literal(&unary.expr),
-        Expr::Binary(binary) => is_literal(&binary.lhs) && is_literal(&binary.rhs),
-        _ => false,
+/// Whether the values of a range query over `text` may be kept by evaluation time.
+pub fn classify(text: &str) -> Analysis {
+    read(text).analysis
+}
+
+/// The text by which an expression is known in the cache, and by which the upstream is asked: its
+/// normal form, or `text` itself where it has none.
+///
+/// White space and comments, parentheses without effect, the place of `by` and `without`, the order of
+/// matchers and of the labels of a list, quotes, trailing commas and the spelling of numbers and
+/// durations make no difference. A spelling that only newer servers read, such as `{"a.b"}` or `[300]`,
+/// stays, so that an older one refuses it. Positions in what the upstream says of it are those in this
+/// text.
+pub fn canonical(text: &str) -> Cow<'_, str> {
+    match read(text).normal {
+        Some(normal) => Cow::Owned(normal),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// The same of a selector of series, as in `match[]`.
+pub fn canonical_selector(text: &str) -> Cow<'_, str> {
+    match parse::parse_selector(text) {
+        Ok((tree, root)) => Cow::Owned(normal::write(&tree, root)),
+        Err(Unreadable) => Cow::Borrowed(text),
     }
 }

@@ -34,6 +34,7 @@ mod prometheus_api;
 mod prometheus_face;
 mod prometheus_law;
 mod prometheus_traps;
+mod promql;
 mod promtool;
 mod relay;
 mod reload;

@@ -228,6 +228,20 @@ impl Rig {
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
+    /// What is answered to a form.
+    pub(crate) async fn post(&self, path: &str, pairs: &[(&str, &str)]) -> (u16, String) {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        let reply = self
+            .client
+            .post(format!("{}/api/v1/{path}", self.store.url))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form.extend_pairs(pairs).finish())
+            .send()
+            .await
+            .unwrap();
+        (reply.status().as_u16(), reply.text().await.unwrap())
+    }
+
     /// What is answered at the times from `start` to before `end`, in the form that a fetch has.
     async fn ask(&self, query: &RangeQuery, range: TimeRange) -> (u16, Bytes) {
         let reply = self

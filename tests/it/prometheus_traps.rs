@@ -231,7 +231,8 @@ async fn what_reads_past_its_time_is_asked_each_time() {
         ("s @ end()", "depends-on-window"),
         ("sum_over_time(s[5m:1m] @ start())", "depends-on-window"),
         ("s offset -5m", "negative-offset"),
-        ("no_such_function(s)", "not-understood"),
+        ("no_such_function(s)", "unknown-function"),
+        ("s  limit 5", "not-understood"),
     ] {
         for round in 0..3 {
             let calls = rig.calls();

@@ -262,7 +262,7 @@ fn asked(request: RangeRequest, alignment: StepAlignment) -> (Expression, TimeRa
     }
     parameters.sort_by(|a, b| a.0.cmp(&b.0));
     let expression = Expression {
-        query: crate::promql::canonical(&query).to_owned(),
+        query,
         step,
         phase: start - step.floor(start),
         lag,

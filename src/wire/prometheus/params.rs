@@ -36,6 +36,13 @@ impl Params {
         found.map_or("", |(_, value)| value)
     }
 
+    /// Gives the first `name` another value.
+    pub fn set(&mut self, name: &str, value: &str) {
+        if let Some((_, old)) = self.0.iter_mut().find(|(n, _)| n == name) {
+            value.clone_into(old);
+        }
+    }
+
     /// All pairs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(n, v)| (n.as_str(), v.as_str()))

@@ -1,0 +1,277 @@
+//! Writes an expression in its normal form: one spelling of all those that every server reads as the
+//! same. Nothing is reckoned, and operands stay where they are.
+
+use std::fmt::Write as _;
+
+use super::literal::{unquoted, write_duration, write_number, write_string};
+use super::tree::{
+    At, ExprNode, Grouping, Id, Label, Length, MULTIPLICATION, Matcher, Matching, POWER,
+    SeriesSelector, Shift, Tree,
+};
+
+/// Where a part stands, which says whether it needs parentheses.
+#[derive(Clone, Copy, Debug)]
+enum Position {
+    /// Where anything may stand.
+    Free,
+    /// Before or behind an operator of this precedence.
+    Left(u8),
+    Right(u8),
+    /// Behind a sign.
+    Signed,
+    /// Before the brackets of a subquery.
+    Subquery,
+}
+
+/// What is still to be written, the next last.
+enum Task {
+    Part(Id, Position),
+    Text(&'static str),
+    /// What stands behind the parentheses or brackets of a node: its end.
+    End(Id),
+    /// What stands between the operands of a node.
+    Between(Id),
+}
+
+/// The normal form of `tree`.
+pub(super) fn write(tree: &Tree<'_>, root: Id) -> String {
+    let mut out = String::new();
+    let mut tasks = vec![Task::Part(root, Position::Free)];
+    while let Some(task) = tasks.pop() {
+        match task {
+            Task::Text(text) => out.push_str(text),
+            Task::Part(id, place) => begin(tree, id, place, &mut out, &mut tasks),
+            Task::Between(id) => {
+                if let Some(ExprNode::Binary {
+                    operator, matching, ..
+                }) = tree.node(id)
+                {
+                    let _ = write!(out, " {}", operator.text);
+                    write_matching(&mut out, matching);
+                    out.push(' ');
+                }
+            }
+            Task::End(id) => {
+                if let Some(ExprNode::Subquery {
+                    range, step, shift, ..
+                }) = tree.node(id)
+                {
+                    out.push('[');
+                    write_length(&mut out, *range);
+                    out.push(':');
+                    if let Some(step) = step {
+                        write_length(&mut out, *step);
+                    }
+                    out.push(']');
+                    write_shift(&mut out, shift);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Writes how the part `id` begins, and leaves the rest to be done.
+fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut Vec<Task>) {
+    let Some(node) = tree.node(id) else { return };
+    match node {
+        ExprNode::Number(text, None) => out.push_str(text),
+        ExprNode::Number(_, Some(value)) => write_number(out, *value),
+        ExprNode::Text(text) => write_string(out, &unquoted(text)),
+        ExprNode::Selector(selector) => write_selector(out, selector),
+        ExprNode::Subquery { expression, .. } => {
+            tasks.extend([Task::End(id), Task::Part(*expression, Position::Subquery)]);
+        }
+        ExprNode::Paren(_) => {
+            let inside = tree.inside(id);
+            if is_redundant(tree, inside, place) {
+                tasks.push(Task::Part(inside, place));
+            } else {
+                out.push('(');
+                tasks.extend([Task::Text(")"), Task::Part(inside, Position::Free)]);
+            }
+        }
+        ExprNode::Sign(sign, inner) => {
+            out.push_str(sign);
+            tasks.push(Task::Part(*inner, Position::Signed));
+        }
+        ExprNode::Binary {
+            left,
+            operator,
+            right,
+            ..
+        } => tasks.extend([
+            Task::Part(*right, Position::Right(operator.precedence)),
+            Task::Between(id),
+            Task::Part(*left, Position::Left(operator.precedence)),
+        ]),
+        ExprNode::Call {
+            function,
+            arguments,
+        } => {
+            out.push_str(function.map_or("", |f| f.name));
+            out.push('(');
+            tasks.push(Task::Text(")"));
+            list(arguments.iter().copied(), tasks);
+        }
+        ExprNode::Aggregate {
+            aggregation,
+            grouping,
+            parameter,
+            expression,
+        } => {
+            out.push_str(aggregation.name);
+            write_grouping(out, grouping.as_ref());
+            out.push('(');
+            tasks.push(Task::Text(")"));
+            list(parameter.iter().copied().chain([*expression]), tasks);
+        }
+    }
+}
+
+/// Leaves `parts` to be written with commas between them.
+fn list(parts: impl DoubleEndedIterator<Item = Id>, tasks: &mut Vec<Task>) {
+    let mut parts = parts.rev().peekable();
+    while let Some(part) = parts.next() {
+        tasks.push(Task::Part(part, Position::Free));
+        if parts.peek().is_some() {
+            tasks.push(Task::Text(", "));
+        }
+    }
+}
+
+/// Whether `inside` reads as the same part of the whole without parentheses.
+fn is_redundant(tree: &Tree<'_>, inside: Id, place: Position) -> bool {
+    let precedence = match (place, tree.node(inside)) {
+        (Position::Free, _) => return true,
+        // `up offset 5m - 10m` is left to who wrote it so.
+        (_, Some(ExprNode::Selector(selector))) => return selector.shift.is_none(),
+        (_, Some(ExprNode::Call { .. } | ExprNode::Aggregate { .. })) => return true,
+        (_, Some(ExprNode::Number(_, value))) => return value.is_some(),
+        (_, Some(ExprNode::Sign(..))) => MULTIPLICATION,
+        (_, Some(ExprNode::Binary { operator, .. })) => operator.precedence,
+        _ => return false,
+    };
+    let sign = matches!(tree.node(inside), Some(ExprNode::Sign(..)));
+    match place {
+        Position::Free => true,
+        Position::Left(outer) => precedence > outer || precedence == outer && outer != POWER,
+        // Behind an operator a sign is of what follows it.
+        Position::Right(_) if sign => true,
+        Position::Right(outer) => precedence > outer || precedence == outer && outer == POWER,
+        Position::Signed => !sign && precedence > MULTIPLICATION,
+        Position::Subquery => false,
+    }
+}
+
+fn write_selector(out: &mut String, selector: &SeriesSelector<'_>) {
+    out.push_str(selector.name.unwrap_or_default());
+    let mut matchers: Vec<_> = selector
+        .matchers
+        .iter()
+        .map(|m| (sort_name(m), m))
+        .collect();
+    // Of one label they stay in order: `absent` takes its labels from the first.
+    matchers.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (n, (_, matcher)) in matchers.iter().enumerate() {
+        out.push(if n == 0 { '{' } else { ',' });
+        matcher.label.write(out);
+        if let Some((operator, value)) = matcher.test {
+            out.push_str(operator);
+            write_string(out, &unquoted(value));
+        }
+    }
+    if !matchers.is_empty() {
+        out.push('}');
+    }
+    if let Some(range) = selector.range {
+        out.push('[');
+        write_length(out, range);
+        out.push(']');
+    }
+    write_shift(out, &selector.shift);
+}
+
+/// By what a matcher is sorted: its label.
+fn sort_name<'a>(matcher: &Matcher<'a>) -> std::borrow::Cow<'a, [u8]> {
+    match matcher.test {
+        None => std::borrow::Cow::Borrowed(b"__name__"),
+        Some(_) => matcher.label.name(),
+    }
+}
+
+fn write_shift(out: &mut String, shift: &Shift<'_>) {
+    match shift.at {
+        None => {}
+        Some(At::Start) => out.push_str(" @ start()"),
+        Some(At::End) => out.push_str(" @ end()"),
+        Some(At::Time(seconds)) => {
+            out.push_str(" @ ");
+            write_signed(out, seconds);
+        }
+    }
+    if let Some((negative, length)) = shift.offset {
+        out.push_str(" offset ");
+        out.push_str(if negative { "-" } else { "" });
+        write_length(out, length);
+    }
+}
+
+fn write_length(out: &mut String, length: Length<'_>) {
+    match length {
+        Length::Duration(millis) => write_duration(out, millis),
+        Length::Newer(text, _) => out.push_str(text),
+        // Such an expression has no normal form.
+        Length::Computed(_) => {}
+    }
+}
+
+fn write_signed(out: &mut String, value: f64) {
+    out.push_str(if value.is_sign_negative() { "-" } else { "" });
+    write_number(out, value.abs());
+}
+
+fn write_grouping(out: &mut String, grouping: Option<&Grouping<'_>>) {
+    // No `by` and an empty one are the same; an empty `without` is not.
+    let Some(grouping) = grouping.filter(|g| g.without || !g.labels.is_empty()) else {
+        return;
+    };
+    out.push_str(if grouping.without { " without" } else { " by" });
+    write_labels(out, &grouping.labels);
+    out.push(' ');
+}
+
+fn write_matching(out: &mut String, matching: &Matching<'_>) {
+    out.push_str(if matching.returns_bool { " bool" } else { "" });
+    for (word, labels) in [&matching.labels, &matching.group].into_iter().flatten() {
+        let _ = write!(out, " {word}");
+        write_labels(out, labels);
+    }
+    let fill = |out: &mut String, word: &str, value: f64| {
+        let _ = write!(out, " {word} (");
+        write_signed(out, value);
+        out.push(')');
+    };
+    match matching.fill {
+        [Some(left), Some(right)] if left.to_bits() == right.to_bits() => fill(out, "fill", left),
+        [left, right] => {
+            for (word, value) in [("fill_left", left), ("fill_right", right)] {
+                if let Some(value) = value {
+                    fill(out, word, value);
+                }
+            }
+        }
+    }
+}
+
+/// Writes ` (a, b)`, sorted.
+fn write_labels(out: &mut String, labels: &[Label<'_>]) {
+    let mut labels: Vec<_> = labels.iter().map(|l| (l.name(), l)).collect();
+    labels.sort_by(|(a, _), (b, _)| a.cmp(b));
+    out.push_str(" (");
+    for (n, (_, label)) in labels.iter().enumerate() {
+        out.push_str(if n == 0 { "" } else { ", " });
+        label.write(out);
+    }
+    out.push(')');
+}

@@ -1,0 +1,389 @@
+//! An expression as a tree. Its nodes lie in one list, each behind its children, so that nothing that
+//! walks or drops it recurses.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use super::Unreadable;
+use super::functions::{Aggregation, Function};
+use super::literal::{unquoted, write_string};
+use super::regex;
+
+/// The place of a node.
+pub(super) type Id = usize;
+
+/// The type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Type {
+    Scalar,
+    Vector,
+    Matrix,
+    String,
+    /// What a function that is not known gives.
+    Any,
+}
+
+impl Type {
+    fn is(self, wanted: Self) -> bool {
+        self == wanted || self == Self::Any
+    }
+
+    /// Whether an operator takes it.
+    fn is_operand(self) -> bool {
+        matches!(self, Self::Scalar | Self::Vector | Self::Any)
+    }
+}
+
+/// What an operator does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Arithmetic,
+    Comparison,
+    Set,
+}
+
+/// An operator between two expressions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operator {
+    pub(super) text: &'static str,
+    pub(super) precedence: u8,
+    pub(super) family: Family,
+}
+
+/// The precedence of `*`, which signs have too.
+pub(super) const MULTIPLICATION: u8 = 5;
+/// The precedence of `^`, the only operator that groups to the right.
+pub(super) const POWER: u8 = 6;
+
+/// The name of a label, as it is written: a word, or a string.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Label<'a>(pub(super) &'a str);
+
+impl<'a> Label<'a> {
+    /// The name itself.
+    pub(super) fn name(self) -> Cow<'a, [u8]> {
+        match self.0.as_bytes() {
+            [b'"' | b'\'' | b'`', ..] => unquoted(self.0),
+            word => Cow::Borrowed(word),
+        }
+    }
+
+    /// Appends it: a string stays one, since older servers refuse that.
+    pub(super) fn write(self, out: &mut String) {
+        match self.0.as_bytes() {
+            [b'"' | b'\'' | b'`', ..] => write_string(out, &unquoted(self.0)),
+            _ => out.push_str(self.0),
+        }
+    }
+}
+
+/// How long a range, a step or an offset is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Length<'a> {
+    /// A duration in milliseconds, written as all servers read it.
+    Duration(i64),
+    /// One that only newer servers read, such as a number of seconds, and its milliseconds.
+    Newer(&'a str, i64),
+    /// The milliseconds of an expression of durations; `None` where they depend on the window.
+    Computed(Option<i64>),
+}
+
+impl Length<'_> {
+    /// Its milliseconds; `None` where they depend on the window.
+    pub(super) fn millis(self) -> Option<i64> {
+        match self {
+            Self::Duration(millis) | Self::Newer(_, millis) => Some(millis),
+            Self::Computed(millis) => millis,
+        }
+    }
+}
+
+/// The time that `@` names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum At {
+    /// Seconds.
+    Time(f64),
+    Start,
+    End,
+}
+
+/// How the evaluation time of a selector or subquery is shifted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shift<'a> {
+    pub(super) at: Option<At>,
+    /// The offset, and whether it is negative.
+    pub(super) offset: Option<(bool, Length<'a>)>,
+}
+
+impl Shift<'_> {
+    pub(super) fn is_none(&self) -> bool {
+        self.at.is_none() && self.offset.is_none()
+    }
+}
+
+/// What the value of a label has to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matcher<'a> {
+    pub(super) label: Label<'a>,
+    /// The operator, and the string behind it; none where `label` is the name of a metric.
+    pub(super) test: Option<(&'static str, &'a str)>,
+}
+
+impl Matcher<'_> {
+    /// Whether it asks for one name of a metric.
+    pub(super) fn names_metric(&self) -> bool {
+        match self.test {
+            None => true,
+            Some((operator, _)) => operator == "=" && *self.label.name() == *b"__name__",
+        }
+    }
+}
+
+/// What selects series.
+#[derive(Debug, Default)]
+pub(super) struct SeriesSelector<'a> {
+    pub(super) name: Option<&'a str>,
+    pub(super) matchers: Vec<Matcher<'a>>,
+    pub(super) range: Option<Length<'a>>,
+    pub(super) shift: Shift<'a>,
+}
+
+/// The labels that an aggregation keeps, or those that it leaves out.
+#[derive(Debug)]
+pub(super) struct Grouping<'a> {
+    pub(super) without: bool,
+    pub(super) labels: Vec<Label<'a>>,
+}
+
+/// How an operator finds pairs of series.
+#[derive(Debug, Default)]
+pub(super) struct Matching<'a> {
+    pub(super) returns_bool: bool,
+    /// `on` or `ignoring`, and its labels.
+    pub(super) labels: Option<(&'static str, Vec<Label<'a>>)>,
+    /// `group_left` or `group_right`, and its labels.
+    pub(super) group: Option<(&'static str, Vec<Label<'a>>)>,
+    /// What stands for series that one side lacks, left and right.
+    pub(super) fill: [Option<f64>; 2],
+}
+
+#[derive(Debug)]
+pub(super) enum ExprNode<'a> {
+    /// A number as it is written; its value, unless only newer servers read it so.
+    Number(&'a str, Option<f64>),
+    /// A string with its quotes.
+    Text(&'a str),
+    Selector(Box<SeriesSelector<'a>>),
+    Subquery {
+        expression: Id,
+        range: Length<'a>,
+        step: Option<Length<'a>>,
+        shift: Shift<'a>,
+    },
+    Paren(Id),
+    Sign(&'static str, Id),
+    Binary {
+        left: Id,
+        operator: Operator,
+        matching: Box<Matching<'a>>,
+        right: Id,
+    },
+    Call {
+        function: Option<&'static Function>,
+        arguments: Vec<Id>,
+    },
+    Aggregate {
+        aggregation: &'static Aggregation,
+        grouping: Option<Grouping<'a>>,
+        parameter: Option<Id>,
+        expression: Id,
+    },
+}
+
+/// What is known of a node when it is made.
+#[derive(Clone, Copy, Debug)]
+struct NodeFacts {
+    kind: Type,
+    /// Whether it is written out, and so the same at each time.
+    literal: bool,
+}
+
+/// An expression whose types fit.
+#[derive(Debug, Default)]
+pub(super) struct Tree<'a> {
+    nodes: Vec<ExprNode<'a>>,
+    facts: Vec<NodeFacts>,
+    /// Whether it holds what may be read in several ways, or what is not known: it has no normal
+    /// form.
+    pub(super) as_written: bool,
+}
+
+impl<'a> Tree<'a> {
+    pub(super) fn node(&self, id: Id) -> Option<&ExprNode<'a>> {
+        self.nodes.get(id)
+    }
+
+    pub(super) fn node_mut(&mut self, id: Id) -> Option<&mut ExprNode<'a>> {
+        self.nodes.get_mut(id)
+    }
+
+    pub(super) fn kind(&self, id: Id) -> Type {
+        self.facts.get(id).map_or(Type::Any, |f| f.kind)
+    }
+
+    pub(super) fn is_literal(&self, id: Id) -> bool {
+        self.facts.get(id).is_some_and(|f| f.literal)
+    }
+
+    /// What is inside of the parentheses of `id`, if it has any.
+    pub(super) fn inside(&self, mut id: Id) -> Id {
+        while let Some(ExprNode::Paren(inner)) = self.node(id) {
+            id = *inner;
+        }
+        id
+    }
+
+    /// Says that the selector or subquery `id` is of another type now.
+    pub(super) fn becomes(&mut self, id: Id, kind: Type) {
+        if let Some(facts) = self.facts.get_mut(id) {
+            facts.kind = kind;
+        }
+    }
+
+    /// Adds `node` if the types of its children are those that Prometheus wants (`checkAST` in its
+    /// `promql/parser/parse.go`).
+    pub(super) fn add(&mut self, node: ExprNode<'a>) -> Result<Id, Unreadable> {
+        let facts = self.check(&node).ok_or(Unreadable)?;
+        self.nodes.push(node);
+        self.facts.push(facts);
+        Ok(self.nodes.len() - 1)
+    }
+
+    fn check(&self, node: &ExprNode<'a>) -> Option<NodeFacts> {
+        let (mut kind, mut literal) = (Type::Scalar, false);
+        match node {
+            ExprNode::Number(..) => literal = true,
+            ExprNode::Text(_) => (kind, literal) = (Type::String, true),
+            ExprNode::Selector(selector) => {
+                selector.check()?;
+                kind = Type::Vector;
+            }
+            ExprNode::Subquery { expression, .. } => {
+                self.kind(*expression).is(Type::Vector).then_some(())?;
+                kind = Type::Matrix;
+            }
+            ExprNode::Paren(inner) => {
+                (kind, literal) = (self.kind(*inner), self.is_literal(*inner))
+            }
+            ExprNode::Sign(_, inner) => {
+                (kind, literal) = (self.kind(*inner), self.is_literal(*inner));
+                kind.is_operand().then_some(())?;
+            }
+            ExprNode::Binary {
+                left,
+                operator,
+                matching,
+                right,
+            } => {
+                let types = (self.kind(*left), self.kind(*right));
+                matching.check(*operator, types)?;
+                literal = self.is_literal(*left) && self.is_literal(*right);
+                kind = match types {
+                    (Type::Scalar, Type::Scalar) => Type::Scalar,
+                    (Type::Vector, _) | (_, Type::Vector) => Type::Vector,
+                    _ => Type::Any,
+                };
+            }
+            ExprNode::Call { function: None, .. } => kind = Type::Any,
+            ExprNode::Call {
+                function: Some(function),
+                arguments,
+            } => {
+                let (least, most) = function.count;
+                (least..=most).contains(&arguments.len()).then_some(())?;
+                let wanted = function
+                    .arguments
+                    .iter()
+                    .chain(function.arguments.last().into_iter().cycle());
+                let mut pairs = arguments.iter().zip(wanted);
+                pairs
+                    .all(|(id, wanted)| self.kind(*id).is(*wanted))
+                    .then_some(())?;
+                kind = function.result;
+            }
+            ExprNode::Aggregate {
+                aggregation,
+                parameter,
+                expression,
+                ..
+            } => {
+                self.kind(*expression).is(Type::Vector).then_some(())?;
+                match (aggregation.parameter, parameter) {
+                    (None, None) => {}
+                    (Some(wanted), Some(id)) => self.kind(*id).is(wanted).then_some(())?,
+                    _ => return None,
+                }
+                kind = Type::Vector;
+            }
+        }
+        Some(NodeFacts { kind, literal })
+    }
+}
+
+impl SeriesSelector<'_> {
+    /// Whether Prometheus takes it: its name is set once, its regular expressions are valid as far as
+    /// that can be told, and it does not select everything there is.
+    fn check(&self) -> Option<()> {
+        let mut restricts = self.name.is_some();
+        for matcher in &self.matchers {
+            let Some((operator, text)) = matcher.test else {
+                self.name.is_none().then_some(())?;
+                restricts = true;
+                continue;
+            };
+            if self.name.is_some() && *matcher.label.name() == *b"__name__" {
+                return None;
+            }
+            let value = unquoted(text);
+            restricts |= match operator {
+                "=" => !value.is_empty(),
+                "!=" => value.is_empty(),
+                _ => {
+                    let matches_empty = regex::scan(&value)?;
+                    matches_empty == Some(operator != "=~")
+                }
+            };
+        }
+        restricts.then_some(())
+    }
+}
+
+impl Matching<'_> {
+    /// Whether `operator` may have it between operands of `types`.
+    fn check(&self, operator: Operator, (left, right): (Type, Type)) -> Option<()> {
+        let fits = left.is_operand() && right.is_operand();
+        let comparison = operator.family == Family::Comparison;
+        if !fits || self.returns_bool && !comparison {
+            return None;
+        }
+        let scalars = left == Type::Scalar && right == Type::Scalar;
+        if comparison && scalars && !self.returns_bool {
+            return None;
+        }
+        if let (Some(("on", labels)), Some((_, included))) = (&self.labels, &self.group) {
+            let labels: HashSet<_> = labels.iter().map(|l| l.name()).collect();
+            if included.iter().any(|l| labels.contains(&l.name())) {
+                return None;
+            }
+        }
+        let fills = self.fill.iter().any(Option::is_some);
+        let labelled = self.labels.as_ref().is_some_and(|(_, l)| !l.is_empty());
+        let set = operator.family == Family::Set;
+        let one_scalar = left == Type::Scalar || right == Type::Scalar;
+        let wrong = match one_scalar {
+            true => labelled || fills || set,
+            false => set && (self.group.is_some() || fills),
+        };
+        (!wrong).then_some(())
+    }
+}

@@ -1,0 +1,157 @@
+//! What the values of an expression depend on.
+
+use super::functions::Depends;
+use super::tree::{At, ExprNode, Id, Length, Matcher, SeriesSelector, Shift, Tree};
+use super::{Analysis, Reads, Reason};
+use crate::model::{MAX_TIME, Millis};
+
+/// What the time is counted from at which a part is evaluated.
+#[derive(Clone, Copy, Debug)]
+enum Base {
+    /// So many milliseconds before the evaluation time.
+    Evaluation(Millis),
+    /// A time of its own (`@`).
+    Fixed(Millis),
+}
+
+/// What a walk over an expression has found.
+struct Found {
+    /// The first reason not to keep values of a range query.
+    reason: Option<Reason>,
+    /// The newest samples that are read, unless that cannot be told.
+    reads: Option<Reads>,
+}
+
+/// What a range query over `tree` depends on, and what an instant query reads.
+pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
+    let mut found = Found {
+        reason: None,
+        reads: Some(Reads {
+            lag: MAX_TIME,
+            fixed: None,
+        }),
+    };
+    // `called` says whether a function, rather than an aggregation, gets the series of a part.
+    let mut open = vec![(root, Base::Evaluation(0), false)];
+    while let Some((id, base, called)) = open.pop() {
+        match tree.node(id) {
+            None | Some(ExprNode::Number(..) | ExprNode::Text(_)) => {}
+            Some(ExprNode::Selector(selector)) => found.select(selector, base, called),
+            Some(ExprNode::Subquery {
+                expression,
+                range,
+                step,
+                shift,
+            }) => {
+                let base = found.shifted(base, shift);
+                found.length(Some(*range));
+                found.length(*step);
+                open.push((*expression, base, called));
+            }
+            Some(ExprNode::Paren(inner)) => open.push((*inner, base, called)),
+            Some(ExprNode::Sign(_, inner)) => open.push((*inner, base, true)),
+            Some(ExprNode::Binary { left, right, .. }) => {
+                open.push((*right, base, called));
+                open.push((*left, base, called));
+            }
+            Some(ExprNode::Call {
+                function,
+                arguments,
+            }) => {
+                match function.map(|f| f.depends) {
+                    Some(Depends::Time) => {}
+                    Some(Depends::Window) => found.because(Reason::Window),
+                    None => {
+                        found.because(Reason::UnknownFunction);
+                        found.reads = None;
+                    }
+                }
+                let arguments = arguments.iter().rev();
+                open.extend(arguments.map(|argument| (*argument, base, true)));
+            }
+            Some(ExprNode::Aggregate {
+                parameter,
+                expression,
+                ..
+            }) => {
+                open.push((*expression, base, false));
+                if let Some(parameter) = parameter.filter(|p| !tree.is_literal(*p)) {
+                    found.because(Reason::VaryingParameter);
+                    open.push((parameter, base, false));
+                }
+            }
+        }
+    }
+    let analysis = match (found.reason, found.reads) {
+        (Some(reason), _) => Analysis::PassThrough(reason),
+        (None, Some(reads)) => Analysis::PerInstant { lag: reads.lag },
+        (None, None) => Analysis::PassThrough(Reason::UnknownFunction),
+    };
+    (analysis, found.reads)
+}
+
+impl Found {
+    fn because(&mut self, reason: Reason) {
+        self.reason.get_or_insert(reason);
+    }
+
+    fn select(&mut self, selector: &SeriesSelector<'_>, base: Base, called: bool) {
+        let base = self.shifted(base, &selector.shift);
+        self.length(selector.range);
+        if let Some(reads) = &mut self.reads {
+            match base {
+                Base::Evaluation(lag) => reads.lag = reads.lag.min(lag),
+                Base::Fixed(time) => {
+                    reads.fixed = Some(reads.fixed.map_or(time, |known| known.max(time)));
+                }
+            }
+        }
+        let named = selector.name.is_some();
+        if called && !named && !selector.matchers.iter().any(Matcher::names_metric) {
+            self.because(Reason::NamesMayCollide);
+        }
+    }
+
+    /// `base` as `shift` moves it.
+    fn shifted(&mut self, base: Base, shift: &Shift<'_>) -> Base {
+        let base = match shift.at {
+            None => base,
+            Some(At::Time(seconds)) => {
+                self.because(Reason::At);
+                let millis = (seconds * 1000.0)
+                    .round()
+                    .clamp(-(MAX_TIME as f64), MAX_TIME as f64);
+                Base::Fixed(millis as Millis)
+            }
+            // Both are the evaluation time of an instant query.
+            Some(At::Start | At::End) => {
+                self.because(Reason::Window);
+                Base::Evaluation(0)
+            }
+        };
+        let Some((negative, length)) = shift.offset else {
+            return base;
+        };
+        let Some(millis) = length.millis() else {
+            self.because(Reason::Window);
+            self.reads = None;
+            return base;
+        };
+        let offset = if negative { -millis } else { millis };
+        if offset < 0 {
+            self.because(Reason::NegativeOffset);
+        }
+        let bounded = |millis: Millis| millis.clamp(-MAX_TIME, MAX_TIME);
+        match base {
+            Base::Evaluation(lag) => Base::Evaluation(bounded(lag.saturating_add(offset))),
+            Base::Fixed(time) => Base::Fixed(bounded(time.saturating_sub(offset))),
+        }
+    }
+
+    /// A range or a step that depends on the window makes the value depend on it.
+    fn length(&mut self, length: Option<Length<'_>>) {
+        if length.is_some_and(|length| length.millis().is_none()) {
+            self.because(Reason::Window);
+        }
+    }
+}
