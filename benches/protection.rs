@@ -130,7 +130,7 @@ impl Upstream {
                 self.until(true).await;
                 Duration::ZERO
             };
-            listen::serve(open, || None, handler, closed).await;
+            listen::serve(open, listen::Listening::default(), handler, closed).await;
             self.until(false).await;
         }
     }

@@ -193,7 +193,12 @@ impl Quick {
         };
         let never = std::future::pending();
         std::thread::spawn(move || {
-            runtime.block_on(listen::serve(listener, || None, handler, never));
+            runtime.block_on(listen::serve(
+                listener,
+                listen::Listening::default(),
+                handler,
+                never,
+            ));
         });
         Self { address, asked }
     }

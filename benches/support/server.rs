@@ -194,5 +194,11 @@ pub(crate) async fn bare(started: impl FnOnce(SocketAddr)) {
         let body = Body::from(bytes.slice(..length));
         async move { http::Response::new(body) }
     };
-    listen::serve(listener, || None, handler, std::future::pending()).await;
+    listen::serve(
+        listener,
+        listen::Listening::default(),
+        handler,
+        std::future::pending(),
+    )
+    .await;
 }

@@ -50,7 +50,12 @@ impl Upstream {
         };
         let never = std::future::pending();
         std::thread::spawn(move || {
-            runtime.block_on(listen::serve(listener, || None, handler, never));
+            runtime.block_on(listen::serve(
+                listener,
+                listen::Listening::default(),
+                handler,
+                never,
+            ));
         });
         Self { address, latency }
     }

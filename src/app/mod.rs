@@ -3,6 +3,7 @@
 #[cfg(feature = "aws")]
 mod aws;
 pub mod exposure;
+pub mod machine;
 mod reload;
 mod reloadables;
 mod report;
@@ -28,7 +29,8 @@ use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
-use crate::front::{Front, FrontSettings, listen};
+use crate::front::listen::{self, Listening};
+use crate::front::{Front, FrontSettings};
 use crate::model::{Millis, MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
@@ -137,6 +139,7 @@ impl App {
             request_timeout: server.request_timeout,
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
+            max_in_flight_bytes: server.max_in_flight_bytes,
             compression: server.compression,
             access: match before.filter(|app| {
                 app.config.access == config.access
@@ -353,7 +356,7 @@ impl RunningDemo {
                 let _ = stopped.await;
                 DEMO_DRAIN
             };
-            listen::serve(listener, || None, handler, stop).await;
+            listen::serve(listener, Listening::default(), handler, stop).await;
         });
         Ok(Self { url, _stop })
     }

@@ -10,19 +10,22 @@ use tokio::time::MissedTickBehavior;
 use tracing::info;
 
 use super::reload::{ConfigSource, Running, follow};
-use super::{App, StartError};
+use super::{App, StartError, machine};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::front::{self, Reloads, listen};
+use crate::front::listen::{self, Connection, Listening};
+use crate::front::{self, Reloads};
+use crate::reloadable::Reloadable;
 use crate::telemetry::metrics;
 
-/// How often histograms are maintained when nobody reads `/metrics`.
+/// How often responses are checked for progress, and histograms tidied. See `STALLED_SWEEPS`.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// A listening service.
 pub struct Service {
     running: Arc<Running>,
     listener: TcpListener,
+    connections: usize,
 }
 
 impl Service {
@@ -36,6 +39,7 @@ impl Service {
         Ok(Self {
             running: Arc::new(Running::new(app)),
             listener,
+            connections: machine::connections(config),
         })
     }
 
@@ -53,47 +57,62 @@ impl Service {
         reloads
     }
 
-    /// Serves until `stop` completes, then lets requests in flight finish.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
-        tokio::spawn(async {
-            if let Some(registry) = metrics::registry() {
-                loop {
-                    tokio::time::sleep(UPKEEP).await;
-                    registry.run_upkeep();
-                }
-            }
-        });
-        let Self { running, listener } = self;
+    /// Serves until `stop` completes, which returns whether to go on listening for
+    /// `server.drain_grace`; then lets the requests in flight finish.
+    pub async fn run(self, stop: impl Future<Output = bool>) {
+        let Self {
+            running,
+            listener,
+            connections,
+        } = self;
+        let upkeep = tokio::spawn(upkeep(running.clone()));
         tokio::spawn(count(Arc::downgrade(&running)));
         let stop = {
             let running = running.clone();
             async move {
-                stop.await;
-                info!("stopping: accepting no more connections, finishing requests in flight");
+                let patient = stop.await;
                 let app = running.app();
                 app.front.drain();
-                app.config.server.drain_timeout
+                let server = &app.config.server;
+                let grace = server.drain_grace;
+                if patient && !grace.is_zero() {
+                    info!(
+                        "stopping: /readyz answers 503; new connections are accepted for {grace:?}"
+                    );
+                    tokio::time::sleep(grace).await;
+                }
+                info!("stopping: no new connections; requests in flight finish");
+                server.drain_timeout.max(server.request_timeout)
             }
         };
-        let tls = {
-            let running = running.clone();
-            move || {
-                running
-                    .app()
-                    .tls
-                    .as_ref()
-                    .map(crate::reloadable::Reloadable::get)
-            }
+        let tls = running.clone();
+        let access = running.clone();
+        let listening = Listening {
+            connections,
+            trusted: Box::new(move |peer| access.app().front.access().is_proxy(peer)),
+            tls: Box::new(move || tls.app().tls.as_ref().map(Reloadable::get)),
         };
         let serving = running.clone();
-        let handler = move |request, peer| {
+        let handler = move |request, connection: Arc<Connection>| {
             let app = serving.app();
-            // It is held until the answer is complete: its demonstration sources end with it.
-            async move { app.front.handle(request, peer).await }
+            // Held until the answer is complete: its demonstration sources end with it.
+            async move { app.front.handle(request, &connection).await }
         };
-        listen::serve(listener, tls, handler, stop).await;
+        listen::serve(listener, listening, handler, stop).await;
+        upkeep.abort();
         // The process ends now: freeing a large cache piece by piece would take seconds.
         std::mem::forget(running.app().engine.memory());
+    }
+}
+
+/// Ends responses that make no progress, and tidies histograms that nobody reads.
+async fn upkeep(running: Arc<Running>) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        running.app().front.sweep();
+        if let Some(registry) = metrics::registry() {
+            registry.run_upkeep();
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{block_on, complain, say};
-use crate::app::App;
+use crate::app::{App, machine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::engine::RequestContext;
@@ -26,6 +26,10 @@ struct Line {
 
 /// Tests every upstream of the valid `config`.
 pub(super) fn run(config: &Config) -> ExitCode {
+    machine::raise_descriptor_limit();
+    for warning in machine::warnings(config) {
+        complain(&format!("warning: {warning}"));
+    }
     let lines = match block_on(try_all(config)) {
         Ok(Ok(lines)) => lines,
         Ok(Err(error)) => {

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::{block_on, complain};
-use crate::app::{ConfigSource, Service, exposure};
+use crate::app::{ConfigSource, Service, exposure, machine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::front::Reloads;
@@ -22,6 +22,7 @@ pub(super) fn run(config: &Config, source: ConfigSource) -> ExitCode {
         logs::LogFormat::Human
     };
     logs::start(config.log.level, format, std::io::stderr().is_terminal());
+    machine::raise_descriptor_limit();
     match block_on(serve(config, source)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
@@ -58,18 +59,21 @@ async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std:
             upstreams = upstreams.join(", "),
             "listening on {scheme}://{address}"
         );
-        for warning in exposure::warnings(config, address) {
+        let exposed = exposure::warnings(config, address).into_iter();
+        for warning in exposed.chain(machine::warnings(config)) {
             warn!("{warning}");
         }
     }
     tokio::spawn(reload_on(hangup, service.follow(source)));
     let stopped = OnceLock::new();
     let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        // Who presses Ctrl-C does not want to wait; an orchestrator takes a while to stop sending.
+        let patient = tokio::select! {
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => false,
+        };
         let _ = stopped.set(clock.monotonic());
+        patient
     };
     service.run(stop).await;
     #[cfg(feature = "otlp")]
@@ -77,7 +81,9 @@ async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std:
         let drained = clock
             .monotonic()
             .saturating_sub(stopped.get().copied().unwrap_or_default());
-        crate::app::traces::stop(traces, config.server.drain_timeout.saturating_sub(drained)).await;
+        let server = &config.server;
+        let time = server.drain_grace + server.drain_timeout.max(server.request_timeout);
+        crate::app::traces::stop(traces, time.saturating_sub(drained)).await;
     }
     info!("stopped");
     Ok(())

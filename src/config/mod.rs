@@ -76,13 +76,21 @@ pub struct Server {
     pub max_body: usize,
     /// Most requests in flight.
     pub max_in_flight: usize,
+    /// Most bytes of requests and responses in flight.
+    pub max_in_flight_bytes: usize,
+    /// Most bytes of a request's `connectionDetails`.
+    pub max_details: usize,
+    /// Most bytes of a name, value or prefix in a request.
+    pub max_value: usize,
     /// Most points or buckets in a response.
     pub max_points: u32,
     /// The statuses of errors.
     pub error_status: ErrorStatus,
     /// Which clients get compressed answers.
     pub compression: Compression,
-    /// Longest time for requests in flight to finish after a signal to stop.
+    /// How long new connections are accepted after a signal to stop.
+    pub drain_grace: Duration,
+    /// Longest time that requests in flight have to finish after that.
     pub drain_timeout: Duration,
     /// TLS settings, if TLS is served.
     pub tls: Option<ServerTls>,
@@ -179,6 +187,8 @@ pub struct Log {
     pub level: Level,
     /// Text or JSON.
     pub json: bool,
+    /// Whether each request is logged.
+    pub access: bool,
 }
 
 /// Trace settings.

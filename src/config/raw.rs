@@ -44,9 +44,13 @@ pub(super) struct RawServer {
     pub(super) request_timeout: Option<Text<Duration>>,
     pub(super) max_body: Option<Text<Size>>,
     pub(super) max_in_flight: Option<u32>,
+    pub(super) max_in_flight_bytes: Option<Text<Size>>,
+    pub(super) max_details: Option<Text<Size>>,
+    pub(super) max_value: Option<Text<Size>>,
     pub(super) max_points: Option<u32>,
     pub(super) error_status: Option<ErrorStatus>,
     pub(super) compression: Option<Compression>,
+    pub(super) drain_grace: Option<Text<Duration>>,
     pub(super) drain_timeout: Option<Text<Duration>>,
     #[serde(deserialize_with = "table")]
     pub(super) tls: RawServerTls,
@@ -116,6 +120,7 @@ pub(super) struct RawState {
 pub(super) struct RawLog {
     pub(super) level: Option<RawLevel>,
     pub(super) format: Option<RawFormat>,
+    pub(super) access: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]

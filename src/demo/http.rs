@@ -10,12 +10,15 @@ use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 
 use crate::clock::Clock;
-use crate::front::{Body, error_response, read_body};
+use crate::front::{Body, BodyLimits, error_response, read_body};
 use crate::model::{Error, Kind};
 
-/// The largest request that it reads, and how long it waits for one.
-const MAX_BODY: usize = 1 << 20;
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The bounds of the requests that it reads.
+const BODY_LIMITS: BodyLimits = BodyLimits {
+    max: 1 << 20,
+    time: Duration::from_secs(10),
+    in_flight: usize::MAX,
+};
 
 /// The demonstration mirror as a server.
 pub struct DemoServer {
@@ -46,7 +49,7 @@ impl DemoServer {
         }
         tokio::time::sleep(self.latency).await;
         let path = request.uri().path().to_owned();
-        let answer = match read_body(request.into_body(), MAX_BODY, BODY_TIMEOUT).await {
+        let answer = match read_body(request.into_body(), BODY_LIMITS).await {
             Ok(body) => super::answer(&path, &body, self.clock.now()),
             Err(error) => Err(error),
         };

@@ -1,72 +1,315 @@
-//! Admission: which requests get in, by how many are in flight and how much their bodies may weigh.
+//! Admission: what each client holds of the service, and who gives way when it is full.
+//!
+//! Connections, requests in flight and the bytes of their bodies are bounded for all clients
+//! together. When a bound is reached, the newest claim of the client that holds most gives way, so
+//! one client cannot keep others out. A claim is held until the response has been sent or dropped.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::model::{Error, Kind};
+use tokio::sync::Notify;
 
-/// Bodies of the largest size that may be in flight together; of the usual sizes, many more.
-const LARGE_BODIES: usize = 64;
+/// Sweeps that a response may take no progress in before it is ended.
+const STALLED_SWEEPS: u32 = 4;
 
-/// Counts of what is in flight.
+/// The claims of all clients on one kind of thing.
 #[derive(Debug, Default)]
-pub(super) struct Admission {
-    requests: AtomicUsize,
-    /// Bytes of bodies that have been received or announced.
-    body_bytes: AtomicUsize,
+pub(super) struct Shares {
+    table: Mutex<Table>,
+    next: AtomicU64,
 }
 
-/// An admitted request's place and the bytes of its body, given back when dropped.
-pub(super) type Admitted<'a> = [Reservation<'a>; 2];
+#[derive(Debug, Default)]
+struct Table {
+    claims: usize,
+    bytes: usize,
+    /// By client; `None` are trusted proxies, whose connections never give way.
+    clients: HashMap<Option<IpAddr>, Holder>,
+}
 
-impl Admission {
-    /// Admits a request that announces a body of `announced` bytes, or refuses it at once.
+/// The claims of one client, from the oldest to the newest.
+#[derive(Debug, Default)]
+struct Holder {
+    bytes: usize,
+    held: Vec<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    number: u64,
+    bytes: usize,
+    claim: Weak<Claim>,
+}
+
+/// The bound is reached, and no other client holds more than the one that claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+/// A client's claim on one connection or one request, and on the bytes it holds; given back when
+/// dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    shares: Arc<Shares>,
+    client: Option<IpAddr>,
+    number: u64,
+    /// The connection that a request came on.
+    connection: Option<Arc<Claim>>,
+    evicted: AtomicBool,
+    eviction: Notify,
+    /// Whether the response is being sent.
+    sending: AtomicBool,
+    /// Bytes of the response that the connection took.
+    sent: AtomicU64,
+    /// `sent` at the last sweep, and the sweeps without progress.
+    swept: AtomicU64,
+    stalled: AtomicU32,
+}
+
+/// Returns the key of a client's share: an IPv6 host commonly has a whole /64.
+fn share_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
+
+impl Shares {
+    /// Claims one of at most `most` places for `client`, on `connection` if it is for a request. `None`
+    /// is a trusted proxy.
     ///
     /// # Errors
     ///
-    /// [`Kind::Overloaded`] if `max_in_flight` requests or bodies of 64 times `max_body` bytes are in
-    /// flight.
-    pub(super) fn admit(
-        &self,
-        max_in_flight: usize,
-        max_body: usize,
-        announced: Option<u64>,
-    ) -> Result<Admitted<'_>, Error> {
-        let place = Reservation::take(&self.requests, 1, max_in_flight).ok_or_else(|| {
-            let message =
-                format!("{max_in_flight} requests are already in flight (server.max_in_flight)");
-            Error::new(Kind::Overloaded, message)
-        })?;
-        // Without a length a body may be as long as is allowed.
-        let bytes = announced.map_or(max_body, |n| usize::try_from(n).unwrap_or(max_body));
-        let most = max_body.saturating_mul(LARGE_BODIES);
-        let body = Reservation::take(&self.body_bytes, bytes.min(max_body), most);
-        let body = body.ok_or_else(|| {
-            let message = format!("request bodies of {most} bytes are already in flight");
-            Error::new(Kind::Overloaded, message)
-        })?;
-        Ok([place, body])
+    /// [`Full`] if all places are taken and no other client holds more than `client` would.
+    pub(super) fn claim(
+        self: &Arc<Self>,
+        client: Option<IpAddr>,
+        most: usize,
+        connection: Option<Arc<Claim>>,
+    ) -> Result<Arc<Claim>, Full> {
+        let client = client.map(share_of);
+        let claim = Arc::new(Claim {
+            shares: self.clone(),
+            client,
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            connection,
+            evicted: AtomicBool::new(false),
+            eviction: Notify::new(),
+            sending: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+            swept: AtomicU64::new(0),
+            stalled: AtomicU32::new(0),
+        });
+        let mut victim = None;
+        {
+            let mut table = self.table();
+            if table.claims >= most {
+                let others = client.and_then(|_| table.clients.get(&client));
+                let own = 1 + others.map_or(0, |h| h.held.len());
+                victim = Some(table.evict_newest(own).ok_or(Full)?);
+            }
+            table.claims += 1;
+            let holder = table.clients.entry(client).or_default();
+            holder.held.push(Held {
+                number: claim.number,
+                bytes: 0,
+                claim: Arc::downgrade(&claim),
+            });
+        }
+        // Outside of the lock: dropping the last reference takes it again.
+        if let Some(victim) = victim.and_then(|v| v.upgrade()) {
+            victim.evict();
+        }
+        Ok(claim)
+    }
+
+    /// Returns the number of claims and the bytes they hold.
+    pub(super) fn totals(&self) -> (usize, usize) {
+        let table = self.table();
+        (table.claims, table.bytes)
+    }
+
+    /// Ends responses that made no progress in the last sweeps. Called every five seconds.
+    pub(super) fn sweep(&self) {
+        let claims: Vec<Weak<Claim>> = {
+            let table = self.table();
+            let held = table.clients.values().flat_map(|h| &h.held);
+            held.map(|h| h.claim.clone()).collect()
+        };
+        for claim in claims.iter().filter_map(Weak::upgrade) {
+            if claim.is_stalled() {
+                claim.evict();
+            }
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Counts are changed without anything that can panic in between.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A part of a bounded amount, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Reservation<'a> {
-    of: &'a AtomicUsize,
-    amount: usize,
-}
+impl Table {
+    /// Removes the newest claim of the client that holds most claims, if that is more than `own`.
+    fn evict_newest(&mut self, own: usize) -> Option<Weak<Claim>> {
+        let clients = self
+            .clients
+            .iter_mut()
+            .filter(|(client, _)| client.is_some());
+        let (_, largest) = clients.max_by_key(|(_, h)| h.held.len())?;
+        if largest.held.len() <= own {
+            return None;
+        }
+        let newest = largest.held.pop()?;
+        largest.bytes -= newest.bytes;
+        self.bytes -= newest.bytes;
+        self.claims -= 1;
+        Some(newest.claim)
+    }
 
-impl<'a> Reservation<'a> {
-    /// Takes `amount`, unless more than `most` would be taken then.
-    fn take(of: &'a AtomicUsize, amount: usize, most: usize) -> Option<Self> {
-        let before = of.fetch_add(amount, Ordering::Relaxed);
-        let taken = Self { of, amount };
-        (before.saturating_add(amount) <= most).then_some(taken)
+    /// Makes room for `more` bytes of a client that will hold `own` then, by removing the newest
+    /// claims of clients that hold more. Removes none if that would not be enough.
+    fn make_room(
+        &mut self,
+        more: usize,
+        own: usize,
+        most: usize,
+    ) -> Result<Vec<Weak<Claim>>, Full> {
+        let missing = (self.bytes + more).saturating_sub(most);
+        let spare = self.clients.values().map(|h| h.bytes.saturating_sub(own));
+        if spare.fold(0, usize::saturating_add) < missing {
+            return Err(Full);
+        }
+        let mut victims = Vec::new();
+        while self.bytes + more > most {
+            let largest = self.clients.values_mut().max_by_key(|h| h.bytes);
+            let Some(largest) = largest.filter(|h| h.bytes > own) else {
+                // The claims of a client come in pieces: one that was removed was larger than needed.
+                break;
+            };
+            let Some(at) = largest.held.iter().rposition(|h| h.bytes > 0) else {
+                break;
+            };
+            let newest = largest.held.remove(at);
+            largest.bytes -= newest.bytes;
+            self.bytes -= newest.bytes;
+            self.claims -= 1;
+            victims.push(newest.claim);
+        }
+        Ok(victims)
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Claim {
+    /// Sets the bytes that it holds to `bytes`, of at most `most` of all clients together. If no other
+    /// claim holds any, it may hold more than that: one answer must not be too large for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] if there is no room and no other client holds more, or the claim gave way itself.
+    pub(super) fn hold(&self, bytes: usize, most: usize) -> Result<(), Full> {
+        let victims = {
+            let mut guard = self.shares.table();
+            let table = &mut *guard;
+            let Some(holder) = table.clients.get(&self.client) else {
+                return Err(Full);
+            };
+            let at = holder.held.iter().rposition(|h| h.number == self.number);
+            let at = at.ok_or(Full)?;
+            let before = holder.held.get(at).map_or(0, |h| h.bytes);
+            let more = bytes.saturating_sub(before);
+            let alone = table.bytes == before;
+            let victims = if more == 0 || alone || table.bytes + more <= most {
+                Vec::new()
+            } else {
+                let own = holder.bytes + more;
+                table.make_room(more, own, most)?
+            };
+            if let Some(holder) = table.clients.get_mut(&self.client)
+                && let Some(held) = holder.held.get_mut(at)
+            {
+                held.bytes = bytes;
+                holder.bytes = holder.bytes - before + bytes;
+                table.bytes = table.bytes - before + bytes;
+            }
+            victims
+        };
+        for victim in victims.iter().filter_map(Weak::upgrade) {
+            victim.evict();
+        }
+        Ok(())
+    }
+
+    /// Whether it gave way to another client.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Acquire)
+    }
+
+    /// Waits until it gives way to another client.
+    pub(super) async fn evicted(&self) {
+        while !self.is_evicted() {
+            self.eviction.notified().await;
+        }
+    }
+
+    /// Says that the response is being sent from now on.
+    pub(super) fn start_sending(&self) {
+        self.sending.store(true, Ordering::Release);
+        if self.is_evicted() {
+            self.evict();
+        }
+    }
+
+    /// Counts `bytes` that the connection took.
+    pub(super) fn progress(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Makes it give way. A response that is being sent can only be ended with its connection.
+    fn evict(&self) {
+        self.evicted.store(true, Ordering::Release);
+        self.eviction.notify_one();
+        if self.sending.load(Ordering::Acquire)
+            && let Some(connection) = &self.connection
+        {
+            connection.evict();
+        }
+    }
+
+    fn is_stalled(&self) -> bool {
+        if !self.sending.load(Ordering::Acquire) {
+            return false;
+        }
+        let sent = self.sent.load(Ordering::Relaxed);
+        if self.swept.swap(sent, Ordering::Relaxed) != sent {
+            self.stalled.store(0, Ordering::Relaxed);
+            return false;
+        }
+        self.stalled.fetch_add(1, Ordering::Relaxed) >= STALLED_SWEEPS
+    }
+}
+
+impl Drop for Claim {
     fn drop(&mut self) {
-        self.of.fetch_sub(self.amount, Ordering::Relaxed);
+        let mut guard = self.shares.table();
+        let table = &mut *guard;
+        let Some(holder) = table.clients.get_mut(&self.client) else {
+            return;
+        };
+        // One that gave way is not there any more.
+        if let Some(at) = holder.held.iter().rposition(|h| h.number == self.number) {
+            let held = holder.held.remove(at);
+            holder.bytes -= held.bytes;
+            table.bytes -= held.bytes;
+            table.claims -= 1;
+        }
+        if holder.held.is_empty() {
+            table.clients.remove(&self.client);
+        }
     }
 }
 
@@ -74,15 +317,106 @@ impl Drop for Reservation<'_> {
 mod tests {
     use super::*;
 
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
     #[test]
-    fn a_reservation_is_bounded_and_given_back() {
-        let counter = AtomicUsize::new(0);
-        let first = Reservation::take(&counter, 7, 10);
-        assert!(first.is_some());
-        assert!(Reservation::take(&counter, 4, 10).is_none());
-        let second = Reservation::take(&counter, 3, 10);
-        assert!(second.is_some());
-        drop((first, second));
-        assert_eq!(counter.load(Ordering::Relaxed), 0);
+    fn the_newest_claim_of_the_largest_holder_gives_way() {
+        let shares = Arc::new(Shares::default());
+        let greedy: Vec<_> = (0..4)
+            .map(|_| shares.claim(Some(address(1)), 4, None).unwrap())
+            .collect();
+        assert_eq!(shares.claim(Some(address(1)), 4, None).unwrap_err(), Full);
+        let modest = shares.claim(Some(address(2)), 4, None).unwrap();
+        let gone: Vec<_> = greedy.iter().map(|c| c.is_evicted()).collect();
+        assert_eq!(gone, [false, false, false, true]);
+        let second = shares.claim(Some(address(2)), 4, None).unwrap();
+        // Two each: nobody holds more than the newcomer would.
+        assert_eq!(shares.claim(Some(address(2)), 4, None).unwrap_err(), Full);
+        assert!(greedy[2].is_evicted() && !greedy[1].is_evicted());
+        assert_eq!(shares.totals().0, 4);
+        drop((greedy, modest, second));
+        assert_eq!(shares.totals(), (0, 0));
+        assert!(shares.table().clients.is_empty());
+    }
+
+    #[test]
+    fn bytes_are_bounded_for_all_together() {
+        let shares = Arc::new(Shares::default());
+        let claim = |last| shares.claim(Some(address(last)), 100, None).unwrap();
+        let greedy: Vec<_> = (0..4).map(|_| claim(1)).collect();
+        for one in &greedy {
+            one.hold(25, 100).unwrap();
+        }
+        assert_eq!(claim(1).hold(1, 100), Err(Full));
+        let modest = claim(2);
+        modest.hold(30, 100).unwrap();
+        let gone: Vec<_> = greedy.iter().map(|c| c.is_evicted()).collect();
+        assert_eq!(gone, [false, false, true, true]);
+        assert_eq!(shares.totals().1, 80);
+        // It would hold more than the largest: nobody gives way for it.
+        assert_eq!(modest.hold(60, 100), Err(Full));
+        assert!(!greedy[1].is_evicted());
+        modest.hold(10, 100).unwrap();
+        assert_eq!(shares.totals().1, 60);
+        // One that gave way holds nothing more.
+        assert_eq!(greedy[3].hold(1, 100), Err(Full));
+        drop((greedy, modest));
+        let alone = claim(3);
+        alone.hold(1000, 100).unwrap();
+        drop(alone);
+        assert_eq!(shares.totals(), (0, 0));
+    }
+
+    #[test]
+    fn connections_of_trusted_proxies_never_give_way() {
+        let shares = Arc::new(Shares::default());
+        let proxy: Vec<_> = (0..3)
+            .map(|_| shares.claim(None, 4, None).unwrap())
+            .collect();
+        let client = shares.claim(Some(address(1)), 4, None).unwrap();
+        assert_eq!(shares.claim(Some(address(2)), 4, None).unwrap_err(), Full);
+        drop(proxy);
+        let more: Vec<_> = (0..3)
+            .map(|_| shares.claim(Some(address(1)), 4, None).unwrap())
+            .collect();
+        let proxy = shares.claim(None, 4, None).unwrap();
+        assert!(more[2].is_evicted() && !more[1].is_evicted());
+        drop((proxy, client, more));
+        assert_eq!(shares.totals().0, 0);
+    }
+
+    #[test]
+    fn one_share_covers_a_network_of_ipv6() {
+        let share = |text: &str| share_of(text.parse().unwrap());
+        assert_eq!(share("2001:db8::1"), share("2001:db8::2:3"));
+        assert_ne!(share("2001:db8::1"), share("2001:db8:0:1::1"));
+        assert_eq!(share("::ffff:192.0.2.1"), address(1));
+    }
+
+    #[tokio::test]
+    async fn a_response_without_progress_ends_with_its_connection() {
+        let connections = Arc::new(Shares::default());
+        let connection = connections.claim(Some(address(1)), 9, None).unwrap();
+        let requests = Arc::new(Shares::default());
+        let request = requests
+            .claim(Some(address(1)), 9, Some(connection.clone()))
+            .unwrap();
+        for _ in 0..20 {
+            requests.sweep();
+        }
+        assert!(!connection.is_evicted(), "not sending yet");
+        request.start_sending();
+        for _ in 0..20 {
+            request.progress(1);
+            requests.sweep();
+        }
+        assert!(!connection.is_evicted(), "progress is progress");
+        for _ in 0..=STALLED_SWEEPS {
+            assert!(!connection.is_evicted());
+            requests.sweep();
+        }
+        connection.evicted().await;
     }
 }

@@ -3,22 +3,36 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io::IoSlice;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
 
+use super::admission::{Claim, Full};
 use crate::model::{Error, Kind};
+
+/// The least rate at which a request's body must arrive, in bytes a second, after a first while.
+const LEAST_RATE: usize = 8 << 10;
+const FIRST_WHILE: Duration = Duration::from_secs(5);
+
+/// The first size of the buffer that a request's body is copied into.
+const FIRST_BUFFER: usize = 4 << 10;
 
 /// A body whose parts, and so its length, are known.
 #[derive(Debug, Default)]
 pub struct Body {
     parts: VecDeque<Bytes>,
     left: u64,
+    /// Bytes that are held in memory for it.
+    weight: usize,
+    claim: Option<Arc<Claim>>,
 }
 
 impl Body {
@@ -26,7 +40,19 @@ impl Body {
     pub fn of(parts: impl IntoIterator<Item = Bytes>) -> Self {
         let parts: VecDeque<Bytes> = parts.into_iter().filter(|p| !p.is_empty()).collect();
         let left = parts.iter().map(|p| p.len() as u64).sum();
-        Self { parts, left }
+        Self {
+            parts,
+            left,
+            weight: usize::try_from(left).unwrap_or(usize::MAX),
+            claim: None,
+        }
+    }
+
+    /// Returns a body of `text`, which all responses share.
+    pub fn fixed(text: &'static str) -> Self {
+        let mut body = Self::of([Bytes::from_static(text.as_bytes())]);
+        body.weight = 0;
+        body
     }
 
     /// Returns its parts, joined, for callers without a connection to write to.
@@ -37,6 +63,17 @@ impl Body {
         }
         all.freeze()
     }
+
+    /// The bytes of memory that it holds.
+    pub(super) fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// Holds `claim` until all of it has been sent or dropped.
+    pub(super) fn claimed(mut self, claim: Arc<Claim>) -> Self {
+        self.claim = Some(claim);
+        self
+    }
 }
 
 impl<T: Into<Bytes>> From<T> for Body {
@@ -46,18 +83,19 @@ impl<T: Into<Bytes>> From<T> for Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let part = self.parts.pop_front();
-        if let Some(part) = &part {
-            self.left -= part.remaining() as u64;
-        }
-        Poll::Ready(part.map(|p| Ok(Frame::data(p))))
+    ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
+        let Some(bytes) = self.parts.pop_front() else {
+            return Poll::Ready(None);
+        };
+        self.left -= bytes.len() as u64;
+        let claim = self.claim.clone();
+        Poll::Ready(Some(Ok(Frame::data(Piece { bytes, claim }))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -69,8 +107,76 @@ impl http_body::Body for Body {
     }
 }
 
-/// Reads the body of a request, of at most `max` bytes, within `limit`.
-pub async fn read_body(body: Incoming, max: usize, limit: Duration) -> Result<Bytes, Error> {
+/// A part of a body on its way into the connection. It holds the request's claim until it has been
+/// sent or dropped, and tells it of each byte that the connection takes.
+#[derive(Debug)]
+pub struct Piece {
+    bytes: Bytes,
+    claim: Option<Arc<Claim>>,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
+        self.bytes.chunks_vectored(into)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        if let Some(claim) = &self.claim {
+            claim.progress(count);
+        }
+    }
+
+    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
+        if let Some(claim) = &self.claim {
+            claim.progress(count);
+        }
+        self.bytes.copy_to_bytes(count)
+    }
+}
+
+/// The bounds within which the body of a request is read.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// Most bytes of it.
+    pub max: usize,
+    /// Longest time until it has arrived.
+    pub time: Duration,
+    /// Most bytes of all requests and responses in flight.
+    pub in_flight: usize,
+}
+
+/// Reads the body of a request into one buffer.
+///
+/// # Errors
+///
+/// [`Kind::BodyTooLarge`] beyond the largest size, [`Kind::RequestTimeout`] if it arrives too slowly,
+/// [`Kind::InvalidRequest`] if the connection ends.
+pub async fn read_body(body: Incoming, limits: BodyLimits) -> Result<Bytes, Error> {
+    read_charged(body, limits, None).await
+}
+
+/// Reads the body of a request into one buffer. Its bytes are charged to `claim`, if there is one, as
+/// they arrive.
+///
+/// # Errors
+///
+/// [`Kind::BodyTooLarge`] beyond the largest size, [`Kind::RequestTimeout`] if it arrives too slowly,
+/// [`Kind::Overloaded`] if there is no room for it, [`Kind::InvalidRequest`] if the connection ends.
+pub(super) async fn read_charged(
+    mut body: Incoming,
+    limits: BodyLimits,
+    claim: Option<&Claim>,
+) -> Result<Bytes, Error> {
+    let max = limits.max;
     let too_large = || {
         let message = format!("the request body is larger than {max} bytes (server.max_body)");
         Error::new(Kind::BodyTooLarge, message)
@@ -78,16 +184,55 @@ pub async fn read_body(body: Incoming, max: usize, limit: Duration) -> Result<By
     if hyper::body::Body::size_hint(&body).lower() > max as u64 {
         return Err(too_large());
     }
-    match tokio::time::timeout(limit, Limited::new(body, max).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(e)) => Err(Error::invalid(
-            "$",
-            format!("the connection ended within the body: {e}"),
-        )),
-        Err(_) => Err(Error::new(
-            Kind::RequestTimeout,
-            "the request body did not arrive in time",
-        )),
+    let begun = Instant::now();
+    let mut buffer = Vec::new();
+    loop {
+        let earned = Duration::from_millis((buffer.len() * 1000 / LEAST_RATE) as u64);
+        let due = begun + limits.time.min(FIRST_WHILE + earned);
+        let frame = match timeout_at(due, body.frame()).await {
+            Ok(None) => return Ok(Bytes::from(buffer)),
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(e))) => {
+                let message = format!("the connection ended within the body: {e}");
+                return Err(Error::invalid("$", message));
+            }
+            Err(_) => {
+                let message = format!(
+                    "the request body did not arrive in time: within {:?} (server.request_timeout), and \
+                     after {FIRST_WHILE:?} with at least {LEAST_RATE} bytes a second",
+                    limits.time
+                );
+                return Err(Error::new(Kind::RequestTimeout, message));
+            }
+        };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let length = buffer.len() + data.len();
+        if length > max {
+            return Err(too_large());
+        }
+        if length > buffer.capacity() {
+            let capacity = (2 * buffer.capacity()).clamp(FIRST_BUFFER.min(max), max);
+            let capacity = capacity.max(length);
+            if let Some(claim) = claim {
+                claim
+                    .hold(capacity, limits.in_flight)
+                    .map_err(|full| full.of_bytes(limits.in_flight))?;
+            }
+            buffer.reserve_exact(capacity - buffer.len());
+        }
+        buffer.extend_from_slice(&data);
+    }
+}
+
+impl Full {
+    /// Returns the error of a request for whose bytes there is no room among `most`.
+    pub(super) fn of_bytes(self, most: usize) -> Error {
+        let message = format!(
+            "requests and responses of {most} bytes are already in flight, and no other client holds \
+             more of them (server.max_in_flight_bytes)"
+        );
+        Error::new(Kind::Overloaded, message)
     }
 }

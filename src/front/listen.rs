@@ -11,46 +11,91 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::admission::{Claim, Full, Shares};
 use super::body::Body;
 use super::stream::TimeoutStream;
+use crate::telemetry::metrics;
 
-/// How long a connection may take to send a request's head. It is also how long an unused one
-/// is kept: longer than the minute between StackState's polls.
+/// How long a connection may take to send a request's head. It is also how long an unused one is
+/// kept: longer than the minute between StackState's polls.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// How long a connection may be silent, whatever is waited for, an answer included; and how long
-/// a client may take none of what it is sent. Both bound what a client that does nothing holds.
+/// How long a connection may be silent, even while an answer is awaited; and how long a client may
+/// read nothing of what it is sent. Both bound what an inactive client holds.
 const SILENCE: Duration = Duration::from_secs(600);
 const NOT_READING: Duration = Duration::from_secs(20);
 
-/// How long a client may take for the handshake of TLS.
+/// How long a client may take for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Most connections at once; more wait until one ends.
-const CONNECTIONS: usize = 8192;
+/// Most bytes that wait in the kernel to be sent on a connection. A client that reads slowly is seen
+/// to make progress in pieces of this size.
+const UNSENT: u32 = 64 << 10;
 
-/// Bounds of HTTP/2: requests at once on a connection, and bytes of a request's head.
+/// Bounds of HTTP/2: requests at once on a connection, bytes of a request's head, and bytes of
+/// bodies that a stream and a connection may send ahead.
 const STREAMS: u32 = 256;
-const HEAD_BYTES: u32 = 16 * 1024;
+const HEAD_BYTES: u32 = 16 << 10;
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 
-/// Serves each request, and the address it came from, with `handler`, and with the TLS
-/// that `tls` gives for each connection, if any, until `stop` is over; then no connection is
-/// accepted any more, and those that are open have the time that `stop` gave to finish what is in
-/// hand.
+/// The settings of a listener.
+pub struct Listening {
+    /// Most connections at once. Beyond it the newest of the client with most of them is closed.
+    pub connections: usize,
+    /// Whether an address is that of a proxy whose connections serve many clients.
+    pub trusted: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    /// The TLS that the next connection is served with, if any.
+    pub tls: Box<dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync>,
+}
+
+impl Default for Listening {
+    /// Serves without TLS, with no proxies, and at most 1,024 connections.
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            trusted: Box::new(|_| false),
+            tls: Box::new(|| None),
+        }
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    peer: IpAddr,
+    claim: Arc<Claim>,
+}
+
+impl Connection {
+    /// The address of its other end.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// The claim that ends the connection when it gives way.
+    pub(super) fn claim(&self) -> &Arc<Claim> {
+        &self.claim
+    }
+}
+
+/// Serves each request with `handler` until `stop` completes. Then no more connections are accepted,
+/// and those that are open have the time that `stop` returned to finish their requests.
 pub async fn serve<H, F>(
     listener: TcpListener,
-    tls: impl Fn() -> Option<Arc<ServerConfig>>,
+    listening: Listening,
     handler: H,
     stop: impl Future<Output = Duration>,
 ) where
-    H: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + 'static,
+    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut http = auto::Builder::new(TokioExecutor::new());
@@ -61,17 +106,15 @@ pub async fn serve<H, F>(
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(Some(Duration::from_secs(30)));
     let connections = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let shares = Arc::new(Shares::default());
     tokio::pin!(stop);
     let drain = loop {
-        let accept = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            accepted = accept => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             drain = &mut stop => break drain,
         };
         let (stream, peer) = match accepted {
@@ -83,40 +126,26 @@ pub async fn serve<H, F>(
                 continue;
             }
         };
-        // A small answer must not wait for the acknowledgement of the one before.
-        if let Err(e) = stream.set_nodelay(true) {
-            debug!("a connection cannot be set to send at once: {e}");
-        }
-        let handler = handler.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let answer = handler(request, peer);
-            async move { Ok::<_, Infallible>(answer.await) }
-        });
-        let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
-        let (http, watcher) = (http.clone(), connections.watcher());
-        let tls = tls();
-        tokio::spawn(async move {
-            let _place = place;
-            let ended = match tls {
-                None => {
-                    let connection = http.serve_connection(TokioIo::new(stream), service);
-                    watcher.watch(connection.into_owned()).await
-                }
-                Some(tls) => {
-                    let accept = TlsAcceptor::from(tls).accept(stream);
-                    let stream = match tokio::time::timeout(HANDSHAKE, accept).await {
-                        Ok(Ok(stream)) => stream,
-                        Ok(Err(e)) => return debug!("TLS with {peer} failed: {e}"),
-                        Err(_) => return debug!("TLS with {peer} took too long"),
-                    };
-                    let connection = http.serve_connection(TokioIo::new(stream), service);
-                    watcher.watch(connection.into_owned()).await
-                }
-            };
-            if let Err(e) = ended {
-                debug!("a connection ended: {e}");
+        let client = (!(listening.trusted)(peer)).then_some(peer);
+        let claim = match shares.claim(client, listening.connections, None) {
+            Ok(claim) => claim,
+            Err(Full) => {
+                metrics::gave_way("connection");
+                debug!(%peer, "connection refused: this address holds most of all connections");
+                continue;
             }
-        });
+        };
+        configure(&stream);
+        let connection = Arc::new(Connection { peer, claim });
+        let served = serve_connection(
+            stream,
+            (listening.tls)(),
+            http.clone(),
+            handler.clone(),
+            connection,
+            connections.watcher(),
+        );
+        tokio::spawn(served);
     };
     drop(listener);
     let open = connections.count();
@@ -126,7 +155,78 @@ pub async fn serve<H, F>(
     {
         warn!(
             open,
-            "connections were still busy when the time to drain was over"
+            "some connections were still busy at the end of the drain"
         );
+    }
+}
+
+/// Sets the options of an accepted connection.
+fn configure(stream: &TcpStream) {
+    // A small answer must not wait for the acknowledgement of the one before.
+    let prompt = stream.set_nodelay(true);
+    let little_unsent = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
+    if let Err(e) = prompt.and(little_unsent) {
+        debug!("an option of a connection cannot be set: {e}");
+    }
+}
+
+/// Serves one connection until it ends, or gives way to another.
+async fn serve_connection<H, F>(
+    stream: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    http: auto::Builder<TokioExecutor>,
+    handler: H,
+    connection: Arc<Connection>,
+    watcher: Watcher,
+) where
+    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let peer = connection.peer;
+    let claim = connection.claim.clone();
+    let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
+    let served = async {
+        match tls {
+            None => serve_stream(stream, &http, handler, connection, watcher).await,
+            Some(tls) => {
+                let accept = TlsAcceptor::from(tls).accept(stream);
+                match tokio::time::timeout(HANDSHAKE, accept).await {
+                    Ok(Ok(stream)) => {
+                        serve_stream(stream, &http, handler, connection, watcher).await;
+                    }
+                    Ok(Err(e)) => debug!(%peer, "TLS handshake failed: {e}"),
+                    Err(_) => debug!(%peer, "TLS handshake took too long"),
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = claim.evicted() => {
+            metrics::gave_way("connection");
+            debug!(%peer, "connection closed: it made no progress, or gave way to other clients");
+        }
+    }
+}
+
+async fn serve_stream<S, H, F>(
+    stream: S,
+    http: &auto::Builder<TokioExecutor>,
+    handler: H,
+    connection: Arc<Connection>,
+    watcher: Watcher,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let peer = connection.peer;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = handler(request, connection.clone());
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let served = http.serve_connection(TokioIo::new(stream), service);
+    if let Err(e) = watcher.watch(served.into_owned()).await {
+        debug!(%peer, "a connection ended: {e}");
     }
 }

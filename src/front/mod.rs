@@ -2,8 +2,9 @@
 //!
 //! - `listen`, `stream`: connections, and how they end
 //! - `service`: what each request gets: admission, a deadline, the log line and metrics
+//! - `answer`: how an admitted request is read, and given to its API
 //! - `router`, `path`: which path asks for what
-//! - `admission`: which requests get in
+//! - `admission`: what each client holds of the service, and who gives way when it is full
 //! - `auth`: who has access
 //! - `mirror`: the mirror API's four methods
 //! - `prometheus`: Prometheus' HTTP API
@@ -18,6 +19,7 @@
 
 mod admin;
 mod admission;
+mod answer;
 mod assets;
 mod auth;
 mod body;
@@ -38,7 +40,7 @@ mod stream;
 mod traffic;
 
 pub use auth::{AccessControl, Api, Credentials, Rules};
-pub use body::{Body, read_body};
+pub use body::{Body, BodyLimits, read_body};
 pub use reloads::{Applied, ReloadReply, ReloadRequests, Reloads};
 pub use report::{ConfigReport, ReloadReport, UpstreamReport};
 pub use service::{Front, FrontSettings};

@@ -65,23 +65,23 @@ pub(super) fn answer(
             let text = format!(
                 "The Prometheus API of the upstream {name} is at api/v1/ below this URL.\n"
             );
-            (StatusCode::OK, TEXT, text)
+            (StatusCode::OK, TEXT, Body::from(text))
         }
-        Page::Health => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+        Page::Health => (StatusCode::OK, TEXT, Body::fixed("ok\n")),
         Page::Ready if draining => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            (status, TEXT, "draining\n".to_owned())
+            (status, TEXT, Body::fixed("draining\n"))
         }
-        Page::Ready => (StatusCode::OK, TEXT, "ready\n".to_owned()),
+        Page::Ready => (StatusCode::OK, TEXT, Body::fixed("ready\n")),
         Page::Metrics => {
             engine.observe();
             let text = registry.map(removed::render).unwrap_or_default();
-            (StatusCode::OK, METRICS, text)
+            (StatusCode::OK, METRICS, Body::from(text))
         }
-        Page::OpenApi => (StatusCode::OK, JSON, OPENAPI.to_owned()),
+        Page::OpenApi => (StatusCode::OK, JSON, Body::fixed(OPENAPI)),
     };
     // HEAD is answered as GET; the connection omits the body.
-    let mut response = Response::new(Body::from(body));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response
         .headers_mut()

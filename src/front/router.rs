@@ -39,6 +39,12 @@ impl Route {
         }
     }
 
+    /// Whether it is asked by probes, which are served however full the service is.
+    pub(super) fn is_probe(self) -> bool {
+        use pages::Page::{Health, Metrics, Ready};
+        matches!(self, Self::Page(Health | Ready | Metrics))
+    }
+
     /// Returns the API whose access rules apply; probes and the OpenAPI description are open to all.
     pub(super) fn api(self) -> Option<Api> {
         match self {

@@ -7,29 +7,30 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::header::{ACCEPT, ORIGIN};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::{Body as _, Incoming};
+use http::header::{ACCEPT, CONNECTION, ORIGIN};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{Level, debug};
 
-use super::admission::{Admission, Admitted};
+use super::admission::{Claim, Full, Shares};
+use super::answer::Arrival;
 use super::assets::Asset;
 use super::auth::{AccessControl, Api};
-use super::body::{Body, read_body};
-use super::headers::{accepted_encoding, max_age, require_json};
-use super::path::{allow, normalized};
+use super::body::Body;
+use super::listen::Connection;
+use super::path::normalized;
 use super::reloads::Reloads;
 use super::report::ConfigReport;
 use super::router::Route;
 use super::status::{add_advice, error_response};
 use super::traffic::Traffic;
-use super::{admin, browser, mirror, pages, prometheus};
+use super::{pages, prometheus};
 use crate::clock::Clock;
-use crate::engine::{CallContext, Engine, RequestContext};
+use crate::engine::Engine;
 use crate::model::{Compression, Error, Kind};
 use crate::reloadable::Reloadable;
-use crate::telemetry::metrics::RequestMetrics;
+use crate::telemetry::metrics::{self, RequestMetrics};
 use crate::telemetry::trace::{Span, Trace};
 use crate::wire::encoding::Encoding;
 use crate::wire::mirror::API_KEY_HEADER;
@@ -45,6 +46,8 @@ pub struct FrontSettings {
     pub max_body: usize,
     /// Most requests in flight.
     pub max_in_flight: usize,
+    /// Most bytes of requests and responses in flight.
+    pub max_in_flight_bytes: usize,
     /// Which of the clients that accept compressed answers get them.
     pub compression: Compression,
     /// Who has access.
@@ -55,23 +58,24 @@ pub struct FrontSettings {
 
 /// Answers requests under one configuration.
 pub struct Front {
-    engine: Arc<Engine>,
-    settings: FrontSettings,
-    shared: Arc<Shared>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) settings: FrontSettings,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// The state that outlives a change of the configuration.
-struct Shared {
-    registry: Option<&'static PrometheusHandle>,
-    clock: Arc<dyn Clock>,
+pub(super) struct Shared {
+    pub(super) registry: Option<&'static PrometheusHandle>,
+    pub(super) clock: Arc<dyn Clock>,
     metrics: Metrics,
-    admission: Admission,
-    draining: AtomicBool,
+    /// The requests in flight, by client.
+    pub(super) requests: Arc<Shares>,
+    pub(super) draining: AtomicBool,
     /// Where a reload is requested, if the configuration can be read again.
-    reloads: OnceLock<Reloads>,
+    pub(super) reloads: OnceLock<Reloads>,
     /// What the admin API says of the configuration.
-    report: ArcSwap<ConfigReport>,
-    traffic: Traffic,
+    pub(super) report: ArcSwap<ConfigReport>,
+    pub(super) traffic: Traffic,
 }
 
 /// The metrics of requests, by route.
@@ -113,7 +117,7 @@ impl Front {
                 registry,
                 clock,
                 metrics: Metrics::new(),
-                admission: Admission::default(),
+                requests: Arc::default(),
                 draining: AtomicBool::new(false),
                 reloads: OnceLock::new(),
                 report: ArcSwap::default(),
@@ -158,8 +162,17 @@ impl Front {
         self.shared.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Answers `request` of the connection from `peer`.
-    pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+    /// Ends responses that make no progress. Called every five seconds.
+    pub fn sweep(&self) {
+        self.shared.requests.sweep();
+    }
+
+    /// Answers `request`, which came on `connection`.
+    pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> Response<Body> {
         let now = self.shared.clock.monotonic();
         let (route, api) = {
             let path = normalized(request.uri().path());
@@ -169,53 +182,52 @@ impl Front {
             let api = named.then_some(Api::Prometheus);
             (route, api.or_else(|| route.and_then(Route::api)))
         };
-        let client = self.settings.access.client(peer, request.headers());
+        let client = self
+            .settings
+            .access
+            .client(connection.peer(), request.headers());
         let allowed = self.allowed(api, route, client, &request).await;
         let method = request.method().clone();
+        let version = request.version();
+        let form = ErrorForm {
+            prometheus: api == Some(Api::Prometheus),
+            browser: request.headers().contains_key(ORIGIN),
+        };
         let (mut span, trace) = start_span(route, &request, client);
         // The request has been consumed when its answer is logged.
         let log =
             tracing::enabled!(Level::DEBUG).then(|| Box::new((request.uri().clone(), trace.id())));
-        let arrival = Arrival { at: now, trace };
-        let answer = match (allowed, route) {
-            (Err(e), _) if api == Some(Api::Prometheus) => {
-                let browser = request.headers().contains_key(ORIGIN);
-                Ok(prometheus::refused(&e, browser))
-            }
-            (Err(e), Some(Route::Asset(asset))) => page_that_asks(asset, e, &request),
-            (Err(e), _) => Err(e),
-            (_, Some(Route::Asset(asset))) => {
-                let compression = self.settings.compression;
-                let encoding = accepted_encoding(compression, request.headers(), Some(client));
-                asset.answer(&method, request.headers(), encoding)
-            }
-            (_, Some(Route::Mirror(mirror))) => self.mirror(mirror, request, client, arrival).await,
-            // Boxed: a mirror hit should not carry the state of other APIs.
-            (_, Some(Route::Prometheus(endpoint))) => {
-                Ok(Box::pin(self.prometheus(endpoint, request, client, arrival)).await)
-            }
-            (_, Some(Route::Page(page))) => {
-                let draining = self.shared.draining.load(Ordering::Relaxed);
-                let path = request.uri().path();
-                pages::answer(
-                    page,
-                    &method,
-                    path,
-                    &self.engine,
-                    self.shared.registry,
-                    draining,
-                )
-            }
-            (_, Some(Route::Admin(call))) => Box::pin(self.admin(call, request, client, now)).await,
-            (_, None) => {
-                let path = normalized(request.uri().path());
-                let message = format!("no such path: {path:.100?}; GET / lists the paths");
-                Err(Error::new(Kind::PathNotFound, message))
-            }
+        let probe = route.is_some_and(Route::is_probe);
+        let claim = (!probe).then(|| self.claim(client, connection));
+        let arrival = Arrival {
+            at: now,
+            trace,
+            client,
+            claim: claim.clone().and_then(Result::ok),
         };
-        let mut response = answer.unwrap_or_else(|e| error_response(&e, self.settings.always_500));
+        let answer = match (allowed, &claim) {
+            (_, Some(Err(Full))) => Err(self.full()),
+            (Err(e), _) => match route {
+                Some(Route::Asset(asset)) => page_that_asks(asset, e, &request),
+                _ => Err(e),
+            },
+            (Ok(()), None) => self.answer(route, request, arrival).await,
+            (Ok(()), Some(Ok(claim))) => tokio::select! {
+                biased;
+                answer = self.answer(route, request, arrival) => answer,
+                () = claim.evicted() => Err(self.gave_way()),
+            },
+        };
+        let mut response = answer.unwrap_or_else(|e| self.refused(&e, form));
+        if let Some(Ok(claim)) = claim {
+            response = self.held(response, claim, form);
+        }
         let key = HeaderValue::clone(&self.settings.api_key.get());
         response.headers_mut().insert(API_KEY_HEADER, key);
+        if version < Version::HTTP_2 && self.is_draining() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
         let took = self.shared.clock.monotonic().saturating_sub(now);
         let status = response.status().as_u16();
         self.shared
@@ -235,6 +247,69 @@ impl Front {
             debug!(%method, path = uri.path(), status, micros, trace_id, "request");
         }
         response
+    }
+
+    /// Claims a place among the requests in flight for `client`.
+    fn claim(&self, client: IpAddr, connection: &Connection) -> Result<Arc<Claim>, Full> {
+        let most = self.settings.max_in_flight;
+        let connection = connection.claim().clone();
+        (self.shared.requests).claim(Some(client), most, Some(connection))
+    }
+
+    /// Returns the error of a request for which there is no place.
+    fn full(&self) -> Error {
+        metrics::gave_way("request");
+        let most = self.settings.max_in_flight;
+        let message = format!(
+            "{most} requests are already in flight, and no other client has more of them \
+             (server.max_in_flight)"
+        );
+        Error::new(Kind::Overloaded, message)
+    }
+
+    /// Returns `response`, which holds `claim` until it has been sent; or an error, if there is no room
+    /// for its bytes.
+    fn held(&self, response: Response<Body>, claim: Arc<Claim>, form: ErrorForm) -> Response<Body> {
+        let most = self.settings.max_in_flight_bytes;
+        let held = claim.hold(response.body().weight(), most);
+        if claim.is_evicted() {
+            // It has been answered so, or gave way just now.
+            return match held {
+                Ok(()) => response,
+                Err(_) if response.status() == StatusCode::SERVICE_UNAVAILABLE => response,
+                Err(_) => self.refused(&self.gave_way(), form),
+            };
+        }
+        let response = held.map_or_else(
+            |full| {
+                metrics::gave_way("bytes");
+                self.refused(&full.of_bytes(most), form)
+            },
+            |()| response,
+        );
+        claim.start_sending();
+        response.map(|body| body.claimed(claim))
+    }
+
+    /// Returns the error of a request that gave way to those of other clients.
+    fn gave_way(&self) -> Error {
+        metrics::gave_way("request");
+        let message = "the service is full, and this client address holds most of it: this request \
+                       gave way to another client's";
+        Error::new(Kind::Overloaded, message)
+    }
+
+    /// Returns the response for `error` in the `form` of the API.
+    fn refused(&self, error: &Error, form: ErrorForm) -> Response<Body> {
+        if form.prometheus {
+            prometheus::refused(error, form.browser)
+        } else {
+            error_response(error, self.settings.always_500)
+        }
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Relaxed)
     }
 
     fn route(&self, path: &str) -> Option<Route> {
@@ -269,123 +344,6 @@ impl Front {
             .check(api, client, request.headers(), preflight || part)
             .await
     }
-
-    /// Answers the body of a mirror request that did not come over HTTP.
-    pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
-        let arrival = Arrival {
-            at: self.shared.clock.monotonic(),
-            trace: Trace::default(),
-        };
-        let mut context = self.context(None, None, arrival);
-        mirror::answer(&self.engine, method, body, &mut context)
-            .await
-            .unwrap_or_else(|e| error_response(&e, false))
-    }
-
-    /// Answers a request to the mirror API. What needs the head of the request is done at once, so
-    /// that the future does not carry it.
-    fn mirror(
-        &self,
-        mirror: mirror::Method,
-        request: Request<Incoming>,
-        client: IpAddr,
-        arrival: Arrival,
-    ) -> impl Future<Output = Result<Response<Body>, Error>> {
-        let admitted = allow(request.method(), &mirror::METHODS)
-            .and_then(|()| self.admit(&request))
-            .and_then(|admitted| require_json(request.headers()).map(|()| admitted));
-        let mut context = self.context(Some(request.headers()), Some(client), arrival);
-        let body = request.into_body();
-        async move {
-            let _admitted = admitted?;
-            let settings = &self.settings;
-            let body = read_body(body, settings.max_body, settings.request_timeout).await?;
-            mirror::answer(&self.engine, mirror, &body, &mut context).await
-        }
-    }
-
-    async fn admin(
-        &self,
-        call: admin::Call,
-        request: Request<Incoming>,
-        client: IpAddr,
-        now: Duration,
-    ) -> Result<Response<Body>, Error> {
-        let changes = call.changes(request.method());
-        browser::check(request.uri(), request.headers(), changes)?;
-        call.check(request.method())?;
-        let _admitted = self.admit(&request)?;
-        let arrival = Arrival {
-            at: now,
-            trace: Trace::default(),
-        };
-        let context = self.context(Some(request.headers()), Some(client), arrival);
-        let settings = &self.settings;
-        let (head, body) = request.into_parts();
-        let path = normalized(head.uri.path());
-        let body = read_body(body, settings.max_body, settings.request_timeout).await?;
-        let known = admin::Known {
-            reloads: self.shared.reloads.get(),
-            report: &self.shared.report.load(),
-            traffic: &self.shared.traffic,
-        };
-        admin::answer(&self.engine, &known, call, &path, &head, body, context).await
-    }
-
-    async fn prometheus(
-        &self,
-        endpoint: prometheus::ApiEndpoint,
-        request: Request<Incoming>,
-        client: IpAddr,
-        arrival: Arrival,
-    ) -> Response<Body> {
-        let browser = request.headers().contains_key(ORIGIN);
-        let answer = async {
-            if request.method() == Method::OPTIONS {
-                return Ok(prometheus::options());
-            }
-            let _admitted = self.admit(&request)?;
-            let context = self.context(Some(request.headers()), Some(client), arrival);
-            let settings = &self.settings;
-            let (head, body) = request.into_parts();
-            let body = read_body(body, settings.max_body, settings.request_timeout).await?;
-            prometheus::answer(&self.engine, endpoint, &head, body, context).await
-        };
-        let answer = answer.await;
-        match answer {
-            Ok(mut response) => {
-                prometheus::finish(&mut response, browser);
-                response
-            }
-            Err(e) => prometheus::refused(&e, browser),
-        }
-    }
-
-    /// Admits a request, or refuses it at once where there is no room for it or its body.
-    fn admit(&self, request: &Request<Incoming>) -> Result<Admitted<'_>, Error> {
-        let settings = &self.settings;
-        let announced = request.body().size_hint().upper();
-        (self.shared.admission).admit(settings.max_in_flight, settings.max_body, announced)
-    }
-
-    fn context(
-        &self,
-        headers: Option<&HeaderMap>,
-        caller: Option<IpAddr>,
-        Arrival { at, trace }: Arrival,
-    ) -> RequestContext {
-        let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
-        RequestContext {
-            arrived: at,
-            wall: self.shared.clock.now(),
-            deadline,
-            call: CallContext::new(caller, deadline, trace),
-            encoding: headers.map_or(Encoding::Identity, |headers| {
-                accepted_encoding(self.settings.compression, headers, caller)
-            }),
-            max_age: headers.and_then(max_age),
-        }
-    }
 }
 
 /// Refuses a request for `asset` with `error`. A person gets the page itself, which asks for a token.
@@ -405,11 +363,13 @@ fn page_that_asks(
     Ok(response)
 }
 
-/// When a request arrived, and the trace that it belongs to.
-struct Arrival {
-    /// By the monotonic clock.
-    at: Duration,
-    trace: Trace,
+/// The form in which errors are answered.
+#[derive(Clone, Copy)]
+struct ErrorForm {
+    /// As Prometheus answers them, and not as the mirror API does.
+    prometheus: bool,
+    /// Whether the request had an `Origin`.
+    browser: bool,
 }
 
 /// Returns the span of `request` and the trace of the work done for it; Heliostat's own pages have none.
@@ -431,7 +391,9 @@ mod tests {
 
     /// Bytes of the future of `handle`, which hyper keeps for each connection and moves for each
     /// request.
-    fn future_bytes<'a, F>(_handle: fn(&'a Front, Request<Incoming>, IpAddr) -> F) -> usize {
+    fn future_bytes<'a, F>(
+        _handle: fn(&'a Front, Request<Incoming>, &'a Connection) -> F,
+    ) -> usize {
         size_of::<F>()
     }
 

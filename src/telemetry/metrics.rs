@@ -13,6 +13,9 @@ use super::removed;
 const REQUESTS: &str = "heliostat_requests_total";
 const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
 const ACCESS_DENIED: &str = "heliostat_access_denied_total";
+const GAVE_WAY: &str = "heliostat_gave_way_total";
+const IN_FLIGHT_REQUESTS: &str = "heliostat_in_flight_requests";
+const IN_FLIGHT_BYTES: &str = "heliostat_in_flight_bytes";
 pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
 const CACHE_BYTES: &str = "heliostat_cache_bytes";
 const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
@@ -92,6 +95,19 @@ fn describe() {
     describe_counter!(
         ACCESS_DENIED,
         "Requests denied, by API and reason: the client's address (network), missing or wrong credentials (credentials), an API that is closed (closed), too many passwords to check (busy)."
+    );
+    describe_counter!(
+        GAVE_WAY,
+        "Connections and requests that were refused or ended because the service was full and their client held most of it, or because they made no progress, by what was full (connection, request, bytes)."
+    );
+    describe_gauge!(
+        IN_FLIGHT_REQUESTS,
+        "Requests in flight, until their responses have been sent."
+    );
+    describe_gauge!(
+        IN_FLIGHT_BYTES,
+        Unit::Bytes,
+        "Bytes of request and response bodies in flight."
     );
     describe_counter!(
         LOOKUPS,
@@ -379,6 +395,20 @@ impl Default for DiskMetrics {
             records: gauge!(DISK_RECORDS),
         }
     }
+}
+
+/// Counts a connection or a request that gave way because `what` was full.
+pub fn gave_way(what: &'static str) {
+    counter!(GAVE_WAY, "what" => what).increment(1);
+}
+
+/// Sets the gauges of what is in flight.
+pub fn in_flight(requests: usize, bytes: usize) {
+    for what in ["connection", "request", "bytes"] {
+        counter!(GAVE_WAY, "what" => what).increment(0);
+    }
+    gauge!(IN_FLIGHT_REQUESTS).set(requests as f64);
+    gauge!(IN_FLIGHT_BYTES).set(bytes as f64);
 }
 
 /// Records whether the last reload of the files of `what` failed.

@@ -35,7 +35,10 @@ const BUILT_IN: &str = include_str!("../../../config.toml");
 /// What errors call it.
 const BUILT_IN_NAME: &str = "built-in configuration";
 
-/// A connection that waits longer is assumed to have lost its client.
+/// The least default of `server.max_in_flight_bytes`.
+const LEAST_IN_FLIGHT: u64 = 64 << 20;
+
+/// The highest `server.request_timeout`: proxies close connections that wait longer.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
 
 /// An error in the configuration, and its position.
@@ -176,6 +179,7 @@ impl Checker<'_> {
         }
         let memory = raw.cache.memory.as_ref();
         self.some_bytes(CACHE, "memory", memory)?;
+        let cache_memory = memory.map_or(256 << 20, |s| s.0.0);
         let log = Log {
             level: match raw.log.level {
                 Some(raw::RawLevel::Error) => Level::ERROR,
@@ -185,11 +189,12 @@ impl Checker<'_> {
                 Some(raw::RawLevel::Trace) => Level::TRACE,
             },
             json: raw.log.format == Some(raw::RawFormat::Json),
+            access: raw.log.access,
         };
         Ok(Config {
-            server: self.server(&raw.server)?,
+            server: self.server(&raw.server, cache_memory)?,
             access: self.access(&raw.access)?,
-            cache_memory: memory.map_or(256 << 20, |s| s.0.0),
+            cache_memory,
             targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
             target_networks: raw.targets.networks.iter().map(|n| n.0).collect(),
             state_dir: self.state_dir(raw.state.dir.as_deref())?,
@@ -273,7 +278,7 @@ impl Checker<'_> {
         }))
     }
 
-    fn server(&self, raw: &raw::RawServer) -> Result<Server, ConfigError> {
+    fn server(&self, raw: &raw::RawServer, cache_memory: u64) -> Result<Server, ConfigError> {
         let api_key = match &raw.api_key {
             Some(source) => self.secret(SERVER, "api_key", source)?,
             None => Secret::new("api_key"),
@@ -284,6 +289,12 @@ impl Checker<'_> {
         }
         self.some_bytes(SERVER, "max_body", raw.max_body.as_ref())?;
         let max_body = raw.max_body.as_ref().map_or(1 << 20, |s| s.0.0);
+        let bytes = |key, value: &Option<Text<Size>>, default| {
+            self.some_bytes(SERVER, key, value.as_ref())?;
+            let bytes = value.as_ref().map_or(default, |s| s.0.0);
+            Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+        };
+        let in_flight = (cache_memory / 4).max(LEAST_IN_FLIGHT);
         let request_timeout = raw.request_timeout.as_ref();
         if request_timeout.is_some_and(|t| t.0 > LONGEST_REQUEST) {
             return Err(self.error(SERVER, "request_timeout", "must be at most 5m"));
@@ -296,9 +307,16 @@ impl Checker<'_> {
             request_timeout: request_timeout.map_or(Duration::from_secs(14), |t| t.0),
             max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
             max_in_flight: positive("max_in_flight", raw.max_in_flight.unwrap_or(4096))? as usize,
+            max_in_flight_bytes: bytes("max_in_flight_bytes", &raw.max_in_flight_bytes, in_flight)?,
+            max_details: bytes("max_details", &raw.max_details, 16 << 10)?,
+            max_value: bytes("max_value", &raw.max_value, 8 << 10)?,
             max_points: positive("max_points", raw.max_points.unwrap_or(100_000))?,
             error_status: raw.error_status.unwrap_or_default(),
             compression: raw.compression.unwrap_or_default(),
+            drain_grace: raw
+                .drain_grace
+                .as_ref()
+                .map_or(Duration::from_secs(5), |t| t.0),
             drain_timeout: raw
                 .drain_timeout
                 .as_ref()

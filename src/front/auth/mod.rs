@@ -128,6 +128,12 @@ impl AccessControl {
         forwarded::client(&self.proxies, peer, headers)
     }
 
+    /// Whether `peer` is a trusted proxy.
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.proxies.iter().any(|n| n.contains(&peer))
+    }
+
     /// Checks that `client`, who sent `headers`, may use `api`. CORS preflight requests carry no
     /// credentials, so none are required (`preflight`).
     pub async fn check(

@@ -1,0 +1,136 @@
+//! The machine's own limits: file descriptors and memory, and where they are below what the
+//! configuration promises.
+
+use std::path::Path;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::Config;
+
+/// Most connections of clients at once.
+const MOST_CONNECTIONS: usize = 8192;
+
+/// File descriptors that are kept for files, listeners and the like.
+const OTHER_DESCRIPTORS: usize = 64;
+
+/// Raises the limit of open file descriptors to the highest that the system allows this process.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(e) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("the limit of open file descriptors cannot be raised: {e}");
+    }
+}
+
+/// Returns how many connections clients may have at once under `config`: at most 8,192, and so many
+/// that file descriptors remain for upstreams and files.
+pub(super) fn connections(config: &Config) -> usize {
+    connections_within(config, descriptors())
+}
+
+fn connections_within(config: &Config, descriptors: usize) -> usize {
+    // A reserve beyond half of them would leave too few for clients.
+    let reserve = reserve(config).min(descriptors / 2);
+    MOST_CONNECTIONS.min(descriptors - reserve).max(1)
+}
+
+/// The file descriptors that upstreams and files need.
+fn reserve(config: &Config) -> usize {
+    let upstreams = config.upstreams.iter().map(|u| u.limits.max_concurrency);
+    upstreams.fold(OTHER_DESCRIPTORS, usize::saturating_add)
+}
+
+fn descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
+}
+
+/// Returns warnings where the machine's limits are below what `config` promises.
+pub fn warnings(config: &Config) -> Vec<String> {
+    warnings_within(config, descriptors(), memory())
+}
+
+fn warnings_within(config: &Config, descriptors: usize, memory: Option<u64>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let wanted = MOST_CONNECTIONS.saturating_add(reserve(config));
+    if descriptors < wanted {
+        warnings.push(format!(
+            "the system allows this process {descriptors} open files (ulimit -n, LimitNOFILE), so clients may \
+             have {} connections at once instead of {MOST_CONNECTIONS}; {wanted} would be enough",
+            connections_within(config, descriptors)
+        ));
+    }
+    let bytes = config.server.max_in_flight_bytes as u64;
+    // docs/protection.md: the most that the process takes.
+    let peak = (config.cache_memory / 10)
+        .saturating_mul(13)
+        .saturating_add(bytes)
+        .saturating_add(64 << 20);
+    if let Some(memory) = memory.filter(|m| *m < peak) {
+        warnings.push(format!(
+            "this machine or container has {} MiB of memory, but Heliostat may take up to {} MiB: 1.3 times \
+             cache.memory, server.max_in_flight_bytes, and 64 MiB; lower cache.memory",
+            memory >> 20,
+            peak >> 20
+        ));
+    }
+    warnings
+}
+
+/// Returns the memory that this process may use, as far as the system says: the machine's, or less by
+/// the limit of its control group.
+fn memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(Path::new(path)).ok();
+    let machine = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kilobytes.checked_mul(1024)
+    });
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let limit = limits
+        .iter()
+        .filter_map(|path| read(path)?.trim().parse().ok())
+        .min();
+    machine.into_iter().chain(limit).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        crate::config::parse(text, "test", &BTreeMap::new()).unwrap()
+    }
+
+    #[test]
+    fn connections_leave_descriptors_for_upstreams() {
+        let config = config("[[upstream]]\nkind = \"demo\"\nmax_concurrency = 36\n");
+        assert_eq!(connections_within(&config, usize::MAX), 8192);
+        assert_eq!(connections_within(&config, 1024), 924);
+        assert_eq!(connections_within(&config, 100), 50);
+        assert_eq!(connections_within(&config, 0), 1);
+    }
+
+    #[test]
+    fn limits_below_the_configuration_are_warned_of() {
+        let config = config("[cache]\nmemory = \"1000MiB\"\n");
+        // 1300 and 250 and 64 MiB.
+        assert!(warnings_within(&config, 10_000, Some(1614 << 20)).is_empty());
+        assert!(warnings_within(&config, 10_000, None).is_empty());
+        let warnings = warnings_within(&config, 1024, Some(1500 << 20));
+        let [files, memory] = &warnings[..] else {
+            panic!("{warnings:?}");
+        };
+        assert!(files.contains("1024 open files"), "{files}");
+        assert!(memory.contains("1500 MiB"), "{memory}");
+        assert!(memory.contains("1614 MiB"), "{memory}");
+    }
+}

@@ -1,0 +1,197 @@
+//! Answers: how a request that has been admitted is read, and given to its API.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::Either;
+use http::header::ORIGIN;
+use http::{HeaderMap, Method, Request, Response};
+use hyper::body::Incoming;
+
+use super::admission::Claim;
+use super::body::{Body, BodyLimits, read_charged};
+use super::headers::{accepted_encoding, max_age, require_json};
+use super::path::{allow, normalized};
+use super::router::Route;
+use super::service::Front;
+use super::status::error_response;
+use super::{admin, browser, mirror, pages, prometheus};
+use crate::engine::{CallContext, RequestContext};
+use crate::model::{Error, Kind};
+use crate::telemetry::metrics;
+use crate::telemetry::trace::Trace;
+use crate::wire::encoding::Encoding;
+
+/// A request's circumstances.
+pub(super) struct Arrival {
+    /// When it arrived, by the monotonic clock.
+    pub(super) at: Duration,
+    pub(super) trace: Trace,
+    pub(super) client: IpAddr,
+    /// Its place among the requests in flight; probes have none.
+    pub(super) claim: Option<Arc<Claim>>,
+}
+
+impl Front {
+    /// Answers `request` for `route`. The future is small for hits of the mirror API; that of others is
+    /// boxed.
+    pub(super) fn answer(
+        &self,
+        route: Option<Route>,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> impl Future<Output = Result<Response<Body>, Error>> {
+        match route {
+            Some(Route::Mirror(method)) => Either::Left(self.mirror(method, request, arrival)),
+            route => Either::Right(Box::pin(self.answer_other(route, request, arrival))),
+        }
+    }
+
+    async fn answer_other(
+        &self,
+        route: Option<Route>,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Result<Response<Body>, Error> {
+        match route {
+            Some(Route::Mirror(method)) => self.mirror(method, request, arrival).await,
+            Some(Route::Prometheus(endpoint)) => self.prometheus(endpoint, request, arrival).await,
+            Some(Route::Asset(asset)) => {
+                let compression = self.settings.compression;
+                let headers = request.headers();
+                let encoding = accepted_encoding(compression, headers, Some(arrival.client));
+                asset.answer(request.method(), headers, encoding)
+            }
+            Some(Route::Page(page)) => {
+                if page == pages::Page::Metrics {
+                    let (requests, bytes) = self.shared.requests.totals();
+                    metrics::in_flight(requests, bytes);
+                }
+                pages::answer(
+                    page,
+                    request.method(),
+                    request.uri().path(),
+                    &self.engine,
+                    self.shared.registry,
+                    self.is_draining(),
+                )
+            }
+            Some(Route::Admin(call)) => self.admin(call, request, arrival).await,
+            None => {
+                let path = normalized(request.uri().path());
+                let message = format!("no such path: {path:.100?}; GET / lists the paths");
+                Err(Error::new(Kind::PathNotFound, message))
+            }
+        }
+    }
+
+    /// Answers the body of a mirror request that did not come over HTTP.
+    pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
+        let at = self.shared.clock.monotonic();
+        let mut context = self.context(None, None, at, Trace::default());
+        mirror::answer(&self.engine, method, body, &mut context)
+            .await
+            .unwrap_or_else(|e| error_response(&e, false))
+    }
+
+    /// Answers a request to the mirror API. What needs the head of the request is done at once, so
+    /// that the future does not carry it.
+    fn mirror(
+        &self,
+        method: mirror::Method,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> impl Future<Output = Result<Response<Body>, Error>> {
+        let good = allow(request.method(), &mirror::METHODS)
+            .and_then(|()| require_json(request.headers()));
+        let claim = arrival.claim.clone();
+        let mut context = self.context_of(request.headers(), arrival);
+        let body = request.into_body();
+        async move {
+            good?;
+            let body = self.read(body, claim.as_deref()).await?;
+            mirror::answer(&self.engine, method, &body, &mut context).await
+        }
+    }
+
+    async fn admin(
+        &self,
+        call: admin::Call,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Result<Response<Body>, Error> {
+        let changes = call.changes(request.method());
+        browser::check(request.uri(), request.headers(), changes)?;
+        call.check(request.method())?;
+        let (head, body) = request.into_parts();
+        let path = normalized(head.uri.path());
+        let body = self.read(body, arrival.claim.as_deref()).await?;
+        let context = self.context_of(&head.headers, arrival);
+        let known = admin::Known {
+            reloads: self.shared.reloads.get(),
+            report: &self.shared.report.load(),
+            traffic: &self.shared.traffic,
+        };
+        admin::answer(&self.engine, &known, call, &path, &head, body, context).await
+    }
+
+    async fn prometheus(
+        &self,
+        endpoint: prometheus::ApiEndpoint,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Result<Response<Body>, Error> {
+        let browser = request.headers().contains_key(ORIGIN);
+        let mut response = if request.method() == Method::OPTIONS {
+            prometheus::options()
+        } else {
+            let (head, body) = request.into_parts();
+            let body = self.read(body, arrival.claim.as_deref()).await?;
+            let context = self.context_of(&head.headers, arrival);
+            prometheus::answer(&self.engine, endpoint, &head, body, context).await?
+        };
+        prometheus::finish(&mut response, browser);
+        Ok(response)
+    }
+
+    /// Reads the body of a request, whose bytes are charged to its claim.
+    async fn read(&self, body: Incoming, claim: Option<&Claim>) -> Result<Bytes, Error> {
+        let limits = BodyLimits {
+            max: self.settings.max_body,
+            time: self.settings.request_timeout,
+            in_flight: self.settings.max_in_flight_bytes,
+        };
+        read_charged(body, limits, claim).await
+    }
+
+    fn context_of(&self, headers: &HeaderMap, arrival: Arrival) -> RequestContext {
+        self.context(
+            Some(headers),
+            Some(arrival.client),
+            arrival.at,
+            arrival.trace,
+        )
+    }
+
+    fn context(
+        &self,
+        headers: Option<&HeaderMap>,
+        caller: Option<IpAddr>,
+        at: Duration,
+        trace: Trace,
+    ) -> RequestContext {
+        let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
+        RequestContext {
+            arrived: at,
+            wall: self.shared.clock.now(),
+            deadline,
+            call: CallContext::new(caller, deadline, trace),
+            encoding: headers.map_or(Encoding::Identity, |headers| {
+                accepted_encoding(self.settings.compression, headers, caller)
+            }),
+            max_age: headers.and_then(max_age),
+        }
+    }
+}
