@@ -69,13 +69,13 @@ impl<T> Reloadable<T> {
         }
     }
 
-    /// Whether the value never changes.
+    /// Returns whether the value never changes.
     pub fn is_fixed(&self) -> bool {
         self.source.is_none()
     }
 
-    /// What `make` makes of the files at `paths`, now and whenever they change; `name` is for logs
-    /// and metrics. The error says what is wrong now.
+    /// Returns what `make` makes of the files at `paths`, now and whenever they change; `name` is
+    /// for logs and metrics. The error says what is wrong now.
     pub fn new(
         name: String,
         paths: Vec<PathBuf>,

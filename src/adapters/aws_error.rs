@@ -40,13 +40,13 @@ impl AwsError {
     }
 }
 
-/// The text between the tags of the first element `name`.
+/// Returns the text between the tags of the first element `name`.
 fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
 }
 
-/// The first line of `text`, as far as it is passed on.
+/// Returns the first line of `text`, as far as it is passed on.
 fn plain(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     let line = line.chars().filter(|c| !c.is_control());

@@ -21,34 +21,34 @@ use crate::model::{
 };
 use crate::wire::prometheus::Series;
 
-/// How one kind of backend is spoken to.
+/// The protocol of one kind of backend.
 pub trait Adapter: Send + Sync {
-    /// Whether the backend can be reached and answers as it should.
+    /// Returns whether the backend can be reached and answers as it should.
     fn health(&self, details: &Forwarded) -> Exchange<()>;
 
-    /// The points of `fetch.range`, in one part or, in order of time, in several; in none, if
-    /// there can be no points.
+    /// Returns the points of `fetch.range`, in one part or, in order of time, in several; in none,
+    /// if there can be no points.
     fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error>;
 
-    /// The names of fields, and whether some are left out.
+    /// Returns the names of fields, and whether some are left out.
     fn field_names(
         &self,
         details: &Forwarded,
         query: &FieldNamesQuery,
     ) -> Result<Exchange<(Vec<Field>, bool)>, Error>;
 
-    /// The values of a field.
+    /// Returns the values of a field.
     fn field_values(
         &self,
         details: &Forwarded,
         query: &FieldValuesQuery,
     ) -> Result<Exchange<FieldValues>, Error>;
 
-    /// Whether lists of fields and values come whole, whatever prefix, offset and limit were
-    /// asked for, and are to be cut to these here.
+    /// Returns whether lists of fields and values come whole, whatever prefix, offset and limit
+    /// were asked for, and are to be cut to these here.
     fn lists_whole(&self) -> bool;
 
-    /// It as an adapter of Prometheus' API, if that is what the backend speaks.
+    /// Returns it as an adapter of Prometheus' API, if the backend speaks that.
     fn as_prometheus(&self) -> Option<&prometheus::Prometheus> {
         None
     }
@@ -60,12 +60,12 @@ pub trait Adapter: Send + Sync {
 pub struct Forwarded(Option<Arc<str>>);
 
 impl Forwarded {
-    /// `details` in their one spelling: a `Map` has its members in order.
+    /// Returns `details` in their one spelling: a `Map` has its members in order.
     pub fn of(details: &Map<String, Value>) -> Self {
         Self((!details.is_empty()).then(|| Value::Object(details.clone()).to_string().into()))
     }
 
-    /// The details as members of an object.
+    /// Returns the details as members of an object.
     pub fn members(&self) -> Map<String, Value> {
         let text = self.0.as_deref();
         // It was written from such a map.
@@ -74,7 +74,7 @@ impl Forwarded {
         })
     }
 
-    /// Bytes that they hold on the heap, about.
+    /// Returns the bytes that they hold on the heap, about.
     pub fn heap_bytes(&self) -> usize {
         // An `Arc` counts in two words before the text.
         let text = self.0.as_ref();
@@ -94,7 +94,7 @@ pub struct Fetch {
     pub layout: Layout,
     /// From when to when; on the bucket grid if buckets are wanted.
     pub range: TimeRange,
-    /// What becomes of NaN.
+    /// The treatment of NaN.
     pub nan: NanInterpretation,
     /// Connection details to pass on.
     pub details: Forwarded,
@@ -104,18 +104,18 @@ pub struct Fetch {
 pub struct Part {
     /// Where it starts.
     pub start: Millis,
-    /// How its points are had.
+    /// The layout of its points.
     pub exchange: Exchange<FetchResult>,
 }
 
-/// What a backend gave for a [`Fetch`].
+/// The result of a [`Fetch`].
 #[derive(Clone, Debug)]
 pub struct FetchResult {
-    /// What lies in the range asked for.
+    /// The data in the requested range.
     pub data: Data,
-    /// Buckets that do not fit the grid asked for, as they came; then `data` is empty.
+    /// Buckets that do not fit the requested grid, unchanged; then `data` is empty.
     pub off_grid: Option<Vec<Bucket>>,
-    /// Whether the backend says that this is all there is.
+    /// Whether the answer is complete.
     pub complete: bool,
     /// Samples that the response held.
     pub received: u64,
@@ -146,7 +146,7 @@ pub enum Data {
 }
 
 impl Data {
-    /// How many points or samples it has.
+    /// Returns how many points or samples it has.
     pub fn len(&self) -> usize {
         match self {
             Self::Points(points) => points.len(),
@@ -157,7 +157,7 @@ impl Data {
         }
     }
 
-    /// Whether it has none.
+    /// Returns whether it has none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -169,16 +169,16 @@ impl Default for Data {
     }
 }
 
-/// What an expression is at many times: a sample a time of each series.
+/// The values of an expression at many times: per series, one sample per time.
 #[derive(Clone, Debug, Default)]
 pub struct LabeledSeries {
     /// In the order of their labels.
     pub series: Vec<Series>,
-    /// What the backend says of it.
+    /// The backend's annotations.
     pub annotations: Annotations,
 }
 
-/// What a backend says of an answer besides its data; sorted, without duplicates.
+/// A backend's annotations of an answer; sorted, without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Annotations {
     /// `warnings`
@@ -203,7 +203,7 @@ impl Annotations {
         }
     }
 
-    /// Bytes that they hold on the heap, about.
+    /// Returns the bytes that they hold on the heap, about.
     pub fn heap_bytes(&self) -> usize {
         let all = self.warnings.iter().chain(&self.infos);
         all.map(|r| r.capacity() + size_of::<String>()).sum()
@@ -217,14 +217,15 @@ pub struct Dropped {
     pub nan: u64,
     /// Infinite.
     pub inf: u64,
-    /// Outside the range asked for.
+    /// Outside the requested range.
     pub outside_range: u64,
     /// Native histograms.
     pub histogram: u64,
 }
 
 impl Dropped {
-    /// What a sample's value becomes: itself, 0 for a NaN that counts as 0, or nothing, counted.
+    /// Returns what a sample's value becomes: itself, 0 for a NaN that counts as 0, or nothing,
+    /// counted.
     fn admit(&mut self, value: f64, nan: NanInterpretation) -> Option<f64> {
         if value.is_finite() {
             return Some(value);
@@ -268,16 +269,16 @@ pub struct Response {
 /// A request and how its response is read. Reading has no effects, so that an exchange can be
 /// made again.
 pub struct Exchange<T> {
-    /// What to send.
+    /// The request to send.
     pub request: Request,
-    /// How to read what comes back.
+    /// The reader of its response.
     pub read: Read<T>,
 }
 
-/// How a response is read. It is shared with the thread that reads a large one.
+/// The reader of a response. It is shared with the thread that reads a large one.
 pub type Read<T> = Arc<dyn Fn(&Response) -> Result<Next<T>, Error> + Send + Sync>;
 
-/// What follows from a response.
+/// The outcome of a response.
 pub enum Next<T> {
     /// The answer.
     Done(T),
@@ -285,7 +286,7 @@ pub enum Next<T> {
     More(Exchange<T>),
 }
 
-/// The error for a response that is not what the protocol says.
+/// Returns the error for a response that is not what the protocol says.
 fn garbage(response: &Response, why: &str) -> Error {
     let status = response.status.as_u16();
     // A character has four bytes at most.
@@ -299,7 +300,7 @@ fn garbage(response: &Response, why: &str) -> Error {
     Error::new(Kind::UpstreamFailed, message).retryable(response.status.is_server_error())
 }
 
-/// The error for a status that means "not now", if `response` has one.
+/// Returns the error for a status that means "not now", if `response` has one.
 fn busy(response: &Response) -> Option<Error> {
     let status = response.status;
     if status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::SERVICE_UNAVAILABLE {
@@ -312,8 +313,8 @@ fn busy(response: &Response) -> Option<Error> {
     Some(error)
 }
 
-/// The wait that `response` asks for: in seconds, or up to a date, which is by the clock that the
-/// response's own `Date` is of.
+/// Returns the wait that `response` asks for: in seconds, or up to a date, which is by the clock
+/// that the response's own `Date` is of.
 fn retry_after(response: &Response) -> Option<Duration> {
     let text = |name| response.headers.get(name)?.to_str().ok().map(str::trim);
     let asked = text(RETRY_AFTER)?;

@@ -52,7 +52,7 @@ impl Samples {
         }
     }
 
-    /// What of these, which are in order of time, lies in `range` and has a value to show.
+    /// Returns what of these, which are in order of time, lies in `range` and has a value to show.
     pub(super) fn points(
         mut self,
         range: &TimeRange,

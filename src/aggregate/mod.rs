@@ -1,11 +1,11 @@
-//! Aggregation: points into buckets. Pure arithmetic.
+//! Aggregation from points to buckets. Pure arithmetic.
 
 mod reduce;
 
 use crate::model::{Bucket, Millis, Points, Statistic, Step, TimeRange};
 
-/// One value for each bucket of `size` that lies in `range` and holds a point of `points`; a
-/// bucket's point has the time of the bucket's start. `range` is taken to the bucket grid.
+/// Returns one value for each bucket of `size` that lies in `range` and holds a point of `points`;
+/// a bucket's point has the time of the bucket's start. `range` is extended to the bucket grid.
 ///
 /// The value comes from every point of the bucket in `points`, so these must hold all that the
 /// range has. Values that overflow a double are left out, as no answer could carry them.
@@ -36,7 +36,7 @@ pub fn aggregate(points: &Points, statistic: Statistic, size: Step, range: &Time
     }
 }
 
-/// What `reduce` makes of the values of each bucket of `size`.
+/// Returns what `reduce` makes of the values of each bucket of `size`.
 fn each_bucket(
     mut times: &[Millis],
     mut values: &[f64],
@@ -65,8 +65,8 @@ fn each_bucket(
     buckets
 }
 
-/// How many of `times`, of which there are some, come before `end`. `likely` is tried first; from
-/// there on the cost grows with the logarithm of the number.
+/// Returns how many of `times`, of which there are some, come before `end`. `likely` is tried
+/// first; from there on the cost grows with the logarithm of the number.
 fn leading(times: &[Millis], end: Millis, likely: usize) -> usize {
     let before = |at: usize| times.get(at).is_some_and(|&t| t < end);
     if before(likely.wrapping_sub(1)) && !before(likely) {
@@ -81,9 +81,9 @@ fn leading(times: &[Millis], end: Millis, likely: usize) -> usize {
     from + between.partition_point(|&t| t < end)
 }
 
-/// `range`, taken to the grid of `size`, in at most `parts` parts of about equal length, each a
-/// whole number of buckets: what [`aggregate`] makes of each, one after the other, is what it
-/// makes of the whole.
+/// Returns `range`, taken to the grid of `size`, in at most `parts` parts of about equal length,
+/// each a whole number of buckets: what [`aggregate`] makes of each, one after the other, is what
+/// it makes of the whole.
 pub fn split(range: &TimeRange, size: Step, parts: u32) -> Vec<TimeRange> {
     let aligned = range.aligned(size);
     let buckets = aligned.millis() / size.millis();
@@ -196,7 +196,7 @@ mod tests {
         );
     }
 
-    /// The definition, word for word: sort, filter, reduce.
+    /// Follows the definition literally: sort, filter, reduce.
     fn naive(p: &Points, statistic: Statistic, size: i64) -> Vec<(i64, f64)> {
         let mut starts: Vec<i64> = p
             .times()

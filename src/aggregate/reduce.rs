@@ -48,9 +48,9 @@ fn add((sum, lost): (f64, f64), value: &f64) -> (f64, f64) {
 
 type Lanes = [f64; SUM_LANES];
 
-/// The sum of each lane, what was lost in it, and the values that do not fill the lanes. Sums and
-/// losses are kept apart, and this is not inlined: else no vectors come of it, and it takes twice
-/// as long.
+/// Returns the sum of each lane, what was lost in it, and the values that do not fill the lanes.
+/// Sums and losses are kept apart, and this is not inlined: else no vectors come of it, and it
+/// takes twice as long.
 #[inline(never)]
 fn lanes(values: &[f64]) -> (Lanes, Lanes, &[f64]) {
     let (mut sums, mut losses) = ([0.0; SUM_LANES], [0.0; SUM_LANES]);
@@ -76,12 +76,12 @@ pub(super) fn mean(values: &[f64]) -> f64 {
     }
 }
 
-/// The smallest value; a zero comes without a sign.
+/// Returns the smallest value; a zero comes without a sign.
 pub(super) fn min(values: &[f64]) -> f64 {
     best(values, f64::INFINITY, |a, b| if b < a { b } else { a })
 }
 
-/// The largest value; a zero comes without a sign.
+/// Returns the largest value; a zero comes without a sign.
 pub(super) fn max(values: &[f64]) -> f64 {
     best(values, f64::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
@@ -101,8 +101,8 @@ fn best(values: &[f64], worst: f64, better: impl Fn(f64, f64) -> f64) -> f64 {
     best + 0.0
 }
 
-/// The quantile `q` in `0..=1` by linear interpolation between closest ranks: definition R-7 of
-/// Hyndman and Fan (1996), which numpy and PromQL's `quantile` use, in PromQL's arithmetic.
+/// Returns the quantile `q` in `0..=1` by linear interpolation between closest ranks: definition
+/// R-7 of Hyndman and Fan (1996), which numpy and PromQL's `quantile` use, in PromQL's arithmetic.
 /// `scratch` is reused from call to call.
 pub(super) fn quantile(values: &[f64], q: f64, scratch: &mut Vec<i64>) -> f64 {
     let Some(last) = values.len().checked_sub(1) else {
@@ -120,8 +120,8 @@ pub(super) fn quantile(values: &[f64], q: f64, scratch: &mut Vec<i64>) -> f64 {
     value(low) * (1.0 - weight) + value(high) * weight
 }
 
-/// A double's bits as an integer of the same order, as [`f64::total_cmp`] makes it, and back:
-/// whole numbers are selected several times as fast.
+/// Returns a double's bits as an integer of the same order, as [`f64::total_cmp`] makes it, and
+/// back: whole numbers are selected several times as fast.
 fn ordered(bits: i64) -> i64 {
     bits ^ (((bits >> 63) as u64) >> 1) as i64
 }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The sum rounded once: J. R. Shewchuk's expansions, as Python's `math.fsum` has them.
+    /// Returns the sum rounded once: J. R. Shewchuk's expansions, as Python's `math.fsum` has them.
     fn exact(values: &[f64]) -> f64 {
         let mut partials: Vec<f64> = Vec::new();
         for &value in values {
@@ -152,7 +152,7 @@ mod tests {
         partials.iter().sum()
     }
 
-    /// Whether they are equal or neighbours.
+    /// Returns whether they are equal or neighbours.
     fn close(a: f64, b: f64) -> bool {
         a == b || a.next_up() == b || a.next_down() == b
     }

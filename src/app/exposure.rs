@@ -43,8 +43,8 @@ pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
     warnings
 }
 
-/// Whether `config` only demonstrates: no store, no client and no rule of its own. The admin API is
-/// then open to this machine, so that the page at `/` has something to show.
+/// Returns whether `config` only demonstrates: no store, no client and no rule of its own. The
+/// admin API is then open to this machine, so that the page at `/` has something to show.
 pub(super) fn demonstrates(config: &Config) -> bool {
     let demo = |u: &config::Upstream| matches!(u.kind, UpstreamKind::Demo { .. });
     config.upstreams.iter().all(demo)

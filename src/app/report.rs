@@ -1,10 +1,10 @@
-//! What the admin API says of the configuration in use.
+//! The report of the admin API about the configuration in use.
 
 use super::{App, exposure};
 use crate::config::Config;
 use crate::front::{ConfigReport, ReloadReport, UpstreamReport};
 
-/// What to say of the configuration of `app`, of a service that started with `first`.
+/// Returns what to say of the configuration of `app`, of a service that started with `first`.
 pub(super) fn report(app: &App, first: &Config, reload: Option<ReloadReport>) -> ConfigReport {
     let config = &app.config;
     let upstream = |upstream: &crate::config::Upstream| UpstreamReport {

@@ -142,7 +142,7 @@ pub(super) struct TimeAxis {
 }
 
 impl TimeAxis {
-    /// How far right of the start `t` is, in dots.
+    /// Returns how far right of the start `t` is, in dots.
     pub(super) fn dot(&self, t: Millis) -> usize {
         let dots = 2 * self.columns - 1;
         if self.start == self.end {
@@ -152,7 +152,7 @@ impl TimeAxis {
         (share * dots as f64).round() as usize
     }
 
-    /// `t` as far as it tells ticks a `step` apart.
+    /// Returns `t` as far as it tells ticks a `step` apart.
     fn label(&self, t: Millis, step: Millis) -> String {
         let text = show(t);
         let span = self.end - self.start;
@@ -167,7 +167,7 @@ impl TimeAxis {
         part.unwrap_or(&text).to_owned()
     }
 
-    /// The rule with its ticks, and the labels below it.
+    /// Returns the rule with its ticks, and the labels below it.
     pub(super) fn lines(&self) -> (String, String) {
         let span = self.end - self.start;
         let columns = self.columns as Millis;

@@ -336,7 +336,7 @@ mod tests {
         (0..).zip(values).map(|(n, v)| row(n, *v)).collect()
     }
 
-    /// A daily wave, with a gap after its middle.
+    /// Returns a daily wave, with a gap after its middle.
     fn wave(span: Millis, step: Millis) -> Vec<PlotRow> {
         let gap = span / 2..span * 5 / 8;
         let times = (0..span / step).map(|n| n * step);
@@ -353,7 +353,7 @@ mod tests {
             .collect()
     }
 
-    /// The lines of a golden text, without the indentation of this file.
+    /// Returns the lines of a golden text, without the indentation of this file.
     fn golden(text: &str) -> String {
         let lines = text.trim_start_matches('\n').lines();
         let shown = lines.map(|l| l.trim_start().trim_start_matches('|'));

@@ -47,17 +47,18 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// The upstream that serves `connectionDetails {}`.
     pub default_upstream: String,
-    /// What it was read from.
+    /// The sources that it was read from.
     document: load::Document,
 }
 
 impl Config {
-    /// The file that it was read from; `None` for the built-in defaults.
+    /// Returns the file that it was read from; `None` for the built-in defaults.
     pub fn file(&self) -> Option<&str> {
         self.document.file()
     }
 
-    /// Every key that has a value, with what set it, secrets masked. Takes some milliseconds.
+    /// Returns every key that has a value, with what set it, secrets masked. Takes some
+    /// milliseconds.
     pub fn settings(&self) -> Vec<Setting> {
         self.document.settings(&self.default_upstream)
     }

@@ -48,15 +48,15 @@ impl<'de, T: FromText> Deserialize<'de> for Text<T> {
     }
 }
 
-/// A table and nothing else. serde by itself would accept an array, and take its values for those
-/// of the keys in order.
+/// Accepts a table and nothing else. serde by itself would accept an array, and take its values for
+/// those of the keys in order.
 pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Table::deserialize(deserializer).map(|table| table.0)
 }
 
-/// An array of tables.
+/// Accepts an array of tables.
 pub(super) fn tables<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {

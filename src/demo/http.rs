@@ -28,7 +28,7 @@ pub struct DemoServer {
 }
 
 impl DemoServer {
-    /// A server that takes `latency` for each answer and gives at most `per_second`.
+    /// Returns a server that takes `latency` for each answer and gives at most `per_second`.
     pub fn new(latency: Duration, per_second: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
         let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         Arc::new(Self {
@@ -59,7 +59,7 @@ impl DemoServer {
         };
         let mut response = Response::new(Body::from(body));
         if let Ok(date) = HeaderValue::from_str(&self.date()) {
-            // Said here, so that its data and its date are of one clock.
+            // Set here, so that its data and its date come from one clock.
             response.headers_mut().insert(DATE, date);
         }
         let json = HeaderValue::from_static("application/json");

@@ -1,8 +1,7 @@
-//! The built-in demonstration source: a StackState mirror that makes its telemetry up.
+//! The built-in demonstration source: a StackState mirror with invented telemetry.
 //!
-//! It does no I/O and knows no clock, and its answers follow from the request and the time passed
-//! in alone. Its data behaves as real data does: it has gaps, counters that start anew, and points
-//! of the newest minute that come in late.
+//! It does no I/O and reads no clock: its answers follow from the request and the given time. Its
+//! data behaves like real data: it has gaps, counter resets, and late points in the newest minute.
 
 pub mod http;
 mod query;

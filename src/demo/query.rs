@@ -15,7 +15,7 @@ const VALUE: &str = "value";
 /// The field that holds the name of a metric.
 const NAME: &str = "name";
 
-/// Most field values in an answer where the query names no limit.
+/// Most field values in an answer to a query without a limit.
 const VALUES_DEFAULT: usize = 1000;
 
 /// Answers a query for the names of fields.
@@ -84,8 +84,8 @@ pub(super) fn metric(query: &MetricQuery, now: Millis, cap: u64) -> Result<Vec<u
     }
 }
 
-/// The series that meet `selector`, in the order in which they were first seen. It is an error
-/// to ask for a metric that no series has.
+/// Returns the series that meet `selector`, in the order in which they were first seen. It is an
+/// error to ask for a metric that no series has.
 fn select(selector: &Selector) -> Result<Vec<&'static DemoSeries>, Error> {
     let conditions = selector.conditions();
     for condition in conditions.iter().filter(|c| c.key == NAME) {
@@ -107,13 +107,15 @@ fn select(selector: &Selector) -> Result<Vec<&'static DemoSeries>, Error> {
         .collect())
 }
 
-/// The part of `range` that can have points: there are none before the epoch or after `now`.
+/// Returns the part of `range` that can have points: there are none before the epoch or after
+/// `now`.
 fn with_points(range: TimeRange, now: Millis) -> TimeRange {
     let start = range.start().max(0);
     TimeRange::clamped(start, range.end().min(now.saturating_add(1)))
 }
 
-/// The places of all points of `series` in `range`, in order of time, missing ones included.
+/// Returns the places of all points of `series` in `range`, in order of time, missing ones
+/// included.
 fn places<'a>(
     series: &'a [&'static DemoSeries],
     range: TimeRange,
@@ -130,7 +132,7 @@ fn places<'a>(
         .filter(move |(s, k)| range.holds(k * INTERVAL + s.phase()))
 }
 
-/// The points themselves: at most `limit`, and no more than `cap` are looked at.
+/// Returns the points themselves: at most `limit`, and no more than `cap` are looked at.
 fn raw(
     series: &[&'static DemoSeries],
     range: TimeRange,
@@ -164,7 +166,7 @@ fn raw(
     out
 }
 
-/// All points of the buckets that `range` touches.
+/// Returns all points of the buckets that `range` touches.
 fn evaluate(
     series: &[&'static DemoSeries],
     range: TimeRange,

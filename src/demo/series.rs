@@ -1,11 +1,11 @@
-//! The series there are: hosts, each with its metrics.
+//! The series: hosts, each with its metrics.
 
 use std::sync::LazyLock;
 
 use super::signal::{Episodes, INTERVAL, Salt, Shape, SignalLevel, SignalPlace, seed, unit};
 use crate::model::{Condition, Field, FieldType, Millis, Number, Scalar, TimeRange};
 
-/// No point comes in later than this after its time.
+/// The longest delay of a point.
 pub(super) const DELAY_MAX: Millis = 60_000;
 
 /// Up to a quarter of an hour is missing, about every other day.
@@ -17,7 +17,7 @@ const GAPS: Episodes = Episodes {
     longest: 60,
 };
 
-/// How many series have gaps.
+/// The share of series with gaps.
 const GAPPY: f64 = 0.35;
 
 struct Host {
@@ -54,7 +54,7 @@ const ANY: (f64, f64) = (0.0, f64::MAX);
 const PERCENT: (f64, f64) = (0.0, 100.0);
 const GIB: f64 = 1_073_741_824.0;
 
-/// A metric that goes up and down. The numbers: base, swing, wander, noise, tail, burst.
+/// Returns a metric that goes up and down. The numbers: base, swing, wander, noise, tail, burst.
 const fn level(name: &'static str, n: [f64; 6], bounds: (f64, f64), parts: f64) -> DemoMetric {
     let [base, swing, wander, noise, tail, burst] = n;
     DemoMetric {
@@ -202,7 +202,7 @@ const HOSTS: &[Host] = &[
     host("shop-2", "checkout", US, 8443, SHOP),
 ];
 
-/// A series: its fields and what its points are made of.
+/// A series: its fields and the parameters of its points.
 #[derive(Debug)]
 pub(super) struct DemoSeries {
     fields: [(&'static str, Scalar); 6],
@@ -213,7 +213,7 @@ pub(super) struct DemoSeries {
     shape: Shape,
 }
 
-/// Every series, in the order in which they were first seen.
+/// Returns every series, in the order in which they were first seen.
 pub(super) fn all() -> &'static [DemoSeries] {
     static ALL: LazyLock<Vec<DemoSeries>> = LazyLock::new(|| {
         let of_host = |host: &'static Host| host.metrics.iter().map(|m| DemoSeries::new(host, m));
@@ -222,7 +222,7 @@ pub(super) fn all() -> &'static [DemoSeries] {
     &ALL
 }
 
-/// The fields that the series `among` have, in order.
+/// Returns the fields that the series `among` have, in order.
 pub(super) fn fields(among: &[&DemoSeries]) -> Vec<Field> {
     let first = among.first().map(|s| s.fields.as_slice());
     let field = |(name, value): &(&str, Scalar)| Field {
@@ -260,24 +260,24 @@ impl DemoSeries {
         }
     }
 
-    /// The value of a field, if it has it.
+    /// Returns the value of a field, if it has it.
     pub(super) fn field(&self, name: &str) -> Option<&Scalar> {
         let found = self.fields.iter().find(|(n, _)| *n == name);
         found.map(|(_, value)| value)
     }
 
-    /// Whether it meets `condition`.
+    /// Returns whether it meets `condition`.
     pub(super) fn meets(&self, condition: &Condition) -> bool {
         self.field(&condition.key)
             .is_some_and(|own| condition.test.values().iter().any(|v| equal(own, v)))
     }
 
-    /// When in an interval it has its point.
+    /// Returns the offset of its points in an interval.
     pub(super) fn phase(&self) -> Millis {
         self.phase
     }
 
-    /// How many points it has in `range`, missing ones included.
+    /// Returns how many points it has in `range`, missing ones included.
     pub(super) fn points_in(&self, range: &TimeRange) -> u64 {
         let before = |t: Millis| (t - self.phase - 1).div_euclid(INTERVAL);
         (before(range.end()) - before(range.start())).unsigned_abs()
@@ -309,8 +309,8 @@ impl DemoSeries {
     }
 }
 
-/// Whether a field of value `own` equals `asked`. Types must agree, but for text, which is also
-/// compared with the text of a number or a boolean.
+/// Returns whether a field of value `own` equals `asked`. Types must agree, but for text, which is
+/// also compared with the text of a number or a boolean.
 fn equal(own: &Scalar, asked: &Scalar) -> bool {
     match (own, asked) {
         (Scalar::String(own), Scalar::Number(_) | Scalar::Bool(_)) => *own == asked.to_string(),

@@ -1,4 +1,4 @@
-//! Signals made of a seed and a position. Every value is a pure function, computed in O(1).
+//! Signals from a seed and a position. Every value is a pure function, computed in O(1).
 //!
 //! Only basic arithmetic is used, no `sin` and the like: IEEE 754 fixes its results to the last
 //! bit, so that a value is the same on every machine.
@@ -12,12 +12,12 @@ const HOUR: Millis = 3_600_000;
 const DAY: Millis = 24 * HOUR;
 const POINTS_A_DAY: f64 = (DAY / INTERVAL) as f64;
 
-/// What a random draw is for. Draws for different ends are independent.
+/// The purpose of a random draw. Draws for different purposes are independent.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Salt {
-    /// When in the interval a series has its points.
+    /// The offset of a series' points in the interval.
     Phase = 1,
-    /// How late a point comes in.
+    /// The delay of a point.
     Delay,
     /// Whether a series has gaps at all.
     Gappy,
@@ -35,7 +35,7 @@ pub(super) enum Salt {
     Reset,
 }
 
-/// The finalizer of splitmix64 (Steele, Lea and Flood, 2014).
+/// Applies the finalizer of splitmix64 (Steele, Lea and Flood, 2014).
 fn mix(n: u64) -> u64 {
     let z = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -43,17 +43,17 @@ fn mix(n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The seed that belongs to `text`.
+/// Returns the seed that belongs to `text`.
 pub(super) fn seed(text: &str) -> u64 {
     text.bytes().fold(0, |seed, b| mix(seed ^ u64::from(b)))
 }
 
-/// A random number for position `n`.
+/// Returns a random number for position `n`.
 fn draw(seed: u64, salt: Salt, n: i64) -> u64 {
     mix(mix(seed ^ salt as u64) ^ n.cast_unsigned())
 }
 
-/// A random number for position `n`, from 0 up to but without 1.
+/// Returns a random number for position `n`, from 0 up to but without 1.
 pub(super) fn unit(seed: u64, salt: Salt, n: i64) -> f64 {
     to_unit(draw(seed, salt, n))
 }
@@ -66,11 +66,11 @@ fn to_unit(bits: u64) -> f64 {
 /// Something that happens now and then: at most once in each block of points.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Episodes {
-    /// What its draws are for.
+    /// The purpose of its draws.
     pub(super) salt: Salt,
     /// Points in a block.
     pub(super) block: u32,
-    /// How likely it happens in a block.
+    /// The probability per block.
     pub(super) chance: f64,
     /// Fewest points it lasts.
     pub(super) shortest: u32,
@@ -79,7 +79,7 @@ pub(super) struct Episodes {
 }
 
 impl Episodes {
-    /// How far point `k` is into an episode, between 0 and 1, if it lies in one.
+    /// Returns how far point `k` is into an episode, between 0 and 1, if it lies in one.
     pub(super) fn progress(&self, seed: u64, k: i64) -> Option<f64> {
         let block = i64::from(self.block);
         let bits = draw(seed, self.salt, k.div_euclid(block));
@@ -104,14 +104,14 @@ const BURSTS: Episodes = Episodes {
     longest: 40,
 };
 
-/// How the values of a series behave.
+/// The behaviour of a series' values.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shape {
     /// They go up and down.
     Level(SignalLevel),
     /// They count up in whole numbers and start at 0 once a day, as of a daily restart.
     Counter {
-        /// What a usual day counts.
+        /// The count of a usual day.
         per_day: f64,
     },
     /// They fall until a clean-up brings them up again.
@@ -130,15 +130,15 @@ pub(super) enum Shape {
 pub(super) struct SignalLevel {
     /// The value on a quiet night.
     pub(super) base: f64,
-    /// What the busiest hour of a working day adds.
+    /// The addition in the busiest hour of a working day.
     pub(super) swing: f64,
-    /// How far it drifts over minutes.
+    /// The drift over minutes.
     pub(super) wander: f64,
-    /// How far it jumps from point to point.
+    /// The jump from point to point.
     pub(super) noise: f64,
-    /// What the rarest of points add.
+    /// The addition of the rarest points.
     pub(super) tail: f64,
-    /// What the height of a burst adds.
+    /// The addition at the height of a burst.
     pub(super) burst: f64,
     /// The lowest and the highest value there can be.
     pub(super) bounds: (f64, f64),
@@ -153,12 +153,12 @@ pub(super) struct SignalPlace {
     pub(super) k: i64,
     /// Its time.
     pub(super) time: Millis,
-    /// How far local time is ahead.
+    /// The offset of local time.
     pub(super) shift: Millis,
 }
 
 impl Shape {
-    /// The value at `place` of the series with `seed`.
+    /// Returns the value at `place` of the series with `seed`.
     pub(super) fn value(&self, seed: u64, place: SignalPlace) -> f64 {
         match self {
             Self::Level(level) => level.value(seed, place),
@@ -195,8 +195,8 @@ impl SignalLevel {
     }
 }
 
-/// What a counter has counted since its last restart. A steady part makes up for any jitter, so
-/// that it never falls in between.
+/// Returns what a counter has counted since its last restart. A steady part makes up for any
+/// jitter, so that it never falls in between.
 fn counter(per_day: f64, seed: u64, place: SignalPlace) -> f64 {
     const STEADY: f64 = 0.3;
     let since = since_reset(seed, place.time, DAY);
@@ -211,7 +211,7 @@ fn counter(per_day: f64, seed: u64, place: SignalPlace) -> f64 {
     (scale * (steady + busy + jitter)).floor()
 }
 
-/// The time since the last reset of a series that resets every `period`.
+/// Returns the time since the last reset of a series that resets every `period`.
 fn since_reset(seed: u64, time: Millis, period: Millis) -> Millis {
     let offset = (unit(seed, Salt::Reset, 0) * period as f64) as Millis;
     (time - offset).rem_euclid(period)
@@ -227,19 +227,19 @@ fn smooth(x: f64) -> f64 {
     x * x * (3.0 - 2.0 * x)
 }
 
-/// The day of `local` as it is lived, from 2 at night, and the part of it that has passed.
+/// Returns the day of `local` as it is lived, from 2 at night, and the part of it that has passed.
 fn lived_day(local: Millis) -> (i64, f64) {
     let awake = local - 2 * HOUR;
     let passed = awake.rem_euclid(DAY) as f64 / DAY as f64;
     (awake.div_euclid(DAY), passed)
 }
 
-/// How much goes on: 0 at 2 at night, 1 at 2 in the afternoon, nearly a sine in between.
+/// Returns how much goes on: 0 at 2 at night, 1 at 2 in the afternoon, nearly a sine in between.
 fn activity(local: Millis) -> f64 {
     smooth(rise_and_fall(lived_day(local).1))
 }
 
-/// The integral of [`activity`] over days, from the epoch to `local`.
+/// Returns the integral of [`activity`] over days, from the epoch to `local`.
 fn activity_until(local: Millis) -> f64 {
     // Up to noon the integral of smooth(2u); after it, what is left to the half of the whole day.
     let rising = |u: f64| {
@@ -255,7 +255,7 @@ fn activity_until(local: Millis) -> f64 {
     day as f64 * 0.5 + today
 }
 
-/// The share of usual activity on the day of the week. It changes at the quietest hour.
+/// Returns the share of usual activity on the day of the week. It changes at the quietest hour.
 fn weekly(local: Millis) -> f64 {
     let (day, _) = lived_day(local);
     // Day 0, the first of January 1970, was a Thursday.

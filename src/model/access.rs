@@ -1,4 +1,4 @@
-//! Hashes of what clients prove themselves with.
+//! Hashes of clients' credentials.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ impl TokenHash {
         })
     }
 
-    /// The hash itself.
+    /// Returns the hash itself.
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -53,7 +53,7 @@ pub struct PasswordHash {
 impl PasswordHash {
     /// Reads a hash such as `$2b$12$…`. The error does not repeat `text`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        // $2x$ are hashes of an implementation that was wrong.
+        // $2x$ marks hashes of a faulty implementation.
         let known = ["$2a$", "$2b$", "$2y$"].iter().any(|v| text.starts_with(v));
         let parts = text.parse::<bcrypt::HashParts>().ok().filter(|_| known);
         match parts.map(|parts| parts.get_cost()) {
@@ -70,18 +70,18 @@ impl PasswordHash {
         }
     }
 
-    /// The hash of no password, which is as much work as one of `cost`.
+    /// Returns the hash of no password, which is as much work as one of `cost`.
     pub fn decoy(cost: u32) -> Self {
         let text = format!("$2b${cost:02}${:.<53}", "");
         Self { text, cost }
     }
 
-    /// The hash as it is written.
+    /// Returns the hash as it is written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The base-2 logarithm of the work it takes.
+    /// Returns the base-2 logarithm of the work it takes.
     pub fn cost(&self) -> u32 {
         self.cost
     }

@@ -1,11 +1,11 @@
-//! Addresses that a client must not lead us to.
+//! Addresses that clients must not make Heliostat connect to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// Services that hand out credentials to whoever asks from the machine: of most clouds, of ECS and
-/// EKS, of Azure, Oracle and Alibaba.
+/// Metadata services, which give credentials to any process on the machine: those of most clouds,
+/// of ECS and EKS, of Azure, Oracle and Alibaba.
 const METADATA: [IpAddr; 9] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
@@ -18,8 +18,8 @@ const METADATA: [IpAddr; 9] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
 ];
 
-/// What `ip` is, if it is nothing that a client may lead us to: not the public internet and in
-/// none of `networks`. A metadata service has to be named by a network of its own.
+/// Returns what `ip` is, if it is nothing that a client may lead us to: not the public internet and
+/// in none of `networks`. A metadata service has to be named by a network of its own.
 pub fn refused(ip: IpAddr, networks: &[IpNet]) -> Option<&'static str> {
     let ip = canonical(ip);
     let within = |net: &&IpNet| net.contains(&ip);
@@ -35,8 +35,8 @@ pub fn refused(ip: IpAddr, networks: &[IpNet]) -> Option<&'static str> {
     what.filter(|_| !networks.iter().any(|net| within(&net)))
 }
 
-/// The IPv4 address that an IPv6 address is another spelling of: mapped (RFC 4291), translated
-/// (RFC 6052) or tunnelled (6to4, RFC 3056).
+/// Returns the IPv4 address that an IPv6 address is another spelling of: mapped (RFC 4291),
+/// translated (RFC 6052) or tunnelled (6to4, RFC 3056).
 fn canonical(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip.to_canonical() else {
         return ip.to_canonical();
@@ -53,7 +53,7 @@ fn canonical(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// By the registry of special-purpose addresses (RFC 6890).
+/// Follows the registry of special-purpose addresses (RFC 6890).
 fn special_v4(ip: Ipv4Addr) -> Option<&'static str> {
     let what = match ip.octets() {
         [0, ..] => "unspecified",

@@ -1,4 +1,4 @@
-//! One error type: what happened, whose doing it was, and whether asking again may help.
+//! The one error type: what happened, who has to act, and whether a retry may help.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use super::raw_response::RawResponse;
 
-/// What went wrong. The front has the only map from kinds to HTTP statuses.
+/// The kind of an error. The front has the only map from kinds to HTTP statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Malformed JSON, or a field that is missing or bad.
+    /// Malformed JSON, or a field that is missing or invalid.
     InvalidRequest,
-    /// A valid token or password is needed; the subject is the schemes of `Authorization` that are
-    /// known, such as `Bearer Basic`.
+    /// A valid token or password is required; the subject lists the accepted schemes of
+    /// `Authorization`, such as `Bearer Basic`.
     Unauthenticated,
-    /// The client's address may not ask this API, or nobody may.
+    /// The client's address has no access to this API, or the API is closed.
     ClientNotAllowed,
-    /// The connection details name a target that may not be reached.
+    /// The connection details name a target that is not allowed.
     TargetNotAllowed,
     /// The upstream cannot express the selector, or does not know the metric.
     MetricNotFound,
@@ -34,7 +34,7 @@ pub enum Kind {
     TooManyPoints,
     /// The client did not send its request in time.
     RequestTimeout,
-    /// We have as many requests in hand as we admit.
+    /// As many requests are in flight as are admitted.
     Overloaded,
     /// The queue or the budget of the upstream is spent.
     UpstreamBudget,
@@ -42,29 +42,29 @@ pub enum Kind {
     UpstreamBusy,
     /// The upstream could not be reached, or the connection broke.
     UpstreamUnreachable,
-    /// The upstream answered an error, or something that is not an answer.
+    /// The upstream answered with an error, or with something invalid.
     UpstreamFailed,
     /// The upstream's answer is larger than `max_response`.
     AnswerTooLarge,
     /// The deadline passed.
     DeadlineExceeded,
-    /// A fault of our own.
+    /// A bug in Heliostat.
     Internal,
 }
 
-/// Who has to change something for the request to succeed.
+/// The party that has to change something for the request to succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// The client that asked.
+    /// The client.
     Client,
-    /// The upstream that was asked.
+    /// The upstream.
     Upstream,
     /// Heliostat itself.
     Us,
 }
 
 impl Kind {
-    /// Who has to change something.
+    /// Returns the party that has to change something.
     pub fn origin(self) -> Origin {
         match self {
             Self::InvalidRequest
@@ -89,27 +89,27 @@ impl Kind {
     }
 }
 
-/// An error that a client can be told.
+/// An error, fit to be shown to a client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
-    /// What went wrong.
+    /// Its kind.
     pub kind: Kind,
-    /// A sentence for the client; never holds a secret.
+    /// A sentence for the client; never contains a secret.
     pub message: String,
     /// JSON path of the field at fault, such as `query.startTime`.
     pub field: Option<String>,
     /// The metric or the field type that the error is about, where its body names one.
     pub subject: Option<String>,
-    /// When asking again may help, if that is known.
+    /// The time after which a retry may help, if known.
     pub retry_after: Option<Duration>,
-    /// Whether the same attempt may succeed if it is made again at once.
+    /// Whether an immediate retry may succeed.
     pub retryable: bool,
-    /// What the upstream answered, for clients that speak its own API.
+    /// The upstream's answer, for clients of its own API.
     pub said: Option<Arc<RawResponse>>,
 }
 
 impl Error {
-    /// An error of `kind`, said in `message`.
+    /// Creates an error of `kind`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -122,28 +122,29 @@ impl Error {
         }
     }
 
-    /// A bad field of a request: `path` names it, `message` says what is allowed.
+    /// Creates an error about an invalid field of a request: `path` names it, `message` says what is
+    /// allowed.
     pub fn invalid(path: impl Into<String>, message: impl Into<String>) -> Self {
         let mut error = Self::new(Kind::InvalidRequest, message);
         error.field = Some(path.into());
         error
     }
 
-    /// The same error about `subject`.
+    /// Returns the same error about `subject`.
     #[must_use]
     pub fn about(mut self, subject: impl Into<String>) -> Self {
         self.subject = Some(subject.into());
         self
     }
 
-    /// The same error, worth another attempt or not.
+    /// Returns the same error, retryable or not.
     #[must_use]
     pub fn retryable(mut self, retryable: bool) -> Self {
         self.retryable = retryable;
         self
     }
 
-    /// The same error with a time after which asking again may help.
+    /// Returns the same error with a time after which a retry may help.
     #[must_use]
     pub fn retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;

@@ -1,4 +1,4 @@
-//! Fields, their values, and how a long list of values is folded into prefixes.
+//! Fields, their values, and the folding of long lists of values into prefixes.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -26,7 +26,7 @@ pub struct Field {
 }
 
 impl Field {
-    /// A text field that is not classified.
+    /// Returns a text field that is not classified.
     pub fn text(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -46,7 +46,7 @@ pub enum FieldValue {
 }
 
 impl FieldValue {
-    /// The value, or the start that it stands for.
+    /// Returns the value, or the start that it stands for.
     pub fn text(&self) -> &str {
         match self {
             Self::Complete(text) | Self::Prefix(text) => text,
@@ -64,7 +64,7 @@ pub struct FieldValues {
 }
 
 impl FieldValues {
-    /// The answer to a query for at most `limit` values that start with `prefix`, after the
+    /// Returns the answer to a query for at most `limit` values that start with `prefix`, after the
     /// first `offset` of them, out of `all` values in the order they are to be shown.
     ///
     /// Where more match than fit, values with a common start are folded into prefixes, as many
@@ -124,8 +124,8 @@ impl<'a> Group<'a> {
         Self { values, shared }
     }
 
-    /// The groups that differ in the character after the shared start. A value that ends there
-    /// is a group of its own.
+    /// Returns the groups that differ in the character after the shared start. A value that ends
+    /// there is a group of its own.
     fn split(&self) -> Vec<Self> {
         let next = |v: &&str| v.get(self.shared..).and_then(|rest| rest.chars().next());
         self.values
@@ -156,8 +156,8 @@ impl PartialEq for Group<'_> {
 
 impl Eq for Group<'_> {}
 
-/// The folding of `values` into at most `limit` entries that splits the largest groups first, or
-/// `None` where even the first split has more.
+/// Returns the folding of `values` into at most `limit` entries that splits the largest groups
+/// first, or `None` where even the first split has more.
 fn folded(values: &[&str], limit: usize) -> Option<Vec<FieldValue>> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();

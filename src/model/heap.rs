@@ -1,4 +1,4 @@
-//! What the allocator takes for what is held.
+//! The memory that the allocator uses for data on the heap.
 
 use http::{HeaderName, HeaderValue};
 

@@ -1,6 +1,6 @@
-//! What every other module speaks of: time, points, selectors, queries and errors.
+//! The types that all other modules share: time, points, selectors, queries and errors.
 //!
-//! Nothing here does I/O, and no value of these types can be wrong once it exists.
+//! Nothing here does I/O, and values of these types are always valid.
 
 pub mod access;
 pub mod address;

@@ -27,8 +27,8 @@ impl Points {
         }
     }
 
-    /// Points from pairs in any order. Pairs of one time keep their order; values that are not
-    /// finite are left out.
+    /// Returns the points from pairs in any order. Pairs of one time keep their order; values that
+    /// are not finite are left out.
     pub fn from_unsorted(mut pairs: Vec<(Millis, f64)>) -> Self {
         if !pairs.is_sorted_by_key(|p| p.0) {
             pairs.sort_by_key(|p| p.0);
@@ -56,7 +56,8 @@ impl Points {
         points
     }
 
-    /// The points of all of `parts` in order of time, those of one time in the order of the parts.
+    /// Returns the points of all of `parts` in order of time, those of one time in the order of the
+    /// parts.
     pub fn merged(mut parts: Vec<Self>) -> Self {
         if parts.len() < 2 {
             return parts.pop().unwrap_or_default();
@@ -82,12 +83,12 @@ impl Points {
         }
     }
 
-    /// How many points there are.
+    /// Returns how many points there are.
     pub fn len(&self) -> usize {
         self.times.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.times.is_empty()
     }
@@ -102,19 +103,19 @@ impl Points {
         &self.values
     }
 
-    /// Times and values, side by side.
+    /// Returns the times and values, side by side.
     pub fn iter(&self) -> impl Iterator<Item = (Millis, f64)> + '_ {
         self.times.iter().copied().zip(self.values.iter().copied())
     }
 
-    /// The positions of the points that lie in `range`.
+    /// Returns the positions of the points that lie in `range`.
     pub fn within(&self, range: &TimeRange) -> Range<usize> {
         let start = self.times.partition_point(|&t| t < range.start());
         let end = self.times.partition_point(|&t| t < range.end());
         start..end.max(start)
     }
 
-    /// A copy of the points that lie in `range`.
+    /// Returns a copy of the points that lie in `range`.
     pub fn clipped(&self, range: &TimeRange) -> Self {
         let mut points = Self::new();
         points.extend(self, self.within(range));
@@ -127,7 +128,7 @@ impl Points {
         self.values.shrink_to_fit();
     }
 
-    /// Bytes that the columns hold on the heap.
+    /// Returns the bytes that the columns hold on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.times.capacity() * size_of::<Millis>() + self.values.capacity() * size_of::<f64>()
     }
@@ -138,7 +139,7 @@ impl Points {
 pub struct Bucket {
     /// The aggregated value; finite.
     pub value: f64,
-    /// What the value covers.
+    /// The range that the value covers.
     pub range: TimeRange,
 }
 

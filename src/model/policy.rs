@@ -1,5 +1,4 @@
-//! How an upstream is treated: what is kept for how long, how it is read, what it may be burdened
-//! with.
+//! Policies for an upstream: freshness of its data, the way it is read, limits on its load.
 
 use std::time::Duration;
 
@@ -12,15 +11,15 @@ use super::time::{Millis, Step};
 pub struct Freshness {
     /// Data older than this, in milliseconds, no longer changes.
     pub settle: Millis,
-    /// For how long data that may still change is served.
+    /// How long data that may still change is served.
     pub refresh: Duration,
-    /// For how long expired data is served while the upstream fails.
+    /// How long expired data is served while the upstream fails.
     pub max_stale: Duration,
-    /// For how long after its refresh expired data is served at once, and fetched meanwhile.
+    /// How long expired data is served at once while it is refreshed.
     pub stale_while_revalidate: Duration,
-    /// For how long settled data is kept.
+    /// How long settled data is kept.
     pub history_ttl: Duration,
-    /// For how long field names and values are kept.
+    /// How long field names and values are kept.
     pub metadata_ttl: Duration,
 }
 
@@ -37,7 +36,7 @@ impl Default for Freshness {
     }
 }
 
-/// How an upstream is asked, and how its data is read.
+/// The way an upstream is queried and its data is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The native distance of points.
@@ -46,15 +45,15 @@ pub struct Reading {
     pub aggregate: Aggregate,
     /// Most points, by range and interval, that a query may read raw.
     pub raw_points_max: u32,
-    /// What several matching series become.
+    /// The treatment of several matching series.
     pub multi_series: MultiSeries,
-    /// Whether the newest bucket is shown while it fills.
+    /// Whether the newest bucket is included while it fills.
     pub incomplete_buckets: IncompleteBuckets,
     /// Most bytes of one response, after decompression.
     pub max_response: usize,
     /// Bounds of one range query.
     pub range_limits: RangeLimits,
-    /// Which times of a range query are answered.
+    /// The evaluation times of a range query.
     pub step_alignment: StepAlignment,
 }
 
@@ -91,18 +90,18 @@ impl Default for RangeLimits {
     }
 }
 
-/// Which of the times of a range query are answered.
+/// The evaluation times of a range query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepAlignment {
-    /// Those that were asked for.
+    /// Those requested.
     #[default]
     Exact,
-    /// Start and end are taken down to multiples of the step.
+    /// Start and end are rounded down to multiples of the step.
     Align,
 }
 
-/// Which clients are answered compressed, of those that ask for it.
+/// Which of the clients that accept compression get it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
@@ -128,7 +127,7 @@ pub enum Aggregate {
     Upstream,
 }
 
-/// What becomes of a selector that matches several series.
+/// The treatment of a selector that matches several series.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MultiSeries {
@@ -139,43 +138,43 @@ pub enum MultiSeries {
     Error,
 }
 
-/// Whether the newest bucket is shown while it fills.
+/// Whether the newest bucket is included while it fills.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IncompleteBuckets {
-    /// It is.
+    /// It is included.
     #[default]
     Include,
     /// It is left out.
     Omit,
 }
 
-/// What an upstream may be burdened with, and what is done when it fails.
+/// Limits on the load of an upstream, and what happens when it fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// Most time of one attempt.
+    /// Longest time of one attempt.
     pub timeout: Duration,
     /// Attempts on top of the first.
     pub retries: u32,
     /// Mean calls a second.
     pub per_second: f64,
-    /// Calls that may come at once.
+    /// Calls that may be made at once.
     pub burst: u32,
     /// Calls in each hour of UTC.
     pub per_hour: Option<u32>,
     /// Calls in each day of UTC.
     pub per_day: Option<u32>,
-    /// Calls under way at once.
+    /// Most concurrent calls.
     pub max_concurrency: usize,
-    /// Whether fewer calls run at once while the upstream shows that it cannot cope.
+    /// Whether concurrency is reduced while the upstream fails or slows down.
     pub adaptive_concurrency: bool,
-    /// When an attempt is slow, so that another is made beside it; never, if `None`.
+    /// The time after which a second attempt is made beside a slow one; `None` for never.
     pub hedge_after: Option<Duration>,
-    /// Calls that may wait.
+    /// Most calls that wait.
     pub queue: usize,
-    /// Failures in a row after which a URL is left alone.
+    /// Failures in a row after which the breaker of a URL opens.
     pub breaker_failures: u32,
-    /// For how long it is left alone.
+    /// For how long it stays open.
     pub breaker_open: Duration,
 }
 

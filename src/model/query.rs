@@ -1,4 +1,4 @@
-//! What can be asked: metric values, field names, field values, and of whom.
+//! Queries: metric values, field names, field values, and the upstream they go to.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use super::statistic::Statistic;
 use super::target::TargetUrl;
 use super::time::{Millis, Step, TimeRange};
 
-/// How the points of an answer are laid out.
+/// The layout of the points of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// The points themselves.
+    /// Raw points.
     Raw,
-    /// One value a bucket of the epoch grid.
+    /// One value per bucket of the epoch grid.
     Buckets {
-        /// What a bucket is reduced to.
+        /// The statistic of a bucket.
         statistic: Statistic,
         /// The size of a bucket.
         size: Step,
@@ -26,28 +26,28 @@ pub enum Layout {
 /// A query for metric values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MetricQuery {
-    /// Which series.
+    /// The series.
     pub selector: Selector,
-    /// The field that holds the value, for stores with several.
+    /// The field with the value, for stores with several.
     pub metric_field: Option<String>,
-    /// The range asked for.
+    /// The requested range.
     pub range: TimeRange,
-    /// Most points to answer; at least 1.
+    /// Most points in the answer; at least 1.
     pub limit: Option<u32>,
     /// Raw points or buckets.
     pub layout: Layout,
 }
 
-/// What queries for field names and for field values have in common.
+/// The common part of queries for field names and field values.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Scope {
-    /// Only fields of series that meet it.
+    /// Only fields of matching series.
     pub selector: Selector,
     /// Only fields of series with points at or after it.
     pub start: Option<Millis>,
     /// Only fields of series with points before it.
     pub end: Option<Millis>,
-    /// Most entries to answer; at least 1.
+    /// Most entries in the answer; at least 1.
     pub limit: Option<u32>,
     /// Whether the most recently seen come first.
     pub latest_first: bool,
@@ -56,24 +56,24 @@ pub struct Scope {
 /// A query for the names of fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FieldNamesQuery {
-    /// Where to look.
+    /// The series and the range to search.
     pub scope: Scope,
 }
 
 /// A query for the values of one field.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FieldValuesQuery {
-    /// Where to look.
+    /// The series and the range to search.
     pub scope: Scope,
     /// The field.
     pub field: Field,
-    /// Only values that start so.
+    /// Only values with this prefix.
     pub prefix: String,
-    /// How many values to leave out at the start.
+    /// The number of values to skip.
     pub offset: u32,
 }
 
-/// What becomes of a NaN that a store holds.
+/// The treatment of NaN in a store's data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NanInterpretation {
     /// It is left out.
@@ -83,7 +83,7 @@ pub enum NanInterpretation {
     Zero,
 }
 
-/// A request's `connectionDetails`, read as far as they concern us.
+/// The `connectionDetails` of a request, as far as they concern Heliostat.
 #[derive(Clone, Default, PartialEq)]
 pub struct Details {
     /// The upstream by its configured name.
@@ -92,14 +92,14 @@ pub struct Details {
     pub url: Option<TargetUrl>,
     /// The client's own limit for the request.
     pub timeout: Option<Duration>,
-    /// What becomes of NaN.
+    /// The treatment of NaN.
     pub nan: NanInterpretation,
-    /// Everything but what picked the upstream, as the client sent it.
+    /// The rest, without what selected the upstream, as the client sent it.
     pub rest: serde_json::Map<String, serde_json::Value>,
 }
 
 impl fmt::Debug for Details {
-    /// What clients send besides may hold secrets.
+    /// Omits the details, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Details")
             .field("upstream", &self.upstream)

@@ -1,4 +1,4 @@
-//! Which series a query means: typed conditions in one canonical form.
+//! The series of a query: typed conditions in one canonical form.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,14 +10,14 @@ use super::heap::heap_block;
 pub struct Number(f64);
 
 impl Number {
-    /// `value`, or `None` where it is not finite.
+    /// Returns `value`, or `None` where it is not finite.
     pub fn new(value: f64) -> Option<Self> {
         value
             .is_finite()
             .then_some(Self(if value == 0.0 { 0.0 } else { value }))
     }
 
-    /// The number itself.
+    /// Returns the number itself.
     pub fn get(self) -> f64 {
         self.0
     }
@@ -61,8 +61,8 @@ pub enum Scalar {
 }
 
 impl fmt::Display for Scalar {
-    /// The value as text, as a label store would hold it: no quotes, whole numbers without a
-    /// fraction.
+    /// Returns the value as text, as a label store would hold it: no quotes, whole numbers without
+    /// a fraction.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::String(s) => f.write_str(s),
@@ -72,18 +72,18 @@ impl fmt::Display for Scalar {
     }
 }
 
-/// What a condition asks of its field.
+/// The test of a condition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Test {
     /// The field equals the value.
     Is(Scalar),
-    /// The field equals one of the values (`InSetValue`); sorted, no duplicates. An empty set
-    /// is met by nothing.
+    /// The field equals one of the values (`InSetValue`); sorted, no duplicates. An empty set matches
+    /// nothing.
     In(Vec<Scalar>),
 }
 
 impl Test {
-    /// The values of which the field must equal one.
+    /// Returns the values of which the field must equal one.
     pub fn values(&self) -> &[Scalar] {
         match self {
             Self::Is(value) => std::slice::from_ref(value),
@@ -92,12 +92,12 @@ impl Test {
     }
 }
 
-/// One condition: a field and what it must equal.
+/// One condition: a field and the values that it must equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Condition {
     /// Name of the field.
     pub key: String,
-    /// What it must equal.
+    /// The values that it must equal.
     pub test: Test,
 }
 
@@ -107,7 +107,7 @@ pub struct Condition {
 pub struct Selector(Vec<Condition>);
 
 impl Selector {
-    /// The canonical form of `conditions`: sorted, without duplicates, sets of one value as
+    /// Returns the canonical form of `conditions`: sorted, without duplicates, sets of one value as
     /// that value.
     pub fn new(mut conditions: Vec<Condition>) -> Self {
         for condition in &mut conditions {
@@ -126,12 +126,12 @@ impl Selector {
         Self(conditions)
     }
 
-    /// The conditions in canonical order.
+    /// Returns the conditions in canonical order.
     pub fn conditions(&self) -> &[Condition] {
         &self.0
     }
 
-    /// Bytes that it holds on the heap, about.
+    /// Returns the bytes that it holds on the heap, about.
     pub fn heap_bytes(&self) -> usize {
         let text = |scalar: &Scalar| match scalar {
             Scalar::String(text) => heap_block(text.capacity()),

@@ -1,4 +1,4 @@
-//! A setting in effect, for those who look at a configuration.
+//! A setting in effect, for displays of the configuration.
 
 use serde::Serialize;
 
@@ -9,14 +9,14 @@ pub struct Setting {
     pub key: String,
     /// The value as TOML; `(secret)` in place of a secret.
     pub value: String,
-    /// What set it.
+    /// The origin of the value.
     pub origin: SettingOrigin,
     /// Where exactly: `FILE:LINE`, or the name of a variable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
 }
 
-/// What set a key of the configuration.
+/// The origin of a value of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SettingOrigin {

@@ -47,7 +47,7 @@ impl Statistic {
         Self::Count,
     ];
 
-    /// The quantile in `0..=1` of a percentile, `None` for the other statistics.
+    /// Returns the quantile in `0..=1` of a percentile, `None` for the other statistics.
     pub fn quantile(self) -> Option<f64> {
         match self {
             Self::P25 => Some(0.25),
@@ -61,7 +61,7 @@ impl Statistic {
         }
     }
 
-    /// The statistic that makes an exact value of a larger bucket out of the values of the
+    /// Returns the statistic that makes an exact value of a larger bucket out of the values of the
     /// smaller buckets it consists of, or `None` where none does.
     pub fn of_itself(self) -> Option<Self> {
         match self {

@@ -1,4 +1,4 @@
-//! Targets: where an upstream is, and which addresses a client may name.
+//! Targets: the addresses of upstreams, and those that clients may name.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ impl TargetUrl {
             return Err("names no host".into());
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("must not hold a user or a password; use `headers`".into());
+            return Err("must not contain a user or a password; use `headers`".into());
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err("must not have a query or a fragment".into());
@@ -30,7 +30,7 @@ impl TargetUrl {
         Ok(Self(url))
     }
 
-    /// The URL of `path_and_query` below this one; `path_and_query` starts with `/`.
+    /// Returns the URL of `path_and_query` below this one; `path_and_query` starts with `/`.
     pub fn join(&self, path_and_query: &str) -> String {
         format!("{}{path_and_query}", self.as_str())
     }
@@ -40,7 +40,7 @@ impl TargetUrl {
         self.0.host_str().unwrap_or_default()
     }
 
-    /// Its host where that is an address and not a name.
+    /// Returns its host where that is an address and not a name.
     pub fn address(&self) -> Option<IpAddr> {
         match self.0.host()? {
             Host::Ipv4(ip) => Some(ip.into()),
@@ -49,18 +49,18 @@ impl TargetUrl {
         }
     }
 
-    /// Its port, or the one its scheme implies.
+    /// Returns its port, or the one its scheme implies.
     pub fn port(&self) -> u16 {
         self.0.port_or_known_default().unwrap_or(80)
     }
 
-    /// The URL as text, without a slash at its end.
+    /// Returns the URL as text, without a slash at its end.
     pub fn as_str(&self) -> &str {
         self.0.as_str().trim_end_matches('/')
     }
 }
 
-/// A pattern of targets: `host:port`, either of which may hold `*` for any text.
+/// A pattern of targets: `host:port`, either of which may contain `*` for any text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     host: String,
@@ -68,11 +68,11 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Reads `host:port`, or `None` where `text` is nothing of the kind.
+    /// Parses `host:port`, or returns `None` if `text` is something else.
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':').filter(|(host, port)| {
             let signs = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit() || b == b'*');
-            // One that no port can be is a mistake.
+            // A port that cannot exist is a mistake.
             let port_ok = signs && (port.contains('*') || port.parse::<u16>().is_ok_and(|p| p > 0));
             let bracketed = host.starts_with('[') && host.ends_with(']');
             let host_ok = !host.is_empty()
@@ -86,14 +86,14 @@ impl Pattern {
         })
     }
 
-    /// Whether `url` is a target that the pattern means.
+    /// Returns whether `url` matches the pattern.
     pub fn allows(&self, url: &TargetUrl) -> bool {
         let host = url.host().to_ascii_lowercase();
         glob(self.host.as_bytes(), host.as_bytes())
             && glob(self.port.as_bytes(), url.port().to_string().as_bytes())
     }
 
-    /// Whether the pattern allows `url` and says its host letter by letter.
+    /// Returns whether the pattern matches `url` and names its host literally.
     pub fn names(&self, url: &TargetUrl) -> bool {
         !self.host.contains('*') && self.allows(url)
     }
@@ -105,7 +105,7 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Whether `text` fits `pattern`, in which `*` stands for any bytes.
+/// Returns whether `text` fits `pattern`, in which `*` stands for any bytes.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,

@@ -26,12 +26,13 @@ impl TimeRange {
         end: MAX_TIME,
     };
 
-    /// `[start, end)`, or `None` where it would be reversed or out of the representable span.
+    /// Returns `[start, end)`, or `None` where it would be reversed or out of the representable
+    /// span.
     pub fn new(start: Millis, end: Millis) -> Option<Self> {
         (start <= end && start >= -LIMIT && end <= LIMIT).then_some(Self { start, end })
     }
 
-    /// `[start, end)`, or the empty range at `start` where `end` comes before it.
+    /// Returns `[start, end)`, or the empty range at `start` where `end` comes before it.
     pub fn clamped(start: Millis, end: Millis) -> Self {
         let start = start.clamp(-LIMIT, LIMIT);
         Self {
@@ -55,29 +56,29 @@ impl TimeRange {
         self.end - self.start
     }
 
-    /// Whether no instant lies in it.
+    /// Returns whether no instant lies in it.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// Whether `t` lies in it.
+    /// Returns whether `t` lies in it.
     pub fn holds(&self, t: Millis) -> bool {
         self.start <= t && t < self.end
     }
 
-    /// Whether all of `other` lies in it; the empty range lies in every range.
+    /// Returns whether all of `other` lies in it; the empty range lies in every range.
     pub fn covers(&self, other: &Self) -> bool {
         other.is_empty() || (self.start <= other.start && other.end <= self.end)
     }
 
-    /// The instants in both, or `None` where there are none.
+    /// Returns the instants in both, or `None` where there are none.
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end.min(other.end);
         (start < end).then_some(Self { start, end })
     }
 
-    /// The smallest range that holds both.
+    /// Returns the smallest range that holds both.
     pub fn hull(&self, other: &Self) -> Self {
         Self {
             start: self.start.min(other.start),
@@ -85,7 +86,7 @@ impl TimeRange {
         }
     }
 
-    /// The smallest range on the grid of `step` that holds it; the empty range stays empty.
+    /// Returns the smallest range on the grid of `step` that holds it; the empty range stays empty.
     pub fn aligned(&self, step: Step) -> Self {
         if self.is_empty() {
             return Self::clamped(step.floor(self.start), step.floor(self.start));
@@ -112,7 +113,7 @@ impl Step {
         None => Self(NonZeroI64::MAX),
     };
 
-    /// A step of `millis`, or `None` outside `1..=MAX_TIME`.
+    /// Returns a step of `millis`, or `None` outside `1..=MAX_TIME`.
     pub fn new(millis: Millis) -> Option<Self> {
         (1..=MAX_TIME)
             .contains(&millis)
@@ -120,7 +121,7 @@ impl Step {
             .flatten()
     }
 
-    /// Its length in milliseconds.
+    /// Returns its length in milliseconds.
     pub fn millis(&self) -> Millis {
         self.0.get()
     }
@@ -134,17 +135,17 @@ impl Step {
         Self::new(millis).unwrap_or(*self)
     }
 
-    /// The number of the cell that holds `t`: cell `k` is `[k·step, (k+1)·step)`.
+    /// Returns the number of the cell that holds `t`: cell `k` is `[k·step, (k+1)·step)`.
     pub fn index(&self, t: Millis) -> i64 {
         t.div_euclid(self.millis())
     }
 
-    /// The last grid line at or before `t`.
+    /// Returns the last grid line at or before `t`.
     pub fn floor(&self, t: Millis) -> Millis {
         t - t.rem_euclid(self.millis())
     }
 
-    /// The first grid line at or after `t`.
+    /// Returns the first grid line at or after `t`.
     pub fn ceil(&self, t: Millis) -> Millis {
         let floor = self.floor(t);
         if floor == t {
@@ -160,7 +161,7 @@ impl Step {
         TimeRange::clamped(start, start.saturating_add(self.millis()))
     }
 
-    /// How many cells intersect `range`.
+    /// Returns how many cells intersect `range`.
     pub fn cells_in(&self, range: &TimeRange) -> u64 {
         let aligned = range.aligned(*self);
         (aligned.millis() / self.millis()).unsigned_abs()
@@ -172,7 +173,7 @@ impl Step {
 pub struct RangeSet(Vec<TimeRange>);
 
 impl RangeSet {
-    /// The empty set.
+    /// Returns the empty set.
     pub fn new() -> Self {
         Self::default()
     }
@@ -214,7 +215,7 @@ impl RangeSet {
         }
     }
 
-    /// The instants of `range` that are not in the set.
+    /// Returns the instants of `range` that are not in the set.
     pub fn missing_from(&self, range: TimeRange) -> Self {
         let mut rest = Self::from(range);
         for r in &self.0 {
@@ -223,22 +224,22 @@ impl RangeSet {
         rest
     }
 
-    /// Whether every instant of `range` is in the set.
+    /// Returns whether every instant of `range` is in the set.
     pub fn covers(&self, range: &TimeRange) -> bool {
         range.is_empty() || self.0.iter().any(|r| r.covers(range))
     }
 
-    /// Its ranges, ascending.
+    /// Returns its ranges, ascending.
     pub fn iter(&self) -> impl Iterator<Item = &TimeRange> {
         self.0.iter()
     }
 
-    /// Its ranges, ascending.
+    /// Returns its ranges, ascending.
     pub fn ranges(&self) -> &[TimeRange] {
         &self.0
     }
 
-    /// Whether it holds no instant.
+    /// Returns whether it holds no instant.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

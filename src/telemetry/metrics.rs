@@ -325,7 +325,7 @@ pub struct LevelMetrics {
 }
 
 impl LevelMetrics {
-    /// The metrics of `level`.
+    /// Returns the metrics of `level`.
     pub fn new(level: &'static str) -> Self {
         let metrics = Self {
             level,

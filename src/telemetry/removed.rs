@@ -24,12 +24,12 @@ pub(super) fn is_back(name: &str) {
     gone().remove(name);
 }
 
-/// The text of `/metrics`.
+/// Returns the text of `/metrics`.
 pub fn render(registry: &PrometheusHandle) -> String {
     without(&gone(), registry.render())
 }
 
-/// `text` without the series of the upstreams that `gone` names.
+/// Returns `text` without the series of the upstreams that `gone` names.
 fn without(gone: &BTreeSet<String>, text: String) -> String {
     if gone.is_empty() {
         return text;

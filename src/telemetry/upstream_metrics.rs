@@ -46,7 +46,7 @@ struct Calls {
     refused: AtomicU64,
 }
 
-/// What was counted of one upstream since its settings took effect.
+/// Counts of one upstream since its settings took effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamTotals {
     /// Queries for which everything was cached and fresh.

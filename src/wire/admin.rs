@@ -6,7 +6,7 @@ use super::json::{Node, parse};
 use super::mirror::request::{reversed, selector};
 use crate::model::{Error, MAX_TIME, Selector, TimeRange};
 
-/// What is to be forgotten.
+/// The data to invalidate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Invalidate {
     /// Of which upstream.
@@ -75,7 +75,7 @@ pub fn read_level(body: &[u8]) -> Result<Level, Error> {
     })
 }
 
-/// The name of `level`.
+/// Returns the name of `level`.
 pub fn level_name(level: Level) -> &'static str {
     let found = LEVELS.iter().find(|(_, known)| *known == level);
     found.map_or("info", |(name, _)| name)
@@ -89,7 +89,7 @@ fn known_members(root: &Node<'_>, known: &[&str]) -> Result<(), Error> {
     match unknown {
         None => Ok(()),
         Some((name, _)) => {
-            let message = format!("is not known here; known are {}", known.join(", "));
+            let message = format!("is unknown; the known names are {}", known.join(", "));
             Err(Error::invalid(
                 name.chars().take(40).collect::<String>(),
                 message,
@@ -115,7 +115,7 @@ mod tests {
             ("{}", "upstream"),
             (
                 r#"{"upstream":"a","condition":[]}"#,
-                "condition: is not known",
+                "condition: is unknown",
             ),
             (
                 r#"{"upstream":"a","conditions":[],"query":"up"}"#,

@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crc32fast::Hasher;
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-/// How the body of a response is encoded.
+/// The encoding of a response body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
     /// Not at all.
@@ -29,7 +29,7 @@ pub struct PackedText {
     /// Length and checksum of the text.
     length: u32,
     crc: u32,
-    /// What a checksum is multiplied by when this text follows: see [`follow`].
+    /// The factor for a checksum that this text follows: see [`follow`].
     shift: u32,
 }
 
@@ -64,7 +64,7 @@ const ZSTD_HEAD: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
 const RAW_MAX: usize = 128 * 1024;
 
 impl Encoding {
-    /// Its name in HTTP; none for no encoding.
+    /// Returns its name in HTTP; none for no encoding.
     pub fn name(self) -> Option<&'static str> {
         match self {
             Self::Identity => None,
@@ -73,7 +73,7 @@ impl Encoding {
         }
     }
 
-    /// `text` packed, or `None` where that does not make it smaller.
+    /// Returns `text` packed, or `None` where that does not make it smaller.
     pub fn pack(self, text: &[u8]) -> Option<PackedText> {
         let bytes = match self {
             Self::Identity => None,
@@ -93,7 +93,7 @@ impl Encoding {
         })
     }
 
-    /// The body that `parts` make.
+    /// Returns the body that `parts` make.
     pub fn join(self, parts: impl IntoIterator<Item = Text>) -> Vec<Bytes> {
         let mut body = Vec::new();
         match self {
@@ -119,13 +119,13 @@ impl Encoding {
 }
 
 impl PackedText {
-    /// Bytes that it holds on the heap.
+    /// Returns the bytes that it holds on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.bytes.len()
     }
 }
 
-/// `text` as deflate blocks none of which is the last.
+/// Returns `text` as deflate blocks none of which is the last.
 fn deflated(text: &[u8]) -> Option<Vec<u8>> {
     let mut packer = Compress::new(Compression::new(DEFLATE_LEVEL), false);
     // With room for all, one call does it; more than this it never needs.
@@ -135,9 +135,10 @@ fn deflated(text: &[u8]) -> Option<Vec<u8>> {
     (status.ok()? == Status::Ok && whole).then_some(packed)
 }
 
-/// The checksum of a text with the checksum `crc` and of `packed` after it: polynomials over GF(2)
-/// modulo that of CRC-32, the lowest power in the highest bit (M. Adler, `crc32_combine_op` of
-/// zlib). Working out the factor, which depends on the length alone, takes ten times as long.
+/// Returns the checksum of a text with the checksum `crc` and of `packed` after it: polynomials
+/// over GF(2) modulo that of CRC-32, the lowest power in the highest bit (M. Adler,
+/// `crc32_combine_op` of zlib). Working out the factor, which depends on the length alone, takes
+/// ten times as long.
 fn follow(crc: u32, packed: &PackedText) -> u32 {
     let (mut product, mut power) = (0, crc);
     for bit in (0..u32::BITS).rev() {
@@ -176,7 +177,7 @@ fn gzip(parts: impl IntoIterator<Item = Text>, body: &mut Vec<Bytes>) {
     body.push(end.freeze());
 }
 
-/// What stands before the `length` bytes of a zstd frame of one raw block.
+/// Returns what stands before the `length` bytes of a zstd frame of one raw block.
 fn raw_frame(length: u32) -> Bytes {
     let mut head = BytesMut::with_capacity(12);
     head.put_slice(&ZSTD_HEAD);
@@ -186,7 +187,7 @@ fn raw_frame(length: u32) -> Bytes {
     head.freeze()
 }
 
-/// `text` in blocks of at most `most` bytes, with a `head` for the length of each.
+/// Returns `text` in blocks of at most `most` bytes, with a `head` for the length of each.
 fn in_blocks(text: &Bytes, most: usize, body: &mut Vec<Bytes>, head: impl Fn(u32) -> Bytes) {
     let mut rest = text.clone();
     while !rest.is_empty() {

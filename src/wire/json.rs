@@ -38,7 +38,7 @@ pub enum Json<'a> {
 }
 
 impl Json<'_> {
-    /// The member `key` of an object.
+    /// Returns the member `key` of an object.
     fn member(&self, key: &str) -> Option<&Self> {
         let Self::Object(members) = self else {
             return None;
@@ -47,7 +47,7 @@ impl Json<'_> {
         found.map(|(_, value)| value)
     }
 
-    /// It as a value that borrows nothing.
+    /// Returns it as a value that borrows nothing.
     pub fn to_value(&self) -> Value {
         match self {
             Self::Null => Value::Null,
@@ -131,7 +131,7 @@ enum JsonPath<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// The whole document.
+    /// Returns the whole document.
     pub fn root(value: &'a Json<'a>) -> Self {
         Self {
             value: Some(value),
@@ -139,7 +139,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Its path, such as `query.conditions[0].key`; `$` for the document.
+    /// Returns its path, such as `query.conditions[0].key`; `$` for the document.
     pub fn path(&self) -> String {
         let mut path = String::new();
         self.write_path(&mut path);
@@ -166,7 +166,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The member `key`, which may be absent.
+    /// Returns the member `key`, which may be absent.
     pub fn member(&'a self, key: &'a str) -> Self {
         Self {
             value: self.value.and_then(|v| v.member(key)),
@@ -174,27 +174,27 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The value, or `None` where it is absent or null.
+    /// Returns the value, or `None` where it is absent or null.
     pub fn value(&self) -> Option<&'a Json<'a>> {
         self.value.filter(|v| **v != Json::Null)
     }
 
-    /// Whether it is neither absent nor null.
+    /// Returns whether it is neither absent nor null.
     pub fn is_present(&self) -> bool {
         self.value().is_some()
     }
 
-    /// Whether it is an object.
+    /// Returns whether it is an object.
     pub fn is_object(&self) -> bool {
         matches!(self.value, Some(Json::Object(_)))
     }
 
-    /// Whether it is an array.
+    /// Returns whether it is an array.
     pub fn is_array(&self) -> bool {
         matches!(self.value, Some(Json::Array(_)))
     }
 
-    /// An error about this value: `expected` says what is allowed.
+    /// Returns an error about this value: `expected` says what is allowed.
     pub fn expected(&self, expected: impl fmt::Display) -> Error {
         let found = match self.value {
             None => "nothing".to_owned(),
@@ -203,7 +203,7 @@ impl<'a> Node<'a> {
         Error::invalid(self.path(), format!("expected {expected}, found {found}"))
     }
 
-    /// The members of an object.
+    /// Returns the members of an object.
     pub fn object(&self) -> Result<&'a [(Cow<'a, str>, Json<'a>)], Error> {
         match self.value {
             Some(Json::Object(members)) => Ok(members),
@@ -211,7 +211,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The elements of an array.
+    /// Returns the elements of an array.
     pub fn elements(&'a self) -> Result<impl Iterator<Item = Self>, Error> {
         let Some(Json::Array(array)) = self.value else {
             return Err(self.expected("an array"));
@@ -223,7 +223,7 @@ impl<'a> Node<'a> {
         Ok(array.iter().enumerate().map(element))
     }
 
-    /// A string.
+    /// Returns a string.
     pub fn string(&self) -> Result<&'a str, Error> {
         match self.value {
             Some(Json::String(s)) => Ok(s),
@@ -231,7 +231,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A string, or `None` where it is absent or null.
+    /// Returns a string, or `None` where it is absent or null.
     pub fn optional_string(&self) -> Result<Option<&'a str>, Error> {
         self.value().map(|_| self.string()).transpose()
     }
@@ -245,7 +245,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A whole number from `min` to `max`; `1.5e12` is one.
+    /// Returns a whole number from `min` to `max`; `1.5e12` is one.
     pub fn integer(&self, min: i64, max: i64) -> Result<i64, Error> {
         let whole = |n: &Number| {
             n.as_i64().or_else(|| {
@@ -263,7 +263,7 @@ impl<'a> Node<'a> {
             .ok_or_else(|| self.expected(format_args!("a whole number from {min} to {max}")))
     }
 
-    /// A number.
+    /// Returns a number.
     pub fn number(&self) -> Option<f64> {
         match self.value {
             Some(Json::Number(n)) => n.as_f64(),
@@ -271,13 +271,13 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A whole number from `min` to `max`, or `None` where it is absent or null.
+    /// Returns a whole number from `min` to `max`, or `None` where it is absent or null.
     pub fn optional_integer(&self, min: i64, max: i64) -> Result<Option<i64>, Error> {
         self.value().map(|_| self.integer(min, max)).transpose()
     }
 }
 
-/// `value` as JSON, cut short where it is long.
+/// Returns `value` as JSON, cut short where it is long.
 fn excerpt(value: &Json<'_>) -> String {
     const LONGEST: usize = 60;
     match value {

@@ -38,7 +38,7 @@ pub fn write_span(out: &mut Vec<u8>, start: Millis, end: Millis, value: f64) {
     out.push(b']');
 }
 
-/// The time, or the start, of the point that `text` begins with, as [`write_point`] and
+/// Returns the time, or the start, of the point that `text` begins with, as [`write_point`] and
 /// [`write_span`] write it.
 pub fn read_time(text: &[u8]) -> Option<Millis> {
     // A number is no longer than 24 bytes, so this looks at few.
@@ -55,8 +55,8 @@ pub fn read_time(text: &[u8]) -> Option<Millis> {
     Some(if negative { -time } else { time })
 }
 
-/// The whole number nearest to `number`, away from 0 where two are; `None` beyond `±9e15`, where
-/// doubles are no longer exact, and for NaN.
+/// Returns the whole number nearest to `number`, away from 0 where two are; `None` beyond `±9e15`,
+/// where doubles are no longer exact, and for NaN.
 pub fn whole(number: f64) -> Option<i64> {
     if number.abs() < 9.0e15 {
         // `f64::round` is a call where the processor has no instruction for it.

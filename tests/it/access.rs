@@ -180,7 +180,7 @@ async fn who_is_turned_away_is_told_in_the_words_of_the_api() {
         mirror.json(),
         json!({
             "_type": "RemoteMirrorError",
-            "summary": "A valid token or password is needed",
+            "summary": "A valid token or password is required",
             "details": "an Authorization header is required (access.mirror; Bearer)",
         })
     );

@@ -430,7 +430,7 @@ async fn browsers_and_wrong_requests_are_refused() {
     let misspelled = world.post("invalidate", &body).await;
     assert_eq!(misspelled.status, 400);
     assert!(
-        misspelled.text.contains("known are upstream"),
+        misspelled.text.contains("the known names are upstream"),
         "{}",
         misspelled.text
     );

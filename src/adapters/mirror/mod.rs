@@ -22,7 +22,7 @@ use crate::wire::mirror::points::{Telemetry, read_metric};
 use crate::wire::mirror::request;
 use crate::wire::mirror::response;
 
-/// Most pages that are read for one range before the rest counts as not to be had.
+/// Most pages read for one range; the rest counts as unavailable.
 const MAX_PAGES: u32 = 64;
 
 /// Speaks the mirror API to a backend.
@@ -118,7 +118,7 @@ fn exchange<T>(
     }
 }
 
-/// What every answer of a mirror has to pass before it is read.
+/// Checks an answer of a mirror before it is read.
 #[derive(Clone)]
 struct Checks {
     api_key: Option<Arc<Reloadable<String>>>,
@@ -146,7 +146,7 @@ impl Checks {
     }
 }
 
-/// The error in a response with an error status.
+/// Returns the error in a response with an error status.
 fn failure(response: &Response) -> Error {
     let Some(mut error) = response::read_error(&response.body) else {
         return garbage(response, "not an answer of the mirror API");
@@ -173,7 +173,7 @@ struct Pages {
     limit: u32,
 }
 
-/// What the pages so far held.
+/// The contents of the pages so far.
 #[derive(Clone, Default)]
 struct PageRead {
     times: Vec<Millis>,
@@ -221,7 +221,7 @@ fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
 }
 
 impl Pages {
-    /// The request for the page that starts at `start`, after what `so_far` holds.
+    /// Returns the request for the page that starts at `start`, after what `so_far` holds.
     fn exchange(&self, start: Millis, so_far: PageRead) -> Exchange<FetchResult> {
         let query = MetricQuery {
             selector: self.fetch.selector.clone(),
@@ -248,8 +248,8 @@ impl Pages {
             read_metric(&response.body).map_err(|e| garbage(response, &e.to_string()))?;
         let wrong = match (&telemetry.ends, self.fetch.layout) {
             (None, Layout::Raw) | (Some(_), Layout::Buckets { .. }) => None,
-            (None, _) => Some("raw points, buckets were asked for"),
-            (Some(_), _) => Some("buckets, raw points were asked for"),
+            (None, _) => Some("raw points instead of buckets"),
+            (Some(_), _) => Some("buckets instead of raw points"),
         };
         if let Some(wrong) = wrong {
             return Err(garbage(response, wrong));

@@ -135,7 +135,7 @@ impl<T> Envelope<'_, T> {
     }
 }
 
-/// The envelope of an answer of success, or the error that it speaks of.
+/// Returns the envelope of an answer of success, or the error that it speaks of.
 fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T>, Error> {
     if response.status.is_success() {
         let envelope: Envelope<'a, T> = serde_json::from_slice(&response.body)
@@ -149,24 +149,24 @@ fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T
     Err(error.unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API")))
 }
 
-/// Whether `response` has an envelope: `None` if not; else whether it is one of success that has
-/// nothing to warn of.
+/// Returns whether `response` has an envelope: `None` if not; else whether it is one of success
+/// that has nothing to warn of.
 pub(super) fn envelope(response: &Response) -> Option<bool> {
     let envelope: Envelope<'_, IgnoredAny> = serde_json::from_slice(&response.body).ok()?;
     Some(envelope.status == "success" && envelope.is_complete())
 }
 
-/// The error that `response`, which is none of success, speaks of, if it does so as Prometheus
-/// does.
+/// Returns the error that `response`, which is none of success, speaks of, if it does so as
+/// Prometheus does.
 pub(super) fn spoken_error(response: &Response) -> Option<Error> {
     let said: Envelope<'_, IgnoredAny> = serde_json::from_slice(&response.body).ok()?;
     (said.status == "error").then(|| failure(response, &said.error_type, &said.error))
 }
 
-/// How Prometheus and VictoriaMetrics say that a query is too large for them.
+/// Messages of Prometheus and VictoriaMetrics for queries that are too large.
 const TOO_MANY: [&str; 3] = ["too many samples", "too many points", "cannot exceed"];
 
-/// How VictoriaMetrics says that it cannot read a query. It gives the status 422 to that as to
+/// The message of VictoriaMetrics for a query that it cannot read. It gives the status 422 to that as to
 /// every other failure of a query.
 const UNREADABLE: [&str; 8] = [
     "unparsed data",

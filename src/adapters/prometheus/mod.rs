@@ -49,7 +49,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// An adapter for samples `interval` apart.
+    /// Returns an adapter for samples `interval` apart.
     pub fn new(interval: Step, single_series: bool) -> Self {
         Self {
             interval,
@@ -66,7 +66,7 @@ impl Prometheus {
         LONGEST_LOOKBACK.max(self.interval.times(20).millis())
     }
 
-    /// The samples of a gauge as they are stored.
+    /// Returns the samples of a gauge as they are stored.
     fn gauge(&self, selector: &str, fetch: &Fetch) -> Exchange<FetchResult> {
         let (range, nan, single) = (fetch.range, fetch.nan, self.single_series);
         exchange(samples_of(selector, &range), move |response| {
@@ -75,7 +75,8 @@ impl Prometheus {
         })
     }
 
-    /// The rate of a counter between each two consecutive samples, at the time of the later one.
+    /// Returns the rate of a counter between each two consecutive samples, at the time of the later
+    /// one.
     fn counter(&self, selector: &str, fetch: &Fetch) -> Exchange<FetchResult> {
         let range = fetch.range;
         let looked = TimeRange::clamped(range.start() - self.lookback(), range.end());
@@ -106,7 +107,7 @@ impl Prometheus {
         })
     }
 
-    /// The values of an expression on the grid of the interval.
+    /// Returns the values of an expression on the grid of the interval.
     fn expression(&self, expression: &str, fetch: &Fetch) -> Vec<Part> {
         let (nan, single, interval) = (fetch.nan, self.single_series, self.interval);
         steps(&fetch.range, interval, 0, MAX_STEPS)
@@ -243,11 +244,11 @@ fn on_grid(matrix: &SampleMatrix, step: Step, shift: Millis) -> Result<(), Error
     if times.all(|t| step.floor(t - shift) == t - shift) {
         return Ok(());
     }
-    let message = "the upstream answered at times that were not asked for";
+    let message = "the upstream answered at times that were not requested";
     Err(Error::new(Kind::UpstreamFailed, message))
 }
 
-/// The samples of all series that lie in `range`, in one column.
+/// Returns the samples of all series that lie in `range`, in one column.
 fn finish(
     matrix: SampleMatrix,
     range: &TimeRange,
@@ -280,7 +281,7 @@ fn finish(
     })
 }
 
-/// The error for a selector that matches several series where one is allowed.
+/// Returns the error for a selector that matches several series where one is allowed.
 fn several(series: &[&Labels]) -> Error {
     let labels: std::collections::BTreeSet<&str> = series
         .iter()
@@ -306,12 +307,12 @@ struct Steps {
     first: Millis,
     /// Time of the last step.
     last: Millis,
-    /// What the steps stand for.
+    /// The meaning of the steps.
     range: TimeRange,
 }
 
-/// The steps at `k·step + shift` for the grid lines `k·step` in `range`, at most `per_call` in one
-/// call.
+/// Returns the steps at `k·step + shift` for the grid lines `k·step` in `range`, at most `per_call`
+/// in one call.
 fn steps(
     range: &TimeRange,
     step: Step,
@@ -331,8 +332,8 @@ fn steps(
     })
 }
 
-/// An instant query for the stored samples of `range`. A range selector takes its left edge in
-/// (Prometheus 2) or not (3): it reaches a millisecond further back, and is clipped when read.
+/// Returns an instant query for the stored samples of `range`. A range selector takes its left edge
+/// in (Prometheus 2) or not (3): it reaches a millisecond further back, and is clipped when read.
 fn samples_of(selector: &str, range: &TimeRange) -> Request {
     let query = format!("{selector}[{}]", duration(range.millis()));
     let time = seconds(range.end() - 1);
@@ -364,8 +365,8 @@ fn step_width(step: Step) -> String {
     step
 }
 
-/// `millis` as a duration of PromQL. VictoriaMetrics reads each part as a double of seconds and
-/// cuts what is left of a millisecond: `4007ms` would be 4006 of them, `4s7ms` is not.
+/// Returns `millis` as a duration of PromQL. VictoriaMetrics reads each part as a double of seconds
+/// and cuts what is left of a millisecond: `4007ms` would be 4006 of them, `4s7ms` is not.
 fn duration(millis: Millis) -> String {
     match (millis / 1000, millis % 1000) {
         (0, millis) => format!("{millis}ms"),
@@ -374,14 +375,14 @@ fn duration(millis: Millis) -> String {
     }
 }
 
-/// `millis` as seconds, exactly.
+/// Returns `millis` as seconds, exactly.
 fn seconds(millis: Millis) -> String {
     let sign = if millis < 0 { "-" } else { "" };
     let millis = millis.unsigned_abs();
     format!("{sign}{}.{:03}", millis / 1000, millis % 1000)
 }
 
-/// The parameters that narrow a list of labels or values.
+/// Returns the parameters that narrow a list of labels or values.
 fn scope(scope: &Scope) -> Result<Vec<(&'static str, String)>, Error> {
     let mut pairs = Vec::new();
     if let Some(matcher) = promql::matcher_of(&scope.selector)? {

@@ -21,9 +21,9 @@ pub struct Passed {
     pub complete: bool,
 }
 
-/// An exchange whose answer is passed on. With `json` it must be JSON, as all answers of
-/// Prometheus' API are but those of remote read; what else comes in its stead, such as the page
-/// of a gateway, is an error of ours.
+/// Returns an exchange whose answer is passed on. With `json` it must be JSON, as all answers of
+/// Prometheus' API are but those of remote read; what else comes in its stead, such as the page of
+/// a gateway, is an error of ours.
 ///
 /// So is an error that may pass: it is retried, and says in the end what the upstream
 /// [`said`](Error::said). An error of the client is an answer.

@@ -14,7 +14,7 @@ pub(super) const EXPRESSION: &str = "~";
 /// A regular expression that no string matches.
 const NOTHING: &str = "[^\\x00-\\x{10FFFF}]";
 
-/// What a selector asks of a Prometheus server.
+/// The meaning of a selector for a Prometheus server.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Meaning {
     /// The samples of this instant selector.
@@ -26,7 +26,7 @@ pub(super) enum Meaning {
 }
 
 impl Meaning {
-    /// The meaning of `selector`, or an error that says what is missing.
+    /// Returns the meaning of `selector`, or an error that says what is missing.
     pub(super) fn of(selector: &Selector) -> Result<Self, Error> {
         let conditions = selector.conditions();
         let mut chosen = conditions
@@ -66,7 +66,7 @@ fn not_one() -> Error {
     Error::new(Kind::MetricNotFound, message)
 }
 
-/// The instant selector for the conditions on labels and metric names, if there are any.
+/// Returns the instant selector for the conditions on labels and metric names, if there are any.
 pub(super) fn matcher_of(selector: &Selector) -> Result<Option<String>, Error> {
     let conditions: Vec<_> = selector
         .conditions()
@@ -80,7 +80,7 @@ pub(super) fn matcher_of(selector: &Selector) -> Result<Option<String>, Error> {
     instant_selector(&conditions).map(Some)
 }
 
-/// The conditions as `{name="value",…}`.
+/// Returns the conditions as `{name="value",…}`.
 fn instant_selector(conditions: &[Condition]) -> Result<String, Error> {
     let mut text = String::from("{");
     for condition in conditions {
@@ -114,7 +114,7 @@ fn instant_selector(conditions: &[Condition]) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Whether `name` is a label name that needs no quotes.
+/// Returns whether `name` is a label name that needs no quotes.
 fn is_plain(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes
@@ -142,7 +142,7 @@ fn quote(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// A regular expression (RE2) that matches just `text`.
+/// Returns a regular expression (RE2) that matches just `text`.
 fn literal(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -157,8 +157,8 @@ fn literal(text: &str) -> String {
     out
 }
 
-/// `name` as a segment of a path. Names that need quotes are escaped as Prometheus 3 reads them:
-/// `U__`, then each odd character as its code between underscores, and underscores doubled.
+/// Returns `name` as a segment of a path. Names that need quotes are escaped as Prometheus 3 reads
+/// them: `U__`, then each odd character as its code between underscores, and underscores doubled.
 pub(super) fn label_in_path(name: &str) -> String {
     if is_plain(name) {
         return name.to_owned();

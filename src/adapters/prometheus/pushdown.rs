@@ -1,6 +1,6 @@
 //! Aggregation in the Prometheus server.
 //!
-//! A bucket `[kB, (k+1)B)` is asked for at its last millisecond `(k+1)B - 1`, over a range that
+//! A bucket `[kB, (k+1)B)` is evaluated at its last millisecond `(k+1)B - 1`, over a range that
 //! covers it exactly. Which range that is depends on whether the server counts a range's left
 //! edge in (up to Prometheus 2) or not (from 3 on, and VictoriaMetrics), so each answer carries a
 //! probe that tells, and a query that assumed the wrong one is made again.
@@ -34,10 +34,10 @@ const PROBE: &str = "heliostat_probe";
 /// VictoriaMetrics refuses more than 30,000, of which it takes some for itself.
 const MAX_INNER: Millis = 25_000;
 
-/// What Prometheus says to a subquery of an expression that has no labels, such as `1 + 1`.
+/// Prometheus' error for a subquery of an expression without labels, such as `1 + 1`.
 const SCALAR: &str = "only allowed on instant vector, got scalar";
 
-/// One row of buckets that are asked for in one call.
+/// One row of buckets that one call requests.
 #[derive(Clone)]
 struct Row {
     /// The query, by whether a range's left edge is left out.
@@ -45,7 +45,7 @@ struct Row {
     /// The query if the expression turns out to be a scalar.
     of_scalar: Option<Arc<dyn Fn(bool) -> String + Send + Sync>>,
     size: Step,
-    /// From a bucket's start to the moment at which it is asked for.
+    /// The distance from a bucket's start to the moment at which it is evaluated.
     shift: Millis,
     steps: Arc<Steps>,
     nan: NanInterpretation,
@@ -61,14 +61,14 @@ enum Single {
     Percentile,
 }
 
-/// A range of `millis` that ends with the millisecond it is evaluated at.
+/// Returns a range of `millis` that ends with the millisecond it is evaluated at.
 fn span(millis: Millis, left_open: bool) -> String {
     let edge = Millis::from(!left_open);
     duration(millis - edge)
 }
 
 impl Prometheus {
-    /// The buckets of `fetch`, aggregated by the server.
+    /// Returns the buckets of `fetch`, aggregated by the server.
     pub(super) fn pushed_down(
         &self,
         meaning: &Meaning,
@@ -83,7 +83,7 @@ impl Prometheus {
         };
         if size.millis() < 2 {
             // A range that leaves out its left edge and holds the other cannot be written.
-            let message = "buckets of 1 ms cannot be asked of the upstream; ask for larger ones";
+            let message = "the upstream cannot compute buckets of 1 ms; request larger ones";
             return Err(Error::new(Kind::TooManyPoints, message));
         }
         // Rates are read at grid points that see samples up to the millisecond before them, so
@@ -132,8 +132,8 @@ impl Prometheus {
         Ok(rows.collect())
     }
 
-    /// The grid on which a counter's rates are read to make buckets of `size`: it divides these,
-    /// so that no rate is counted to a neighbour, and is at most half the interval, so that
+    /// Returns the grid on which a counter's rates are read to make buckets of `size`: it divides
+    /// these, so that no rate is counted to a neighbour, and is at most half the interval, so that
     /// samples that come a little early or late have a grid point each.
     fn rate_grid(&self, size: Step) -> Millis {
         let longest = (self.interval.millis() / 2).max(1);
@@ -152,7 +152,7 @@ impl Prometheus {
     }
 }
 
-/// What `meaning` has in a bucket of `size`, as the argument of an `_over_time` function.
+/// Returns what `meaning` has in a bucket of `size`, as the argument of an `_over_time` function.
 fn over(meaning: &Meaning, size: Step, inner: Millis, lookback: Millis, left_open: bool) -> String {
     let range = span(size.millis(), left_open);
     let (grid, lookback) = (duration(inner), duration(lookback));
@@ -170,7 +170,7 @@ fn over(meaning: &Meaning, size: Step, inner: Millis, lookback: Millis, left_ope
     }
 }
 
-/// The statistic of `over`, as one series where several can be merged.
+/// Returns the statistic of `over`, as one series where several can be merged.
 fn reduced(over: &str, statistic: Statistic, single: Single) -> String {
     let merged = |outer: &str, function: &str| {
         if single == Single::No {
@@ -193,7 +193,8 @@ fn reduced(over: &str, statistic: Statistic, single: Single) -> String {
 }
 
 impl Row {
-    /// The call, which assumes whether the left edge counts in and may change its mind once.
+    /// Returns the call, which assumes whether the left edge counts in and may change its mind
+    /// once.
     fn exchange(self, left_open: bool, may_turn: bool) -> Exchange<FetchResult> {
         let size = self.size.millis();
         // Reaches back to a grid line exactly, so the answer is one more where the left edge
@@ -229,7 +230,7 @@ impl Row {
                 .unwrap_or(left_open);
             if found != left_open {
                 if !may_turn {
-                    let message = "the upstream counts the left edge of a range now in, now out";
+                    let message = "the upstream includes the left edge of a range in some answers and excludes it in others";
                     return Err(Error::new(Kind::UpstreamFailed, message).retryable(true));
                 }
                 self.left_open.store(found, Ordering::Relaxed);
@@ -254,7 +255,7 @@ impl Row {
                 > 1;
         if several {
             let message = format!(
-                "the range is too long to read raw, and a percentile over the {} matching series cannot be asked of the upstream; add conditions, or ask for a shorter range",
+                "the range is too long to read raw, and the upstream cannot compute a percentile over the {} matching series; add conditions, or request a shorter range",
                 matrix.series.len()
             );
             return Err(Error::new(Kind::TooManyPoints, message));

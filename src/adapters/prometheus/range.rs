@@ -29,7 +29,7 @@ pub struct Expression {
 }
 
 impl Expression {
-    /// Bytes that it holds on the heap, about.
+    /// Returns the bytes that it holds on the heap, about.
     pub fn heap_bytes(&self) -> usize {
         let Self {
             query,
@@ -49,8 +49,8 @@ impl Expression {
 }
 
 impl Prometheus {
-    /// The values of `expression` at its times in `range`, in parts that one call can carry each;
-    /// in none, if there is no such time.
+    /// Returns the values of `expression` at its times in `range`, in parts that one call can carry
+    /// each; in none, if there is no such time.
     pub fn range(
         &self,
         expression: &Expression,
@@ -132,7 +132,7 @@ fn read(
         received += times.len() as u64;
         let on_grid = |t: &Millis| asked.holds(*t) && (t - asked.start()) % step.millis() == 0;
         if !times.iter().all(on_grid) {
-            let message = "the upstream answered at times that were not asked for";
+            let message = "the upstream answered at times that were not requested";
             return Err(Error::new(Kind::UpstreamFailed, message));
         }
     }
@@ -165,8 +165,8 @@ fn annotations(extras: &Extras) -> Annotations {
     }
 }
 
-/// Whether nothing is missing: remarks on the style of a query, which Prometheus 2.4x to 2.5x
-/// sends among its warnings, say nothing about its data.
+/// Returns whether nothing is missing: remarks on the style of a query, which Prometheus 2.4x to
+/// 2.5x sends among its warnings, say nothing about its data.
 fn is_complete(extras: &Extras, annotations: &Annotations) -> bool {
     let partial = extras
         .get("isPartial")

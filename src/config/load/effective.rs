@@ -14,20 +14,20 @@ use super::{BUILT_IN, BUILT_IN_NAME};
 use crate::config::raw;
 use crate::model::{Setting, SettingOrigin};
 
-/// What a configuration was read from.
+/// The sources that a configuration was read from.
 #[derive(Clone)]
 pub(in crate::config) struct Document {
     /// The text of the file, and what it is called.
     text: String,
     source: String,
-    /// What it says, with the values of the environment.
+    /// Its contents, with the values of the environment.
     table: Table,
     /// Keys that the environment set, and the names of the variables.
     overridden: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Document {
-    /// The text may hold secrets.
+    /// Omits the text, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Document(…)")
     }
@@ -49,13 +49,13 @@ impl Document {
         }
     }
 
-    /// The file that it was read from, if it was one.
+    /// Returns the file that it was read from, if it was one.
     pub(in crate::config) fn file(&self) -> Option<&str> {
         (self.source != BUILT_IN_NAME).then_some(&*self.source)
     }
 
-    /// Every key that has a value, in the order of the built-in file; `default` is the upstream
-    /// that serves requests which name none.
+    /// Returns every key that has a value, in the order of the built-in file; `default` is the
+    /// upstream that serves requests which name none.
     pub(in crate::config) fn settings(&self, default: &str) -> Vec<Setting> {
         let file = File::new(&self.text, &self.source);
         let built_in = File::new(BUILT_IN, "");
@@ -88,7 +88,7 @@ impl Document {
         leaves.into_iter().map(setting).collect()
     }
 
-    /// What is said, over the defaults.
+    /// Returns what is said, over the defaults.
     fn effective(&self, default: &str) -> Table {
         let mut all = parsed(BUILT_IN);
         let usual = match all.remove("upstream") {
@@ -134,7 +134,7 @@ impl Document {
         all
     }
 
-    /// What set `key`, and where.
+    /// Returns what set `key`, and where.
     fn origin(&self, key: &str, file: &File<'_>) -> (SettingOrigin, Option<String>) {
         let within = |outer: &str| {
             let rest = key.strip_prefix(outer);
@@ -152,7 +152,7 @@ impl Document {
         (SettingOrigin::File, place)
     }
 
-    /// `value` of `key` as text, unless it is secret.
+    /// Returns `value` of `key` as text, unless it is secret.
     fn masked(&self, key: &str, value: &Value) -> String {
         if let Value::Array(elements) = value {
             let element = |(n, value): (usize, &Value)| self.masked(&format!("{key}[{n}]"), value);
@@ -198,7 +198,7 @@ fn merge(table: &mut Table, over: Table) {
     }
 }
 
-/// Whether `table` only says where a secret is.
+/// Returns whether `table` only says where a secret is.
 fn points(table: &Table) -> bool {
     let mut entries = table.iter();
     matches!((entries.next(), entries.next()), (Some((key, Value::String(_))), None) if key == "env" || key == "file")
@@ -226,7 +226,7 @@ fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     }
 }
 
-/// What stands at `key` below `value`.
+/// Returns what stands at `key` below `value`.
 fn at<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     let Some((name, rest)) = first(value, key) else {
         return key.is_empty().then_some(value);
@@ -255,7 +255,8 @@ enum Name<'k> {
     Index(usize),
 }
 
-/// The first step of `key` below `value`, and the rest. Names may hold dots, as those of headers.
+/// Returns the first step of `key` below `value`, and the rest. Names may hold dots, as those of
+/// headers.
 fn first<'k>(value: &Value, key: &'k str) -> Option<(Name<'k>, &'k str)> {
     if let Some(indexed) = key.strip_prefix('[') {
         let (n, rest) = indexed.split_once(']')?;
@@ -271,7 +272,7 @@ fn first<'k>(value: &Value, key: &'k str) -> Option<(Name<'k>, &'k str)> {
     Some((Name::Key(key.get(..length)?), rest))
 }
 
-/// `value` as TOML.
+/// Returns `value` as TOML.
 fn written(value: &Value) -> String {
     match value {
         Value::String(text) => quoted(text),
@@ -299,7 +300,7 @@ fn written(value: &Value) -> String {
     }
 }
 
-/// `text` as a basic string of TOML.
+/// Returns `text` as a basic string of TOML.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {

@@ -12,8 +12,8 @@ use crate::config::raw;
 /// The prefix of variables that override keys.
 const PREFIX: &str = "HELIOSTAT_";
 
-/// What `file` says with the values that `env` has for its keys, whose names `file` remembers, as
-/// TOML and as the configuration that it means.
+/// Returns what `file` says with the values that `env` has for its keys, whose names `file`
+/// remembers, as TOML and as the configuration that it means.
 pub(super) fn read(
     file: &mut File<'_>,
     env: &BTreeMap<String, String>,

@@ -29,12 +29,12 @@ impl<'a> File<'a> {
         }
     }
 
-    /// The text of the file.
+    /// Returns the text of the file.
     pub(super) fn text(&self) -> &'a str {
         self.text
     }
 
-    /// What errors call the file.
+    /// Returns what errors call the file.
     pub(super) fn source(&self) -> &'a str {
         self.source
     }

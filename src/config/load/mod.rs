@@ -32,7 +32,7 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOS
 /// The configuration used without a file: the repository's `config.toml`.
 const BUILT_IN: &str = include_str!("../../../config.toml");
 
-/// What errors call it.
+/// Its name in errors.
 const BUILT_IN_NAME: &str = "built-in configuration";
 
 /// The least default of `server.max_in_flight_bytes`.

@@ -66,7 +66,7 @@ fn errors_say_where_what_and_what_is_allowed() {
         ),
         (
             "[[upstream]]\nkind = \"mirror\"\nurls = [\"http://u:p@x\"]",
-            "must not hold a user",
+            "must not contain a user",
         ),
         (
             "[[upstream]]\ntimeout = \"soon\"",
@@ -139,7 +139,7 @@ fn errors_say_where_what_and_what_is_allowed() {
         ),
         (
             "[access.mirror]\nusers = { \"a\\u0007\" = \"x\" }",
-            "no control characters",
+            "or control characters",
         ),
     ];
     for (text, expected) in cases {

@@ -18,7 +18,7 @@ pub(super) struct FieldDescriptor<'a> {
 }
 
 impl<'a> FieldDescriptor<'a> {
-    /// The descriptor of `field`.
+    /// Returns the descriptor of `field`.
     pub(super) fn of(field: &'a Field) -> Self {
         Self {
             kind: "FieldDescriptor",
@@ -33,7 +33,7 @@ impl<'a> FieldDescriptor<'a> {
     }
 }
 
-/// The type that a descriptor names; text if it names none.
+/// Returns the type that a descriptor names; text if it names none.
 pub(super) fn field_type(node: &Node<'_>) -> Result<FieldType, Error> {
     let Some(name) = node.optional_string()? else {
         return Ok(FieldType::String);

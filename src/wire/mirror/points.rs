@@ -9,13 +9,13 @@ use crate::model::{Error, Kind, Millis};
 /// that they came in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Telemetry {
-    /// When a point is; of buckets, when they start.
+    /// The times of points, or the starts of buckets.
     pub times: Vec<Millis>,
     /// Of buckets, when they end, which is after they start.
     pub ends: Option<Vec<Millis>>,
     /// Values; NaN where the mirror sent null.
     pub values: Vec<f64>,
-    /// Whether the answer was cut short.
+    /// Whether the answer is truncated.
     pub partial: bool,
 }
 

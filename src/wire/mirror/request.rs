@@ -36,19 +36,19 @@ const METHODS: [(&str, Statistic); 15] = [
     ("COUNT_NO_ZEROS", Statistic::Count),
 ];
 
-/// The protocol's name of `statistic`.
+/// Returns the protocol's name of `statistic`.
 pub fn method_name(statistic: Statistic) -> &'static str {
     let found = METHODS.iter().find(|(_, s)| *s == statistic);
     found.map_or("MEAN", |(name, _)| name)
 }
 
-/// The statistic of a method's name, without regard to case.
+/// Returns the statistic of a method's name, without regard to case.
 pub fn method(name: &str) -> Option<Statistic> {
     let found = METHODS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
     found.map(|(_, statistic)| *statistic)
 }
 
-/// The names of all methods, for messages.
+/// Returns the names of all methods, for messages.
 pub fn method_names() -> String {
     METHODS.map(|(name, _)| name).join(", ")
 }
@@ -58,7 +58,7 @@ pub fn method_names() -> String {
 pub struct Request<Q> {
     /// Whom it is for.
     pub details: Details,
-    /// What it asks.
+    /// The query.
     pub query: Q,
 }
 
@@ -151,7 +151,7 @@ pub(super) fn details(node: &Node<'_>) -> Result<Details, Error> {
     let members = node.object()?;
     let upstream = node.member("upstream").optional_string()?;
     let url = target(node)?;
-    // What picked the upstream is ours; the rest may be meant for it.
+    // What selects the upstream is for Heliostat; the rest may be meant for the upstream.
     let picks = upstream.is_some() || url.is_some();
     let ours = |name: &str| picks && ["upstream", "url", "host", "port"].contains(&name);
     let rest = members.iter().filter(|(name, _)| !ours(name));
@@ -165,7 +165,7 @@ pub(super) fn details(node: &Node<'_>) -> Result<Details, Error> {
     })
 }
 
-/// The address that `{"url"}` or `{"host", "port"}` names.
+/// Returns the address that `{"url"}` or `{"host", "port"}` names.
 fn target(node: &Node<'_>) -> Result<Option<TargetUrl>, Error> {
     let (url, host, port) = (node.member("url"), node.member("host"), node.member("port"));
     if let Some(text) = url.optional_string()?.filter(|t| !t.is_empty()) {
@@ -350,7 +350,7 @@ fn layout(node: &Node<'_>) -> Result<Layout, Error> {
     Ok(Layout::Buckets { statistic, size })
 }
 
-/// A `_type` may be absent; one that is there must be one of `allowed`.
+/// Checks a `_type`: it may be absent, or has to be one of `allowed`.
 fn tagged(node: &Node<'_>, allowed: &[&str]) -> Result<(), Error> {
     let tag = node.member("_type");
     match tag.optional_string()? {
@@ -359,19 +359,19 @@ fn tagged(node: &Node<'_>, allowed: &[&str]) -> Result<(), Error> {
     }
 }
 
-/// The body of `/api/connection`.
+/// Returns the body of `/api/connection`.
 pub fn write_connection(details: &Map<String, Value>) -> Vec<u8> {
     body(&json!({ "connectionDetails": details, "_type": "TestConnectionRequest" }))
 }
 
-/// The body of `/api/field/name`.
+/// Returns the body of `/api/field/name`.
 pub fn write_field_names(details: &Map<String, Value>, query: &FieldNamesQuery) -> Vec<u8> {
     let mut fields = scope_json(&query.scope);
     fields.insert("_type".into(), "FieldNamesQuery".into());
     body(&json!({ "connectionDetails": details, "query": fields, "_type": "FieldNamesRequest" }))
 }
 
-/// The body of `/api/field/value`.
+/// Returns the body of `/api/field/value`.
 pub fn write_field_values(details: &Map<String, Value>, query: &FieldValuesQuery) -> Vec<u8> {
     let mut fields = scope_json(&query.scope);
     fields.insert("field".into(), json!(FieldDescriptor::of(&query.field)));
@@ -381,7 +381,7 @@ pub fn write_field_values(details: &Map<String, Value>, query: &FieldValuesQuery
     body(&json!({ "connectionDetails": details, "query": fields, "_type": "FieldValuesRequest" }))
 }
 
-/// The body of `/api/metric`.
+/// Returns the body of `/api/metric`.
 pub fn write_metric(details: &Map<String, Value>, query: &MetricQuery) -> Vec<u8> {
     let mut fields = Map::new();
     fields.insert("conditions".into(), conditions_json(&query.selector));
@@ -425,7 +425,7 @@ fn scope_json(scope: &Scope) -> Map<String, Value> {
     fields
 }
 
-/// The conditions of `selector`, as requests hold them.
+/// Returns the conditions of `selector`, as requests hold them.
 pub fn conditions_json(selector: &Selector) -> Value {
     let conditions = selector.conditions().iter().map(|c| {
         let value = match &c.test {

@@ -9,10 +9,10 @@ use super::field::{FieldDescriptor, field_type};
 use crate::model::{Error, Field, FieldValue, FieldValues, Kind};
 use crate::wire::json::{Node, parse};
 
-/// What stands before the points of an answer.
+/// The text before the points of an answer.
 pub const METRIC_HEAD: &[u8] = br#"{"telemetry":{"points":["#;
 
-/// What stands after the points of an answer.
+/// Returns the text after the points of an answer.
 pub fn metric_tail(aggregated: bool, partial: bool) -> &'static [u8] {
     match (aggregated, partial) {
         (false, false) => br#"],"dataFormat":["value","timestamp"],"isPartial":false,"_type":"RawMetricTelemetry"},"_type":"MetricsResponse"}"#,
@@ -22,7 +22,7 @@ pub fn metric_tail(aggregated: bool, partial: bool) -> &'static [u8] {
     }
 }
 
-/// The answer to `/api/connection`: `failure` says what is wrong, if anything is.
+/// Returns the answer to `/api/connection`: `failure` says what is wrong, if anything is.
 pub fn write_connection(failure: Option<&str>) -> Vec<u8> {
     let body = match failure {
         None => json!({ "status": "OK", "_type": "TestConnectionResponse" }),
@@ -35,7 +35,7 @@ pub fn write_connection(failure: Option<&str>) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// The answer to `/api/field/name`. It may be long, so no tree is built for it.
+/// Returns the answer to `/api/field/name`. It may be long, so no tree is built for it.
 pub fn write_field_names(fields: &[Field], partial: bool) -> Vec<u8> {
     written(&FieldNamesResponse {
         kind: "FieldNamesResponse",
@@ -44,7 +44,7 @@ pub fn write_field_names(fields: &[Field], partial: bool) -> Vec<u8> {
     })
 }
 
-/// The answer to `/api/field/value`. It may be long, so no tree is built for it.
+/// Returns the answer to `/api/field/value`. It may be long, so no tree is built for it.
 pub fn write_field_values(answer: &FieldValues) -> Vec<u8> {
     written(&FieldValuesResponse {
         kind: "FieldValuesResponse",
@@ -111,7 +111,7 @@ fn written(body: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(body).unwrap_or_default()
 }
 
-/// The body of an error. Its `_type` follows from the kind.
+/// Returns the body of an error. Its `_type` follows from the kind.
 pub fn write_error(error: &Error) -> Vec<u8> {
     let details = error.to_string();
     let body = match error.kind {
@@ -144,7 +144,7 @@ pub fn write_error(error: &Error) -> Vec<u8> {
 fn summary(kind: Kind) -> &'static str {
     match kind {
         Kind::InvalidRequest => "The request is not valid",
-        Kind::Unauthenticated => "A valid token or password is needed",
+        Kind::Unauthenticated => "A valid token or password is required",
         Kind::ClientNotAllowed => "This client may not ask",
         Kind::TargetNotAllowed => "The target is not allowed",
         Kind::MetricNotFound => "No such metric",
@@ -153,7 +153,7 @@ fn summary(kind: Kind) -> &'static str {
         Kind::MethodNotAllowed => "The HTTP method is not allowed",
         Kind::BodyTooLarge => "The request body is too large",
         Kind::UnsupportedMediaType => "The content type is not supported",
-        Kind::TooManyPoints => "Too many points asked for",
+        Kind::TooManyPoints => "Too many points requested",
         Kind::RequestTimeout => "The request came in too slowly",
         Kind::Overloaded => "Heliostat is at capacity",
         Kind::UpstreamBudget => "The upstream's budget is spent",
@@ -176,7 +176,7 @@ pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
         "FAILURE" => {
             let error = root.member("error");
             let details = error.member("details");
-            let details = details.optional_string()?.unwrap_or("it says no more");
+            let details = details.optional_string()?.unwrap_or("no details given");
             Ok(Err(details.to_owned()))
         }
         _ => Err(status.expected("OK or FAILURE")),
@@ -223,13 +223,13 @@ pub fn read_field_values(body: &[u8]) -> Result<FieldValues, Error> {
     })
 }
 
-/// What kind of error another mirror's body speaks of, if it is an error of the protocol.
+/// Returns what kind of error another mirror's body speaks of, if it is an error of the protocol.
 pub fn read_error(body: &[u8]) -> Option<Error> {
     let value: Value = serde_json::from_slice(body).ok()?;
     let text = |key: &str| value.get(key).and_then(Value::as_str);
     let details = || {
         let said = text("details").or_else(|| text("summary"));
-        said.unwrap_or("it says no more").to_owned()
+        said.unwrap_or("no details given").to_owned()
     };
     Some(match text("_type")? {
         "MetricStoreConnectionError" => Error::new(Kind::UpstreamFailed, details()),

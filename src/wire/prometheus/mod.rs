@@ -1,4 +1,4 @@
-//! The Prometheus HTTP API as bytes: what is asked, and the answers to range queries as slices of
+//! The Prometheus HTTP API as bytes: requests, and the answers to range queries as slices of
 //! the origin's own text, so that no number is ever written anew.
 //!
 //! Facts of the protocol are those of Prometheus 2.42, `web/api/v1/api.go`, and of its page

@@ -1,4 +1,4 @@
-//! What a request asks for.
+//! The parameters of requests.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ pub const MOST_STEPS: i128 = 11_000;
 pub struct Params(Vec<(String, String)>);
 
 impl Params {
-    /// The parameters of the query string `url` and of `form`, the body of a POST whose type is
-    /// `application/x-www-form-urlencoded`.
+    /// Returns the parameters of the query string `url` and of `form`, the body of a POST whose
+    /// type is `application/x-www-form-urlencoded`.
     pub fn read(url: Option<&str>, form: Option<&[u8]>) -> Self {
         let texts = [form, url.map(str::as_bytes)];
         let pairs = texts
@@ -30,7 +30,7 @@ impl Params {
         Self(pairs.filter_map(pair).collect())
     }
 
-    /// The first value of `name`; empty where there is none.
+    /// Returns the first value of `name`; empty where there is none.
     pub fn get(&self, name: &str) -> &str {
         let found = self.0.iter().find(|(n, _)| n == name);
         found.map_or("", |(_, value)| value)
@@ -43,12 +43,13 @@ impl Params {
         }
     }
 
-    /// All pairs, in order.
+    /// Returns all pairs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(n, v)| (n.as_str(), v.as_str()))
     }
 
-    /// All pairs, ordered by name. Of one name they stay in order, so that the first still counts.
+    /// Returns all pairs, ordered by name. Of one name they stay in order, so that the first still
+    /// counts.
     pub fn sorted(&self) -> Vec<(String, String)> {
         let mut pairs = self.0.clone();
         pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -95,7 +96,7 @@ pub struct Carried {
     pub lookback_delta: String,
 }
 
-/// What a range query asks.
+/// A range query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeQuery {
     /// The expression, as it was written.
@@ -106,7 +107,7 @@ pub struct RangeQuery {
     pub end: Millis,
     /// The distance between evaluation times.
     pub step: Step,
-    /// How long the evaluation may take.
+    /// The longest time for the evaluation.
     pub timeout: Option<Duration>,
     /// Further parameters of the API.
     pub carried: Carried,
@@ -116,8 +117,8 @@ pub struct RangeQuery {
 }
 
 impl RangeQuery {
-    /// What `params` ask. Errors are said in the words of Prometheus, in the order in which it
-    /// looks. It knows steps below a millisecond, which it then cannot divide by; here they are
+    /// Reads the query in `params`. Errors are in the words of Prometheus, in the order in which it
+    /// checks. It knows steps below a millisecond, which it then cannot divide by; here they are
     /// not positive.
     pub fn read(params: &Params) -> Result<Self, Error> {
         let start = params.time("start")?;
@@ -164,8 +165,8 @@ impl RangeQuery {
         })
     }
 
-    /// The form that asks the origin for the same at other times: from `start` to `end`, both
-    /// included. Without `timeout`, `limit` and `stats`, which concern one answer alone.
+    /// Returns the form that asks the origin for the same at other times: from `start` to `end`,
+    /// both included. Without `timeout`, `limit` and `stats`, which concern one answer alone.
     pub fn form(&self, start: Millis, end: Millis) -> String {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("query", &self.query)
@@ -180,14 +181,14 @@ impl RangeQuery {
     }
 }
 
-/// What an instant query asks.
+/// An instant query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstantQuery {
     /// The expression, as it was written.
     pub query: String,
     /// The evaluation time; now where there is none.
     pub time: Option<Millis>,
-    /// How long the evaluation may take.
+    /// The longest time for the evaluation.
     pub timeout: Option<Duration>,
     /// Further parameters of the API.
     pub carried: Carried,
@@ -196,7 +197,7 @@ pub struct InstantQuery {
 }
 
 impl InstantQuery {
-    /// What `params` ask. Errors are said in the words of Prometheus.
+    /// Reads the query in `params`. Errors are in the words of Prometheus.
     pub fn read(params: &Params) -> Result<Self, Error> {
         let time = match params.get("time") {
             "" => None,
@@ -226,7 +227,7 @@ fn invalid(name: &str, said: &str) -> Error {
     Error::invalid(name, format!("invalid parameter \"{name}\": {said}"))
 }
 
-/// One `name=value`.
+/// Returns one `name=value`.
 fn pair(text: &[u8]) -> Option<(String, String)> {
     if text.is_empty() || text.contains(&b';') {
         return None;
@@ -238,8 +239,8 @@ fn pair(text: &[u8]) -> Option<(String, String)> {
     Some((unescaped(name)?, unescaped(value)?))
 }
 
-/// `text` without its escapes, or `None` where one is broken. Bytes that are not UTF-8 become
-/// U+FFFD; no label of Prometheus holds any.
+/// Returns `text` without its escapes, or `None` where one is broken. Bytes that are not UTF-8
+/// become U+FFFD; no label of Prometheus holds any.
 fn unescaped(text: &[u8]) -> Option<String> {
     let mut escapes = text.split(|b| *b == b'%');
     escapes.next();

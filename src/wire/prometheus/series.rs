@@ -79,8 +79,8 @@ pub struct Track {
 const WORTH_PACKING: usize = 1024;
 
 impl Track {
-    /// A track of texts that fill `text` from `offsets` on, with a comma between; the last offset
-    /// is one past the end.
+    /// Returns a track of texts that fill `text` from `offsets` on, with a comma between; the last
+    /// offset is one past the end.
     pub(super) fn new(times: Vec<Millis>, text: Bytes, offsets: Vec<u32>) -> Self {
         debug_assert!(times.is_empty() || offsets.len() == times.len() + 1);
         debug_assert!(times.is_empty() || offsets.last() == Some(&(text.len() as u32 + 1)));
@@ -94,27 +94,27 @@ impl Track {
         }
     }
 
-    /// The times of the samples, ascending.
+    /// Returns the times of the samples, ascending.
     pub fn times(&self) -> &[Millis] {
         &self.times
     }
 
-    /// How many samples there are.
+    /// Returns how many samples there are.
     pub fn len(&self) -> usize {
         self.times.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.times.is_empty()
     }
 
-    /// Where the samples of `range` are.
+    /// Returns where the samples of `range` are.
     pub fn within(&self, range: &TimeRange) -> Range<usize> {
         self.before(range.start())..self.before(range.end())
     }
 
-    /// How many samples are earlier than `end`.
+    /// Returns how many samples are earlier than `end`.
     fn before(&self, end: Millis) -> usize {
         let Some((first, last)) = self.hull.filter(|(first, _)| *first < end) else {
             return 0;
@@ -136,18 +136,18 @@ impl Track {
         self.times.partition_point(|t| *t < end)
     }
 
-    /// The texts of the samples `at`, with commas between; shares the memory of the track.
+    /// Returns the texts of the samples `at`, with commas between; shares the memory of the track.
     pub fn slice(&self, at: Range<usize>) -> Bytes {
         self.span(at).map_or_else(Bytes::new, |s| self.shared(s))
     }
 
-    /// The same as [`slice`](Self::slice) of the samples of `range`.
+    /// Returns the same as [`slice`](Self::slice) of the samples of `range`.
     pub fn cut(&self, range: &TimeRange) -> Bytes {
         self.span_of(range)
             .map_or_else(Bytes::new, |s| self.shared(s))
     }
 
-    /// Where the texts of the samples of `range` are.
+    /// Returns where the texts of the samples of `range` are.
     pub(super) fn span_of(&self, range: &TimeRange) -> Option<Range<usize>> {
         let (first, last) = self.hull?;
         if range.start() <= first && last < range.end() {
@@ -156,7 +156,7 @@ impl Track {
         self.span(self.within(range))
     }
 
-    /// Where the texts of the samples `at` are, without a comma at the end.
+    /// Returns where the texts of the samples `at` are, without a comma at the end.
     pub(super) fn span(&self, at: Range<usize>) -> Option<Range<usize>> {
         let start = *self.offsets.get(at.start)? as usize;
         let end = (*self.offsets.get(at.end)? as usize).checked_sub(1)?;
@@ -168,7 +168,7 @@ impl Track {
         self.text.slice(span)
     }
 
-    /// Where the whole text in `encoding` is kept; nowhere if it is not to be packed.
+    /// Returns where the whole text in `encoding` is kept; nowhere if it is not to be packed.
     fn kept(&self, encoding: Encoding) -> Option<&OnceLock<Option<PackedText>>> {
         let kept = match encoding {
             Encoding::Identity => return None,
@@ -178,7 +178,7 @@ impl Track {
         (self.text.len() >= WORTH_PACKING).then_some(kept)
     }
 
-    /// The texts of the samples `span`, packed where they are all there are.
+    /// Returns the texts of the samples `span`, packed where they are all there are.
     pub(super) fn encoded(&self, span: Range<usize>, encoding: Encoding) -> Text {
         let whole = span == (0..self.text.len());
         let kept = self.kept(encoding).filter(|_| whole);
@@ -193,8 +193,8 @@ impl Track {
         self.text.get(span).unwrap_or_default()
     }
 
-    /// Bytes that it holds on the heap. Those of a track that was just read are part of the
-    /// whole answer, which stays as long as the track does.
+    /// Returns the bytes that it holds on the heap. Those of a track that was just read are part of
+    /// the whole answer, which stays as long as the track does.
     pub fn heap_bytes(&self) -> usize {
         let packed = [&self.gzip, &self.zstd].into_iter();
         let packed = packed.filter_map(|p| p.get()?.as_ref().map(PackedText::heap_bytes));
@@ -204,7 +204,8 @@ impl Track {
             + packed.sum::<usize>()
     }
 
-    /// The samples of `span`: those of `new` in the ranges `news`, those of `old` elsewhere.
+    /// Returns the samples of `span`: those of `new` in the ranges `news`, those of `old`
+    /// elsewhere.
     fn spliced(old: &Self, new: &Self, news: &RangeSet, span: &TimeRange) -> Self {
         let mut runs: Vec<(&Self, Range<usize>)> = Vec::new();
         let mut at = span.start();
@@ -220,7 +221,7 @@ impl Track {
         Self::joined(&runs)
     }
 
-    /// The samples of `runs`, one after the other, in memory of their own.
+    /// Returns the samples of `runs`, one after the other, in memory of their own.
     fn joined(runs: &[(&Self, Range<usize>)]) -> Self {
         let spans = || {
             let spanned = runs
@@ -252,19 +253,20 @@ impl Track {
     }
 }
 
-/// Bytes of texts that have yet to be packed before all of `series` can be answered in `encoding`.
+/// Returns the bytes of texts that have yet to be packed before all of `series` can be answered in
+/// `encoding`.
 pub fn unpacked_bytes(series: &[Series], encoding: Encoding) -> usize {
     let tracks = series.iter().flat_map(|s| [&s.values, &s.histograms]);
     let unpacked = tracks.filter(|t| t.kept(encoding).is_some_and(|kept| kept.get().is_none()));
     unpacked.map(|track| track.text.len()).sum()
 }
 
-/// Bytes that `series` hold on the heap.
+/// Returns the bytes that `series` hold on the heap.
 pub fn heap_bytes(series: &[Series]) -> usize {
     size_of_val(series) + series.iter().map(Series::heap_bytes).sum::<usize>()
 }
 
-/// The samples of `span`: those of `new` in the ranges `news`, those of `old` elsewhere, by
+/// Returns the samples of `span`: those of `new` in the ranges `news`, those of `old` elsewhere, by
 /// labels. Both lists are ordered by labels, and so is the result. It holds no series without
 /// samples, and shares no samples with either list.
 pub fn merge(old: &[Series], new: &[Series], news: &RangeSet, span: &TimeRange) -> Vec<Series> {
@@ -300,8 +302,9 @@ pub fn merge(old: &[Series], new: &[Series], news: &RangeSet, span: &TimeRange) 
     merged
 }
 
-/// The samples whose times are `phase` and whole steps away: what a query of that step answers,
-/// out of one whose step divides it and whose phase is the same. Series without any are left out.
+/// Returns the samples whose times are `phase` and whole steps away: what a query of that step
+/// answers, out of one whose step divides it and whose phase is the same. Series without any are
+/// left out.
 pub fn thin(series: &[Series], step: Step, phase: Millis) -> Vec<Series> {
     let phase = phase.rem_euclid(step.millis());
     let kept = |track: &Track| {
@@ -350,7 +353,7 @@ pub(super) mod tests {
         model.iter().map(of).collect()
     }
 
-    /// The texts of every sample, one by one.
+    /// Returns the texts of every sample, one by one.
     fn texts(series: &[Series]) -> Vec<(String, Vec<Bytes>)> {
         let each = |track: &Track| -> Vec<Bytes> {
             (0..track.len()).map(|i| track.slice(i..i + 1)).collect()

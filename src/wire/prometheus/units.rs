@@ -11,8 +11,8 @@ pub(super) type Nanos = i128;
 const SECOND: Nanos = 1_000_000_000;
 const MILLI: Nanos = 1_000_000;
 
-/// A time as float seconds or in RFC 3339, or an error text as Prometheus has it. Times past
-/// year 9999 on either side, infinity and the like, are refused.
+/// Returns a time as float seconds or in RFC 3339, or an error text as Prometheus has it. Times
+/// past year 9999 on either side, infinity and the like, are refused.
 ///
 /// The arithmetic is that of `parseTime` in `web/api/v1/api.go`, step by step: seconds are
 /// rounded to the millisecond, RFC 3339 keeps its nanoseconds.
@@ -26,12 +26,12 @@ pub(super) fn read_time(text: &str) -> Result<Nanos, String> {
         .ok_or_else(|| format!("cannot parse {} to a valid timestamp", go_quoted(text)))
 }
 
-/// The millisecond that `time` lies in, in which Prometheus evaluates.
+/// Returns the millisecond that `time` lies in, in which Prometheus evaluates.
 pub(super) fn to_millis(time: Nanos) -> Millis {
     Millis::try_from(time.div_euclid(MILLI)).unwrap_or(MAX_TIME)
 }
 
-/// A duration as float seconds or such as `1h30m`, in nanoseconds, or an error text as
+/// Returns a duration as float seconds or such as `1h30m`, in nanoseconds, or an error text as
 /// Prometheus has it (`parseDuration` in `web/api/v1/api.go`).
 pub(super) fn read_duration(text: &str) -> Result<Nanos, String> {
     if let Some(seconds) = read_float(text) {
@@ -47,12 +47,12 @@ pub(super) fn read_duration(text: &str) -> Result<Nanos, String> {
     read_units(text).ok_or_else(|| format!("cannot parse {} to a valid duration", go_quoted(text)))
 }
 
-/// `nanos` as a duration; what is negative is none.
+/// Returns `nanos` as a duration; what is negative is none.
 pub(super) fn to_duration(nanos: Nanos) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
-/// `time` as seconds, exact to the millisecond.
+/// Returns `time` as seconds, exact to the millisecond.
 pub(super) fn write_time(time: Millis) -> String {
     let mut text = if time < 0 { "-" } else { "" }.to_owned();
     let (seconds, millis) = (time.unsigned_abs() / 1000, time.unsigned_abs() % 1000);
@@ -64,8 +64,8 @@ pub(super) fn write_time(time: Millis) -> String {
     text
 }
 
-/// `step` as Prometheus reads it exactly. Float seconds are not read so: it takes `1.001` for a
-/// second, since it cuts the nanoseconds off where the multiplication leaves them.
+/// Returns `step` as Prometheus reads it exactly. Float seconds are not read so: it takes `1.001`
+/// for a second, since it cuts the nanoseconds off where the multiplication leaves them.
 pub(super) fn write_step(step: Step) -> String {
     match step.millis() % 1000 {
         0 => format!("{}", step.millis() / 1000),
@@ -73,7 +73,7 @@ pub(super) fn write_step(step: Step) -> String {
     }
 }
 
-/// A finite decimal number.
+/// Returns a finite decimal number.
 fn read_float(text: &str) -> Option<f64> {
     let plain = |b: u8| b.is_ascii_digit() || b"+-.eE".contains(&b);
     text.bytes()
@@ -83,7 +83,7 @@ fn read_float(text: &str) -> Option<f64> {
         .filter(|f| f.is_finite() || text.bytes().any(|b| b == b'e' || b == b'E'))
 }
 
-/// A time such as `2023-11-14T22:13:20.001+01:00`.
+/// Returns a time such as `2023-11-14T22:13:20.001+01:00`.
 fn read_rfc3339(text: &str) -> Option<Nanos> {
     let (local, offset) = match text.strip_suffix('Z') {
         Some(local) => (local, 0),
@@ -118,7 +118,7 @@ fn read_rfc3339(text: &str) -> Option<Nanos> {
     Some(since - Nanos::from(cycles) * CYCLE - offset * SECOND)
 }
 
-/// A duration such as `1y2w3d4h5m6s7ms`: units in that order, each at most once.
+/// Returns a duration such as `1y2w3d4h5m6s7ms`: units in that order, each at most once.
 fn read_units(text: &str) -> Option<Nanos> {
     const UNITS: [(&str, Nanos); 7] = [
         ("y", 365 * 86_400 * SECOND),
@@ -146,7 +146,7 @@ fn read_units(text: &str) -> Option<Nanos> {
     i64::try_from(total).ok().map(Nanos::from)
 }
 
-/// `text` in quotes as Go's `%q` writes it.
+/// Returns `text` in quotes as Go's `%q` writes it.
 fn go_quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {

@@ -12,7 +12,7 @@ use crate::wire::encoding::{Encoding, Text};
 /// Texts of samples shorter than this are copied: a part of its own would cost more.
 const SHORT: usize = 256;
 
-/// The answer with the samples of `range` of consecutive chunks, each ordered by labels, as
+/// Returns the answer with the samples of `range` of consecutive chunks, each ordered by labels, as
 /// parts. Series are joined by labels, in the order of labels; one without samples in `range` is
 /// left out. The bytes are those that Prometheus 2.42 writes for the same samples, metrics and
 /// `extras`. The work grows with the number of series and chunks, not of samples.
@@ -77,7 +77,7 @@ impl Parts {
         self.glue.extend_from_slice(text);
     }
 
-    /// One series, of all chunks that have it. Whether it has samples.
+    /// Returns one series, of all chunks that have it. Whether it has samples.
     fn series(&mut self, same: &[&Series], range: &TimeRange, comma: bool) -> bool {
         let (glue, slices) = (self.glue.len(), self.slices.len());
         if comma {
@@ -99,7 +99,7 @@ impl Parts {
         true
     }
 
-    /// The samples of one kind of a series. Whether there are any.
+    /// Returns the samples of one kind of a series. Whether there are any.
     fn samples<'a>(
         &mut self,
         name: &[u8],
@@ -181,7 +181,7 @@ pub fn write_error(error: &Error) -> Bytes {
     format!("{{\"status\":\"error\",\"errorType\":\"{kind}\",\"error\":{said}}}").into()
 }
 
-/// `text` as a JSON string as Go writes it: safe within HTML.
+/// Returns `text` as a JSON string as Go writes it: safe within HTML.
 fn quoted(text: &str) -> String {
     // A string has a JSON text.
     let mut quoted = serde_json::to_string(text).unwrap_or_default();

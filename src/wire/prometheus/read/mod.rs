@@ -17,7 +17,7 @@ pub struct Matrix {
     /// Ordered by labels, of which no two have the same. Their samples share the memory of the
     /// whole answer; [`merge`](super::merge) gives them their own.
     pub series: Vec<Series>,
-    /// What else it says.
+    /// Its other members.
     pub extras: Extras,
 }
 
@@ -31,15 +31,15 @@ pub struct Extras {
 }
 
 impl Extras {
-    /// The JSON of a member, of the answer before that of `data`.
+    /// Returns the JSON of a member, of the answer before that of `data`.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
         let mut all = self.top.iter().chain(&self.data);
         all.find(|(n, _)| n == name).map(|(_, json)| json)
     }
 
-    /// Whether the answer may lack data: it says so, or it carries a warning (a warning is all
-    /// that Prometheus and Thanos say about a store that did not answer). It must not be kept as
-    /// complete.
+    /// Returns whether the answer may lack data: it says so, or it carries a warning (a warning is
+    /// all that Prometheus and Thanos say about a store that did not answer). It must not be kept
+    /// as complete.
     pub fn is_partial(&self) -> bool {
         let says = |name: &str, nothing: &[&str]| {
             let json = self.get(name).map(|json| &json[..]);
@@ -49,7 +49,7 @@ impl Extras {
     }
 }
 
-/// Why an answer cannot be read. It can still be passed on as it is.
+/// The reason why an answer cannot be read. It can still be passed on unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unread {
     /// Not JSON, or not of the shape of an answer, at this byte.
@@ -122,7 +122,7 @@ impl Reader<'_> {
         self.body.get(self.at..).unwrap_or_default()
     }
 
-    /// The next byte that is not white space, which stays.
+    /// Returns the next byte that is not white space, which stays.
     fn peek(&mut self) -> Option<u8> {
         loop {
             let byte = *self.body.get(self.at)?;
@@ -164,7 +164,7 @@ impl Reader<'_> {
         Ok((value, self.body.get(start..self.at).unwrap_or_default()))
     }
 
-    /// An object: `member` reads the value of each name.
+    /// Reads an object; `member` reads the value of each name.
     fn object(
         &mut self,
         mut member: impl FnMut(&mut Self, String) -> Result<(), Unread>,
@@ -183,7 +183,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The member `data`, into `matrix`. Whether it is a matrix.
+    /// Reads the member `data` into `matrix`, and returns whether it is a matrix.
     fn data(&mut self, max_series: usize, matrix: &mut Matrix) -> Result<bool, Unread> {
         if self.peek() == Some(b'n') {
             self.value::<()>()?;
@@ -255,7 +255,7 @@ impl Reader<'_> {
         })
     }
 
-    /// An array of samples, of about that many.
+    /// Reads an array of about that many samples.
     fn track(&mut self, about: usize) -> Result<Track, Unread> {
         self.expect(b'[')?;
         if self.take(b']') {
@@ -314,7 +314,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A sample; its time.
+    /// Reads a sample, and returns its time.
     fn sample(&mut self) -> Result<Millis, Unread> {
         if let Some((time, len)) = usual(self.rest()) {
             self.at += len;
@@ -334,8 +334,8 @@ impl Reader<'_> {
     }
 }
 
-/// The time and the length of a sample as Prometheus writes those of our days: ten digits of
-/// seconds, perhaps three of milliseconds, and a value in quotes. Nearly all are so, and this is
+/// Returns the time and the length of a sample as Prometheus writes those of our days: ten digits
+/// of seconds, perhaps three of milliseconds, and a value in quotes. Nearly all are so, and this is
 /// several times faster than reading them as JSON.
 fn usual(text: &[u8]) -> Option<(Millis, usize)> {
     let (b'[', text) = text.split_first()? else {
@@ -383,8 +383,8 @@ fn eight_digits(text: [u8; 8]) -> Option<Millis> {
     Some(eight as Millis)
 }
 
-/// Where the first quote is, eight bytes at a time: a byte of `x` is zero where the text has a
-/// quote, and only a zero borrows into its high bit before any other byte does.
+/// Returns where the first quote is, eight bytes at a time: a byte of `x` is zero where the text
+/// has a quote, and only a zero borrows into its high bit before any other byte does.
 fn quote_at(text: &[u8]) -> Option<usize> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let mut at = 0;
