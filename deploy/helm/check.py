@@ -142,6 +142,15 @@ def main():
     assert pod["volumes"][1]["secret"] == {"secretName": "certificate"}
     assert "checksum/config" in large["Deployment"]["spec"]["template"]["metadata"]["annotations"]
 
+    for claim, volume in (("", {"emptyDir": {}}), ("kept", {"persistentVolumeClaim": {"claimName": "kept"}})):
+        disk = render({"global": {"apiKey": "k"}, "disk": {"enabled": True, "existingClaim": claim}})
+        pod = disk["Deployment"]["spec"]["template"]["spec"]
+        assert {"name": "cache", **volume} in pod["volumes"], pod["volumes"]
+        env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
+        mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+        assert env["HELIOSTAT_CACHE__DISK__DIR"].startswith(mounts["cache"]), env
+        assert env["HELIOSTAT_CACHE__DISK__SIZE"] == "10GiB", env
+
     none = render({"global": {"apiKey": "k"}, "podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}})
     assert set(none) == {"Deployment", "Service", "ConfigMap", "Secret"}, set(none)
 

@@ -8,11 +8,13 @@ mod reload;
 mod reloadables;
 mod report;
 mod service;
+mod stored_as;
 #[cfg(feature = "otlp")]
 pub mod traces;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderMap;
 use rustls::ServerConfig;
@@ -28,11 +30,12 @@ use crate::adapters::{Adapter, Forwarded};
 use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
-use crate::engine::{Engine, Memory};
+use crate::engine::{Engine, LevelSetup, Memory};
 use crate::front::listen::{self, Listening};
 use crate::front::{Front, FrontSettings};
 use crate::model::{Millis, MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
+use crate::store::disk::Disk;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
     AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, Security, Transport,
@@ -160,6 +163,10 @@ impl App {
             .map(|files| reloadables::server(files, &clock))
             .transpose();
         let tls = tls.map_err(StartError)?;
+        let disk = match before {
+            Some(_) => None,
+            None => open_disk(config, &clock).await?,
+        };
         // Nothing fails from here on.
         if let Some(before) = before
             && before.config.targets == config.targets
@@ -167,7 +174,17 @@ impl App {
         {
             upstreams.keep_targets_of(before.engine.registry());
         }
-        let memory = before.map_or_else(|| Memory::new(config.cache_memory), |b| b.engine.memory());
+        let memory = match (before, disk) {
+            (Some(before), _) => before.engine.memory(),
+            (None, None) => Memory::new(config.cache_memory),
+            (None, Some(disk)) => {
+                let level = LevelSetup {
+                    level: Arc::new(disk),
+                    deadline: SECOND_LEVEL_DEADLINE,
+                };
+                Memory::with_levels(config.cache_memory, vec![level], &clock)
+            }
+        };
         let engine = Engine::new(upstreams, memory, server.max_points, clock.clone());
         let front = match before {
             None => Front::new(engine.clone(), settings, registry, clock.clone()),
@@ -183,6 +200,22 @@ impl App {
             clock,
         })
     }
+}
+
+/// Most time that a request waits for a level of the cache before it asks the upstream.
+const SECOND_LEVEL_DEADLINE: Duration = Duration::from_millis(50);
+
+/// The level on disk, if there is to be one.
+async fn open_disk(config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Disk>, StartError> {
+    let Some(settings) = config.cache_disk.clone() else {
+        return Ok(None);
+    };
+    let clock = clock.clone();
+    let open = move || Disk::open(&settings.dir, settings.size, clock);
+    let opened = tokio::task::spawn_blocking(open).await;
+    let opened = opened.map_err(|e| StartError(format!("cache.disk.dir: {e}")))?;
+    let disk = opened.map_err(|e| StartError(format!("cache.disk.dir: {e}")))?;
+    Ok(Some(disk))
 }
 
 /// Builds upstreams from their settings.
@@ -320,6 +353,7 @@ impl UpstreamBuilder {
         let same = old.filter(|old| old.settings.has_data_of(settings));
         let upstream = Arc::new(Upstream {
             identity: same.map_or_else(Identity::new, |old| old.upstream.identity.clone()),
+            stored_as: stored_as::stored_as(settings),
             freshness: settings.freshness,
             reading,
             adapter,

@@ -205,6 +205,7 @@ pub(super) fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
     let keys = [
         ("server.listen", first.server.listen == now.server.listen),
         ("cache.memory", first.cache_memory == now.cache_memory),
+        ("cache.disk", first.cache_disk == now.cache_disk),
         ("log.format", first.log.json == now.log.json),
         ("traces", first.traces == now.traces),
     ];

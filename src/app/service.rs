@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::MissedTickBehavior;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::reload::{ConfigSource, Running, follow};
 use super::{App, StartError, machine};
@@ -20,6 +20,9 @@ use crate::telemetry::metrics;
 
 /// How often responses are checked for progress, and histograms tidied. See `STALLED_SWEEPS`.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Most time to write what waits for the second level of the cache when the service stops.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// A listening service.
 pub struct Service {
@@ -99,6 +102,10 @@ impl Service {
             async move { app.front.handle(request, &connection).await }
         };
         listen::serve(listener, listening, handler, stop).await;
+        let flushed = tokio::time::timeout(FLUSH, running.app().engine.flush()).await;
+        if flushed.is_err() {
+            warn!("the second level of the cache took too long to write; the rest is dropped");
+        }
         upkeep.abort();
         // The process ends now: freeing a large cache piece by piece would take seconds.
         std::mem::forget(running.app().engine.memory());

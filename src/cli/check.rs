@@ -51,7 +51,10 @@ pub(super) fn run(config: &Config) -> ExitCode {
 
 async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
     let clock = Arc::new(SystemClock::default());
-    let app = App::build(config, clock.clone()).await?;
+    let mut tried = config.clone();
+    // A service that runs holds it.
+    tried.cache_disk = None;
+    let app = App::build(&tried, clock.clone()).await?;
     let mut lines = Vec::new();
     for upstream in &config.upstreams {
         let details = Details {

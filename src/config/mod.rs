@@ -33,6 +33,8 @@ pub struct Config {
     pub access: AccessSettings,
     /// Upper bound of the cache in bytes.
     pub cache_memory: u64,
+    /// Where a second level of the cache is kept that survives restarts, if anywhere.
+    pub cache_disk: Option<CacheDisk>,
     /// Targets besides the upstreams that connection details may name.
     pub targets: Vec<Pattern>,
     /// Non-public networks that such targets may be in.
@@ -62,6 +64,15 @@ impl Config {
     pub fn settings(&self) -> Vec<Setting> {
         self.document.settings(&self.default_upstream)
     }
+}
+
+/// A second level of the cache on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheDisk {
+    /// A folder of its own.
+    pub dir: PathBuf,
+    /// Most bytes on disk.
+    pub size: u64,
 }
 
 /// Settings towards clients.
@@ -210,6 +221,10 @@ pub struct Upstream {
     pub name: String,
     /// Its kind, with what only that kind has.
     pub kind: UpstreamKind,
+    /// Which store and tenant it is in a second level of the cache, whatever its URLs and headers.
+    pub identity: Option<String>,
+    /// Whether its data is kept in a second level of the cache.
+    pub second_level: bool,
     /// Headers sent with each request.
     pub headers: Vec<(HeaderName, Secret)>,
     /// TLS settings.
@@ -292,6 +307,8 @@ impl Upstream {
         let Self {
             name,
             kind,
+            identity: _,
+            second_level: _,
             headers,
             tls: _,
             proxy: _,

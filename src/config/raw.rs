@@ -100,6 +100,15 @@ pub(super) struct RawClientTls {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawCache {
     pub(super) memory: Option<Text<Size>>,
+    #[serde(deserialize_with = "table")]
+    pub(super) disk: RawCacheDisk,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCacheDisk {
+    pub(super) dir: Option<String>,
+    pub(super) size: Option<Text<Size>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -176,6 +185,8 @@ pub(super) struct RawUpstream {
     pub(super) kind: Option<RawKind>,
     pub(super) urls: Vec<Text<TargetUrl>>,
     pub(super) default: bool,
+    pub(super) identity: Option<String>,
+    pub(super) second_level: Option<bool>,
     pub(super) api_key: Option<SecretSource>,
     pub(super) connection_details: Option<RawConnectionDetails>,
     #[serde(deserialize_with = "table")]
@@ -326,6 +337,8 @@ impl RawUpstream {
         Settings {
             name,
             kind,
+            identity: self.identity.clone().filter(|i| !i.is_empty()),
+            second_level: self.second_level.unwrap_or(true),
             headers: Vec::new(),
             tls: super::ClientTls::default(),
             proxy: super::Proxy::default(),

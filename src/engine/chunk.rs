@@ -77,6 +77,59 @@ impl Piece {
         }
     }
 
+    /// What this and `other` know together, as [`Chunk::merged`] has it.
+    pub(crate) fn joined(&self, other: &Self, grain: Duration) -> Self {
+        let (Some(mine), Some(theirs)) = (self.hull(), other.hull()) else {
+            return match self.segments.is_empty() {
+                true => other.clone(),
+                false => self.clone(),
+            };
+        };
+        let span = mine.hull(&theirs);
+        let (segments, news) = combined(&self.segments, &other.segments, &span, grain);
+        let data = match (&self.data, &other.data) {
+            (Data::Points(old), Data::Points(new)) => Data::Points(spliced(old, new, &news, &span)),
+            (Data::Matrix(old), Data::Matrix(new)) => {
+                let mut annotations = old.annotations.clone();
+                annotations.add(&new.annotations);
+                Data::Matrix(LabeledSeries {
+                    series: prometheus::merge(&old.series, &new.series, &news, &span),
+                    annotations,
+                })
+            }
+            // Pieces of one lane are of one kind.
+            (_, new) => new.clone(),
+        };
+        Self { data, segments }
+    }
+
+    /// What of it lies in `ranges` and meets `wanted`.
+    pub(crate) fn within(&self, ranges: &RangeSet, wanted: impl Fn(&Segment) -> bool) -> Self {
+        let mut segments = Vec::new();
+        for segment in self.segments.iter().filter(|s| wanted(s)) {
+            let parts = ranges.iter().filter_map(|r| r.intersection(&segment.range));
+            segments.extend(parts.map(|range| Segment { range, ..*segment }));
+        }
+        let kept: RangeSet = segments.iter().map(|s| s.range).collect();
+        let data = match &self.data {
+            Data::Points(points) => {
+                let mut some = Points::new();
+                for range in kept.iter() {
+                    some.extend(points, points.within(range));
+                }
+                Data::Points(some)
+            }
+            Data::Matrix(matrix) => {
+                let span = self.hull().unwrap_or(TimeRange::clamped(0, 0));
+                Data::Matrix(LabeledSeries {
+                    series: prometheus::merge(&[], &matrix.series, &kept, &span),
+                    annotations: matrix.annotations.clone(),
+                })
+            }
+        };
+        Self { data, segments }
+    }
+
     /// All that its segments cover.
     pub(crate) fn hull(&self) -> Option<TimeRange> {
         let first = self.segments.first()?.range;
@@ -230,31 +283,7 @@ impl Chunk {
     pub fn merged(old: Option<&Self>, piece: &Piece, frame: &Frame) -> Self {
         let span = &frame.span;
         let known = old.map_or(&[][..], |c| &c.coverage);
-        let mut coverage: Vec<Segment> = Vec::with_capacity(known.len() + 2);
-        let mut news = RangeSet::new();
-        for segment in &piece.segments {
-            let Some(range) = segment.range.intersection(span) else {
-                continue;
-            };
-            let later = known.iter().filter(|k| k.outranks(segment));
-            let later: RangeSet = later.map(|k| k.range).collect();
-            for range in later.missing_from(range).iter() {
-                news.insert(*range);
-                coverage.push(Segment {
-                    range: *range,
-                    ..*segment
-                });
-            }
-        }
-        for segment in known {
-            for range in news.missing_from(segment.range).iter() {
-                coverage.push(Segment {
-                    range: *range,
-                    ..*segment
-                });
-            }
-        }
-        let coverage = joined(coverage, frame.grain);
+        let (coverage, news) = combined(known, &piece.segments, span, frame.grain);
         let settled = coverage.iter().all(|s| s.settled);
         let content = match &piece.data {
             Data::Points(points) => Content::of_points(old, points, &news, frame, settled),
@@ -351,6 +380,40 @@ impl Content {
             annotations,
         })
     }
+}
+
+/// What `known` and `segments` know of `span` together, and where the latter count.
+fn combined(
+    known: &[Segment],
+    segments: &[Segment],
+    span: &TimeRange,
+    grain: Duration,
+) -> (Vec<Segment>, RangeSet) {
+    let mut coverage: Vec<Segment> = Vec::with_capacity(known.len() + 2);
+    let mut news = RangeSet::new();
+    for segment in segments {
+        let Some(range) = segment.range.intersection(span) else {
+            continue;
+        };
+        let later = known.iter().filter(|k| k.outranks(segment));
+        let later: RangeSet = later.map(|k| k.range).collect();
+        for range in later.missing_from(range).iter() {
+            news.insert(*range);
+            coverage.push(Segment {
+                range: *range,
+                ..*segment
+            });
+        }
+    }
+    for segment in known {
+        for range in news.missing_from(segment.range).iter() {
+            coverage.push(Segment {
+                range: *range,
+                ..*segment
+            });
+        }
+    }
+    (joined(coverage, grain), news)
 }
 
 /// The points of `span`: those of `new` in the ranges `news`, those of `old` elsewhere.

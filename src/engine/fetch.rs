@@ -10,9 +10,10 @@ use super::invalidate::Generation;
 use super::lane::Lane;
 use super::parts::fetch_one;
 use super::plan::{Lookup, Plan, Policy, fresh, plan};
+use super::revalidate::fall_back;
 use super::{Engine, RequestContext, planned};
 use crate::adapters::Data;
-use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
+use crate::model::{Bucket, Error, Kind, Layout, Millis, RangeSet, Step, TimeRange};
 use crate::telemetry::trace::Span;
 use crate::upstream::Flight;
 
@@ -129,8 +130,16 @@ impl Engine {
         planning: Span,
     ) -> Result<View, Error> {
         let mut chunks = self.memory.cache.look_up(lane, &range);
-        let first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+        let mut first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
         planned(planning, first.lookup, first.missing.len());
+        if source == Source::Upstream
+            && !first.missing.is_empty()
+            && self
+                .ask_second_level(lane, &mut chunks, &first.missing, context)
+                .await
+        {
+            first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+        }
         let mut view = View::cached(lane, chunks.clone(), first.lookup, first.ttl);
         if first.missing.is_empty() {
             return Ok(view);
@@ -286,7 +295,8 @@ impl Engine {
                 data: Data::Points(points),
                 segments: derived(&view.chunks.coverage(), size, range),
             };
-            match self.land(lane, piece, since, view.complete, None).await {
+            let landed = self.land(lane, piece, since, view.complete, None, Source::RawPoints);
+            match landed.await {
                 Ok(fetched) => round.fetched.push(fetched),
                 Err(error) => {
                     round.errors.push(error);
@@ -314,12 +324,22 @@ impl Engine {
         since: Generation,
         complete: bool,
         off_grid: Option<Vec<Bucket>>,
+        source: Source,
     ) -> Result<Fetched, Error> {
         let kept = complete && off_grid.is_none();
         let large = piece.data.len() > STORE_INLINE;
         let (engine, of) = (self.clone(), lane.clone());
+        let piece = Arc::new(piece);
         let put = move || {
-            let store = || engine.memory.cache.store(&of, &piece);
+            let store = || {
+                // What is derived can be derived again.
+                if let Some(second) = &engine.memory.second
+                    && source == Source::Upstream
+                {
+                    second.put(&of, &piece);
+                }
+                engine.memory.cache.store(&of, &piece)
+            };
             let stored = kept.then(|| engine.memory.if_current(since, store));
             stored
                 .flatten()
@@ -366,19 +386,5 @@ async fn wait(flight: &Flight<Fetched>, context: &RequestContext) -> Result<Fetc
     match tokio::time::timeout_at(context.deadline, flight.outcome()).await {
         Ok(fetched) => fetched,
         Err(_) => Err(too_late()),
-    }
-}
-
-/// Expired data instead of `error`, where there is enough of it and the error is not the
-/// client's own.
-fn fall_back(error: Error, plan: &Plan) -> Result<Degraded, Error> {
-    match plan.fallback {
-        Some(edge) if error.kind.origin() != Origin::Client => Ok(Degraded {
-            reason: error.to_string(),
-            error: Some(error),
-            age: plan.oldest,
-            edge,
-        }),
-        _ => Err(error),
     }
 }

@@ -8,6 +8,7 @@ use super::lane::{LaneKey, Subject};
 use super::{Engine, Memory};
 use crate::model::{Selector, TimeRange};
 use crate::promql::canonical;
+use crate::store::LevelFailure;
 use crate::upstream::Upstream;
 
 /// How often something has been forgotten. What was asked for before that is not kept.
@@ -73,6 +74,33 @@ impl Memory {
 }
 
 impl Engine {
+    /// Does what [`Engine::invalidate`] does, after the second level has been told. That knows only
+    /// upstreams and ranges, so of all series of `upstream` it forgets the range. If it cannot be
+    /// told, the cache in memory is invalidated all the same.
+    pub async fn invalidate_everywhere(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        selection: Selection,
+    ) -> Result<usize, LevelFailure> {
+        let (engine, of) = (self.clone(), upstream.clone());
+        let range = selection.range;
+        let in_memory = move || engine.invalidate(&of, &selection);
+        let in_memory = async {
+            let done = tokio::task::spawn_blocking(in_memory).await;
+            done.map_err(|e| LevelFailure::Error(e.to_string()))
+        };
+        let Some(second) = &self.memory.second else {
+            return in_memory.await;
+        };
+        // One at a time: what has been applied is a number.
+        let _one = second.invalidating.lock().await;
+        let told = second.invalidate(upstream, range).await;
+        let stamps = second.stamps();
+        let chunks = in_memory.await?;
+        second.applied(&stamps);
+        told.map(|()| chunks)
+    }
+
     /// Drops what `selection` picks of `upstream`, and its lists and whole answers, and returns the
     /// number of chunks that changed. What is being fetched meanwhile goes to those who wait for it
     /// and is not cached. Takes time with all that is cached, but where all of an upstream is picked:

@@ -7,9 +7,12 @@ use super::chunk::Frame;
 use crate::adapters::prometheus::Expression;
 use crate::adapters::{Data, Forwarded, LabeledSeries};
 use crate::model::{
-    Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step, heap_block,
+    Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step, TimeRange,
+    heap_block,
 };
+use crate::store::key::Canonical;
 use crate::upstream::{Forward, Upstream};
+use crate::wire::mirror::request::write_metric;
 
 /// How many buckets or native intervals a chunk spans: enough that a long answer is made of few,
 /// few enough that one is written anew in some microseconds. In tests seams are many.
@@ -181,6 +184,43 @@ impl Lane {
 
     pub(crate) fn subject(&self) -> &Subject {
         &self.key.identity.subject
+    }
+
+    /// What sets it apart from the other lanes of its upstream, in a form that outlives the
+    /// process; `None` if it is kept in no second level. A new part of the identity does not
+    /// compile until somebody has decided whether it belongs here.
+    pub(crate) fn canonical(&self) -> Option<Canonical> {
+        let Identity {
+            // The form of the upstream's settings takes its place.
+            upstream: _,
+            subject,
+        } = &*self.key.identity;
+        let Subject::Metric {
+            selector,
+            metric_field,
+            layout,
+            nan,
+            details,
+        } = subject
+        else {
+            return None;
+        };
+        let query = MetricQuery {
+            selector: selector.clone(),
+            metric_field: metric_field.clone(),
+            range: TimeRange::clamped(0, 0),
+            limit: None,
+            layout: *layout,
+        };
+        let mut form = Canonical::default();
+        // What is written is read again as the same query, so no two have the same text.
+        form.part("metric")
+            .part(write_metric(&details.members(), &query));
+        form.part(match nan {
+            NanInterpretation::Omit => "omit",
+            NanInterpretation::Zero => "zero",
+        });
+        Some(form)
     }
 
     /// The layout of its points. Samples of an expression have their own times, as raw points do.

@@ -4,6 +4,7 @@
 //! - `chunk`, `columns`, `cache`: cached data, in immutable parts, bounded by weight
 //! - `plan`: pure; which part of a range is fresh and which has to be fetched
 //! - `fetch`, `parts`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
+//! - `second`: what is asked before an upstream, and outlives the process
 //! - `revalidate`: serves data that has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
 //! - `answer`: answers to queries for metric values
@@ -55,6 +56,7 @@ pub mod plan;
 mod range;
 pub mod render;
 mod revalidate;
+mod second;
 mod whole;
 
 use std::collections::HashSet;
@@ -72,6 +74,7 @@ pub use outcome::{CacheOutcome, Timing};
 pub use passthrough::PassthroughRequest;
 pub use plan::Lookup;
 pub use range::{RangeAnswer, RangeRequest};
+pub use second::LevelSetup;
 pub use whole::CachePolicy;
 
 use tokio::time::Instant;
@@ -113,11 +116,24 @@ pub struct Memory {
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
     generation: RwLock<Generation>,
+    /// What outlives the process, if anything does.
+    second: Option<second::SecondLevel>,
 }
 
 impl Memory {
     /// An empty memory for `bytes` of data.
     pub fn new(bytes: u64) -> Arc<Self> {
+        Self::over(bytes, None)
+    }
+
+    /// An empty memory for `bytes` of data, beyond which `levels` are asked in their order. Within
+    /// a runtime.
+    pub fn with_levels(bytes: u64, levels: Vec<LevelSetup>, clock: &Arc<dyn Clock>) -> Arc<Self> {
+        let second = second::SecondLevel::new(levels, clock);
+        Self::over(bytes, Some(second))
+    }
+
+    fn over(bytes: u64, second: Option<second::SecondLevel>) -> Arc<Self> {
         // Whole answers are small next to series, yet must not crowd them out.
         let for_whole = bytes / 8;
         Arc::new(Self {
@@ -129,6 +145,7 @@ impl Memory {
             analyses: Analyses::default(),
             revalidating: Mutex::default(),
             generation: RwLock::default(),
+            second,
         })
     }
 }
@@ -270,6 +287,9 @@ impl Engine {
     /// Sets the gauges of `/metrics`; called when they are read.
     pub fn observe(&self) {
         self.memory.cache.observe(self.memory.whole.weight());
+        if let Some(second) = &self.memory.second {
+            second.observe();
+        }
     }
 }
 

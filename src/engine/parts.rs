@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::cache::Chunks;
 use super::chunk::Piece;
-use super::fetch::{Fetched, not_prometheus};
+use super::fetch::{Fetched, Source, not_prometheus};
 use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
 use super::{Engine, RequestContext};
@@ -36,7 +36,8 @@ pub(super) async fn fetch_one(
     if parts.is_empty() {
         // There can be no points, which is known for good.
         let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
-        return engine.land(&lane, piece, since, true, None).await;
+        let landed = engine.land(&lane, piece, since, true, None, Source::Upstream);
+        return landed.await;
     }
     let fetching = Arc::new(Fetching {
         call: CallContext {
@@ -103,7 +104,14 @@ impl Fetching {
         let piece = Piece::fetched(series.data, range, started, settled_before, grid);
         let (complete, off_grid) = (series.complete, series.off_grid);
         self.engine
-            .land(&self.lane, piece, self.since, complete, off_grid)
+            .land(
+                &self.lane,
+                piece,
+                self.since,
+                complete,
+                off_grid,
+                Source::Upstream,
+            )
             .await
     }
 }

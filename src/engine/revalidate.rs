@@ -1,4 +1,5 @@
-//! Serves what has just expired at once, and fetches it in the background.
+//! Serves what has expired: at once while it is fetched in the background, or while the upstream
+//! fails.
 
 use std::sync::{Arc, PoisonError};
 
@@ -9,7 +10,7 @@ use super::fetch::{Degraded, Source, View, policy};
 use super::lane::{Lane, LaneKey};
 use super::plan::{Plan, plan};
 use super::{Engine, RequestContext, planned};
-use crate::model::{Error, Millis, RangeSet, TimeRange};
+use crate::model::{Error, Millis, Origin, RangeSet, TimeRange};
 use crate::telemetry::trace::Span;
 
 /// A lane that is fetched in the background, until dropped.
@@ -122,5 +123,19 @@ impl Engine {
             .revalidating
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Expired data instead of `error`, where there is enough of it and the error is not the
+/// client's own.
+pub(super) fn fall_back(error: Error, plan: &Plan) -> Result<Degraded, Error> {
+    match plan.fallback {
+        Some(edge) if error.kind.origin() != Origin::Client => Ok(Degraded {
+            reason: error.to_string(),
+            error: Some(error),
+            age: plan.oldest,
+            edge,
+        }),
+        _ => Err(error),
     }
 }

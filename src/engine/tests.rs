@@ -31,10 +31,10 @@ use crate::wire::number::{write_bucket, write_point};
 
 /// Clients that ask for different times read different encodings.
 const ENCODINGS: [Encoding; 3] = [Encoding::Identity, Encoding::Gzip, Encoding::Zstd];
-const BEGIN: Millis = 1_700_000_000_000;
-const INTERVAL: Millis = 1000;
-const SETTLE: Millis = 20_000;
-const MAX_STALE: Millis = 60_000;
+pub(super) const BEGIN: Millis = 1_700_000_000_000;
+pub(super) const INTERVAL: Millis = 1000;
+pub(super) const SETTLE: Millis = 20_000;
+pub(super) const MAX_STALE: Millis = 60_000;
 
 /// Our clocks, and the true time, which is the upstream's.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(super) struct Clocks {
     pub(super) skew: AtomicI64,
     monotonic: AtomicU64,
     /// Ranges whose values the upstream has changed since, each by one.
-    rewritten: Mutex<Vec<TimeRange>>,
+    pub(super) rewritten: Mutex<Vec<TimeRange>>,
 }
 
 impl Clocks {
@@ -126,7 +126,7 @@ fn visible(range: &TimeRange, clocks: &Clocks, now: Millis) -> Points {
 }
 
 /// What `query` means, computed without any cache.
-fn direct(query: &MetricQuery, clocks: &Clocks, now: Millis) -> Vec<(Millis, f64)> {
+pub(super) fn direct(query: &MetricQuery, clocks: &Clocks, now: Millis) -> Vec<(Millis, f64)> {
     match query.layout {
         Layout::Raw => visible(&query.range, clocks, now).iter().collect(),
         Layout::Buckets { statistic, size } => {
@@ -138,9 +138,9 @@ fn direct(query: &MetricQuery, clocks: &Clocks, now: Millis) -> Vec<(Millis, f64
 }
 
 /// A mirror in memory.
-struct Source {
+pub(super) struct Source {
     clocks: Arc<Clocks>,
-    failing: AtomicBool,
+    pub(super) failing: AtomicBool,
     truncating: AtomicBool,
     asked: Mutex<Vec<TimeRange>>,
 }
@@ -202,6 +202,18 @@ pub(super) fn engine_over(
     adapter: Box<dyn Adapter>,
     keeping: Keeping,
 ) -> Arc<Engine> {
+    let clock: Arc<dyn Clock> = clocks.clone();
+    engine_with(transport, &clock, adapter, keeping, Memory::new(64 << 20))
+}
+
+/// The same over `memory`.
+pub(super) fn engine_with(
+    transport: Arc<dyn Transport>,
+    clock: &Arc<dyn Clock>,
+    adapter: Box<dyn Adapter>,
+    keeping: Keeping,
+    memory: Arc<Memory>,
+) -> Arc<Engine> {
     let metrics = UpstreamMetrics::new("law");
     let client = UpstreamClient::new(ClientConfig {
         signer: None,
@@ -212,7 +224,7 @@ pub(super) fn engine_over(
         max_response: usize::MAX,
         budget_file: None,
         metrics: metrics.clone(),
-        clock: clocks.clone(),
+        clock: clock.clone(),
     });
     let millis = |m: Millis| Duration::from_millis(m as u64);
     let freshness = Freshness {
@@ -241,23 +253,24 @@ pub(super) fn engine_over(
         freshness,
         reading,
         adapter,
+        stored_as: Some(Arc::from(&b"law"[..])),
         forward: Forward::Nothing,
         client,
         metrics,
     });
     let none = Box::new(|_, _| unreachable!("no targets are allowed"));
     let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
-    Engine::new(registry, Memory::new(64 << 20), 100_000, clocks.clone())
+    Engine::new(registry, memory, 100_000, clock.clone())
 }
 
-struct World {
-    clocks: Arc<Clocks>,
-    source: Arc<Source>,
-    engine: Arc<Engine>,
+pub(super) struct World {
+    pub(super) clocks: Arc<Clocks>,
+    pub(super) source: Arc<Source>,
+    pub(super) engine: Arc<Engine>,
 }
 
 impl World {
-    fn new(refresh: Millis, aggregate: Aggregate) -> Self {
+    pub(super) fn new(refresh: Millis, aggregate: Aggregate) -> Self {
         Self::revalidating(refresh, aggregate, 0)
     }
 
@@ -305,13 +318,13 @@ impl World {
             .invalidate(&self.engine.upstreams()[0], &selection);
     }
 
-    fn calls(&self) -> Vec<TimeRange> {
+    pub(super) fn calls(&self) -> Vec<TimeRange> {
         std::mem::take(&mut self.source.asked.lock().unwrap())
     }
 }
 
 /// The points of an answer, as a client reads them.
-fn points(answer: &Answer) -> Vec<(Millis, f64)> {
+pub(super) fn points(answer: &Answer) -> Vec<(Millis, f64)> {
     let points = answer.encoding.join(answer.points.clone()).concat();
     let points = match answer.encoding {
         Encoding::Identity => points,
@@ -327,7 +340,7 @@ fn points(answer: &Answer) -> Vec<(Millis, f64)> {
     rows.iter().map(|r| (r[1] as Millis, r[0])).collect()
 }
 
-fn query(start: Millis, end: Millis, layout: Layout) -> MetricQuery {
+pub(super) fn query(start: Millis, end: Millis, layout: Layout) -> MetricQuery {
     MetricQuery {
         selector: Selector::default(),
         metric_field: None,
@@ -343,7 +356,7 @@ pub(super) fn lane() -> Lane {
     Lane::of(upstream, &Details::default(), query(0, 0, Layout::Raw))
 }
 
-fn buckets(statistic: Statistic, size: Millis) -> Layout {
+pub(super) fn buckets(statistic: Statistic, size: Millis) -> Layout {
     Layout::Buckets {
         statistic,
         size: Step::new(size).unwrap(),
@@ -380,7 +393,7 @@ enum Op {
     },
 }
 
-fn layout() -> impl Strategy<Value = Layout> {
+pub(super) fn layout() -> impl Strategy<Value = Layout> {
     let size = prop::sample::select(vec![700i64, 5000, 60_000, 333_000]);
     let statistic = prop::sample::select(Statistic::ALL.to_vec());
     prop_oneof![
@@ -409,7 +422,12 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// Holds an answer to the law. `refresh` is how old the tail may be.
-fn check(world: &World, asked: &MetricQuery, result: &Result<Answer, Error>, refresh: Millis) {
+pub(super) fn check(
+    world: &World,
+    asked: &MetricQuery,
+    result: &Result<Answer, Error>,
+    refresh: Millis,
+) {
     let now = world.clocks.truth();
     let failing = world.source.failing.load(Ordering::SeqCst);
     let answer = match result {

@@ -149,10 +149,7 @@ pub(super) async fn answer(
         }
         Call::Invalidate => {
             let asked = admin::read_invalidate(&body)?;
-            let engine = engine.clone();
-            blocking(move || invalidate(&engine, asked))
-                .await??
-                .to_string()
+            invalidate(engine, asked).await?.to_string()
         }
         Call::Log => {
             if head.method == Method::PUT {
@@ -260,7 +257,7 @@ async fn explain(
     }
 }
 
-fn invalidate(engine: &Arc<Engine>, asked: admin::Invalidate) -> Result<Value, Error> {
+async fn invalidate(engine: &Arc<Engine>, asked: admin::Invalidate) -> Result<Value, Error> {
     let admin::Invalidate {
         upstream,
         selector,
@@ -277,7 +274,13 @@ fn invalidate(engine: &Arc<Engine>, asked: admin::Invalidate) -> Result<Value, E
         query,
         range,
     };
-    let chunks = engine.invalidate(found, &selection);
+    let invalidated = engine.invalidate_everywhere(found, selection).await;
+    let chunks = invalidated.map_err(|e| {
+        let message = format!(
+            "memory is invalidated, but the second level of the cache may bring back what it has: {e}; try again"
+        );
+        Error::new(Kind::Internal, message)
+    })?;
     tracing::info!(upstream, chunks, "invalidated by an admin call");
     Ok(json!({ "upstream": upstream, "chunks": chunks }))
 }

@@ -56,6 +56,11 @@ impl Guarded {
         self.level.name()
     }
 
+    /// Whether other processes write to it.
+    pub fn is_shared(&self) -> bool {
+        self.level.is_shared()
+    }
+
     /// Gives lanes and upstreams their names.
     pub fn names(&self) -> &Names {
         self.level.names()

@@ -107,15 +107,15 @@ impl Names {
     }
 
     /// The name of the lane `lane` of the upstream whose data is `upstream`.
-    pub fn lane(&self, upstream: &Canonical, lane: &Canonical) -> LaneName {
+    pub fn lane(&self, upstream: &[u8], lane: &Canonical) -> LaneName {
         let mut form = Canonical::default();
-        form.part(upstream.bytes()).part(lane.bytes());
+        form.part(upstream).part(lane.bytes());
         LaneName(self.name(&[FORM, b"lane", form.bytes()]))
     }
 
     /// The name of an upstream's data.
-    pub fn upstream(&self, upstream: &Canonical) -> UpstreamName {
-        UpstreamName(half(&self.name(&[FORM, b"data", upstream.bytes()])))
+    pub fn upstream(&self, upstream: &[u8]) -> UpstreamName {
+        UpstreamName(half(&self.name(&[FORM, b"data", upstream])))
     }
 
     fn name(&self, parts: &[&[u8]]) -> [u8; 32] {
@@ -165,11 +165,11 @@ mod tests {
     #[test]
     fn names_depend_on_the_secret_and_on_every_part_and_never_change() {
         let (mut upstream, mut lane) = (Canonical::default(), Canonical::default());
-        upstream.part("store");
+        let upstream = upstream.part("store").bytes();
         lane.part("cpu");
-        let name = Names::new(b"secret").lane(&upstream, &lane);
-        assert_ne!(name, Names::new(b"other").lane(&upstream, &lane));
-        assert_ne!(name, Names::new(b"secret").lane(&lane, &upstream));
+        let name = Names::new(b"secret").lane(upstream, &lane);
+        assert_ne!(name, Names::new(b"other").lane(upstream, &lane));
+        assert_ne!(name, Names::new(b"secret").lane(b"", &lane));
         // What is stored under a name must be found by later builds.
         assert_eq!(
             name.0[..8],

@@ -36,6 +36,9 @@ pub trait CacheLevel: Send + Sync {
     /// Its name in metrics: `disk` or `shared`.
     fn name(&self) -> &'static str;
 
+    /// Whether other processes write to it.
+    fn is_shared(&self) -> bool;
+
     /// Gives lanes and upstreams their names.
     fn names(&self) -> &Names;
 

@@ -30,11 +30,13 @@ pub enum SimFault {
     Late(Duration),
 }
 
+type Marked = (Mark, Vec<u8>);
+
 struct SimValues {
     next: u64,
-    now: HashMap<ValueKey, (Mark, Vec<u8>)>,
+    now: HashMap<ValueKey, Marked>,
     /// SimValues that were replaced, oldest first.
-    before: Vec<(ValueKey, Option<(Mark, Vec<u8>)>)>,
+    before: Vec<(ValueKey, Option<Marked>)>,
     invalidations: Arc<Invalidations>,
     faults: Vec<SimFault>,
 }
@@ -47,8 +49,6 @@ pub struct Sim {
     hangs: AtomicBool,
     full: AtomicBool,
     away: AtomicBool,
-    /// Whether its time can be trusted.
-    trusted: AtomicBool,
 }
 
 impl Sim {
@@ -67,12 +67,16 @@ impl Sim {
             hangs: AtomicBool::new(false),
             full: AtomicBool::new(false),
             away: AtomicBool::new(false),
-            trusted: AtomicBool::new(false),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, SimValues> {
         self.values.lock().unwrap()
+    }
+
+    /// What has been invalidated in it.
+    pub fn invalidations(&self) -> Arc<Invalidations> {
+        self.lock().invalidations.clone()
     }
 
     /// From now on calls do not end, or do.
@@ -115,21 +119,9 @@ impl Sim {
         values.invalidations = Arc::new(Invalidations::new(epoch));
     }
 
-    /// Flips a bit of each value that `which` picks, without a checksum noticing.
-    pub fn damage(&self, mut which: impl FnMut(&ValueKey) -> Option<usize>) {
-        for (key, (_, bytes)) in &mut self.lock().now {
-            if let Some(at) = which(key)
-                && !bytes.is_empty()
-            {
-                let length = bytes.len();
-                bytes[at % length] ^= 1 << (at % 8);
-            }
-        }
-    }
-
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        self.lock().now.len()
+    /// From now on it cannot be reached, or can.
+    pub fn cut_off(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
     }
 
     async fn fault(&self) -> Result<bool, LevelFailure> {
@@ -163,6 +155,10 @@ impl CacheLevel for Sim {
         "disk"
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn names(&self) -> &Names {
         &self.names
     }
@@ -170,11 +166,11 @@ impl CacheLevel for Sim {
     fn state(&self) -> Option<LevelState> {
         let clock = &self.clock;
         Some(LevelState {
-            invalidations: self.lock().invalidations.clone(),
+            invalidations: self.invalidations(),
             clock: LevelClock {
                 offset: clock.now() - super::millis(clock.monotonic()),
                 error: 0,
-                trusted: self.trusted.load(Ordering::SeqCst),
+                trusted: false,
             },
         })
     }

@@ -52,6 +52,9 @@ pub struct Upstream {
     pub freshness: Freshness,
     /// How its data is read.
     pub reading: Reading,
+    /// What its data is called in a second level, in a form that outlives the process: whatever
+    /// decides what the data is. `None` if it is kept in none.
+    pub stored_as: Option<std::sync::Arc<[u8]>>,
     /// How it is spoken to.
     pub adapter: Box<dyn Adapter>,
     /// Connection details that it is sent instead of the client's, and whether it is sent any.
@@ -111,6 +114,17 @@ impl Upstream {
                 BuildHasherDefault::<DefaultHasher>::default().hash_one((identity, tenant))
             }
         }
+    }
+
+    /// What the data that has the number `id` is called in a second level; `None` if it is kept in
+    /// none, or the number has changed meanwhile.
+    pub fn stored_as(&self, id: u64) -> Option<Vec<u8>> {
+        let mut form = self.stored_as.as_deref()?.to_vec();
+        if let Some(tenant) = self.client.tenant() {
+            form.extend(tenant.to_le_bytes());
+        }
+        // Only now is it sure which tenant that was.
+        (self.id() == id).then_some(form)
     }
 
     /// Its name, for clients and metrics.

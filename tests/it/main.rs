@@ -40,6 +40,7 @@ mod relay;
 mod reload;
 mod remote_write;
 mod scripted;
+mod second_level;
 mod secrets;
 mod sigv4;
 mod support;

@@ -23,7 +23,7 @@ pub(super) use self::effective::Document;
 use self::file::File;
 use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
-use super::{Config, Log, Server, Traces, Upstream, UpstreamKind};
+use super::{CacheDisk, Config, Log, Server, Traces, Upstream, UpstreamKind};
 use crate::model::{MAX_TIME, TargetUrl};
 
 /// The default of `server.listen`.
@@ -139,6 +139,9 @@ struct Place {
     index: Option<usize>,
 }
 
+/// Least bytes of a second level on disk.
+const SMALLEST_DISK: u64 = 16 << 20;
+
 const CACHE: Place = Place {
     section: "cache",
     index: None,
@@ -175,6 +178,17 @@ impl Checker<'_> {
                 let message = format!("{:?} is already the name of another upstream", checked.name);
                 return Err(self.error(place, "name", message));
             }
+            if let Some(same) = upstreams
+                .iter()
+                .find(|u: &&Upstream| u.identity.is_some() && u.identity == checked.identity)
+                && same.headers != checked.headers
+            {
+                let message = format!(
+                    "is that of upstream {:?}, whose headers differ: the two would share cached data",
+                    same.name
+                );
+                return Err(self.error(place, "identity", message));
+            }
             upstreams.push(checked);
         }
         let memory = raw.cache.memory.as_ref();
@@ -195,6 +209,7 @@ impl Checker<'_> {
             server: self.server(&raw.server, cache_memory)?,
             access: self.access(&raw.access)?,
             cache_memory,
+            cache_disk: self.cache_disk(&raw.cache.disk)?,
             targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
             target_networks: raw.targets.networks.iter().map(|n| n.0).collect(),
             state_dir: self.state_dir(raw.state.dir.as_deref())?,
@@ -230,6 +245,23 @@ impl Checker<'_> {
             .get(index)
             .map(|u| u.name.clone())
             .unwrap_or_default())
+    }
+
+    /// A second level of the cache on disk. The folder is opened when the service starts.
+    fn cache_disk(&self, raw: &raw::RawCacheDisk) -> Result<Option<CacheDisk>, ConfigError> {
+        let place = Place {
+            section: "cache.disk",
+            index: None,
+        };
+        let size = raw.size.as_ref().map_or(10 << 30, |s| s.0.0);
+        if size < SMALLEST_DISK {
+            return Err(self.error(place, "size", "must be at least \"16MiB\""));
+        }
+        let dir = raw.dir.as_deref().filter(|dir| !dir.is_empty());
+        Ok(dir.map(|dir| CacheDisk {
+            dir: dir.into(),
+            size,
+        }))
     }
 
     /// Returns the state folder, which has to exist and be writable.

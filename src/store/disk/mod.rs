@@ -1,37 +1,26 @@
 //! A level on this machine: segments that are only ever appended to. The oldest goes first, so
 //! there is never more than `size` on disk; what is torn or damaged is lost and nothing else.
 
+mod log;
 mod segment;
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::info;
 
-use self::segment::Record;
+use self::log::{SegmentLog, remove_segments};
 use super::key::{Names, ValueKey};
 use super::{
     CacheLevel, Found, Invalidation, Invalidations, LevelClock, LevelFailure, LevelReply,
     LevelState, Put, millis,
 };
 use crate::clock::Clock;
-use crate::telemetry::metrics::{self, DiskMetrics};
-
-/// Most bytes of a segment; of a small level a sixteenth.
-const SEGMENT: u64 = 64 << 20;
-
-/// Bytes in memory for each record, about: its place in the index.
-const INDEX_ENTRY: u64 = 64;
-
-/// The index takes at most this part of the size on disk, or so many bytes.
-const INDEX_SHARE: u64 = 32;
-const INDEX_LEAST: u64 = 1 << 20;
 
 /// Reads and writes at once.
 const AT_ONCE: usize = 8;
@@ -57,73 +46,11 @@ pub struct Disk {
 
 struct DiskShared {
     dir: PathBuf,
-    size: u64,
-    segment: u64,
+    log: SegmentLog,
     secret: [u8; 32],
     clock: Arc<dyn Clock>,
-    index: Mutex<DiskIndex>,
-    /// Held by the only one who writes.
-    writer: Mutex<DiskWriter>,
     invalidations: RwLock<Arc<Invalidations>>,
-    metrics: DiskMetrics,
     _lock: File,
-}
-
-#[derive(Default)]
-struct DiskIndex {
-    places: HashMap<ValueKey, Location>,
-    files: BTreeMap<u32, SegmentFile>,
-}
-
-struct SegmentFile {
-    file: Arc<File>,
-    /// Bytes of its records that are the newest of their keys.
-    live: u64,
-}
-
-impl DiskIndex {
-    fn file(&self, segment: u32) -> Option<Arc<File>> {
-        self.files.get(&segment).map(|s| s.file.clone())
-    }
-
-    fn insert(&mut self, key: ValueKey, place: Location) {
-        let old = self.places.insert(key, place);
-        self.weigh(old, |live, bytes| live.saturating_sub(bytes));
-        self.weigh(Some(place), |live, bytes| live + bytes);
-    }
-
-    /// Takes the value of `key` out, if it is at `place`. Whether it was.
-    fn remove(&mut self, key: &ValueKey, place: &Location) -> bool {
-        if self.places.get(key) != Some(place) {
-            return false;
-        }
-        let old = self.places.remove(key);
-        self.weigh(old, |live, bytes| live.saturating_sub(bytes));
-        true
-    }
-
-    fn weigh(&mut self, place: Option<Location>, change: impl Fn(u64, u64) -> u64) {
-        let Some(place) = place else { return };
-        if let Some(segment) = self.files.get_mut(&place.segment) {
-            segment.live = change(segment.live, place.size());
-        }
-    }
-}
-
-/// Where the newest value of a key is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Location {
-    segment: u32,
-    offset: u32,
-    length: u32,
-    expires: u32,
-}
-
-struct DiskWriter {
-    /// Bytes of each segment, the oldest first; the last is the one that is appended to.
-    lengths: BTreeMap<u32, u64>,
-    /// The records of the last.
-    records: Vec<Record>,
 }
 
 impl Disk {
@@ -163,30 +90,24 @@ impl Disk {
             }
         };
         write_state(dir, &secret, &invalidations).map_err(|e| failed("cannot write", &e))?;
-        let shared = DiskShared {
-            dir: dir.to_owned(),
-            size,
-            segment: SEGMENT.min(size / 16),
-            secret,
-            clock,
-            index: Mutex::default(),
-            writer: Mutex::new(DiskWriter {
-                lengths: BTreeMap::new(),
-                records: Vec::new(),
-            }),
-            invalidations: RwLock::new(Arc::new(invalidations)),
-            metrics: DiskMetrics::default(),
-            _lock: lock,
-        };
-        let began = shared.clock.monotonic();
-        shared.load().map_err(|e| failed("cannot read", &e))?;
-        let took = shared.clock.monotonic().saturating_sub(began);
+        let began = clock.monotonic();
+        let log = SegmentLog::open(dir, size, clock.clone());
+        let log = log.map_err(|e| failed("cannot read", &e))?;
+        let took = clock.monotonic().saturating_sub(began);
         info!(
             dir = %dir.display(),
-            records = shared.index().places.len(),
+            records = log.len(),
             took_ms = took.as_millis(),
             "second level on disk is open"
         );
+        let shared = DiskShared {
+            dir: dir.to_owned(),
+            log,
+            secret,
+            clock,
+            invalidations: RwLock::new(Arc::new(invalidations)),
+            _lock: lock,
+        };
         Ok(Self {
             names: Names::new(&secret),
             shared: Arc::new(shared),
@@ -226,6 +147,10 @@ impl CacheLevel for Disk {
         "disk"
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn names(&self) -> &Names {
         &self.names
     }
@@ -248,20 +173,20 @@ impl CacheLevel for Disk {
 
     fn read(&self, keys: Vec<ValueKey>) -> LevelReply<'_, Vec<Option<Found>>> {
         self.blocking(move |shared| {
-            let found = keys.iter().map(|key| shared.read(key));
+            let found = keys.iter().map(|key| {
+                let bytes = shared.log.read(key)?;
+                Ok(bytes.map(|bytes| Found {
+                    mark: MARK,
+                    bytes: Some(bytes),
+                }))
+            });
             found.collect()
         })
     }
 
     fn write(&self, puts: Vec<Put>) -> LevelReply<'_, Vec<bool>> {
         self.blocking(move |shared| {
-            let mut writer = shared.writer();
-            for put in &puts {
-                let ttl = u32::try_from(put.ttl.as_secs()).unwrap_or(u32::MAX);
-                let expires = shared.seconds().saturating_add(ttl);
-                shared.append(&mut writer, put.key, expires, &put.bytes)?;
-            }
-            shared.metrics.bytes.set(writer.total() as f64);
+            shared.log.write(&puts)?;
             Ok(vec![true; puts.len()])
         })
     }
@@ -277,297 +202,6 @@ impl CacheLevel for Disk {
             write_state(&shared.dir, &shared.secret, &held)
         })
     }
-}
-
-impl DiskShared {
-    fn index(&self) -> MutexGuard<'_, DiskIndex> {
-        // An entry that is missing is a miss, and one that is wrong is found out when it is read.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn writer(&self) -> MutexGuard<'_, DiskWriter> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn path(&self, segment: u32) -> PathBuf {
-        self.dir.join(format!("{segment:010}.segment"))
-    }
-
-    /// Unix time in seconds.
-    fn seconds(&self) -> u32 {
-        u32::try_from(self.clock.now() / 1000).unwrap_or(0)
-    }
-
-    fn read(&self, key: &ValueKey) -> io::Result<Option<Found>> {
-        let (place, file) = {
-            let index = self.index();
-            let Some(place) = index.places.get(key).copied() else {
-                return Ok(None);
-            };
-            let Some(file) = index.file(place.segment) else {
-                return Ok(None);
-            };
-            (place, file)
-        };
-        if place.expires <= self.seconds() {
-            return Ok(None);
-        }
-        let bytes = segment::read(&file, &place.record(*key))?;
-        if bytes.is_none() {
-            metrics::unreadable("disk", "checksum");
-            self.index().remove(key, &place);
-            return Ok(None);
-        }
-        Ok(Some(Found { mark: MARK, bytes }))
-    }
-
-    /// Appends a value, after what has to go for it. A value that is too large is left out.
-    fn append(
-        &self,
-        writer: &mut DiskWriter,
-        key: ValueKey,
-        expires: u32,
-        bytes: &[u8],
-    ) -> io::Result<()> {
-        let record = Record {
-            key,
-            offset: 0,
-            length: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
-            expires,
-        };
-        if record.size() + segment::list_size(1) as u64 > self.segment {
-            return Ok(());
-        }
-        self.make_room(writer, record.size())?;
-        self.append_record(writer, record, bytes)
-    }
-
-    /// Appends a record, wherever there is room.
-    fn append_record(
-        &self,
-        writer: &mut DiskWriter,
-        mut record: Record,
-        bytes: &[u8],
-    ) -> io::Result<()> {
-        let list = segment::list_size(writer.records.len() + 1) as u64;
-        let last = writer.lengths.last_key_value().map(|(_, length)| *length);
-        if last.is_none_or(|length| length + record.size() + list > self.segment) {
-            self.next_segment(writer)?;
-        }
-        let Some((&number, &length)) = writer.lengths.last_key_value() else {
-            return Ok(());
-        };
-        let file = self.index().file(number);
-        let file = file.ok_or_else(|| io::Error::other("a segment is gone"))?;
-        record.offset = u32::try_from(length).unwrap_or(u32::MAX);
-        let whole = [&record.head(bytes)[..], bytes].concat();
-        if let Err(e) = file.write_all_at(&whole, length) {
-            // What is half written is overwritten or cut off.
-            let _ = file.set_len(length);
-            return Err(e);
-        }
-        writer.lengths.insert(number, length + record.size());
-        writer.records.push(record);
-        let mut index = self.index();
-        index.insert(record.key, Location::new(number, &record));
-        self.metrics.records.set(index.places.len() as f64);
-        Ok(())
-    }
-
-    /// Ends the last segment with its list, and begins another.
-    fn next_segment(&self, writer: &mut DiskWriter) -> io::Result<()> {
-        if let Some((&last, &length)) = writer.lengths.last_key_value() {
-            let file = self.index().file(last);
-            let list = segment::list(&writer.records);
-            // Without its list it is scanned when it is opened.
-            if file.is_some_and(|f| f.write_all_at(&list, length).is_ok()) {
-                writer.lengths.insert(last, length + list.len() as u64);
-            }
-        }
-        self.begin_segment(writer)
-    }
-
-    fn begin_segment(&self, writer: &mut DiskWriter) -> io::Result<()> {
-        let next = writer.lengths.last_key_value().map_or(1, |(n, _)| n + 1);
-        let file = Arc::new(segment::open(&self.path(next), true)?);
-        let segment = SegmentFile { file, live: 0 };
-        self.index().files.insert(next, segment);
-        writer.lengths.insert(next, 0);
-        writer.records.clear();
-        Ok(())
-    }
-
-    /// Lets segments go until `bytes` more fit, beside one segment's worth of records that move.
-    fn make_room(&self, writer: &mut DiskWriter, bytes: u64) -> io::Result<()> {
-        let most = self.size.saturating_sub(2 * self.segment);
-        let most_records = (self.size / INDEX_SHARE).max(INDEX_LEAST) / INDEX_ENTRY;
-        let ends = |writer: &DiskWriter| {
-            let (oldest, _) = writer.lengths.first_key_value()?;
-            let (last, _) = writer.lengths.last_key_value()?;
-            (oldest != last).then_some((*oldest, *last))
-        };
-        while let Some((oldest, last)) = ends(writer) {
-            let full = writer.total() + bytes > most;
-            let index_full = self.index().places.len() as u64 > most_records;
-            if !(full || index_full) {
-                break;
-            }
-            let emptiest = {
-                let index = self.index();
-                let ended = index.files.iter().filter(|(number, _)| **number != last);
-                let emptiest = ended.min_by_key(|(_, segment)| segment.live);
-                emptiest.map(|(number, segment)| (*number, segment.live))
-            };
-            match emptiest {
-                // Most of it has been replaced since: what is still of use moves on.
-                Some((number, live))
-                    if !index_full
-                        && writer
-                            .lengths
-                            .get(&number)
-                            .is_some_and(|all| live <= all / 4 * 3) =>
-                {
-                    self.remove_segment(writer, number, true)?;
-                }
-                // All of them are of use: the oldest goes.
-                _ => self.remove_segment(writer, oldest, false)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes a segment, after what is still of use in it has moved on, if it is to be `kept`.
-    fn remove_segment(&self, writer: &mut DiskWriter, number: u32, kept: bool) -> io::Result<()> {
-        let file = self.index().file(number);
-        if let Some(file) = file {
-            let records = match segment::listed(&file) {
-                Ok(Some(records)) => records,
-                // What is not listed is found by its place.
-                _ => self.records_of(number),
-            };
-            let now = self.seconds();
-            for record in records {
-                let place = Location::new(number, &record);
-                let live = self.index().places.get(&record.key) == Some(&place);
-                if !live {
-                    continue;
-                }
-                if kept
-                    && record.expires > now
-                    && let Ok(Some(value)) = segment::read(&file, &record)
-                {
-                    self.append_record(writer, record, &value)?;
-                } else {
-                    self.index().remove(&record.key, &place);
-                }
-            }
-        }
-        self.index().files.remove(&number);
-        writer.lengths.remove(&number);
-        fs::remove_file(self.path(number))
-    }
-
-    /// The newest values that are in `segment`.
-    fn records_of(&self, segment: u32) -> Vec<Record> {
-        let index = self.index();
-        let here = index.places.iter().filter(|(_, p)| p.segment == segment);
-        here.map(|(key, place)| place.record(*key)).collect()
-    }
-
-    /// Reads what there is, and cuts off what is torn.
-    fn load(&self) -> io::Result<()> {
-        let mut writer = self.writer();
-        let mut numbers = segments(&self.dir)?;
-        numbers.sort_unstable();
-        let last = numbers.last().copied();
-        let mut last_is_full = false;
-        for number in numbers {
-            let file = segment::open(&self.path(number), false)?;
-            let mut length = file.metadata()?.len();
-            let mut records = segment::listed(&file)?;
-            if records.is_none() {
-                let (found, end) = segment::scan(&file)?;
-                if end < length {
-                    warn!(
-                        segment = number,
-                        lost = length - end,
-                        "a segment of the second level on disk is cut off where it is damaged"
-                    );
-                    file.set_len(end)?;
-                    length = end;
-                }
-                if last == Some(number) {
-                    writer.records.clone_from(&found);
-                }
-                records = Some(found);
-            } else if last == Some(number) {
-                last_is_full = true;
-            }
-            let mut index = self.index();
-            let file = Arc::new(file);
-            index.files.insert(number, SegmentFile { file, live: 0 });
-            for record in records.unwrap_or_default() {
-                index.insert(record.key, Location::new(number, &record));
-            }
-            writer.lengths.insert(number, length);
-        }
-        if last_is_full {
-            self.begin_segment(&mut writer)?;
-        }
-        self.make_room(&mut writer, 0)?;
-        self.metrics.bytes.set(writer.total() as f64);
-        self.metrics.records.set(self.index().places.len() as f64);
-        Ok(())
-    }
-}
-
-impl Location {
-    fn new(segment: u32, record: &Record) -> Self {
-        Self {
-            segment,
-            offset: record.offset,
-            length: record.length,
-            expires: record.expires,
-        }
-    }
-
-    /// Bytes that it takes in its segment.
-    fn size(&self) -> u64 {
-        segment::HEAD as u64 + u64::from(self.length)
-    }
-
-    fn record(&self, key: ValueKey) -> Record {
-        Record {
-            key,
-            offset: self.offset,
-            length: self.length,
-            expires: self.expires,
-        }
-    }
-}
-
-impl DiskWriter {
-    fn total(&self) -> u64 {
-        self.lengths.values().sum()
-    }
-}
-
-/// The numbers of the segments in `dir`.
-fn segments(dir: &Path) -> io::Result<Vec<u32>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let name = name.to_str().and_then(|n| n.strip_suffix(".segment"));
-        numbers.extend(name.and_then(|n| n.parse::<u32>().ok()));
-    }
-    Ok(numbers)
-}
-
-fn remove_segments(dir: &Path) -> io::Result<()> {
-    for number in segments(dir)? {
-        fs::remove_file(dir.join(format!("{number:010}.segment")))?;
-    }
-    Ok(())
 }
 
 fn random() -> Option<u64> {

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::log::segments;
 use super::*;
 use crate::model::{Millis, RangeSet, TimeRange};
 use crate::store::key::UpstreamName;
@@ -69,7 +70,7 @@ async fn values_are_there_after_a_restart_the_newest_of_each_key() {
         let puts = vec![put(key(1, i as i64 % 10), value(i, 100 + i as usize))];
         assert_eq!(disk.write(puts).await, Ok(vec![true]));
     }
-    let name = disk.names().upstream(&Default::default());
+    let name = disk.names().upstream(b"store");
     drop(disk);
     for _ in 0..3 {
         let disk = open(dir.path());
@@ -78,7 +79,7 @@ async fn values_are_there_after_a_restart_the_newest_of_each_key() {
             assert_eq!(found, Some(value(i, 100 + i as usize)));
         }
         assert_eq!(read(&disk, key(2, 0)).await, None);
-        assert_eq!(disk.names().upstream(&Default::default()), name);
+        assert_eq!(disk.names().upstream(b"store"), name);
     }
 }
 

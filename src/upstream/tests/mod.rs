@@ -145,6 +145,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         freshness,
         reading,
         adapter: Box::new(mirror),
+        stored_as: Some(Arc::from(&b"law"[..])),
         forward: Forward::Nothing,
         client,
         metrics,

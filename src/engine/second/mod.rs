@@ -1,0 +1,397 @@
+//! The second level: what is asked before an upstream, and told what that gave.
+//!
+//! A lane is kept as pages, which hold what has settled of a fixed span, and a tail, which holds
+//! what comes after the last line: what has settled since, and what may still change. A hit never
+//! comes here. What a level has is merged into the cache and planned like anything else in it, so
+//! ages are judged in one place.
+
+mod write;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::cache::Chunks;
+use super::chunk::{Piece, Segment};
+use super::lane::{Lane, LaneKey};
+use super::{Engine, RequestContext};
+use crate::adapters::Data;
+use crate::clock::Clock;
+use crate::model::{Error, Millis, RangeSet, Step, TimeRange};
+use crate::store::key::{LaneName, Slot, UpstreamName, ValueKey};
+use crate::store::page::{self, Stamp, ValueId};
+use crate::store::{CacheLevel, Guarded, Invalidation, LevelClock, LevelFailure, LevelState};
+use crate::telemetry::metrics;
+use crate::upstream::{Flights, Upstream};
+
+/// Cells of a page; an eighth of a chunk.
+const PAGE_CELLS: u32 = if cfg!(test) { 32 } else { 1024 };
+
+/// Cells between two lines. A tail begins at one, so a page is written again once in so many cells.
+const LINE_CELLS: u32 = PAGE_CELLS / 8;
+
+/// Most pages that one range is looked for in.
+const MOST_PAGES: u64 = 256;
+
+/// Values of more bytes are read off the threads that serve connections.
+const READ_INLINE: usize = 8 << 10;
+
+/// By how much a fetch may seem to lie ahead: clocks of one machine are read one after the other.
+const SLACK: Millis = 1000;
+
+/// The levels beyond the cache in memory.
+pub(super) struct SecondLevel {
+    tiers: Vec<Arc<Tier>>,
+    reading: Flights<LaneKey, Option<Chunks>>,
+    /// Held while something is invalidated.
+    pub(super) invalidating: tokio::sync::Mutex<()>,
+}
+
+/// One of the levels, and what waits to be written to it.
+pub(super) struct Tier {
+    level: Guarded,
+    clock: Arc<dyn Clock>,
+    queue: Arc<write::WriteQueue>,
+    /// Which of its invalidations the cache in memory takes into account.
+    applied: Mutex<Option<Stamp>>,
+}
+
+impl Drop for Tier {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// A level, and how long a request waits for it at most.
+pub struct LevelSetup {
+    /// The level.
+    pub level: Arc<dyn CacheLevel>,
+    /// Most time of a read.
+    pub deadline: Duration,
+}
+
+impl SecondLevel {
+    /// `levels` in the order in which they are asked. Within a runtime.
+    pub(super) fn new(levels: Vec<LevelSetup>, clock: &Arc<dyn Clock>) -> Self {
+        let tier = |setup: LevelSetup| {
+            let level = Guarded::new(setup.level, setup.deadline);
+            // The cache is empty, so it takes all of them into account.
+            let applied = level.state().map(|state| state.invalidations.stamp());
+            let tier = Arc::new(Tier {
+                level,
+                clock: clock.clone(),
+                queue: Arc::default(),
+                applied: Mutex::new(applied),
+            });
+            write::start(&tier);
+            tier
+        };
+        Self {
+            tiers: levels.into_iter().map(tier).collect(),
+            reading: Flights::default(),
+            invalidating: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Queues what was fetched of `lane`, to be written to each level. It is called while nothing
+    /// can be invalidated in memory.
+    pub(super) fn put(&self, lane: &Lane, piece: &Arc<Piece>) {
+        if lane.upstream.stored_as.is_none() || !matches!(piece.data, Data::Points(_)) {
+            return;
+        }
+        for tier in &self.tiers {
+            let applied = *tier.applied.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(stamp) = applied {
+                tier.put(lane, piece, stamp);
+            }
+        }
+    }
+
+    /// Waits until all that was queued has been written, or could not be.
+    pub(super) async fn drained(&self) {
+        for tier in &self.tiers {
+            tier.queue.drained().await;
+        }
+    }
+
+    /// Adds an invalidation to each level, before it is applied to the cache in memory.
+    pub(super) async fn invalidate(
+        &self,
+        upstream: &Upstream,
+        range: Option<TimeRange>,
+    ) -> Result<(), LevelFailure> {
+        let Some(stored_as) = upstream.stored_as(upstream.id()) else {
+            return Ok(());
+        };
+        let mut outcome = Ok(());
+        for tier in &self.tiers {
+            let invalidation = Invalidation {
+                upstream: tier.level.names().upstream(&stored_as),
+                range: range.unwrap_or(TimeRange::clamped(Millis::MIN, Millis::MAX)),
+            };
+            outcome = outcome.and(tier.level.invalidate(invalidation).await);
+        }
+        outcome
+    }
+
+    /// What each level has invalidated.
+    pub(super) fn stamps(&self) -> Vec<Option<Stamp>> {
+        let stamp = |tier: &Arc<Tier>| Some(tier.level.state()?.invalidations.stamp());
+        self.tiers.iter().map(stamp).collect()
+    }
+
+    /// From now on the cache in memory takes into account what was invalidated up to `stamps`.
+    pub(super) fn applied(&self, stamps: &[Option<Stamp>]) {
+        for (tier, stamp) in self.tiers.iter().zip(stamps) {
+            *tier.applied.lock().unwrap_or_else(PoisonError::into_inner) = *stamp;
+        }
+    }
+
+    /// Sets the gauges; called when they are read.
+    pub(super) fn observe(&self) {
+        for tier in &self.tiers {
+            tier.level.observe();
+            tier.level.metrics().queue.set(tier.queue.bytes() as f64);
+        }
+    }
+}
+
+impl Engine {
+    /// Adds what the second level knows of `missing` to `chunks`. Whether that was anything.
+    pub(super) async fn ask_second_level(
+        self: &Arc<Self>,
+        lane: &Lane,
+        chunks: &mut Chunks,
+        missing: &[TimeRange],
+        context: &RequestContext,
+    ) -> bool {
+        let Some(second) = &self.memory.second else {
+            return false;
+        };
+        // Whoever is fetching it has asked already.
+        let fetching = self.memory.flights.under_way(&lane.key);
+        if lane.upstream.stored_as.is_none() || missing.iter().all(|m| fetching.covers(m)) {
+            return false;
+        }
+        let mut wanted = missing.to_vec();
+        if !second.tiers.iter().any(|tier| tier.level.is_shared()) {
+            // Nobody else writes to it, so it has nothing newer than the newest that is known here.
+            let open = chunks.segments().filter(|s| !s.settled).last();
+            let end = open.map_or(Millis::MAX, |open| open.range.start());
+            wanted = wanted
+                .iter()
+                .map(|m| TimeRange::clamped(m.start(), m.end().min(end)))
+                .filter(|m| !m.is_empty())
+                .collect();
+        }
+        let pages = |range: &TimeRange| page_span(lane).cells_in(range);
+        if wanted.is_empty() || wanted.iter().map(pages).sum::<u64>() > MOST_PAGES {
+            return false;
+        }
+        let span = context.span("second level");
+        let trace = context.within(&span).call.trace;
+        let joined = second
+            .reading
+            .join_or_start(&lane.key, &wanted, &trace, |range, _| {
+                read(self.clone(), lane.clone(), range)
+            });
+        let mut found = false;
+        for flight in &joined.flights {
+            let read = tokio::time::timeout_at(context.deadline, flight.outcome()).await;
+            if let Ok(Ok(Some(read))) = read {
+                chunks.update(lane, &read);
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// Waits until all that was fetched has been written to the second level, or could not be.
+    pub async fn flush(&self) {
+        if let Some(second) = &self.memory.second {
+            second.drained().await;
+        }
+    }
+}
+
+/// The time that a page of `lane` spans.
+fn page_span(lane: &Lane) -> Step {
+    lane.cell().times(PAGE_CELLS)
+}
+
+/// How far lines are apart.
+fn line_span(lane: &Lane) -> Step {
+    lane.cell().times(LINE_CELLS)
+}
+
+/// The pages of `lane` that meet `range`.
+fn pages(lane: &Lane, range: &TimeRange) -> impl Iterator<Item = i64> + use<> {
+    let span = page_span(lane);
+    let first = span.index(range.start());
+    let count = i64::try_from(span.cells_in(range)).unwrap_or(0);
+    first..first.saturating_add(count)
+}
+
+/// What a level calls a lane and its upstream.
+struct Named {
+    lane: LaneName,
+    upstream: UpstreamName,
+}
+
+impl Tier {
+    /// The names of `lane`; `None` if it is kept in no second level.
+    fn named(&self, lane: &Lane) -> Option<Named> {
+        let upstream = lane.upstream.stored_as(lane.key.upstream())?;
+        let names = self.level.names();
+        Some(Named {
+            lane: names.lane(&upstream, &lane.canonical()?),
+            upstream: names.upstream(&upstream),
+        })
+    }
+
+    /// The piece that the value `bytes` of `slot` of `lane` is. What cannot be read is counted.
+    fn piece(
+        &self,
+        lane: &Lane,
+        named: &Named,
+        state: &LevelState,
+        slot: Slot,
+        bytes: &[u8],
+    ) -> Option<Piece> {
+        let id = ValueId {
+            lane: &named.lane,
+            slot,
+            cell: lane.cell(),
+        };
+        let now = self.clock.monotonic();
+        let unreadable = |reason| metrics::unreadable(self.level.name(), reason);
+        let latest = state.clock.latest(now).saturating_add(SLACK);
+        let value = match page::decode(id, bytes, latest) {
+            Ok(value) => value,
+            Err(reason) => {
+                unreadable(reason.label());
+                return None;
+            }
+        };
+        let Some(unknown) = state.invalidations.unknown(value.stamp, named.upstream) else {
+            unreadable("epoch");
+            return None;
+        };
+        let refresh = lane.upstream.freshness.refresh;
+        let segment = |part: &page::KnownSpan| {
+            let mut fetched = state.clock.fetched(part.fetched)?.min(now);
+            if !part.settled && !state.clock.trusted {
+                // Its age is not known well enough to say that it is fresh.
+                fetched = fetched.min(now.checked_sub(refresh)?);
+            }
+            Some(Segment {
+                range: part.range,
+                fetched,
+                settled: part.settled,
+            })
+        };
+        let piece = Piece {
+            data: Data::Points(value.points),
+            segments: value.parts.iter().filter_map(segment).collect(),
+        };
+        let piece = known(lane, piece, &unknown);
+        (!piece.segments.is_empty()).then_some(piece)
+    }
+
+    /// What the level has of `range` of `lane`.
+    async fn read(self: &Arc<Self>, lane: &Lane, range: &TimeRange) -> Option<Piece> {
+        let state = self.level.state()?;
+        let named = self.named(lane)?;
+        let mut slots: Vec<Slot> = pages(lane, range).map(Slot::Page).collect();
+        slots.push(Slot::Tail);
+        let key = |slot: &Slot| ValueKey::new(&named.lane, *slot);
+        let found = self.level.read(slots.iter().map(key).collect()).await?;
+        let bytes = found.into_iter().map(|found| found?.bytes);
+        let values: Vec<(Slot, Vec<u8>)> = slots
+            .into_iter()
+            .zip(bytes)
+            .filter_map(|(slot, bytes)| Some((slot, bytes?)))
+            .collect();
+        let large = values.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > READ_INLINE;
+        let (tier, lane) = (self.clone(), lane.clone());
+        let read = move || {
+            let read =
+                |(slot, bytes): &(Slot, Vec<u8>)| tier.piece(&lane, &named, &state, *slot, bytes);
+            let pieces = values.iter().filter_map(read);
+            pieces.reduce(|all, piece| all.joined(&piece, grain(&lane)))
+        };
+        match large {
+            true => tokio::task::spawn_blocking(read).await.ok()?,
+            false => read(),
+        }
+    }
+}
+
+/// `piece` without what is `unknown` of it, taken to whole buckets.
+fn known(lane: &Lane, piece: Piece, unknown: &RangeSet) -> Piece {
+    let Some(hull) = piece.hull().filter(|_| !unknown.is_empty()) else {
+        return piece;
+    };
+    let gone: RangeSet = unknown
+        .iter()
+        .filter_map(|range| range.intersection(&hull))
+        .map(|range| range.aligned(lane.grid()))
+        .collect();
+    piece.within(&gone.missing_from(hull), |_| true)
+}
+
+/// How far apart the ages of settled neighbours may lie that become one segment.
+fn grain(lane: &Lane) -> Duration {
+    lane.frame(0).grain
+}
+
+/// Reads `range` of `lane` out of the levels into the cache, and gives the chunks that hold it.
+async fn read(engine: Arc<Engine>, lane: Lane, range: TimeRange) -> Result<Option<Chunks>, Error> {
+    let Some(second) = &engine.memory.second else {
+        return Ok(None);
+    };
+    let since = engine.memory.generation();
+    let mut all: Option<Piece> = None;
+    for tier in &second.tiers {
+        let settled = all.iter().flat_map(|p| &p.segments).filter(|s| s.settled);
+        let settled: RangeSet = settled.map(|s| s.range).collect();
+        let missing = settled.missing_from(range);
+        let (Some(first), Some(last)) = (missing.ranges().first(), missing.ranges().last()) else {
+            break;
+        };
+        let found = tier.read(&lane, &first.hull(last)).await;
+        all = match (all, found) {
+            (Some(all), Some(found)) => Some(all.joined(&found, grain(&lane))),
+            (all, found) => found.or(all),
+        };
+    }
+    let Some(piece) = all else { return Ok(None) };
+    let large = piece.data.len() * size_of::<f64>() > READ_INLINE;
+    let store = move || {
+        let store = || engine.memory.cache.store(&lane, &piece);
+        engine.memory.if_current(since, store)
+    };
+    Ok(match large {
+        true => tokio::task::spawn_blocking(store).await.ok().flatten(),
+        false => store(),
+    })
+}
+
+/// `piece` as a value, in the time of a level.
+fn value(piece: &Piece, stamp: Stamp, clock: &LevelClock) -> Option<page::Block> {
+    let Data::Points(points) = &piece.data else {
+        return None;
+    };
+    let part = |segment: &Segment| page::KnownSpan {
+        range: segment.range,
+        fetched: clock.stamp(segment.fetched),
+        settled: segment.settled,
+    };
+    Some(page::Block {
+        stamp,
+        parts: piece.segments.iter().map(part).collect(),
+        points: points.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

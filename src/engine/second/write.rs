@@ -1,0 +1,450 @@
+//! Write-behind: what was fetched waits here, bounded in bytes, and is joined with what a level
+//! has. Nothing that a request waits for waits for a write.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{Named, Tier, grain, known, line_span, page_span, pages, value};
+use crate::adapters::Data;
+use crate::engine::chunk::{Piece, Segment};
+use crate::engine::lane::{Lane, LaneKey};
+use crate::model::{RangeSet, TimeRange};
+use crate::store::key::{Slot, ValueKey};
+use crate::store::page::{self, Stamp, ValueId};
+use crate::store::{Found, LevelState, Mark, Put};
+
+/// Most bytes that wait.
+const MOST_BYTES: usize = 16 << 20;
+
+/// Bytes of a piece that waits, besides its points.
+const PIECE_BYTES: usize = 512;
+
+/// Lanes that are written at once.
+const BATCH_LANES: usize = 32;
+
+/// Most values, and bytes, of one call.
+const CALL_VALUES: usize = 64;
+const CALL_BYTES: usize = 512 << 10;
+
+/// Most pages that one piece is written to.
+const MOST_PAGES: usize = 256;
+
+/// Most bytes of a value.
+const MOST_VALUE: usize = 1 << 20;
+
+/// How often a lane is tried whose values others write at the same time.
+const ATTEMPTS: u32 = 3;
+
+/// What waits to be written to a level.
+#[derive(Default)]
+pub(super) struct WriteQueue {
+    // A plain mutex: it is held for a look-up and never across an await.
+    waiting: Mutex<Waiting>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lanes: HashMap<LaneKey, LaneWrite>,
+    order: VecDeque<LaneKey>,
+    bytes: usize,
+    writing: bool,
+}
+
+/// What waits of one lane.
+struct LaneWrite {
+    lane: Lane,
+    pieces: Vec<(Arc<Piece>, Stamp)>,
+    bytes: usize,
+    attempts: u32,
+}
+
+fn weight(piece: &Piece) -> usize {
+    let points = match &piece.data {
+        Data::Points(points) => points.heap_bytes(),
+        Data::Matrix(_) => 0,
+    };
+    points + piece.segments.len() * size_of::<Segment>() + PIECE_BYTES
+}
+
+impl WriteQueue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Lanes are added and taken whole.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what waits of a lane; `false` if there is no room.
+    fn add(&self, write: LaneWrite) -> bool {
+        let mut waiting = self.lock();
+        if waiting.bytes + write.bytes > MOST_BYTES {
+            return false;
+        }
+        waiting.bytes += write.bytes;
+        let key = write.lane.key.clone();
+        match waiting.lanes.get_mut(&key) {
+            Some(same) => {
+                same.bytes += write.bytes;
+                same.attempts = same.attempts.max(write.attempts);
+                same.pieces.extend(write.pieces);
+            }
+            None => {
+                waiting.order.push_back(key.clone());
+                waiting.lanes.insert(key, write);
+            }
+        }
+        drop(waiting);
+        self.wake.notify_one();
+        true
+    }
+
+    /// What is to be written next.
+    fn take(&self) -> Vec<LaneWrite> {
+        let mut waiting = self.lock();
+        let mut batch = Vec::new();
+        while batch.len() < BATCH_LANES
+            && let Some(key) = waiting.order.pop_front()
+        {
+            if let Some(write) = waiting.lanes.remove(&key) {
+                waiting.bytes -= write.bytes;
+                batch.push(write);
+            }
+        }
+        waiting.writing = !batch.is_empty();
+        batch
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Lets the task that writes find out that nobody will add any more.
+    pub(super) fn close(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Waits until nothing waits or is being written.
+    pub(super) async fn drained(&self) {
+        loop {
+            {
+                let waiting = self.lock();
+                if waiting.order.is_empty() && !waiting.writing {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// Starts to write what is queued for `tier`, until that is dropped.
+pub(super) fn start(tier: &Arc<Tier>) {
+    let (weak, queue) = (Arc::downgrade(tier), tier.queue.clone());
+    tokio::spawn(async move {
+        loop {
+            queue.wake.notified().await;
+            loop {
+                let Some(tier) = weak.upgrade() else { return };
+                let batch = queue.take();
+                if batch.is_empty() {
+                    break;
+                }
+                tier.write(batch).await;
+            }
+        }
+    });
+}
+
+/// A lane that is being written.
+struct Job {
+    write: LaneWrite,
+    named: Named,
+    /// All that is to be written of it.
+    piece: Piece,
+    /// What the level has, of the slots that were looked at.
+    has: BTreeMap<Slot, Has>,
+    /// What it is to have.
+    wants: Vec<(Slot, Piece)>,
+    failed: Option<&'static str>,
+}
+
+/// What a level has in a slot.
+struct Has {
+    mark: Option<Mark>,
+    piece: Option<Piece>,
+}
+
+impl Tier {
+    /// Queues `piece` of `lane`, which takes into account what was invalidated up to `stamp`.
+    pub(super) fn put(&self, lane: &Lane, piece: &Arc<Piece>, stamp: Stamp) {
+        let write = LaneWrite {
+            lane: lane.clone(),
+            bytes: weight(piece),
+            pieces: vec![(piece.clone(), stamp)],
+            attempts: 0,
+        };
+        if !self.queue.add(write) {
+            self.level.metrics().dropped("queue", 1);
+        }
+    }
+
+    async fn write(self: &Arc<Self>, batch: Vec<LaneWrite>) {
+        let count = |batch: &[LaneWrite]| batch.iter().map(|w| w.pieces.len() as u64).sum();
+        let Some(state) = self.level.state() else {
+            self.level.metrics().dropped("resting", count(&batch));
+            return;
+        };
+        let jobs = batch
+            .into_iter()
+            .filter_map(|write| self.job(write, &state));
+        let mut jobs: Vec<Job> = jobs.collect();
+        // What a tail no longer holds goes to pages that only the second look can be for.
+        for _ in 0..2 {
+            self.look(&mut jobs, &state).await;
+            let tier = self.clone();
+            let planned = tokio::task::spawn_blocking(move || {
+                for job in &mut jobs {
+                    job.plan();
+                }
+                // It takes its time, so it is done here too.
+                drop(tier);
+                jobs
+            });
+            let Ok(planned) = planned.await else { return };
+            jobs = planned;
+        }
+        for tails in [false, true] {
+            self.write_slots(&mut jobs, &state, tails).await;
+        }
+        for mut job in jobs {
+            match job.failed {
+                None => {}
+                Some("conflict") if job.write.attempts + 1 < ATTEMPTS => {
+                    job.write.attempts += 1;
+                    if !self.queue.add(job.write) {
+                        self.level.metrics().dropped("queue", 1);
+                    }
+                }
+                Some(reason) => {
+                    let pieces = job.write.pieces.len() as u64;
+                    self.level.metrics().dropped(reason, pieces);
+                }
+            }
+        }
+    }
+
+    /// What is to be written of a lane; `None` if nothing is.
+    fn job(&self, write: LaneWrite, state: &LevelState) -> Option<Job> {
+        let named = self.named(&write.lane)?;
+        let mut all: Option<Piece> = None;
+        for (piece, stamp) in &write.pieces {
+            let unknown = state.invalidations.unknown(*stamp, named.upstream)?;
+            let piece = known(&write.lane, Piece::clone(piece), &unknown);
+            all = Some(match all {
+                None => piece,
+                Some(all) => all.joined(&piece, grain(&write.lane)),
+            });
+        }
+        let piece = all.filter(|piece| !piece.segments.is_empty())?;
+        let mut job = Job {
+            write,
+            named,
+            piece,
+            has: BTreeMap::new(),
+            wants: Vec::new(),
+            failed: None,
+        };
+        job.plan();
+        Some(job)
+    }
+
+    /// Looks at what the level has in the slots that are to be written.
+    async fn look(&self, jobs: &mut [Job], state: &LevelState) {
+        let mut keys = Vec::new();
+        for (at, job) in jobs.iter().enumerate() {
+            let slots = job.wants.iter().map(|(slot, _)| *slot);
+            let unseen = slots.filter(|slot| !job.has.contains_key(slot));
+            keys.extend(unseen.map(|slot| (at, slot, ValueKey::new(&job.named.lane, slot))));
+        }
+        for keys in keys.chunks(CALL_VALUES) {
+            let read = self
+                .level
+                .read(keys.iter().map(|(_, _, key)| *key).collect());
+            let found = read.await;
+            let failed = found.is_none();
+            let found = found.unwrap_or_default().into_iter();
+            let found = found.chain(std::iter::repeat(None));
+            for ((at, slot, _), found) in keys.iter().zip(found) {
+                let Some(job) = jobs.get_mut(*at) else {
+                    continue;
+                };
+                if failed {
+                    job.failed = Some("resting");
+                }
+                let has = self.has(job, state, *slot, found);
+                job.has.insert(*slot, has);
+            }
+        }
+    }
+
+    fn has(&self, job: &Job, state: &LevelState, slot: Slot, found: Option<Found>) -> Has {
+        let Some(Found { mark, bytes }) = found else {
+            return Has {
+                mark: None,
+                piece: None,
+            };
+        };
+        let piece = bytes.and_then(|bytes| {
+            let lane = &job.write.lane;
+            self.piece(lane, &job.named, state, slot, &bytes)
+        });
+        Has {
+            mark: Some(mark),
+            piece,
+        }
+    }
+
+    /// Writes the tails, or the pages, of all `jobs` that have not failed.
+    async fn write_slots(self: &Arc<Self>, jobs: &mut [Job], state: &LevelState, tails: bool) {
+        let stamp = state.invalidations.stamp();
+        let mut puts = Vec::new();
+        for (at, job) in jobs.iter_mut().enumerate() {
+            let wants = std::mem::take(&mut job.wants);
+            let (now, later) = wants
+                .into_iter()
+                .partition(|(slot, _)| tails == (*slot == Slot::Tail));
+            job.wants = later;
+            if job.failed.is_some() {
+                continue;
+            }
+            let (lane, name) = (job.write.lane.clone(), job.named.lane);
+            let (cell, clock) = (lane.cell(), state.clock);
+            let ttl = lane.upstream.freshness.history_ttl;
+            let encode = move || {
+                let now: Vec<(Slot, Piece)> = now;
+                let encoded = now.into_iter().map(|(slot, piece)| {
+                    let id = ValueId {
+                        lane: &name,
+                        slot,
+                        cell,
+                    };
+                    (slot, page::encode(id, &value(&piece, stamp, &clock)?))
+                        .1
+                        .map(|bytes| (slot, bytes))
+                });
+                encoded.collect::<Option<Vec<_>>>()
+            };
+            let Ok(encoded) = tokio::task::spawn_blocking(encode).await else {
+                continue;
+            };
+            let Some(encoded) = encoded else {
+                job.failed = Some("size");
+                continue;
+            };
+            for (slot, bytes) in encoded {
+                if bytes.len() > MOST_VALUE {
+                    job.failed = Some("size");
+                    continue;
+                }
+                let put = Put {
+                    key: ValueKey::new(&name, slot),
+                    replaces: job.has.get(&slot).and_then(|has| has.mark),
+                    bytes,
+                    ttl,
+                };
+                puts.push((at, put));
+            }
+        }
+        let mut puts = puts.into_iter().peekable();
+        while puts.peek().is_some() {
+            let (mut call, mut of, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some((at, put)) = puts.next_if(|(_, put)| {
+                call.is_empty()
+                    || (call.len() < CALL_VALUES && bytes + put.bytes.len() <= CALL_BYTES)
+            }) {
+                bytes += put.bytes.len();
+                of.push(at);
+                call.push(put);
+            }
+            let written = self.level.write(call).await;
+            for (i, at) in of.into_iter().enumerate() {
+                let outcome = match &written {
+                    None => Some("resting"),
+                    Some(written) if written.get(i) == Some(&true) => None,
+                    Some(_) => Some("conflict"),
+                };
+                if let Some(job) = jobs.get_mut(at) {
+                    job.failed = job.failed.or(outcome);
+                }
+            }
+        }
+    }
+}
+
+impl Job {
+    /// Decides what the slots are to have, given what is known of what they have.
+    fn plan(&mut self) {
+        let lane = &self.write.lane;
+        let mut all = self.piece.clone();
+        let mut wants: BTreeMap<Slot, Piece> = BTreeMap::new();
+        let mut end = None;
+        if self.piece.segments.iter().any(|s| !s.settled) {
+            if let Some(Has {
+                piece: Some(tail), ..
+            }) = self.has.get(&Slot::Tail)
+            {
+                all = tail.joined(&all, grain(lane));
+            }
+            let line = line_span(lane).floor(newest_open(&all).start());
+            let rest = RangeSet::from(TimeRange::clamped(line, i64::MAX));
+            let open = newest_open(&all);
+            let tail = all.within(&rest, |s| s.settled || s.range.start() >= open.start());
+            wants.insert(Slot::Tail, tail);
+            end = Some(line);
+        }
+        let settled = all.segments.iter().filter(|s| s.settled).map(|s| s.range);
+        let settled = settled.filter_map(|range| match end {
+            None => Some(range),
+            Some(line) => range.intersection(&TimeRange::clamped(range.start().min(line), line)),
+        });
+        let settled: RangeSet = settled.collect();
+        for page in settled.iter().flat_map(|range| pages(lane, range)) {
+            let slot = Slot::Page(page);
+            if wants.len() > MOST_PAGES {
+                self.failed = Some("size");
+                break;
+            }
+            if wants.contains_key(&slot) {
+                continue;
+            }
+            let span = RangeSet::from(page_span(lane).cell(page));
+            let new = all.within(&span, |s| s.settled);
+            let old = self.has.get(&slot).and_then(|has| has.piece.as_ref());
+            let Some(old) = old else {
+                wants.insert(slot, new);
+                continue;
+            };
+            let known: RangeSet = old.segments.iter().map(|s| s.range).collect();
+            if new.segments.iter().any(|s| !known.covers(&s.range)) {
+                wants.insert(slot, old.joined(&new, grain(lane)));
+            }
+        }
+        self.wants = wants.into_iter().collect();
+    }
+}
+
+/// The last stretch of `piece` that may still change: what comes before it and may change too has
+/// not been asked for since, and is not worth keeping.
+fn newest_open(piece: &Piece) -> TimeRange {
+    let mut newest = TimeRange::clamped(0, 0);
+    for segment in piece.segments.iter().filter(|s| !s.settled) {
+        newest = match newest.end() == segment.range.start() && !newest.is_empty() {
+            true => newest.hull(&segment.range),
+            false => segment.range,
+        };
+    }
+    newest
+}

@@ -1,0 +1,341 @@
+//! What is known outlives the process: real processes that are stopped and killed, over a folder
+//! that is damaged between.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heliostat::clock::{Clock, SystemClock};
+use serde_json::{Value, json};
+
+use crate::scripted::{Answer, Scripted};
+use crate::support::{ADMIN, ADMIN_TOKEN, Server, metric};
+
+const INTERVAL: i64 = 15_000;
+const HOUR: i64 = 3_600_000;
+const DAY: i64 = 24 * HOUR;
+
+/// The value of a stream at a time: there is only one truth.
+fn truth(stream: u64, time: i64) -> f64 {
+    let mixed = (time as u64 / 15_000 + stream * 977).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> 40) as f64 / 100.0
+}
+
+fn stream(n: u64) -> Value {
+    json!({ "key": "name", "value": { "value": format!("s{n}"), "_type": "StringValue" },
+        "_type": "EqualityCondition" })
+}
+
+/// A mirror that has everything up to now.
+async fn source() -> Scripted {
+    let clock = Arc::new(SystemClock::default());
+    let now = clock.clone();
+    Scripted::start(clock, move |_, seen| {
+        let query = &seen.json()["query"];
+        let (start, end) = (&query["startTime"], &query["endTime"]);
+        let (start, end) = (start.as_i64().unwrap(), end.as_i64().unwrap());
+        let name = query["conditions"][0]["value"]["value"].as_str().unwrap();
+        let n: u64 = name[1..].parse().unwrap();
+        let first = (start + INTERVAL - 1).div_euclid(INTERVAL);
+        let last = (end.min(now.now()) - 1).div_euclid(INTERVAL);
+        let points: Vec<Value> = (first..=last)
+            .map(|k| k * INTERVAL)
+            .map(|time| json!([truth(n, time), time]))
+            .collect();
+        let telemetry = json!({
+            "points": points,
+            "dataFormat": ["value", "timestamp"],
+            "isPartial": false,
+            "_type": "RawMetricTelemetry",
+        });
+        Answer::json(json!({ "telemetry": telemetry, "_type": "MetricsResponse" }))
+    })
+    .await
+}
+
+fn query(n: u64, start: i64, end: i64) -> Value {
+    json!({
+        "connectionDetails": {},
+        "query": { "conditions": [stream(n)], "startTime": start, "endTime": end },
+    })
+}
+
+/// What a query must be answered with, but for the newest points.
+fn expected(n: u64, start: i64, end: i64) -> Vec<Vec<f64>> {
+    let first = (start + INTERVAL - 1).div_euclid(INTERVAL);
+    let last = (end - 1).div_euclid(INTERVAL);
+    let times = (first..=last).map(|k| k * INTERVAL);
+    times
+        .map(|time| vec![truth(n, time), time as f64])
+        .collect()
+}
+
+fn configuration(url: &str, dir: &Path) -> String {
+    format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[cache.disk]\ndir = {dir:?}\nsize = \"64MiB\"\n{ADMIN}\
+         [[upstream]]\nname = \"kept\"\nkind = \"mirror\"\nurls = [{url:?}]\n\
+         rate_limit = {{ per_second = 100000, burst = 100000 }}\n"
+    )
+}
+
+/// A process of its own; it is killed when dropped.
+struct Process {
+    child: Child,
+    url: String,
+    client: reqwest::Client,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    fn start(folder: &Path, toml: &str) -> Self {
+        let path = folder.join("config.toml");
+        std::fs::write(&path, toml).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_heliostat"))
+            .args(["--config".as_ref(), path.as_os_str()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut said = Vec::new();
+        let mut lines = log.lines().map(Result::unwrap);
+        let line = lines.find(|line| {
+            said.push(line.clone());
+            line.contains("listening on")
+        });
+        let line = line.unwrap_or_else(|| panic!("{}", said.join("\n")));
+        let url = line.split_whitespace().find(|w| w.starts_with("http://"));
+        let url = url.unwrap().to_owned();
+        // Whoever writes to a pipe that nobody reads stops some day.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self {
+            child,
+            url,
+            client: heliostat::upstream::Http::builder().build().unwrap(),
+        }
+    }
+
+    async fn ask(&self, body: &Value) -> Option<Vec<Vec<f64>>> {
+        let request = self.client.post(format!("{}/api/metric", self.url));
+        let request = request.header("content-type", "application/json");
+        let response = request.body(body.to_string()).send().await.ok()?;
+        let status = response.status();
+        let text = response.text().await.ok()?;
+        assert_eq!(status, 200, "{text}");
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        Some(serde_json::from_value(answer["telemetry"]["points"].clone()).unwrap())
+    }
+
+    async fn metrics(&self) -> String {
+        let response = self.client.get(format!("{}/metrics", self.url)).send();
+        response.await.unwrap().text().await.unwrap()
+    }
+
+    /// Waits until all that was fetched has been written.
+    async fn written(&self) {
+        let has = |text: &str, what: &str| metric(text, what);
+        let mut before = -1.0;
+        loop {
+            let text = self.metrics().await;
+            let queue = has(&text, "heliostat_second_level_queue_bytes{level=\"disk\"}");
+            let done = "heliostat_second_level_requests_total{level=\"disk\",op=\"write\",outcome=\"written\"}";
+            let done = has(&text, done);
+            if queue == 0.0 && done > 0.0 && done == before {
+                return;
+            }
+            before = done;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn signal(&mut self, name: &str) {
+        let mut kill = Command::new("kill");
+        kill.args([name, &self.child.id().to_string()]);
+        assert!(kill.status().unwrap().success());
+        self.child.wait().unwrap();
+    }
+}
+
+fn now() -> i64 {
+    SystemClock::default().now()
+}
+
+#[tokio::test]
+async fn a_restart_fetches_nothing_that_had_settled() {
+    const STREAMS: u64 = 40;
+    for signal in ["-TERM", "-KILL"] {
+        let (source, folder) = (source().await, tempfile::tempdir().unwrap());
+        let toml = configuration(&source.url, &folder.path().join("disk"));
+        let mut process = Process::start(folder.path(), &toml);
+        let begin = now() - DAY;
+        for n in 0..STREAMS {
+            process.ask(&query(n, begin, now())).await.unwrap();
+        }
+        let before = now();
+        if signal == "-KILL" {
+            process.written().await;
+        }
+        process.signal(signal);
+        let asked = source.seen().len();
+        let process = Process::start(folder.path(), &toml);
+        let mut took = Vec::new();
+        for n in 0..STREAMS {
+            let end = now();
+            let began = Instant::now();
+            let got = process.ask(&query(n, begin, end)).await.unwrap();
+            took.push(began.elapsed());
+            let all = expected(n, begin, end);
+            // The newest may have come while it was asked.
+            assert!(got.len() + 2 >= all.len() && got.len() <= all.len());
+            assert_eq!(got[..], all[..got.len()], "stream {n} after {signal}");
+        }
+        for call in &source.seen()[asked..] {
+            let start = call.json()["query"]["startTime"].as_i64().unwrap();
+            let settled = before - 120_000 - 2 * INTERVAL - 2000;
+            assert!(
+                start >= settled,
+                "{signal}: settled data from {start} is fetched, {settled}"
+            );
+        }
+        assert!(source.seen().len() <= asked + STREAMS as usize);
+        // History alone needs no call at all.
+        let asked = source.seen().len();
+        process.ask(&query(0, begin, begin + HOUR)).await.unwrap();
+        assert_eq!(source.seen().len(), asked);
+        took.sort();
+        println!(
+            "first answers after {signal}: p50 {:?}",
+            took[took.len() / 2]
+        );
+    }
+}
+
+/// How often it is killed; 20 times unless the environment says otherwise.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test may be told how long to run"
+)]
+fn kills() -> u64 {
+    let told = std::env::var("HELIOSTAT_KILLS").ok();
+    told.and_then(|n| n.parse().ok()).unwrap_or(20)
+}
+
+/// A number that looks like chance and is the same each time.
+fn chance(n: u64) -> u64 {
+    let x = n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (x ^ (x >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 20
+}
+
+#[tokio::test]
+async fn whatever_is_killed_and_damaged_nothing_wrong_is_served() {
+    let (source, folder) = (source().await, tempfile::tempdir().unwrap());
+    let disk = folder.path().join("disk");
+    let toml = configuration(&source.url, &disk);
+    let begin = now() - DAY;
+    for round in 0..kills() {
+        let mut process = Process::start(folder.path(), &toml);
+        let kill = tokio::time::sleep(Duration::from_millis(50 + chance(round) % 150));
+        tokio::pin!(kill);
+        for n in 0.. {
+            let pick = chance(round * 1000 + n);
+            let start = begin + (pick % 20) as i64 * HOUR;
+            let end = start + 3 * HOUR;
+            let body = query(pick % 7, start, end);
+            let ask = process.ask(&body);
+            tokio::select! {
+                got = ask => assert_eq!(got.unwrap(), expected(pick % 7, start, end)),
+                () = &mut kill => break,
+            }
+        }
+        process.signal("-KILL");
+        let mut files: Vec<_> = std::fs::read_dir(&disk)
+            .unwrap()
+            .map(|f| f.unwrap().path())
+            .filter(|f| f.extension().is_some_and(|e| e == "segment"))
+            .collect();
+        files.sort();
+        for i in 0..round % 4 {
+            let file = &files[(chance(round * 7 + i) % files.len() as u64) as usize];
+            let mut bytes = std::fs::read(file).unwrap();
+            if !bytes.is_empty() {
+                let at = chance(round * 31 + i) as usize % bytes.len();
+                bytes[at] ^= 1 << (i % 8);
+                std::fs::write(file, bytes).unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_invalidated_does_not_come_back_after_a_restart() {
+    let (source, folder) = (source().await, tempfile::tempdir().unwrap());
+    let toml = configuration(&source.url, &folder.path().join("disk"));
+    let begin = now() - DAY;
+    let process = Process::start(folder.path(), &toml);
+    let body = query(1, begin, begin + HOUR);
+    process.ask(&body).await.unwrap();
+    process.written().await;
+    let call = process
+        .client
+        .post(format!("{}/admin/v1/invalidate", process.url))
+        .bearer_auth(ADMIN_TOKEN)
+        .header("content-type", "application/json");
+    let range = json!({ "upstream": "kept", "startTime": begin, "endTime": begin + HOUR / 2 });
+    let answer = call.body(range.to_string()).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+    drop(process);
+    let process = Process::start(folder.path(), &toml);
+    let asked = source.seen().len();
+    process.ask(&body).await.unwrap();
+    let calls = source.seen();
+    assert_eq!(calls.len(), asked + 1);
+    let query = &calls[asked].json()["query"];
+    assert_eq!(query["startTime"], begin);
+    assert!(query["endTime"].as_i64().unwrap() < begin + HOUR, "{query}");
+}
+
+#[test]
+fn a_folder_that_is_used_or_cannot_be_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    let toml = format!("[server]\nlisten = \"127.0.0.1:0\"\n[cache.disk]\ndir = {disk:?}\n");
+    let _first = Process::start(folder.path(), &toml);
+    let second = Command::new(env!("CARGO_BIN_EXE_heliostat"))
+        .args([
+            "--config".as_ref(),
+            folder.path().join("config.toml").as_os_str(),
+        ])
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    let expected = format!("cache.disk.dir: another process uses {}", disk.display());
+    assert!(said.contains(&expected), "{said}");
+    // What is tried beside it does not need the folder.
+    let check = Command::new(env!("CARGO_BIN_EXE_heliostat"))
+        .args([
+            "check".as_ref(),
+            "--config".as_ref(),
+            folder.path().join("config.toml").as_os_str(),
+        ])
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{check:?}");
+}
+
+#[tokio::test]
+async fn a_change_of_the_folder_waits_for_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start("").await;
+    let dir = folder.path().join("disk");
+    let toml = format!("[cache.disk]\ndir = {dir:?}\n");
+    assert_eq!(server.reload(&toml).await.unwrap().restart, ["cache.disk"]);
+    assert!(!dir.exists());
+}
