@@ -21,7 +21,11 @@ made() { "$binary" "${@:2}" >"$root.made" && put 644 "$root.made" "$1" && rm "$r
 
 put 755 "$binary" usr/bin/heliostat
 strip --strip-unneeded "$root/usr/bin/heliostat" 2>/dev/null || true
-put 644 "$top/config.toml" etc/heliostat/config.toml
+# Invented data has no place on a server: the package's upstream is a Prometheus on the same machine.
+sed -e 's/^name = "demo" /name = "prom" /; s/^kind = "demo" .*/kind = "prometheus"             # "mirror", "prometheus" and others/' \
+    -e 's/^# urls = \["/urls = ["/; /^demo = {/d' "$top/config.toml" >"$root.made"
+put 644 "$root.made" etc/heliostat/config.toml
+rm "$root.made"
 put 644 "$top/deploy/systemd/heliostat.service" lib/systemd/system/heliostat.service
 made usr/share/man/man1/heliostat.1 man
 gzip -9n "$root/usr/share/man/man1/heliostat.1"

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use url::{Host, Url};
+use url::{Host, ParseError, Url};
 
 /// The address of a target: scheme, host, port and path; no user, query or fragment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -12,7 +12,12 @@ pub struct TargetUrl(Url);
 impl TargetUrl {
     /// Checks `text`. The error says what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut url = Url::parse(text).map_err(|e| format!("not a URL ({e})"))?;
+        let mut url = Url::parse(text).map_err(|e| match e {
+            ParseError::IdnaError => {
+                "the host name must be ASCII; write international names as xn--…".to_owned()
+            }
+            e => format!("not a URL ({e})"),
+        })?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err("must start with http:// or https://".into());
         }
@@ -120,6 +125,22 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn host_names_are_ascii() {
+        let parse = |host: &str| TargetUrl::parse(&format!("http://{host}:9090/prom/"));
+        for host in [
+            "b\u{fc}cher.example",
+            "prom\u{3002}example",
+            "\u{ff11}\u{ff12}7.0.0.1",
+            "%e2%91%a0.example",
+        ] {
+            let error = parse(host).unwrap_err();
+            assert!(error.contains("xn--"), "{host}: {error}");
+        }
+        let url = parse("XN--BCHER-KVA.example").unwrap();
+        assert_eq!(url.as_str(), "http://xn--bcher-kva.example:9090/prom");
+    }
 
     #[test]
     fn patterns_match_hosts_and_ports() {
