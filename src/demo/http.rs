@@ -1,8 +1,10 @@
 //! Serves the demonstration mirror over HTTP, slow and rate-limited on purpose.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::header::{CONTENT_TYPE, DATE};
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -18,59 +20,27 @@ const BODY_LIMITS: BodyLimits = BodyLimits {
     in_flight: usize::MAX,
 };
 
-/// The calls of how much time may come at once.
-const BURST: Duration = Duration::from_secs(1);
-
-/// A limit on calls per second, of which those of a second may come at once (the generic cell rate
-/// algorithm).
-#[derive(Debug)]
-struct Rate {
-    /// The time of one call.
-    interval: Duration,
-    /// The time up to which calls have been admitted.
-    taken: Mutex<Duration>,
-}
-
-impl Rate {
-    fn new(per_second: u32) -> Self {
-        Self {
-            interval: Duration::from_secs(1) / per_second.max(1),
-            taken: Mutex::default(),
-        }
-    }
-
-    /// Returns whether a call at `now` is within the limit, and counts it if so.
-    fn admits(&self, now: Duration) -> bool {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = (*taken).max(now) + self.interval;
-        let admitted = after <= now + BURST;
-        if admitted {
-            *taken = after;
-        }
-        admitted
-    }
-}
-
 /// The demonstration mirror as a server.
 pub struct DemoServer {
     latency: Duration,
-    rate: Rate,
+    limiter: DefaultDirectRateLimiter,
     clock: Arc<dyn Clock>,
 }
 
 impl DemoServer {
     /// Returns a server that takes `latency` for each answer and gives at most `per_second`.
     pub fn new(latency: Duration, per_second: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         Arc::new(Self {
             latency,
-            rate: Rate::new(per_second),
+            limiter: RateLimiter::direct(Quota::per_second(per_second)),
             clock,
         })
     }
 
     /// Answers `request`.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        if !self.rate.admits(self.clock.monotonic()) {
+        if self.limiter.check().is_err() {
             let error = Error::new(
                 Kind::UpstreamBusy,
                 "the demonstration source has a rate limit",
@@ -100,24 +70,5 @@ impl DemoServer {
     fn date(&self) -> String {
         let millis = u64::try_from(self.clock.now()).unwrap_or(0);
         httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(millis))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_admits_a_second_s_calls_at_once_and_then_one_an_interval() {
-        let rate = Rate::new(4);
-        let at = |millis: u64| Duration::from_millis(1_000_000 + millis);
-        let admitted =
-            |millis, calls: usize| (0..calls).filter(|_| rate.admits(at(millis))).count();
-        assert_eq!(admitted(0, 10), 4);
-        assert_eq!(admitted(249, 10), 0);
-        assert_eq!(admitted(250, 10), 1);
-        assert_eq!(admitted(1000, 10), 3);
-        assert_eq!(admitted(60_000, 10), 4, "what is not used does not add up");
-        assert!(Rate::new(0).admits(at(0)), "0 is taken as 1");
     }
 }
