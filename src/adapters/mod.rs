@@ -16,8 +16,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::{Map, Value};
 
 use crate::model::{
-    Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout, Millis,
-    NanInterpretation, Points, Selector, TimeRange, heap_block,
+    Bucket, Error, Evidence, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
+    Millis, NanInterpretation, Points, Selector, TimeRange, heap_block,
 };
 use crate::wire::prometheus::Series;
 
@@ -286,19 +286,46 @@ pub enum Next<T> {
     More(Exchange<T>),
 }
 
-/// Returns the error for a response that is not what the protocol says.
+/// Returns the error for a response that is not what the protocol says: what is not JSON, or has a
+/// server's error status, is from a gateway.
 fn garbage(response: &Response, why: &str) -> Error {
     let status = response.status.as_u16();
     // A character has four bytes at most.
     let start = response.body.get(..480).unwrap_or(&response.body);
-    let start: String = String::from_utf8_lossy(start)
-        .chars()
-        .take(120)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    let message = format!("the upstream answered HTTP {status}: {why}; it starts {start:?}");
-    Error::new(Kind::UpstreamFailed, message).retryable(response.status.is_server_error())
+    let start = quoted(&String::from_utf8_lossy(start), 120);
+    let why = quoted(why, SAID);
+    let message = format!("the upstream answered HTTP {status}: {why}; it starts \"{start}\"");
+    let evidence = match response.status.is_server_error() {
+        true => Evidence::Address,
+        false if is_json(&response.body) => Evidence::Question,
+        false => Evidence::Stranger,
+    };
+    Error::new(Kind::UpstreamFailed, message).shows(evidence)
 }
+
+/// Returns whether `body` is JSON.
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
+}
+
+/// Returns at most `longest` characters of `text`, on one line, with control characters escaped: it comes from a stranger.
+pub(crate) fn quoted(text: &str, longest: usize) -> String {
+    let mut quoted = String::with_capacity(text.len().min(longest));
+    for (at, c) in text.chars().enumerate() {
+        if at == longest {
+            quoted.push('…');
+            break;
+        }
+        match c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            true => quoted.extend(c.escape_default()),
+            false => quoted.push(c),
+        }
+    }
+    quoted
+}
+
+/// Most characters of what an upstream says that is told in an error.
+const SAID: usize = 500;
 
 /// Returns the error for a status that means "not now", if `response` has one.
 fn busy(response: &Response) -> Option<Error> {
@@ -307,10 +334,7 @@ fn busy(response: &Response) -> Option<Error> {
         return None;
     }
     let message = format!("the upstream is at capacity (HTTP {})", status.as_u16());
-    let error = Error::new(Kind::UpstreamBusy, message)
-        .retryable(true)
-        .retry_after(retry_after(response));
-    Some(error)
+    Some(Error::new(Kind::UpstreamBusy, message).retry_after(retry_after(response)))
 }
 
 /// Returns the wait that `response` asks for: in seconds, or up to a date, which is by the clock

@@ -38,8 +38,8 @@ use crate::reloadable::Reloadable;
 use crate::store::disk::Disk;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, Security, Transport,
-    Upstream, UpstreamClient, watch,
+    AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, Transport, Upstream,
+    UpstreamClient, watch,
 };
 
 /// A failure to set something up, in a sentence.
@@ -100,8 +100,7 @@ impl App {
             state_dir: config.state_dir.clone(),
         };
         // A client loads the system's authorities; most upstreams can share one.
-        let plain = Http::client(Http::builder(), &Security::default()).map_err(StartError)?;
-        let plain: Arc<dyn Transport> = Arc::new(Http::new(Reloadable::fixed(plain)));
+        let plain: Arc<dyn Transport> = Arc::new(Http::plain().map_err(StartError)?);
         let same_state = before.is_some_and(|app| app.config.state_dir == config.state_dir);
         let mut built = Vec::new();
         for settings in &config.upstreams {

@@ -15,7 +15,7 @@ use crate::front::{AccessControl, Api, Credentials, Rules};
 use crate::model::{PasswordHash, TokenHash};
 use crate::reloadable::Reloadable;
 use crate::tls;
-use crate::upstream::{Http, Security};
+use crate::upstream::{ClientRecipe, Http, Security};
 
 /// Returns the TLS configuration towards clients.
 pub(super) fn server(
@@ -168,33 +168,38 @@ pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Resul
                 "INSECURE: any certificate is accepted for this upstream, so whoever answers receives its headers (tls.insecure); trust its authority with tls.ca instead"
             );
         }
-        let mut builder = Http::builder();
         let except = reqwest::NoProxy::from_string(&proxy.except);
         // The URL of a proxy is not repeated in errors: it may contain a password.
         let wrong = |_| "proxy: not the URL of a proxy".to_owned();
+        let mut proxies = Vec::new();
         if let Some(secret) = &proxy.http {
             let url = secret.reread(&mut contents)?;
             let proxy = reqwest::Proxy::http(url).map_err(wrong)?;
-            builder = builder.proxy(proxy.no_proxy(except.clone()));
+            proxies.push(proxy.no_proxy(except.clone()));
         }
         if let Some(secret) = &proxy.https {
             let url = secret.reread(&mut contents)?;
             let proxy = reqwest::Proxy::https(url).map_err(wrong)?;
-            builder = builder.proxy(proxy.no_proxy(except));
+            proxies.push(proxy.no_proxy(except));
         }
-        let security = Security {
-            ca,
-            identity,
-            insecure: tls.insecure,
-        };
-        Http::client(builder, &security)
+        let ca = ca.map(<[u8]>::to_vec);
+        let identity = identity.map(|(cert, key)| (cert.to_vec(), key.to_vec()));
+        let insecure = tls.insecure;
+        let recipe: ClientRecipe = Arc::new(move || {
+            let with_proxy = |b: reqwest::ClientBuilder, p: &reqwest::Proxy| b.proxy(p.clone());
+            let builder = proxies.iter().fold(Http::named(), with_proxy);
+            let security = Security {
+                ca: ca.as_deref(),
+                identity: identity.as_ref().map(|(cert, key)| (&cert[..], &key[..])),
+                insecure,
+            };
+            Http::client(builder, &security)
+        });
+        // What is wrong shows now.
+        recipe()?;
+        Ok(recipe)
     };
-    Ok(Http::new(Reloadable::new(
-        name,
-        paths,
-        clock.clone(),
-        make,
-    )?))
+    Http::new(Reloadable::new(name, paths, clock.clone(), make)?)
 }
 
 fn value(text: &str) -> Result<HeaderValue, String> {

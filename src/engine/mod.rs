@@ -271,7 +271,12 @@ impl Engine {
         let exchange = upstream
             .adapter
             .health(&lane::forwarded(&upstream, details));
-        let call = upstream.client.run(exchange, &context.call);
+        // It is a trial of an upstream whose breaker is open.
+        let call = CallContext {
+            trial: true,
+            ..context.call.clone()
+        };
+        let call = upstream.client.run(exchange, &call);
         match tokio::time::timeout_at(context.deadline, call).await {
             Ok(answered) => answered.map(|_| ()),
             Err(_) => Err(fetch::too_late()),

@@ -95,11 +95,19 @@ impl Fetching {
     /// Asks for one part, counts it, and stores it as what is known of `range`.
     async fn part(&self, part: Part, range: TimeRange) -> Result<Fetched, Error> {
         let upstream = &self.lane.upstream;
-        let answered = upstream.client.run(part.exchange, &self.call).await?;
+        let call = CallContext {
+            span: Some(read_for(upstream, &range)),
+            ..self.call.clone()
+        };
+        let answered = upstream.client.run(part.exchange, &call).await?;
         let series = answered.value;
         count(upstream, &series);
         let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);
-        let settled_before = settled_before.saturating_add(self.lane.lag());
+        // What another address may know better once it can be asked is asked again.
+        let settled_before = match answered.provisional {
+            true => Millis::MIN,
+            false => settled_before.saturating_add(self.lane.lag()),
+        };
         let (started, grid) = (self.started, self.lane.grid());
         let piece = Piece::fetched(series.data, range, started, settled_before, grid);
         let (complete, off_grid) = (series.complete, series.off_grid);
@@ -114,6 +122,16 @@ impl Fetching {
             )
             .await
     }
+}
+
+/// The longest that an expression is taken to look back, beyond the time that data takes to settle.
+const LOOKBACK: Millis = 5 * 60_000;
+
+/// The time of which data is read for `range`: a store that came back from an outage lacks some of
+/// it for as long as data takes to settle.
+fn read_for(upstream: &Upstream, range: &TimeRange) -> TimeRange {
+    let back = upstream.freshness.settle.saturating_add(LOOKBACK);
+    TimeRange::clamped(range.start().saturating_sub(back), range.end())
 }
 
 /// How `range` of `lane` is asked of its upstream.

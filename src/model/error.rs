@@ -63,6 +63,24 @@ pub enum Origin {
     Us,
 }
 
+/// What a failed call shows of the upstream: the one classification that moves to another address,
+/// retries, breakers, rests and metrics go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Evidence {
+    /// The address does not work: it cannot be reached, a new connection is lost, or a gateway says
+    /// that it has no store behind it. Another may do better, or the same in a moment.
+    Address,
+    /// What answers at the address is not the store but, say, a login page. Another may do better.
+    Stranger,
+    /// The address cannot take more calls for now: 429, 503. Another may do better.
+    Load,
+    /// The address works. It is this question that has no answer: the store says so, or takes too
+    /// long while it answers others.
+    Question,
+    /// Nothing: no call was made, or it failed for want of something of our own.
+    Nothing,
+}
+
 impl Kind {
     /// Returns the party that has to change something.
     pub fn origin(self) -> Origin {
@@ -102,8 +120,8 @@ pub struct Error {
     pub subject: Option<String>,
     /// The time after which a retry may help, if known.
     pub retry_after: Option<Duration>,
-    /// Whether an immediate retry may succeed.
-    pub retryable: bool,
+    /// What the failed call shows of the upstream.
+    pub evidence: Evidence,
     /// The upstream's answer, for clients of its own API.
     pub said: Option<Arc<RawResponse>>,
 }
@@ -117,7 +135,12 @@ impl Error {
             field: None,
             subject: None,
             retry_after: None,
-            retryable: matches!(kind, Kind::UpstreamUnreachable),
+            evidence: match kind {
+                Kind::UpstreamUnreachable => Evidence::Address,
+                Kind::UpstreamBusy => Evidence::Load,
+                kind if kind.origin() == Origin::Us => Evidence::Nothing,
+                _ => Evidence::Question,
+            },
             said: None,
         }
     }
@@ -137,10 +160,10 @@ impl Error {
         self
     }
 
-    /// Returns the same error, retryable or not.
+    /// Returns the same error, which shows `evidence`.
     #[must_use]
-    pub fn retryable(mut self, retryable: bool) -> Self {
-        self.retryable = retryable;
+    pub fn shows(mut self, evidence: Evidence) -> Self {
+        self.evidence = evidence;
         self
     }
 

@@ -18,7 +18,7 @@ pub mod target;
 pub mod time;
 
 pub use access::{PasswordHash, TokenHash};
-pub use error::{Error, Kind, Origin};
+pub use error::{Error, Evidence, Kind, Origin};
 pub use fields::{Field, FieldType, FieldValue, FieldValues};
 pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};

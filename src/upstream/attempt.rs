@@ -2,7 +2,10 @@
 
 use http::{Method, StatusCode};
 
-use crate::model::{Error, Kind, TargetUrl};
+use super::addresses::Verdict;
+use super::failure_log::one_line;
+use super::limiter::Ended;
+use crate::model::{Error, Evidence, Kind, TargetUrl};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::{Span, Trace};
 
@@ -78,16 +81,46 @@ impl Drop for Attempt<'_> {
     }
 }
 
+/// What `result` shows of the address, if anything. An attempt that ran out of time is classified
+/// by what else the address did meanwhile.
+pub(super) fn verdict<T>(result: &Result<T, Error>, timed_out: bool) -> Option<Verdict> {
+    let error = match result {
+        Ok(_) => return Some(Verdict::Works),
+        Err(error) => error,
+    };
+    let said = || one_line(&error.message);
+    match error.evidence {
+        _ if timed_out => Some(Verdict::TimedOut(said())),
+        Evidence::Address | Evidence::Stranger => Some(Verdict::Fails(said())),
+        Evidence::Load => Some(Verdict::Busy(error.retry_after, said())),
+        Evidence::Question => Some(Verdict::Works),
+        Evidence::Nothing => None,
+    }
+}
+
+/// What `result` shows of what the upstream can take.
+pub(super) fn ended<T>(result: &Result<T, Error>, timed_out: bool) -> Ended {
+    match result {
+        Ok(_) => Ended::Answered,
+        Err(_) if timed_out => Ended::TimedOut,
+        Err(error) => match error.evidence {
+            Evidence::Address | Evidence::Stranger | Evidence::Load => Ended::Failed,
+            Evidence::Question | Evidence::Nothing => Ended::Unrelated,
+        },
+    }
+}
+
 /// The metric label of an attempt's result.
 fn outcome<T>(result: &Result<T, Error>) -> &'static str {
-    match result {
-        Ok(_) => "ok",
-        Err(e) => match e.kind {
-            Kind::DeadlineExceeded => "timeout",
-            Kind::UpstreamUnreachable => "unreachable",
-            Kind::UpstreamBusy => "busy",
-            Kind::UpstreamFailed | Kind::AnswerTooLarge => "error",
-            _ => "refused",
-        },
+    let error = match result {
+        Ok(_) => return "ok",
+        Err(error) => error,
+    };
+    match (error.evidence, error.kind) {
+        (_, Kind::DeadlineExceeded) => "timeout",
+        (_, Kind::UpstreamUnreachable) => "unreachable",
+        (Evidence::Load, _) => "busy",
+        (_, Kind::UpstreamFailed | Kind::AnswerTooLarge) => "error",
+        _ => "refused",
     }
 }

@@ -19,7 +19,7 @@ use super::transport::{Outgoing, Transport};
 use crate::adapters::Response;
 use crate::adapters::aws_error::AwsError;
 use crate::clock::Clock;
-use crate::model::{Error, Kind, Millis, TargetUrl};
+use crate::model::{Error, Evidence, Kind, Millis, TargetUrl};
 use crate::reloadable::Reloadable;
 
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
@@ -178,7 +178,11 @@ impl AwsSigner {
         if ENDED.contains(&&*code) {
             let renewed = self.credentials.end(&signed.0);
             let text = format!("the upstream refuses the credentials ({code}): {message}");
-            return Some(failed(text).retryable(renewed));
+            let evidence = match renewed {
+                true => Evidence::Address,
+                false => Evidence::Question,
+            };
+            return Some(failed(text).shows(evidence));
         }
         if !UNSIGNED.contains(&&*code) {
             return None;

@@ -2,29 +2,27 @@
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tracing::warn;
 
-use super::attempt::{Attempt, Turn};
+use super::addresses::{Addresses, Tried, Wish};
+use super::attempt::Turn;
 use super::aws::AwsSigner;
 use super::budget::Budgets;
 use super::coalesce::Waiters;
-use super::endpoints::{Chosen, Endpoints, Tried};
-use super::limiter::{Ask, Caller, Ended, Limiter, Permit};
-use super::rate_limit_headers::RateLimitHeaders;
-use super::refusal::{breaker_open, nobody_waits, overspent};
-use super::response::{as_of, read};
+use super::failure_log::FailureLog;
+use super::limiter::{Ask, Caller, Limiter, Permit};
+use super::refusal::{nobody_waits, overspent};
 use super::retry::{RetryBudget, backoff};
-use super::state::ProtectionState;
-use super::transport::{Outgoing, Transport};
-use crate::adapters::{Exchange, Next, Request, Response};
+use super::state::{LimiterState, ProtectionState};
+use super::transport::Transport;
+use crate::adapters::{Exchange, Next};
 use crate::clock::Clock;
-use crate::model::{Error, Kind, Limits, Millis, Origin, TargetUrl};
+use crate::model::{Error, Evidence, Kind, Limits, Millis, TargetUrl, TimeRange};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::Trace;
@@ -38,6 +36,10 @@ pub struct CallContext {
     pub lane: u64,
     /// When the answer is of no use any more.
     pub deadline: Instant,
+    /// The time that is asked about, with all that may be read for it.
+    pub span: Option<TimeRange>,
+    /// Whether it is a trial, which is made though the breakers of all addresses are open.
+    pub trial: bool,
     /// Who waits for it. A call that has not been sent is dropped with the last of them.
     pub waiters: Waiters,
     /// The trace that the request belongs to.
@@ -51,16 +53,13 @@ impl CallContext {
             caller,
             lane: 0,
             deadline,
+            span: None,
+            trial: false,
             waiters: Waiters::default(),
             trace,
         }
     }
 }
-
-/// The longest that calls pause because the upstream asks for it, and the pause where it does
-/// not say for how long.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Headers by which stores tell tenants apart.
 const TENANT: [&str; 2] = ["x-scope-orgid", "thanos-tenant"];
@@ -73,23 +72,27 @@ pub struct Answered<T> {
     /// No later than the moment at which the upstream read its data, by our clock and, where it
     /// sent a `Date`, by its own.
     pub as_of: Millis,
+    /// Whether it is of an address that was away at the time that the call asks about, so that
+    /// another may know more once that can be asked.
+    pub provisional: bool,
 }
 
 /// The way to one upstream.
 pub struct UpstreamClient {
-    transport: Arc<dyn Transport>,
-    endpoints: Endpoints,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) addresses: Arc<Addresses>,
     /// Told when a breaker opens.
-    opened: Arc<Notify>,
-    headers: Reloadable<HeaderMap>,
-    signer: Option<AwsSigner>,
-    limiter: Limiter,
-    budgets: Budgets,
-    retries: RetryBudget,
-    limits: Limits,
-    max_response: usize,
-    metrics: UpstreamMetrics,
-    clock: Arc<dyn Clock>,
+    pub(super) opened: Arc<Notify>,
+    pub(super) headers: Reloadable<HeaderMap>,
+    pub(super) signer: Option<AwsSigner>,
+    pub(super) limiter: Limiter,
+    pub(super) budgets: Budgets,
+    pub(super) retries: RetryBudget,
+    pub(super) limits: Limits,
+    pub(super) max_response: usize,
+    pub(super) metrics: UpstreamMetrics,
+    pub(super) failures: FailureLog,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 /// What an [`UpstreamClient`] is made of.
@@ -120,7 +123,7 @@ impl UpstreamClient {
         let limits = parts.limits;
         Self {
             transport: parts.transport,
-            endpoints: Endpoints::new(parts.urls, &limits),
+            addresses: Addresses::new(parts.urls, &limits),
             opened: Arc::default(),
             headers: parts.headers,
             signer: parts.signer,
@@ -130,6 +133,7 @@ impl UpstreamClient {
             limits,
             max_response: parts.max_response,
             metrics: parts.metrics,
+            failures: FailureLog::default(),
             clock: parts.clock,
         }
     }
@@ -141,7 +145,7 @@ impl UpstreamClient {
 
     /// Its addresses, the preferred one first.
     pub fn urls(&self) -> impl Iterator<Item = &TargetUrl> {
-        self.endpoints.iter().map(|e| &e.url)
+        self.addresses.urls()
     }
 
     /// Signs its requests, if they are signed.
@@ -170,15 +174,18 @@ impl UpstreamClient {
         let mut exchange = exchange;
         let mut earliest = Millis::MAX;
         let mut continues = false;
+        let mut any_provisional = false;
         loop {
-            let Answered { value, as_of } = self.call(&exchange, call, continues).await?;
+            let answered = self.call(&exchange, call, continues).await?;
             continues = true;
-            earliest = earliest.min(as_of);
-            match value {
+            earliest = earliest.min(answered.as_of);
+            any_provisional |= answered.provisional;
+            match answered.value {
                 Next::Done(value) => {
                     return Ok(Answered {
                         value,
                         as_of: earliest,
+                        provisional: any_provisional,
                     });
                 }
                 Next::More(next) => exchange = next,
@@ -193,7 +200,7 @@ impl UpstreamClient {
 
     /// When the next address that is left alone may be tried again, if any is.
     pub(super) fn next_trial(&self) -> Option<Duration> {
-        self.endpoints.next_trial()
+        self.addresses.next_trial()
     }
 
     /// Most time of one attempt.
@@ -208,53 +215,80 @@ impl UpstreamClient {
         exchange: &Exchange<T>,
         call: &CallContext,
     ) {
-        let open = self.endpoints.iter().filter(|e| e.breaker.is_open());
-        for endpoint in open {
-            if endpoint.breaker.open_for().is_some() {
-                continue;
-            }
-            let Ok(_permit) = self.admit(call, false).await else {
+        for index in self.addresses.to_try() {
+            let wish = Wish {
+                trial: true,
+                only: Some(index),
+                ..Wish::default()
+            };
+            let Ok(permit) = self.admit(call, false, wish).await else {
                 return;
             };
-            if let Ok(chosen) = endpoint.enter() {
-                // An error shows in the breaker, the log of failures, and the metrics.
-                let _ = self.attempt_at(chosen, exchange, call, Turn::FIRST).await;
-            }
+            // An error shows in the breaker, the log of failures, and the metrics.
+            let _ = self.attempt_at(permit, exchange, call, Turn::FIRST).await;
         }
     }
 
-    /// Makes one exchange, again if that is worth it and the budget allows.
+    /// Makes one exchange: again elsewhere, if it is the address that failed or cannot take more
+    /// calls and there is another; else again if that is worth it and the budget allows.
     async fn call<T: Send + 'static>(
         &self,
         exchange: &Exchange<T>,
         call: &CallContext,
         continues: bool,
     ) -> Result<Answered<Next<T>>, Error> {
-        let tried = Tried::default();
+        let tries = Tries::default();
         let mut turn = Turn {
             continues,
             ..Turn::FIRST
         };
+        let mut retries = 0;
+        let mut before: Option<Error> = None;
         loop {
-            let error = match self.hedged(exchange, call, &tried, turn).await {
+            let begun = Instant::now();
+            let error = match self.hedged(exchange, call, &tries, turn).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
-            // The limiter makes the wait that an upstream asks for; one that is too long for the
-            // request is the client's to make.
-            let wait = error.retry_after.unwrap_or_default();
-            let again = error.retryable
-                && Instant::now() + wait < call.deadline
-                && turn.retry < self.limits.retries
-                && !call.waiters.are_gone()
-                && self.retries.take();
-            if !again {
+            if let (Evidence::Nothing, Some(mut before)) = (error.evidence, before.take()) {
+                // That it cannot be tried again says less than why it has to be.
+                before.retry_after = before.retry_after.or(error.retry_after);
+                return Err(before);
+            }
+            let elsewhere = self.addresses.has_other(tries.so_far());
+            let worth_it = match error.evidence {
+                Evidence::Address | Evidence::Load => true,
+                Evidence::Stranger => elsewhere,
+                Evidence::Question | Evidence::Nothing => false,
+            };
+            if !worth_it || call.waiters.are_gone() {
                 return Err(error);
             }
+            let now = Instant::now();
+            if elsewhere {
+                if now + self.limiter.usual() > call.deadline {
+                    return Err(error);
+                }
+            } else {
+                // The limiter makes the wait that an upstream asks for; one that is too long for
+                // the request is the client's to make. What took long takes as long again.
+                let wait = match error.evidence {
+                    Evidence::Load => error.retry_after.unwrap_or_default(),
+                    _ => begun.elapsed().max(self.limiter.usual()),
+                };
+                let again = now + wait < call.deadline
+                    && retries < self.limits.retries
+                    && self.retries.take();
+                if !again {
+                    return Err(error);
+                }
+                tokio::time::sleep(backoff(retries)).await;
+                retries += 1;
+            }
             self.metrics.retries.increment(1);
-            tokio::time::sleep(backoff(turn.retry)).await;
             turn.retry += 1;
             turn.continues = true;
+            before = Some(error);
         }
     }
 
@@ -264,10 +298,10 @@ impl UpstreamClient {
         &self,
         exchange: &Exchange<T>,
         call: &CallContext,
-        tried: &Tried,
+        tries: &Tries,
         turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
-        let first = self.attempt(exchange, call, tried, turn);
+        let first = self.attempt(exchange, call, tries, turn);
         let Some(after) = self.limits.hedge_after else {
             return first.await;
         };
@@ -284,7 +318,7 @@ impl UpstreamClient {
             hedge: true,
             ..turn
         };
-        let second = self.attempt(exchange, call, tried, beside);
+        let second = self.attempt(exchange, call, tries, beside);
         tokio::pin!(second);
         tokio::select! {
             result = &mut first => match result {
@@ -301,25 +335,39 @@ impl UpstreamClient {
     /// The error with which a call of `caller` that must be answered by `deadline` would be refused
     /// now, if it would be.
     pub fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
-        let checked = self.limiter.check(&Ask::new(caller, deadline));
-        checked.inspect_err(|_| self.metrics.rejected("limits"))
+        let checked = self
+            .limiter
+            .check(&Ask::new(caller, deadline, &self.addresses));
+        checked.inspect_err(|e| self.refused(e))
     }
 
     /// The error with which a call of `caller` would be refused now, if it would be, without a
     /// trace in metrics.
     pub fn refusal(&self, caller: Caller, deadline: Instant) -> Option<Error> {
-        let shut = self.endpoints.all_open().map(breaker_open);
-        let full = || self.limiter.check(&Ask::new(caller, deadline)).err();
+        let ask = Ask::new(caller, deadline, &self.addresses);
         let spent = || self.budgets.spent(self.clock.now()).map(overspent);
-        shut.or_else(full).or_else(spent)
+        self.limiter.check(&ask).err().or_else(spent)
+    }
+
+    /// Counts a call that was refused with `error`.
+    fn refused(&self, error: &Error) {
+        self.metrics.rejected(match error.kind {
+            Kind::UpstreamUnreachable => "breaker_open",
+            _ => "limits",
+        });
     }
 
     /// The state of its protection, at the wall time `now`.
     pub fn state(&self, now: Millis) -> ProtectionState {
+        let (paused, spacing) = self.addresses.resting();
         ProtectionState {
-            limiter: self.limiter.state(),
+            limiter: LimiterState {
+                paused_seconds: paused.map(|d| d.as_secs_f64()),
+                spacing_seconds: spacing.map(|d| d.as_secs_f64()),
+                ..self.limiter.state()
+            },
             budgets: self.budgets.state(now),
-            endpoints: self.endpoints.state(),
+            endpoints: self.addresses.state(),
         }
     }
 
@@ -330,14 +378,20 @@ impl UpstreamClient {
     }
 
     /// Waits in line for leave to make a call, as long as anybody waits for its answer.
-    async fn admit(&self, call: &CallContext, continues: bool) -> Result<Permit, Error> {
+    async fn admit(
+        &self,
+        call: &CallContext,
+        continues: bool,
+        wish: Wish,
+    ) -> Result<Permit, Error> {
         let mut span = call.trace.span("queue");
         span.text("heliostat.upstream", &self.metrics.name());
         let queued = self.clock.monotonic();
         let ask = Ask {
             lane: call.lane,
             continues,
-            ..Ask::new(call.caller, call.deadline)
+            wish,
+            ..Ask::new(call.caller, call.deadline, &self.addresses)
         };
         let admitted = tokio::select! {
             biased;
@@ -345,7 +399,7 @@ impl UpstreamClient {
             admitted = self.limiter.admit(ask) => admitted,
         };
         let permit = admitted.inspect_err(|e| {
-            self.metrics.rejected("limits");
+            self.refused(e);
             span.fail(&e.kind);
         })?;
         let waited = self.clock.monotonic().saturating_sub(queued);
@@ -357,142 +411,23 @@ impl UpstreamClient {
         &self,
         exchange: &Exchange<T>,
         call: &CallContext,
-        tried: &Tried,
+        tries: &Tries,
         turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
-        // Nobody stands in line for an upstream that is left alone.
-        if let Some(wait) = self.endpoints.all_open() {
-            return Err(self.breaker_open(wait));
-        }
-        let permit = self.admit(call, turn.continues).await?;
-        let first = tried.is_empty();
-        let chosen = self
-            .endpoints
-            .choose(tried)
-            .map_err(|wait| self.breaker_open(wait))?;
-        if first {
+        let wish = Wish {
+            tried: tries.so_far(),
+            span: call.span,
+            trial: call.trial,
+            only: None,
+        };
+        let mut permit = self.admit(call, turn.continues, wish).await?;
+        if wish.tried.is_empty() {
             self.retries.called();
         }
-        let begun = Instant::now();
-        let result = self.attempt_at(chosen, exchange, call, turn).await;
-        let ended = match &result {
-            Ok(_) => Ended::Answered,
-            Err(error) if error.kind == Kind::DeadlineExceeded => Ended::TimedOut,
-            Err(error) if is_strain(error) => Ended::Failed,
-            Err(_) => Ended::Unrelated,
-        };
-        permit.report(ended, begun.elapsed());
-        result
-    }
-
-    fn breaker_open(&self, wait: Duration) -> Error {
-        self.metrics.rejected("breaker_open");
-        breaker_open(wait)
-    }
-
-    async fn attempt_at<T: Send + 'static>(
-        &self,
-        chosen: Chosen<'_>,
-        exchange: &Exchange<T>,
-        call: &CallContext,
-        turn: Turn,
-    ) -> Result<Answered<Next<T>>, Error> {
-        let endpoint = chosen.endpoint;
-        let mut outgoing = self.outgoing(&endpoint.url, &exchange.request);
-        let signed = match &self.signer {
-            Some(signer) => Some((signer, signer.sign(&mut outgoing).await?)),
-            None => None,
-        };
-        let started = self.clock.monotonic();
-        self.budgets.take(self.clock.now()).map_err(|wait| {
-            self.metrics.rejected("budget");
-            overspent(wait)
-        })?;
-        let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
-        let trace = counted.to(&endpoint.url, &exchange.request.method, &call.trace);
-        trace.send(&mut outgoing.headers);
-        let wall = self.clock.now();
-        let send = self.transport.send(outgoing, self.max_response);
-        let sent = tokio::time::timeout(self.limits.timeout, send).await;
-        let took = self.clock.monotonic().saturating_sub(started);
-        self.metrics.seconds.record(took.as_secs_f64());
-
-        if let Ok(Ok(response)) = &sent {
-            counted.answered(response.status);
-            self.apply_rate_limit_headers(response);
+        if let Some(chosen) = permit.chosen() {
+            tries.add(chosen.index);
         }
-        let response = sent.unwrap_or_else(|_| {
-            let limit = humantime::format_duration(self.limits.timeout);
-            let message = format!("the upstream did not answer within {limit} (timeout)");
-            Err(Error::new(Kind::DeadlineExceeded, message).retryable(true))
-        });
-        let result = match response {
-            Ok(response) => {
-                // The earlier of both clocks: if one is fast, nothing is settled too soon by it.
-                let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
-                let refused = signed.and_then(|(signer, by)| signer.refused(&response, &by));
-                let read = match refused {
-                    Some(error) => Err(error),
-                    None => read(exchange, response).await,
-                };
-                read.map(|value| Answered { value, as_of })
-            }
-            Err(error) => Err(error),
-        };
-        counted.end(&result);
-        if let Err(error) = &result
-            && error.kind == Kind::UpstreamBusy
-        {
-            let pause = error.retry_after.unwrap_or(USUAL_PAUSE);
-            self.limiter.pause(pause.min(LONGEST_PAUSE));
-        }
-        if let Err(error) = &result
-            && error.kind.origin() == Origin::Upstream
-        {
-            let (upstream, kind) = (self.metrics.name(), error.kind);
-            warn!(upstream, ?kind, "upstream failure: {error}");
-        }
-        let Chosen { pass, .. } = chosen;
-        match &result {
-            Err(error) if is_strain(error) && error.kind != Kind::UpstreamBusy => {
-                pass.failed();
-                if self.endpoints.open() > 0 {
-                    self.opened.notify_one();
-                }
-            }
-            _ => pass.succeeded(),
-        }
-        self.metrics.breaker_open.set(self.endpoints.open() as f64);
-        result
-    }
-
-    /// Keeps to what the upstream says is left of its budget, where that is less than ours.
-    fn apply_rate_limit_headers(&self, response: &Response) {
-        let Some(advice) = RateLimitHeaders::of(&response.headers, self.clock.now()) else {
-            return;
-        };
-        let ours = Duration::from_secs_f64(1.0 / self.limits.per_second);
-        if advice.remaining == 0 {
-            self.limiter.pause(advice.reset.min(LONGEST_PAUSE));
-        } else if advice.remaining < u64::from(self.limits.burst) && advice.spacing() > ours {
-            // As long as more is left than one burst of ours, the upstream takes bursts too.
-            self.limiter.space_out(advice.spacing(), advice.reset);
-        }
-    }
-
-    fn outgoing(&self, url: &TargetUrl, request: &Request) -> Outgoing {
-        let ours = self.headers.get();
-        let mut headers = HeaderMap::clone(&ours);
-        // What is configured is not for a client to change, such as the tenant that is asked for.
-        let theirs = request.headers.iter();
-        let theirs = theirs.filter(|(name, _)| !ours.contains_key(name));
-        headers.extend(theirs.cloned());
-        Outgoing {
-            method: request.method.clone(),
-            url: url.join(&request.path),
-            headers,
-            body: request.body.clone(),
-        }
+        self.attempt_at(permit, exchange, call, turn).await
     }
 }
 
@@ -503,8 +438,17 @@ impl Drop for UpstreamClient {
     }
 }
 
-/// Whether the error shows that the address cannot cope, and not that this one call is one that
-/// it cannot answer.
-fn is_strain(error: &Error) -> bool {
-    error.retryable && error.kind.origin() == Origin::Upstream
+/// The addresses that one call, with what is made beside it, has been tried at.
+#[derive(Debug, Default)]
+struct Tries(Mutex<Tried>);
+
+impl Tries {
+    fn so_far(&self) -> Tried {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, index: usize) {
+        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *tried = tried.with(index);
+    }
 }

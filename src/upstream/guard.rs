@@ -5,10 +5,12 @@
 //! nothing.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 
 use ipnet::IpNet;
 use reqwest::dns::{Name, Resolve, Resolving};
+use tokio::sync::Semaphore;
 use tracing::warn;
 use url::Url;
 
@@ -38,12 +40,37 @@ impl Guard {
     }
 }
 
+/// Look-ups of names at once. They take threads, and names that do not resolve take them for long.
+static LOOKUPS: Semaphore = Semaphore::const_new(32);
+
+/// Resolves names without a guard.
+pub(super) struct Lookups;
+
+impl Resolve for Lookups {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = look_up(name.as_str().to_owned()).await?;
+            Ok(Box::new(found.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+/// The addresses of `name`, with the port 0.
+async fn look_up(name: String) -> io::Result<Vec<SocketAddr>> {
+    let permit = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+    // A look-up goes on though nobody waits for it any more, and counts for as long.
+    let found = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        (name.as_str(), 0).to_socket_addrs().map(Iterator::collect)
+    });
+    found.await.map_err(io::Error::other)?
+}
+
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
         let networks = self.networks.clone();
         Box::pin(async move {
-            let found: Vec<SocketAddr> =
-                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found = look_up(name.as_str().to_owned()).await?;
             let mut refusal = None;
             let mut allowed = Vec::new();
             for address in found {

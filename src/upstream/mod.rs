@@ -1,17 +1,19 @@
 //! Everything between the engine and a backend: a call passes the queue, the rate limit, the
 //! concurrency cap and a breaker, and is made again where that is safe and worth it.
 
+mod addresses;
 mod attempt;
 #[cfg(feature = "aws")]
 mod aws;
 #[cfg(not(feature = "aws"))]
 #[path = "aws_absent.rs"]
 mod aws;
-mod breaker;
 mod budget;
 mod client;
 mod coalesce;
-mod endpoints;
+mod connections;
+mod decode;
+mod failure_log;
 mod guard;
 mod health;
 mod limiter;
@@ -20,6 +22,7 @@ mod refusal;
 mod registry;
 mod response;
 mod retry;
+mod send;
 mod state;
 mod transport;
 
@@ -36,6 +39,7 @@ pub use aws::AwsSigner;
 pub use aws::{AwsSettings, Keys, Role};
 pub use client::{Answered, CallContext, ClientConfig, UpstreamClient};
 pub use coalesce::{Flight, Flights, Joined, Waiters};
+pub use connections::ClientRecipe;
 pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;

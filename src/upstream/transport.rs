@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::header::LOCATION;
-use http::{HeaderMap, Method};
+use http::header::{ACCEPT_ENCODING, LOCATION};
+use http::{HeaderMap, HeaderValue, Method};
 
-use super::guard::{Guard, Refused};
+use super::connections::{ClientRecipe, Connections, Origin};
+use super::decode::{decoded, too_large};
+use super::guard::{Guard, Lookups, Refused};
 use crate::adapters::Response;
 use crate::model::{Error, Kind};
 use crate::reloadable::Reloadable;
@@ -30,6 +32,8 @@ pub struct Outgoing {
     pub headers: HeaderMap,
     /// The body.
     pub body: bytes::Bytes,
+    /// Whether it must go over a connection that is made for it.
+    pub new_connection: bool,
 }
 
 impl fmt::Debug for Outgoing {
@@ -46,9 +50,8 @@ pub trait Transport: Send + Sync {
 }
 
 /// HTTP over TCP or TLS.
-#[derive(Debug)]
 pub struct Http {
-    client: Reloadable<reqwest::Client>,
+    connections: Connections,
     guard: Option<Guard>,
 }
 
@@ -63,25 +66,40 @@ pub struct Security<'a> {
     pub insecure: bool,
 }
 
+/// How long what was sent may go without being acknowledged by the other side's system.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
+
 /// Redirects followed on one host before the answer counts as an error.
 const MAX_REDIRECTS: usize = 5;
 
 impl Http {
-    /// Requests by `client`, which [`Http::client`] made, to where the configuration says.
-    pub fn new(client: Reloadable<reqwest::Client>) -> Self {
-        let guard = None;
-        Self { client, guard }
+    /// Requests by clients of `recipe` to where the configuration says.
+    pub fn new(recipe: Reloadable<ClientRecipe>) -> Result<Self, String> {
+        Ok(Self {
+            connections: Connections::new(recipe)?,
+            guard: None,
+        })
     }
 
     /// Requests to where clients say, as far as `guard` lets them. They never go through a proxy,
     /// which would look up names where nobody checks the addresses.
     pub fn guarded(guard: Guard) -> Result<Self, String> {
-        let builder = Self::builder().dns_resolver(Arc::new(guard.clone()));
-        let client = Self::client(builder, &Security::default())?;
+        let resolver = Arc::new(guard.clone());
+        let recipe: ClientRecipe = Arc::new(move || {
+            let builder = Self::builder().dns_resolver(resolver.clone());
+            Self::client(builder, &Security::default())
+        });
         Ok(Self {
-            client: Reloadable::fixed(client),
+            connections: Connections::new(Reloadable::fixed(recipe))?,
             guard: Some(guard),
         })
+    }
+
+    /// How most upstreams are reached.
+    pub fn plain() -> Result<Self, String> {
+        let recipe: ClientRecipe = Arc::new(|| Self::client(Self::named(), &Security::default()));
+        Self::new(Reloadable::fixed(recipe))
     }
 
     /// A client with a pool of connections.
@@ -99,15 +117,25 @@ impl Http {
             let identity = reqwest::Identity::from_pem(&both).map_err(|e| deepest(&e))?;
             builder = builder.identity(identity);
         }
-        let client = builder
+        let builder = builder
             .tls_danger_accept_invalid_certs(security.insecure)
             // Followed by hand: the client would make a GET without a body of a POST.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_keepalive(Duration::from_secs(30))
-            .build();
+            // Read by us, which reads more of them.
+            .no_gzip();
+        // What is sent into a path that is gone is noticed before the attempt runs out of time.
+        #[cfg(target_os = "linux")]
+        let builder = builder.tcp_user_timeout(UNACKNOWLEDGED);
+        let client = builder.build();
         client.map_err(|e| format!("no HTTP client: {}", deepest(&e)))
+    }
+
+    /// A builder of clients that look up names, but not too many at once.
+    pub fn named() -> reqwest::ClientBuilder {
+        Self::builder().dns_resolver(Arc::new(Lookups))
     }
 
     /// What every client of ours has in common. Certificates are checked against the system's
@@ -121,25 +149,59 @@ impl Http {
     }
 }
 
+impl Http {
+    /// Sends `request` to `url`. If it goes over a connection that was used before, and that is
+    /// lost before any byte of an answer, the other side has closed it while it was idle, and so
+    /// perhaps all others like it: it is sent again, over a new one, and the idle ones are dropped.
+    async fn ask(&self, request: &Outgoing, url: &str) -> Result<reqwest::Response, Error> {
+        let origin = Origin::of(url);
+        let mut generation = self
+            .connections
+            .current(&origin, request.new_connection)
+            .await?;
+        loop {
+            let used = generation.has_answered(&origin);
+            let asked = generation.client.request(request.method.clone(), url);
+            let asked = asked.headers(request.headers.clone());
+            match asked.body(request.body.clone()).send().await {
+                Ok(response) => {
+                    generation.answered(&origin);
+                    return Ok(response);
+                }
+                Err(error) if used && is_lost(&error) => {
+                    generation = self.connections.after(&origin, &generation).await?;
+                }
+                Err(error) => return Err(broken(&error)),
+            }
+        }
+    }
+}
+
+/// Whether a connection that had been made was lost before any byte of an answer.
+fn is_lost(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    let mut parsed = false;
+    while let Some(error) = cause {
+        let http = error.downcast_ref::<hyper::Error>();
+        parsed |= http.is_some_and(hyper::Error::is_parse);
+        cause = error.source();
+    }
+    error.is_request() && !error.is_connect() && !error.is_timeout() && !parsed
+}
+
 impl Transport for Http {
     fn send(&self, request: Outgoing, max_bytes: usize) -> BoxFuture<'_, Result<Response, Error>> {
         Box::pin(async move {
-            let Outgoing {
-                method,
-                url,
-                headers,
-                body,
-            } = request;
-            let client = self.client.get();
-            let mut url = url;
+            let mut request = request;
+            let encodings = request.headers.entry(ACCEPT_ENCODING);
+            encodings.or_insert(HeaderValue::from_static("gzip"));
+            let mut url = request.url.clone();
             let mut redirects = 0;
             let mut response = loop {
                 if let Some(guard) = &self.guard {
                     guard.check(&url)?;
                 }
-                let asked = client.request(method.clone(), &url);
-                let asked = asked.headers(headers.clone()).body(body.clone());
-                let response = asked.send().await.map_err(|e| broken(&e))?;
+                let response = self.ask(&request, &url).await?;
                 let status = response.status();
                 if !status.is_redirection() {
                     break response;
@@ -157,21 +219,19 @@ impl Transport for Http {
                 redirects += 1;
             };
             let status = response.status();
-            let headers = response.headers().clone();
+            let mut headers = response.headers().clone();
             let mut body = BytesMut::new();
             while let Some(chunk) = response.chunk().await.map_err(|e| broken(&e))? {
                 if body.len() + chunk.len() > max_bytes {
-                    let message = format!(
-                        "the upstream's answer is larger than {max_bytes} bytes (max_response)"
-                    );
-                    return Err(Error::new(Kind::AnswerTooLarge, message));
+                    return Err(too_large(max_bytes));
                 }
                 body.extend_from_slice(&chunk);
             }
+            let body = decoded(&mut headers, body.freeze(), max_bytes).await?;
             Ok(Response {
                 status,
                 headers,
-                body: body.freeze(),
+                body,
             })
         })
     }
@@ -193,6 +253,14 @@ fn same_host(response: &reqwest::Response) -> Option<String> {
     same.then(|| to.into())
 }
 
+/// Whether `error` is that we have no more files, ports or memory, and not the other side's.
+fn is_ours(error: &(dyn std::error::Error + 'static)) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    // EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL of Linux.
+    let code = error.and_then(std::io::Error::raw_os_error);
+    code.is_some_and(|code| matches!(code, 24 | 23 | 12 | 105 | 99))
+}
+
 /// The error for an attempt that broke off, in the words of its deepest cause. The URL is left
 /// out: it may not be for the client.
 fn broken(error: &reqwest::Error) -> Error {
@@ -200,6 +268,10 @@ fn broken(error: &reqwest::Error) -> Error {
     loop {
         if let Some(refused) = cause.downcast_ref::<Refused>() {
             return refused.error();
+        }
+        if is_ours(cause) {
+            let message = format!("no connection to the upstream could be made: {cause}");
+            return Error::new(Kind::Overloaded, message);
         }
         match cause.source() {
             Some(source) => cause = source,

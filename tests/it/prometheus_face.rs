@@ -275,7 +275,11 @@ async fn errors_of_the_origin_are_its_own() {
 #[tokio::test]
 async fn what_may_pass_is_tried_again() {
     let script = |n: usize, _: &Seen| match n {
-        0 => failure(500, "internal"),
+        0 => Answer {
+            text: Some("<p>a gateway</p>".into()),
+            status: 502,
+            ..Answer::default()
+        },
         n => success(n),
     };
     let face = Face::start("retries = 1", script).await;

@@ -200,7 +200,11 @@ async fn budgets_count_on_and_breakers_stay_open() {
         .await
         .unwrap();
     let shut = server.post("/api/metric", &query("dead", 0)).await;
-    assert!(shut.text.contains("left alone"), "{}", shut.text);
+    assert!(
+        shut.text.contains("circuit breaker is open"),
+        "{}",
+        shut.text
+    );
 }
 
 #[tokio::test]

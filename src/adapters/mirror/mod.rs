@@ -8,12 +8,12 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::samples::Samples;
 use super::{
-    Adapter, Data, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Request, Response, busy,
-    garbage,
+    Adapter, Data, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Request, Response, SAID,
+    busy, garbage, is_json, quoted,
 };
 use crate::aggregate::roll_up;
 use crate::model::{
-    Bucket, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
+    Bucket, Error, Evidence, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
     MetricQuery, Millis, Points, Statistic, Step, TimeRange,
 };
 use crate::reloadable::Reloadable;
@@ -41,7 +41,10 @@ impl Adapter for Mirror {
             checks.pass(response)?;
             match response::read_connection(&response.body) {
                 Ok(Ok(())) => Ok(Next::Done(())),
-                Ok(Err(details)) => Err(Error::new(Kind::UpstreamFailed, details)),
+                Ok(Err(details)) => {
+                    let said = quoted(&details, SAID);
+                    Err(Error::new(Kind::UpstreamFailed, said))
+                }
                 Err(e) => Err(garbage(response, &e.to_string())),
             }
         })
@@ -130,14 +133,15 @@ impl Checks {
         if let Some(expected) = &self.api_key
             && key.is_none_or(|k| k.as_bytes() != expected.get().as_bytes())
         {
+            if !is_json(&response.body) {
+                // No mirror at all, but something before it.
+                return Err(not_a_mirror(response));
+            }
             let what = if key.is_some() { "another" } else { "no" };
             let message = format!(
                 "the upstream answered with {what} {API_KEY_HEADER}; it is not the mirror that `api_key` means"
             );
             return Err(Error::new(Kind::UpstreamFailed, message));
-        }
-        if let Some(error) = busy(response) {
-            return Err(error);
         }
         if response.status == StatusCode::OK {
             return Ok(());
@@ -146,11 +150,21 @@ impl Checks {
     }
 }
 
+fn not_a_mirror(response: &Response) -> Error {
+    let error = || garbage(response, "not an answer of the mirror API");
+    busy(response).unwrap_or_else(error)
+}
+
 /// Returns the error in a response with an error status.
 fn failure(response: &Response) -> Error {
     let Some(mut error) = response::read_error(&response.body) else {
-        return garbage(response, "not an answer of the mirror API");
+        return not_a_mirror(response);
     };
+    error.message = quoted(&error.message, SAID);
+    if let Some(mut busy) = busy(response) {
+        busy.message = format!("{}: {}", busy.message, error.message);
+        return busy;
+    }
     // A mirror that says whose fault it is is believed; old ones answer 500 to everything.
     match response.status {
         StatusCode::BAD_REQUEST => error.kind = Kind::InvalidRequest,
@@ -160,9 +174,8 @@ fn failure(response: &Response) -> Error {
         }
         _ => {}
     }
-    let ours = error.kind.origin() == crate::model::Origin::Client;
-    error.retryable = !ours && response.status.is_server_error();
-    error
+    // What the mirror itself says is about the question.
+    error.shows(Evidence::Question)
 }
 
 /// Reads a range page by page.

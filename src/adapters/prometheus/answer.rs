@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use crate::adapters::samples::Samples;
-use crate::adapters::{Response, busy, garbage};
+use crate::adapters::{Response, SAID, busy, garbage, quoted};
 use crate::model::{Error, Kind, Millis};
 use crate::wire::number::whole;
 
@@ -180,13 +180,18 @@ const UNREADABLE: [&str; 8] = [
 ];
 
 fn unreadable(error: &str) -> Error {
-    let short: String = error.chars().take(500).collect();
-    let message = format!("the upstream cannot read the selector: {short}");
+    let said = quoted(error, SAID);
+    let message = format!("the upstream cannot read the selector: {said}");
     Error::new(Kind::MetricNotFound, message)
 }
 
+/// What the store itself says is about the question, unless its status is one of load.
 fn failure(response: &Response, error_type: &str, error: &str) -> Error {
-    let message = format!("the upstream answered {error_type}: {error}");
+    let message = format!(
+        "the upstream answered {}: {}",
+        quoted(error_type, 50),
+        quoted(error, SAID)
+    );
     // VictoriaMetrics gives the HTTP status where Prometheus gives a word.
     match error_type {
         "bad_data" | "400" => unreadable(error),
@@ -200,10 +205,7 @@ fn failure(response: &Response, error_type: &str, error: &str) -> Error {
                 busy.message = message;
                 busy
             }
-            None => {
-                let again = response.status.is_server_error();
-                Error::new(Kind::UpstreamFailed, message).retryable(again)
-            }
+            None => Error::new(Kind::UpstreamFailed, message),
         },
     }
 }

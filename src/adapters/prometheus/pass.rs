@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 
 use super::{answer, exchange};
 use crate::adapters::{Exchange, Next, Request, Response, busy, garbage};
-use crate::model::{Error, RawResponse};
+use crate::model::{Error, Evidence, RawResponse};
 
 /// Headers of an answer that belong to its body: remote read packs its own.
 const OF_BODY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
@@ -52,7 +52,14 @@ pub fn pass(request: Request, json: bool) -> Exchange<Passed> {
 fn failure(response: &Response, spoken: Option<Error>, json: bool) -> Error {
     let passed_on = spoken.is_some() || (!json && is_text(response));
     let error = spoken.or_else(|| busy(response));
-    let mut error = error.unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API"));
+    let mut error = error.unwrap_or_else(|| {
+        let error = garbage(response, "not an answer of Prometheus' API");
+        match response.status.is_client_error() {
+            // A gateway that lets some paths pass is none that does not work.
+            true => error.shows(Evidence::Question),
+            false => error,
+        }
+    });
     error.said = passed_on.then(|| raw_response(response));
     error
 }
@@ -136,9 +143,13 @@ mod tests {
             assert_eq!(passed.answer.body, BODY);
             assert!(!passed.complete);
         }
-        for (status, retryable) in [(429, true), (500, true), (503, true)] {
+        for (status, evidence) in [
+            (429, Evidence::Load),
+            (500, Evidence::Question),
+            (503, Evidence::Load),
+        ] {
             let error = read(status, JSON, BODY, true).unwrap_err();
-            assert_eq!(error.retryable, retryable, "{status}");
+            assert_eq!(error.evidence, evidence, "{status}");
             assert_eq!(error.said.unwrap().body, BODY);
         }
         let html = read(502, "text/html", "<p>", true).unwrap_err();

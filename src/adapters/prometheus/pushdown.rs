@@ -231,7 +231,7 @@ impl Row {
             if found != left_open {
                 if !may_turn {
                     let message = "the upstream includes the left edge of a range in some answers and excludes it in others";
-                    return Err(Error::new(Kind::UpstreamFailed, message).retryable(true));
+                    return Err(Error::new(Kind::UpstreamFailed, message));
                 }
                 self.left_open.store(found, Ordering::Relaxed);
                 return Ok(Next::More(self.clone().exchange(found, false)));

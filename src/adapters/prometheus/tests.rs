@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
 use super::*;
-use crate::model::{Condition, Scalar, Selector, Statistic, Test};
+use crate::model::{Condition, Evidence, Scalar, Selector, Statistic, Test};
 
 const START: Millis = 1_700_000_040_000;
 const MINUTE: Millis = 60_000;
@@ -275,7 +275,7 @@ fn a_server_that_changes_its_mind_is_not_asked_for_ever() {
         panic!("a second exchange");
     };
     let error = refused(&second, &fake(false).answer(&second.request));
-    assert!(error.kind == Kind::UpstreamFailed && error.retryable);
+    assert_eq!(error.kind, Kind::UpstreamFailed);
 }
 
 #[test]
@@ -449,7 +449,7 @@ fn errors_have_the_kind_that_they_speak_of() {
     let said = |status, kind: &str, error: &str| {
         let body = json!({ "status": "error", "errorType": kind, "error": error });
         let error = refused(&raw(), &answer(status, &body.to_string()));
-        (error.kind, error.retryable)
+        (error.kind, error.evidence)
     };
     let at = "error when executing query=\"x\" on the time range (start=1, end=2, step=3)";
     for (status, kind, error, expected) in [
@@ -457,53 +457,63 @@ fn errors_have_the_kind_that_they_speak_of() {
             400,
             "bad_data",
             "1:3: parse error",
-            (Kind::MetricNotFound, false),
+            (Kind::MetricNotFound, Evidence::Question),
         ),
         (
             422,
             "422",
             "cannot execute query: labelFilterExpr: unexpected token \"\"",
-            (Kind::MetricNotFound, false),
+            (Kind::MetricNotFound, Evidence::Question),
         ),
         (
             422,
             "422",
             "unknown func \"foo\"",
-            (Kind::MetricNotFound, false),
+            (Kind::MetricNotFound, Evidence::Question),
         ),
         (
             422,
             "422",
             "too many points for the given step=1; cannot exceed -search.maxPointsPerTimeseries=30000",
-            (Kind::TooManyPoints, false),
+            (Kind::TooManyPoints, Evidence::Question),
         ),
-        (422, "422", at, (Kind::UpstreamFailed, false)),
+        (422, "422", at, (Kind::UpstreamFailed, Evidence::Question)),
         (
             422,
             "execution",
             "query processing would load too many samples into memory",
-            (Kind::TooManyPoints, false),
+            (Kind::TooManyPoints, Evidence::Question),
         ),
         (
             422,
             "execution",
             "found duplicate series",
-            (Kind::UpstreamFailed, false),
+            (Kind::UpstreamFailed, Evidence::Question),
         ),
         (
             503,
             "timeout",
             "query timed out",
-            (Kind::UpstreamFailed, false),
+            (Kind::UpstreamFailed, Evidence::Question),
         ),
         (
             503,
             "unavailable",
             "starting up",
-            (Kind::UpstreamBusy, true),
+            (Kind::UpstreamBusy, Evidence::Load),
         ),
-        (500, "internal", "storage", (Kind::UpstreamFailed, true)),
-        (200, "bad_data", "odd", (Kind::MetricNotFound, false)),
+        (
+            500,
+            "internal",
+            "storage",
+            (Kind::UpstreamFailed, Evidence::Question),
+        ),
+        (
+            200,
+            "bad_data",
+            "odd",
+            (Kind::MetricNotFound, Evidence::Question),
+        ),
     ] {
         assert_eq!(said(status, kind, error), expected, "{kind}: {error}");
     }
@@ -527,6 +537,12 @@ fn garbage_is_an_error_and_no_panic() {
         for status in [200, 404, 500] {
             let error = refused(&raw(), &answer(status, body));
             assert_eq!(error.kind, Kind::UpstreamFailed, "{status} {body}");
+            let expected = match status {
+                500 => Evidence::Address,
+                _ if ["", "<html>"].contains(&body) => Evidence::Stranger,
+                _ => Evidence::Question,
+            };
+            assert_eq!(error.evidence, expected, "{status} {body}");
         }
     }
     assert_eq!(

@@ -67,6 +67,7 @@ impl HttpSend for Http {
             url,
             headers: parts.headers,
             body,
+            new_connection: false,
         };
         let sent = tokio::time::timeout(limit, transport.send(outgoing, MAX_BYTES));
         let sent = sent.await.map_err(|_| {

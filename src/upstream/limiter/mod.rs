@@ -24,6 +24,8 @@ use self::adaptive::Adaptive;
 use self::latency::Latency;
 use self::queue::{Place, Queue};
 use self::rate::Rate;
+use super::addresses::{Addresses, Chosen, Outlook, Wish};
+use super::refusal::{breaker_open, no_call_left, pause, refusal};
 use super::state::LimiterState;
 use crate::model::{Error, Kind, Limits};
 
@@ -31,7 +33,7 @@ use crate::model::{Error, Kind, Limits};
 pub type Caller = Option<IpAddr>;
 
 /// A call that asks for leave to be made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ask {
     /// Who asks.
     pub(super) caller: Caller,
@@ -41,16 +43,22 @@ pub(super) struct Ask {
     pub(super) continues: bool,
     /// When its answer is of no use any more.
     pub(super) deadline: Instant,
+    /// Where it may go.
+    pub(super) addresses: Arc<Addresses>,
+    /// Which of these it wants.
+    pub(super) wish: Wish,
 }
 
 impl Ask {
-    /// A call for no lane, that goes on with nothing.
-    pub(super) fn new(caller: Caller, deadline: Instant) -> Self {
+    /// A call for no lane to one of `addresses`, that goes on with nothing.
+    pub(super) fn new(caller: Caller, deadline: Instant, addresses: &Arc<Addresses>) -> Self {
         Self {
             caller,
             lane: 0,
             continues: false,
             deadline,
+            addresses: addresses.clone(),
+            wish: Wish::default(),
         }
     }
 
@@ -61,6 +69,16 @@ impl Ask {
             continues: self.continues,
         }
     }
+
+    fn outlook(&self, now: Instant) -> Outlook {
+        self.addresses.outlook(&self.wish, now)
+    }
+}
+
+/// One who waits for a call.
+struct Asking {
+    ask: Ask,
+    admission: oneshot::Sender<Admission>,
 }
 
 /// Admits calls to one upstream.
@@ -81,20 +99,18 @@ struct LimiterQueue {
     adaptive: Option<Adaptive>,
     rate: Rate,
     latency: Latency,
-    queue: Queue<oneshot::Sender<Admission>>,
-    /// No call before this, as the upstream asked.
-    paused_until: Option<Instant>,
-    /// How far apart calls must be, and until when, as the upstream asked.
-    spacing: Option<(Duration, Instant)>,
-    /// When the last call was admitted.
-    last_admitted: Option<Instant>,
+    queue: Queue<Asking>,
     /// When the queue is looked at again.
     wake_at: Option<Instant>,
 }
 
 /// Leave to make one call, which is under way until this is dropped.
 #[derive(Debug)]
-pub(super) struct Permit(Weak<SharedLimiter>);
+pub(super) struct Permit {
+    /// Where it goes. Taken out first when this is dropped: then others may go there.
+    chosen: Option<Chosen>,
+    limiter: Weak<SharedLimiter>,
+}
 
 impl std::fmt::Debug for SharedLimiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -116,9 +132,14 @@ pub(super) enum Ended {
 }
 
 impl Permit {
+    /// Where the call goes.
+    pub(super) fn chosen(&mut self) -> Option<&mut Chosen> {
+        self.chosen.as_mut()
+    }
+
     /// How the call went, and how long it took.
     pub(super) fn report(&self, ended: Ended, took: Duration) {
-        let Some(shared) = self.0.upgrade() else {
+        let Some(shared) = self.limiter.upgrade() else {
             return;
         };
         let mut state = shared.state();
@@ -133,7 +154,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(shared) = self.0.upgrade() {
+        drop(self.chosen.take());
+        if let Some(shared) = self.limiter.upgrade() {
             shared.state().running -= 1;
             shared.admit_next();
         }
@@ -164,9 +186,6 @@ impl Limiter {
                 rate: Rate::new(limits.per_second, limits.burst),
                 latency: Latency::default(),
                 queue: Queue::default(),
-                paused_until: None,
-                spacing: None,
-                last_admitted: None,
                 wake_at: None,
             }),
         }))
@@ -184,10 +203,11 @@ impl Limiter {
                 // Somebody else has more calls waiting: the last of them gives way.
                 shared.shed_last(&mut state);
             }
-            let (sender, admitted) = oneshot::channel();
-            let number = state.queue.enter(ask.place(), ask.deadline, sender);
+            let (admission, admitted) = oneshot::channel();
+            let (place, deadline, caller) = (ask.place(), ask.deadline, ask.caller);
+            let asking = Asking { ask, admission };
+            let number = state.queue.enter(place, deadline, asking);
             shared.shed_hopeless(&mut state);
-            let caller = ask.caller;
             let ticket = Ticket {
                 shared,
                 caller,
@@ -200,6 +220,11 @@ impl Limiter {
         drop(ticket);
         // The sender lives in the queue until it has sent.
         permit.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the queue was lost")))
+    }
+
+    /// What all calls but a few take at most.
+    pub(super) fn usual(&self) -> Duration {
+        self.0.state().latency.usual()
     }
 
     /// How many have stood in line so far.
@@ -217,10 +242,6 @@ impl Limiter {
     pub(super) fn state(&self) -> LimiterState {
         let state = self.0.state();
         let limits = &self.0.limits;
-        let now = Instant::now();
-        let left = |until: Instant| until.saturating_duration_since(now);
-        let paused = state.paused_until.map(left).filter(|d| !d.is_zero());
-        let spacing = state.spacing.filter(|(_, until)| *until > now);
         LimiterState {
             per_second: limits.per_second,
             burst: limits.burst,
@@ -228,27 +249,10 @@ impl Limiter {
             may_run: self.0.at_once(&state),
             waiting: state.queue.len(),
             queue: limits.queue,
-            paused_seconds: paused.map(|d| d.as_secs_f64()),
-            spacing_seconds: spacing.map(|(apart, _)| apart.as_secs_f64()),
+            paused_seconds: None,
+            spacing_seconds: None,
         }
     }
-
-    /// Admits no call for `pause`, as the upstream asked. A pause that ends later stays.
-    pub(super) fn pause(&self, pause: Duration) {
-        let until = Instant::now() + pause;
-        let mut state = self.0.state();
-        state.paused_until = Some(state.paused_until.map_or(until, |p| p.max(until)));
-    }
-
-    /// Lets calls come no nearer together than `spacing`, for `duration`; then that is forgotten.
-    pub(super) fn space_out(&self, spacing: Duration, duration: Duration) {
-        self.0.state().spacing = Some((spacing, Instant::now() + duration));
-    }
-}
-
-fn refusal(message: String, wait: Duration) -> Error {
-    let wait = wait.clamp(Duration::from_secs(1), Duration::from_secs(3600));
-    Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
 }
 
 impl SharedLimiter {
@@ -257,12 +261,18 @@ impl SharedLimiter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error where as many calls wait as may and nobody else has more of them, or where the
-    /// call would not be answered before its deadline.
+    /// An error where as many calls wait as may and nobody else has more of them, where no address
+    /// may be called, or where the call would not be answered before its deadline.
     fn admissible(&self, state: &LimiterQueue, ask: &Ask) -> Result<(), Error> {
         let now = Instant::now();
+        let rests = match ask.outlook(now) {
+            Outlook::Open(trial) => return Err(breaker_open(&ask.addresses, trial)),
+            Outlook::From(at) => at.saturating_duration_since(now),
+            Outlook::Ready | Outlook::Later => Duration::ZERO,
+        };
         let ahead = state.queue.ahead(ask.place());
-        let turn = self.turn(state, now, ahead.calls).max(ahead.by_pace);
+        let turn = self.turn(state, now, ahead.calls);
+        let turn = turn.max(ahead.by_pace).max(rests);
         let waiting = state.queue.len();
         if waiting >= self.limits.queue && !state.queue.has_longer_line_than(ask.caller) {
             let message = format!("{waiting} calls already wait for the upstream (queue)");
@@ -274,20 +284,18 @@ impl SharedLimiter {
             return Ok(());
         }
         // What is estimated to be just in time would be late half of the time.
-        let answered = now + turn + turn / 10 + state.latency.usual();
-        if answered <= ask.deadline {
+        let slack = turn.saturating_sub(rests) / 10;
+        if now + turn + slack + state.latency.usual() <= ask.deadline {
             return Ok(());
         }
-        if let Some(until) = state.paused_until.filter(|until| *until > ask.deadline) {
-            let wait = until.saturating_duration_since(now);
-            let message = "the upstream asked for a pause (Retry-After)";
-            return Err(Error::new(Kind::UpstreamBusy, message).retry_after(Some(wait)));
+        if now + rests + state.latency.usual() > ask.deadline {
+            return Err(pause(&ask.addresses, rests));
         }
         Err(refusal(no_call_left(waiting), turn))
     }
 
-    /// How long from `now` a call waits that has `ahead` others before it, by the rate, by how many
-    /// run at once, and by what the upstream asked for.
+    /// How long from `now` a call waits that has `ahead` others before it, by the rate and by how
+    /// many run at once.
     fn turn(&self, state: &LimiterQueue, now: Instant, ahead: usize) -> Duration {
         let may_run = self.at_once(state);
         let free = may_run.saturating_sub(state.running);
@@ -298,22 +306,7 @@ impl SharedLimiter {
                 .mean()
                 .mul_f64(beyond as f64 / may_run.max(1) as f64),
         };
-        let pause = state.paused_until;
-        let pause = pause.map_or(Duration::ZERO, |p| p.saturating_duration_since(now));
-        let spacing = state.spacing.map_or(Duration::ZERO, |(spacing, until)| {
-            let calls = u32::try_from(ahead + 1).unwrap_or(u32::MAX);
-            let next = state
-                .last_admitted
-                .map(|last| (last + spacing).saturating_duration_since(now));
-            let wait = next.unwrap_or_default() + spacing.saturating_mul(calls - 1);
-            wait.min(until.saturating_duration_since(now))
-        });
-        state
-            .rate
-            .wait(now, ahead)
-            .max(slots)
-            .max(pause)
-            .max(spacing)
+        state.rate.wait(now, ahead).max(slots)
     }
 
     /// How many calls may run at once.
@@ -365,7 +358,7 @@ impl SharedLimiter {
                 return;
             }
             let now = Instant::now();
-            let wait = self.turn(&state, now, 0);
+            let wait = state.rate.wait(now, 0);
             if !wait.is_zero() {
                 self.wake_after(&mut state, wait);
                 return;
@@ -373,26 +366,74 @@ impl SharedLimiter {
             let slots = self.at_once(&state).max(1) as f64;
             let by_slots = state.latency.mean().as_secs_f64() / slots;
             let period = by_slots.max(1.0 / self.limits.per_second);
-            let Some((caller, next)) = state.queue.next(now, period) else {
+            // Most wait for the same addresses, which are looked at once.
+            let mut rest: Option<(*const Addresses, Wish)> = None;
+            let mut soonest: Option<Instant> = None;
+            let ready = |asking: &Asking| {
+                let ask = &asking.ask;
+                let same = |(addresses, wish): &(_, Wish)| {
+                    std::ptr::eq(*addresses, Arc::as_ptr(&ask.addresses)) && wish.alike(&ask.wish)
+                };
+                if rest.as_ref().is_some_and(same) {
+                    return false;
+                }
+                match ask.outlook(now) {
+                    // That no address may be called any more, it is told at once.
+                    Outlook::Ready | Outlook::Open(_) => return true,
+                    Outlook::From(at) => soonest = Some(soonest.map_or(at, |s| s.min(at))),
+                    Outlook::Later => {}
+                }
+                rest = Some((Arc::as_ptr(&ask.addresses), ask.wish));
+                false
+            };
+            let Some((caller, next)) = state.queue.next(now, period, ready) else {
+                if let Some(at) = soonest {
+                    self.refuse_resting(&mut state, now);
+                    self.wake_after(&mut state, at.saturating_duration_since(now));
+                }
                 return;
             };
             self.shed_late(&mut state, caller, now);
             let waiting = state.queue.len();
-            if waiting > 0 && now + state.latency.usual() > next.deadline {
+            let usual = state.latency.usual();
+            let Asking { ask, admission } = next.item;
+            let chosen = if waiting > 0 && now + usual > next.deadline {
                 // Others can still be answered in time.
-                let refused = refusal(no_call_left(waiting), Duration::ZERO);
-                let _ = next.item.send(Err(refused));
-                continue;
-            }
-            state.rate.take(now);
-            state.last_admitted = Some(now);
-            if state.spacing.is_some_and(|(_, until)| now >= until) {
-                state.spacing = None;
-            }
-            state.running += 1;
+                Err(refusal(no_call_left(waiting), Duration::ZERO))
+            } else {
+                let chosen = ask.addresses.choose(&ask.wish, now, usual);
+                chosen.ok_or_else(|| match ask.outlook(now) {
+                    Outlook::Open(trial) => breaker_open(&ask.addresses, trial),
+                    _ => pause(&ask.addresses, Duration::ZERO),
+                })
+            };
+            let admitted = chosen.map(|chosen| {
+                state.rate.take(now);
+                state.running += 1;
+                Permit {
+                    chosen: Some(chosen),
+                    limiter: Arc::downgrade(self),
+                }
+            });
             drop(state);
             // Whoever has left meanwhile gives the permit back by dropping it.
-            let _ = next.item.send(Ok(Permit(Arc::downgrade(self))));
+            let _ = admission.send(admitted);
+        }
+    }
+
+    /// Refuses those whose addresses rest until it is too late for them.
+    fn refuse_resting(&self, state: &mut LimiterQueue, now: Instant) {
+        let usual = state.latency.usual();
+        let late = |asking: &Asking| match asking.ask.outlook(now) {
+            Outlook::From(at) => at + usual > asking.ask.deadline,
+            _ => false,
+        };
+        for Asking { ask, admission } in state.queue.take_if(late) {
+            let wait = match ask.outlook(now) {
+                Outlook::From(at) => at.saturating_duration_since(now),
+                _ => Duration::ZERO,
+            };
+            let _ = admission.send(Err(pause(&ask.addresses, wait)));
         }
     }
 
@@ -424,14 +465,11 @@ fn shed(state: &mut LimiterQueue, caller: Caller, ticket: u64, wait: Duration) {
     let waiting = state.queue.len();
     if let Some(left) = state.queue.leave(caller, ticket) {
         // Whoever has left meanwhile does not mind.
-        let _ = left.item.send(Err(refusal(no_call_left(waiting), wait)));
+        let _ = left
+            .item
+            .admission
+            .send(Err(refusal(no_call_left(waiting), wait)));
     }
-}
-
-fn no_call_left(waiting: usize) -> String {
-    format!(
-        "the upstream's limits leave no time for another answer before the request's deadline; {waiting} calls wait"
-    )
 }
 
 #[cfg(test)]

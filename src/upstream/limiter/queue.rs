@@ -169,13 +169,26 @@ impl<T> Queue<T> {
         Some(left)
     }
 
-    /// Takes out the one whose turn it is at `now`, where calls can be made each `period` seconds.
-    /// Work of our own waits until no client does.
-    pub(super) fn next(&mut self, now: Instant, period: f64) -> Option<(Caller, Waiting<T>)> {
-        let client = self.lines.iter().position(|l| l.caller.is_some());
+    /// Takes out the one whose turn it is at `now`, of those that are `ready`, where calls can be
+    /// made each `period` seconds. Work of our own waits until no client does.
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        period: f64,
+        mut ready: impl FnMut(&T) -> bool,
+    ) -> Option<(Caller, Waiting<T>)> {
+        let clients = self.lines.iter().any(|l| l.caller.is_some());
+        let mut lines = self.lines.iter().enumerate();
+        let (at, lane_at) = lines.find_map(|(at, line)| {
+            if clients && line.caller.is_none() {
+                return None;
+            }
+            let mut first = |lane: &Lane<T>| lane.waiting.front().is_some_and(|w| ready(&w.item));
+            Some((at, line.lanes.iter().position(&mut first)?))
+        })?;
         let lines = self.lines.len();
-        let mut line = self.lines.remove(client.unwrap_or(0))?;
-        let mut lane = line.lanes.pop_front()?;
+        let mut line = self.lines.remove(at)?;
+        let mut lane = line.lanes.remove(lane_at)?;
         let next = lane.waiting.pop_front()?;
         let caller = line.caller;
         line.pace.turn(now, period * lines as f64);
@@ -188,6 +201,29 @@ impl<T> Queue<T> {
             self.lines.push_back(line);
         }
         Some((caller, next))
+    }
+
+    /// Takes out those that `pick` picks.
+    pub(super) fn take_if(&mut self, mut pick: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut picked = Vec::new();
+        for line in &mut self.lines {
+            for lane in &mut line.lanes {
+                if !lane.waiting.iter().any(|w| pick(&w.item)) {
+                    continue;
+                }
+                for waiting in std::mem::take(&mut lane.waiting) {
+                    match pick(&waiting.item) {
+                        true => picked.push(waiting.item),
+                        false => lane.waiting.push_back(waiting),
+                    }
+                }
+            }
+            line.lanes.retain(|lane| !lane.waiting.is_empty());
+            line.waiting = line.lanes.iter().map(|lane| lane.waiting.len()).sum();
+        }
+        self.lines.retain(|line| !line.lanes.is_empty());
+        self.waiting -= picked.len();
+        picked
     }
 
     /// The first of the line of `caller`, by ticket and deadline, and how long it will wait.

@@ -15,11 +15,11 @@ fn caller(n: u8) -> Caller {
 }
 
 fn ask(caller: Caller, lane: u64, deadline: Instant) -> Ask {
+    let url = crate::model::TargetUrl::parse("http://host").unwrap();
+    let addresses = Addresses::new(vec![url], &Limits::for_tests());
     Ask {
-        caller,
         lane,
-        continues: false,
-        deadline,
+        ..Ask::new(caller, deadline, &addresses)
     }
 }
 
@@ -220,37 +220,4 @@ async fn a_place_in_line_is_given_up_by_leaving() {
     let begun = Instant::now();
     drop(limiter.admit(ask(None, 0, later())).await.unwrap());
     assert!(begun.elapsed() <= Duration::from_secs(1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn calls_are_spaced_out_as_long_as_asked() {
-    let limiter = Limiter::new(&limits(1000.0, 1000, 10, 10));
-    drop(limiter.admit(ask(None, 0, later())).await.unwrap());
-    limiter.space_out(Duration::from_secs(2), Duration::from_secs(5));
-    let begun = Instant::now();
-    let mut times = Vec::new();
-    for _ in 0..5 {
-        drop(limiter.admit(ask(None, 0, later())).await.unwrap());
-        times.push(begun.elapsed().as_secs());
-    }
-    assert_eq!(times, [2, 4, 5, 5, 5]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_pause_holds_everyone_and_is_forgotten() {
-    let limiter = Limiter::new(&limits(1000.0, 1000, 10, 10));
-    limiter.pause(Duration::from_secs(7));
-    limiter.pause(Duration::from_secs(2));
-    let begun = Instant::now();
-    let soon = begun + Duration::from_secs(3);
-    let refused = limiter
-        .admit(ask(None, 0, soon))
-        .await
-        .map(|_| ())
-        .unwrap_err();
-    assert_eq!(refused.retry_after, Some(Duration::from_secs(7)));
-    drop(limiter.admit(ask(None, 0, later())).await.unwrap());
-    assert!((7000..7010).contains(&begun.elapsed().as_millis()));
-    drop(limiter.admit(ask(None, 0, later())).await.unwrap());
-    assert!(begun.elapsed().as_millis() < 7010);
 }

@@ -17,7 +17,7 @@ use crate::adapters::mirror::Mirror;
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::clock::SystemClock;
 use crate::model::{
-    Aggregate, Error, IncompleteBuckets, Kind, Limits, MultiSeries, Step, TargetUrl,
+    Aggregate, Error, Evidence, IncompleteBuckets, Kind, Limits, MultiSeries, Step, TargetUrl,
 };
 
 /// What a host does with a call.
@@ -176,11 +176,10 @@ fn exchange() -> Exchange<()> {
                     .headers
                     .get("retry-after")
                     .map(|_| Duration::from_secs(5));
-                let error = Error::new(Kind::UpstreamBusy, "busy").retryable(true);
-                Err(error.retry_after(wait))
+                Err(Error::new(Kind::UpstreamBusy, "busy").retry_after(wait))
             }
             422 => Err(Error::new(Kind::UpstreamFailed, "this query")),
-            _ => Err(Error::new(Kind::UpstreamFailed, "broken").retryable(true)),
+            _ => Err(Error::new(Kind::UpstreamFailed, "broken").shows(Evidence::Address)),
         }),
     }
 }

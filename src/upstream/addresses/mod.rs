@@ -1,0 +1,329 @@
+//! The addresses of an upstream: which one a call goes to, and what calls show of each.
+
+mod address;
+mod outages;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::address::{AddressState, BreakerPolicy, Readiness};
+use super::state::EndpointState;
+use crate::model::{Limits, Millis, TargetUrl, TimeRange};
+
+pub(super) use self::address::Verdict;
+
+/// All addresses, the preferred one first.
+#[derive(Debug)]
+pub(super) struct Addresses {
+    all: Vec<Address>,
+    policy: BreakerPolicy,
+}
+
+#[derive(Debug)]
+struct Address {
+    url: TargetUrl,
+    // A plain mutex: it is held for a look and never across an await.
+    state: Mutex<AddressState>,
+}
+
+impl Address {
+    fn state(&self) -> MutexGuard<'_, AddressState> {
+        // Each change is of plain values, none of which can be left half-changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The addresses that one call has been tried at, as bits; beyond 64 none is remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tried(u64);
+
+impl Tried {
+    /// Whether the call has been tried nowhere yet.
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The same and the address `index`.
+    #[must_use]
+    pub(super) fn with(self, index: usize) -> Self {
+        Self(self.0 | Self::bit(index))
+    }
+
+    fn has(self, index: usize) -> bool {
+        self.0 & Self::bit(index) != 0
+    }
+
+    fn bit(index: usize) -> u64 {
+        u32::try_from(index)
+            .ok()
+            .and_then(|index| 1u64.checked_shl(index))
+            .unwrap_or(0)
+    }
+}
+
+/// What a call wants of its address.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wish {
+    /// Where it has been tried already: another is preferred.
+    pub(super) tried: Tried,
+    /// The time that it asks about: an address that was away then is asked last.
+    pub(super) span: Option<TimeRange>,
+    /// Whether it is a trial, which goes to an address whose breaker is open if all are.
+    pub(super) trial: bool,
+    /// The only address that it may go to.
+    pub(super) only: Option<usize>,
+}
+
+impl Wish {
+    /// Whether the same addresses may be called for `other`.
+    pub(super) fn alike(&self, other: &Self) -> bool {
+        self.trial == other.trial && self.only == other.only
+    }
+}
+
+/// The addresses as one who waits for them sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// A call may be made now.
+    Ready,
+    /// No call may be made before the given time, as all addresses rest.
+    From(Instant),
+    /// A call may be made when one under way has ended.
+    Later,
+    /// The breakers of all addresses are open; the next trial is at the given time.
+    Open(Instant),
+}
+
+/// An address that a call goes to. Dropped without a verdict it shows nothing.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    addresses: Arc<Addresses>,
+    /// Which one.
+    pub(super) index: usize,
+    /// When the call was sent.
+    sent: Instant,
+    /// Whether its breaker was open, so that this is a trial.
+    pub(super) trial: bool,
+    /// Whether it was away at the time that the call asks about, and another was not.
+    pub(super) provisional: bool,
+    ended: bool,
+}
+
+impl Chosen {
+    /// Where it is.
+    pub(super) fn url(&self) -> &TargetUrl {
+        // The index is one of the list that never changes.
+        #[allow(clippy::indexing_slicing)]
+        &self.addresses.all[self.index].url
+    }
+
+    /// The call showed `verdict`, at the wall time `wall`. Whether it is the address that failed.
+    pub(super) fn end(&mut self, verdict: Verdict, wall: Millis) -> bool {
+        let Some(address) = self.addresses.all.get(self.index) else {
+            return false;
+        };
+        let mut state = address.state();
+        self.ended = true;
+        state.running -= 1;
+        let policy = self.addresses.policy;
+        state.learn(policy, self.sent, Instant::now(), wall, verdict)
+    }
+
+    /// It said that `remaining` calls are left until `reset` is over.
+    pub(super) fn advised(&self, remaining: u64, spacing: Duration, reset: Duration) {
+        if let Some(address) = self.addresses.all.get(self.index) {
+            let now = Instant::now();
+            address.state().advised(now, remaining, spacing, reset);
+        }
+    }
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        if !self.ended
+            && let Some(address) = self.addresses.all.get(self.index)
+        {
+            address.state().running -= 1;
+        }
+    }
+}
+
+impl Addresses {
+    pub(super) fn new(urls: Vec<TargetUrl>, limits: &Limits) -> Arc<Self> {
+        let now = Instant::now();
+        let address = |url| Address {
+            url,
+            state: Mutex::new(AddressState::new(now)),
+        };
+        let alone = urls.len() == 1;
+        Arc::new(Self {
+            all: urls.into_iter().map(address).collect(),
+            policy: BreakerPolicy {
+                failures: limits.breaker_failures,
+                open: limits.breaker_open,
+                alone,
+            },
+        })
+    }
+
+    /// Where they are.
+    pub(super) fn urls(&self) -> impl Iterator<Item = &TargetUrl> {
+        self.all.iter().map(|a| &a.url)
+    }
+
+    /// Whether a call that wants `wish` may be made at `now`.
+    pub(super) fn outlook(&self, wish: &Wish, now: Instant) -> Outlook {
+        let mut open = None;
+        let mut from = None;
+        let mut later = false;
+        let sooner = |a: Option<Instant>, b: Instant| Some(a.map_or(b, |a| a.min(b)));
+        for (index, address) in self.all.iter().enumerate() {
+            if wish.only.is_some_and(|only| only != index) {
+                continue;
+            }
+            match address.state().readiness(now) {
+                Readiness::Ready => return Outlook::Ready,
+                Readiness::From(at) => from = sooner(from, at),
+                Readiness::Later => later = true,
+                Readiness::Open(at) => open = sooner(open, at),
+            }
+        }
+        match (later, from, open) {
+            (true, _, _) => Outlook::Later,
+            (_, Some(at), _) => Outlook::From(at),
+            (_, _, Some(_)) if wish.trial => Outlook::Ready,
+            (_, _, Some(at)) => Outlook::Open(at),
+            (false, None, None) => Outlook::Later,
+        }
+    }
+
+    /// The address for a call that wants `wish`, which is made at `now`: the first of those that
+    /// may be called; rather one that it has not been tried at, that was not away at the time
+    /// asked about, and that answers (calls usually take `usual`).
+    pub(super) fn choose(
+        self: &Arc<Self>,
+        wish: &Wish,
+        now: Instant,
+        usual: Duration,
+    ) -> Option<Chosen> {
+        let mut best = None;
+        let mut clean = 0;
+        let allowed = |index: &usize| wish.only.is_none_or(|only| only == *index);
+        for (index, address) in self.all.iter().enumerate() {
+            let state = address.state();
+            let away_then = wish.span.is_some_and(|span| state.outages.meet(&span));
+            // One that is away now may know more when it is back.
+            let lacks = wish.span.is_none_or(|span| state.outages.are_over(&span));
+            clean += usize::from(!lacks);
+            if !allowed(&index) {
+                continue;
+            }
+            let open = match state.readiness(now) {
+                Readiness::Ready => false,
+                Readiness::Open(_) if wish.trial => true,
+                _ => continue,
+            };
+            let silent = state.is_silent(now, usual);
+            let suspect = state.is_suspect(now, self.policy);
+            let tried = wish.tried.has(index);
+            let rank = (open, tried, away_then, silent, suspect, index, lacks);
+            if best.is_none_or(|best| rank < best) {
+                best = Some(rank);
+            }
+        }
+        let (_, _, away_then, _, _, index, lacks) = best?;
+        let clean_elsewhere = clean > usize::from(!lacks);
+        let address = self.all.get(index)?;
+        let mut state = address.state();
+        let trial = state.is_open();
+        state.sent(now);
+        drop(state);
+        Some(Chosen {
+            addresses: self.clone(),
+            index,
+            sent: now,
+            trial,
+            provisional: away_then && clean_elsewhere,
+            ended: false,
+        })
+    }
+
+    /// Whether there is an address that a call has not been `tried` at and that may be called now.
+    pub(super) fn has_other(&self, tried: Tried) -> bool {
+        let now = Instant::now();
+        let mut others = self.all.iter().enumerate().filter(|(i, _)| !tried.has(*i));
+        others.any(|(_, a)| a.state().readiness(now) == Readiness::Ready)
+    }
+
+    /// What the last failure of an address whose breaker is open was, and how many it had.
+    pub(super) fn last_failure(&self) -> Option<(u32, String)> {
+        self.all.iter().find_map(|address| {
+            let state = address.state();
+            let error = state.last_error.clone().filter(|_| state.is_open())?;
+            Some((state.failures, error))
+        })
+    }
+
+    /// The error of the address that rests.
+    pub(super) fn last_error(&self) -> Option<String> {
+        let mut all = self.all.iter();
+        all.find_map(|address| address.state().last_error.clone())
+    }
+
+    /// How many have an open breaker.
+    pub(super) fn open(&self) -> usize {
+        self.all.iter().filter(|a| a.state().is_open()).count()
+    }
+
+    /// Those with an open breaker that may be tried now.
+    pub(super) fn to_try(&self) -> Vec<usize> {
+        let now = Instant::now();
+        let tried = self.all.iter().enumerate().filter(|(_, a)| {
+            let state = a.state();
+            state.breaker(now).1 == Some(Duration::ZERO)
+        });
+        tried.map(|(index, _)| index).collect()
+    }
+
+    /// When the next of those with an open breaker may be tried, if any has one.
+    pub(super) fn next_trial(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let open = self.all.iter().filter_map(|a| {
+            let state = a.state();
+            state
+                .is_open()
+                .then(|| state.breaker(now).1.unwrap_or_default())
+        });
+        open.min()
+    }
+
+    /// For how long all of them rest, and the greatest distance of calls that one asked for.
+    pub(super) fn resting(&self) -> (Option<Duration>, Option<Duration>) {
+        let now = Instant::now();
+        let rests: Option<Vec<_>> = self.all.iter().map(|a| a.state().resting(now)).collect();
+        let spacing = self.all.iter().filter_map(|a| a.state().spacing(now)).max();
+        (rests.and_then(|rests| rests.into_iter().min()), spacing)
+    }
+
+    /// The state of each.
+    pub(super) fn state(&self) -> Vec<EndpointState> {
+        let now = Instant::now();
+        let state = |address: &Address| {
+            let state = address.state();
+            let (breaker, open) = state.breaker(now);
+            EndpointState {
+                url: address.url.as_str().to_owned(),
+                breaker,
+                failures: state.failures,
+                open_seconds: open.map(|d| d.as_secs_f64()),
+                running: state.running,
+            }
+        };
+        self.all.iter().map(state).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

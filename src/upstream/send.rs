@@ -1,0 +1,130 @@
+//! One call: what is sent, what came of it, and what that shows.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use super::addresses::Chosen;
+use super::attempt::{Attempt, Turn, ended, verdict};
+use super::client::{Answered, CallContext, UpstreamClient};
+use super::limiter::Permit;
+use super::rate_limit_headers::RateLimitHeaders;
+use super::refusal::overspent;
+use super::response::{as_of, read};
+use super::transport::Outgoing;
+use crate::adapters::{Exchange, Next, Request, Response};
+use crate::model::{Error, Evidence, Kind, TargetUrl};
+
+impl UpstreamClient {
+    /// Makes the call that `permit` is for.
+    pub(super) async fn attempt_at<T: Send + 'static>(
+        &self,
+        mut permit: Permit,
+        exchange: &Exchange<T>,
+        call: &CallContext,
+        turn: Turn,
+    ) -> Result<Answered<Next<T>>, Error> {
+        let Some(chosen) = permit.chosen() else {
+            return Err(Error::new(Kind::Internal, "a call has no address"));
+        };
+        let url = chosen.url().clone();
+        let mut outgoing = self.outgoing(&url, &exchange.request);
+        outgoing.new_connection = chosen.trial;
+        let provisional = chosen.provisional;
+        let signed = match &self.signer {
+            Some(signer) => Some((signer, signer.sign(&mut outgoing).await?)),
+            None => None,
+        };
+        let (started, begun) = (self.clock.monotonic(), Instant::now());
+        self.budgets.take(self.clock.now()).map_err(|wait| {
+            self.metrics.rejected("budget");
+            overspent(wait)
+        })?;
+        let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
+        let trace = counted.to(&url, &exchange.request.method, &call.trace);
+        trace.send(&mut outgoing.headers);
+        let wall = self.clock.now();
+        let send = self.transport.send(outgoing, self.max_response);
+        let sent = tokio::time::timeout(self.limits.timeout, send).await;
+        let took = self.clock.monotonic().saturating_sub(started);
+        self.metrics.seconds.record(took.as_secs_f64());
+
+        if let Ok(Ok(response)) = &sent {
+            counted.answered(response.status);
+            self.apply_rate_limit_headers(response, chosen);
+        }
+        let timed_out = sent.is_err();
+        let response = sent.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(self.limits.timeout);
+            let message = format!("the upstream did not answer within {limit} (timeout)");
+            Err(Error::new(Kind::DeadlineExceeded, message))
+        });
+        let mut result = match response {
+            Ok(response) => {
+                // The earlier of both clocks: if one is fast, nothing is settled too soon by it.
+                let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
+                let refused = signed.and_then(|(signer, by)| signer.refused(&response, &by));
+                let read = match refused {
+                    Some(error) => Err(error),
+                    None => read(exchange, response).await,
+                };
+                read.map(|value| Answered {
+                    value,
+                    as_of,
+                    provisional,
+                })
+            }
+            Err(error) => Err(error),
+        };
+        if let Some(verdict) = verdict(&result, timed_out) {
+            let failed = chosen.end(verdict, self.clock.now());
+            if let Err(error) = &mut result
+                && failed
+                && timed_out
+            {
+                error.evidence = Evidence::Address;
+            }
+        }
+        let open = self.addresses.open();
+        self.metrics.breaker_open.set(open as f64);
+        if open > 0 {
+            self.opened.notify_one();
+        }
+        permit.report(ended(&result, timed_out), begun.elapsed());
+        if let Err(error) = &result {
+            self.failures.log(self.metrics.name(), error);
+        }
+        counted.end(&result);
+        result
+    }
+
+    /// Keeps to what an address says is left of its budget, where that is less than ours.
+    fn apply_rate_limit_headers(&self, response: &Response, chosen: &Chosen) {
+        let Some(advice) = RateLimitHeaders::of(&response.headers, self.clock.now()) else {
+            return;
+        };
+        let ours = Duration::from_secs_f64(1.0 / self.limits.per_second);
+        // As long as more is left than one burst of ours, the upstream takes bursts too.
+        let few = advice.remaining < u64::from(self.limits.burst) && advice.spacing() > ours;
+        if advice.remaining == 0 || few {
+            chosen.advised(advice.remaining, advice.spacing(), advice.reset);
+        }
+    }
+
+    fn outgoing(&self, url: &TargetUrl, request: &Request) -> Outgoing {
+        let ours = self.headers.get();
+        let mut headers = HeaderMap::clone(&ours);
+        // What is configured is not for a client to change, such as the tenant that is asked for.
+        let theirs = request.headers.iter();
+        let theirs = theirs.filter(|(name, _)| !ours.contains_key(name));
+        headers.extend(theirs.cloned());
+        Outgoing {
+            method: request.method.clone(),
+            url: url.join(&request.path),
+            headers,
+            body: request.body.clone(),
+            new_connection: false,
+        }
+    }
+}
