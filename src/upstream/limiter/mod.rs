@@ -358,8 +358,7 @@ impl SharedLimiter {
                 return;
             }
             let now = Instant::now();
-            let wait = state.rate.wait(now, 0);
-            if !wait.is_zero() {
+            if let Err(wait) = state.rate.ready(now) {
                 self.wake_after(&mut state, wait);
                 return;
             }
