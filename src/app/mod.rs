@@ -306,7 +306,7 @@ impl UpstreamBuilder {
         connection: Connection,
         old: Option<&BuiltUpstream>,
     ) -> Arc<Upstream> {
-        let reading = settings.reading;
+        let reading = &settings.reading;
         let mirror = || -> Box<dyn Adapter> {
             Box::new(Mirror {
                 api_key: connection.api_key.clone(),
@@ -354,7 +354,7 @@ impl UpstreamBuilder {
             identity: same.map_or_else(Identity::new, |old| old.upstream.identity.clone()),
             stored_as: stored_as::stored_as(settings),
             freshness: settings.freshness,
-            reading,
+            reading: reading.clone(),
             adapter,
             forward,
             client,

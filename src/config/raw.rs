@@ -213,6 +213,7 @@ pub(super) struct RawUpstream {
     pub(super) max_series: Option<u32>,
     pub(super) max_span: Option<Text<Duration>>,
     pub(super) step_alignment: Option<StepAlignment>,
+    pub(super) parameters: Vec<String>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
     #[serde(deserialize_with = "table")]
@@ -385,6 +386,7 @@ impl RawUpstream {
                 span: max_span.map_or(usual.range_limits.span, |t| millis(t.0)),
             },
             step_alignment: self.step_alignment.unwrap_or_default(),
+            parameters: self.parameters.clone(),
         }
     }
 

@@ -26,7 +26,25 @@ impl Default for Analyses {
     }
 }
 
+/// The result of `read` for an expression of `length` bytes.
+async fn elsewhere_if_long<T: Send + 'static>(
+    length: usize,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    match length > BLOCKING {
+        true => tokio::task::spawn_blocking(read).await.ok(),
+        false => Some(read()),
+    }
+}
+
 impl Engine {
+    /// The selectors of a request in their normal form, sorted. Never fails.
+    pub async fn selectors(&self, written: Vec<String>) -> Vec<String> {
+        let length = written.iter().map(String::len).sum();
+        let read = move || promql::canonical_selectors(written);
+        elsewhere_if_long(length, read).await.unwrap_or_default()
+    }
+
     /// What is known of `expression`. Never fails.
     pub async fn expression(&self, expression: &str) -> Arc<ExpressionFacts> {
         let known = &self.memory.analyses.0;
@@ -34,14 +52,9 @@ impl Engine {
             return facts;
         }
         let text: Arc<str> = expression.into();
-        let facts = if text.len() > BLOCKING {
-            let text = text.clone();
-            let read = tokio::task::spawn_blocking(move || promql::read(&text));
-            read.await.unwrap_or(promql::NOT_UNDERSTOOD)
-        } else {
-            promql::read(&text)
-        };
-        let facts = Arc::new(facts);
+        let of_task = text.clone();
+        let read = elsewhere_if_long(text.len(), move || promql::read(&of_task)).await;
+        let facts = Arc::new(read.unwrap_or(promql::NOT_UNDERSTOOD));
         known.insert(text, facts.clone());
         facts
     }

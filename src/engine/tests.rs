@@ -247,6 +247,7 @@ pub(super) fn engine_with(
             span: 0,
         },
         step_alignment: StepAlignment::Exact,
+        parameters: Vec::new(),
     };
     let upstream = Arc::new(Upstream {
         identity: Identity::new(),

@@ -7,7 +7,7 @@
 //! - `admission`: what each client holds of the service, and who gives way when it is full
 //! - `auth`: who has access
 //! - `mirror`: the mirror API's four methods
-//! - `prometheus`: Prometheus' HTTP API
+//! - `prometheus`, `endpoint`: Prometheus' HTTP API
 //! - `headers`: the headers that a request is read by
 //! - `respond`: what responses with data have in common
 //! - `pages`: health, readiness, metrics; `assets`: the files of the page at `/`
@@ -24,6 +24,7 @@ mod assets;
 mod auth;
 mod body;
 mod browser;
+mod endpoint;
 mod headers;
 pub mod listen;
 pub mod mirror;

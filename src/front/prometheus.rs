@@ -9,10 +9,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use percent_encoding::percent_decode_str;
 
 use super::body::Body;
-use super::path::{allow, normalized};
+pub(super) use super::endpoint::ApiEndpoint;
+use super::endpoint::{EXTENSIONS, split};
+use super::path::normalized;
 use super::respond::{cached, encoded, json, with_cache, with_timing};
 use super::status::{add_advice, prometheus_status};
 use crate::engine::{
@@ -53,137 +54,6 @@ const CORS: [(&str, &str); 4] = [
 const VARIES: HeaderValue =
     HeaderValue::from_static("accept-encoding, origin, x-scope-orgid, thanos-tenant");
 
-/// An endpoint of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ApiEndpoint {
-    QueryRange,
-    Query,
-    Labels,
-    LabelValues,
-    Series,
-    Metadata,
-    FormatQuery,
-    ParseQuery,
-    QueryExemplars,
-    Status,
-    Rules,
-    Alerts,
-    Targets,
-    /// Remote read.
-    Read,
-    /// Endpoints that change the store, and paths that could reach one.
-    Refused,
-    /// Endpoints that are not known here.
-    Other,
-}
-
-impl ApiEndpoint {
-    /// All endpoints.
-    pub(super) const ALL: [Self; 16] = [
-        Self::QueryRange,
-        Self::Query,
-        Self::Labels,
-        Self::LabelValues,
-        Self::Series,
-        Self::Metadata,
-        Self::FormatQuery,
-        Self::ParseQuery,
-        Self::QueryExemplars,
-        Self::Status,
-        Self::Rules,
-        Self::Alerts,
-        Self::Targets,
-        Self::Read,
-        Self::Refused,
-        Self::Other,
-    ];
-
-    /// Returns its name in metrics.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::QueryRange => "query_range",
-            Self::Query => "query",
-            Self::Labels => "labels",
-            Self::LabelValues => "label_values",
-            Self::Series => "series",
-            Self::Metadata => "metadata",
-            Self::FormatQuery => "format_query",
-            Self::ParseQuery => "parse_query",
-            Self::QueryExemplars => "query_exemplars",
-            Self::Status => "status",
-            Self::Rules => "rules",
-            Self::Alerts => "alerts",
-            Self::Targets => "targets",
-            Self::Read => "read",
-            Self::Refused => "refused",
-            Self::Other => "other",
-        }
-    }
-
-    /// Returns the endpoint at `path`, normalized; `None` if it is not of this API.
-    pub(super) fn of(path: &str) -> Option<Self> {
-        let (_, below) = split(path)?;
-        // Decoded, as the upstream reads it: escapes must not hide a path.
-        let below = percent_decode_str(below).decode_utf8_lossy();
-        let parts: Vec<&str> = below.split(['/', '\\']).filter(|p| !p.is_empty()).collect();
-        if parts.iter().any(|p| matches!(*p, "." | "..")) {
-            return Some(Self::Refused);
-        }
-        Some(match parts.get(2..)? {
-            ["query_range"] => Self::QueryRange,
-            ["query"] => Self::Query,
-            ["labels"] => Self::Labels,
-            ["label", _, "values"] => Self::LabelValues,
-            ["series"] => Self::Series,
-            ["metadata"] | ["targets", "metadata"] => Self::Metadata,
-            ["format_query"] => Self::FormatQuery,
-            ["parse_query"] => Self::ParseQuery,
-            ["query_exemplars"] => Self::QueryExemplars,
-            ["status", ..] => Self::Status,
-            ["rules"] => Self::Rules,
-            ["alerts"] => Self::Alerts,
-            ["targets"] => Self::Targets,
-            ["read"] => Self::Read,
-            ["admin" | "write" | "push" | "otlp" | "import", ..] => Self::Refused,
-            _ => Self::Other,
-        })
-    }
-
-    /// Returns the HTTP methods it accepts.
-    fn methods(self) -> &'static [Method] {
-        match self {
-            Self::QueryRange
-            | Self::Query
-            | Self::Labels
-            | Self::Series
-            | Self::FormatQuery
-            | Self::ParseQuery
-            | Self::QueryExemplars => &[Method::GET, Method::HEAD, Method::POST, Method::OPTIONS],
-            Self::Read => &[Method::POST, Method::OPTIONS],
-            _ => &[Method::GET, Method::HEAD, Method::OPTIONS],
-        }
-    }
-
-    /// Checks that it accepts `method`.
-    fn check(self, method: &Method) -> Result<(), Error> {
-        if self == Self::Refused {
-            let message = "endpoints that change the store are not served here";
-            return Err(Error::new(Kind::TargetNotAllowed, message));
-        }
-        allow(method, self.methods())
-    }
-}
-
-/// Returns the name of the upstream in `path`, if it has one, and the rest from `/api/v1/` on.
-fn split(path: &str) -> Option<(Option<&str>, &str)> {
-    if path.starts_with("/api/v1/") {
-        return Some((None, path));
-    }
-    let (name, below) = path.strip_prefix("/prometheus/")?.split_once('/')?;
-    below.starts_with("api/v1/").then_some(())?;
-    Some((Some(name), path.get(path.len() - below.len() - 1..)?))
-}
-
 /// A request, read.
 pub(super) enum Asked {
     /// A range query whose values are cached by evaluation time.
@@ -213,6 +83,9 @@ pub(super) async fn asked(
     let upstream = engine.prometheus(name)?;
     let form = !body.is_empty() && is_form(&head.headers);
     let mut params = Params::read(head.uri.query(), form.then_some(&body));
+    if let Some(known) = endpoint.parameters() {
+        params.retain(&[known, &EXTENSIONS].concat(), &upstream.reading.parameters);
+    }
     let keep = match endpoint {
         ApiEndpoint::QueryRange => {
             let mut query = RangeQuery::read(&params)?;
@@ -250,11 +123,12 @@ pub(super) async fn asked(
                 },
             }
         }
-        ApiEndpoint::Labels
-        | ApiEndpoint::LabelValues
-        | ApiEndpoint::Series
-        | ApiEndpoint::Metadata
-        | ApiEndpoint::Status => CachePolicy::Metadata,
+        ApiEndpoint::Labels | ApiEndpoint::LabelValues | ApiEndpoint::Series => {
+            let selectors = engine.selectors(params.all("match[]")).await;
+            params.replace("match[]", selectors);
+            CachePolicy::Metadata
+        }
+        ApiEndpoint::Metadata | ApiEndpoint::Status => CachePolicy::Metadata,
         ApiEndpoint::FormatQuery | ApiEndpoint::ParseQuery => CachePolicy::Settled,
         ApiEndpoint::QueryExemplars
         | ApiEndpoint::Rules
@@ -262,6 +136,11 @@ pub(super) async fn asked(
         | ApiEndpoint::Targets => CachePolicy::Short,
         ApiEndpoint::Read => CachePolicy::NoStore("remote-read"),
         ApiEndpoint::Refused | ApiEndpoint::Other => CachePolicy::NoStore("unknown-endpoint"),
+    };
+    let keep = match params.get("trace") {
+        "" | "0" => keep,
+        // A trace belongs to one evaluation.
+        _ => CachePolicy::NoStore("trace"),
     };
     let raw = !form && !body.is_empty();
     let mut headers = picked(&head.headers, &TENANT);
@@ -334,6 +213,11 @@ fn cacheable(facts: &ExpressionFacts, query: &RangeQuery) -> Result<Millis, &'st
     if !query.carried.stats.is_empty() {
         // Statistics belong to one evaluation.
         return Err("stats");
+    }
+    let traced = |(name, value): &(String, String)| name == "trace" && value != "0";
+    if query.other.iter().any(traced) {
+        // So do traces.
+        return Err("trace");
     }
     if !matches!(query.carried.limit.as_str(), "" | "0") {
         // Which series are left out depends on the window.
@@ -418,47 +302,6 @@ fn is_form(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_mean_endpoints() {
-        for (path, endpoint) in [
-            ("/api/v1/query_range", ApiEndpoint::QueryRange),
-            ("/prometheus/prom/api/v1/query", ApiEndpoint::Query),
-            ("/api/v1/label/a%2Fb/values", ApiEndpoint::Other),
-            ("/api/v1/label/a.b/values", ApiEndpoint::LabelValues),
-            ("/api/v1/targets/metadata", ApiEndpoint::Metadata),
-            ("/api/v1/status/tsdb", ApiEndpoint::Status),
-            ("/api/v1/new", ApiEndpoint::Other),
-            ("/api/v1/admin/tsdb/snapshot", ApiEndpoint::Refused),
-            ("/api/v1/%61dmin%2ftsdb", ApiEndpoint::Refused),
-            ("/api/v1/%2Fadmin/tsdb", ApiEndpoint::Refused),
-            ("/api/v1/x/../admin", ApiEndpoint::Refused),
-            ("/api/v1/%2e%2E/%2e./-/reload", ApiEndpoint::Refused),
-            ("/api/v1/..\\..\\x", ApiEndpoint::Refused),
-            ("/api/v1/write", ApiEndpoint::Refused),
-        ] {
-            assert_eq!(ApiEndpoint::of(path), Some(endpoint), "{path}");
-        }
-        for path in [
-            "/api/v1",
-            "/api/metric",
-            "/prometheus/prom/graph",
-            "/prometheus",
-        ] {
-            assert_eq!(ApiEndpoint::of(path), None, "{path}");
-        }
-        assert_eq!(
-            split("/prometheus/a.b/api/v1/query"),
-            Some((Some("a.b"), "/api/v1/query"))
-        );
-    }
-
-    #[test]
-    fn every_endpoint_is_counted_by_its_name() {
-        let names: std::collections::BTreeSet<_> =
-            ApiEndpoint::ALL.iter().map(|e| e.name()).collect();
-        assert_eq!(names.len(), ApiEndpoint::ALL.len());
-    }
 
     #[test]
     fn forms_are_known_by_their_type() {

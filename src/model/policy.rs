@@ -37,7 +37,7 @@ impl Default for Freshness {
 }
 
 /// The way an upstream is queried and its data is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The native distance of points.
     pub interval: Step,
@@ -55,6 +55,8 @@ pub struct Reading {
     pub range_limits: RangeLimits,
     /// The evaluation times of a range query.
     pub step_alignment: StepAlignment,
+    /// Names of further parameters that clients may pass on to a Prometheus upstream.
+    pub parameters: Vec<String>,
 }
 
 impl Default for Reading {
@@ -68,6 +70,7 @@ impl Default for Reading {
             max_response: 64 << 20,
             range_limits: RangeLimits::default(),
             step_alignment: StepAlignment::default(),
+            parameters: Vec::new(),
         }
     }
 }

@@ -173,10 +173,17 @@ pub fn canonical(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The same of a selector of series, as in `match[]`.
-pub fn canonical_selector(text: &str) -> Cow<'_, str> {
-    match parse::parse_selector(text) {
-        Ok((tree, root)) => Cow::Owned(normal::write(&tree, root)),
-        Err(Unreadable) => Cow::Borrowed(text),
-    }
+/// Selectors of series, as in `match[]`, in their normal form and sorted; as they are if one of them is
+/// not understood, so that the upstream finds the same mistake first.
+pub fn canonical_selectors(written: Vec<String>) -> Vec<String> {
+    let normal = |text: &String| {
+        let (tree, root) = parse::parse_selector(text).ok()?;
+        Some(normal::write(&tree, root))
+    };
+    let read: Option<Vec<String>> = written.iter().map(normal).collect();
+    let Some(mut sorted) = read else {
+        return written;
+    };
+    sorted.sort_unstable();
+    sorted
 }

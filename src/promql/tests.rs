@@ -341,15 +341,29 @@ fn what_is_not_surely_read_stays_as_it_is_written() {
 
 #[test]
 fn selectors_have_a_normal_form_too() {
-    for (text, normal) in [
-        (" up{ b='c', a=`d` }", "up{a=\"d\",b=\"c\"}"),
-        ("{a=\"b\"}", "{a=\"b\"}"),
-        ("up[5m]", "up[5m]"),
-        ("{}", "{}"),
-        ("(up)", "(up)"),
-        (" up offset 5m", " up offset 5m"),
+    let canonical = |texts: &[&str]| {
+        let texts = texts.iter().map(|t| (*t).to_owned()).collect();
+        canonical_selectors(texts).join(" & ")
+    };
+    assert_eq!(
+        canonical(&[" up{ b='c', a=`d` }", "{a='b'}", "down"]),
+        "down & up{a=\"d\",b=\"c\"} & {a=\"b\"}"
+    );
+    assert_eq!(canonical(&[]), "");
+    for other in [
+        "up[5m]",
+        "{}",
+        "(up)",
+        " up offset 5m",
+        "{",
+        "up + up",
+        "sum(up)",
+        "1",
     ] {
-        assert_eq!(canonical_selector(text), normal);
+        assert_eq!(
+            canonical(&["up{}", other, "a"]),
+            format!("up{{}} & {other} & a")
+        );
     }
 }
 

@@ -169,6 +169,129 @@ async fn get_and_form_and_the_order_of_parameters_ask_the_same() {
     assert_eq!(seen.json(), json!({ "query": "up", "time": "6" }));
 }
 
+/// The answer of a store without series.
+fn nothing(seen: &Seen) -> Answer {
+    success(match seen.path.contains("query_range") {
+        true => json!({"resultType": "matrix", "result": []}),
+        false => json!([]),
+    })
+}
+
+#[tokio::test]
+async fn parameters_that_nobody_reads_are_in_no_key_and_go_nowhere() {
+    let face = Face::start("parameters = [\"mine\"]", |_, seen| nothing(seen)).await;
+    let last = || {
+        let seen = face.upstream.seen();
+        let seen = seen.last().unwrap();
+        match seen.method.as_str() {
+            "POST" => String::from_utf8(seen.body.to_vec()).unwrap(),
+            _ => seen.path.clone(),
+        }
+    };
+    for (path, known) in [
+        ("query?query=up&time=5", "query=up&time=5"),
+        ("query_range?query=up&start=0&end=10&step=5", "query=up"),
+        ("labels?limit=5", "?limit=5"),
+        ("alerts", "/api/v1/alerts"),
+        ("status/tsdb?limit=5", "?limit=5"),
+    ] {
+        let glue = if path.contains('?') { "&" } else { "?" };
+        let before = face.calls();
+        for n in 0..3 {
+            let reply = face
+                .get(&format!("{path}{glue}_={n}&time_range={n}&x[]=1"))
+                .await;
+            assert_eq!(reply.status, 200, "{path}: {}", reply.text);
+        }
+        assert_eq!(face.calls() - before, 1, "{path}");
+        let sent = last();
+        assert!(sent.contains(known), "{path}: {sent}");
+        let dropped = ["_=", "time_range", "x%5B"].iter().all(|p| !sent.contains(p));
+        assert!(dropped, "{path}: {sent}");
+        // What changes the answer does both.
+        for more in ["mine=1", "mine=2", "dedup=true", "extra_filters%5B%5D=a"] {
+            let before = face.calls();
+            for _ in 0..2 {
+                face.get(&format!("{path}{glue}{more}")).await;
+            }
+            assert_eq!(face.calls() - before, 1, "{path} {more}");
+            assert!(last().contains(more), "{path}: {}", last());
+        }
+        let traced = face.get(&format!("{path}{glue}trace=1")).await;
+        let status = traced.header("cache-status");
+        assert_eq!(status, "heliostat; fwd=bypass; detail=\"trace\"", "{path}");
+        assert!(last().contains("trace=1"), "{path}");
+    }
+    face.get("something/new?x=1").await;
+    assert!(last().ends_with("?x=1"), "{}", last());
+}
+
+#[tokio::test]
+async fn spellings_of_one_expression_share_an_answer() {
+    let face = Face::start("", |_, seen| nothing(seen)).await;
+    let spellings = [
+        "sum(rate(a{b='c',d=~\"e\"}[60s]))by(g,f)",
+        "SUM BY (f, g) ((rate(a{d=~`e`, b=\"c\",}[1m])))",
+        "sum by (f, g) (rate(a{b=\"c\",d=~\"e\"}[1m]))",
+    ];
+    let hosts: Vec<_> = (0..20_000)
+        .map(|n| format!("host-{n}.example.org"))
+        .collect();
+    let many = format!("up{{host=~\"{}\"}}", hosts.join("|"));
+    let broad = vec![r#"up{l0=~"\\pL{1,900}a0|"}"#; 300].join(" or ");
+    let many = [many.as_str(), &format!(" {many}"), &format!("({many})")].map(str::to_owned);
+    let broad = [
+        broad.as_str(),
+        &format!("{broad} "),
+        &broad.replace('"', "`").replace("\\\\", "\\"),
+    ]
+    .map(str::to_owned);
+    for texts in [spellings.map(str::to_owned), many, broad] {
+        for (path, more) in [
+            ("query", &[("time", "5")][..]),
+            (
+                "query_range",
+                &[("start", "0"), ("end", "10"), ("step", "5")][..],
+            ),
+        ] {
+            let before = face.calls();
+            for (n, text) in texts.iter().enumerate() {
+                let form = url::form_urlencoded::Serializer::new(String::new())
+                    .append_pair("query", text)
+                    .extend_pairs(more)
+                    .finish();
+                let url = format!("{}/api/v1/{path}", face.server.url);
+                let request = face.server.client().post(url).body(form);
+                let request = request.header("content-type", "application/x-www-form-urlencoded");
+                let reply = face.server.reply(request).await;
+                assert_eq!(reply.status, 200, "{}", reply.text);
+                let status = reply.header("cache-status");
+                assert_eq!(
+                    status.starts_with("heliostat; hit"),
+                    n > 0,
+                    "{path} {text:.50}"
+                );
+            }
+            assert_eq!(face.calls() - before, 1, "{path}");
+            let sent = face.upstream.seen()[before].json()["query"].to_string();
+            assert!(sent.len() < 70 || texts[0].len() > 100, "{sent}");
+        }
+    }
+    let sent = face.upstream.seen()[0].json()["query"].clone();
+    assert_eq!(sent, spellings[2]);
+    // So do selectors, in any order.
+    let before = face.calls();
+    for path in [
+        "series?match[]=up%7Ba='b'%7D&match[]=down",
+        "series?match[]=down&match[]=up%7Ba=%22b%22,%7D",
+        "series?match[]=(&match[]=down",
+        "series?match[]=down&match[]=(",
+    ] {
+        face.get(path).await;
+    }
+    assert_eq!(face.calls() - before, 3);
+}
+
 #[tokio::test]
 async fn those_who_ask_at_once_share_a_call() {
     let script = |_: usize, seen: &Seen| Answer {

@@ -843,8 +843,15 @@ async fn expressions_are_read_as_prometheus_reads_them() {
             (range, (instant.0, unordered(&instant.1)))
         };
         let (text, normal) = (ask(&corpus[n]).await, ask(&normals[n]).await);
-        if text != normal && text != ask(&corpus[n]).await {
-            // The order in which series are added up is not fixed.
+        // The order in which series are added up is not fixed.
+        let mut differs = false;
+        for _ in 0..30 {
+            differs |= text != normal && text != ask(&corpus[n]).await;
+            if differs || text == normal {
+                break;
+            }
+        }
+        if differs {
             fickle += 1;
             continue;
         }

@@ -68,6 +68,11 @@ impl Checker<'_> {
                 !shown && set.step_alignment != usual.step_alignment,
                 &[RawKind::Prometheus],
             ),
+            (
+                "parameters",
+                !set.parameters.is_empty(),
+                &[RawKind::Prometheus],
+            ),
         ] {
             if is_set && !kinds.contains(&kind) {
                 let kinds: Vec<_> = kinds.iter().map(|k| format!("{:?}", k.name())).collect();

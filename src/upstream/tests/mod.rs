@@ -135,6 +135,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         max_response: 1 << 20,
         range_limits: crate::model::RangeLimits { series: 1, span: 0 },
         step_alignment: crate::model::StepAlignment::Exact,
+        parameters: Vec::new(),
     };
     let mirror = Mirror {
         api_key: None,

@@ -36,6 +36,26 @@ impl Params {
         found.map_or("", |(_, value)| value)
     }
 
+    /// Leaves out what is neither in `known` nor in `more`.
+    pub fn retain(&mut self, known: &[&str], more: &[String]) {
+        let is_known = |name: &str| known.contains(&name) || more.iter().any(|m| m == name);
+        self.0.retain(|(name, _)| is_known(name));
+    }
+
+    /// All values of `name`, in order.
+    pub fn all(&self, name: &str) -> Vec<String> {
+        let found = self.0.iter().filter(|(n, _)| n == name);
+        found.map(|(_, value)| value.clone()).collect()
+    }
+
+    /// Gives `name` other values in place of those it has, as many.
+    pub fn replace(&mut self, name: &str, values: Vec<String>) {
+        let places = self.0.iter_mut().filter(|(n, _)| n == name);
+        for ((_, old), new) in places.zip(values) {
+            *old = new;
+        }
+    }
+
     /// Gives the first `name` another value.
     pub fn set(&mut self, name: &str, value: &str) {
         if let Some((_, old)) = self.0.iter_mut().find(|(n, _)| n == name) {
@@ -325,6 +345,20 @@ mod tests {
         assert_eq!((instant.time, instant.other.len()), (Some(1500), 1));
         let now = Params::read(Some("query=up&time="), None);
         assert_eq!(InstantQuery::read(&now).unwrap().time, None);
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let url = "_=1543578564&query=up&dedup=true&match[]=b&x=1&match[]=a&query=g";
+        let mut params = Params::read(Some(url), None);
+        params.retain(&["query", "match[]"], &["dedup".to_owned()]);
+        assert_eq!(params.all("match[]"), ["b", "a"]);
+        params.replace("match[]", vec!["c".to_owned(), "d".to_owned()]);
+        let pairs: Vec<_> = params.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        assert_eq!(
+            pairs.join("&"),
+            "query=up&dedup=true&match[]=c&match[]=d&query=g"
+        );
     }
 
     #[test]

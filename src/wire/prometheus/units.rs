@@ -102,8 +102,11 @@ fn read_rfc3339(text: &str) -> Option<Nanos> {
             }
         }
     };
+    // Go takes a comma before the fraction, and no leap second.
+    let local = local.replacen(',', ".", 1);
+    let leap = local.as_bytes().get(17..19) == Some(b"60");
     // It would take a space for the T, and nothing for a fraction.
-    if local.as_bytes().get(10) != Some(&b'T') || local.ends_with('.') {
+    if local.as_bytes().get(10) != Some(&b'T') || local.ends_with('.') || leap {
         return None;
     }
     // It knows no time before 1970; 400 years later the calendar is the same.
@@ -196,6 +199,21 @@ mod tests {
             ("2023-11-14T22:13:20.0019Z", Some(1_700_000_000_001)),
             ("2023-11-14T23:13:20.25+01:00", Some(1_700_000_000_250)),
             ("2023-11-14T17:43:20-04:30", Some(1_700_000_000_000)),
+            ("2023-11-14T22:13:20,25Z", Some(1_700_000_000_250)),
+            ("2018-11-30T11:49:60Z", None),
+            ("2018-11-30T11:49:60.5+01:00", None),
+            ("2018-11-30T11:60:00Z", None),
+            ("2018-11-30T24:00:00Z", None),
+            ("2018-11-31T00:00:00Z", None),
+            ("2018-02-29T00:00:00Z", None),
+            ("2018-02-30T00:00:00Z", None),
+            ("1500-02-29T00:00:00Z", None),
+            ("2018-13-01T00:00:00Z", None),
+            ("2018-01-00T00:00:00Z", None),
+            ("2018-11-30T11:49:00z", None),
+            ("2018-11-30T11:49Z", None),
+            ("2018-11-30T11:49:00+0100", None),
+            ("+2018-11-30T11:49:00Z", None),
             ("2023-11-14 22:13:20Z", None),
             ("2023-11-14T22:13:20", None),
             ("2023-11-14T22:13:20.Z", None),
