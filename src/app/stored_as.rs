@@ -71,6 +71,8 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         max_response: _,
         range_limits: RangeLimits { series: _, span },
         step_alignment,
+        // Those that a client sends are part of each query.
+        parameters: _,
     } = reading;
     form.number(*settle)
         .number(interval.millis())

@@ -15,8 +15,6 @@ const DEEPEST: usize = 200;
 /// `regexp/syntax/parse.go`).
 const MOST_REPETITIONS: u64 = 1000;
 
-const OCTAL: [char; 8] = ['0', '1', '2', '3', '4', '5', '6', '7'];
-
 /// Classes by name, behind their `[`.
 const NAMED: [&str; 14] = [
     ":alnum:]",
@@ -307,11 +305,23 @@ impl Scan<'_> {
             'r' => Some('\r'),
             'v' => Some('\u{b}'),
             _ if char.is_ascii() && !char.is_ascii_alphanumeric() => Some(char),
+            // A single digit but 0 would be a reference, which Go does not know.
+            '0'..='7' => {
+                let mut value = u32::from(char) - u32::from('0');
+                let mut lone = char != '0';
+                for _ in 0..2 {
+                    let digit = self.rest.chars().next().and_then(|c| c.to_digit(8));
+                    let Some(digit) = digit else { break };
+                    self.take();
+                    value = value * 8 + digit;
+                    lone = false;
+                }
+                char::from_u32(value).filter(|_| !lone)
+            }
             // What follows would have to be looked into.
-            '0'..='7' | 'x' | 'p' | 'P' | 'Q' => {
-                let lone = matches!(char, '1'..='7') && !self.rest.starts_with(OCTAL);
+            'x' | 'p' | 'P' | 'Q' => {
                 self.sure = false;
-                (!lone).then_some(char)
+                Some(char)
             }
             _ => None,
         }

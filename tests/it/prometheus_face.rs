@@ -206,7 +206,9 @@ async fn parameters_that_nobody_reads_are_in_no_key_and_go_nowhere() {
         assert_eq!(face.calls() - before, 1, "{path}");
         let sent = last();
         assert!(sent.contains(known), "{path}: {sent}");
-        let dropped = ["_=", "time_range", "x%5B"].iter().all(|p| !sent.contains(p));
+        let dropped = ["_=", "time_range", "x%5B"]
+            .iter()
+            .all(|p| !sent.contains(p));
         assert!(dropped, "{path}: {sent}");
         // What changes the answer does both.
         for more in ["mine=1", "mine=2", "dedup=true", "extra_filters%5B%5D=a"] {
