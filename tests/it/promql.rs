@@ -357,7 +357,7 @@ impl Maker {
         self.shifted(ranged).0
     }
 
-    fn call(&mut self, name: &str, arguments: Vec<Made>) -> Made {
+    fn call(&mut self, name: &str, arguments: &[Made]) -> Made {
         let normals: Vec<_> = arguments.iter().map(|a| &*a.normal).collect();
         let normal = format!("{name}({})", normals.join(", "));
         let mut other = format!("{name}{}(", self.gap());
@@ -376,14 +376,14 @@ impl Maker {
         match self.dice.roll(6) {
             0 if depth > 0 => {
                 let inner = self.vector(depth - 1).0;
-                (self.call("scalar", vec![inner]), Form::Whole)
+                (self.call("scalar", &[inner]), Form::Whole)
             }
             1 if depth > 0 => {
                 let (left, right) = (self.scalar(depth - 1), self.scalar(depth - 1));
                 self.binary(left, right, false, false)
             }
-            2 => (self.call("time", Vec::new()), Form::Whole),
-            3 => (self.call("pi", Vec::new()), Form::Whole),
+            2 => (self.call("time", &[]), Form::Whole),
+            3 => (self.call("pi", &[]), Form::Whole),
             4 => {
                 let number = self.number();
                 let other = format!("-{}{}", self.gap(), number.other);
@@ -524,7 +524,7 @@ impl Maker {
                     "count_over_time",
                 ]);
                 let inner = self.matrix(depth);
-                (self.call(function, vec![inner]), Form::Whole)
+                (self.call(function, &[inner]), Form::Whole)
             }
             7 => (self.function(depth), Form::Whole),
             _ => self.vector(0),
@@ -536,39 +536,41 @@ impl Maker {
         match self.dice.roll(9) {
             0 => {
                 let quantile = self.scalar(0).0;
-                self.call("histogram_quantile", vec![quantile, inner])
+                self.call("histogram_quantile", &[quantile, inner])
             }
             1 => {
                 let parts = ["to", "x-$1", "host", "(.*)"];
-                let parts: Vec<_> = parts.iter().map(|p| self.string(p)).collect();
-                self.call("label_replace", [vec![inner], parts].concat_made())
+                let mut all = vec![inner];
+                all.extend(parts.iter().map(|p| self.string(p)));
+                self.call("label_replace", &all)
             }
             2 => {
                 let parts = ["both", "/", "host", "code"];
-                let parts: Vec<_> = parts.iter().map(|p| self.string(p)).collect();
-                self.call("label_join", [vec![inner], parts].concat_made())
+                let mut all = vec![inner];
+                all.extend(parts.iter().map(|p| self.string(p)));
+                self.call("label_join", &all)
             }
             3 => {
                 let (low, high) = (self.scalar(0).0, self.scalar(depth - 1).0);
-                self.call("clamp", vec![inner, low, high])
+                self.call("clamp", &[inner, low, high])
             }
             4 => {
                 let to = self.scalar(0).0;
-                self.call("round", vec![inner, to])
+                self.call("round", &[inner, to])
             }
             5 => {
                 let value = self.scalar(depth - 1).0;
-                self.call("vector", vec![value])
+                self.call("vector", &[value])
             }
             6 => {
                 let range = self.matrix(depth);
                 let seconds = self.number();
-                self.call("predict_linear", vec![range, seconds])
+                self.call("predict_linear", &[range, seconds])
             }
-            7 => self.call("hour", Vec::new()),
+            7 => self.call("hour", &[]),
             _ => {
                 let name = self.one(&["abs", "ceil", "sort_desc", "absent", "timestamp", "sgn"]);
-                self.call(name, vec![inner])
+                self.call(name, &[inner])
             }
         }
     }
@@ -591,7 +593,7 @@ impl Maker {
         };
         arguments.push(inner);
         let spelled = self.keyword(name);
-        let Made { normal, other } = self.call("", arguments);
+        let Made { normal, other } = self.call("", &arguments);
         let by = self.one(&["", "by", "by", "without"]);
         if by.is_empty() {
             return Made {
@@ -709,16 +711,6 @@ impl Maker {
     }
 }
 
-trait Concat {
-    fn concat_made(self) -> Vec<Made>;
-}
-
-impl Concat for [Vec<Made>; 2] {
-    fn concat_made(self) -> Vec<Made> {
-        self.into_iter().flatten().collect()
-    }
-}
-
 /// What the server makes of expressions, asked many at a time.
 async fn formatted(rig: &Rig, texts: &[String]) -> Vec<Result<String, String>> {
     let asked = texts.iter().map(|text| async move {
@@ -768,7 +760,7 @@ async fn expressions_are_read_as_prometheus_reads_them() {
     };
     let mut made: Vec<Made> = Vec::new();
     while made.len() < GENERATED {
-        maker.tame = made.len() % 2 == 0;
+        maker.tame = made.len().is_multiple_of(2);
         let depth = 1 + maker.dice.roll(3) as u8;
         let (one, _) = maker.vector(depth);
         if one.other.len() < 2000 {
