@@ -55,6 +55,7 @@ fn policy() -> Policy {
         ahead: Duration::from_secs(10),
         grid: minute,
         cell: minute,
+        metered: false,
     }
 }
 

@@ -2,11 +2,15 @@
 //! takes any bytes; a panic is a finding.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use heliostat::adapters::cloudwatch::CloudWatch;
 use heliostat::adapters::mirror::Mirror;
 use heliostat::adapters::prometheus::{Expression, Prometheus, pass};
 use heliostat::adapters::{Adapter, Data, Exchange, Fetch, Forwarded, Next, Request, Response};
+use heliostat::clock::Clock;
 use heliostat::config;
 use heliostat::model::{
     Condition, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME, NanInterpretation,
@@ -164,6 +168,7 @@ fn adapters(response: &Response) {
         prefix: String::new(),
         offset: 0,
     };
+    cloudwatch(response, &names, &values);
     let none = Forwarded::default();
     let both: [&dyn Adapter; 2] = [&mirror, &prometheus];
     for adapter in both {
@@ -225,8 +230,66 @@ fn adapters(response: &Response) {
             path: "/".into(),
             headers: Vec::new(),
             body: Bytes::new(),
+            units: 0,
         };
         follow(pass(request, json), response);
+    }
+}
+
+/// All exchanges of CloudWatch, each with `response` to whatever it asks.
+fn cloudwatch(response: &Response, names: &FieldNamesQuery, values: &FieldValuesQuery) {
+    #[derive(Debug)]
+    struct Fixed;
+    impl Clock for Fixed {
+        fn now(&self) -> i64 {
+            window().end()
+        }
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+    let minute = Step::new(60_000).expect("a step");
+    let adapter = CloudWatch {
+        region: "eu-west-1".into(),
+        interval: minute,
+        statistics: 5,
+        clock: Arc::new(Fixed),
+    };
+    let none = Forwarded::default();
+    follow(adapter.health(&none), response);
+    follow(adapter.field_names(&none, names).expect("a list"), response);
+    follow(
+        adapter.field_values(&none, values).expect("a list"),
+        response,
+    );
+    let fetch = |layout| Fetch {
+        selector: Selector::new(vec![Condition {
+            key: "Namespace".into(),
+            test: Test::Is(Scalar::String("AWS/Lambda".into())),
+        }]),
+        metric_field: Some("Duration".into()),
+        layout,
+        range: window(),
+        nan: NanInterpretation::Omit,
+        details: Forwarded::default(),
+    };
+    let percentiles = fetch(Layout::Buckets {
+        statistic: Statistic::P95,
+        size: minute,
+    });
+    let summaries = adapter.summaries(&fetch(Layout::Raw), minute);
+    let both = [(summaries, 4), (adapter.series(&percentiles), 1)];
+    for (parts, width) in both {
+        for part in parts.expect("a metric") {
+            if let Some(series) = follow(part.exchange, response)
+                && let Data::Points(points) = &series.data
+            {
+                assert_eq!(points.len() % width, 0);
+                assert!(points.times().iter().all(|t| window().holds(*t)));
+                let of_one = |times: &[i64]| times.iter().all(|t| Some(t) == times.first());
+                assert!(points.times().chunks(width).all(of_one));
+            }
+        }
     }
 }
 

@@ -38,10 +38,20 @@ impl AwsError {
             message: plain(message),
         }
     }
+
+    /// Returns the error that stands in `text` as XML; with no code if none does.
+    #[cfg(feature = "aws")]
+    pub(crate) fn in_xml(text: &str) -> Self {
+        let of = |name| plain(element(text, name).unwrap_or_default());
+        Self {
+            code: of("Code"),
+            message: of("Message"),
+        }
+    }
 }
 
 /// Returns the text between the tags of the first element `name`.
-fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
 }

@@ -1,8 +1,8 @@
 //! Adapters: one file a kind of backend. They do no I/O: an adapter turns what is wanted into an
 //! HTTP request and the response into an answer, or into the next request.
 
-#[cfg(feature = "aws")]
 pub(crate) mod aws_error;
+pub mod cloudwatch;
 pub mod mirror;
 pub mod prometheus;
 mod samples;
@@ -17,7 +17,8 @@ use serde_json::{Map, Value};
 
 use crate::model::{
     Bucket, Error, Evidence, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
-    Millis, NanInterpretation, Points, Selector, TimeRange, heap_block,
+    MetricQuery, Millis, NanInterpretation, Points, Selector, Statistic, Step, TimeRange,
+    heap_block,
 };
 use crate::wire::prometheus::Series;
 
@@ -29,6 +30,44 @@ pub trait Adapter: Send + Sync {
     /// Returns the points of `fetch.range`, in one part or, in order of time, in several; in none,
     /// if there can be no points.
     fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error>;
+
+    /// Returns `query` in the one form in which all ways to say the same share their data, or why
+    /// it has no answer.
+    fn canonical(&self, query: MetricQuery) -> Result<MetricQuery, Error> {
+        Ok(query)
+    }
+
+    /// Returns where points of `layout` come from; `None` leaves it to the upstream's settings.
+    fn route(&self, selector: &Selector, layout: Layout) -> Option<Route> {
+        let _ = (selector, layout);
+        None
+    }
+
+    /// Returns the parts of `range`, on the grid of `layout`, in order of time, each with the period
+    /// of the summaries that the backend keeps of it. Asked for of a [`Route::Summaries`] only.
+    fn kept(&self, range: &TimeRange, layout: Layout) -> Vec<Kept> {
+        let _ = (range, layout);
+        Vec::new()
+    }
+
+    /// Returns the summaries by `period` of the samples in `fetch.range`, in parts as [`Adapter::series`]
+    /// has them: of each period four points of one time, sum, count, smallest and largest value.
+    fn summaries(&self, fetch: &Fetch, period: Step) -> Result<Vec<Part>, Error> {
+        let _ = (fetch, period);
+        let message = "an upstream without summaries was asked for some";
+        Err(Error::new(Kind::Internal, message))
+    }
+
+    /// Returns whether calls are billed, whatever number of points they bring.
+    fn is_metered(&self) -> bool {
+        false
+    }
+
+    /// Returns the values of `field` where they are known without asking.
+    fn known_values(&self, field: &Field) -> Option<Vec<String>> {
+        let _ = field;
+        None
+    }
 
     /// Returns the names of fields, and whether some are left out.
     fn field_names(
@@ -52,6 +91,32 @@ pub trait Adapter: Send + Sync {
     fn as_prometheus(&self) -> Option<&prometheus::Prometheus> {
         None
     }
+}
+
+/// Where the points of a metric come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Route {
+    /// The backend is asked for them.
+    Upstream,
+    /// They are aggregated from raw points.
+    RawPoints,
+    /// They are made of summaries of samples.
+    Summaries {
+        /// Which samples.
+        selector: Selector,
+        /// What becomes of a summary that is a point by itself.
+        value: Statistic,
+    },
+}
+
+/// A part of a range, and the period of the summaries that a backend keeps of it; it keeps nothing
+/// where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Which part.
+    pub range: TimeRange,
+    /// The period of its summaries.
+    pub period: Option<Step>,
 }
 
 /// The connection details that are passed on to a backend, as JSON in one spelling. They may hold
@@ -253,6 +318,8 @@ pub struct Request {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The body; empty for GET.
     pub body: Bytes,
+    /// What the store bills for it; 0 where calls are free.
+    pub units: u32,
 }
 
 /// A response, read whole.

@@ -1,6 +1,9 @@
 //! Aggregation from points to buckets. Pure arithmetic.
 
 mod reduce;
+mod summaries;
+
+pub use summaries::{combine, each};
 
 use crate::model::{Bucket, Millis, Points, Statistic, Step, TimeRange};
 

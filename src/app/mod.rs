@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 pub use reload::ConfigSource;
 pub use service::Service;
 
+use crate::adapters::cloudwatch::CloudWatch;
 use crate::adapters::mirror::Mirror;
 use crate::adapters::prometheus::Prometheus;
 use crate::adapters::{Adapter, Forwarded};
@@ -324,6 +325,16 @@ impl UpstreamBuilder {
                         Forward::Fixed(Forwarded::of(fixed))
                     });
                 (mirror(), forward)
+            }
+            UpstreamKind::CloudWatch { .. } => {
+                let aws = settings.aws.as_ref();
+                let adapter: Box<dyn Adapter> = Box::new(CloudWatch {
+                    region: aws.map_or_else(String::new, |aws| aws.region.clone()),
+                    interval: reading.interval,
+                    statistics: 5,
+                    clock: self.clock.clone(),
+                });
+                (adapter, Forward::Nothing)
             }
             UpstreamKind::Prometheus { .. } => {
                 let single = reading.multi_series == MultiSeries::Error;

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use tracing::Level;
 
-pub use aws::{Aws, AwsKeys, AwsRole, is_region};
+pub use aws::{Aws, AwsKeys, AwsRole};
 pub use load::{ConfigError, listens_at, load, parse};
 pub use values::Secret;
 
@@ -260,6 +260,11 @@ pub enum UpstreamKind {
         /// The `connectionDetails` sent to it; `None` forwards those of the client.
         connection_details: Option<serde_json::Map<String, serde_json::Value>>,
     },
+    /// A region of Amazon CloudWatch.
+    CloudWatch {
+        /// Its addresses; at least one.
+        urls: Vec<TargetUrl>,
+    },
     /// A server of Prometheus' HTTP API.
     Prometheus {
         /// Its addresses; at least one.
@@ -287,6 +292,7 @@ impl UpstreamKind {
         match self {
             Self::Demo { .. } => "demo",
             Self::Mirror { .. } => "mirror",
+            Self::CloudWatch { .. } => "cloudwatch",
             Self::Prometheus { .. } => "prometheus",
         }
     }
@@ -295,7 +301,9 @@ impl UpstreamKind {
     pub fn urls(&self) -> &[TargetUrl] {
         match self {
             Self::Demo { .. } => &[],
-            Self::Mirror { urls, .. } | Self::Prometheus { urls } => urls,
+            Self::Mirror { urls, .. } | Self::CloudWatch { urls } | Self::Prometheus { urls } => {
+                urls
+            }
         }
     }
 }

@@ -165,6 +165,8 @@ pub(super) enum RawKind {
     Demo,
     Mirror,
     Prometheus,
+    #[serde(rename = "cloudwatch")]
+    CloudWatch,
 }
 
 impl RawKind {
@@ -174,6 +176,7 @@ impl RawKind {
             Self::Demo => "demo",
             Self::Mirror => "mirror",
             Self::Prometheus => "prometheus",
+            Self::CloudWatch => "cloudwatch",
         }
     }
 }
@@ -332,9 +335,51 @@ pub(super) fn duration(value: Option<&Text<Duration>>, default: Duration) -> Dur
     value.map_or(default, |text| text.0)
 }
 
+/// What an upstream has where its section does not say it.
+struct Usual {
+    freshness: Freshness,
+    reading: Reading,
+    limits: Limits,
+}
+
+impl Usual {
+    fn of(kind: &UpstreamKind) -> Self {
+        let usual = Self {
+            freshness: Freshness::default(),
+            reading: Reading::default(),
+            limits: Limits::default(),
+        };
+        let UpstreamKind::CloudWatch { .. } = kind else {
+            return usual;
+        };
+        // CloudWatch's own metrics converge for some ten minutes, and each call is billed.
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        Self {
+            freshness: Freshness {
+                settle: millis(minutes(15)),
+                refresh: minutes(2),
+                history_ttl: minutes(15 * 24 * 60),
+                metadata_ttl: minutes(15),
+                ..usual.freshness
+            },
+            reading: Reading {
+                interval: Step::SECOND.times(60),
+                ..usual.reading
+            },
+            limits: Limits {
+                per_second: 20.0,
+                burst: 20,
+                max_concurrency: 8,
+                ..usual.limits
+            },
+        }
+    }
+}
+
 impl RawUpstream {
     /// Returns the settings of an upstream `name` of `kind`; absent keys have their defaults.
     pub(super) fn settings(&self, name: String, kind: UpstreamKind) -> Settings {
+        let usual = Usual::of(&kind);
         Settings {
             name,
             kind,
@@ -344,14 +389,13 @@ impl RawUpstream {
             tls: super::ClientTls::default(),
             proxy: super::Proxy::default(),
             aws: None,
-            freshness: self.freshness(),
-            reading: self.reading(),
-            limits: self.limits(),
+            freshness: self.freshness(usual.freshness),
+            reading: self.reading(usual.reading),
+            limits: self.limits(usual.limits),
         }
     }
 
-    fn freshness(&self) -> Freshness {
-        let usual = Freshness::default();
+    fn freshness(&self, usual: Freshness) -> Freshness {
         Freshness {
             settle: self.settle.as_ref().map_or(usual.settle, |t| millis(t.0)),
             refresh: duration(self.refresh.as_ref(), usual.refresh),
@@ -365,8 +409,7 @@ impl RawUpstream {
         }
     }
 
-    fn reading(&self) -> Reading {
-        let usual = Reading::default();
+    fn reading(&self, usual: Reading) -> Reading {
         let interval = self.interval.as_ref();
         let bytes = |size: &Text<Size>| usize::try_from(size.0.0).unwrap_or(usize::MAX);
         let max_span = self.max_span.as_ref();
@@ -390,8 +433,7 @@ impl RawUpstream {
         }
     }
 
-    fn limits(&self) -> Limits {
-        let usual = Limits::default();
+    fn limits(&self, usual: Limits) -> Limits {
         let per_second = self.rate_limit.per_second.unwrap_or(usual.per_second);
         let count = |value: Option<u32>, default| value.map_or(default, |n| n as usize);
         Limits {

@@ -12,6 +12,7 @@ use super::fetch::{Source, View};
 use super::lane::Lane;
 use super::outcome::{CacheOutcome, Timing, both, outcome};
 use super::render::BLOCK;
+use super::summaries::routed;
 use super::{Engine, RequestContext, planned};
 use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
@@ -77,8 +78,9 @@ impl Engine {
     ) -> Result<Answer, Error> {
         let begun = self.clock.monotonic();
         let upstream = self.registry.pick(details)?;
+        let query = upstream.adapter.canonical(query)?;
         let sub_ranges = self.sub_ranges(&upstream, &query)?;
-        let source = source(&upstream, &query);
+        let range = query.range;
         let layout = query.layout;
         let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
         let mut builder = AnswerBuilder {
@@ -92,6 +94,7 @@ impl Engine {
             fetching: Duration::ZERO,
         };
         let lane = Lane::of(upstream, details, query);
+        let source = source(&lane, &range);
         let upstream = &lane.upstream;
         for sub_range in sub_ranges {
             let planning = context.span("plan");
@@ -155,9 +158,11 @@ impl Engine {
         context: &RequestContext,
     ) -> Result<Explanation, Error> {
         let upstream = self.registry.pick(details)?;
+        let query = upstream.adapter.canonical(query)?;
         let sub_ranges = self.sub_ranges(&upstream, &query)?;
-        let source = source(&upstream, &query);
+        let range = query.range;
         let lane = Lane::of(upstream.clone(), details, query);
+        let source = source(&lane, &range);
         let explained = sub_ranges.into_iter();
         let explained = explained.map(|sub_range| self.explain(&lane, sub_range, source, context));
         let explained = explained.collect::<Result<_, _>>()?;
@@ -299,15 +304,16 @@ impl AnswerBuilder {
     }
 }
 
-/// Where the points of `query` come from.
-fn source(upstream: &Upstream, query: &MetricQuery) -> Source {
-    let Layout::Buckets { size, .. } = query.layout else {
+/// Where the points of `lane` in `range` come from.
+fn source(lane: &Lane, range: &TimeRange) -> Source {
+    if let Some(source) = routed(lane) {
+        return source;
+    }
+    let upstream = &lane.upstream;
+    let Layout::Buckets { size, .. } = lane.layout() else {
         return Source::Upstream;
     };
-    let raw = upstream
-        .reading
-        .interval
-        .cells_in(&query.range.aligned(size));
+    let raw = upstream.reading.interval.cells_in(&range.aligned(size));
     match upstream.reading.aggregate {
         Aggregate::Local => Source::RawPoints,
         Aggregate::Upstream => Source::Upstream,

@@ -105,6 +105,10 @@ fn series(lane: &LaneKey) -> LaneDescription {
             selector: selector.clone(),
             layout: *layout,
         },
+        Subject::Summaries { selector, .. } => LaneDescription::Metric {
+            selector: selector.clone(),
+            layout: Layout::Raw,
+        },
         Subject::Expression(expression) => LaneDescription::Expression {
             query: expression.query.clone(),
             step: expression.step.millis(),

@@ -1,12 +1,19 @@
 //! Makes buckets of raw points, those of long ranges in several threads.
 
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use futures_util::future::try_join_all;
 
 use super::cache::Chunks;
+use super::chunk::{Piece, derived};
+use super::fetch::{Round, Source};
+use super::lane::Lane;
+use super::summaries::{routed, until_now};
+use super::{Engine, RequestContext};
+use crate::adapters::Data;
 use crate::aggregate::{aggregate, split};
-use crate::model::{Error, Kind, Points, Statistic, Step, TimeRange};
+use crate::model::{Error, Kind, Layout, Points, Statistic, Step, TimeRange};
 
 /// With more raw points than these, about a millisecond's work, buckets are made off the threads
 /// that serve connections. In tests they often are.
@@ -15,9 +22,86 @@ const BLOCKING: usize = if cfg!(test) { 300 } else { 100_000 };
 /// Most threads that one query takes.
 const MOST_PARTS: usize = 4;
 
+impl Engine {
+    /// Makes the buckets of `missing` out of raw points.
+    pub(super) async fn derive(
+        self: &Arc<Self>,
+        lane: &Lane,
+        missing: &[TimeRange],
+        context: &RequestContext,
+    ) -> Round {
+        let Layout::Buckets { statistic, size } = lane.layout() else {
+            return Round::default();
+        };
+        let Some(raw) = lane.raw() else {
+            return Round::default();
+        };
+        let mut round = Round::default();
+        let since = self.memory.generation();
+        let metered = lane.upstream.adapter.is_metered();
+        for range in missing {
+            let (asked, to_come) = match metered {
+                true => {
+                    let (asked, to_come) = until_now(lane, range, Step::MILLI, context);
+                    (asked, Some(to_come))
+                }
+                false => (*range, None),
+            };
+            // Boxed, as this is a view within a view.
+            let view = self.view(
+                &raw,
+                asked,
+                routed(&raw).unwrap_or(Source::Upstream),
+                context,
+                context.span("plan"),
+            );
+            let view = Box::pin(view);
+            let view = match view.await {
+                Ok(view) => view,
+                Err(error) => {
+                    round.errors.push(error);
+                    continue;
+                }
+            };
+            let points = match buckets(&view.chunks, statistic, size, range).await {
+                Ok(points) => points,
+                Err(error) => {
+                    round.errors.push(error);
+                    continue;
+                }
+            };
+            let mut coverage = view.chunks.coverage();
+            coverage.extend(to_come);
+            let piece = Piece {
+                data: Data::Points(points),
+                segments: derived(&coverage, size, range),
+            };
+            match self
+                .land(lane, piece, since, view.complete, None, Source::RawPoints)
+                .await
+            {
+                Ok(fetched) => round.fetched.push(fetched),
+                Err(error) => {
+                    round.errors.push(error);
+                    continue;
+                }
+            }
+            round.collapsed |= view.collapsed;
+            match view.degraded {
+                Some(degraded) => {
+                    let unnamed = || Error::new(Kind::UpstreamFailed, degraded.reason);
+                    round.errors.push(degraded.error.unwrap_or_else(unnamed));
+                }
+                None => round.brought.insert(*range),
+            }
+        }
+        round
+    }
+}
+
 /// The buckets of `size` in `range`, which lies on their grid, of the raw points in `chunks`,
 /// which hold all of it.
-pub(super) async fn buckets(
+async fn buckets(
     chunks: &Chunks,
     statistic: Statistic,
     size: Step,

@@ -11,8 +11,9 @@ use super::lane::Lane;
 use super::parts::parts;
 use super::plan::{Known, Lookup, classify, lifetime};
 use super::revalidate::while_revalidating;
+use super::summaries::{made_of, routed};
 use super::{Engine, RequestContext};
-use crate::model::{Error, Millis, RangeSet, TimeRange};
+use crate::model::{Error, Millis, RangeSet, Step, TimeRange};
 use crate::upstream::Upstream;
 
 /// What a query would be answered with.
@@ -77,6 +78,15 @@ pub struct RangeReport {
     /// The raw points that its buckets are made of, where they are made here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub made_of: Option<Box<RangeReport>>,
+    /// The same of parts of which the upstream keeps coarser summaries, as they are older.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<RangeReport>,
+    /// The period of these summaries, where that is not the upstream's interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
+    /// Whether it is made here of something else.
+    #[serde(skip)]
+    derived: bool,
     /// Whether expired data is answered at once while it is fetched anew.
     #[serde(skip)]
     expired: bool,
@@ -228,7 +238,12 @@ impl RangeReport {
         match &self.made_of {
             _ if self.missing.is_empty() => AnswerSource::Cache,
             _ if self.expired => AnswerSource::Expired,
-            Some(raw) => raw.origin(),
+            Some(raw) => {
+                let older = self.older.iter().map(Self::origin);
+                older.fold(raw.origin(), AnswerSource::max)
+            }
+            // It is known that there is nothing.
+            None if self.derived => AnswerSource::Cache,
             None if self.under_way => AnswerSource::Wait,
             None => AnswerSource::Fetch,
         }
@@ -281,16 +296,15 @@ impl Engine {
                 fresh_seconds: left(lifetime, age),
             });
         }
-        let raw = lane.raw().filter(|_| source == Source::RawPoints);
         let flights = self.memory.flights.under_way(&lane.key);
         let mut asked = plan.missing.iter().filter_map(|m| m.intersection(&range));
         let fetched = asked.all(|part| flights.missing_from(part).is_empty());
         let mut missing = Vec::new();
         for range_missing in &plan.missing {
-            let calls = match &raw {
-                // Its raw points say which.
-                Some(_) => Vec::new(),
-                None => parts(lane, *range_missing)?,
+            let calls = match source {
+                Source::Upstream => parts(lane, *range_missing)?,
+                // What it is made of says which.
+                Source::RawPoints | Source::Summaries => Vec::new(),
             };
             let calls = calls.iter().map(|part| {
                 let request = &part.exchange.request;
@@ -302,19 +316,12 @@ impl Engine {
                 calls: calls.collect(),
             });
         }
-        let made_of = match raw {
-            Some(raw) if !missing.is_empty() => {
-                let hull = plan.missing.iter().copied().reduce(|a, b| a.hull(&b));
-                let range = hull.unwrap_or(range);
-                Some(Box::new(self.stretch(
-                    &raw,
-                    range,
-                    Source::Upstream,
-                    context,
-                )?))
-            }
-            _ => None,
+        let hull = plan.missing.iter().copied().reduce(|a, b| a.hull(&b));
+        let mut parts = match hull {
+            Some(hull) => self.parts_of(lane, hull, source, context)?,
+            None => Vec::new(),
         };
+        let made_of = parts.pop().map(Box::new);
         Ok(RangeReport {
             period: range.into(),
             cell_millis: lane.cell().millis(),
@@ -328,8 +335,47 @@ impl Engine {
             under_way: fetched && !plan.missing.is_empty(),
             fallback_to: plan.fallback,
             made_of,
+            older: parts,
+            kept: None,
+            derived: source != Source::Upstream,
             expired: false,
         })
+    }
+
+    /// What is known of what `range` of `lane` is made of, if that is something else, the newest
+    /// last.
+    fn parts_of(
+        &self,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &RequestContext,
+    ) -> Result<Vec<RangeReport>, Error> {
+        match source {
+            Source::Upstream => Ok(Vec::new()),
+            Source::RawPoints => {
+                let raw = lane.raw().into_iter();
+                let report = |raw: Lane| {
+                    let source = routed(&raw).unwrap_or(Source::Upstream);
+                    self.stretch(&raw, range, source, context)
+                };
+                raw.map(report).collect()
+            }
+            Source::Summaries => {
+                let parts = made_of(lane, &range).into_iter();
+                let parts = parts.filter_map(|(part, of)| Some((part, of?)));
+                let report = |(part, (summaries, period)): (TimeRange, (Lane, Step))| {
+                    let range = part.aligned(period);
+                    let mut report = self.stretch(&summaries, range, Source::Upstream, context)?;
+                    let interval = lane.upstream.reading.interval;
+                    let length = Duration::from_millis(period.millis().unsigned_abs());
+                    report.kept = (period != interval)
+                        .then(|| humantime::format_duration(length).to_string());
+                    Ok(report)
+                };
+                parts.map(report).collect()
+            }
+        }
     }
 }
 

@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::Chunks;
-use super::chunk::{Piece, derived};
-use super::derive::buckets;
+use super::chunk::Piece;
 use super::invalidate::Generation;
 use super::lane::Lane;
 use super::parts::fetch_one;
 use super::plan::{Lookup, Plan, Policy, fresh, plan};
 use super::revalidate::fall_back;
 use super::{Engine, RequestContext, planned};
-use crate::adapters::Data;
 use crate::model::{Bucket, Error, Kind, Layout, Millis, RangeSet, Step, TimeRange};
 use crate::telemetry::trace::Span;
 use crate::upstream::Flight;
@@ -97,17 +95,19 @@ pub(super) enum Source {
     Upstream,
     /// They are aggregated from raw points.
     RawPoints,
+    /// They are made of summaries.
+    Summaries,
 }
 
 /// What came of the ranges that were missing.
 #[derive(Default)]
-struct Round {
-    fetched: Vec<Fetched>,
+pub(super) struct Round {
+    pub(super) fetched: Vec<Fetched>,
     /// What went wrong, even if expired data was found to serve in its stead.
-    errors: Vec<Error>,
-    collapsed: bool,
+    pub(super) errors: Vec<Error>,
+    pub(super) collapsed: bool,
     /// The ranges that are known now as well as they can be.
-    brought: RangeSet,
+    pub(super) brought: RangeSet,
 }
 
 pub(super) fn not_prometheus() -> Error {
@@ -151,6 +151,11 @@ impl Engine {
                 let span = context.span("derive");
                 let context = context.within(&span);
                 self.derive(lane, &first.missing, &context).await
+            }
+            Source::Summaries => {
+                let span = context.span("derive");
+                let context = context.within(&span);
+                Box::pin(self.from_summaries(lane, &first.missing, &context)).await
             }
         };
         for fetched in &round.fetched {
@@ -199,7 +204,8 @@ impl Engine {
         brought: &RangeSet,
         context: &RequestContext,
     ) -> Plan {
-        let policy = policy(lane, context);
+        let mut policy = policy(lane, context);
+        policy.metered = lane.is_metered();
         plan(range, &chunks.coverage(), brought, &policy, &context.now())
     }
 
@@ -247,69 +253,6 @@ impl Engine {
                     span.fail(&error.kind);
                     round.errors.push(error);
                 }
-            }
-        }
-        round
-    }
-
-    /// Makes the buckets of `missing` out of raw points.
-    async fn derive(
-        self: &Arc<Self>,
-        lane: &Lane,
-        missing: &[TimeRange],
-        context: &RequestContext,
-    ) -> Round {
-        let Layout::Buckets { statistic, size } = lane.layout() else {
-            return Round::default();
-        };
-        let Some(raw) = lane.raw() else {
-            return Round::default();
-        };
-        let mut round = Round::default();
-        let since = self.memory.generation();
-        for range in missing {
-            // Boxed, as this is a view within a view.
-            let view = self.view(
-                &raw,
-                *range,
-                Source::Upstream,
-                context,
-                context.span("plan"),
-            );
-            let view = Box::pin(view);
-            let view = match view.await {
-                Ok(view) => view,
-                Err(error) => {
-                    round.errors.push(error);
-                    continue;
-                }
-            };
-            let points = match buckets(&view.chunks, statistic, size, range).await {
-                Ok(points) => points,
-                Err(error) => {
-                    round.errors.push(error);
-                    continue;
-                }
-            };
-            let piece = Piece {
-                data: Data::Points(points),
-                segments: derived(&view.chunks.coverage(), size, range),
-            };
-            let landed = self.land(lane, piece, since, view.complete, None, Source::RawPoints);
-            match landed.await {
-                Ok(fetched) => round.fetched.push(fetched),
-                Err(error) => {
-                    round.errors.push(error);
-                    continue;
-                }
-            }
-            round.collapsed |= view.collapsed;
-            match view.degraded {
-                Some(degraded) => {
-                    let unnamed = || Error::new(Kind::UpstreamFailed, degraded.reason);
-                    round.errors.push(degraded.error.unwrap_or_else(unnamed));
-                }
-                None => round.brought.insert(*range),
             }
         }
         round
@@ -367,6 +310,7 @@ pub(super) fn policy(lane: &Lane, context: &RequestContext) -> Policy {
         ahead: lane.upstream.freshness.refresh,
         grid: lane.grid(),
         cell: lane.cell(),
+        metered: false,
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Selection {
 impl Selection {
     fn picks(&self, lane: &LaneKey) -> bool {
         match lane.subject() {
-            Subject::Metric { selector, .. } => {
+            Subject::Metric { selector, .. } | Subject::Summaries { selector, .. } => {
                 let has = |wanted: &Selector| {
                     let mut wanted = wanted.conditions().iter();
                     wanted.all(|c| selector.conditions().contains(c))

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::chunk::Frame;
 use crate::adapters::prometheus::Expression;
-use crate::adapters::{Data, Forwarded, LabeledSeries};
+use crate::adapters::{Data, Forwarded, LabeledSeries, Route};
 use crate::model::{
     Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step, TimeRange,
     heap_block,
@@ -55,6 +55,15 @@ pub(crate) enum Subject {
         nan: NanInterpretation,
         details: Forwarded,
     },
+    /// The summaries of a metric's samples, by periods: of each period four points of one time, sum,
+    /// count, smallest and largest value; of several metrics one after the other.
+    Summaries {
+        selector: Selector,
+        metric_field: Option<String>,
+        period: Step,
+        nan: NanInterpretation,
+        details: Forwarded,
+    },
     /// The series of a PromQL expression.
     Expression(Expression),
 }
@@ -95,6 +104,13 @@ impl LaneKey {
                 selector,
                 metric_field,
                 layout: _,
+                nan: _,
+                details,
+            }
+            | Subject::Summaries {
+                selector,
+                metric_field,
+                period: _,
                 nan: _,
                 details,
             } => {
@@ -182,6 +198,44 @@ impl Lane {
         Some(Self::new(self.upstream.clone(), raw))
     }
 
+    /// Returns the lane of the summaries by `period` of the samples that `selector` means, which this
+    /// one's points are made of; only a metric has one.
+    pub(crate) fn summaries(&self, selector: &Selector, period: Step) -> Option<Self> {
+        let Subject::Metric {
+            selector: _,
+            metric_field,
+            layout: _,
+            nan,
+            details,
+        } = self.subject()
+        else {
+            return None;
+        };
+        let summaries = Subject::Summaries {
+            selector: selector.clone(),
+            metric_field: metric_field.clone(),
+            period,
+            nan: *nan,
+            details: details.clone(),
+        };
+        Some(Self::new(self.upstream.clone(), summaries))
+    }
+
+    /// Returns whether each fetch of it is billed by the call.
+    pub(crate) fn is_metered(&self) -> bool {
+        self.upstream.adapter.is_metered()
+            && match self.subject() {
+                Subject::Summaries { .. } => true,
+                Subject::Metric {
+                    selector, layout, ..
+                } => {
+                    let route = self.upstream.adapter.route(selector, *layout);
+                    matches!(route, None | Some(Route::Upstream))
+                }
+                Subject::Expression(_) => false,
+            }
+    }
+
     pub(crate) fn subject(&self) -> &Subject {
         &self.key.identity.subject
     }
@@ -195,27 +249,44 @@ impl Lane {
             upstream: _,
             subject,
         } = &*self.key.identity;
-        let Subject::Metric {
-            selector,
-            metric_field,
-            layout,
-            nan,
-            details,
-        } = subject
-        else {
-            return None;
+        let (selector, metric_field, layout, period, nan, details) = match subject {
+            Subject::Metric {
+                selector,
+                metric_field,
+                layout,
+                nan,
+                details,
+            } => (selector, metric_field, *layout, None, nan, details),
+            Subject::Summaries {
+                selector,
+                metric_field,
+                period,
+                nan,
+                details,
+            } => (
+                selector,
+                metric_field,
+                Layout::Raw,
+                Some(*period),
+                nan,
+                details,
+            ),
+            Subject::Expression(_) => return None,
         };
         let query = MetricQuery {
             selector: selector.clone(),
             metric_field: metric_field.clone(),
             range: TimeRange::clamped(0, 0),
             limit: None,
-            layout: *layout,
+            layout,
         };
         let mut form = Canonical::default();
+        match period {
+            None => form.part("metric"),
+            Some(period) => form.part("summaries").number(period.millis()),
+        };
         // What is written is read again as the same query, so no two have the same text.
-        form.part("metric")
-            .part(write_metric(&details.members(), &query));
+        form.part(write_metric(&details.members(), &query));
         form.part(match nan {
             NanInterpretation::Omit => "omit",
             NanInterpretation::Zero => "zero",
@@ -227,14 +298,14 @@ impl Lane {
     pub(crate) fn layout(&self) -> Layout {
         match self.subject() {
             Subject::Metric { layout, .. } => *layout,
-            Subject::Expression(_) => Layout::Raw,
+            Subject::Summaries { .. } | Subject::Expression(_) => Layout::Raw,
         }
     }
 
     /// What a range of it holds of which it is known that there is nothing.
     pub(crate) fn nothing(&self) -> Data {
         match self.subject() {
-            Subject::Metric { .. } => Data::Points(Points::new()),
+            Subject::Metric { .. } | Subject::Summaries { .. } => Data::Points(Points::new()),
             Subject::Expression(_) => Data::Matrix(LabeledSeries::default()),
         }
     }
@@ -244,6 +315,7 @@ impl Lane {
     pub(crate) fn cell(&self) -> Step {
         match (self.subject(), self.layout()) {
             (Subject::Expression(expression), _) => expression.step,
+            (Subject::Summaries { period, .. }, _) => *period,
             (_, Layout::Raw) => self.upstream.reading.interval,
             (_, Layout::Buckets { size, .. }) => size,
         }
@@ -267,16 +339,17 @@ impl Lane {
 
     /// The grid on which its ranges are fetched and known.
     pub(crate) fn grid(&self) -> Step {
-        match self.layout() {
-            Layout::Raw => Step::MILLI,
-            Layout::Buckets { size, .. } => size,
+        match (self.subject(), self.layout()) {
+            (Subject::Summaries { period, .. }, _) => *period,
+            (_, Layout::Raw) => Step::MILLI,
+            (_, Layout::Buckets { size, .. }) => size,
         }
     }
 
     /// Milliseconds between the time of a point and the newest data that it may depend on.
     pub(crate) fn lag(&self) -> Millis {
         match self.subject() {
-            Subject::Metric { .. } => 0,
+            Subject::Metric { .. } | Subject::Summaries { .. } => 0,
             Subject::Expression(expression) => expression.lag,
         }
     }
@@ -293,7 +366,7 @@ impl Lane {
     /// The time that a chunk spans.
     pub(crate) fn chunk_span(&self) -> Step {
         self.cell().times(match self.subject() {
-            Subject::Metric { .. } => CHUNK_CELLS,
+            Subject::Metric { .. } | Subject::Summaries { .. } => CHUNK_CELLS,
             Subject::Expression(_) => MATRIX_CELLS,
         })
     }

@@ -301,6 +301,11 @@ async fn fetch(
             List::Names(names.into_boxed_slice(), partial)
         }
         MetadataQuery::Values(query) => {
+            if let Some(values) = upstream.adapter.known_values(&query.field) {
+                let values = values.into_iter().map(FieldValue::Complete).collect();
+                let partial = false;
+                return Ok(List::Values(FieldValues { values, partial }));
+            }
             let exchange = upstream.adapter.field_values(details, query)?;
             let mut values = upstream.client.run(exchange, call).await?.value;
             values.values.shrink_to_fit();

@@ -5,6 +5,7 @@
 //! - `plan`: pure; which part of a range is fresh and which has to be fetched
 //! - `fetch`, `parts`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
 //! - `second`: what is asked before an upstream, and outlives the process
+//! - `summaries`: points and buckets of summaries, of stores that have nothing finer
 //! - `revalidate`: serves data that has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
 //! - `answer`: answers to queries for metric values
@@ -57,6 +58,7 @@ mod range;
 pub mod render;
 mod revalidate;
 mod second;
+mod summaries;
 mod whole;
 
 use std::collections::HashSet;

@@ -12,7 +12,7 @@ use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
 use super::{Engine, RequestContext};
 use crate::adapters::{Fetch, FetchResult, Part};
-use crate::model::{Error, Kind, Millis, Step, TimeRange};
+use crate::model::{Error, Kind, Layout, Millis, Step, TimeRange};
 use crate::upstream::{CallContext, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
@@ -152,6 +152,23 @@ pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
             nan: *nan,
             details: details.clone(),
         }),
+        Subject::Summaries {
+            selector,
+            metric_field,
+            period,
+            nan,
+            details,
+        } => {
+            let fetch = Fetch {
+                selector: selector.clone(),
+                metric_field: metric_field.clone(),
+                layout: Layout::Raw,
+                range,
+                nan: *nan,
+                details: details.clone(),
+            };
+            upstream.adapter.summaries(&fetch, *period)
+        }
         Subject::Expression(expression) => {
             let prometheus = upstream
                 .adapter

@@ -71,6 +71,7 @@ impl PassthroughRequest {
             path,
             headers,
             body,
+            units: 0,
         }
     }
 }

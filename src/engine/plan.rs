@@ -10,6 +10,12 @@ use crate::model::{Freshness, Millis, RangeSet, Step, TimeRange};
 /// costs more than some points.
 const JOIN_CELLS: u32 = 32;
 
+/// The same where calls are billed: what one call of CloudWatch carries of four statistics.
+const METERED_JOIN_CELLS: u32 = 25_200;
+
+/// Where calls are billed, a fetch begins at a multiple of so many cells.
+const METERED_BLOCK_CELLS: u32 = 60;
+
 /// Most ranges that one query asks for; beyond it the nearest are joined.
 const MAX_RANGES: usize = 8;
 
@@ -24,6 +30,9 @@ pub struct Policy {
     pub grid: Step,
     /// The distance of neighbouring points.
     pub cell: Step,
+    /// Whether calls are billed and points are not: then as much is fetched by one call as there
+    /// is use for.
+    pub metered: bool,
 }
 
 /// The moment of planning.
@@ -245,7 +254,23 @@ fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -
         let ahead = policy.grid.ceil(now.wall.saturating_add(ahead));
         *last = TimeRange::clamped(last.start(), last.end().max(ahead));
     }
-    let near = policy.cell.times(JOIN_CELLS).millis();
+    if policy.metered {
+        // Whoever looks a little further back finds it there.
+        let block = policy.cell.times(METERED_BLOCK_CELLS);
+        if let Some(first) = ranges.first_mut() {
+            *first = TimeRange::clamped(block.floor(first.start()), first.end());
+        }
+        if let Some(last) = ranges.last_mut()
+            && last.end() > now.wall.saturating_sub(policy.freshness.settle)
+        {
+            *last = last.hull(&tail(policy, now));
+        }
+    }
+    let join = match policy.metered {
+        true => METERED_JOIN_CELLS,
+        false => JOIN_CELLS,
+    };
+    let near = policy.cell.times(join).millis();
     let gap = |a: &TimeRange, b: &TimeRange| b.start().saturating_sub(a.end());
     let mut joined: Vec<TimeRange> = Vec::with_capacity(ranges.len());
     for range in ranges {
@@ -268,6 +293,20 @@ fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -
         }
     }
     joined
+}
+
+/// All that may still change, and what was fetched a while ago when it could: fetched together, it
+/// also expires together.
+fn tail(policy: &Policy, now: &Now) -> TimeRange {
+    let millis = |d: Duration| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX / 8);
+    let ahead = millis(policy.ahead);
+    let behind = policy
+        .freshness
+        .settle
+        .saturating_add(ahead.saturating_mul(2));
+    let start = policy.grid.floor(now.wall.saturating_sub(behind));
+    let end = policy.grid.ceil(now.wall.saturating_add(ahead));
+    TimeRange::clamped(start.max(0), end)
 }
 
 #[cfg(test)]
@@ -294,6 +333,7 @@ mod tests {
             ahead: Duration::from_secs(10),
             grid: Step::new(grid).unwrap(),
             cell: Step::new(grid).unwrap(),
+            metered: false,
         }
     }
 

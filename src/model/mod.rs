@@ -11,6 +11,7 @@ pub mod points;
 pub mod policy;
 pub mod query;
 pub mod raw_response;
+pub mod region;
 pub mod selector;
 pub mod setting;
 pub mod statistic;
@@ -30,6 +31,7 @@ pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,
 };
 pub use raw_response::RawResponse;
+pub use region::{is_region, partition};
 pub use selector::{Condition, Number, Scalar, Selector, Test};
 pub use setting::{Setting, SettingOrigin};
 pub use statistic::Statistic;

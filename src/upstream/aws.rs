@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 use http::header::{CONTENT_TYPE, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqsign_aws_v4::RequestSigner;
+use reqsign_aws_v4::{Credential, RequestSigner};
 use reqsign_core::{Context, SignRequest};
 
 use self::credentials::{Credentials, Issued};
@@ -123,48 +123,14 @@ impl AwsSigner {
         if let Some((path, query)) = outgoing.url.split_once('?') {
             outgoing.url = format!("{path}?{}", strict(query));
         }
-        let signed = self.headers(outgoing, &issued).await.map_err(|e| {
-            let message = format!("the request to the upstream cannot be signed: {e}");
-            Error::new(Kind::Internal, message)
-        })?;
+        let signed = signed_headers(&self.signer, outgoing, &issued.credential)
+            .await
+            .map_err(|e| {
+                let message = format!("the request to the upstream cannot be signed: {e}");
+                Error::new(Kind::Internal, message)
+            })?;
         outgoing.headers.extend(signed);
         Ok(Signed(issued))
-    }
-
-    /// The headers that prove `outgoing`.
-    async fn headers(
-        &self,
-        outgoing: &Outgoing,
-        issued: &Issued,
-    ) -> Result<HeaderMap, Box<dyn std::error::Error + Send + Sync>> {
-        let (path, query) = match outgoing.url.split_once('?') {
-            Some((path, query)) => (path, format!("?{query}")),
-            None => (&*outgoing.url, String::new()),
-        };
-        // Every service but S3 signs the path encoded once more than it is sent.
-        let uri: Uri = format!("{}{query}", path.replace('%', "%25")).parse()?;
-        let mut request = http::Request::new(());
-        *request.method_mut() = outgoing.method.clone();
-        *request.uri_mut() = uri;
-        let (mut parts, ()) = request.into_parts();
-        // What HTTP, proxies and traces add is not signed.
-        let signed =
-            |name: &HeaderName| *name == CONTENT_TYPE || name.as_str().starts_with("x-amz-");
-        let headers = outgoing.headers.iter().filter(|(name, _)| signed(name));
-        parts
-            .headers
-            .extend(headers.map(|(name, value)| (name.clone(), value.clone())));
-        let hash = reqsign_core::hash::hex_sha256(&outgoing.body);
-        parts
-            .headers
-            .insert(CONTENT_SHA256, HeaderValue::from_str(&hash)?);
-        let credential = Some(&issued.credential);
-        self.signer
-            .sign_request(&Context::new(), &mut parts, credential, None)
-            .await?;
-        parts.headers.remove(http::header::HOST);
-        parts.headers.remove(CONTENT_TYPE);
-        Ok(parts.headers)
     }
 
     /// Returns the error of a `response` that refuses what the request was `signed` with. Credentials
@@ -203,6 +169,40 @@ impl AwsSigner {
             "the upstream refuses the signature ({code}): {message}"
         )))
     }
+}
+
+/// The headers that prove `outgoing`.
+async fn signed_headers(
+    signer: &RequestSigner,
+    outgoing: &Outgoing,
+    credential: &Credential,
+) -> Result<HeaderMap, Box<dyn std::error::Error + Send + Sync>> {
+    let (path, query) = match outgoing.url.split_once('?') {
+        Some((path, query)) => (path, format!("?{query}")),
+        None => (&*outgoing.url, String::new()),
+    };
+    // Every service but S3 signs the path encoded once more than it is sent.
+    let uri: Uri = format!("{}{query}", path.replace('%', "%25")).parse()?;
+    let mut request = http::Request::new(());
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = uri;
+    let (mut parts, ()) = request.into_parts();
+    // What HTTP, proxies and traces add is not signed.
+    let signed = |name: &HeaderName| *name == CONTENT_TYPE || name.as_str().starts_with("x-amz-");
+    let headers = outgoing.headers.iter().filter(|(name, _)| signed(name));
+    parts
+        .headers
+        .extend(headers.map(|(name, value)| (name.clone(), value.clone())));
+    let hash = reqsign_core::hash::hex_sha256(&outgoing.body);
+    parts
+        .headers
+        .insert(CONTENT_SHA256, HeaderValue::from_str(&hash)?);
+    signer
+        .sign_request(&Context::new(), &mut parts, Some(credential), None)
+        .await?;
+    parts.headers.remove(http::header::HOST);
+    parts.headers.remove(CONTENT_TYPE);
+    Ok(parts.headers)
 }
 
 /// All but what RFC 3986 calls unreserved.

@@ -215,7 +215,7 @@ fn bombs(corpus: &[Vec<u8>]) -> Vec<Vec<u8>> {
     clippy::disallowed_methods,
     reason = "who runs the tests says for how long"
 )]
-fn number(name: &str, usual: u64) -> u64 {
+pub(crate) fn number(name: &str, usual: u64) -> u64 {
     let set = std::env::var(name).ok();
     set.map_or(usual, |text| text.parse().expect("a number"))
 }

@@ -116,6 +116,8 @@ fn exchange<T>(
             path: path.to_owned(),
             headers: vec![(CONTENT_TYPE, json)],
             body: Bytes::from(body),
+
+            units: 0,
         },
         read: Arc::new(read),
     }

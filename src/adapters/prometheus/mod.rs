@@ -201,6 +201,7 @@ impl Adapter for Prometheus {
             path,
             headers: Vec::new(),
             body: Bytes::new(),
+            units: 0,
         };
         Ok(exchange(request, move |response| {
             let (mut values, complete) = answer::strings(response)?;
@@ -415,6 +416,7 @@ fn form<'a>(path: &str, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
         path: path.to_owned(),
         headers: vec![(CONTENT_TYPE, form)],
         body: Bytes::from(encoded(pairs)),
+        units: 0,
     }
 }
 

@@ -100,6 +100,7 @@ mod tests {
             path: String::new(),
             headers: Vec::new(),
             body: Bytes::new(),
+            units: 0,
         };
         let response = Response {
             status: StatusCode::from_u16(status).unwrap(),

@@ -1,14 +1,70 @@
 //! How requests to AWS are signed.
 
+use http::header::AUTHORIZATION;
+
 use super::{Checker, ConfigError, Place};
-use crate::config::aws::{Aws, AwsKeys, AwsRole, is_region, partition};
+use crate::config::aws::{Aws, AwsKeys, AwsRole};
 use crate::config::raw;
-use crate::model::TargetUrl;
+use crate::config::{Upstream, UpstreamKind};
+use crate::model::{TargetUrl, is_region, partition};
 
 impl Checker<'_> {
+    /// Returns the addresses of an upstream of kind `cloudwatch`, which are those of its region if the
+    /// section says no others, once its `aws` and its `interval` are checked.
+    pub(super) fn cloudwatch(
+        &self,
+        place: Place,
+        raw: &raw::RawUpstream,
+    ) -> Result<Vec<TargetUrl>, ConfigError> {
+        let Some(aws) = self.aws(place, &raw.aws, Some("monitoring"))? else {
+            let message = "is needed, such as { region = \"eu-west-1\" }";
+            return Err(self.error(place, "aws", message));
+        };
+        let millis = raw.interval.as_ref().map(|i| i.0.as_millis());
+        let good = |m: u128| {
+            matches!(m, 1000 | 5000 | 10_000 | 20_000 | 30_000)
+                || (m > 0 && m.is_multiple_of(60_000))
+        };
+        if millis.is_some_and(|m| !good(m)) {
+            let message =
+                "must be one of CloudWatch's periods: 1s, 5s, 10s, 20s, 30s, or whole minutes";
+            return Err(self.error(place, "interval", message));
+        }
+        if !raw.urls.is_empty() {
+            return self.urls(place, raw::RawKind::CloudWatch, &raw.urls);
+        }
+        let (_, suffix) = partition(&aws.region);
+        let url = format!("https://monitoring.{}.{suffix}", aws.region);
+        let url = TargetUrl::parse(&url).map_err(|e| self.error(place, "aws.region", e))?;
+        Ok(vec![url])
+    }
+
+    /// Returns how requests to the upstream of `settings` are signed, if they are.
+    pub(super) fn signed(
+        &self,
+        place: Place,
+        raw: &raw::RawUpstream,
+        settings: &Upstream,
+    ) -> Result<Option<Aws>, ConfigError> {
+        let service = match settings.kind {
+            UpstreamKind::CloudWatch { .. } => Some("monitoring"),
+            _ => None,
+        };
+        let aws = self.aws(place, &raw.aws, service)?;
+        if aws.is_some() {
+            self.signable(place, settings.kind.urls())?;
+            let mut names = settings.headers.iter().map(|(name, _)| name);
+            if names.any(|name| *name == AUTHORIZATION) {
+                let message = "is set by the signature (aws)";
+                return Err(self.error(place, "headers.Authorization", message));
+            }
+        }
+        Ok(aws)
+    }
+
     /// Returns how requests for `service` are signed, if the section says so; without one it is to
     /// say the service.
-    pub(super) fn aws(
+    fn aws(
         &self,
         place: Place,
         raw: &raw::RawAws,
@@ -94,7 +150,7 @@ impl Checker<'_> {
         match (&raw.access_key, &raw.secret_key) {
             (Some(_), Some(_)) if raw.profile.is_some() => {
                 let message =
-                    "means nothing with access_key: the keys are used, not those of a profile";
+                    "has no effect with access_key: the keys are used, not those of a profile";
                 Err(self.error(place, "aws.profile", message))
             }
             (Some(access), Some(own)) => Ok(Some(AwsKeys {
@@ -126,7 +182,7 @@ impl Checker<'_> {
                 ("session", raw.session.is_some()),
             ] {
                 if is_set {
-                    return wrong(key, "means nothing without role".into());
+                    return wrong(key, "has no effect without role".into());
                 }
             }
             return Ok(None);
@@ -175,7 +231,7 @@ impl Checker<'_> {
 
     /// Returns an error about a URL whose requests no signature would fit: AWS signs paths without
     /// empty parts.
-    pub(super) fn signable(&self, place: Place, urls: &[TargetUrl]) -> Result<(), ConfigError> {
+    fn signable(&self, place: Place, urls: &[TargetUrl]) -> Result<(), ConfigError> {
         for (index, url) in urls.iter().enumerate() {
             let path = url.as_str().split_once("://").map_or("", |(_, rest)| rest);
             if path.contains("//") {

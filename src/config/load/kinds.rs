@@ -43,12 +43,24 @@ impl Checker<'_> {
         );
         let demo = !raw.demo.is_usual();
         let remote: &[RawKind] = &[RawKind::Mirror, RawKind::Prometheus];
+        let reached: &[RawKind] = &[RawKind::Mirror, RawKind::Prometheus, RawKind::CloudWatch];
+        let points: &[RawKind] = &[RawKind::Demo, RawKind::Mirror, RawKind::Prometheus];
         for (key, is_set, kinds) in [
-            ("urls", !raw.urls.is_empty(), remote),
-            ("headers", !raw.headers.is_empty(), remote),
-            ("tls", secure, remote),
-            ("proxy", raw.proxy.is_some(), remote),
-            ("aws", raw.aws.is_set(), &[RawKind::Prometheus]),
+            ("urls", !raw.urls.is_empty(), reached),
+            ("headers", !raw.headers.is_empty(), reached),
+            ("tls", secure, reached),
+            ("proxy", raw.proxy.is_some(), reached),
+            (
+                "aws",
+                raw.aws.is_set(),
+                &[RawKind::Prometheus, RawKind::CloudWatch],
+            ),
+            ("aggregate", set.aggregate != usual.aggregate, points),
+            (
+                "multi_series",
+                set.multi_series != usual.multi_series,
+                points,
+            ),
             // Only mirrors use it, but it is often copied with a section.
             ("api_key", raw.api_key.is_some(), remote),
             ("connection_details", details, &[RawKind::Mirror]),
@@ -76,16 +88,22 @@ impl Checker<'_> {
         ] {
             if is_set && !kinds.contains(&kind) {
                 let kinds: Vec<_> = kinds.iter().map(|k| format!("{:?}", k.name())).collect();
+                let only = match &kinds[..] {
+                    [first @ .., last] if !first.is_empty() => {
+                        format!("{} and {last}", first.join(", "))
+                    }
+                    others => others.concat(),
+                };
                 let message = format!(
-                    "has no meaning for an upstream of kind {:?}, only for {}",
+                    "has no meaning for an upstream of kind {:?}, only for {only}",
                     kind.name(),
-                    kinds.join(" and "),
                 );
                 return Err(self.error(place, key, message));
             }
         }
         let plain = |url: &Text<TargetUrl>| !url.0.as_str().starts_with("https:");
-        if secure && raw.urls.iter().all(plain) {
+        let usual_url = kind == RawKind::CloudWatch && raw.urls.is_empty();
+        if secure && !usual_url && raw.urls.iter().all(plain) {
             let message = "has no effect without a URL that starts with https://";
             return Err(self.error(place, "tls", message));
         }

@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderValue;
-use http::header::AUTHORIZATION;
 use tracing::Level;
 
 pub(super) use self::effective::Document;
@@ -417,25 +416,17 @@ impl Checker<'_> {
         if !matches!(settings.kind, UpstreamKind::Demo { .. }) {
             settings.proxy = self.proxy(place, raw.proxy.as_ref())?;
         }
-        settings.aws = self.aws(place, &raw.aws, None)?;
-        if settings.aws.is_some() {
-            self.signable(place, settings.kind.urls())?;
-            if settings
-                .headers
-                .iter()
-                .any(|(name, _)| *name == AUTHORIZATION)
-            {
-                let message = "is set by the signature (aws)";
-                return Err(self.error(place, "headers.Authorization", message));
-            }
-        }
+        settings.aws = self.signed(place, raw, &settings)?;
         Ok(settings)
     }
 
     fn kind(&self, place: Place, raw: &raw::RawUpstream) -> Result<UpstreamKind, ConfigError> {
         self.keys_of_kind(place, raw)?;
         let kind = raw.kind.unwrap_or_default();
-        let urls = self.urls(place, kind, &raw.urls)?;
+        let urls = match kind {
+            raw::RawKind::CloudWatch => self.cloudwatch(place, raw)?,
+            _ => self.urls(place, kind, &raw.urls)?,
+        };
         Ok(match kind {
             raw::RawKind::Demo => UpstreamKind::Demo {
                 latency: raw
@@ -460,6 +451,7 @@ impl Checker<'_> {
                     Some(raw::RawConnectionDetails::Fixed(details)) => Some(details.clone()),
                 },
             },
+            raw::RawKind::CloudWatch => UpstreamKind::CloudWatch { urls },
             raw::RawKind::Prometheus => UpstreamKind::Prometheus { urls },
         })
     }

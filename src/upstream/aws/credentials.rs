@@ -7,24 +7,24 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use http::request::Parts;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqsign_aws_v4::{
-    AssumeRoleCredentialProvider, AssumeRoleWithWebIdentityCredentialProvider, Credential,
-    ECSCredentialProvider, EnvCredentialProvider, IMDSv2CredentialProvider,
-    ProcessCredentialProvider, ProfileCredentialProvider, RequestSigner, SSOCredentialProvider,
-    StaticCredentialProvider,
+    AssumeRoleWithWebIdentityCredentialProvider, Credential, ECSCredentialProvider,
+    EnvCredentialProvider, IMDSv2CredentialProvider, ProcessCredentialProvider,
+    ProfileCredentialProvider, RequestSigner, SSOCredentialProvider,
 };
 use reqsign_core::time::Timestamp;
-use reqsign_core::{
-    Context, ProvideCredential, ProvideCredentialDyn, SignRequest, Signer, StaticEnv,
-};
+use reqsign_core::{Context, ProvideCredential, ProvideCredentialDyn, StaticEnv};
 use tracing::{debug, warn};
 
-use super::io::{Commands, Files, Http, below};
-use super::{AwsSettings, Keys, Role};
+use super::io::{Commands, Files, Http, MAX_BYTES};
+use super::{AwsSettings, Keys, Role, signed_headers};
+use crate::adapters::aws_error::{AwsError, element};
 use crate::clock::Clock;
-use crate::model::{Error, Kind, Millis, TargetUrl};
+use crate::model::{Error, Kind, Millis, TargetUrl, partition};
 use crate::reloadable::Reloadable;
+use crate::upstream::transport::{Outgoing, Transport};
 
 /// How long before their end credentials are renewed, and how soon those without an end are looked
 /// up again, which may be in files that change.
@@ -206,6 +206,7 @@ struct Provider {
     role: Option<Role>,
     region: String,
     sts_url: Option<TargetUrl>,
+    transport: Arc<dyn Transport>,
 }
 
 impl Provider {
@@ -220,7 +221,7 @@ impl Provider {
             .with_file_read(Files)
             .with_command_execute(Commands)
             .with_http_send(Http {
-                transport: settings.transport,
+                transport: settings.transport.clone(),
                 local: settings.local,
                 sts_url: settings.sts_url.clone(),
             });
@@ -234,6 +235,7 @@ impl Provider {
             role: settings.role,
             region: settings.region,
             sts_url: settings.sts_url,
+            transport: settings.transport,
         }
     }
 
@@ -243,69 +245,66 @@ impl Provider {
         let Some(role) = &self.role else {
             return Ok((base, source));
         };
-        let sts = StsSigner {
-            signer: RequestSigner::new("sts", &self.region),
-            url: self.sts_url.clone(),
+        let assumed = self.assume(role, &base).await;
+        let credential = assumed.map_err(|e| format!("role {}: {e}", role.arn))?;
+        Ok((credential, format!("role {}, from {source}", role.arn)))
+    }
+
+    /// Returns the credentials of `role`, which `base` is to be allowed to assume.
+    async fn assume(&self, role: &Role, base: &Credential) -> Result<Credential, String> {
+        let mut request = Outgoing {
+            method: Method::POST,
+            url: match &self.sts_url {
+                Some(url) => url.join("/"),
+                None => format!("https://sts.{}.{}/", self.region, partition(&self.region).1),
+            },
+            headers: HeaderMap::from_iter([(
+                CONTENT_TYPE,
+                HeaderValue::from_static("application/x-www-form-urlencoded"),
+            )]),
+            body: form(role).into(),
+            new_connection: false,
         };
-        let token = base.session_token.as_deref();
-        let (id, secret) = (&base.access_key_id, &base.secret_access_key);
-        let known = match token {
-            Some(token) => StaticCredentialProvider::new(id, secret).with_session_token(token),
-            None => StaticCredentialProvider::new(id, secret),
+        let signer = RequestSigner::new("sts", &self.region);
+        let signed = signed_headers(&signer, &request, base).await;
+        request.headers.extend(signed.map_err(|e| e.to_string())?);
+        let sent = tokio::time::timeout(RENEWAL, self.transport.send(request, MAX_BYTES)).await;
+        let response = sent.map_err(|_| "STS did not answer in time".to_owned())?;
+        let response = response.map_err(|e| e.to_string())?;
+        if response.status != StatusCode::OK {
+            let AwsError { code, message } = AwsError::read(&response);
+            let status = response.status.as_u16();
+            return Err(format!("STS answered HTTP {status}, {code}: {message}"));
+        }
+        let text = String::from_utf8_lossy(&response.body);
+        // None of the four needs an entity in XML.
+        let part = |name| {
+            let found = element(&text, name).map(str::trim);
+            let found = found.filter(|t| !t.is_empty() && !t.contains('&'));
+            found.ok_or_else(|| format!("STS answered without a readable {name}"))
         };
-        let signer = Signer::new(self.context.clone(), known, sts);
-        let mut assume = AssumeRoleCredentialProvider::new(role.arn.clone(), signer)
-            .with_region(self.region.clone())
-            .with_regional_sts_endpoint()
-            .with_role_session_name(role.session.clone());
-        if let Some(id) = &role.external_id {
-            assume = assume.with_external_id(id.clone());
-        }
-        match assume.provide_credential(&self.context).await {
-            Ok(Some(credential)) => {
-                let source = format!("role {}, from {source}", role.arn);
-                Ok((credential, source))
-            }
-            Ok(None) => Err(format!("the role {} was not given", role.arn)),
-            Err(e) => Err(format!("role {}: {}", role.arn, line(&e))),
-        }
+        let expires = part("Expiration")?.parse::<Timestamp>();
+        Ok(Credential {
+            access_key_id: part("AccessKeyId")?.to_owned(),
+            secret_access_key: part("SecretAccessKey")?.to_owned(),
+            session_token: Some(part("SessionToken")?.to_owned()),
+            expires_in: Some(expires.map_err(|_| "STS answered an Expiration that is no time")?),
+        })
     }
 }
 
-/// Signs calls to STS for where it is.
-#[derive(Debug)]
-struct StsSigner {
-    signer: RequestSigner,
-    url: Option<TargetUrl>,
-}
-
-impl SignRequest for StsSigner {
-    type Credential = Credential;
-
-    fn required_valid_until(
-        &self,
-        credential: &Credential,
-        expires_in: Option<Duration>,
-    ) -> Timestamp {
-        self.signer.required_valid_until(credential, expires_in)
+/// The form that asks STS for `role`.
+fn form(role: &Role) -> String {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.append_pair("Action", "AssumeRole")
+        .append_pair("Version", "2011-06-15")
+        .append_pair("RoleArn", &role.arn)
+        .append_pair("RoleSessionName", &role.session)
+        .append_pair("DurationSeconds", "3600");
+    if let Some(id) = &role.external_id {
+        form.append_pair("ExternalId", id);
     }
-
-    async fn sign_request(
-        &self,
-        context: &Context,
-        request: &mut Parts,
-        credential: Option<&Credential>,
-        expires_in: Option<Duration>,
-    ) -> reqsign_core::Result<()> {
-        if let Some(url) = &self.url {
-            let there = below(url, &request.uri).parse();
-            request.uri =
-                there.map_err(|_| reqsign_core::Error::config_invalid("sts_url makes no URL"))?;
-        }
-        self.signer
-            .sign_request(context, request, credential, expires_in)
-            .await
-    }
+    form.finish()
 }
 
 /// Sources of credentials in the order in which they are asked.
@@ -370,16 +369,16 @@ impl Chain {
     }
 }
 
-/// The first line of what `error` says: AWS' errors about signatures go on with the request, and
-/// in it the session token.
+/// What `error` says, on one line: AWS' errors about signatures go on with the request, and in it the
+/// session token. One in XML is read.
 fn line(error: &reqsign_core::Error) -> String {
     let text = error.to_string();
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(300)
-        .collect()
+    let AwsError { code, message } = AwsError::in_xml(&text);
+    if !code.is_empty() {
+        return format!("{code}: {message}");
+    }
+    let line = text.lines().next().unwrap_or_default();
+    line.chars().take(300).collect()
 }
 
 /// Keys that the configuration says, as they are now.

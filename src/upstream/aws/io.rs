@@ -13,7 +13,7 @@ use crate::model::TargetUrl;
 use crate::upstream::transport::{Outgoing, Transport};
 
 /// Most bytes of an answer, of a file, and of what a command prints.
-const MAX_BYTES: usize = 1 << 20;
+pub(super) const MAX_BYTES: usize = 1 << 20;
 
 /// Most time of a call to a source on this machine, and to any other.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ fn is_sts(uri: &Uri) -> bool {
 }
 
 /// The URL below `base` for the path and query of `uri`.
-pub(super) fn below(base: &TargetUrl, uri: &Uri) -> String {
+fn below(base: &TargetUrl, uri: &Uri) -> String {
     base.join(uri.path_and_query().map_or("/", |p| p.as_str()))
 }
 

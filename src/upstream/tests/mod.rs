@@ -169,6 +169,7 @@ fn exchange() -> Exchange<()> {
             path: "/".into(),
             headers: Vec::new(),
             body: Bytes::new(),
+            units: 0,
         },
         read: Arc::new(|response: &Response| match response.status.as_u16() {
             200 => Ok(Next::Done(())),

@@ -1,0 +1,301 @@
+//! What CloudWatch answers to `GetMetricData`.
+
+use http::StatusCode;
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+
+use super::call::Ask;
+use crate::adapters::aws_error::AwsError;
+use crate::adapters::{Data, Dropped, FetchResult, Response, garbage};
+use crate::model::{Error, Evidence, Kind, Millis, NanInterpretation, Points};
+
+/// One page.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Page {
+    metric_data_results: Vec<Part>,
+    pub(super) next_token: Option<String>,
+}
+
+/// The points of one query that a page has.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Part {
+    id: String,
+    #[serde(default)]
+    timestamps: Vec<Time>,
+    #[serde(default)]
+    values: Vec<Value>,
+    #[serde(default)]
+    status_code: String,
+    #[serde(default)]
+    messages: Vec<Message>,
+}
+
+/// What CloudWatch says of a query.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Message {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    value: String,
+}
+
+/// Seconds of Unix time, or a date.
+struct Time(Millis);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Seconds(f64),
+            Date(String),
+        }
+        let millis = match Written::deserialize(deserializer)? {
+            // Up to the year 9999, which a double holds to the millisecond.
+            Written::Seconds(s) if (0.0..=253_402_300_799.0).contains(&s) => {
+                Some((s * 1000.0).round() as Millis)
+            }
+            Written::Seconds(_) => None,
+            Written::Date(text) => humantime::parse_rfc3339(&text)
+                .ok()
+                .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
+                .and_then(|t| Millis::try_from(t.as_millis()).ok()),
+        };
+        millis
+            .map(Self)
+            .ok_or_else(|| de::Error::custom("not a time"))
+    }
+}
+
+/// A number; what JSON has no number for stands in quotes.
+struct Value(f64);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(f64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(n) => Ok(Self(n)),
+            Written::Text(text) => {
+                let number = text
+                    .parse()
+                    .map_err(|_| de::Error::custom("not a number"))?;
+                Ok(Self(number))
+            }
+        }
+    }
+}
+
+/// What the pages so far had of one query.
+#[derive(Clone, Default)]
+struct Column {
+    points: Vec<(Millis, f64)>,
+    seen: bool,
+    partial: bool,
+    refused: Option<Error>,
+}
+
+/// What the pages so far had.
+#[derive(Clone)]
+pub(super) struct Pages {
+    columns: Vec<Column>,
+    pub(super) count: u32,
+}
+
+impl Pages {
+    /// Of a call of so many `queries`.
+    pub(super) fn new(queries: usize) -> Self {
+        Self {
+            columns: vec![Column::default(); queries],
+            count: 0,
+        }
+    }
+
+    /// Adds `page`.
+    pub(super) fn add(&mut self, page: Page) {
+        self.count += 1;
+        for part in page.metric_data_results {
+            let number = part
+                .id
+                .strip_prefix('q')
+                .and_then(|n| n.parse::<usize>().ok());
+            let Some(column) = number.and_then(|n| self.columns.get_mut(n)) else {
+                continue;
+            };
+            column.seen = true;
+            column.partial = part.status_code == "PartialData";
+            let times = part.timestamps.into_iter().map(|t| t.0);
+            let values = part.values.into_iter().map(|v| v.0);
+            column.points.extend(times.zip(values));
+            let said = || {
+                let said = part
+                    .messages
+                    .iter()
+                    .map(|m| format!("{}: {}", m.code, m.value));
+                let said: Vec<String> = said.collect();
+                said.join("; ").chars().take(300).collect::<String>()
+            };
+            let failed =
+                |what: &str| Error::new(Kind::UpstreamFailed, format!("{what} {}", said()));
+            match &*part.status_code {
+                "InternalError" => {
+                    let error = failed("CloudWatch failed at the metric:");
+                    column.refused = Some(error.shows(Evidence::Address));
+                }
+                "Forbidden" => {
+                    column.refused = Some(failed("CloudWatch refuses the metric:"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What there is for `ask`, whose first query is number `first`: of each metric of it a column a
+    /// statistic, as points of one time each.
+    pub(super) fn result(
+        &self,
+        ask: &Ask,
+        first: usize,
+        nan: NanInterpretation,
+    ) -> Result<FetchResult, Error> {
+        let mut result = FetchResult::default();
+        let mut parts = Vec::with_capacity(ask.metrics.len());
+        let width = ask.statistics.len();
+        for metric in 0..ask.metrics.len() {
+            let at = first + metric * width;
+            let columns = self.columns.get(at..at + width).unwrap_or_default();
+            let mut read = Vec::with_capacity(width);
+            for column in columns {
+                result.received += column.points.len() as u64;
+                result.complete &= !column.partial;
+                read.push(column.read(ask, &mut result.dropped)?);
+            }
+            let (points, whole) = interleaved(&read, nan, &mut result.dropped);
+            result.complete &= whole;
+            parts.push(points);
+        }
+        result.data = Data::Points(Points::merged(parts));
+        Ok(result)
+    }
+}
+
+impl Column {
+    /// The points that lie in the range of `ask`, in order of time, one a period.
+    fn read(&self, ask: &Ask, dropped: &mut Dropped) -> Result<Vec<(Millis, f64)>, Error> {
+        if let Some(error) = &self.refused {
+            return Err(error.clone());
+        }
+        if !self.seen {
+            let message = "CloudWatch did not answer one of the metrics that it was asked for";
+            return Err(Error::new(Kind::UpstreamFailed, message));
+        }
+        let mut points: Vec<(Millis, f64)> = Vec::with_capacity(self.points.len());
+        for &(time, value) in &self.points {
+            if ask.period.floor(time) != time {
+                let message = "CloudWatch answered at times that were not asked for";
+                return Err(Error::new(Kind::UpstreamFailed, message));
+            }
+            match ask.range.holds(time) {
+                true => points.push((time, value)),
+                false => dropped.outside_range += 1,
+            }
+        }
+        if !points.is_sorted_by_key(|p| p.0) {
+            points.sort_by_key(|p| p.0);
+        }
+        points.dedup_by_key(|p| p.0);
+        Ok(points)
+    }
+}
+
+/// The points of `columns`, of one time after the other, for each time that all of them have; and
+/// whether all have the same.
+fn interleaved(
+    columns: &[Vec<(Millis, f64)>],
+    nan: NanInterpretation,
+    dropped: &mut Dropped,
+) -> (Points, bool) {
+    let Some((first, others)) = columns.split_first() else {
+        return (Points::new(), true);
+    };
+    let whole = others
+        .iter()
+        .all(|o| o.len() == first.len() && o.iter().zip(first).all(|(a, b)| a.0 == b.0));
+    let mut points = Points::with_capacity(first.len() * columns.len());
+    let mut row = Vec::with_capacity(columns.len());
+    for &(time, value) in first {
+        row.clear();
+        row.push(value);
+        for other in others {
+            let found = other.binary_search_by_key(&time, |p| p.0).ok();
+            row.extend(found.and_then(|at| other.get(at)).map(|p| p.1));
+        }
+        let admitted: Option<Vec<f64>> = row.iter().map(|v| dropped.admit(*v, nan)).collect();
+        if let Some(row) = admitted
+            && row.len() == columns.len()
+        {
+            row.into_iter().for_each(|v| points.push(time, v));
+        }
+    }
+    (points, whole)
+}
+
+/// Codes of errors that mean "not now".
+const THROTTLED: [&str; 7] = [
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "RequestLimitExceeded",
+    "TooManyRequestsException",
+];
+
+/// The error that `response` is, if it is one.
+pub(super) fn failure(response: &Response) -> Option<Error> {
+    if response.status == StatusCode::OK {
+        return None;
+    }
+    let status = response.status.as_u16();
+    let AwsError { code, message } = AwsError::read(response);
+    let said = match code.is_empty() {
+        true => format!("HTTP {status}"),
+        false => format!("{code}: {message}"),
+    };
+    if THROTTLED.contains(&&*code) || matches!(status, 429 | 503) {
+        let text = format!("CloudWatch asks to slow down ({said})");
+        return Some(Error::new(Kind::UpstreamBusy, text));
+    }
+    if response.status.is_server_error() {
+        let text = format!("CloudWatch failed ({said})");
+        return Some(Error::new(Kind::UpstreamFailed, text).shows(Evidence::Address));
+    }
+    if code.is_empty() {
+        return Some(garbage(response, "not an answer of CloudWatch"));
+    }
+    let invalid = ["Invalid", "Missing", "Validation"];
+    let kind = match invalid.iter().any(|start| code.starts_with(start)) {
+        true => Kind::InvalidRequest,
+        false => Kind::UpstreamFailed,
+    };
+    Some(Error::new(
+        kind,
+        format!("CloudWatch refuses the call ({said})"),
+    ))
+}
+
+/// The page in `response`.
+pub(super) fn page(response: &Response) -> Result<Page, Error> {
+    if let Some(error) = failure(response) {
+        return Err(error);
+    }
+    serde_json::from_slice(&response.body)
+        .map_err(|e| garbage(response, &format!("not an answer of GetMetricData ({e})")))
+}
