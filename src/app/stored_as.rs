@@ -73,6 +73,8 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         step_alignment,
         // Those that a client sends are part of each query.
         parameters: _,
+        // Whole answers are not stored.
+        instant_alignment: _,
     } = reading;
     form.number(*settle)
         .number(interval.millis())

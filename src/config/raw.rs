@@ -11,8 +11,8 @@ use serde::Deserialize;
 use super::values::{SecretSource, Size, Text, table, tables};
 use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
 use crate::model::{
-    Aggregate, Compression, Freshness, IncompleteBuckets, Limits, Millis, MultiSeries, Pattern,
-    RangeLimits, Reading, Step, StepAlignment, TargetUrl,
+    Aggregate, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits, Millis,
+    MultiSeries, Pattern, RangeLimits, Reading, Step, StepAlignment, TargetUrl,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -217,6 +217,7 @@ pub(super) struct RawUpstream {
     pub(super) max_span: Option<Text<Duration>>,
     pub(super) step_alignment: Option<StepAlignment>,
     pub(super) parameters: Vec<String>,
+    pub(super) instant_alignment: Option<InstantAlignment>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
     #[serde(deserialize_with = "table")]
@@ -430,6 +431,7 @@ impl RawUpstream {
             },
             step_alignment: self.step_alignment.unwrap_or_default(),
             parameters: self.parameters.clone(),
+            instant_alignment: self.instant_alignment.unwrap_or_default(),
         }
     }
 

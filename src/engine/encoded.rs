@@ -35,6 +35,11 @@ impl EncodedResponse {
         }
     }
 
+    /// Whether it says an error.
+    pub(super) fn is_error(&self) -> bool {
+        !self.raw.status.is_success()
+    }
+
     /// The place of its form in `encoding`; none where it is sent as it is: where it is short, or
     /// came encoded.
     fn form(&self, encoding: Encoding) -> Option<&OnceLock<Option<PackedText>>> {

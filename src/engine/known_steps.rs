@@ -36,6 +36,26 @@ impl KnownSteps {
         }
     }
 
+    /// The lanes of the expression of `lane` that have a value at `time`, the last asked for first.
+    pub(super) fn meeting(&self, lane: &Lane, expression: &Expression, time: Millis) -> Vec<Lane> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(grids) = known.get(&lane.hash_without_step()) else {
+            return Vec::new();
+        };
+        let meets = |(step, phase): &&(Step, Millis)| step.floor(time - phase) == time - phase;
+        let grids: Vec<_> = grids.iter().rev().filter(meets).copied().collect();
+        drop(known);
+        let lane = |(step, phase)| {
+            let expression = Expression {
+                step,
+                phase,
+                ..expression.clone()
+            };
+            Lane::of_expression(lane.upstream.clone(), expression)
+        };
+        grids.into_iter().map(lane).collect()
+    }
+
     /// The lanes of the same expression all of whose times are among those of finer steps, the
     /// coarsest first: they have the least to leave out.
     pub(super) fn finer_than(&self, lane: &Lane, expression: &Expression) -> Vec<Lane> {

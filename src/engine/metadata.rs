@@ -15,7 +15,7 @@ use super::{Engine, RequestContext};
 use crate::adapters::Forwarded;
 use crate::model::{
     Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Kind,
-    Millis, RawResponse, Scope, Step, heap_block,
+    MAX_TIME, Millis, RawResponse, Scope, Step, heap_block,
 };
 use crate::upstream::Upstream;
 use crate::wire::mirror::response::{write_field_names, write_field_values};
@@ -177,7 +177,9 @@ impl Engine {
                     Ok((response(list.answer(&query, true)), CachePolicy::Metadata))
                 }
             };
-            let answer = self.whole(&upstream, &page, None, context, fetch).await?;
+            let answer = self
+                .whole(&upstream, &page, None, None, context, fetch)
+                .await?;
             return self.cached_response(&page, answer, context).await;
         }
         if let Some(hit) = self.fresh_whole(&upstream, &page, context) {
@@ -197,7 +199,9 @@ impl Engine {
                 Ok((Content::List(list), policy))
             }
         };
-        let answer = self.whole(&upstream, &list, None, context, fetch).await?;
+        let answer = self
+            .whole(&upstream, &list, None, None, context, fetch)
+            .await?;
         let entry = match self.page_made_of(&page, &answer.entry) {
             Some(entry) => entry,
             None => {
@@ -252,14 +256,32 @@ impl Engine {
         ))
     }
 
-    /// Makes queries that want the same alike: the time range is widened to whole `metadata_ttl`s,
-    /// so that a range that slides along finds what was fetched a moment ago, and the limit is
-    /// within `server.max_points`.
-    fn normalize(&self, scope: &mut Scope, upstream: &Upstream) {
+    /// The window in which names, values and series are looked up for one from `start` to `end`:
+    /// widened to whole `metadata_ttl`s, so that a window that slides along finds what was fetched a
+    /// moment ago.
+    pub fn metadata_window(
+        &self,
+        upstream: &Upstream,
+        start: Option<Millis>,
+        end: Option<Millis>,
+    ) -> (Option<Millis>, Option<Millis>) {
         let ttl = Millis::try_from(upstream.freshness.metadata_ttl.as_millis());
         let grid = ttl.ok().and_then(Step::new).unwrap_or(Step::SECOND);
-        scope.start = scope.start.map(|t| grid.floor(t));
-        scope.end = scope.end.map(|t| grid.ceil(t));
+        // Times that no calendar has stay as they are.
+        let wide = |time: Millis, to: fn(&Step, Millis) -> Millis| match time {
+            0..=MAX_TIME => to(&grid, time),
+            _ => time,
+        };
+        (
+            start.map(|t| wide(t, Step::floor)),
+            end.map(|t| wide(t, Step::ceil)),
+        )
+    }
+
+    /// Makes queries that want the same alike: the window is widened, and the limit is within
+    /// `server.max_points`.
+    fn normalize(&self, scope: &mut Scope, upstream: &Upstream) {
+        (scope.start, scope.end) = self.metadata_window(upstream, scope.start, scope.end);
         let most = self.max_points;
         scope.limit = Some(scope.limit.map_or(most, |limit| limit.min(most)));
     }
@@ -276,7 +298,7 @@ async fn page_of(entry: &Arc<WholeEntry>, query: MetadataQuery) -> Result<Conten
     let entry = entry.clone();
     let write = move || match &entry.content {
         Content::List(list) => list.answer(&query, false),
-        Content::Response(_) => Vec::new(),
+        _ => Vec::new(),
     };
     let written = tokio::task::spawn_blocking(write).await;
     let written = written.map_err(|e| {

@@ -12,6 +12,7 @@
 //! - `range`, `known_steps`, `analyses`: answers to range queries of PromQL
 //! - `whole`, `encoded`: answers that are cached whole, and their encoded forms; `metadata`, `passthrough`: names and values of fields, and
 //!   responses of Prometheus' API
+//! - `instant`: instant queries of PromQL
 //! - `outcome`: what an answer says of the cache and of where its time went
 //! - `invalidate`: drops cached data, so that it is fetched again
 //! - `explain`, `cache_stats`: the plan for a query without running it; what is cached of each upstream
@@ -46,6 +47,7 @@ mod derive;
 mod encoded;
 mod explain;
 mod fetch;
+mod instant;
 mod invalidate;
 mod known_steps;
 pub mod lane;
@@ -71,6 +73,7 @@ pub use encoded::CachedResponse;
 pub use explain::{
     AnswerSource, Cached, Explanation, Missing, RangeReason, RangeReport, ResponseReport, TimeSpan,
 };
+pub use instant::Evaluation;
 pub use invalidate::Selection;
 pub use outcome::{CacheOutcome, Timing};
 pub use passthrough::PassthroughRequest;

@@ -34,6 +34,8 @@ pub struct CacheOutcome {
     pub bypass: Option<&'static str>,
     /// Why expired data is served, if it is.
     pub detail: Option<String>,
+    /// Whether it is an error that the upstream said a moment ago.
+    pub error: bool,
 }
 
 impl CacheOutcome {
@@ -46,6 +48,7 @@ impl CacheOutcome {
             ttl_seconds: 0,
             bypass: None,
             detail: None,
+            error: false,
         }
     }
 
@@ -102,5 +105,6 @@ pub(super) fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
         ttl_seconds: a.ttl_seconds.min(b.ttl_seconds),
         bypass: a.bypass.or(b.bypass),
         detail: a.detail.or(b.detail),
+        error: a.error || b.error,
     }
 }

@@ -10,6 +10,7 @@ use url::form_urlencoded;
 
 use super::encoded::{CachedResponse, EncodedResponse};
 use super::explain::Explanation;
+use super::range::RangeRequest;
 use super::whole::{CachePolicy, Content, WholeIdentity, WholeQuery};
 use super::{Engine, RequestContext};
 use crate::adapters::Request;
@@ -33,6 +34,13 @@ pub struct PassthroughRequest {
 }
 
 impl PassthroughRequest {
+    /// The same request without the parameter `name`.
+    fn without(&self, name: &str) -> Self {
+        let mut without = self.clone();
+        without.params.retain(|(n, _)| n != name);
+        without
+    }
+
     /// Bytes that it holds on the heap, about.
     pub(super) fn heap_bytes(&self) -> usize {
         let Self {
@@ -79,7 +87,7 @@ impl PassthroughRequest {
 impl CachePolicy {
     /// The same for an answer that was given at `as_of`.
     fn resolved(self, as_of: Millis, settle: Millis) -> Self {
-        let Self::AtTime { reads, time } = self else {
+        let Self::AtTime { reads, time, .. } = self else {
             return self;
         };
         let edge = as_of.saturating_sub(settle);
@@ -109,13 +117,16 @@ impl Engine {
     }
 
     /// Answers `request` to `upstream`, which is made by `method`, GET or POST, with what the
-    /// upstream says, and caches that as `policy` allows.
+    /// upstream says, and caches that as `policy` allows. Of an instant query, `lane` is the range query
+    /// for its one time, if its answer is the same: what the lanes of range queries know of it is
+    /// answered without asking the upstream.
     pub async fn pass_through(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         method: Method,
         request: PassthroughRequest,
         policy: CachePolicy,
+        lane: Option<RangeRequest>,
         context: &RequestContext,
     ) -> Result<CachedResponse, Error> {
         let bypass = match policy {
@@ -123,6 +134,12 @@ impl Engine {
             _ => None,
         };
         let key = WholeIdentity::new(upstream, WholeQuery::Response(request.clone()));
+        if let Some(lane) = lane
+            && self.fresh_whole(upstream, &key, context).is_none()
+            && let Some(answer) = self.out_of_lane(upstream, lane, context)
+        {
+            return self.cached_response(&key, answer, context).await;
+        }
         let fetch = |context: RequestContext| {
             let exchange = pass(request.request(method.clone()), request.json);
             let (upstream, policy) = (upstream.clone(), policy.clone());
@@ -130,13 +147,21 @@ impl Engine {
                 let answered = upstream.client.run(exchange, &context.call).await?;
                 let policy = match answered.value.complete {
                     true => policy.resolved(answered.as_of, upstream.freshness.settle),
+                    false if answered.value.answer.is_about_query() => CachePolicy::Short,
                     false => CachePolicy::NoStore("incomplete"),
                 };
                 let response = EncodedResponse::new(answered.value.answer);
                 Ok((Content::Response(response), policy))
             }
         };
-        let answer = self.whole(upstream, &key, bypass, context, fetch).await?;
+        let newest = matches!(policy, CachePolicy::AtTime { newest: true, .. });
+        let newest = newest.then(|| {
+            let query = WholeQuery::Newest(request.without("time"));
+            WholeIdentity::new(upstream, query)
+        });
+        let newest = newest.as_ref();
+        let answer = self.whole(upstream, &key, newest, bypass, context, fetch);
+        let answer = answer.await?;
         self.cached_response(&key, answer, context).await
     }
 }
@@ -151,6 +176,7 @@ mod tests {
             let keep = CachePolicy::AtTime {
                 reads: crate::promql::read(query).reads,
                 time,
+                newest: false,
             };
             matches!(keep.resolved(1_000_000, 120_000), CachePolicy::Settled)
         };

@@ -17,8 +17,9 @@ use crate::adapters::mirror::Mirror;
 use crate::adapters::{Adapter, Response};
 use crate::aggregate::aggregate;
 use crate::model::{
-    Aggregate, Freshness, IncompleteBuckets, Kind, Layout, Limits, MetricQuery, MultiSeries,
-    Points, RangeLimits, Reading, Selector, Statistic, Step, StepAlignment, TargetUrl, TimeRange,
+    Aggregate, Freshness, IncompleteBuckets, InstantAlignment, Kind, Layout, Limits, MetricQuery,
+    MultiSeries, Points, RangeLimits, Reading, Selector, Statistic, Step, StepAlignment, TargetUrl,
+    TimeRange,
 };
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::{
@@ -248,6 +249,7 @@ pub(super) fn engine_with(
         },
         step_alignment: StepAlignment::Exact,
         parameters: Vec::new(),
+        instant_alignment: InstantAlignment::Refresh,
     };
     let upstream = Arc::new(Upstream {
         identity: Identity::new(),

@@ -13,6 +13,7 @@ use super::encoded::EncodedResponse;
 use super::explain::ResponseReport;
 use super::fetch::too_late;
 use super::invalidate::Generation;
+use super::lane::LaneKey;
 use super::metadata::{List, MetadataQuery};
 use super::outcome::{CacheOutcome, Timing};
 use super::passthrough::PassthroughRequest;
@@ -29,7 +30,7 @@ const ENTRY_OVERHEAD: usize = 600;
 /// How long an answer may be cached.
 #[derive(Clone, Debug)]
 pub enum CachePolicy {
-    /// Not at all, for this reason.
+    /// Not at all, for this reason; but an error about the query is cached as `Short` is.
     NoStore(&'static str),
     /// As long as data that may still change (`refresh`).
     Short,
@@ -44,6 +45,8 @@ pub enum CachePolicy {
         reads: Option<Reads>,
         /// The evaluation time.
         time: Millis,
+        /// Whether there is no newer one to ask for at present.
+        newest: bool,
     },
 }
 
@@ -68,6 +71,10 @@ pub(super) enum WholeQuery {
     Page(Forwarded, MetadataQuery),
     /// A request to Prometheus' API.
     Response(PassthroughRequest),
+    /// A request without its evaluation time, of which the newest answer is known.
+    Newest(PassthroughRequest),
+    /// A range query of PromQL, of which only errors are cached whole.
+    Range(LaneKey, TimeRange),
 }
 
 /// What sets a whole answer apart from every other.
@@ -101,7 +108,8 @@ impl WholeIdentity {
             WholeQuery::List(details, query) | WholeQuery::Page(details, query) => {
                 details.heap_bytes() + query.heap_bytes()
             }
-            WholeQuery::Response(request) => request.heap_bytes(),
+            WholeQuery::Response(request) | WholeQuery::Newest(request) => request.heap_bytes(),
+            WholeQuery::Range(lane, _) => lane.heap_bytes(),
         };
         heap_block(size_of::<Self>()) + query
     }
@@ -113,6 +121,10 @@ pub(super) enum Content {
     List(List),
     /// The answer itself.
     Response(EncodedResponse),
+    /// What the upstream said of the query.
+    Error(Error),
+    /// What is under another key.
+    Alias(WholeKey),
 }
 
 impl Content {
@@ -120,6 +132,20 @@ impl Content {
         match self {
             Self::List(list) => list.heap_bytes(),
             Self::Response(response) => response.heap_bytes(),
+            Self::Error(error) => {
+                let said = error.said.as_ref().map_or(0, |said| said.heap_bytes());
+                heap_block(error.message.capacity()) + said
+            }
+            Self::Alias(_) => 0,
+        }
+    }
+
+    /// Whether it is an error, in whatever form.
+    fn is_error(&self) -> bool {
+        match self {
+            Self::List(_) | Self::Alias(_) => false,
+            Self::Response(response) => response.is_error(),
+            Self::Error(_) => true,
         }
     }
 }
@@ -134,6 +160,15 @@ pub(super) struct WholeEntry {
 }
 
 impl WholeEntry {
+    /// An entry that is never fresh itself.
+    pub(super) fn unstored(content: Content) -> Arc<Self> {
+        Arc::new(Self {
+            content,
+            policy: CachePolicy::NoStore("not cached itself"),
+            fetched: Duration::ZERO,
+        })
+    }
+
     fn age(&self, context: &RequestContext) -> Duration {
         context.arrived.saturating_sub(self.fetched)
     }
@@ -172,6 +207,14 @@ impl WholeCache {
     pub(super) fn weight(&self) -> u64 {
         self.entries.run_pending_tasks();
         self.entries.weighted_size()
+    }
+
+    /// The answer that is known under `newest`.
+    fn behind(&self, newest: &WholeKey) -> Option<Arc<WholeEntry>> {
+        match &self.entries.get(newest)?.content {
+            Content::Alias(key) => self.entries.get(key),
+            Content::List(_) | Content::Response(_) | Content::Error(_) => None,
+        }
     }
 
     fn insert(&self, key: WholeKey, entry: Arc<WholeEntry>) {
@@ -213,22 +256,66 @@ impl Engine {
             .lifetime(&context.freshness(&upstream.freshness));
         let left = lifetime?.checked_sub(entry.age(context))?;
         (!left.is_zero()).then(|| WholeAnswer {
-            entry,
             cache: CacheOutcome {
                 ttl_seconds: seconds(left),
+                error: entry.content.is_error(),
                 ..CacheOutcome::nothing_asked()
             },
             timing: Timing::default(),
+            entry,
         })
+    }
+
+    /// The error that the upstream said of the query under `key` less than a refresh ago.
+    pub(super) fn remembered(
+        &self,
+        upstream: &Upstream,
+        key: &WholeKey,
+        context: &RequestContext,
+    ) -> Option<Error> {
+        match &self.fresh_whole(upstream, key, context)?.entry.content {
+            Content::Error(error) => Some(Error {
+                remembered: true,
+                ..error.clone()
+            }),
+            Content::List(_) | Content::Response(_) | Content::Alias(_) => None,
+        }
+    }
+
+    /// Remembers `error`, with which a fetch that began at `fetched` ended, if it is one about the
+    /// query and nothing has been invalidated `since`.
+    pub(super) fn remember(
+        &self,
+        since: Generation,
+        fetched: Duration,
+        key: &WholeKey,
+        error: &Error,
+    ) {
+        // Expired data is better than an error that may pass.
+        let better = |known: Arc<WholeEntry>| {
+            !known.content.is_error() && error.kind.origin() != Origin::Client
+        };
+        if !error.is_about_query() || self.memory.whole.entries.get(key).is_some_and(better) {
+            return;
+        }
+        let entry = Arc::new(WholeEntry {
+            content: Content::Error(error.clone()),
+            policy: CachePolicy::Short,
+            fetched,
+        });
+        let store = || self.memory.whole.insert(key.clone(), entry);
+        self.memory.if_current(since, store);
     }
 
     /// What is cached under `key`, fresh, or what `fetch` brings, or, where that fails, what is
     /// cached and has expired no longer ago than `max_stale`. `bypass` says why the cache is not
-    /// asked, if it is not. Answers of expired data are counted.
+    /// asked, if it is not. Answers of expired data are counted. Under `newest` the same query is known
+    /// whatever its evaluation time.
     pub(super) async fn whole<F>(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         key: &WholeKey,
+        newest: Option<&WholeKey>,
         bypass: Option<&'static str>,
         context: &RequestContext,
         fetch: impl Fn(RequestContext) -> F,
@@ -237,12 +324,17 @@ impl Engine {
         F: Future<Output = Result<(Content, CachePolicy), Error>> + Send + 'static,
     {
         let planning = context.span("plan");
-        let fresh = || self.fresh_whole(upstream, key, context);
-        if let Some(hit) = bypass.map_or_else(fresh, |_| None) {
+        let remembered = self.remembered(upstream, key, context);
+        // Of what bypasses the cache, only errors are there.
+        if remembered.is_none()
+            && let Some(hit) = self.fresh_whole(upstream, key, context)
+        {
             planned(planning, hit.cache.lookup, 0);
             return Ok(hit);
         }
-        let known = bypass.map_or_else(|| self.memory.whole.entries.get(key), |_| None);
+        let known = self.memory.whole.entries.get(key);
+        let known = known.filter(|entry| bypass.is_none() && !entry.content.is_error());
+        let known = known.or_else(|| self.memory.whole.behind(newest?));
         let mut cache = CacheOutcome {
             lookup: known.as_ref().map_or(Lookup::Miss, |_| Lookup::Stale),
             bypass,
@@ -250,8 +342,13 @@ impl Engine {
         };
         let begun = self.clock.monotonic();
         planned(planning, cache.lookup, 1);
-        let fetched = self.fetch_whole(upstream, key, context, fetch, &mut cache);
-        let fetched = Box::pin(fetched).await;
+        let fetched = match remembered {
+            Some(error) => Err(error),
+            None => {
+                let fetched = self.fetch_whole(upstream, key, newest, context, fetch, &mut cache);
+                Box::pin(fetched).await
+            }
+        };
         let timing = Timing {
             fetch: self.clock.monotonic().saturating_sub(begun),
             ..Timing::default()
@@ -288,6 +385,7 @@ impl Engine {
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         key: &WholeKey,
+        newest: Option<&WholeKey>,
         context: &RequestContext,
         fetch: impl Fn(RequestContext) -> F,
         cache: &mut CacheOutcome,
@@ -302,7 +400,7 @@ impl Engine {
             let mut within = within.clone();
             within.call.lane = key.number();
             within.call.waiters = waiters;
-            fetch_and_store(self.clone(), key.clone(), fetch(within))
+            fetch_and_store(self.clone(), key.clone(), newest.cloned(), fetch(within))
         });
         joined.show(&mut span);
         if joined.joined > 0 {
@@ -372,11 +470,14 @@ fn seconds(duration: Duration) -> i64 {
 async fn fetch_and_store(
     engine: Arc<Engine>,
     key: WholeKey,
+    newest: Option<WholeKey>,
     fetch: impl Future<Output = Result<(Content, CachePolicy), Error>>,
 ) -> Result<Arc<WholeEntry>, Error> {
     let since = engine.memory.generation();
     let fetched = engine.clock.monotonic();
-    let (content, policy) = fetch.await?;
+    let (content, policy) = fetch
+        .await
+        .inspect_err(|error| engine.remember(since, fetched, &key, error))?;
     let stored = !matches!(policy, CachePolicy::NoStore(_));
     let entry = Arc::new(WholeEntry {
         content,
@@ -384,7 +485,14 @@ async fn fetch_and_store(
         fetched,
     });
     if stored {
-        let store = || engine.memory.whole.insert(key, entry.clone());
+        let store = || {
+            let whole = &engine.memory.whole;
+            if let Some(newest) = newest.filter(|_| !entry.content.is_error()) {
+                let alias = WholeEntry::unstored(Content::Alias(key.clone()));
+                whole.insert(newest, alias);
+            }
+            whole.insert(key, entry.clone());
+        };
         engine.memory.if_current(since, store);
     }
     Ok(entry)

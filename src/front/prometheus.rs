@@ -14,12 +14,12 @@ use super::body::Body;
 pub(super) use super::endpoint::ApiEndpoint;
 use super::endpoint::{EXTENSIONS, split};
 use super::path::normalized;
-use super::respond::{cached, encoded, json, with_cache, with_timing};
+use super::respond::{cached, encoded, json, with_cache, with_remembered, with_timing};
 use super::status::{add_advice, prometheus_status};
 use crate::engine::{
-    CachePolicy, Engine, PassthroughRequest, RangeRequest, RequestContext, Upstream,
+    CachePolicy, Engine, Evaluation, PassthroughRequest, RangeRequest, RequestContext, Upstream,
 };
-use crate::model::{Error, Kind, Millis};
+use crate::model::{Error, Kind, Millis, Step};
 use crate::promql::{Analysis, ExpressionFacts};
 use crate::wire::prometheus::{InstantQuery, Params, RangeQuery, write_error};
 
@@ -63,6 +63,8 @@ pub(super) enum Asked {
         method: Method,
         question: PassthroughRequest,
         keep: CachePolicy,
+        /// Of an instant query, the range query for its one time, if its values are the same.
+        lane: Option<RangeRequest>,
     },
 }
 
@@ -86,6 +88,7 @@ pub(super) async fn asked(
     if let Some(known) = endpoint.parameters() {
         params.retain(&[known, &EXTENSIONS].concat(), &upstream.reading.parameters);
     }
+    let mut lane = None;
     let keep = match endpoint {
         ApiEndpoint::QueryRange => {
             let mut query = RangeQuery::read(&params)?;
@@ -115,17 +118,32 @@ pub(super) async fn asked(
             if let Some(normal) = &facts.normal {
                 params.set("query", normal);
             }
-            match asked.time {
+            // The client's own limit is none of the answer's.
+            params.remove("timeout");
+            match engine.evaluation(&upstream, asked.time, context) {
                 None => CachePolicy::Short,
-                Some(time) => CachePolicy::AtTime {
-                    reads: facts.reads,
-                    time,
-                },
+                Some(Evaluation { time, newest }) => {
+                    // In one spelling for all who ask for it.
+                    params.set_time("time", time);
+                    lane = lane_of(&facts, asked, time, picked(&head.headers, &TENANT));
+                    CachePolicy::AtTime {
+                        reads: facts.reads,
+                        time,
+                        newest,
+                    }
+                }
             }
         }
         ApiEndpoint::Labels | ApiEndpoint::LabelValues | ApiEndpoint::Series => {
             let selectors = engine.selectors(params.all("match[]")).await;
             params.replace("match[]", selectors);
+            let (start, end) = (params.time_at("start"), params.time_at("end"));
+            let (start, end) = engine.metadata_window(&upstream, start, end);
+            for (name, time) in [("start", start), ("end", end)] {
+                if let Some(time) = time {
+                    params.set_time(name, time);
+                }
+            }
             CachePolicy::Metadata
         }
         ApiEndpoint::Metadata | ApiEndpoint::Status => CachePolicy::Metadata,
@@ -167,6 +185,7 @@ pub(super) async fn asked(
         method,
         question,
         keep,
+        lane,
     };
     Ok((upstream, whole))
 }
@@ -192,11 +211,43 @@ pub(super) async fn answer(
             method,
             question,
             keep,
+            lane,
         } => {
-            let answer = engine.pass_through(&upstream, method, question, keep, &context);
+            let answer = engine.pass_through(&upstream, method, question, keep, lane, &context);
             Ok(cached(answer.await?))
         }
     }
+}
+
+/// Returns the range query for `time` alone whose values are the answer to the instant query `asked`, if
+/// there is one: its order means nothing, it is a vector, and all of it is asked for.
+fn lane_of(
+    facts: &ExpressionFacts,
+    asked: InstantQuery,
+    time: Millis,
+    headers: Vec<(HeaderName, HeaderValue)>,
+) -> Option<RangeRequest> {
+    let normal = facts.normal.clone();
+    let query = RangeQuery {
+        query: normal.unwrap_or(asked.query),
+        start: time,
+        end: time,
+        step: Step::MILLI,
+        timeout: None,
+        carried: asked.carried,
+        other: asked.other,
+    };
+    // Functions such as `sort` and `topk` order the answer to an instant query only.
+    let ordered = ["sort", "topk", "bottomk"];
+    if !facts.vector || ordered.iter().any(|word| query.query.contains(word)) {
+        return None;
+    }
+    let lag = cacheable(facts, &query).ok()?;
+    Some(RangeRequest {
+        query,
+        lag,
+        headers,
+    })
 }
 
 /// The last millisecond that a 64-bit number of nanoseconds reaches: in the year 2262, and, negative,
@@ -244,6 +295,7 @@ fn error_response(error: &Error) -> Response<Body> {
             response
         }
     };
+    with_remembered(&mut response, error);
     add_advice(&mut response, error);
     response
 }

@@ -8,6 +8,7 @@ use http::{HeaderValue, Response};
 
 use super::body::Body;
 use crate::engine::{CacheOutcome, CachedResponse, Lookup, Timing};
+use crate::model::Error;
 use crate::wire::encoding::Encoding;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -53,8 +54,22 @@ pub(super) fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> 
     response
 }
 
+/// What `Cache-Status` says of an error that the upstream said a moment ago.
+const REMEMBERED: &str = "heliostat; hit; detail=\"error\"";
+
+/// Adds the `Cache-Status` header to `response`, which says `error`, if the upstream was not asked.
+pub(super) fn with_remembered(response: &mut Response<Body>, error: &Error) {
+    if error.remembered {
+        let value = HeaderValue::from_static(REMEMBERED);
+        response.headers_mut().insert(CACHE_STATUS, value);
+    }
+}
+
 /// Returns the value of `Cache-Status` (RFC 9211) for `cache`.
 fn cache_status(cache: &CacheOutcome) -> String {
+    if cache.error {
+        return REMEMBERED.to_owned();
+    }
     let mut text = String::with_capacity(64);
     text.push_str("heliostat");
     if let Some(detail) = &cache.detail {
@@ -141,6 +156,7 @@ mod tests {
             ttl_seconds: 7,
             bypass: None,
             detail: None,
+            error: false,
         };
         assert_eq!(
             cache_status(&outcome(Lookup::Hit, false, false)),

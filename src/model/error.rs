@@ -124,6 +124,8 @@ pub struct Error {
     pub evidence: Evidence,
     /// The upstream's answer, for clients of its own API.
     pub said: Option<Arc<RawResponse>>,
+    /// Whether the upstream said so a moment ago and was not asked again.
+    pub remembered: bool,
 }
 
 impl Error {
@@ -142,6 +144,7 @@ impl Error {
                 _ => Evidence::Question,
             },
             said: None,
+            remembered: false,
         }
     }
 
@@ -165,6 +168,12 @@ impl Error {
     pub fn shows(mut self, evidence: Evidence) -> Self {
         self.evidence = evidence;
         self
+    }
+
+    /// Whether it is what the upstream says of the query itself, and would say again if it were asked
+    /// again at once.
+    pub fn is_about_query(&self) -> bool {
+        self.said.as_ref().is_some_and(|said| said.is_about_query())
     }
 
     /// Returns the same error with a time after which a retry may help.

@@ -24,8 +24,8 @@ pub use fields::{Field, FieldType, FieldValue, FieldValues};
 pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};
 pub use policy::{
-    Aggregate, Compression, Freshness, IncompleteBuckets, Limits, MultiSeries, RangeLimits,
-    Reading, StepAlignment,
+    Aggregate, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits, MultiSeries,
+    RangeLimits, Reading, StepAlignment,
 };
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,

@@ -57,6 +57,8 @@ pub struct Reading {
     pub step_alignment: StepAlignment,
     /// Names of further parameters that clients may pass on to a Prometheus upstream.
     pub parameters: Vec<String>,
+    /// At which times instant queries of the newest data are evaluated.
+    pub instant_alignment: InstantAlignment,
 }
 
 impl Default for Reading {
@@ -71,6 +73,7 @@ impl Default for Reading {
             range_limits: RangeLimits::default(),
             step_alignment: StepAlignment::default(),
             parameters: Vec::new(),
+            instant_alignment: InstantAlignment::default(),
         }
     }
 }
@@ -102,6 +105,17 @@ pub enum StepAlignment {
     Exact,
     /// Start and end are rounded down to multiples of the step.
     Align,
+}
+
+/// At which times instant queries of the newest data are evaluated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstantAlignment {
+    /// At multiples of `refresh`, so that all who ask within one share an answer.
+    #[default]
+    Refresh,
+    /// At the times that were asked for.
+    Exact,
 }
 
 /// Which of the clients that accept compression get it.

@@ -102,6 +102,8 @@ pub struct ExpressionFacts {
     pub analysis: Analysis,
     /// The newest samples that an instant query reads; none where that cannot be told.
     pub reads: Option<Reads>,
+    /// Whether it is known to have an instant vector as its value.
+    pub vector: bool,
     /// The spelling by which it is known, where that is another than its own.
     pub normal: Option<String>,
 }
@@ -131,6 +133,7 @@ struct Unreadable;
 pub const NOT_UNDERSTOOD: ExpressionFacts = ExpressionFacts {
     analysis: Analysis::PassThrough(Reason::NotUnderstood),
     reads: None,
+    vector: false,
     normal: None,
 };
 
@@ -149,6 +152,7 @@ pub fn read(text: &str) -> ExpressionFacts {
     ExpressionFacts {
         analysis,
         reads,
+        vector: tree.kind(root) == Type::Vector,
         normal: normal.filter(|normal| normal != text),
     }
 }

@@ -1,11 +1,10 @@
 //! The way of one call: queue, rate, concurrency, breaker, attempt, and perhaps another attempt.
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -19,6 +18,7 @@ use super::limiter::{Ask, Caller, Limiter, Permit};
 use super::refusal::{nobody_waits, overspent};
 use super::retry::{RetryBudget, backoff};
 use super::state::{LimiterState, ProtectionState};
+use super::tenant::tenant;
 use super::transport::Transport;
 use crate::adapters::{Exchange, Next};
 use crate::clock::Clock;
@@ -60,9 +60,6 @@ impl CallContext {
         }
     }
 }
-
-/// Headers by which stores tell tenants apart.
-const TENANT: [&str; 2] = ["x-scope-orgid", "thanos-tenant"];
 
 /// An answer, and the upstream's time when it was given.
 #[derive(Clone, Copy, Debug)]
@@ -153,16 +150,9 @@ impl UpstreamClient {
         self.signer.as_ref()
     }
 
-    /// A number for the tenant that its configured headers name, if they come from files and so may
-    /// change while it runs.
+    /// A number for the tenant that its configured headers name, if that may change while it runs.
     pub(super) fn tenant(&self) -> Option<u64> {
-        if self.headers.is_fixed() {
-            return None;
-        }
-        let headers = self.headers.get();
-        let named = TENANT.map(|name| headers.get(name).map(HeaderValue::as_bytes));
-        let named = named.iter().any(Option::is_some).then_some(named)?;
-        Some(BuildHasherDefault::<DefaultHasher>::default().hash_one(named))
+        tenant(&self.headers)
     }
 
     /// Makes `exchange` and those that follow from it.

@@ -24,6 +24,7 @@ mod response;
 mod retry;
 mod send;
 mod state;
+mod tenant;
 mod transport;
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};

@@ -46,6 +46,7 @@ mod remote_write;
 mod scripted;
 mod second_level;
 mod secrets;
+mod shared;
 mod sigv4;
 mod support;
 mod targets;

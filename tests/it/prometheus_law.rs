@@ -170,6 +170,25 @@ impl Ask {
         }
     }
 
+    /// What is promised to be answered: names, values and series are looked up in whole minutes
+    /// (`metadata_ttl`).
+    fn widened(&self) -> Self {
+        let mut asked = self.clone();
+        if !["labels", "series"].contains(&self.path.as_str()) && !self.path.ends_with("/values") {
+            return asked;
+        }
+        for (name, up) in [("start", 0), ("end", MINUTE - 1)] {
+            let first = asked.params.iter_mut().find(|(n, _)| *n == name);
+            if let Some((_, value)) = first
+                && let Ok(seconds) = value.parse::<f64>()
+            {
+                let millis = ((seconds * 1000.0) as i64 + up) / MINUTE * MINUTE;
+                *value = (millis / 1000).to_string();
+            }
+        }
+        asked
+    }
+
     fn request(&self, client: &reqwest::Client, base: &str) -> reqwest::RequestBuilder {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.extend_pairs(&self.params);
@@ -254,7 +273,7 @@ impl Rig {
     }
 
     async fn direct(&self, ask: &Ask) -> Reply {
-        let request = ask.request(self.server.client(), &self.store.url);
+        let request = ask.widened().request(self.server.client(), &self.store.url);
         self.server.reply(request).await
     }
 
@@ -724,4 +743,74 @@ async fn what_is_still_being_written_is_answered_as_the_origin_does() {
             rig.kinds
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instant_queries_are_answered_as_the_origin_does_for_the_time_that_they_state() {
+    const TICKS: i64 = 60;
+    let mut now = START + HOUR;
+    let Some(rig) = Rig::new("law-instant", now, "64MiB", "").await else {
+        return;
+    };
+    let all = data();
+    rig.write(&all, START - MINUTE, now).await;
+    let mut written = now;
+    let (mut dice, mut hits, mut wrong) = (Dice(31), 0, String::new());
+    for _ in 0..TICKS {
+        let passed = 500 * (1 + dice.roll(12));
+        now += passed;
+        rig.clock.pass(passed as u64);
+        // Nothing comes late, so that a value stays what it was.
+        rig.write(&all, written, now).await;
+        written = now;
+        for _ in 0..8 {
+            let text = KEPT[pick(&mut dice, KEPT.len())];
+            if dice.roll(4) == 0 {
+                let end = now / 10_000 * 10_000;
+                let window = Window {
+                    start: end - 10 * MINUTE,
+                    end,
+                    step: 10_000,
+                };
+                rig.face(&Ask::range(text, window, &mut dice)).await;
+            }
+            let back = [0, dice.roll(3_000), dice.roll(100_000), dice.roll(HOUR)];
+            let at = now - back[dice.roll(4) as usize];
+            let reply = rig
+                .face(&Ask::get(
+                    "query",
+                    &[("query", text), ("time", &time(at, &mut dice))],
+                ))
+                .await;
+            hits += usize::from(reply.header("cache-status").contains("; hit"));
+            let data = &reply.json()["data"];
+            let stated = match data["resultType"].as_str() {
+                Some("vector") => data["result"][0]["value"][0].as_f64(),
+                Some("scalar") => data["result"][0].as_f64(),
+                _ => None,
+            };
+            let Some(stated) = stated else {
+                continue;
+            };
+            let millis = (stated * 1000.0).round() as i64;
+            let settled = at <= now - 2 * MINUTE;
+            let due = if settled { at } else { at / 10_000 * 10_000 };
+            assert_eq!(millis, due, "{text} at {at}, now {now}");
+            let exact = format!("{stated}");
+            let direct = rig
+                .direct(&Ask::get("query", &[("query", text), ("time", &exact)]))
+                .await;
+            if unordered(&reply.text) != unordered(&direct.text) {
+                let said = reply.header("cache-status");
+                writeln!(
+                    wrong,
+                    "{text} at {exact}: {said}\n  {}\n  {}",
+                    reply.text, direct.text
+                )
+                .unwrap();
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(hits >= 100, "{hits} hits");
 }

@@ -346,7 +346,7 @@ async fn a_warning_is_passed_on_and_what_it_warns_of_is_not_kept() {
 }
 
 #[tokio::test]
-async fn errors_are_passed_on_word_for_word_and_not_kept() {
+async fn errors_are_passed_on_word_for_word_and_remembered_for_a_refresh() {
     const WORDS: &str =
         r#"{"status":"error","errorType":"execution","error":"found <duplicate> series"}"#;
     let rig = Rig::new("trap-errors", |n, seen| match n {
@@ -357,11 +357,13 @@ async fn errors_are_passed_on_word_for_word_and_not_kept() {
         _ => good(seen),
     })
     .await;
-    for n in 1..3 {
+    for calls in [1, 1, 2] {
         let reply = rig.ask("s", OLD, OLD + HOUR, MINUTE).await;
         assert_eq!((reply.status, reply.text.as_str()), (422, WORDS));
-        assert_eq!(rig.calls(), n);
+        assert_eq!(rig.calls(), calls);
+        rig.clock.pass(6000);
     }
+    rig.clock.pass(10_000);
     let reply = rig.ask("s", OLD, OLD + HOUR, MINUTE).await;
     assert_eq!(reply.text, matrix("", OLD, OLD + HOUR, MINUTE));
 }

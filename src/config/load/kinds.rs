@@ -85,6 +85,11 @@ impl Checker<'_> {
                 !set.parameters.is_empty(),
                 &[RawKind::Prometheus],
             ),
+            (
+                "instant_alignment",
+                !shown && set.instant_alignment != usual.instant_alignment,
+                &[RawKind::Prometheus],
+            ),
         ] {
             if is_set && !kinds.contains(&kind) {
                 let kinds: Vec<_> = kinds.iter().map(|k| format!("{:?}", k.name())).collect();

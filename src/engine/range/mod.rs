@@ -13,6 +13,7 @@ use super::explain::Explanation;
 use super::fetch::{Source, View, not_prometheus};
 use super::lane::{Lane, Subject};
 use super::outcome::outcome;
+use super::whole::{WholeIdentity, WholeQuery};
 use super::{CacheOutcome, Engine, RequestContext, Timing, planned};
 use crate::adapters::prometheus::Expression;
 use crate::adapters::{Annotations, Data, LabeledSeries};
@@ -80,7 +81,7 @@ impl Engine {
             }
             None => {
                 let began = self.clock.monotonic();
-                let view = self.fetched_or_thinned(&lane, range, context, planning);
+                let view = self.fetched_or_remembered(&lane, range, context, planning);
                 let view = Box::pin(view).await?;
                 fetching = self.clock.monotonic().saturating_sub(began);
                 view
@@ -173,6 +174,27 @@ impl Engine {
         body
     }
 
+    /// `range` of `lane`, or the error that the upstream says of it now or said a moment ago.
+    async fn fetched_or_remembered(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        context: &RequestContext,
+        planning: Span,
+    ) -> Result<View, Error> {
+        let query = WholeQuery::Range(lane.key.clone(), range);
+        let key = WholeIdentity::new(&lane.upstream, query);
+        if let Some(error) = self.remembered(&lane.upstream, &key, context) {
+            return Err(error);
+        }
+        let since = self.memory.generation();
+        let began = self.clock.monotonic();
+        let fetched = self.fetched_or_thinned(lane, range, context, planning);
+        fetched
+            .await
+            .inspect_err(|error| self.remember(since, began, &key, error))
+    }
+
     /// `range` of `lane`: out of a lane of finer steps that has all of it fresh, else fetched.
     async fn fetched_or_thinned(
         self: &Arc<Self>,
@@ -236,7 +258,7 @@ impl Engine {
 
 /// What `request` asks: an expression at its phase, and the range from its first evaluation time
 /// up to right behind its last.
-fn asked(request: RangeRequest, alignment: StepAlignment) -> (Expression, TimeRange) {
+pub(super) fn asked(request: RangeRequest, alignment: StepAlignment) -> (Expression, TimeRange) {
     let RangeRequest {
         query,
         lag,

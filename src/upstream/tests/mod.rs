@@ -136,6 +136,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         range_limits: crate::model::RangeLimits { series: 1, span: 0 },
         step_alignment: crate::model::StepAlignment::Exact,
         parameters: Vec::new(),
+        instant_alignment: crate::model::InstantAlignment::Refresh,
     };
     let mirror = Mirror {
         api_key: None,

@@ -63,6 +63,27 @@ impl Params {
         }
     }
 
+    /// The first value of `name` as a time; `None` where there is none or it is no time.
+    pub fn time_at(&self, name: &str) -> Option<Millis> {
+        let text = self.get(name);
+        let read = (!text.is_empty()).then(|| read_time(text))?;
+        read.ok().map(to_millis)
+    }
+
+    /// Gives `name` the value `time`, whether it has one or not.
+    pub fn set_time(&mut self, name: &str, time: Millis) {
+        let value = write_time(time);
+        match self.0.iter_mut().find(|(n, _)| n == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name.to_owned(), value)),
+        }
+    }
+
+    /// Takes out all values of `name`.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(n, _)| n != name);
+    }
+
     /// Returns all pairs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(n, v)| (n.as_str(), v.as_str()))

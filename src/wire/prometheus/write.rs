@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::read::Extras;
 use super::series::{Series, Track};
-use crate::model::{Error, Kind, TimeRange};
+use crate::model::{Error, Kind, Millis, TimeRange};
 use crate::wire::encoding::{Encoding, Text};
 
 /// Texts of samples shorter than this are copied: a part of its own would cost more.
@@ -61,6 +61,35 @@ pub fn write_matrix(
     parts.members(&extras.top);
     parts.write(b"}");
     parts.finish()
+}
+
+/// The answer to an instant query at `time` with those of `series`, ordered by labels, that have a sample
+/// then; the bytes are those that Prometheus writes for the same samples.
+pub fn write_vector(series: &[Series], time: Millis) -> Vec<u8> {
+    let at = TimeRange::clamped(time, time + 1);
+    let mut text =
+        b"{\"status\":\"success\",\"data\":{\"resultType\":\"vector\",\"result\":[".to_vec();
+    let mut any = false;
+    for series in series {
+        let samples = [
+            (&b",\"value\":"[..], &series.values),
+            (b",\"histogram\":", &series.histograms),
+        ];
+        for (name, track) in samples {
+            if let Some(span) = track.span(track.within(&at)) {
+                let comma: &[u8] = if any { b"," } else { b"" };
+                any = true;
+                text.extend_from_slice(comma);
+                text.extend_from_slice(b"{\"metric\":");
+                text.extend_from_slice(&series.metric.text);
+                text.extend_from_slice(name);
+                text.extend_from_slice(track.bytes(span));
+                text.push(b'}');
+            }
+        }
+    }
+    text.extend_from_slice(b"]}}");
+    text
 }
 
 /// An answer in the making: text of our own between slices of the origin's.
