@@ -21,31 +21,38 @@ use heliostat::wire::encoding::Encoding;
 use heliostat::wire::prometheus::{self, InstantQuery, Params, RangeQuery};
 use heliostat::wire::{
     json,
-    mirror::{points, request, response},
+    mirror::{
+        points,
+        request::{self, RequestBounds},
+        response,
+    },
 };
 use http::{HeaderMap, Method, StatusCode};
 
 /// Requests as clients send them: of the mirror API, and the parameters of Prometheus' API.
 pub(crate) fn mirror_request(data: &[u8]) {
-    let _ = request::read_connection(data);
-    if let Ok(read) = request::read_field_names(data) {
+    let _ = request::read_connection(data, RequestBounds::default());
+    if let Ok(read) = request::read_field_names(data, RequestBounds::default()) {
         scope_in_range(&read.query.scope);
         let written = request::write_field_names(&read.details.rest, &read.query);
-        let again = request::read_field_names(&written).expect("what is written is read");
+        let again = request::read_field_names(&written, RequestBounds::default())
+            .expect("what is written is read");
         assert_eq!(again.query, read.query);
         assert_eq!(again.details.rest, read.details.rest);
     }
-    if let Ok(read) = request::read_field_values(data) {
+    if let Ok(read) = request::read_field_values(data, RequestBounds::default()) {
         scope_in_range(&read.query.scope);
         let written = request::write_field_values(&read.details.rest, &read.query);
-        let again = request::read_field_values(&written).expect("what is written is read");
+        let again = request::read_field_values(&written, RequestBounds::default())
+            .expect("what is written is read");
         assert_eq!(again.query, read.query);
     }
-    if let Ok(read) = request::read_metric(data) {
+    if let Ok(read) = request::read_metric(data, RequestBounds::default()) {
         let range = read.query.range;
         assert!(0 <= range.start() && range.start() <= range.end() && range.end() <= MAX_TIME);
         let written = request::write_metric(&read.details.rest, &read.query);
-        let again = request::read_metric(&written).expect("what is written is read");
+        let again = request::read_metric(&written, RequestBounds::default())
+            .expect("what is written is read");
         assert_eq!(again.query, read.query);
     }
     let params = Params::read(std::str::from_utf8(data).ok(), Some(data));

@@ -42,6 +42,7 @@ use crate::upstream::{
     AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, Transport, Upstream,
     UpstreamClient, watch,
 };
+use crate::wire::mirror::request::RequestBounds;
 
 /// A failure to set something up, in a sentence.
 #[derive(Debug)]
@@ -143,6 +144,10 @@ impl App {
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
             max_in_flight_bytes: server.max_in_flight_bytes,
+            request_bounds: RequestBounds {
+                details: server.max_details,
+                value: server.max_value,
+            },
             compression: server.compression,
             access: match before.filter(|app| {
                 app.config.access == config.access

@@ -9,7 +9,8 @@ mod series;
 mod signal;
 
 use crate::model::{Error, Kind, Millis};
-use crate::wire::mirror::{request, response};
+use crate::wire::mirror::request::{self, RequestBounds};
+use crate::wire::mirror::response;
 
 /// Most points that one query may evaluate over all series that match.
 const POINTS_MAX: u64 = 2_000_000;
@@ -20,12 +21,20 @@ pub fn answer(path: &str, body: &[u8], now: Millis) -> Result<Vec<u8>, Error> {
     // A data source's URL often ends in a slash, so paths may start with two.
     match path.trim_start_matches('/') {
         "api/connection" => {
-            request::read_connection(body)?;
+            request::read_connection(body, RequestBounds::default())?;
             Ok(response::write_connection(None))
         }
-        "api/field/name" => query::field_names(&request::read_field_names(body)?.query),
-        "api/field/value" => query::field_values(&request::read_field_values(body)?.query),
-        "api/metric" => query::metric(&request::read_metric(body)?.query, now, POINTS_MAX),
+        "api/field/name" => {
+            query::field_names(&request::read_field_names(body, RequestBounds::default())?.query)
+        }
+        "api/field/value" => {
+            query::field_values(&request::read_field_values(body, RequestBounds::default())?.query)
+        }
+        "api/metric" => query::metric(
+            &request::read_metric(body, RequestBounds::default())?.query,
+            now,
+            POINTS_MAX,
+        ),
         _ => Err(Error::new(
             Kind::PathNotFound,
             format!(

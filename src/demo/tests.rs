@@ -6,7 +6,7 @@ use super::series::{self, DELAY_MAX, DemoSeries};
 use super::{POINTS_MAX, answer, query};
 use crate::aggregate::aggregate;
 use crate::model::{Error, Kind, Millis, Points, Statistic, Step, TimeRange};
-use crate::wire::mirror::request;
+use crate::wire::mirror::request::{self, RequestBounds};
 use crate::wire::mirror::{points, response};
 
 /// A Wednesday at noon, UTC.
@@ -248,7 +248,7 @@ fn paging_reaches_every_point_whatever_cut_the_answer_short() {
     assert_eq!(page(&limited, |q| points(q, NOW)), all);
     let capped = |q: &Value| {
         let body = json!({ "connectionDetails": {}, "query": q }).to_string();
-        let request = request::read_metric(body.as_bytes()).unwrap();
+        let request = request::read_metric(body.as_bytes(), RequestBounds::default()).unwrap();
         let body = query::metric(&request.query, NOW, 500).unwrap();
         let answer = points::read_metric(&body).unwrap();
         assert_eq!(answer.ends, None);

@@ -26,7 +26,7 @@ use crate::upstream::{
     BoxFuture, ClientConfig, Forward, Identity, Outgoing, Transport, UpstreamClient,
 };
 use crate::wire::encoding::Encoding;
-use crate::wire::mirror::request::read_metric;
+use crate::wire::mirror::request::{RequestBounds, read_metric};
 use crate::wire::mirror::response::{METRIC_HEAD, metric_tail};
 use crate::wire::number::{write_bucket, write_point};
 
@@ -153,7 +153,7 @@ impl Transport for Source {
             if self.failing.load(Ordering::SeqCst) {
                 return Err(Error::new(Kind::UpstreamUnreachable, "down"));
             }
-            let query = read_metric(&request.body)?.query;
+            let query = read_metric(&request.body, RequestBounds::default())?.query;
             self.asked.lock().unwrap().push(query.range);
             let now = self.clocks.truth();
             let points = direct(&query, &self.clocks, now);

@@ -20,7 +20,8 @@ use crate::engine::{
 };
 use crate::model::{Error, Kind, Layout, Millis};
 use crate::telemetry::logs;
-use crate::wire::{admin, mirror::request};
+use crate::wire::admin;
+use crate::wire::mirror::request::{self, RequestBounds};
 
 /// The prefix of every path of this API.
 const ROOT: &str = "/admin/v1/";
@@ -54,6 +55,8 @@ pub(super) struct Known<'a> {
     pub(super) report: &'a ConfigReport,
     /// The traffic of the last minutes.
     pub(super) traffic: &'a Traffic,
+    /// The bounds of a request to explain.
+    pub(super) bounds: RequestBounds,
 }
 
 impl Call {
@@ -143,7 +146,15 @@ pub(super) async fn answer(
         }
         Call::Explain => {
             let path = path.get(ROOT.len() + Call::Explain.name().len()..);
-            let explained = explain(engine, path.unwrap_or_default(), head, body, context).await?;
+            let explained = explain(
+                engine,
+                path.unwrap_or_default(),
+                head,
+                body,
+                known.bounds,
+                context,
+            )
+            .await?;
             // Serialized directly: a tree would lose the order of members.
             serde_json::to_string(&explained).map_err(|e| internal(&e))?
         }
@@ -234,11 +245,12 @@ async fn explain(
     path: &str,
     head: &Parts,
     body: Bytes,
+    bounds: RequestBounds,
     mut context: RequestContext,
 ) -> Result<Explanation, Error> {
     if let Some(method) = mirror::Method::of(path) {
         allow(&head.method, &mirror::METHODS)?;
-        return mirror::explain(engine, method, &body, context);
+        return mirror::explain(engine, method, &body, bounds, context);
     }
     let Some(endpoint) = prometheus::ApiEndpoint::of(path) else {
         let message = format!(

@@ -91,7 +91,9 @@ impl Front {
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
         let at = self.shared.clock.monotonic();
         let mut context = self.context(None, None, at, Trace::default());
-        mirror::answer(&self.engine, method, body, &mut context)
+        let bounds = self.settings.request_bounds;
+        let body = Bytes::copy_from_slice(body);
+        mirror::answer(&self.engine, method, body, bounds, &mut context)
             .await
             .unwrap_or_else(|e| error_response(&e, false))
     }
@@ -112,7 +114,8 @@ impl Front {
         async move {
             good?;
             let body = self.read(body, claim.as_deref()).await?;
-            mirror::answer(&self.engine, method, &body, &mut context).await
+            let bounds = self.settings.request_bounds;
+            mirror::answer(&self.engine, method, body, bounds, &mut context).await
         }
     }
 
@@ -133,6 +136,7 @@ impl Front {
             reloads: self.shared.reloads.get(),
             report: &self.shared.report.load(),
             traffic: &self.shared.traffic,
+            bounds: self.settings.request_bounds,
         };
         admin::answer(&self.engine, &known, call, &path, &head, body, context).await
     }

@@ -161,7 +161,7 @@ impl Asset {
                 Some(parts) => (parts, encoding),
                 None => (vec![Bytes::from_static(file.bytes)], Encoding::Identity),
             };
-            response = encoded(Response::new(Body::of(parts)), encoding);
+            response = encoded(Response::new(Body::shared(parts)), encoding);
         }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(file.kind));

@@ -50,7 +50,12 @@ impl Body {
 
     /// Returns a body of `text`, which all responses share.
     pub fn fixed(text: &'static str) -> Self {
-        let mut body = Self::of([Bytes::from_static(text.as_bytes())]);
+        Self::shared([Bytes::from_static(text.as_bytes())])
+    }
+
+    /// Returns a body of `parts` that are kept in memory as long as the process runs.
+    pub(super) fn shared(parts: impl IntoIterator<Item = Bytes>) -> Self {
+        let mut body = Self::of(parts);
         body.weight = 0;
         body
     }

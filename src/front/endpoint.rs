@@ -45,13 +45,15 @@ pub(super) enum ApiEndpoint {
     Read,
     /// Endpoints that change the store, and paths that could reach one.
     Refused,
+    /// A stream of events, which does not end.
+    Stream,
     /// Endpoints that are not known here.
     Other,
 }
 
 impl ApiEndpoint {
     /// All endpoints.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::QueryRange,
         Self::Query,
         Self::Labels,
@@ -67,6 +69,7 @@ impl ApiEndpoint {
         Self::Targets,
         Self::Read,
         Self::Refused,
+        Self::Stream,
         Self::Other,
     ];
 
@@ -88,6 +91,7 @@ impl ApiEndpoint {
             Self::Targets => "targets",
             Self::Read => "read",
             Self::Refused => "refused",
+            Self::Stream => "stream",
             Self::Other => "other",
         }
     }
@@ -116,6 +120,7 @@ impl ApiEndpoint {
             ["alerts"] => Self::Alerts,
             ["targets"] => Self::Targets,
             ["read"] => Self::Read,
+            ["notifications", "live"] => Self::Stream,
             ["admin" | "write" | "push" | "otlp" | "import", ..] => Self::Refused,
             _ => Self::Other,
         })
@@ -161,7 +166,7 @@ impl ApiEndpoint {
             ],
             Self::Alerts => &[],
             Self::Targets => &["state", "scrapePool"],
-            Self::Read | Self::Refused | Self::Other => return None,
+            Self::Read | Self::Refused | Self::Stream | Self::Other => return None,
         })
     }
 
@@ -186,6 +191,11 @@ impl ApiEndpoint {
             let message = "endpoints that change the store are not served here";
             return Err(Error::new(Kind::TargetNotAllowed, message));
         }
+        if self == Self::Stream {
+            let message = "a stream of events is not served here: it does not end, so it can be neither \
+                           cached nor shared; ask the store itself";
+            return Err(Error::new(Kind::PathNotFound, message));
+        }
         allow(method, self.methods())
     }
 }
@@ -198,6 +208,14 @@ pub(super) fn split(path: &str) -> Option<(Option<&str>, &str)> {
     let (name, below) = path.strip_prefix("/prometheus/")?.split_once('/')?;
     below.starts_with("api/v1/").then_some(())?;
     Some((Some(name), path.get(path.len() - below.len() - 1..)?))
+}
+
+/// Returns whether `path`, normalized, is one that Prometheus serves besides its API. Errors there have
+/// its form.
+pub(super) fn is_of_prometheus(path: &str) -> bool {
+    let first = path.split('/').nth(1).unwrap_or_default();
+    let known = ["-", "federate", "version", "graph", "consoles", "classic"];
+    known.contains(&first) || path == "/api/v1" || path.starts_with("/api/v1/")
 }
 
 #[cfg(test)]
@@ -213,6 +231,8 @@ mod tests {
             ("/api/v1/label/a.b/values", ApiEndpoint::LabelValues),
             ("/api/v1/targets/metadata", ApiEndpoint::Metadata),
             ("/api/v1/status/tsdb", ApiEndpoint::Status),
+            ("/api/v1/notifications", ApiEndpoint::Other),
+            ("/api/v1/notifications/live", ApiEndpoint::Stream),
             ("/api/v1/new", ApiEndpoint::Other),
             ("/api/v1/admin/tsdb/snapshot", ApiEndpoint::Refused),
             ("/api/v1/%61dmin%2ftsdb", ApiEndpoint::Refused),

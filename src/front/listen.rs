@@ -40,6 +40,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// to make progress in pieces of this size.
 const UNSENT: u32 = 64 << 10;
 
+/// The most that an HTTP/1 connection buffers of what it receives, and so the longest head of a request:
+/// beyond it the answer is 431.
+const HEAD_BUFFER: usize = 64 << 10;
+
 /// Bounds of HTTP/2: requests at once on a connection, bytes of a request's head, and bytes of
 /// bodies that a stream and a connection may send ahead.
 const STREAMS: u32 = 256;
@@ -101,7 +105,8 @@ pub async fn serve<H, F>(
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT);
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BUFFER);
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)

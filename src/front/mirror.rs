@@ -10,10 +10,14 @@ use super::respond::{cached, encoded, json, with_cache, with_timing};
 use crate::engine::{Engine, Explanation, RequestContext};
 use crate::model::{Details, Error, Kind, Origin};
 use crate::wire::encoding::Text;
+use crate::wire::mirror::request::{Request, RequestBounds};
 use crate::wire::mirror::{request, response};
 
 /// The HTTP methods it accepts.
 pub(super) const METHODS: [http::Method; 1] = [http::Method::POST];
+
+/// Bodies beyond this many bytes are read off the threads that serve connections.
+const LARGE_BODY: usize = 64 << 10;
 
 /// A method of the mirror API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,22 +62,24 @@ impl Method {
 pub(super) async fn answer(
     engine: &Arc<Engine>,
     method: Method,
-    body: &[u8],
+    body: Bytes,
+    bounds: RequestBounds,
     context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
     match method {
-        Method::Metric => metric(engine, body, context).await,
+        Method::Metric => metric(engine, body, bounds, context).await,
         // Boxed: a request for points, by far the most frequent, should not carry their state.
-        _ => Box::pin(other(engine, method, body, context)).await,
+        _ => Box::pin(other(engine, method, body, bounds, context)).await,
     }
 }
 
 async fn metric(
     engine: &Arc<Engine>,
-    body: &[u8],
+    body: Bytes,
+    bounds: RequestBounds,
     context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
-    let asked = request::read_metric(body)?;
+    let asked = read(body, bounds, request::read_metric).await?;
     shorten(context, &asked.details);
     // Boxed: hyper moves what is not, for each request.
     let answer = Box::pin(engine.metric(&asked.details, asked.query, context)).await?;
@@ -92,13 +98,14 @@ async fn metric(
 async fn other(
     engine: &Arc<Engine>,
     method: Method,
-    body: &[u8],
+    body: Bytes,
+    bounds: RequestBounds,
     context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
     match method {
-        Method::Metric => metric(engine, body, context).await,
+        Method::Metric => metric(engine, body, bounds, context).await,
         Method::Connection => {
-            let asked = request::read_connection(body)?;
+            let asked = read(body, bounds, request::read_connection).await?;
             shorten(context, &asked.details);
             let failure = match engine.test(&asked.details, context).await {
                 Ok(()) => None,
@@ -113,13 +120,13 @@ async fn other(
             ))]))
         }
         Method::FieldNames => {
-            let asked = request::read_field_names(body)?;
+            let asked = read(body, bounds, request::read_field_names).await?;
             shorten(context, &asked.details);
             let names = engine.field_names(&asked.details, &asked.query, context);
             Ok(cached(names.await?))
         }
         Method::FieldValues => {
-            let asked = request::read_field_values(body)?;
+            let asked = read(body, bounds, request::read_field_values).await?;
             shorten(context, &asked.details);
             let values = engine.field_values(&asked.details, &asked.query, context);
             Ok(cached(values.await?))
@@ -127,11 +134,26 @@ async fn other(
     }
 }
 
+/// Reads `body` with `reader`; a large one off the threads that serve connections, as that takes longer
+/// than a millisecond.
+async fn read<Q: Send + 'static>(
+    body: Bytes,
+    bounds: RequestBounds,
+    reader: fn(&[u8], RequestBounds) -> Result<Request<Q>, Error>,
+) -> Result<Request<Q>, Error> {
+    if body.len() <= LARGE_BODY {
+        return reader(&body, bounds);
+    }
+    let read = tokio::task::spawn_blocking(move || reader(&body, bounds)).await;
+    read.map_err(|e| Error::new(Kind::Internal, format!("reading the request failed: {e}")))?
+}
+
 /// Explains how a request with this `body` would be answered.
 pub(super) fn explain(
     engine: &Engine,
     method: Method,
     body: &[u8],
+    bounds: RequestBounds,
     mut context: RequestContext,
 ) -> Result<Explanation, Error> {
     let context = &mut context;
@@ -141,17 +163,17 @@ pub(super) fn explain(
             Err(Error::new(Kind::PathNotFound, message))
         }
         Method::FieldNames => {
-            let asked = request::read_field_names(body)?;
+            let asked = request::read_field_names(body, bounds)?;
             shorten(context, &asked.details);
             engine.explain_names(&asked.details, &asked.query, context)
         }
         Method::FieldValues => {
-            let asked = request::read_field_values(body)?;
+            let asked = request::read_field_values(body, bounds)?;
             shorten(context, &asked.details);
             engine.explain_values(&asked.details, &asked.query, context)
         }
         Method::Metric => {
-            let asked = request::read_metric(body)?;
+            let asked = request::read_metric(body, bounds)?;
             shorten(context, &asked.details);
             engine.explain_metric(&asked.details, asked.query, context)
         }

@@ -34,6 +34,15 @@ pub(super) enum Page {
 }
 
 impl Page {
+    /// Returns the page that answers Prometheus' own probe at `path`.
+    pub(super) fn of_prometheus(path: &str) -> Option<Self> {
+        match path {
+            "/-/healthy" => Some(Self::Health),
+            "/-/ready" => Some(Self::Ready),
+            _ => None,
+        }
+    }
+
     /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -32,6 +32,9 @@ const TENANT: [HeaderName; 2] = [
     HeaderName::from_static("thanos-tenant"),
 ];
 
+/// The longest value of a header that is passed on, in bytes.
+const LONGEST_HEADER: usize = 256;
+
 /// Headers that describe a body other than a form.
 const OF_BODY: [HeaderName; 3] = [
     CONTENT_TYPE,
@@ -100,7 +103,7 @@ pub(super) async fn asked(
             }
             match cacheable(&facts, &query) {
                 Ok(lag) => {
-                    let headers = picked(&head.headers, &TENANT);
+                    let headers = picked(&head.headers, &TENANT)?;
                     let request = RangeRequest {
                         query,
                         lag,
@@ -125,7 +128,7 @@ pub(super) async fn asked(
                 Some(Evaluation { time, newest }) => {
                     // In one spelling for all who ask for it.
                     params.set_time("time", time);
-                    lane = lane_of(&facts, asked, time, picked(&head.headers, &TENANT));
+                    lane = lane_of(&facts, asked, time, picked(&head.headers, &TENANT)?);
                     CachePolicy::AtTime {
                         reads: facts.reads,
                         time,
@@ -153,7 +156,9 @@ pub(super) async fn asked(
         | ApiEndpoint::Alerts
         | ApiEndpoint::Targets => CachePolicy::Short,
         ApiEndpoint::Read => CachePolicy::NoStore("remote-read"),
-        ApiEndpoint::Refused | ApiEndpoint::Other => CachePolicy::NoStore("unknown-endpoint"),
+        ApiEndpoint::Refused | ApiEndpoint::Stream | ApiEndpoint::Other => {
+            CachePolicy::NoStore("unknown-endpoint")
+        }
     };
     let keep = match params.get("trace") {
         "" | "0" => keep,
@@ -161,9 +166,9 @@ pub(super) async fn asked(
         _ => CachePolicy::NoStore("trace"),
     };
     let raw = !form && !body.is_empty();
-    let mut headers = picked(&head.headers, &TENANT);
+    let mut headers = picked(&head.headers, &TENANT)?;
     if raw {
-        headers.extend(picked(&head.headers, &OF_BODY));
+        headers.extend(picked(&head.headers, &OF_BODY)?);
     }
     let question = PassthroughRequest {
         path: below.to_owned(),
@@ -332,10 +337,29 @@ fn set(response: &mut Response<Body>, headers: &[(HeaderName, HeaderValue)]) {
 }
 
 /// Those of `headers` that `names` names, as copies: a slice would hold all of the request's head.
-fn picked(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
-    let copied = |name: &HeaderName| HeaderValue::from_bytes(headers.get(name)?.as_bytes()).ok();
-    let found = |name: &HeaderName| Some((name.clone(), copied(name)?));
-    names.iter().filter_map(found).collect()
+/// Returns those of `names` that `headers` hold, in copies of their own: a part of the head would keep
+/// all of it in memory.
+fn picked(
+    headers: &HeaderMap,
+    names: &[HeaderName],
+) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
+    let mut picked = Vec::new();
+    for name in names {
+        let Some(value) = headers.get(name) else {
+            continue;
+        };
+        let length = value.len();
+        if length > LONGEST_HEADER {
+            let message = format!(
+                "the header {name} is {length} bytes long; at most {LONGEST_HEADER} are allowed"
+            );
+            return Err(Error::invalid(name.as_str(), message));
+        }
+        if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
+            picked.push((name.clone(), copy));
+        }
+    }
+    Ok(picked)
 }
 
 /// Shortens the deadline of `context` to the client's own timeout.

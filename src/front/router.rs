@@ -79,6 +79,7 @@ impl Route {
         let prometheus = || prometheus::ApiEndpoint::of(path).map(Self::Prometheus);
         let admin = || admin::Call::of(path).map(Self::Admin);
         let asset = || Asset::of(path).map(Self::Asset);
+        let page = || page().or_else(|| pages::Page::of_prometheus(path).map(Self::Page));
         let found = mirror.or_else(page).or_else(prometheus);
         found.or_else(admin).or_else(asset)
     }

@@ -18,6 +18,7 @@ use super::answer::Arrival;
 use super::assets::Asset;
 use super::auth::{AccessControl, Api};
 use super::body::Body;
+use super::endpoint;
 use super::listen::Connection;
 use super::path::normalized;
 use super::reloads::Reloads;
@@ -34,6 +35,7 @@ use crate::telemetry::metrics::{self, RequestMetrics};
 use crate::telemetry::trace::{Span, Trace};
 use crate::wire::encoding::Encoding;
 use crate::wire::mirror::API_KEY_HEADER;
+use crate::wire::mirror::request::RequestBounds;
 
 /// The settings of a [`Front`].
 #[derive(Clone, Debug)]
@@ -48,6 +50,8 @@ pub struct FrontSettings {
     pub max_in_flight: usize,
     /// Most bytes of requests and responses in flight.
     pub max_in_flight_bytes: usize,
+    /// The bounds of what a request may hold.
+    pub request_bounds: RequestBounds,
     /// Which of the clients that accept compressed answers get them.
     pub compression: Compression,
     /// Who has access.
@@ -174,13 +178,15 @@ impl Front {
         connection: &Connection,
     ) -> Response<Body> {
         let now = self.shared.clock.monotonic();
-        let (route, api) = {
+        let (route, api, prometheus_path) = {
             let path = normalized(request.uri().path());
             let route = self.route(&path);
             // Names of upstreams are not revealed to clients without access.
             let named = path.starts_with("/prometheus/");
             let api = named.then_some(Api::Prometheus);
-            (route, api.or_else(|| route.and_then(Route::api)))
+            let of_prometheus = endpoint::is_of_prometheus(&path);
+            let api = api.or_else(|| route.and_then(Route::api));
+            (route, api, of_prometheus)
         };
         let client = self
             .settings
@@ -190,7 +196,7 @@ impl Front {
         let method = request.method().clone();
         let version = request.version();
         let form = ErrorForm {
-            prometheus: api == Some(Api::Prometheus),
+            prometheus: api == Some(Api::Prometheus) || prometheus_path,
             browser: request.headers().contains_key(ORIGIN),
         };
         let (mut span, trace) = start_span(route, &request, client);
@@ -315,9 +321,14 @@ impl Front {
     fn route(&self, path: &str) -> Option<Route> {
         // Clients test the URL of their data source with a GET.
         let named = || {
-            let name = path.strip_prefix("/prometheus/")?;
-            let known = self.engine.prometheus(Some(name)).is_ok();
-            known.then_some(Route::Page(pages::Page::Source))
+            let rest = path.strip_prefix("/prometheus/")?;
+            let name = rest.split('/').next().unwrap_or_default();
+            self.engine.prometheus(Some(name)).ok()?;
+            let page = match rest.get(name.len()..)? {
+                "" => pages::Page::Source,
+                below => pages::Page::of_prometheus(below)?,
+            };
+            Some(Route::Page(page))
         };
         Route::of(path).or_else(named)
     }

@@ -9,9 +9,16 @@ use url::{Host, ParseError, Url};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TargetUrl(Url);
 
+/// The longest host name there can be (RFC 1035), and the longest URL of a target, in bytes.
+const LONGEST_HOST: usize = 253;
+const LONGEST_URL: usize = 2048;
+
 impl TargetUrl {
     /// Checks `text`. The error says what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if text.len() > LONGEST_URL {
+            return Err(format!("is longer than {LONGEST_URL} bytes"));
+        }
         let mut url = Url::parse(text).map_err(|e| match e {
             ParseError::IdnaError => {
                 "the host name must be ASCII; write international names as xn--…".to_owned()
@@ -23,6 +30,9 @@ impl TargetUrl {
         }
         if url.host_str().is_none_or(str::is_empty) {
             return Err("names no host".into());
+        }
+        if url.host_str().is_some_and(|host| host.len() > LONGEST_HOST) {
+            return Err(format!("the host is longer than {LONGEST_HOST} bytes"));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err("must not contain a user or a password; use `headers`".into());
@@ -110,16 +120,33 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Returns whether `text` fits `pattern`, in which `*` stands for any bytes.
+/// Returns whether `text` matches `pattern`, in which `*` stands for any bytes. Each `*` takes as little as it
+/// can: the time grows with the product of their lengths at most, and a host's length is bounded.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.split_first(), text.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            glob(rest, text) || text.split_first().is_some_and(|(_, t)| glob(pattern, t))
+    let (mut p, mut t) = (0, 0);
+    // Where the last `*` was, and what it has taken up to.
+    let mut star: Option<(usize, usize)> = None;
+    while let Some(byte) = text.get(t) {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(expected) if expected == byte => {
+                p += 1;
+                t += 1;
+            }
+            _ => {
+                let Some((at, taken)) = star else {
+                    return false;
+                };
+                star = Some((at, taken + 1));
+                p = at + 1;
+                t = taken + 1;
+            }
         }
-        (Some((p, rest)), Some((t, tail))) => p == t && glob(rest, tail),
-        _ => false,
     }
+    pattern.iter().skip(p).all(|b| *b == b'*')
 }
 
 #[cfg(test)]
@@ -158,6 +185,9 @@ mod tests {
         assert!(Pattern::parse("10.0.0.1:*").unwrap().names(&url));
         assert!(!Pattern::parse("10.0.0.*:9090").unwrap().names(&url));
         assert!(allows("[::1]:9090", "http://[::1]:9090"));
+        assert!(allows("*.*.svc:9090", "http://a.b.svc:9090"));
+        assert!(allows("a*b*c:*", "http://axbxbc:1"));
+        assert!(!allows("a*b*c:*", "http://axbxb:1"));
         for bad in [
             "prom",
             "prom:",
@@ -169,6 +199,18 @@ mod tests {
             "::1:9090",
         ] {
             assert!(Pattern::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn long_hosts_are_refused_and_matching_is_quick() {
+        let host = format!("{}svd", "a.".repeat(120));
+        let url = TargetUrl::parse(&format!("http://{host}:9090")).unwrap();
+        let pattern = Pattern::parse(&format!("{}svc:9090", "*.".repeat(60))).unwrap();
+        assert!(!pattern.allows(&url));
+        for long in ["a".repeat(254), "a".repeat(300_000)] {
+            let error = TargetUrl::parse(&format!("http://{long}:1")).unwrap_err();
+            assert!(error.contains("longer than"), "{error}");
         }
     }
 }

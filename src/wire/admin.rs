@@ -2,7 +2,7 @@
 
 use tracing::Level;
 
-use super::json::{Node, parse};
+use super::json::{Node, parse_within};
 use super::mirror::request::{reversed, selector};
 use crate::model::{Error, MAX_TIME, Selector, TimeRange};
 
@@ -34,7 +34,7 @@ const LEVELS: [(&str, Level); 5] = [
 /// Reads the body of a request to invalidate. A member that is misspelled is an error: it would
 /// make more go than was meant.
 pub fn read_invalidate(body: &[u8]) -> Result<Invalidate, Error> {
-    let value = parse(body)?;
+    let value = parse_within(body, None)?;
     let root = Node::root(&value);
     known_members(&root, &INVALIDATE)?;
     let conditions = root.member("conditions").is_present();
@@ -63,7 +63,7 @@ pub fn read_invalidate(body: &[u8]) -> Result<Invalidate, Error> {
 
 /// Reads the body of a request for a level of the log.
 pub fn read_level(body: &[u8]) -> Result<Level, Error> {
-    let value = parse(body)?;
+    let value = parse_within(body, None)?;
     let root = Node::root(&value);
     known_members(&root, &["level"])?;
     let level = root.member("level");

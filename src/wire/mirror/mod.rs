@@ -4,6 +4,7 @@
 
 use http::HeaderName;
 
+mod details;
 mod field;
 pub mod points;
 pub mod request;

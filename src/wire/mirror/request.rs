@@ -1,17 +1,15 @@
 //! Requests of the mirror API, both ways.
 
-use std::time::Duration;
-
 use serde_json::{Map, Value, json};
 
+use super::details::details;
 use super::field::{FieldDescriptor, field_type};
 use super::usual;
 use crate::model::{
     Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
-    MetricQuery, NanInterpretation, Number, Scalar, Scope, Selector, Statistic, Step, TargetUrl,
-    Test, TimeRange,
+    MetricQuery, Number, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
 };
-use crate::wire::json::{Json, Node, parse};
+use crate::wire::json::{Json, MemberBounds, Node, parse_within};
 
 /// The largest `limit` and `offset` of the protocol.
 const MAX_COUNT: i64 = i32::MAX as i64;
@@ -53,6 +51,33 @@ pub fn method_names() -> String {
     METHODS.map(|(name, _)| name).join(", ")
 }
 
+/// The bounds of what a request may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestBounds {
+    /// Most bytes of the names and texts in `connectionDetails`; it may hold a value for each 32 of
+    /// them.
+    pub details: usize,
+    /// Most bytes of a name or a text in the query.
+    pub value: usize,
+}
+
+impl Default for RequestBounds {
+    /// Returns the defaults of `server.max_details` and `server.max_value`.
+    fn default() -> Self {
+        Self {
+            details: 16 << 10,
+            value: 8 << 10,
+        }
+    }
+}
+
+impl RequestBounds {
+    /// Returns the most values in `connectionDetails`: 512 by default.
+    pub(super) fn details_values(&self) -> usize {
+        (self.details / 32).max(16)
+    }
+}
+
 /// A request of the mirror API: whom it is for, and what it asks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request<Q> {
@@ -63,13 +88,16 @@ pub struct Request<Q> {
 }
 
 /// Reads the body of `/api/connection`.
-pub fn read_connection(body: &[u8]) -> Result<Request<()>, Error> {
-    read(body, |_| Ok(()))
+pub fn read_connection(body: &[u8], bounds: RequestBounds) -> Result<Request<()>, Error> {
+    read(body, bounds, |_| Ok(()))
 }
 
 /// Reads the body of `/api/field/name`.
-pub fn read_field_names(body: &[u8]) -> Result<Request<FieldNamesQuery>, Error> {
-    read(body, |root| {
+pub fn read_field_names(
+    body: &[u8],
+    bounds: RequestBounds,
+) -> Result<Request<FieldNamesQuery>, Error> {
+    read(body, bounds, |root| {
         let query = query(root)?;
         let scope = scope(&query)?;
         Ok(FieldNamesQuery { scope })
@@ -77,8 +105,11 @@ pub fn read_field_names(body: &[u8]) -> Result<Request<FieldNamesQuery>, Error> 
 }
 
 /// Reads the body of `/api/field/value`.
-pub fn read_field_values(body: &[u8]) -> Result<Request<FieldValuesQuery>, Error> {
-    read(body, |root| {
+pub fn read_field_values(
+    body: &[u8],
+    bounds: RequestBounds,
+) -> Result<Request<FieldValuesQuery>, Error> {
+    read(body, bounds, |root| {
         let query = query(root)?;
         let offset = query.member("offset").optional_integer(0, MAX_COUNT)?;
         Ok(FieldValuesQuery {
@@ -95,13 +126,16 @@ pub fn read_field_values(body: &[u8]) -> Result<Request<FieldValuesQuery>, Error
 }
 
 /// Reads the body of `/api/metric`.
-pub fn read_metric(body: &[u8]) -> Result<Request<MetricQuery>, Error> {
-    usual::read_metric(body).map_or_else(|| read_metric_tree(body), Ok)
+pub fn read_metric(body: &[u8], bounds: RequestBounds) -> Result<Request<MetricQuery>, Error> {
+    usual::read_metric(body, bounds).map_or_else(|| read_metric_tree(body, bounds), Ok)
 }
 
 /// Reads the body of `/api/metric` through a tree: any form, and with the words for what is wrong.
-pub(super) fn read_metric_tree(body: &[u8]) -> Result<Request<MetricQuery>, Error> {
-    read(body, |root| {
+pub(super) fn read_metric_tree(
+    body: &[u8],
+    bounds: RequestBounds,
+) -> Result<Request<MetricQuery>, Error> {
+    read(body, bounds, |root| {
         let query = query(root)?;
         let start = query.member("startTime");
         let end = query.member("endTime");
@@ -130,11 +164,22 @@ pub(in crate::wire) fn reversed(start: &Node<'_>, from: i64, to: i64) -> Error {
 
 fn read<Q>(
     body: &[u8],
+    bounds: RequestBounds,
     read_query: impl FnOnce(&Node<'_>) -> Result<Q, Error>,
 ) -> Result<Request<Q>, Error> {
-    let value = parse(body)?;
+    let details_bounds = MemberBounds {
+        name: "connectionDetails",
+        values: bounds.details_values(),
+        text: bounds.details,
+    };
+    let value = parse_within(body, Some(details_bounds))?;
     let root = Node::root(&value);
     root.object()?;
+    // Nothing in a shorter body is too long.
+    if body.len() > bounds.value {
+        root.member("query")
+            .check_lengths(bounds.value, "server.max_value")?;
+    }
     Ok(Request {
         details: details(&root.member("connectionDetails"))?,
         query: read_query(&root)?,
@@ -145,78 +190,6 @@ fn query<'a>(root: &'a Node<'a>) -> Result<Node<'a>, Error> {
     let query = root.member("query");
     query.object()?;
     Ok(query)
-}
-
-pub(super) fn details(node: &Node<'_>) -> Result<Details, Error> {
-    let members = node.object()?;
-    let upstream = node.member("upstream").optional_string()?;
-    let url = target(node)?;
-    // What selects the upstream is for Heliostat; the rest may be meant for the upstream.
-    let picks = upstream.is_some() || url.is_some();
-    let ours = |name: &str| picks && ["upstream", "url", "host", "port"].contains(&name);
-    let rest = members.iter().filter(|(name, _)| !ours(name));
-    let rest = rest.map(|(name, value)| (name.clone().into_owned(), value.to_value()));
-    Ok(Details {
-        upstream: upstream.map(str::to_owned),
-        url,
-        timeout: timeout(node)?,
-        nan: nan_interpretation(&node.member("nan_interpretation"))?,
-        rest: rest.collect(),
-    })
-}
-
-/// Returns the address that `{"url"}` or `{"host", "port"}` names.
-fn target(node: &Node<'_>) -> Result<Option<TargetUrl>, Error> {
-    let (url, host, port) = (node.member("url"), node.member("host"), node.member("port"));
-    if let Some(text) = url.optional_string()?.filter(|t| !t.is_empty()) {
-        let parsed = TargetUrl::parse(text);
-        return parsed.map(Some).map_err(|e| Error::invalid(url.path(), e));
-    }
-    let Some(name) = host.optional_string()?.filter(|t| !t.is_empty()) else {
-        return Ok(None);
-    };
-    let port = match port.value() {
-        // The old mirror's form holds the port as text.
-        Some(Json::String(text)) => text.parse::<u16>().ok().filter(|p| *p > 0),
-        _ => port
-            .optional_integer(1, 65535)?
-            .map_or(Some(80), |p| u16::try_from(p).ok()),
-    }
-    .ok_or_else(|| port.expected("a port from 1 to 65535"))?;
-    let (scheme, name) = match name.split_once("://") {
-        Some((scheme, name)) => (scheme, name),
-        None => ("http", name),
-    };
-    if name.contains(['/', '@', '?', '#', '\\']) {
-        return Err(host.expected("a host name without path or user"));
-    }
-    TargetUrl::parse(&format!("{scheme}://{name}:{port}"))
-        .map(Some)
-        .map_err(|e| Error::invalid(host.path(), e))
-}
-
-fn timeout(node: &Node<'_>) -> Result<Option<Duration>, Error> {
-    const DAY: f64 = 86_400.0;
-    for (key, unit) in [("requestTimeout", 0.001), ("request_timeout_seconds", 1.0)] {
-        let node = node.member(key);
-        if node.is_present() {
-            let seconds = node
-                .number()
-                .map(|n| n * unit)
-                .filter(|s| *s > 0.0 && *s <= DAY)
-                .ok_or_else(|| node.expected("a positive number, at most a day"))?;
-            return Ok(Some(Duration::from_secs_f64(seconds)));
-        }
-    }
-    Ok(None)
-}
-
-fn nan_interpretation(node: &Node<'_>) -> Result<NanInterpretation, Error> {
-    match node.optional_string()? {
-        None | Some("NONE") => Ok(NanInterpretation::Omit),
-        Some("ZERO") => Ok(NanInterpretation::Zero),
-        Some(_) => Err(node.expected("\"ZERO\" or \"NONE\"")),
-    }
 }
 
 fn scope(query: &Node<'_>) -> Result<Scope, Error> {

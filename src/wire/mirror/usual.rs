@@ -8,7 +8,8 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::request::{Request, details, method};
+use super::details::details;
+use super::request::{Request, RequestBounds, method};
 use crate::model::{
     Condition, Details, Layout, MAX_TIME, MetricQuery, Scalar, Selector, Step, Test, TimeRange,
 };
@@ -95,8 +96,8 @@ object!(Aggregation {
 });
 
 /// Reads the body of `/api/metric`; `None` if it is not of the usual form, right or wrong.
-pub(super) fn read_metric(body: &[u8]) -> Option<Request<MetricQuery>> {
-    if body.len() > LONGEST {
+pub(super) fn read_metric(body: &[u8], bounds: RequestBounds) -> Option<Request<MetricQuery>> {
+    if body.len() > LONGEST.min(bounds.value).min(bounds.details) {
         return None;
     }
     let text = std::str::from_utf8(body).ok()?;
@@ -120,7 +121,7 @@ pub(super) fn read_metric(body: &[u8]) -> Option<Request<MetricQuery>> {
     }
     let conditions = conditions.unwrap_or_default().into_iter();
     Some(Request {
-        details: usual_details(&body.details?)?,
+        details: usual_details(&body.details?, bounds)?,
         query: MetricQuery {
             selector: Selector::new(conditions.map(condition).collect::<Option<_>>()?),
             metric_field: metric_field.filter(|f| !f.is_empty()).map(str::to_owned),
@@ -137,9 +138,10 @@ pub(super) fn read_metric(body: &[u8]) -> Option<Request<MetricQuery>> {
     })
 }
 
-fn usual_details(json: &Json<'_>) -> Option<Details> {
+fn usual_details(json: &Json<'_>, bounds: RequestBounds) -> Option<Details> {
     match json {
         Json::Object(members) if members.is_empty() => Some(Details::default()),
+        json if json.count() > bounds.details_values() => None,
         json => details(&Node::root(json)).ok(),
     }
 }
@@ -173,6 +175,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::wire::mirror::request::read_metric_tree;
+
+    const BOUNDS: RequestBounds = RequestBounds {
+        details: 16 << 10,
+        value: 8 << 10,
+    };
 
     fn usual() -> Value {
         json!({
@@ -215,11 +222,11 @@ mod tests {
     #[test]
     fn what_stackstate_sends_is_of_the_usual_form() {
         let body = usual().to_string();
-        let read = read_metric(body.as_bytes()).expect("it is usual");
-        assert_eq!(read, read_metric_tree(body.as_bytes()).unwrap());
+        let read = read_metric(body.as_bytes(), BOUNDS).expect("it is usual");
+        assert_eq!(read, read_metric_tree(body.as_bytes(), BOUNDS).unwrap());
         let empty = body.replace(r#"{"upstream":"prom"}"#, "{}");
-        let read = read_metric(empty.as_bytes()).expect("it is usual");
-        assert_eq!(read, read_metric_tree(empty.as_bytes()).unwrap());
+        let read = read_metric(empty.as_bytes(), BOUNDS).expect("it is usual");
+        assert_eq!(read, read_metric_tree(empty.as_bytes(), BOUNDS).unwrap());
     }
 
     proptest! {
@@ -272,8 +279,8 @@ mod tests {
                 }
                 text.truncate(at);
             }
-            if let Some(read) = read_metric(text.as_bytes()) {
-                prop_assert_eq!(Ok(read), read_metric_tree(text.as_bytes()), "{}", text);
+            if let Some(read) = read_metric(text.as_bytes(), BOUNDS) {
+                prop_assert_eq!(Ok(read), read_metric_tree(text.as_bytes(), BOUNDS), "{}", text);
             }
         }
     }

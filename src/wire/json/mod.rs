@@ -3,22 +3,16 @@
 //! A document is read into a tree that borrows its text, as far as that has no escapes; a path is
 //! put together only for an error.
 
+mod read;
+
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Number, Value};
 
-use crate::model::Error;
+pub use read::{MemberBounds, parse, parse_within};
 
-/// Parses `body` as JSON.
-pub fn parse(body: &[u8]) -> Result<Json<'_>, Error> {
-    let invalid =
-        |e: &dyn fmt::Display| Error::invalid("$", format!("the body is not valid JSON: {e}"));
-    // Checked once as a whole: cheaper than each string by itself.
-    let text = std::str::from_utf8(body).map_err(|e| invalid(&e))?;
-    serde_json::from_str(text).map_err(|e| invalid(&e))
-}
+use crate::model::Error;
 
 /// A JSON value that borrows from its text.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +41,15 @@ impl Json<'_> {
         found.map(|(_, value)| value)
     }
 
+    /// Returns the number of values in it, its own included.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Array(elements) => elements.iter().map(Self::count).sum::<usize>() + 1,
+            Self::Object(members) => members.iter().map(|(_, v)| v.count()).sum::<usize>() + 1,
+            _ => 1,
+        }
+    }
+
     /// Returns it as a value that borrows nothing.
     pub fn to_value(&self) -> Value {
         match self {
@@ -60,58 +63,6 @@ impl Json<'_> {
                 .map(|(name, value)| (name.clone().into_owned(), value.to_value()))
                 .collect(),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Json<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Json<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
-            fn visit_unit<E>(self) -> Result<Json<'de>, E> {
-                Ok(Json::Null)
-            }
-            fn visit_bool<E>(self, b: bool) -> Result<Json<'de>, E> {
-                Ok(Json::Bool(b))
-            }
-            fn visit_u64<E>(self, n: u64) -> Result<Json<'de>, E> {
-                Ok(Json::Number(n.into()))
-            }
-            fn visit_i64<E>(self, n: i64) -> Result<Json<'de>, E> {
-                Ok(Json::Number(n.into()))
-            }
-            fn visit_f64<E: serde::de::Error>(self, n: f64) -> Result<Json<'de>, E> {
-                let number = Number::from_f64(n).map(Json::Number);
-                number.ok_or_else(|| E::custom("a number that is not finite"))
-            }
-            fn visit_borrowed_str<E>(self, s: &'de str) -> Result<Json<'de>, E> {
-                Ok(Json::String(Cow::Borrowed(s)))
-            }
-            fn visit_str<E>(self, s: &str) -> Result<Json<'de>, E> {
-                Ok(Json::String(Cow::Owned(s.to_owned())))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json<'de>, A::Error> {
-                let mut elements = Vec::new();
-                while let Some(element) = seq.next_element()? {
-                    elements.push(element);
-                }
-                Ok(Json::Array(elements))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some(key) = map.next_key()? {
-                    let Json::String(key) = key else {
-                        return Err(A::Error::custom("a name that is not a string"));
-                    };
-                    members.push((key, map.next_value()?));
-                }
-                Ok(Json::Object(members))
-            }
-        }
-        deserializer.deserialize_any(Any)
     }
 }
 
@@ -245,7 +196,18 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Returns a whole number from `min` to `max`; `1.5e12` is one.
+    /// Checks that no name and no string in it is longer than `most` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first one that is, and `limit`, the setting.
+    pub fn check_lengths(&self, most: usize, limit: &str) -> Result<(), Error> {
+        // The nodes below refer to this one for less long than it lives.
+        check_lengths(self, most, limit)
+    }
+
+    /// Returns a whole number from `min` to `max`; `1.5e12` is one, and so is a string of digits: some
+    /// writers of JSON put large numbers in quotes.
     pub fn integer(&self, min: i64, max: i64) -> Result<i64, Error> {
         let whole = |n: &Number| {
             n.as_i64().or_else(|| {
@@ -256,6 +218,7 @@ impl<'a> Node<'a> {
         };
         let number = match self.value {
             Some(Json::Number(n)) => whole(n),
+            Some(Json::String(text)) => digits(text).and_then(|digits| digits.parse().ok()),
             _ => None,
         };
         number
@@ -277,7 +240,48 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Returns `value` as JSON, cut short where it is long.
+fn check_lengths<'n>(node: &'n Node<'n>, most: usize, limit: &str) -> Result<(), Error> {
+    let too_long = |length: usize| {
+        let message = format!("is {length} bytes long; at most {most} are allowed ({limit})");
+        Error::invalid(node.path(), message)
+    };
+    match node.value {
+        Some(Json::String(text)) if text.len() > most => Err(too_long(text.len())),
+        Some(Json::Array(array)) => {
+            for (i, value) in array.iter().enumerate() {
+                let element = Node {
+                    value: Some(value),
+                    place: JsonPath::Element(node, i),
+                };
+                check_lengths(&element, most, limit)?;
+            }
+            Ok(())
+        }
+        Some(Json::Object(members)) => {
+            for (name, value) in members {
+                if name.len() > most {
+                    return Err(too_long(name.len()));
+                }
+                let member = Node {
+                    value: Some(value),
+                    place: JsonPath::Member(node, name),
+                };
+                check_lengths(&member, most, limit)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns `text` if it is a number of at most 19 decimal digits, perhaps negative.
+fn digits(text: &str) -> Option<&str> {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let good = (1..=19).contains(&unsigned.len()) && unsigned.bytes().all(|b| b.is_ascii_digit());
+    good.then_some(text)
+}
+
+/// Returns `value` as JSON, cut short if it is long.
 fn excerpt(value: &Json<'_>) -> String {
     const LONGEST: usize = 60;
     match value {
@@ -318,6 +322,77 @@ mod tests {
         fn documents_are_read_as_serde_json_reads_them(document in document()) {
             let text = document.to_string();
             prop_assert_eq!(parse(text.as_bytes()).unwrap().to_value(), document);
+        }
+    }
+
+    #[test]
+    fn a_tree_takes_memory_in_proportion_to_its_text() {
+        let many = |one: &str, times: usize| format!("[{}]", vec![one; times].join(","));
+        assert!(parse_within(many("0", 16_000).as_bytes(), None).is_ok());
+        for (text, what) in [
+            (many("0", 20_000), "values"),
+            (many("{\"\":0}", 4_000), "containers"),
+            (many("[]", 4_000), "containers"),
+        ] {
+            let error = parse_within(text.as_bytes(), None).unwrap_err();
+            assert_eq!(error.field.as_deref(), Some("$"), "{what}");
+            assert!(error.message.contains("more than 16384 values"), "{error}");
+        }
+        let long = many("\"sixteen bytes and more\"", 40_000);
+        assert!(parse_within(long.as_bytes(), None).is_ok());
+    }
+
+    #[test]
+    fn one_member_has_bounds_of_its_own() {
+        let bounds = Some(MemberBounds {
+            name: "a",
+            values: 3,
+            text: 4,
+        });
+        let read = |text: &str| parse_within(text.as_bytes(), bounds).map(|_| ());
+        for good in [
+            r#"{"a":[1,2],"b":[1,2,3,4,5]}"#,
+            r#"{"a":"xyz","b":"xxxxxxxxx","aaaaaaaaa":1}"#,
+            r#"{"b":{"a":[1,2,3,4,5]}}"#,
+        ] {
+            assert_eq!(read(good), Ok(()), "{good}");
+        }
+        for bad in [
+            r#"{"a":[1,2,3]}"#,
+            r#"{"b":1,"a":{"x":{"y":{"z":{}}}},"c":}"#,
+            r#"{"a":"wxyz"}"#,
+            r#"{"a":{"wxyz":1}}"#,
+        ] {
+            let error = read(bad).unwrap_err();
+            assert_eq!(error.field.as_deref(), Some("a"), "{bad}: {error}");
+        }
+        assert_eq!(read("{} x").unwrap_err().field.as_deref(), Some("$"));
+    }
+
+    #[test]
+    fn long_names_and_strings_are_named_with_their_path() {
+        let check = |text: &str| {
+            let json = parse(text.as_bytes()).unwrap();
+            let checked = Node::root(&json).check_lengths(3, "max");
+            checked.map_err(|e| e.field.unwrap_or_default())
+        };
+        assert_eq!(check(r#"{"abc":["abc",{"a":"abc"}]}"#), Ok(()));
+        assert_eq!(check(r#"{"a":["b",{"c":"long"}]}"#), Err("a[1].c".into()));
+        assert_eq!(check(r#"{"a":{"long":1}}"#), Err("a".into()));
+    }
+
+    #[test]
+    fn numbers_may_be_strings_of_digits() {
+        let read = |text: &str| {
+            let json = parse(text.as_bytes()).unwrap();
+            Node::root(&json).integer(-10, 2_000_000_000_000).ok()
+        };
+        assert_eq!(read("\"1795661340000\""), Some(1_795_661_340_000));
+        assert_eq!(read("\"-7\""), Some(-7));
+        for bad in [
+            "\"\"", "\"1.0\"", "\"1e3\"", "\" 1\"", "\"+1\"", "\"0x1\"", "\"٣\"",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
         }
     }
 
