@@ -89,7 +89,10 @@ pub(super) async fn asked(
     let form = !body.is_empty() && is_form(&head.headers);
     let mut params = Params::read(head.uri.query(), form.then_some(&body));
     if let Some(known) = endpoint.parameters() {
-        params.retain(&[known, &EXTENSIONS].concat(), &upstream.reading.parameters);
+        let more = &upstream.reading.parameters;
+        params.retain(|name| {
+            known.contains(&name) || EXTENSIONS.contains(&name) || more.iter().any(|m| m == name)
+        });
     }
     let mut lane = None;
     let keep = match endpoint {
@@ -99,7 +102,6 @@ pub(super) async fn asked(
             let facts = engine.expression(&query.query).await;
             if let Some(normal) = &facts.normal {
                 query.query.clone_from(normal);
-                params.set("query", normal);
             }
             match cacheable(&facts, &query) {
                 Ok(lag) => {
@@ -111,7 +113,10 @@ pub(super) async fn asked(
                     };
                     return Ok((upstream, Asked::Range(request)));
                 }
-                Err(reason) => CachePolicy::NoStore(reason),
+                Err(reason) => {
+                    params.set("query", &query.query);
+                    CachePolicy::NoStore(reason)
+                }
             }
         }
         ApiEndpoint::Query => {

@@ -149,7 +149,7 @@ impl<'a> Parser<'a> {
             TokenKind::Number => {
                 self.advance()?;
                 let value = match quantity(token.text).ok_or(Unreadable)? {
-                    Quantity::Number(value) => (!token.text.contains('_')).then_some(value),
+                    Quantity::Number(value) => is_plain(token.text).then_some(value),
                     Quantity::Duration(_) => None,
                 };
                 self.tree.add(ExprNode::Number(token.text, value)).map(Some)
@@ -381,8 +381,8 @@ impl<'a> Parser<'a> {
             _ => None,
         };
         let value = value.ok_or(Unreadable)?;
-        // Older servers do not read it, and must not be made to.
-        self.tree.as_written |= token.text.contains('_');
+        // What is not read by all as the same must not be made so.
+        self.tree.as_written |= !is_plain(token.text);
         Ok(if negative { -value } else { value })
     }
 }
@@ -420,6 +420,13 @@ fn operator(token: Token<'_>) -> Option<Operator> {
         precedence,
         family,
     })
+}
+
+/// Whether every server reads the number `text`, and as the same: newer ones read `1_000` only, and
+/// `010` is eight to Prometheus and ten to others.
+fn is_plain(text: &str) -> bool {
+    let leading_zero = matches!(text.as_bytes(), [b'0', b'0'..=b'9', ..]);
+    !leading_zero && !text.contains('_')
 }
 
 /// The number that `word` is.

@@ -263,7 +263,7 @@ fn spellings_of_one_expression_have_one_normal_form() {
         ),
         (
             "a > bool 1",
-            &["a>bool(1.0)", "a > BOOL 0x1", "a > bool 1e0", "a > bool 01"],
+            &["a>bool(1.0)", "a > BOOL 0x1", "a > bool 1e0"],
         ),
         ("a + b + c", &["(a + b) + c", "((a) + (b)) + c"]),
         ("a + (b + c)", &["a+(b+c)", "a + ((b + (c)))"]),
@@ -299,7 +299,7 @@ fn spellings_of_one_expression_have_one_normal_form() {
         ),
         ("up > 1e20", &["up > 100000000000000000000"]),
         ("up > 0.00001", &["up > 1e-5", "up > .00001"]),
-        ("up > 8", &["up > 010", "up > 8.", "up > 0x8"]),
+        ("up > 8", &["up > 8.0", "up > 8.", "up > 0x8"]),
         (
             "label_replace(up, \"a\", \"\\\\\\x00\\xff\\n'\\\"é\\ufffd\", \"\", \"\")",
             &["label_replace(up, 'a', '\\\\\\000\\377\\n\\'\"\\u00e9\\ufffd', ``, '')"],
@@ -309,6 +309,7 @@ fn spellings_of_one_expression_have_one_normal_form() {
         ("up > 1_000", &["up>1_000"]),
         ("up > 5m", &["up>5m"]),
         ("up offset 0s", &["up offset 0s "]),
+        ("up > 010", &["up>010"]),
         (
             "a + fill (0) b",
             &["a + fill(0.0) b", "a + fill_right(0) fill_left(0) b"],

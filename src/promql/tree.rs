@@ -169,7 +169,7 @@ pub(super) struct Matching<'a> {
 
 #[derive(Debug)]
 pub(super) enum ExprNode<'a> {
-    /// A number as it is written; its value, unless only newer servers read it so.
+    /// A number as it is written; its value, unless servers differ in how they read it.
     Number(&'a str, Option<f64>),
     /// A string with its quotes.
     Text(&'a str),

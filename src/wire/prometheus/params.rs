@@ -36,9 +36,8 @@ impl Params {
         found.map_or("", |(_, value)| value)
     }
 
-    /// Leaves out what is neither in `known` nor in `more`.
-    pub fn retain(&mut self, known: &[&str], more: &[String]) {
-        let is_known = |name: &str| known.contains(&name) || more.iter().any(|m| m == name);
+    /// Leaves out the parameters whose names `is_known` does not know.
+    pub fn retain(&mut self, is_known: impl Fn(&str) -> bool) {
         self.0.retain(|(name, _)| is_known(name));
     }
 
@@ -372,7 +371,7 @@ mod tests {
     fn what_is_not_known_is_left_out() {
         let url = "_=1543578564&query=up&dedup=true&match[]=b&x=1&match[]=a&query=g";
         let mut params = Params::read(Some(url), None);
-        params.retain(&["query", "match[]"], &["dedup".to_owned()]);
+        params.retain(|name| ["query", "match[]", "dedup"].contains(&name));
         assert_eq!(params.all("match[]"), ["b", "a"]);
         params.replace("match[]", vec!["c".to_owned(), "d".to_owned()]);
         let pairs: Vec<_> = params.iter().map(|(n, v)| format!("{n}={v}")).collect();
