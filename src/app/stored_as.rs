@@ -75,6 +75,7 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         parameters: _,
         // Whole answers are not stored.
         instant_alignment: _,
+        refresh_ahead: _,
     } = reading;
     form.number(*settle)
         .number(interval.millis())

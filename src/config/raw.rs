@@ -218,6 +218,7 @@ pub(super) struct RawUpstream {
     pub(super) step_alignment: Option<StepAlignment>,
     pub(super) parameters: Vec<String>,
     pub(super) instant_alignment: Option<InstantAlignment>,
+    pub(super) refresh_ahead: Option<bool>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
     #[serde(deserialize_with = "table")]
@@ -378,6 +379,12 @@ impl Usual {
 }
 
 impl RawUpstream {
+    /// Whether each of its calls is counted or paid for.
+    fn is_metered(&self) -> bool {
+        let limit = &self.rate_limit;
+        limit.per_hour.is_some() || limit.per_day.is_some() || self.aws.is_set()
+    }
+
     /// Returns the settings of an upstream `name` of `kind`; absent keys have their defaults.
     pub(super) fn settings(&self, name: String, kind: UpstreamKind) -> Settings {
         let usual = Usual::of(&kind);
@@ -432,6 +439,8 @@ impl RawUpstream {
             step_alignment: self.step_alignment.unwrap_or_default(),
             parameters: self.parameters.clone(),
             instant_alignment: self.instant_alignment.unwrap_or_default(),
+            // Calls that are metered are made only for those who ask.
+            refresh_ahead: self.refresh_ahead.unwrap_or(!self.is_metered()),
         }
     }
 

@@ -96,6 +96,9 @@ impl Engine {
         let lane = Lane::of(upstream, details, query);
         let source = source(&lane, &range);
         let upstream = &lane.upstream;
+        if let [polled] = &sub_ranges[..] {
+            self.lane_polled(&lane, *polled, source, context);
+        }
         for sub_range in sub_ranges {
             let planning = context.span("plan");
             let view = match self.fresh(&lane, &sub_range, context) {

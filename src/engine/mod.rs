@@ -12,6 +12,7 @@
 //! - `range`, `known_steps`, `analyses`: answers to range queries of PromQL
 //! - `whole`, `encoded`: answers that are cached whole, and their encoded forms; `metadata`, `passthrough`: names and values of fields, and
 //!   responses of Prometheus' API
+//! - `ahead`: refreshes what is polled a moment before it is asked for again
 //! - `instant`: instant queries of PromQL
 //! - `outcome`: what an answer says of the cache and of where its time went
 //! - `invalidate`: drops cached data, so that it is fetched again
@@ -37,6 +38,7 @@
 //! | step | distance between two evaluation times, or the size of a bucket |
 //! | flight | one fetch in progress that all overlapping requests share (single flight) |
 
+mod ahead;
 mod analyses;
 mod answer;
 pub mod cache;
@@ -84,6 +86,7 @@ pub use whole::CachePolicy;
 
 use tokio::time::Instant;
 
+use ahead::Paces;
 use analyses::Analyses;
 use cache::ChunkCache;
 use fetch::Fetched;
@@ -118,6 +121,7 @@ pub struct Memory {
     known_steps: KnownSteps,
     whole: WholeCache,
     analyses: Analyses,
+    paces: Paces,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
     generation: RwLock<Generation>,
@@ -148,6 +152,7 @@ impl Memory {
             known_steps: KnownSteps::default(),
             whole: WholeCache::new(for_whole),
             analyses: Analyses::default(),
+            paces: Paces::default(),
             revalidating: Mutex::default(),
             generation: RwLock::default(),
             second,

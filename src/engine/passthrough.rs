@@ -11,12 +11,13 @@ use url::form_urlencoded;
 use super::encoded::{CachedResponse, EncodedResponse};
 use super::explain::Explanation;
 use super::range::RangeRequest;
-use super::whole::{CachePolicy, Content, WholeIdentity, WholeQuery};
+use super::whole::{CachePolicy, Content, WholeAnswer, WholeIdentity, WholeKey, WholeQuery};
 use super::{Engine, RequestContext};
 use crate::adapters::Request;
 use crate::adapters::prometheus::pass;
 use crate::model::{Error, Millis, heap_block, heap_headers};
 use crate::upstream::Upstream;
+use crate::wire::prometheus::write_time;
 
 /// What is asked. Two clients that ask the same get the same answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,11 +35,22 @@ pub struct PassthroughRequest {
 }
 
 impl PassthroughRequest {
-    /// The same request without the parameter `name`.
-    fn without(&self, name: &str) -> Self {
-        let mut without = self.clone();
-        without.params.retain(|(n, _)| n != name);
-        without
+    /// The same request for the evaluation time `time`.
+    pub(super) fn at(&self, time: Millis) -> Self {
+        let mut at = self.clone();
+        for (_, value) in at.params.iter_mut().filter(|(n, _)| n == "time") {
+            *value = write_time(time);
+        }
+        at
+    }
+
+    /// The key of an instant query for its newest evaluation time, whatever that is; none of another.
+    pub(super) fn newest(&self, upstream: &Upstream, policy: &CachePolicy) -> Option<WholeKey> {
+        matches!(policy, CachePolicy::AtTime { newest: true, .. }).then(|| {
+            let mut timeless = self.clone();
+            timeless.params.retain(|(n, _)| n != "time");
+            WholeIdentity::new(upstream, WholeQuery::Newest(timeless))
+        })
     }
 
     /// Bytes that it holds on the heap, about.
@@ -129,10 +141,6 @@ impl Engine {
         lane: Option<RangeRequest>,
         context: &RequestContext,
     ) -> Result<CachedResponse, Error> {
-        let bypass = match policy {
-            CachePolicy::NoStore(reason) => Some(reason),
-            _ => None,
-        };
         let key = WholeIdentity::new(upstream, WholeQuery::Response(request.clone()));
         if let Some(lane) = lane
             && self.fresh_whole(upstream, &key, context).is_none()
@@ -140,6 +148,26 @@ impl Engine {
         {
             return self.cached_response(&key, answer, context).await;
         }
+        self.instant_polled(upstream, &method, &request, &policy, context);
+        let answer = self.fetch_response(upstream, method, request, policy, context);
+        self.cached_response(&key, answer.await?, context).await
+    }
+
+    /// What is cached of `request`, or what the upstream says, which is cached as `policy` allows.
+    pub(super) async fn fetch_response(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        method: Method,
+        request: PassthroughRequest,
+        policy: CachePolicy,
+        context: &RequestContext,
+    ) -> Result<WholeAnswer, Error> {
+        let bypass = match policy {
+            CachePolicy::NoStore(reason) => Some(reason),
+            _ => None,
+        };
+        let key = WholeIdentity::new(upstream, WholeQuery::Response(request.clone()));
+        let newest = request.newest(upstream, &policy);
         let fetch = |context: RequestContext| {
             let exchange = pass(request.request(method.clone()), request.json);
             let (upstream, policy) = (upstream.clone(), policy.clone());
@@ -154,15 +182,8 @@ impl Engine {
                 Ok((Content::Response(response), policy))
             }
         };
-        let newest = matches!(policy, CachePolicy::AtTime { newest: true, .. });
-        let newest = newest.then(|| {
-            let query = WholeQuery::Newest(request.without("time"));
-            WholeIdentity::new(upstream, query)
-        });
-        let newest = newest.as_ref();
-        let answer = self.whole(upstream, &key, newest, bypass, context, fetch);
-        let answer = answer.await?;
-        self.cached_response(&key, answer, context).await
+        self.whole(upstream, &key, newest.as_ref(), bypass, context, fetch)
+            .await
     }
 }
 

@@ -250,6 +250,7 @@ pub(super) fn engine_with(
         step_alignment: StepAlignment::Exact,
         parameters: Vec::new(),
         instant_alignment: InstantAlignment::Refresh,
+        refresh_ahead: true,
     };
     let upstream = Arc::new(Upstream {
         identity: Identity::new(),
@@ -572,6 +573,63 @@ async fn a_sliding_window_asks_only_for_the_tail() {
         // From the bucket in which settled data ends to a refresh ahead, on the bucket grid.
         assert!(call.millis() <= SETTLE + 10_000 + 2 * 60_000, "{call:?}");
     }
+}
+
+/// Lets time pass by both clocks, the engine's and the runtime's.
+async fn wait(world: &World, millis: i64) {
+    for _ in 0..millis / 50 {
+        world.clocks.pass(50);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_steady_poll_is_refreshed_before_it_is_due() {
+    for (pace, layout) in [
+        (10_000, Layout::Raw),
+        (60_000, buckets(Statistic::Mean, 60_000)),
+        (60_000, Layout::Raw),
+    ] {
+        let world = World::new(10_000, Aggregate::Auto);
+        for poll in 0..12 {
+            let now = world.clocks.truth();
+            let asked = query(now - 1_800_000, now, layout);
+            let answer = world.ask(&asked).await.unwrap();
+            let hit = answer.cache.lookup == Lookup::Hit;
+            assert_eq!(hit, poll >= 3, "poll {poll} of {layout:?}");
+            // A poll comes a little early or late.
+            wait(&world, pace + [0, 50, -50][poll % 3]).await;
+        }
+        let calls = world.calls().len();
+        assert!((12..=13).contains(&calls), "{calls} calls for 12 polls");
+        // Nobody polls any more.
+        wait(&world, 5 * pace).await;
+        assert!(
+            world.calls().len() <= 1,
+            "one call for a poll that did not come"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_polled_at_a_steady_pace_is_not_refreshed() {
+    let world = World::new(10_000, Aggregate::Auto);
+    let mut asks = 0;
+    for pause in [10_000, 15_000, 31_000, 12_000, 22_000, 11_000] {
+        let now = world.clocks.truth();
+        let asked = query(now - 600_000, now, Layout::Raw);
+        world.ask(&asked).await.unwrap();
+        asks += 1;
+        wait(&world, pause).await;
+    }
+    // History does not change, however often it is asked for.
+    let now = world.clocks.truth();
+    let history = query(now - 3_000_000, now - 1_800_000, Layout::Raw);
+    for _ in 0..5 {
+        world.ask(&history).await.unwrap();
+        wait(&world, 10_000).await;
+    }
+    assert_eq!(world.calls().len(), asks + 1);
 }
 
 #[tokio::test(start_paused = true)]

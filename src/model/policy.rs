@@ -59,6 +59,8 @@ pub struct Reading {
     pub parameters: Vec<String>,
     /// At which times instant queries of the newest data are evaluated.
     pub instant_alignment: InstantAlignment,
+    /// Whether what is polled at a steady pace is refreshed before it is asked for again.
+    pub refresh_ahead: bool,
 }
 
 impl Default for Reading {
@@ -74,6 +76,7 @@ impl Default for Reading {
             step_alignment: StepAlignment::default(),
             parameters: Vec::new(),
             instant_alignment: InstantAlignment::default(),
+            refresh_ahead: true,
         }
     }
 }

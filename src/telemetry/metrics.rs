@@ -32,6 +32,7 @@ pub(super) const RETRIES: &str = "heliostat_upstream_retries_total";
 pub(super) const BREAKER_OPEN: &str = "heliostat_breaker_open";
 pub(super) const COALESCED: &str = "heliostat_coalesced_requests_total";
 pub(super) const DROPPED: &str = "heliostat_points_dropped_total";
+pub(super) const REFRESH_AHEAD: &str = "heliostat_refresh_ahead_total";
 const FILE_ERRORS: &str = "heliostat_file_errors";
 const RELOADS: &str = "heliostat_config_reloads_total";
 const RELOAD_OK: &str = "heliostat_config_last_reload_successful";
@@ -163,6 +164,10 @@ fn describe() {
     describe_counter!(
         DROPPED,
         "Points received and left out, by reason: not a number (nan), infinite (inf), outside the requested range (outside_range), native histograms (histogram)."
+    );
+    describe_counter!(
+        REFRESH_AHEAD,
+        "Refreshes a moment before a steady poll was due, by outcome: the poll came (used), did not come (unused), or no call was to spare (skipped)."
     );
     describe_gauge!(
         FILE_ERRORS,

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::metrics::{
-    BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LOOKUPS, POINTS_SERVED, QUEUE_SECONDS, REJECTED,
-    RETRIES, STALE_SERVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
+    BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LOOKUPS, POINTS_SERVED, QUEUE_SECONDS,
+    REFRESH_AHEAD, REJECTED, RETRIES, STALE_SERVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS,
+    UPSTREAM_SECONDS,
 };
 use super::removed;
 
@@ -139,6 +140,9 @@ impl UpstreamMetrics {
         for reason in ["limits", "budget", "breaker_open"] {
             rejected(&metrics.name, reason).absolute(0);
         }
+        for outcome in ["used", "unused", "skipped"] {
+            metrics.ahead(outcome).absolute(0);
+        }
         for reason in ["nan", "inf", "outside_range", "histogram"] {
             dropped(&metrics.name, reason).absolute(0);
         }
@@ -175,6 +179,15 @@ impl UpstreamMetrics {
             .fetch_add(failed.into(), Ordering::Relaxed);
         counter!(UPSTREAM_REQUESTS, "upstream" => self.name.clone(), "outcome" => outcome)
             .increment(1);
+    }
+
+    /// Counts a refresh ahead of a poll that ended as `outcome`: `used`, `unused` or `skipped`.
+    pub fn refreshed_ahead(&self, outcome: &'static str) {
+        self.ahead(outcome).increment(1);
+    }
+
+    fn ahead(&self, outcome: &'static str) -> Counter {
+        counter!(REFRESH_AHEAD, "upstream" => self.name.clone(), "outcome" => outcome)
     }
 
     /// Counts a call that was not made for `reason`.

@@ -347,6 +347,21 @@ impl UpstreamClient {
         });
     }
 
+    /// The time that calls usually take.
+    pub fn usual(&self) -> Duration {
+        self.limiter.usual()
+    }
+
+    /// Whether a call can be made that nobody waits for: nobody waits for another, and it leaves half of
+    /// all that may be used now.
+    pub fn has_spare(&self) -> bool {
+        let budgets = self.budgets.state(self.clock.now());
+        self.limiter.has_spare()
+            && budgets
+                .iter()
+                .all(|budget| budget.used < budget.allowed / 2)
+    }
+
     /// The state of its protection, at the wall time `now`.
     pub fn state(&self, now: Millis) -> ProtectionState {
         let (paused, spacing) = self.addresses.resting();

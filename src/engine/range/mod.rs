@@ -73,6 +73,7 @@ impl Engine {
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);
         let mut fetching = Duration::ZERO;
+        self.lane_polled(&lane, range, Source::Upstream, context);
         let planning = context.span("plan");
         let view = match self.fresh(&lane, &range, context) {
             Some(view) => {

@@ -222,6 +222,16 @@ impl Limiter {
         permit.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the queue was lost")))
     }
 
+    /// Whether nobody waits, and half of what may run and of a burst is left.
+    pub(super) fn has_spare(&self) -> bool {
+        let state = self.0.state();
+        let may_run = self.0.at_once(&state);
+        let left = (self.0.limits.burst / 2) as usize;
+        state.queue.len() == 0
+            && state.running < may_run.div_ceil(2)
+            && state.rate.wait(Instant::now(), left).is_zero()
+    }
+
     /// What all calls but a few take at most.
     pub(super) fn usual(&self) -> Duration {
         self.0.state().latency.usual()

@@ -137,6 +137,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         step_alignment: crate::model::StepAlignment::Exact,
         parameters: Vec::new(),
         instant_alignment: crate::model::InstantAlignment::Refresh,
+        refresh_ahead: true,
     };
     let mirror = Mirror {
         api_key: None,

@@ -13,4 +13,5 @@ pub mod write;
 pub use params::{InstantQuery, Params, RangeQuery};
 pub use read::{Extras, Matrix, Unread, read_matrix};
 pub use series::{Metric, Series, Track, heap_bytes, merge, thin, unpacked_bytes};
+pub use units::write_time;
 pub use write::{error_type, write_error, write_matrix, write_vector};

@@ -53,7 +53,7 @@ pub(super) fn to_duration(nanos: Nanos) -> Duration {
 }
 
 /// Returns `time` as seconds, exact to the millisecond.
-pub(super) fn write_time(time: Millis) -> String {
+pub fn write_time(time: Millis) -> String {
     let mut text = if time < 0 { "-" } else { "" }.to_owned();
     let (seconds, millis) = (time.unsigned_abs() / 1000, time.unsigned_abs() % 1000);
     // Writing to a string does not fail.

@@ -1,0 +1,267 @@
+//! Refreshes what is asked for at a steady pace a moment before it is asked for again, so that the poll is
+//! a hit (`refresh_ahead`).
+//!
+//! Only with calls that nobody else needs, one a poll, as without; after a poll that did not come there
+//! is no further one.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use moka::sync::Cache;
+
+use super::fetch::Source;
+use super::lane::{Lane, LaneKey};
+use super::passthrough::PassthroughRequest;
+use super::whole::{CachePolicy, WholeIdentity, WholeKey, WholeQuery};
+use super::{Engine, Evaluation, RequestContext};
+use crate::model::{Millis, TimeRange};
+use crate::telemetry::trace::Trace;
+use crate::upstream::{CallContext, Upstream};
+
+/// Most lanes and instant queries whose pace is known.
+const MOST: u64 = 20_000;
+
+/// How long before a poll is due the refresh begins, at least.
+const LEAD: Duration = Duration::from_millis(200);
+
+/// The paces that count: shorter ones are hits anyway, and longer ones are not worth a task that waits.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Two intervals that differ by at most one part in so many are a steady pace.
+const TOLERANCE: u32 = 5;
+
+/// What is polled.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Polled {
+    /// A lane.
+    Lane(LaneKey),
+    /// An instant query, whatever its evaluation time.
+    Instant(WholeKey),
+}
+
+/// When something was asked for.
+#[derive(Default)]
+struct Pace {
+    /// How often, which tells one poll from the next.
+    asked: u64,
+    last: Duration,
+    interval: Option<Duration>,
+    /// Whether it has been refreshed for the poll that comes next.
+    refreshed: bool,
+}
+
+impl Pace {
+    /// Learns that it was asked for at `now`, and returns the interval if it is at least the third time
+    /// at a steady pace.
+    fn learn(&mut self, now: Duration) -> Option<Duration> {
+        let passed = now.saturating_sub(self.last);
+        let before = self.interval.replace(passed).filter(|_| self.asked > 1);
+        self.asked += 1;
+        self.last = now;
+        let usual = before?;
+        let steady = usual.abs_diff(passed) <= usual / TOLERANCE;
+        if steady {
+            // A poll that is a little early or late does not move the next one by as much.
+            self.interval = Some((usual + passed) / 2);
+        }
+        let interval = self.interval.filter(|_| steady)?;
+        (SHORTEST..=LONGEST).contains(&interval).then_some(interval)
+    }
+}
+
+/// The paces at which lanes and instant queries are asked for.
+pub(super) struct Paces(Cache<Polled, Arc<Mutex<Pace>>>);
+
+impl Default for Paces {
+    fn default() -> Self {
+        Self(Cache::new(MOST))
+    }
+}
+
+fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
+    // Fields are written one by one, and each is sound by itself.
+    pace.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Engine {
+    /// Learns that `range` of `lane` was asked for.
+    pub(super) fn lane_polled(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: TimeRange,
+        source: Source,
+        context: &RequestContext,
+    ) {
+        let settle = lane.upstream.freshness.settle;
+        if range.end() <= context.wall.saturating_sub(settle) {
+            return;
+        }
+        let key = Polled::Lane(lane.key.clone());
+        let (lane, grid) = (lane.clone(), lane.grid());
+        self.polled(key, &lane.upstream.clone(), context, move |engine, due| {
+            let later = due.later;
+            let range = TimeRange::clamped(range.start(), range.end().saturating_add(later));
+            let range = range.aligned(grid);
+            let (lane, context) = (lane.clone(), due.context);
+            (engine.fresh(&lane, &range, &context).is_none()).then(|| {
+                let engine = engine.clone();
+                let call = async move {
+                    let planning = context.span("plan");
+                    let view = engine.view(&lane, range, source, &context, planning);
+                    view.await.is_ok()
+                };
+                Box::pin(call) as RefreshFuture
+            })
+        });
+    }
+
+    /// Learns that `request` was made, if that is an instant query for its newest evaluation time.
+    pub(super) fn instant_polled(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        method: &Method,
+        request: &PassthroughRequest,
+        policy: &CachePolicy,
+        context: &RequestContext,
+    ) {
+        let CachePolicy::AtTime { reads, .. } = *policy else {
+            return;
+        };
+        let Some(newest) = request.newest(upstream, policy) else {
+            return;
+        };
+        let (of, method, request) = (upstream.clone(), method.clone(), request.clone());
+        let key = Polled::Instant(newest);
+        self.polled(key, upstream, context, move |engine, due| {
+            let now = Some(due.context.wall);
+            let Evaluation { time, newest } = engine.evaluation(&of, now, &due.context)?;
+            let request = request.at(time);
+            let key = WholeIdentity::new(&of, WholeQuery::Response(request.clone()));
+            if engine.fresh_whole(&of, &key, &due.context).is_some() {
+                return None;
+            }
+            let policy = CachePolicy::AtTime {
+                reads,
+                time,
+                newest,
+            };
+            let (engine, context) = (engine.clone(), due.context);
+            // No time is evaluated before it has come.
+            let early = time.saturating_sub(engine.clock.now()).max(0);
+            let early = Duration::from_millis(u64::try_from(early).unwrap_or(0));
+            Some(Box::pin(async move {
+                tokio::time::sleep(early).await;
+                let answer = engine.fetch_response(&of, method, request, policy, &context);
+                answer.await.is_ok()
+            }))
+        });
+    }
+
+    /// Learns that `key` was asked for, and if that is at a steady pace, has `refresh` make it fresh a
+    /// moment before it is asked for again. `refresh` returns nothing if it will be fresh then anyway.
+    pub(super) fn polled(
+        self: &Arc<Self>,
+        key: Polled,
+        upstream: &Arc<Upstream>,
+        context: &RequestContext,
+        refresh: impl FnOnce(&Arc<Self>, Due) -> Option<RefreshFuture> + Send + 'static,
+    ) {
+        if !upstream.reading.refresh_ahead || context.max_age.is_some() {
+            return;
+        }
+        let pace = self.memory.paces.0.get_with(key, Arc::default);
+        let (interval, asked) = {
+            let mut pace = lock(&pace);
+            if std::mem::take(&mut pace.refreshed) {
+                upstream.metrics.refreshed_ahead("used");
+            }
+            (pace.learn(context.arrived), pace.asked)
+        };
+        let Some(interval) = interval else {
+            return;
+        };
+        let (engine, upstream) = (self.clone(), upstream.clone());
+        let due = context.arrived + interval;
+        let later = Millis::try_from(interval.as_millis()).unwrap_or(0);
+        let wall = context.wall.saturating_add(later);
+        tokio::spawn(async move {
+            let usual = upstream.client.usual();
+            let lead = LEAD.max(usual + usual / 2 + LEAD / 4).min(interval / 2);
+            tokio::time::sleep(interval - lead).await;
+            let now = engine.clock.monotonic();
+            // Another poll has come, or time has not passed as the runtime's clock says.
+            if lock(&pace).asked != asked || now + 2 * lead < due || now > due {
+                return;
+            }
+            let deadline = tokio::time::Instant::now() + interval;
+            let context = RequestContext {
+                arrived: due,
+                wall,
+                deadline,
+                call: CallContext::new(None, deadline, Trace::default()),
+                encoding: crate::wire::encoding::Encoding::Identity,
+                max_age: None,
+            };
+            let Some(call) = refresh(&engine, Due { context, later }) else {
+                return;
+            };
+            if !upstream.client.has_spare() {
+                upstream.metrics.refreshed_ahead("skipped");
+                return;
+            }
+            if !call.await {
+                return;
+            }
+            {
+                let mut pace = lock(&pace);
+                if pace.asked != asked {
+                    // The poll came while it was refreshed, and shared the call.
+                    upstream.metrics.refreshed_ahead("used");
+                    return;
+                }
+                pace.refreshed = true;
+            }
+            tokio::time::sleep(lead + interval / TOLERANCE).await;
+            let mut pace = lock(&pace);
+            if pace.asked == asked && std::mem::take(&mut pace.refreshed) {
+                upstream.metrics.refreshed_ahead("unused");
+            }
+        });
+    }
+}
+
+/// The poll that is expected next.
+pub(super) struct Due {
+    /// What it will be asked with.
+    pub(super) context: RequestContext,
+    /// How much later than the last, in milliseconds.
+    pub(super) later: Millis,
+}
+
+/// Makes something fresh; whether it did.
+pub(super) type RefreshFuture = std::pin::Pin<Box<dyn Future<Output = bool> + Send>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_times_at_nearly_the_same_distance_are_a_pace() {
+        let steady = |times: &[u64]| {
+            let mut pace = Pace::default();
+            let asked = times.iter().map(|s| pace.learn(Duration::from_secs(*s)));
+            asked.last().flatten().map(|interval| interval.as_secs())
+        };
+        assert_eq!(steady(&[100]), None);
+        assert_eq!(steady(&[100, 110]), None);
+        assert_eq!(steady(&[100, 110, 120]), Some(10));
+        assert_eq!(steady(&[100, 110, 122]), Some(11));
+        assert_eq!(steady(&[100, 110, 123]), None);
+        assert_eq!(steady(&[100, 110, 123, 136]), Some(13));
+        assert_eq!(steady(&[100, 100, 100]), None, "three at once");
+        assert_eq!(steady(&[100, 5000, 9900]), None, "longer than an hour");
+    }
+}
