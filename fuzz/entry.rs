@@ -17,6 +17,8 @@ use heliostat::model::{
     RangeLimits, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
 };
 use heliostat::promql::{Analysis, canonical, classify};
+use heliostat::store::key::{LaneName, Slot};
+use heliostat::store::page::{self, ValueId};
 use heliostat::wire::encoding::Encoding;
 use heliostat::wire::prometheus::{self, InstantQuery, Params, RangeQuery};
 use heliostat::wire::{
@@ -392,4 +394,25 @@ pub(crate) fn promql(data: &[u8]) {
     let known_by = canonical(text);
     assert_eq!(canonical(&known_by), known_by);
     assert_eq!(classify(&known_by), analysis);
+}
+
+/// Values of a second level of the cache, as a disk or a server gives them back. What is read is
+/// written to something that is read as the same.
+pub(crate) fn stored_value(data: &[u8]) {
+    let lane = LaneName([7; 32]);
+    let id = ValueId {
+        lane: &lane,
+        slot: Slot::Page(3),
+        cell: Step::new(15_000).expect("it is positive"),
+    };
+    let Ok(value) = page::decode(id, data, MAX_TIME) else {
+        return;
+    };
+    assert!(value.points.times().is_sorted());
+    let inside = |t: i64| value.parts.iter().any(|part| part.range.holds(t));
+    assert!(value.points.times().iter().all(|t| inside(*t)));
+    if let Some(written) = page::encode(id, &value) {
+        let again = page::decode(id, &written, MAX_TIME).expect("what is written is read");
+        assert_eq!(again, value);
+    }
 }

@@ -151,6 +151,15 @@ def main():
         assert env["HELIOSTAT_CACHE__DISK__DIR"].startswith(mounts["cache"]), env
         assert env["HELIOSTAT_CACHE__DISK__SIZE"] == "10GiB", env
 
+    shared = render({"global": {"apiKey": "k"}, "sharedCache": {"secretName": "redis", "password": True}})
+    container = shared["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    env = {e["name"]: e for e in container["env"]}
+    for key in ("secret", "password"):
+        name = f"SHARED_CACHE_{key.upper()}"
+        assert env[name]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": key}, env
+        assert env[f"HELIOSTAT_CACHE__SHARED__{key.upper()}"]["value"] == '{ env = "' + name + '" }', env
+    assert "SHARED_CACHE_SECRET" not in {e["name"] for e in small["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]}
+
     none = render({"global": {"apiKey": "k"}, "podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}})
     assert set(none) == {"Deployment", "Service", "ConfigMap", "Secret"}, set(none)
 

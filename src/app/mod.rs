@@ -3,6 +3,7 @@
 #[cfg(feature = "aws")]
 mod aws;
 pub mod exposure;
+pub mod levels;
 pub mod machine;
 mod reload;
 mod reloadables;
@@ -14,7 +15,6 @@ pub mod traces;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderMap;
 use rustls::ServerConfig;
@@ -31,12 +31,11 @@ use crate::adapters::{Adapter, Forwarded};
 use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
 use crate::demo::http::DemoServer;
-use crate::engine::{Engine, LevelSetup, Memory};
+use crate::engine::{Engine, Memory};
 use crate::front::listen::{self, Listening};
 use crate::front::{Front, FrontSettings};
 use crate::model::{Millis, MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
-use crate::store::disk::Disk;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
     AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, Transport, Upstream,
@@ -168,9 +167,9 @@ impl App {
             .map(|files| reloadables::server(files, &clock))
             .transpose();
         let tls = tls.map_err(StartError)?;
-        let disk = match before {
-            Some(_) => None,
-            None => open_disk(config, &clock).await?,
+        let levels = match before {
+            Some(_) => Vec::new(),
+            None => levels::open(config, &clock).await?,
         };
         // Nothing fails from here on.
         if let Some(before) = before
@@ -179,16 +178,10 @@ impl App {
         {
             upstreams.keep_targets_of(before.engine.registry());
         }
-        let memory = match (before, disk) {
-            (Some(before), _) => before.engine.memory(),
-            (None, None) => Memory::new(config.cache_memory),
-            (None, Some(disk)) => {
-                let level = LevelSetup {
-                    level: Arc::new(disk),
-                    deadline: SECOND_LEVEL_DEADLINE,
-                };
-                Memory::with_levels(config.cache_memory, vec![level], &clock)
-            }
+        let memory = match before {
+            Some(before) => before.engine.memory(),
+            None if levels.is_empty() => Memory::new(config.cache_memory),
+            None => Memory::with_levels(config.cache_memory, levels, &clock),
         };
         let engine = Engine::new(upstreams, memory, server.max_points, clock.clone());
         let front = match before {
@@ -205,22 +198,6 @@ impl App {
             clock,
         })
     }
-}
-
-/// Most time that a request waits for a level of the cache before it asks the upstream.
-const SECOND_LEVEL_DEADLINE: Duration = Duration::from_millis(50);
-
-/// The level on disk, if there is to be one.
-async fn open_disk(config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Disk>, StartError> {
-    let Some(settings) = config.cache_disk.clone() else {
-        return Ok(None);
-    };
-    let clock = clock.clone();
-    let open = move || Disk::open(&settings.dir, settings.size, clock);
-    let opened = tokio::task::spawn_blocking(open).await;
-    let opened = opened.map_err(|e| StartError(format!("cache.disk.dir: {e}")))?;
-    let disk = opened.map_err(|e| StartError(format!("cache.disk.dir: {e}")))?;
-    Ok(Some(disk))
 }
 
 /// Builds upstreams from their settings.

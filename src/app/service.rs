@@ -21,6 +21,9 @@ use crate::telemetry::metrics;
 /// How often responses are checked for progress, and histograms tidied. See `STALLED_SWEEPS`.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether other replicas have invalidated something.
+const CATCH_UP: Duration = Duration::from_millis(100);
+
 /// Most time to write what waits for the second level of the cache when the service stops.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -95,6 +98,7 @@ impl Service {
             trusted: Box::new(move |peer| access.app().front.access().is_proxy(peer)),
             tls: Box::new(move || tls.app().tls.as_ref().map(Reloadable::get)),
         };
+        let catching_up = tokio::spawn(catch_up(Arc::downgrade(&running)));
         let serving = running.clone();
         let handler = move |request, connection: Arc<Connection>| {
             let app = serving.app();
@@ -107,8 +111,20 @@ impl Service {
             warn!("the second level of the cache took too long to write; the rest is dropped");
         }
         upkeep.abort();
+        catching_up.abort();
         // The process ends now: freeing a large cache piece by piece would take seconds.
         std::mem::forget(running.app().engine.memory());
+    }
+}
+
+/// Applies what other replicas have invalidated, as long as the service runs.
+async fn catch_up(running: Weak<Running>) {
+    loop {
+        tokio::time::sleep(CATCH_UP).await;
+        match running.upgrade() {
+            Some(running) => running.app().engine.catch_up().await,
+            None => return,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{block_on, complain, say};
-use crate::app::{App, machine};
+use crate::app::{App, levels, machine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::engine::RequestContext;
@@ -42,7 +42,25 @@ pub(super) fn run(config: &Config) -> ExitCode {
         }
     };
     say(&table(&lines));
-    if lines.iter().all(|l| l.result.is_ok()) {
+    let shared = match block_on(levels::inspect(config)) {
+        Ok(None) => true,
+        Ok(Some((address, Ok((version, warnings))))) => {
+            say(&format!("cache.shared: {address}: {version}: ok\n"));
+            for warning in warnings {
+                complain(&format!("warning: cache.shared: {warning}"));
+            }
+            true
+        }
+        Ok(Some((address, Err(error)))) => {
+            say(&format!("cache.shared: {address}: {error}\n"));
+            false
+        }
+        Err(error) => {
+            complain(&error);
+            false
+        }
+    };
+    if shared && lines.iter().all(|l| l.result.is_ok()) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -54,6 +72,8 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
     let mut tried = config.clone();
     // A service that runs holds it.
     tried.cache_disk = None;
+    // It is tried by itself.
+    tried.cache_shared = None;
     let app = App::build(&tried, clock.clone()).await?;
     let mut lines = Vec::new();
     for upstream in &config.upstreams {

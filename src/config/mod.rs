@@ -35,6 +35,8 @@ pub struct Config {
     pub cache_memory: u64,
     /// Where a second level of the cache is kept that survives restarts, if anywhere.
     pub cache_disk: Option<CacheDisk>,
+    /// The second level of the cache that replicas share, if there is one.
+    pub cache_shared: Option<CacheShared>,
     /// Targets besides the upstreams that connection details may name.
     pub targets: Vec<Pattern>,
     /// Non-public networks that such targets may be in.
@@ -64,6 +66,44 @@ impl Config {
     pub fn settings(&self) -> Vec<Setting> {
         self.document.settings(&self.default_upstream)
     }
+}
+
+/// A second level of the cache that replicas share: Redis or Valkey.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheShared {
+    /// `redis://…` or `rediss://…`; at least one.
+    pub urls: Vec<String>,
+    /// What they are of.
+    pub mode: SharedMode,
+    /// A user of its ACL.
+    pub username: Option<String>,
+    /// The password of that user, or of the server.
+    pub password: Option<Secret>,
+    /// A user of the Sentinels' ACL.
+    pub sentinel_username: Option<String>,
+    /// The password of the Sentinels.
+    pub sentinel_password: Option<Secret>,
+    /// How `rediss://` is secured.
+    pub tls: ClientTls,
+    /// The start of every key.
+    pub prefix: String,
+    /// Keys are hashed and values sealed with it.
+    pub secret: Secret,
+    /// Most time that a request waits for it.
+    pub timeout: Duration,
+    /// The name of this replica, if it is not host and port.
+    pub replica: Option<String>,
+}
+
+/// What the URLs of a shared cache are of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SharedMode {
+    /// One server.
+    Single,
+    /// Nodes of a cluster.
+    Cluster,
+    /// Sentinels that know the master of this name.
+    Sentinel(String),
 }
 
 /// A second level of the cache on disk.

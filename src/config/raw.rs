@@ -25,6 +25,8 @@ pub(super) struct RawConfig {
     #[serde(deserialize_with = "table")]
     pub(super) cache: RawCache,
     #[serde(deserialize_with = "table")]
+    pub(super) replicas: RawReplicas,
+    #[serde(deserialize_with = "table")]
     pub(super) targets: RawTargets,
     #[serde(deserialize_with = "table")]
     pub(super) state: RawState,
@@ -102,6 +104,40 @@ pub(super) struct RawCache {
     pub(super) memory: Option<Text<Size>>,
     #[serde(deserialize_with = "table")]
     pub(super) disk: RawCacheDisk,
+    #[serde(deserialize_with = "table")]
+    pub(super) shared: RawCacheShared,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCacheShared {
+    pub(super) urls: Vec<String>,
+    pub(super) mode: Option<RawSharedMode>,
+    pub(super) master: Option<String>,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<SecretSource>,
+    pub(super) sentinel_username: Option<String>,
+    pub(super) sentinel_password: Option<SecretSource>,
+    #[serde(deserialize_with = "table")]
+    pub(super) tls: RawClientTls,
+    pub(super) prefix: Option<String>,
+    pub(super) secret: Option<SecretSource>,
+    pub(super) timeout: Option<Text<Duration>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawSharedMode {
+    #[default]
+    Single,
+    Cluster,
+    Sentinel,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawReplicas {
+    pub(super) name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

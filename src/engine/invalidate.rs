@@ -15,6 +15,15 @@ use crate::upstream::Upstream;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Generation(u64);
 
+/// What came of an invalidation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalidated {
+    /// Chunks in memory that changed.
+    pub chunks: usize,
+    /// How many replicas have applied it, of how many, if a level is shared.
+    pub replicas: Option<(usize, usize)>,
+}
+
 /// What of an upstream is to be forgotten.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Selection {
@@ -75,13 +84,13 @@ impl Memory {
 
 impl Engine {
     /// Does what [`Engine::invalidate`] does, after the second level has been told. That knows only
-    /// upstreams and ranges, so of all series of `upstream` it forgets the range. If it cannot be
-    /// told, the cache in memory is invalidated all the same.
+    /// upstreams and ranges, so of all series of `upstream` it forgets the range, and so do other
+    /// replicas. If it cannot be told, the cache in memory is invalidated all the same.
     pub async fn invalidate_everywhere(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         selection: Selection,
-    ) -> Result<usize, LevelFailure> {
+    ) -> Result<Invalidated, LevelFailure> {
         let (engine, of) = (self.clone(), upstream.clone());
         let range = selection.range;
         let in_memory = move || engine.invalidate(&of, &selection);
@@ -90,15 +99,25 @@ impl Engine {
             done.map_err(|e| LevelFailure::Error(e.to_string()))
         };
         let Some(second) = &self.memory.second else {
-            return in_memory.await;
+            let chunks = in_memory.await?;
+            return Ok(Invalidated {
+                chunks,
+                replicas: None,
+            });
         };
-        // One at a time: what has been applied is a number.
-        let _one = second.invalidating.lock().await;
-        let told = second.invalidate(upstream, range).await;
-        let stamps = second.stamps();
-        let chunks = in_memory.await?;
-        second.applied(&stamps);
-        told.map(|()| chunks)
+        let (chunks, places) = {
+            // One at a time: what has been applied is a number.
+            let _one = second.invalidating.lock().await;
+            let (places, told) = second.invalidate(upstream, range).await;
+            let chunks = in_memory.await?;
+            self.apply_invalidations(second, &places).await;
+            told?;
+            (chunks, places)
+        };
+        Ok(Invalidated {
+            chunks,
+            replicas: second.applied_by(&places).await,
+        })
     }
 
     /// Drops what `selection` picks of `upstream`, and its lists and whole answers, and returns the

@@ -76,7 +76,7 @@ pub use explain::{
     AnswerSource, Cached, Explanation, Missing, RangeReason, RangeReport, ResponseReport, TimeSpan,
 };
 pub use instant::Evaluation;
-pub use invalidate::Selection;
+pub use invalidate::{Invalidated, Selection};
 pub use outcome::{CacheOutcome, Timing};
 pub use passthrough::PassthroughRequest;
 pub use plan::Lookup;
@@ -98,6 +98,7 @@ use whole::WholeCache;
 
 use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Kind, Millis};
+pub use crate::store::Replica;
 use crate::telemetry::trace::Span;
 pub use crate::upstream::{CallContext, Upstream};
 use crate::upstream::{Flights, Registry};

@@ -16,7 +16,8 @@ use super::respond;
 use super::traffic::{MemoryReport, Traffic};
 use super::{mirror, prometheus};
 use crate::engine::{
-    Engine, Explanation, LaneDescription, LaneStats, RequestContext, Selection, Upstream,
+    Engine, Explanation, Invalidated, LaneDescription, LaneStats, Replica, RequestContext,
+    Selection, Upstream,
 };
 use crate::model::{Error, Kind, Layout, Millis};
 use crate::telemetry::logs;
@@ -45,6 +46,8 @@ pub(super) enum Call {
     Config,
     /// `traffic`
     Traffic,
+    /// `replicas`
+    Replicas,
 }
 
 /// What the front knows besides the engine.
@@ -61,7 +64,8 @@ pub(super) struct Known<'a> {
 
 impl Call {
     /// All calls.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
+        Self::Replicas,
         Self::Upstreams,
         Self::Cache,
         Self::Explain,
@@ -83,6 +87,7 @@ impl Call {
             Self::Reload => "reload",
             Self::Config => "config",
             Self::Traffic => "traffic",
+            Self::Replicas => "replicas",
         }
     }
 
@@ -100,7 +105,7 @@ impl Call {
     /// Returns the HTTP methods it accepts; an explanation accepts those of the request explained.
     pub(super) fn methods(self) -> &'static [Method] {
         match self {
-            Self::Upstreams | Self::Cache | Self::Config | Self::Traffic => {
+            Self::Upstreams | Self::Cache | Self::Config | Self::Traffic | Self::Replicas => {
                 &[Method::GET, Method::HEAD]
             }
             Self::Explain => &[Method::GET, Method::HEAD, Method::POST],
@@ -114,7 +119,12 @@ impl Call {
         match self {
             Self::Invalidate | Self::Reload => true,
             Self::Log => *method == Method::PUT,
-            Self::Upstreams | Self::Cache | Self::Explain | Self::Config | Self::Traffic => false,
+            Self::Upstreams
+            | Self::Cache
+            | Self::Explain
+            | Self::Config
+            | Self::Traffic
+            | Self::Replicas => false,
         }
     }
 
@@ -144,6 +154,7 @@ pub(super) async fn answer(
             let engine = engine.clone();
             blocking(move || cache(&engine)).await?.to_string()
         }
+        Call::Replicas => replicas(engine).to_string(),
         Call::Explain => {
             let path = path.get(ROOT.len() + Call::Explain.name().len()..);
             let explained = explain(
@@ -269,6 +280,31 @@ async fn explain(
     }
 }
 
+/// Returns who shares a level of the cache with this process.
+fn replicas(engine: &Engine) -> Value {
+    let replicas = engine.replicas();
+    let shared = replicas.is_some();
+    let one = |replica: &Replica| {
+        let Replica {
+            name,
+            version,
+            this,
+            heard,
+            live,
+            applied: _,
+        } = replica;
+        json!({
+            "name": name,
+            "version": version,
+            "this": this,
+            "live": live,
+            "heardSeconds": heard.as_secs_f64(),
+        })
+    };
+    let replicas = replicas.iter().flat_map(|replicas| replicas.iter());
+    json!({ "shared": shared, "replicas": replicas.map(one).collect::<Vec<_>>() })
+}
+
 async fn invalidate(engine: &Arc<Engine>, asked: admin::Invalidate) -> Result<Value, Error> {
     let admin::Invalidate {
         upstream,
@@ -287,14 +323,19 @@ async fn invalidate(engine: &Arc<Engine>, asked: admin::Invalidate) -> Result<Va
         range,
     };
     let invalidated = engine.invalidate_everywhere(found, selection).await;
-    let chunks = invalidated.map_err(|e| {
+    let invalidated = invalidated.map_err(|e| {
         let message = format!(
             "memory is invalidated, but the second level of the cache may bring back what it has: {e}; try again"
         );
         Error::new(Kind::Internal, message)
     })?;
+    let Invalidated { chunks, replicas } = invalidated;
     tracing::info!(upstream, chunks, "invalidated by an admin call");
-    Ok(json!({ "upstream": upstream, "chunks": chunks }))
+    let mut said = json!({ "upstream": upstream, "chunks": chunks });
+    if let (Some((applied, of)), Some(said)) = (replicas, said.as_object_mut()) {
+        said.insert("replicas".into(), json!({ "applied": applied, "of": of }));
+    }
+    Ok(said)
 }
 
 async fn reload(reloads: Option<&Reloads>) -> Result<Value, Error> {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::key::{Names, ValueKey};
+use super::page::Stamp;
 use super::{CacheLevel, Found, Invalidation, LevelFailure, LevelReply, LevelState, Put};
 use crate::telemetry::metrics::LevelMetrics;
 
@@ -71,6 +72,11 @@ impl Guarded {
         self.level.state()
     }
 
+    /// Takes note that the cache in memory takes into account what was invalidated up to `stamp`.
+    pub fn applied(&self, stamp: Stamp) {
+        self.level.applied(stamp);
+    }
+
     /// Its metrics.
     pub fn metrics(&self) -> &LevelMetrics {
         &self.metrics
@@ -110,7 +116,7 @@ impl Guarded {
     }
 
     /// Adds an invalidation to its list. An operator waits for it, whatever the breaker says.
-    pub async fn invalidate(&self, invalidation: Invalidation) -> Result<(), LevelFailure> {
+    pub async fn invalidate(&self, invalidation: Invalidation) -> Result<Stamp, LevelFailure> {
         let added = self.level.invalidate(invalidation);
         match tokio::time::timeout(WRITE_DEADLINE, added).await {
             Ok(added) => added,

@@ -8,9 +8,6 @@ use super::key::UpstreamName;
 use super::page::Stamp;
 use crate::model::{RangeSet, TimeRange};
 
-/// Most invalidations that are remembered one by one; values older than these are unknown.
-const MOST: usize = 256;
-
 /// Something that was invalidated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidation {
@@ -18,6 +15,20 @@ pub struct Invalidation {
     pub upstream: UpstreamName,
     /// Which times, of all its lanes.
     pub range: TimeRange,
+}
+
+impl Invalidation {
+    /// The bytes of one entry of [`Invalidations::decode`].
+    pub fn encode(&self) -> [u8; 32] {
+        let Self { upstream, range } = self;
+        let mut bytes = [0; 32];
+        let times = [range.start().to_le_bytes(), range.end().to_le_bytes()];
+        let fields = upstream.0.iter().chain(times.as_flattened());
+        for (to, from) in bytes.iter_mut().zip(fields) {
+            *to = *from;
+        }
+        bytes
+    }
 }
 
 /// The invalidations of a level, in their order.
@@ -31,6 +42,9 @@ pub struct Invalidations {
 }
 
 impl Invalidations {
+    /// Most invalidations that are remembered one by one; values older than these are unknown.
+    pub const MOST: usize = 256;
+
     /// No invalidations, of a level that begins with `epoch`.
     pub fn new(epoch: u64) -> Self {
         Self {
@@ -51,10 +65,20 @@ impl Invalidations {
     /// Adds an invalidation.
     pub fn add(&mut self, invalidation: Invalidation) {
         self.list.push_back(invalidation);
-        if self.list.len() > MOST {
+        if self.list.len() > Self::MOST {
             self.list.pop_front();
             self.floor += 1;
         }
+    }
+
+    /// Those after the one that `stamp` takes into account last, with their numbers; all of them, if
+    /// it is of another list.
+    pub fn since(&self, stamp: Option<Stamp>) -> Vec<(u64, Invalidation)> {
+        let same = stamp.filter(|stamp| stamp.epoch == self.epoch);
+        let after = same.map_or(0, |stamp| stamp.number);
+        let numbered = (self.floor + 1..).zip(&self.list);
+        let later = numbered.filter(|(number, _)| *number > after);
+        later.map(|(number, entry)| (number, *entry)).collect()
     }
 
     /// What is unknown of a value of `upstream` with this stamp; `None` if all of it is.
@@ -77,10 +101,8 @@ impl Invalidations {
         let mut bytes = Vec::with_capacity(16 + self.list.len() * 32);
         bytes.extend(self.epoch.to_le_bytes());
         bytes.extend(self.floor.to_le_bytes());
-        for Invalidation { upstream, range } in &self.list {
-            bytes.extend(upstream.0);
-            bytes.extend(range.start().to_le_bytes());
-            bytes.extend(range.end().to_le_bytes());
+        for invalidation in &self.list {
+            bytes.extend(invalidation.encode());
         }
         bytes
     }
@@ -153,7 +175,7 @@ mod tests {
     fn values_older_than_all_that_is_remembered_are_unknown() {
         let mut list = Invalidations::new(9);
         let before = list.stamp();
-        for _ in 0..MOST {
+        for _ in 0..Invalidations::MOST {
             list.add(Invalidation {
                 upstream: UpstreamName([1; 16]),
                 range: range(10, 20),

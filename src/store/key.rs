@@ -118,6 +118,11 @@ impl Names {
         UpstreamName(half(&self.name(&[FORM, b"data", upstream])))
     }
 
+    /// The key that values of `lane` are sealed with.
+    pub fn sealing(&self, lane: &[u8; 16]) -> [u8; 32] {
+        self.name(&[FORM, b"seal", lane])
+    }
+
     fn name(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.0);
         for part in parts {

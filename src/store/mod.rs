@@ -4,6 +4,7 @@
 //! - `page`: values as bytes; `invalidation`: what of them is no longer known
 //! - `guard`: deadlines, a breaker and bounds, so that a level that fails costs nothing but its help
 //! - `disk`: a level on this machine, which survives restarts
+//! - `redis`: a level that replicas share
 //!
 //! A level keeps bytes under keys and may lose any of them at any time. What they mean, and when
 //! they are asked for, is decided by the engine.
@@ -13,6 +14,8 @@ mod guard;
 mod invalidation;
 pub mod key;
 pub mod page;
+#[cfg(feature = "shared")]
+pub mod redis;
 #[cfg(test)]
 pub mod sim;
 
@@ -27,6 +30,7 @@ pub use invalidation::{Invalidation, Invalidations};
 
 use crate::model::Millis;
 use key::{Names, ValueKey};
+use page::Stamp;
 
 /// What a level answers, in its time.
 pub type LevelReply<'a, T> = Pin<Box<dyn Future<Output = Result<T, LevelFailure>> + Send + 'a>>;
@@ -51,8 +55,11 @@ pub trait CacheLevel: Send + Sync {
     /// Writes values, and says for each whether it is there now.
     fn write(&self, puts: Vec<Put>) -> LevelReply<'_, Vec<bool>>;
 
-    /// Adds an invalidation to its list.
-    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, ()>;
+    /// Adds an invalidation to its list, and gives its place there.
+    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp>;
+
+    /// Takes note that the cache in memory takes into account what was invalidated up to `stamp`.
+    fn applied(&self, stamp: Stamp);
 }
 
 /// What is known of a level.
@@ -62,6 +69,25 @@ pub struct LevelState {
     pub invalidations: Arc<Invalidations>,
     /// Its time.
     pub clock: LevelClock,
+    /// Who shares it, if it is shared.
+    pub replicas: Arc<[Replica]>,
+}
+
+/// A process that shares a level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Its name.
+    pub name: String,
+    /// Its version of Heliostat.
+    pub version: String,
+    /// Whether it is this one.
+    pub this: bool,
+    /// How long ago it was heard.
+    pub heard: Duration,
+    /// Whether that is recent.
+    pub live: bool,
+    /// Up to which invalidation it has applied all.
+    pub applied: Stamp,
 }
 
 /// The time of a level, as seen from this process.

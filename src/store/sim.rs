@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::key::{Names, ValueKey};
+use super::page::Stamp;
 use super::{
     CacheLevel, Found, Invalidation, Invalidations, LevelClock, LevelFailure, LevelReply,
     LevelState, Mark, Put,
@@ -172,6 +173,7 @@ impl CacheLevel for Sim {
                 error: 0,
                 trusted: false,
             },
+            replicas: Arc::default(),
         })
     }
 
@@ -212,11 +214,14 @@ impl CacheLevel for Sim {
         })
     }
 
-    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, ()> {
+    fn applied(&self, _: Stamp) {}
+
+    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp> {
         Box::pin(async move {
             let arrives = self.fault().await?;
-            Arc::make_mut(&mut self.lock().invalidations).add(invalidation);
-            replied((), arrives)
+            let mut values = self.lock();
+            Arc::make_mut(&mut values.invalidations).add(invalidation);
+            replied(values.invalidations.stamp(), arrives)
         })
     }
 }

@@ -46,6 +46,8 @@ const LEVEL_QUEUE: &str = "heliostat_second_level_queue_bytes";
 const LEVEL_BREAKERS: &str = "heliostat_second_level_breakers_open";
 const DISK_BYTES: &str = "heliostat_second_level_disk_bytes";
 const DISK_RECORDS: &str = "heliostat_second_level_disk_records";
+const REPLICAS: &str = "heliostat_replicas";
+const CLOCK_ERROR: &str = "heliostat_level_clock_error_seconds";
 const BUILD_INFO: &str = "heliostat_build_info";
 
 pub use super::upstream_metrics::{Count, UpstreamMetrics, UpstreamTotals};
@@ -226,6 +228,15 @@ fn describe() {
         DISK_RECORDS,
         "Values on disk of the second level of the cache."
     );
+    describe_gauge!(
+        REPLICAS,
+        "Live replicas that share the second level of the cache, this one included; 0 while it cannot be reached."
+    );
+    describe_gauge!(
+        CLOCK_ERROR,
+        Unit::Seconds,
+        "By how much this replica may be wrong about the time of the shared second level."
+    );
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }
 
@@ -376,6 +387,14 @@ impl LevelMetrics {
     /// Sets how many breakers are open.
     pub fn breakers_open(&self, open: usize) {
         self.breakers.set(open as f64);
+    }
+}
+
+/// Says how many replicas share a level, and by how much its time may be wrong, if that is known.
+pub fn shared_level(replicas: usize, error: Option<std::time::Duration>) {
+    gauge!(REPLICAS).set(replicas as f64);
+    if let Some(error) = error {
+        gauge!(CLOCK_ERROR).set(error.as_secs_f64());
     }
 }
 

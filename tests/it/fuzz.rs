@@ -283,6 +283,11 @@ fn expressions() {
 }
 
 #[test]
+fn values_of_a_second_level() {
+    run("stored_value", entry::stored_value);
+}
+
+#[test]
 fn a_finding_is_told_with_its_input() {
     let faulty = |data: &[u8]| assert!(!data.contains(&b'7'), "sevens");
     let found = catch_unwind(|| run("promql", faulty)).unwrap_err();

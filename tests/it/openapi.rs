@@ -268,5 +268,5 @@ async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
         }
     }
     let posts = seen.iter().filter(|(method, _)| method == "POST").count();
-    assert_eq!((posts, seen.len()), (9, 28));
+    assert_eq!((posts, seen.len()), (9, 30));
 }

@@ -353,6 +353,10 @@ urls = ["http://c:3"]
 default = true
 api_key = "hidden-4"
 connection_details = { host = "hidden-5", port = 5, inner = { env = "hidden-6" } }
+[cache.shared]
+password = "hidden-8"
+sentinel_password = "hidden-9"
+secret = "hidden-10"
 "#;
 
     #[test]

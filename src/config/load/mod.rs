@@ -8,6 +8,7 @@ mod file;
 mod kinds;
 mod messages;
 mod secure;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,7 +23,7 @@ pub(super) use self::effective::Document;
 use self::file::File;
 use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
-use super::{CacheDisk, Config, Log, Server, Traces, Upstream, UpstreamKind};
+use super::{Config, Log, Server, Traces, Upstream, UpstreamKind};
 use crate::model::{MAX_TIME, TargetUrl};
 
 /// The default of `server.listen`.
@@ -138,9 +139,6 @@ struct Place {
     index: Option<usize>,
 }
 
-/// Least bytes of a second level on disk.
-const SMALLEST_DISK: u64 = 16 << 20;
-
 const CACHE: Place = Place {
     section: "cache",
     index: None,
@@ -209,6 +207,7 @@ impl Checker<'_> {
             access: self.access(&raw.access)?,
             cache_memory,
             cache_disk: self.cache_disk(&raw.cache.disk)?,
+            cache_shared: self.cache_shared(&raw.cache.shared, raw.replicas.name.as_deref())?,
             targets: raw.targets.allow.iter().map(|p| p.0.clone()).collect(),
             target_networks: raw.targets.networks.iter().map(|n| n.0).collect(),
             state_dir: self.state_dir(raw.state.dir.as_deref())?,
@@ -244,23 +243,6 @@ impl Checker<'_> {
             .get(index)
             .map(|u| u.name.clone())
             .unwrap_or_default())
-    }
-
-    /// A second level of the cache on disk. The folder is opened when the service starts.
-    fn cache_disk(&self, raw: &raw::RawCacheDisk) -> Result<Option<CacheDisk>, ConfigError> {
-        let place = Place {
-            section: "cache.disk",
-            index: None,
-        };
-        let size = raw.size.as_ref().map_or(10 << 30, |s| s.0.0);
-        if size < SMALLEST_DISK {
-            return Err(self.error(place, "size", "must be at least \"16MiB\""));
-        }
-        let dir = raw.dir.as_deref().filter(|dir| !dir.is_empty());
-        Ok(dir.map(|dir| CacheDisk {
-            dir: dir.into(),
-            size,
-        }))
     }
 
     /// Returns the state folder, which has to exist and be writable.

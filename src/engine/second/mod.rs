@@ -5,6 +5,7 @@
 //! comes here. What a level has is merged into the cache and planned like anything else in it, so
 //! ages are judged in one place.
 
+mod invalidate;
 mod write;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,9 +20,9 @@ use crate::clock::Clock;
 use crate::model::{Error, Millis, RangeSet, Step, TimeRange};
 use crate::store::key::{LaneName, Slot, UpstreamName, ValueKey};
 use crate::store::page::{self, Stamp, ValueId};
-use crate::store::{CacheLevel, Guarded, Invalidation, LevelClock, LevelFailure, LevelState};
+use crate::store::{CacheLevel, Guarded, LevelClock, LevelState};
 use crate::telemetry::metrics;
-use crate::upstream::{Flights, Upstream};
+use crate::upstream::Flights;
 
 /// Cells of a page; an eighth of a chunk.
 const PAGE_CELLS: u32 = if cfg!(test) { 32 } else { 1024 };
@@ -76,6 +77,9 @@ impl SecondLevel {
             let level = Guarded::new(setup.level, setup.deadline);
             // The cache is empty, so it takes all of them into account.
             let applied = level.state().map(|state| state.invalidations.stamp());
+            if let Some(applied) = applied {
+                level.applied(applied);
+            }
             let tier = Arc::new(Tier {
                 level,
                 clock: clock.clone(),
@@ -99,8 +103,7 @@ impl SecondLevel {
             return;
         }
         for tier in &self.tiers {
-            let applied = *tier.applied.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(stamp) = applied {
+            if let Some(stamp) = tier.applied() {
                 tier.put(lane, piece, stamp);
             }
         }
@@ -113,44 +116,18 @@ impl SecondLevel {
         }
     }
 
-    /// Adds an invalidation to each level, before it is applied to the cache in memory.
-    pub(super) async fn invalidate(
-        &self,
-        upstream: &Upstream,
-        range: Option<TimeRange>,
-    ) -> Result<(), LevelFailure> {
-        let Some(stored_as) = upstream.stored_as(upstream.id()) else {
-            return Ok(());
-        };
-        let mut outcome = Ok(());
-        for tier in &self.tiers {
-            let invalidation = Invalidation {
-                upstream: tier.level.names().upstream(&stored_as),
-                range: range.unwrap_or(TimeRange::clamped(Millis::MIN, Millis::MAX)),
-            };
-            outcome = outcome.and(tier.level.invalidate(invalidation).await);
-        }
-        outcome
-    }
-
-    /// What each level has invalidated.
-    pub(super) fn stamps(&self) -> Vec<Option<Stamp>> {
-        let stamp = |tier: &Arc<Tier>| Some(tier.level.state()?.invalidations.stamp());
-        self.tiers.iter().map(stamp).collect()
-    }
-
-    /// From now on the cache in memory takes into account what was invalidated up to `stamps`.
-    pub(super) fn applied(&self, stamps: &[Option<Stamp>]) {
-        for (tier, stamp) in self.tiers.iter().zip(stamps) {
-            *tier.applied.lock().unwrap_or_else(PoisonError::into_inner) = *stamp;
-        }
-    }
-
     /// Sets the gauges; called when they are read.
     pub(super) fn observe(&self) {
         for tier in &self.tiers {
             tier.level.observe();
             tier.level.metrics().queue.set(tier.queue.bytes() as f64);
+            if tier.level.is_shared() {
+                let state = tier.level.state();
+                let live = |state: &LevelState| state.replicas.iter().filter(|r| r.live).count();
+                let error = state.as_ref().map(|state| state.clock.error);
+                let error = error.and_then(|e| Some(Duration::from_millis(e.try_into().ok()?)));
+                metrics::shared_level(state.as_ref().map_or(0, live), error);
+            }
         }
     }
 }
@@ -238,6 +215,16 @@ struct Named {
 }
 
 impl Tier {
+    fn applied(&self) -> Option<Stamp> {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on the cache in memory takes into account what was invalidated up to `stamp`.
+    fn apply(&self, stamp: Stamp) {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(stamp);
+        self.level.applied(stamp);
+    }
+
     /// The names of `lane`; `None` if it is kept in no second level.
     fn named(&self, lane: &Lane) -> Option<Named> {
         let upstream = lane.upstream.stored_as(lane.key.upstream())?;

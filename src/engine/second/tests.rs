@@ -14,7 +14,7 @@ use crate::engine::{Answer, Memory, Selection};
 use crate::model::{Aggregate, Details, Layout, MetricQuery, Statistic};
 use crate::store::key::Names;
 use crate::store::sim::{Sim, SimFault};
-use crate::store::{Found, LevelReply, Put};
+use crate::store::{Found, Invalidation, LevelReply, Put};
 use crate::wire::encoding::Encoding;
 
 const REFRESH: Millis = 10_000;
@@ -87,6 +87,7 @@ impl CacheLevel for Seen {
         Some(LevelState {
             invalidations: self.sim.invalidations(),
             clock,
+            replicas: Arc::default(),
         })
     }
 
@@ -98,7 +99,9 @@ impl CacheLevel for Seen {
         self.sim.write(puts)
     }
 
-    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, ()> {
+    fn applied(&self, _: Stamp) {}
+
+    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp> {
         self.sim.invalidate(invalidation)
     }
 }
@@ -198,30 +201,25 @@ impl Fleet {
             range: Some(range),
             ..Selection::default()
         };
-        for (other, (_, world)) in self.members.iter().enumerate() {
-            let upstream = &world.engine.upstreams()[0];
-            if other == member {
-                while world
-                    .engine
-                    .invalidate_everywhere(upstream, selection.clone())
-                    .await
-                    .is_err()
-                {}
-            } else {
-                world.engine.invalidate(upstream, &selection);
-                let second = world.engine.memory.second.as_ref().unwrap();
-                second.applied(&second.stamps());
-            }
+        let (_, world) = &self.members[member];
+        let upstream = &world.engine.upstreams()[0];
+        while world
+            .engine
+            .invalidate_everywhere(upstream, selection.clone())
+            .await
+            .is_err()
+        {}
+        for (_, world) in &self.members {
+            world.engine.catch_up().await;
         }
     }
 
     /// The level loses everything, which everybody hears of.
-    fn lose_all(&mut self) {
+    async fn lose_all(&mut self) {
         self.epoch += 1;
         self.sim.lose_all(self.epoch);
         for (_, world) in &self.members {
-            let second = world.engine.memory.second.as_ref().unwrap();
-            second.applied(&second.stamps());
+            world.engine.catch_up().await;
         }
     }
 }
@@ -320,7 +318,7 @@ async fn obey(ops: &[FleetOp], count: usize, time: Option<Millis>, aggregate: Ag
                 .sim
                 .evict(|key| (key.slot as u8 ^ key.lane[0]) & 7 == mask & 7),
             FleetOp::RollBack(n) => fleet.sim.roll_back(*n),
-            FleetOp::LoseAll => fleet.lose_all(),
+            FleetOp::LoseAll => fleet.lose_all().await,
         }
     }
 }

@@ -51,7 +51,8 @@ struct Waiting {
     lanes: HashMap<LaneKey, LaneWrite>,
     order: VecDeque<LaneKey>,
     bytes: usize,
-    writing: bool,
+    /// Of what is being written.
+    writing: usize,
 }
 
 /// What waits of one lane.
@@ -112,13 +113,14 @@ impl WriteQueue {
                 batch.push(write);
             }
         }
-        waiting.writing = !batch.is_empty();
+        waiting.writing = batch.iter().map(|write| write.bytes).sum();
         batch
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait or are being written.
     pub(super) fn bytes(&self) -> usize {
-        self.lock().bytes
+        let waiting = self.lock();
+        waiting.bytes + waiting.writing
     }
 
     /// Lets the task that writes find out that nobody will add any more.
@@ -131,7 +133,7 @@ impl WriteQueue {
         loop {
             {
                 let waiting = self.lock();
-                if waiting.order.is_empty() && !waiting.writing {
+                if waiting.order.is_empty() && waiting.writing == 0 {
                     return;
                 }
             }

@@ -16,6 +16,7 @@ use tracing::info;
 
 use self::log::{SegmentLog, remove_segments};
 use super::key::{Names, ValueKey};
+use super::page::Stamp;
 use super::{
     CacheLevel, Found, Invalidation, Invalidations, LevelClock, LevelFailure, LevelReply,
     LevelState, Put, millis,
@@ -168,6 +169,7 @@ impl CacheLevel for Disk {
                 error: 0,
                 trusted: false,
             },
+            replicas: Arc::default(),
         })
     }
 
@@ -191,7 +193,9 @@ impl CacheLevel for Disk {
         })
     }
 
-    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, ()> {
+    fn applied(&self, _: Stamp) {}
+
+    fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp> {
         self.blocking(move |shared| {
             let mut held = shared
                 .invalidations
@@ -199,7 +203,8 @@ impl CacheLevel for Disk {
                 .unwrap_or_else(PoisonError::into_inner);
             // In memory first: it holds while the process runs, whatever becomes of the file.
             Arc::make_mut(&mut held).add(invalidation);
-            write_state(&shared.dir, &shared.secret, &held)
+            write_state(&shared.dir, &shared.secret, &held)?;
+            Ok(held.stamp())
         })
     }
 }
