@@ -104,7 +104,7 @@ pub enum Route {
     Summaries {
         /// Which samples.
         selector: Selector,
-        /// What becomes of a summary that is a point by itself.
+        /// The treatment of a summary that is a point by itself.
         value: Statistic,
     },
 }
@@ -318,7 +318,7 @@ pub struct Request {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The body; empty for GET.
     pub body: Bytes,
-    /// What the store bills for it; 0 where calls are free.
+    /// The units that the store bills for it; 0 if calls are free.
     pub units: u32,
 }
 

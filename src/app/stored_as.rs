@@ -1,4 +1,4 @@
-//! What the data of an upstream is called in a second level.
+//! The name of an upstream's data in a second level.
 
 use std::sync::Arc;
 
@@ -88,7 +88,7 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
     Some(form.bytes().into())
 }
 
-/// Whose account it is asked with.
+/// The account whose credentials are used.
 fn signed_as(form: &mut Canonical, aws: Option<&Aws>) {
     let Some(aws) = aws else {
         form.part("unsigned");

@@ -40,7 +40,7 @@ pub struct AwsKeys {
 pub struct AwsRole {
     /// `arn:PARTITION:iam::ACCOUNT:role/NAME`.
     pub arn: String,
-    /// What its trust policy asks for, if it does.
+    /// The external ID that its trust policy requires, if it does.
     pub external_id: Option<String>,
     /// The name of the session.
     pub session: String,

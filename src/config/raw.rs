@@ -373,7 +373,7 @@ pub(super) fn duration(value: Option<&Text<Duration>>, default: Duration) -> Dur
     value.map_or(default, |text| text.0)
 }
 
-/// What an upstream has where its section does not say it.
+/// The defaults of an upstream's settings.
 struct Usual {
     freshness: Freshness,
     reading: Reading,

@@ -63,14 +63,14 @@ pub enum Origin {
     Us,
 }
 
-/// What a failed call shows of the upstream: the one classification that moves to another address,
+/// The evidence of a failed call about the upstream: the one classification that moves to another address,
 /// retries, breakers, rests and metrics go by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Evidence {
     /// The address does not work: it cannot be reached, a new connection is lost, or a gateway says
     /// that it has no store behind it. Another may do better, or the same in a moment.
     Address,
-    /// What answers at the address is not the store but, say, a login page. Another may do better.
+    /// The address answers, but not as the store: with a login page, say. Another may do better.
     Stranger,
     /// The address cannot take more calls for now: 429, 503. Another may do better.
     Load,
@@ -120,7 +120,7 @@ pub struct Error {
     pub subject: Option<String>,
     /// The time after which a retry may help, if known.
     pub retry_after: Option<Duration>,
-    /// What the failed call shows of the upstream.
+    /// The evidence of the failed call about the upstream.
     pub evidence: Evidence,
     /// The upstream's answer, for clients of its own API.
     pub said: Option<Arc<RawResponse>>,

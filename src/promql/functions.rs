@@ -12,11 +12,11 @@ pub(super) struct Function {
     /// Least and most arguments.
     pub(super) count: (usize, usize),
     pub(super) result: Type,
-    /// What its value depends on.
+    /// The dependencies of its value.
     pub(super) depends: Depends,
 }
 
-/// What the value of a function at a time depends on.
+/// The dependencies of a function's value at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depends {
     /// Its arguments at that time, or the samples of a range that ends there.

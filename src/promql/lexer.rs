@@ -2,14 +2,14 @@
 
 use super::Unreadable;
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenKind {
     /// Nothing follows.
     End,
     /// A keyword, or the name of a metric, a label or a function.
     Word,
-    /// What begins like a number: a number or a duration.
+    /// A word that begins like a number: a number or a duration.
     Number,
     /// A string with its quotes; its escapes are valid.
     Text,
@@ -235,13 +235,13 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// What an escape stands for.
+/// The meaning of an escape.
 pub(super) enum Escaped {
     Byte(u8),
     Char(char),
 }
 
-/// What the escape that begins `rest`, behind its backslash, stands for in a string in `quote`, and
+/// Returns the meaning of the escape that begins `rest`, behind its backslash, stands for in a string in `quote`, and
 /// how long it is. As in Go.
 pub(super) fn escape(rest: &[u8], quote: u8) -> Option<(Escaped, usize)> {
     let first = *rest.first()?;

@@ -19,7 +19,7 @@ const UNITS: [(&str, i64); 7] = [
 /// The longest duration, in milliseconds: Prometheus counts nanoseconds in 64 bits.
 pub(super) const LONGEST: i64 = i64::MAX / 1_000_000;
 
-/// What a token that begins like a number means.
+/// The meaning of a token that begins like a number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Quantity {
     Number(f64),
@@ -27,7 +27,7 @@ pub(super) enum Quantity {
     Duration(i64),
 }
 
-/// What `text` means, or `None` if it is neither a number nor a duration.
+/// Returns the meaning of `text`, or `None` if it is neither a number nor a duration.
 pub(super) fn quantity(text: &str) -> Option<Quantity> {
     match number(text) {
         Some(value) => Some(Quantity::Number(value)),

@@ -14,7 +14,7 @@
 //! Prometheus; `promql/engine.go`). So a value belongs to its evaluation time alone, whatever the
 //! window, unless the expression says otherwise. Those that do are found here by parsing.
 //!
-//! What no cache can mend: Prometheus does not order the series that an operator or a function
+//! A limit that no cache can lift: Prometheus does not order the series that an operator or a function
 //! brings forth within the expression, so an aggregation over them may differ in the last digits
 //! of a sum, or in which of equals `topk` takes, from one asking to the next.
 
@@ -95,7 +95,7 @@ impl Reason {
     }
 }
 
-/// What is known of a text that may be an expression.
+/// The analysis of a text that may be an expression.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExpressionFacts {
     /// Whether the values of a range query over it may be kept by evaluation time.
@@ -129,7 +129,7 @@ impl Reads {
 #[derive(Clone, Copy, Debug)]
 struct Unreadable;
 
-/// What is known of a text that is not understood.
+/// The analysis of a text that is not understood.
 pub const NOT_UNDERSTOOD: ExpressionFacts = ExpressionFacts {
     analysis: Analysis::PassThrough(Reason::NotUnderstood),
     reads: None,

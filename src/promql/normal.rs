@@ -23,13 +23,13 @@ enum Position {
     Subquery,
 }
 
-/// What is still to be written, the next last.
+/// The parts still to be written, the next one last.
 enum Task {
     Part(Id, Position),
     Text(&'static str),
-    /// What stands behind the parentheses or brackets of a node: its end.
+    /// The text after the parentheses or brackets of a node: its end.
     End(Id),
-    /// What stands between the operands of a node.
+    /// The text between the operands of a node.
     Between(Id),
 }
 

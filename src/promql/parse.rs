@@ -28,7 +28,7 @@ pub(super) fn parse_selector(text: &str) -> Result<(Tree<'_>, Id), Unreadable> {
     Ok((parser.tree, root))
 }
 
-/// What waits for an operand.
+/// Operators and brackets that wait for an operand.
 enum Pending<'a> {
     Paren,
     Call(&'a str, Vec<Id>),
@@ -164,7 +164,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What begins with a word where an operand stands.
+    /// Reads an operand that begins with a word.
     fn word(&mut self) -> Result<Option<Id>, Unreadable> {
         let word = self.advance()?.text;
         let called = self.token.kind == TokenKind::LeftParen;
@@ -239,7 +239,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What the parenthesis closes that is looked at.
+    /// Reads the closing parenthesis at the current token.
     fn close(&mut self, operand: Id) -> Result<Id, Unreadable> {
         let whole = self.reduce(operand, 0)?;
         self.advance()?;
@@ -314,7 +314,7 @@ impl<'a> Parser<'a> {
         Ok(labels)
     }
 
-    /// What stands between an operator and its right operand.
+    /// Reads the modifiers between an operator and its right operand.
     fn matching(&mut self) -> Result<Matching<'a>, Unreadable> {
         let mut matching = Matching {
             returns_bool: self.accept_word("bool")?,

@@ -5,7 +5,7 @@
 /// than 3,355,443 instructions; what is near to that we do not vouch for.
 const MOST_INSTANCES: u64 = 2_000_000;
 
-/// What a class of Unicode counts for; Go bounds the ranges of all of them together, too.
+/// The count of a Unicode class; Go bounds the ranges of all of them together, too.
 const UNICODE_CLASS: u64 = 1000;
 
 /// Deeper groups we do not vouch for; Go refuses 1,000.
@@ -47,7 +47,7 @@ pub(super) fn scan(pattern: &[u8]) -> Option<Option<bool>> {
     .run()
 }
 
-/// What is known of a part: of a character, a group, or what stands side by side.
+/// The properties of a part: of a character, a group, or what stands side by side.
 #[derive(Clone, Copy)]
 struct PatternPart {
     matches_empty: bool,
@@ -67,9 +67,9 @@ const CHARACTER: PatternPart = PatternPart {
 struct OpenGroup {
     /// Whether an alternative before this one matches the empty string.
     matches_empty: bool,
-    /// What this alternative comes to, without `last`.
+    /// The total of this alternative, without `last`.
     before: PatternPart,
-    /// What a repetition would repeat.
+    /// The part that a repetition would repeat.
     last: Option<PatternPart>,
     /// Whether `last` is repeated already.
     repeated: bool,
@@ -350,7 +350,7 @@ impl Scan<'_> {
     }
 }
 
-/// What matches a place and no character.
+/// Returns an assertion, which matches a place and no character.
 fn empty(matches_empty: bool) -> PatternPart {
     PatternPart {
         matches_empty,

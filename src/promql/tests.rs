@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 const DAY: Millis = 86_400_000;
 
-/// What stands for `PerInstant` with a lag of zero in the table.
+/// The mark of `PerInstant` with a lag of zero in the table.
 const KEPT: &str = "kept";
 
 #[test]

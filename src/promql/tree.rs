@@ -19,7 +19,7 @@ pub(super) enum Type {
     Vector,
     Matrix,
     String,
-    /// What a function that is not known gives.
+    /// The type of an unknown function's result.
     Any,
 }
 
@@ -34,7 +34,7 @@ impl Type {
     }
 }
 
-/// What an operator does.
+/// The kind of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     Arithmetic,
@@ -121,7 +121,7 @@ impl Shift<'_> {
     }
 }
 
-/// What the value of a label has to be.
+/// The test of a label's value.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matcher<'a> {
     pub(super) label: Label<'a>,
@@ -139,7 +139,7 @@ impl Matcher<'_> {
     }
 }
 
-/// What selects series.
+/// A selector of series.
 #[derive(Debug, Default)]
 pub(super) struct SeriesSelector<'a> {
     pub(super) name: Option<&'a str>,
@@ -163,7 +163,7 @@ pub(super) struct Matching<'a> {
     pub(super) labels: Option<(&'static str, Vec<Label<'a>>)>,
     /// `group_left` or `group_right`, and its labels.
     pub(super) group: Option<(&'static str, Vec<Label<'a>>)>,
-    /// What stands for series that one side lacks, left and right.
+    /// The values for series that one side lacks, left and right.
     pub(super) fill: [Option<f64>; 2],
 }
 
@@ -200,7 +200,7 @@ pub(super) enum ExprNode<'a> {
     },
 }
 
-/// What is known of a node when it is made.
+/// The properties of a node, computed when it is made.
 #[derive(Clone, Copy, Debug)]
 struct NodeFacts {
     kind: Type,
@@ -235,7 +235,7 @@ impl<'a> Tree<'a> {
         self.facts.get(id).is_some_and(|f| f.literal)
     }
 
-    /// What is inside of the parentheses of `id`, if it has any.
+    /// Returns the node inside the parentheses of `id`, if it has any.
     pub(super) fn inside(&self, mut id: Id) -> Id {
         while let Some(ExprNode::Paren(inner)) = self.node(id) {
             id = *inner;

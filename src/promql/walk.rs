@@ -1,11 +1,11 @@
-//! What the values of an expression depend on.
+//! The dependencies of an expression's values.
 
 use super::functions::Depends;
 use super::tree::{At, ExprNode, Id, Length, Matcher, SeriesSelector, Shift, Tree};
 use super::{Analysis, Reads, Reason};
 use crate::model::{MAX_TIME, Millis};
 
-/// What the time is counted from at which a part is evaluated.
+/// The origin of the time at which a part is evaluated.
 #[derive(Clone, Copy, Debug)]
 enum Base {
     /// So many milliseconds before the evaluation time.
@@ -14,7 +14,7 @@ enum Base {
     Fixed(Millis),
 }
 
-/// What a walk over an expression has found.
+/// The findings of a walk over an expression.
 struct Found {
     /// The first reason not to keep values of a range query.
     reason: Option<Reason>,
@@ -22,7 +22,7 @@ struct Found {
     reads: Option<Reads>,
 }
 
-/// What a range query over `tree` depends on, and what an instant query reads.
+/// Returns the dependencies of a range query over `tree`, and the times that an instant query reads.
 pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
     let mut found = Found {
         reason: None,

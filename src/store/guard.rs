@@ -67,7 +67,7 @@ impl Guarded {
         self.level.names()
     }
 
-    /// What is known of it, if enough is known to use it.
+    /// Its state, if known well enough to be used.
     pub fn state(&self) -> Option<LevelState> {
         self.level.state()
     }

@@ -1,4 +1,4 @@
-//! What has been invalidated in a level. Nothing is deleted: values say up to which invalidation
+//! The invalidations of a level. Nothing is deleted: values say up to which invalidation
 //! they take into account, and a reader drops what later ones pick. So a write that is late,
 //! queued or in flight anywhere cannot bring back what was invalidated, whatever any clock says.
 
@@ -54,7 +54,7 @@ impl Invalidations {
         }
     }
 
-    /// What a value has that takes all of them into account.
+    /// Returns the stamp of a value that takes all of them into account.
     pub fn stamp(&self) -> Stamp {
         Stamp {
             epoch: self.epoch,
@@ -81,7 +81,7 @@ impl Invalidations {
         later.map(|(number, entry)| (number, *entry)).collect()
     }
 
-    /// What is unknown of a value of `upstream` with this stamp; `None` if all of it is.
+    /// Returns the unknown ranges of a value of `upstream` with this stamp; `None` if all of it is.
     pub fn unknown(&self, stamp: Stamp, upstream: UpstreamName) -> Option<RangeSet> {
         let Stamp { epoch, number } = stamp;
         if epoch != self.epoch {

@@ -57,7 +57,7 @@ pub struct UpstreamName(pub [u8; 16]);
 pub enum Slot {
     /// The page of so many on the epoch grid.
     Page(i64),
-    /// What comes after its last page.
+    /// The key after its last page.
     Tail,
 }
 

@@ -32,7 +32,7 @@ use crate::model::Millis;
 use key::{Names, ValueKey};
 use page::Stamp;
 
-/// What a level answers, in its time.
+/// The answer of a level, in its time.
 pub type LevelReply<'a, T> = Pin<Box<dyn Future<Output = Result<T, LevelFailure>> + Send + 'a>>;
 
 /// A store of values by key, which may lose any of them at any time.
@@ -46,7 +46,7 @@ pub trait CacheLevel: Send + Sync {
     /// Gives lanes and upstreams their names.
     fn names(&self) -> &Names;
 
-    /// What is known of it, if enough is known to use it.
+    /// Its state, if known well enough to be used.
     fn state(&self) -> Option<LevelState>;
 
     /// The values of `keys`, in their order.
@@ -62,10 +62,10 @@ pub trait CacheLevel: Send + Sync {
     fn applied(&self, stamp: Stamp);
 }
 
-/// What is known of a level.
+/// The known state of a level.
 #[derive(Clone, Debug)]
 pub struct LevelState {
-    /// What has been invalidated in it.
+    /// Its invalidations.
     pub invalidations: Arc<Invalidations>,
     /// Its time.
     pub clock: LevelClock,

@@ -38,7 +38,7 @@ pub struct Stamp {
 /// A part of a value that is known since one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownSpan {
-    /// What is known.
+    /// The known ranges.
     pub range: TimeRange,
     /// When its fetch began, in milliseconds of the level's time.
     pub fetched: Millis,
@@ -57,7 +57,7 @@ pub struct Block {
     pub points: Points,
 }
 
-/// What a value is of; it is read only where this is the same.
+/// The origin of a value; it is read only if this is the same.
 #[derive(Clone, Copy, Debug)]
 pub struct ValueId<'a> {
     /// Its lane.

@@ -18,7 +18,7 @@ pub fn clock() -> Arc<dyn Clock> {
     Arc::new(crate::clock::SystemClock::default())
 }
 
-/// What happens to a call.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SimFault {
     /// It works.
@@ -75,7 +75,7 @@ impl Sim {
         self.values.lock().unwrap()
     }
 
-    /// What has been invalidated in it.
+    /// Its invalidations.
     pub fn invalidations(&self) -> Arc<Invalidations> {
         self.lock().invalidations.clone()
     }

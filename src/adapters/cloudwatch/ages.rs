@@ -1,4 +1,4 @@
-//! What CloudWatch keeps: the older, the coarser.
+//! The retention of CloudWatch: the older, the coarser.
 
 use crate::model::{Millis, Step, TimeRange};
 

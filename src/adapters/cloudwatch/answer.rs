@@ -1,4 +1,4 @@
-//! What CloudWatch answers to `GetMetricData`.
+//! Answers of CloudWatch to `GetMetricData`.
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -32,7 +32,7 @@ struct Part {
     messages: Vec<Message>,
 }
 
-/// What CloudWatch says of a query.
+/// The messages of CloudWatch about a query.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Message {
@@ -93,7 +93,7 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
-/// What the pages so far had of one query.
+/// The contents of the pages so far for one query.
 #[derive(Clone, Default)]
 struct Column {
     points: Vec<(Millis, f64)>,
@@ -102,7 +102,7 @@ struct Column {
     refused: Option<Error>,
 }
 
-/// What the pages so far had.
+/// The contents of the pages so far.
 #[derive(Clone)]
 pub(super) struct Pages {
     columns: Vec<Column>,
@@ -157,7 +157,7 @@ impl Pages {
         }
     }
 
-    /// What there is for `ask`, whose first query is number `first`: of each metric of it a column a
+    /// Returns the data for `ask`, whose first query is number `first`: of each metric of it a column a
     /// statistic, as points of one time each.
     pub(super) fn result(
         &self,

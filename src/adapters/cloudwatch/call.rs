@@ -54,7 +54,7 @@ impl Ask {
         parts
     }
 
-    /// What is billed for it, where a metric is billed once for so many `statistics`.
+    /// The units billed for it, where a metric is billed once for so many `statistics`.
     pub(super) fn units(&self, statistics: u32) -> u32 {
         let each = u32::try_from(self.statistics.len()).unwrap_or(u32::MAX);
         let each = each.div_ceil(statistics.max(1));

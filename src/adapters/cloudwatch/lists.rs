@@ -50,7 +50,7 @@ pub(super) struct Dimension {
     pub(super) value: String,
 }
 
-/// What is wanted of the metrics.
+/// The requested part of the metrics.
 #[derive(Clone)]
 pub(super) enum Wanted {
     Namespaces,
@@ -82,7 +82,7 @@ fn request(listed: &Listed, recent: bool, token: Option<&str>) -> Value {
     ])
 }
 
-/// What pages so far had.
+/// The contents of the pages so far.
 #[derive(Clone, Default)]
 struct Found {
     texts: BTreeSet<String>,

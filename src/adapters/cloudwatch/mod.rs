@@ -36,7 +36,7 @@ pub struct CloudWatch {
     pub interval: Step,
     /// Statistics of a metric that are billed as one.
     pub statistics: u32,
-    /// What tells the ages of data.
+    /// The clock for ages of data.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -225,7 +225,7 @@ impl CloudWatch {
         Named::read(selector, metric_field, &self.region)
     }
 
-    /// What brings `statistics` of the metrics that are `named`.
+    /// Returns the exchange for `statistics` of the metrics that are `named`.
     fn parts(
         &self,
         named: &Named,

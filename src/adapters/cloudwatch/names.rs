@@ -62,7 +62,7 @@ pub(super) struct Metric {
     pub(super) account: Option<String>,
 }
 
-/// What a selector means.
+/// The meaning of a selector.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Named {
     namespace: String,

@@ -185,7 +185,7 @@ fn unreadable(error: &str) -> Error {
     Error::new(Kind::MetricNotFound, message)
 }
 
-/// What the store itself says is about the question, unless its status is one of load.
+/// An error in the store's own form is about the query, unless its status is one of load.
 fn failure(response: &Response, error_type: &str, error: &str) -> Error {
     let message = format!(
         "the upstream answered {}: {}",
