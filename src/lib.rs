@@ -24,7 +24,7 @@
 //! - [`upstream`]: everything between a fetch and a backend: limits, budgets, retries, breakers
 //! - [`adapters`]: one kind of backend each, without I/O
 //! - [`demo`]: the built-in demonstration source
-//! - [`tls`], [`reloadable`]: certificates and keys; values that are reloaded when their files change
+//! - [`tls`], [`files`], [`reloadable`]: certificates and keys; bounded reading of files; values that are reloaded when their files change
 //! - [`telemetry`]: logs, metrics and traces; [`clock`]: the only place that reads the machine's clocks
 //!
 //! Other modules use [`engine::Engine`]; the parts of the engine are public for the benches, which
@@ -38,6 +38,7 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod engine;
+pub mod files;
 pub mod front;
 pub mod model;
 pub mod promql;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::{error, info};
 
+use crate::files;
 use crate::clock::Clock;
 use crate::telemetry::metrics;
 
@@ -163,7 +164,7 @@ fn read(paths: &[PathBuf]) -> Result<Contents, String> {
 
 /// Reads the file at `path`. The error names it.
 fn contents(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))
+    files::read(path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))
 }
 
 #[cfg(test)]

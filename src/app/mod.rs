@@ -143,6 +143,7 @@ impl App {
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
             max_in_flight_bytes: server.max_in_flight_bytes,
+            access_log: config.log.access,
             request_bounds: RequestBounds {
                 details: server.max_details,
                 value: server.max_value,

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::report::report;
 use super::{App, exposure};
 use crate::config::{Config, ConfigError};
+use crate::files;
 use crate::front::{Applied, ReloadReport, ReloadRequests};
 use crate::telemetry::{logs, metrics};
 
@@ -34,7 +35,7 @@ impl ConfigSource {
     /// would open every API: it was truncated, by a full disk or in the middle of writing.
     fn read(&self) -> Result<Config, String> {
         let emptied =
-            |path: &&PathBuf| std::fs::read(path).is_ok_and(|text| text.trim_ascii().is_empty());
+            |path: &&PathBuf| files::read(path).is_ok_and(|text| text.trim_ascii().is_empty());
         match self.file.as_ref().filter(emptied) {
             Some(path) => Err(format!("{}: is empty", path.display())),
             None => (self.load)().map_err(|e| e.to_string()),
@@ -152,7 +153,7 @@ impl Watched {
 
     fn says(&self) -> Option<FileContents> {
         let path = self.path.as_ref()?;
-        Some(std::fs::read(path).map_err(|e| e.kind()))
+        Some(files::read(path).map_err(|e| e.kind()))
     }
 
     /// Notes that the file is about to be loaded, whatever its contents.

@@ -85,7 +85,15 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
             let source = ConfigSource {
                 // A pipe cannot be read a second time, or blocks its reader.
                 file: path.clone().filter(|path| path.is_file()),
-                load: Box::new(move || load(path.as_deref(), &env)),
+                load: Box::new(move || match path.as_deref() {
+                    Some(path) if path.exists() && !path.is_file() => Err(ConfigError {
+                        source: path.display().to_string(),
+                        position: None,
+                        key: String::new(),
+                        message: "is not a regular file, and cannot be read a second time".into(),
+                    }),
+                    path => load(path, &env),
+                }),
             };
             serve::run(&config, source)
         }

@@ -23,12 +23,13 @@ pub(super) fn run(config: &Config, source: ConfigSource) -> ExitCode {
     };
     logs::start(config.log.level, format, std::io::stderr().is_terminal());
     machine::raise_descriptor_limit();
-    match block_on(serve(config, source)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
+    let served = match block_on(serve(config, source)) {
+        Ok(served) => served,
+        Err(error) => Err(error.into()),
+    };
+    logs::finish();
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 
+use crate::files;
 use crate::model::{Pattern, TargetUrl};
 
 /// A value that is written as a string and parsed by [`FromText`].
@@ -222,7 +223,7 @@ impl Secret {
     /// Reads the secret in the file at `path`. The error names the file.
     pub(super) fn in_file(path: PathBuf) -> Result<Self, String> {
         let contents =
-            std::fs::read(&path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
+            files::read(&path).map_err(|e| format!("the file {path:?} cannot be read: {e}"))?;
         let mut secret = Self {
             text: String::new(),
             file: Some(path),

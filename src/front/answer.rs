@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::ORIGIN;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 
 use super::admission::Claim;
@@ -85,6 +85,21 @@ impl Front {
                 Err(Error::new(Kind::PathNotFound, message))
             }
         }
+    }
+
+    /// Answers a GET of Prometheus' API that did not come over HTTP.
+    pub async fn get(self: Arc<Self>, uri: Uri) -> Response<Body> {
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.uri = uri;
+        let at = self.shared.clock.monotonic();
+        let context = self.context(None, None, at, Trace::default());
+        let answer = match prometheus::ApiEndpoint::of(head.uri.path()) {
+            None => Err(Error::new(Kind::PathNotFound, "no such path")),
+            Some(endpoint) => {
+                prometheus::answer(&self.engine, endpoint, &head, Bytes::new(), context).await
+            }
+        };
+        answer.unwrap_or_else(|e| prometheus::refused(&e, false))
     }
 
     /// Answers the body of a mirror request that did not come over HTTP.

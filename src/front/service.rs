@@ -11,7 +11,7 @@ use http::header::{ACCEPT, CONNECTION, ORIGIN};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tracing::{Level, debug};
+use tracing::{Level, debug, info};
 
 use super::admission::{Claim, Full, Shares};
 use super::answer::Arrival;
@@ -37,6 +37,9 @@ use crate::wire::encoding::Encoding;
 use crate::wire::mirror::API_KEY_HEADER;
 use crate::wire::mirror::request::RequestBounds;
 
+/// The longest reason of an error in the log, in characters.
+const LONGEST_REASON: usize = 500;
+
 /// The settings of a [`Front`].
 #[derive(Clone, Debug)]
 pub struct FrontSettings {
@@ -50,6 +53,8 @@ pub struct FrontSettings {
     pub max_in_flight: usize,
     /// Most bytes of requests and responses in flight.
     pub max_in_flight_bytes: usize,
+    /// Whether each request is logged at level info.
+    pub access_log: bool,
     /// The bounds of what a request may hold.
     pub request_bounds: RequestBounds,
     /// Which of the clients that accept compressed answers get them.
@@ -200,9 +205,10 @@ impl Front {
             browser: request.headers().contains_key(ORIGIN),
         };
         let (mut span, trace) = start_span(route, &request, client);
+        let access = self.settings.access_log;
+        let logged = access || tracing::enabled!(Level::DEBUG);
         // The request has been consumed when its answer is logged.
-        let log =
-            tracing::enabled!(Level::DEBUG).then(|| Box::new((request.uri().clone(), trace.id())));
+        let log = logged.then(|| Box::new((request.uri().clone(), trace.id())));
         let probe = route.is_some_and(Route::is_probe);
         let claim = (!probe).then(|| self.claim(client, connection));
         let arrival = Arrival {
@@ -223,6 +229,10 @@ impl Front {
                 answer = self.answer(route, request, arrival) => answer,
                 () = claim.evicted() => Err(self.gave_way()),
             },
+        };
+        let reason = match (&log, &answer) {
+            (Some(_), Err(e)) => Some(Box::new(shown(&e.to_string()))),
+            _ => None,
         };
         let mut response = answer.unwrap_or_else(|e| self.refused(&e, form));
         if let Some(Ok(claim)) = claim {
@@ -250,7 +260,15 @@ impl Front {
         if let Some(log) = log {
             let (uri, trace_id) = *log;
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            debug!(%method, path = uri.path(), status, micros, trace_id, "request");
+            let cache = response.headers().get("cache-status");
+            let cache = cache.and_then(|v| v.to_str().ok());
+            let reason = reason.as_deref();
+            let path = uri.path();
+            if access {
+                info!(%client, %method, path, status, micros, cache, reason, trace_id, "request");
+            } else {
+                debug!(%client, %method, path, status, micros, cache, reason, trace_id, "request");
+            }
         }
         response
     }
@@ -372,6 +390,14 @@ fn page_that_asks(
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     add_advice(&mut response, &error);
     Ok(response)
+}
+
+/// Returns `text` in a form for one log line: cut, and without control characters.
+fn shown(text: &str) -> String {
+    let start = text.chars().take(LONGEST_REASON);
+    start
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// The form in which errors are answered.

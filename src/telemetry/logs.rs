@@ -2,12 +2,15 @@
 
 use std::panic::PanicHookInfo;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tracing::{Level, error};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
+
+use super::log_writer::LineWriter;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +25,12 @@ pub enum LogFormat {
 /// The filter of lines; set once logging has started.
 static HEARD: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
+/// The writer of lines; set once logging has started.
+static WRITER: OnceLock<LineWriter> = OnceLock::new();
+
+/// The longest time that the end of the process waits for lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// The current level.
 static LEVEL: Mutex<Option<Level>> = Mutex::new(None);
 
@@ -29,7 +38,12 @@ static LEVEL: Mutex<Option<Level>> = Mutex::new(None);
 /// then on panics are log lines as well, in the same format. A second call changes nothing.
 pub fn start(level: Level, format: LogFormat, coloured: bool) {
     let (heard, handle) = reload::Layer::new(heard(level));
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    // Without a thread of its own there is no log: it must not make requests wait.
+    let Ok(writer) = LineWriter::start(std::io::stderr()) else {
+        return;
+    };
+    let lines = writer.clone();
+    let lines = fmt::layer().with_writer(move || lines.clone());
     let lines = match format {
         LogFormat::Human => lines.with_ansi(coloured).with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -37,8 +51,16 @@ pub fn start(level: Level, format: LogFormat, coloured: bool) {
     // An error means that a logger is installed already.
     if registry().with(lines.with_filter(heard)).try_init().is_ok() {
         let _ = HEARD.set(handle);
+        let _ = WRITER.set(writer);
         set_level(level);
         std::panic::set_hook(Box::new(log_panic));
+    }
+}
+
+/// Writes the lines that wait, if standard error is read; called at the end of the process.
+pub fn finish() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(LAST_LINES);
     }
 }
 
@@ -55,6 +77,8 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
         Some(at) => error!(thread, at = %at, "panicked: {}", message.escape_debug()),
         None => error!(thread, "panicked: {}", message.escape_debug()),
     }
+    // The process may end with it.
+    finish();
 }
 
 /// Returns the current level, or `None` before logging has started.

@@ -14,6 +14,7 @@ const REQUESTS: &str = "heliostat_requests_total";
 const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
 const ACCESS_DENIED: &str = "heliostat_access_denied_total";
 const GAVE_WAY: &str = "heliostat_gave_way_total";
+const LOG_LINES_DROPPED: &str = "heliostat_log_lines_dropped_total";
 const IN_FLIGHT_REQUESTS: &str = "heliostat_in_flight_requests";
 const IN_FLIGHT_BYTES: &str = "heliostat_in_flight_bytes";
 pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
@@ -102,6 +103,10 @@ fn describe() {
     describe_counter!(
         GAVE_WAY,
         "Connections and requests that were refused or ended because the service was full and their client held most of it, or because they made no progress, by what was full (connection, request, bytes)."
+    );
+    describe_counter!(
+        LOG_LINES_DROPPED,
+        "Log lines dropped because standard error was not read in time."
     );
     describe_gauge!(
         IN_FLIGHT_REQUESTS,
@@ -426,11 +431,17 @@ pub fn gave_way(what: &'static str) {
     counter!(GAVE_WAY, "what" => what).increment(1);
 }
 
+/// Counts a log line that was dropped.
+pub fn log_line_dropped() {
+    counter!(LOG_LINES_DROPPED).increment(1);
+}
+
 /// Sets the gauges of what is in flight.
 pub fn in_flight(requests: usize, bytes: usize) {
     for what in ["connection", "request", "bytes"] {
         counter!(GAVE_WAY, "what" => what).increment(0);
     }
+    counter!(LOG_LINES_DROPPED).increment(0);
     gauge!(IN_FLIGHT_REQUESTS).set(requests as f64);
     gauge!(IN_FLIGHT_BYTES).set(bytes as f64);
 }

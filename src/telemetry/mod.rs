@@ -1,6 +1,7 @@
 //! Observability: metrics, logs and traces.
 
 mod context;
+mod log_writer;
 pub mod logs;
 pub mod metrics;
 #[cfg(feature = "otlp")]

@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod abuse;
 mod access;
 mod admin;
 mod architecture;

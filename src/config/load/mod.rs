@@ -24,6 +24,7 @@ use self::file::File;
 use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
 use super::{Config, Log, Server, Traces, Upstream, UpstreamKind};
+use crate::files;
 use crate::model::{MAX_TIME, TargetUrl};
 
 /// The default of `server.listen`.
@@ -85,7 +86,7 @@ pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Confi
         key: String::new(),
         message,
     };
-    let bytes = std::fs::read(path).map_err(|e| wrong(None, format!("cannot be read: {e}")))?;
+    let bytes = files::read_any(path).map_err(|e| wrong(None, format!("cannot be read: {e}")))?;
     let text = std::str::from_utf8(&bytes).map_err(|e| {
         let good = bytes.get(..e.valid_up_to()).unwrap_or_default();
         let good = String::from_utf8_lossy(good);
@@ -99,7 +100,7 @@ pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Confi
 /// that key is read: other errors in the file do not matter.
 pub fn listens_at(path: Option<&Path>, env: &BTreeMap<String, String>) -> SocketAddr {
     let in_file = || {
-        let text = std::fs::read_to_string(path?).ok()?;
+        let text = String::from_utf8(files::read(path?).ok()?).ok()?;
         let lines: Vec<&str> = text.lines().collect();
         // The part before the first line that is not TOML.
         let readable = |n| toml::from_str::<toml::Table>(&lines.get(..n)?.join("\n")).ok();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use url::Url;
 
 use super::{Checker, ConfigError, Place};
+use crate::files;
 use crate::config::raw;
 use crate::config::values::{Secret, SecretSource};
 use crate::config::{ClientTls, Proxy, ServerTls};
@@ -68,7 +69,7 @@ impl Checker<'_> {
             }
         };
         let read = |name, path: &PathBuf| {
-            std::fs::read(path).map_err(|e| self.unreadable(SERVER_TLS, name, path, &e))
+            files::read(path).map_err(|e| self.unreadable(SERVER_TLS, name, path, &e))
         };
         let contents = (read("cert", &cert)?, read("key", &key)?);
         let ca = client_ca.as_ref().map(|path| read("client_ca", path));
@@ -110,7 +111,7 @@ impl Checker<'_> {
             }
         };
         let read = |key, path: &PathBuf| {
-            std::fs::read(path).map_err(|e| self.unreadable(place, key, path, &e))
+            files::read(path).map_err(|e| self.unreadable(place, key, path, &e))
         };
         let wrong = |path: &PathBuf, e: PemError| {
             let message = format!("the file {path:?} {}", e.message);

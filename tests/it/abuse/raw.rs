@@ -1,0 +1,76 @@
+//! Bytes on sockets, from addresses of one's own choice.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+/// Where attacks come from, and where the well-behaved client is.
+pub(super) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
+pub(super) const MODEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
+
+/// Connects to `address` from `client`.
+pub(super) async fn connect(address: SocketAddr, client: Ipv4Addr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((client, 0).into())?;
+    socket.connect(address).await
+}
+
+/// Sends `request` from `client` and reads until the end.
+pub(super) async fn exchange(
+    address: SocketAddr,
+    client: Ipv4Addr,
+    request: &[u8],
+) -> io::Result<String> {
+    let whole = async {
+        let mut stream = connect(address, client).await?;
+        // The answer may come, and the connection end, before all has been sent.
+        let sent = stream.write_all(request).await;
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer).await;
+        if answer.is_empty() {
+            sent?;
+            read?;
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    timeout(Duration::from_secs(30), whole)
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// A POST of `body` to `path`.
+pub(super) fn post(path: &str, body: &str) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body.as_bytes()].concat()
+}
+
+/// The beginning of an HTTP/2 connection whose streams have no window.
+pub(super) fn http2_without_window() -> Vec<u8> {
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS with INITIAL_WINDOW_SIZE (4) of 0.
+    bytes.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
+    bytes
+}
+
+/// A GET of `path` on `stream`: a HEADERS frame that ends headers and stream.
+pub(super) fn http2_get(stream: u32, path: &str) -> Vec<u8> {
+    let length = u8::try_from(path.len()).unwrap();
+    assert!(length < 127);
+    // :method GET, :scheme http, :path and :authority as literals that are not indexed.
+    let mut block = vec![0x82, 0x86, 0x04, length];
+    block.extend(path.as_bytes());
+    block.extend([0x01, 1, b'x']);
+    let size = u8::try_from(block.len()).unwrap();
+    let mut frame = vec![0, 0, size, 1, 0x5];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(block);
+    frame
+}
