@@ -27,7 +27,9 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Fails if it cannot be read, or is larger than 16 MiB.
 pub fn read_any(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    File::open(path)?
+        .take(LARGEST + 1)
+        .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST {
         return Err(io::Error::other("it is larger than 16 MiB"));
     }

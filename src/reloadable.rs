@@ -12,8 +12,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::{error, info};
 
-use crate::files;
 use crate::clock::Clock;
+use crate::files;
 use crate::telemetry::metrics;
 
 /// The least time between two checks of the files.

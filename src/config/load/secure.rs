@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use url::Url;
 
 use super::{Checker, ConfigError, Place};
-use crate::files;
 use crate::config::raw;
 use crate::config::values::{Secret, SecretSource};
 use crate::config::{ClientTls, Proxy, ServerTls};
+use crate::files;
 use crate::tls::{self, PemError};
 
 const SERVER_TLS: Place = Place {

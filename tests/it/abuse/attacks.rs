@@ -95,8 +95,8 @@ pub(super) async fn closed_windows(target: &Target) {
     sleep(HELD).await;
 }
 
-/// Two connections of a hundred streams each, which ask for answers of 7 MB and take nothing of them;
-/// and forty connections of HTTP/1 that do the same.
+/// Two connections of a hundred streams each, which ask for answers of 7 MB that are cached and take
+/// nothing of them; and forty connections of HTTP/1 that do the same.
 pub(super) async fn unread_answers(target: &Target) {
     let mut held = Vec::new();
     for connection in 0..2 {
@@ -114,7 +114,8 @@ pub(super) async fn unread_answers(target: &Target) {
     for n in 0..40 {
         let mut stream = connect(target.address, ATTACKER).await.unwrap();
         let request = format!(
-            "GET /prometheus/prom/api/v1/query?query=SIZE7y{n}&time=1600000000 HTTP/1.1\r\nhost: x\r\n\r\n"
+            "GET /prometheus/prom/api/v1/query?query=SIZE7x{}&time=1600000000 HTTP/1.1\r\nhost: x\r\n\r\n",
+            n % 2
         );
         let _ = stream.write_all(request.as_bytes()).await;
         held.push(stream);
