@@ -103,9 +103,8 @@ pub(super) async fn unread_answers(target: &Target) {
         let mut stream = connect(target.address, ATTACKER).await.unwrap();
         let mut bytes = http2_without_window();
         for n in 0..100 {
-            let path = format!(
-                "/prometheus/prom/api/v1/query?query=SIZE7x{connection}&time=1600000000"
-            );
+            let path =
+                format!("/prometheus/prom/api/v1/query?query=SIZE7x{connection}&time=1600000000");
             bytes.extend(http2_get(2 * n + 1, &path));
         }
         let _ = stream.write_all(&bytes).await;
