@@ -5,10 +5,11 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use heliostat::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::scripted::{Answer, Scripted, Seen};
 use crate::support::{ADMIN, ADMIN_TOKEN, Server, metric};

@@ -103,8 +103,10 @@ impl SecondLevel {
             return;
         }
         for tier in &self.tiers {
-            if let Some(stamp) = tier.applied() {
-                tier.put(lane, piece, stamp);
+            match tier.applied() {
+                Some(stamp) => tier.put(lane, piece, stamp),
+                // Which invalidations it takes into account is not known before the first heartbeat.
+                None => tier.level.metrics().dropped("resting", 1),
             }
         }
     }
