@@ -47,23 +47,22 @@ pub(super) fn write(tree: &Tree<'_>, root: Id) -> String {
                 }) = tree.node(id)
                 {
                     let _ = write!(out, " {}", operator.text);
-                    write_matching(&mut out, matching);
+                    if let Some(matching) = matching {
+                        write_matching(&mut out, matching);
+                    }
                     out.push(' ');
                 }
             }
             Task::End(id) => {
-                if let Some(ExprNode::Subquery {
-                    range, step, shift, ..
-                }) = tree.node(id)
-                {
+                if let Some(ExprNode::Subquery(subquery)) = tree.node(id) {
                     out.push('[');
-                    write_length(&mut out, *range);
+                    write_length(&mut out, subquery.range);
                     out.push(':');
-                    if let Some(step) = step {
-                        write_length(&mut out, *step);
+                    if let Some(step) = subquery.step {
+                        write_length(&mut out, step);
                     }
                     out.push(']');
-                    write_shift(&mut out, shift);
+                    write_shift(&mut out, &subquery.shift);
                 }
             }
         }
@@ -79,8 +78,9 @@ fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut
         ExprNode::Number(_, Some(value)) => write_number(out, *value),
         ExprNode::Text(text) => write_string(out, &unquoted(text)),
         ExprNode::Selector(selector) => write_selector(out, selector),
-        ExprNode::Subquery { expression, .. } => {
-            tasks.extend([Task::End(id), Task::Part(*expression, Position::Subquery)]);
+        ExprNode::Subquery(subquery) => {
+            let inside = Task::Part(subquery.expression, Position::Subquery);
+            tasks.extend([Task::End(id), inside]);
         }
         ExprNode::Paren(_) => {
             let inside = tree.inside(id);

@@ -34,7 +34,7 @@ enum Pending<'a> {
     Call(&'a str, Vec<Id>),
     Aggregate(&'static Aggregation, Option<Grouping<'a>>, Vec<Id>),
     Sign(&'static str),
-    Binary(Id, Operator, Box<Matching<'a>>),
+    Binary(Id, Operator, Option<Box<Matching<'a>>>),
 }
 
 pub(super) struct Parser<'a> {
@@ -118,7 +118,8 @@ impl<'a> Parser<'a> {
                         let operator = operator(self.token).ok_or(Unreadable)?;
                         let left = self.reduce(operand, operator.precedence)?;
                         self.advance()?;
-                        let matching = Box::new(self.matching()?);
+                        let matching = self.matching()?;
+                        let matching = (!matching.is_empty()).then(|| Box::new(matching));
                         self.frames.push(Pending::Binary(left, operator, matching));
                         break;
                     }

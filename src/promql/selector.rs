@@ -4,7 +4,9 @@ use super::Unreadable;
 use super::lexer::TokenKind;
 use super::literal::{LONGEST, Quantity, quantity};
 use super::parse::Parser;
-use super::tree::{At, ExprNode, Id, Label, Length, Matcher, SeriesSelector, Shift, Type};
+use super::tree::{
+    At, ExprNode, Id, Label, Length, Matcher, SeriesSelector, Shift, Subquery, Type,
+};
 
 /// Deeper expressions of durations are not read; they recurse.
 const DEEPEST: usize = 20;
@@ -70,12 +72,12 @@ impl<'a> Parser<'a> {
                 _ => Some(self.positive_length()?),
             };
             self.expect(TokenKind::RightBracket)?;
-            return self.tree.add(ExprNode::Subquery {
+            return self.tree.add(ExprNode::Subquery(Box::new(Subquery {
                 expression: operand,
                 range,
                 step,
                 shift: Shift::default(),
-            });
+            })));
         }
         self.expect(TokenKind::RightBracket)?;
         let Some(ExprNode::Selector(selector)) = self.tree.node_mut(operand) else {
@@ -156,7 +158,7 @@ impl<'a> Parser<'a> {
     fn shift(&mut self, operand: Id) -> Result<&mut Shift<'a>, Unreadable> {
         match self.tree.node_mut(operand) {
             Some(ExprNode::Selector(selector)) => Ok(&mut selector.shift),
-            Some(ExprNode::Subquery { shift, .. }) => Ok(shift),
+            Some(ExprNode::Subquery(subquery)) => Ok(&mut subquery.shift),
             _ => Err(Unreadable),
         }
     }

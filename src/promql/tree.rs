@@ -148,6 +148,15 @@ pub(super) struct SeriesSelector<'a> {
     pub(super) shift: Shift<'a>,
 }
 
+/// An expression at the times of a range.
+#[derive(Debug)]
+pub(super) struct Subquery<'a> {
+    pub(super) expression: Id,
+    pub(super) range: Length<'a>,
+    pub(super) step: Option<Length<'a>>,
+    pub(super) shift: Shift<'a>,
+}
+
 /// The labels that an aggregation keeps, or those that it leaves out.
 #[derive(Debug)]
 pub(super) struct Grouping<'a> {
@@ -174,18 +183,14 @@ pub(super) enum ExprNode<'a> {
     /// A string with its quotes.
     Text(&'a str),
     Selector(Box<SeriesSelector<'a>>),
-    Subquery {
-        expression: Id,
-        range: Length<'a>,
-        step: Option<Length<'a>>,
-        shift: Shift<'a>,
-    },
+    Subquery(Box<Subquery<'a>>),
     Paren(Id),
     Sign(&'static str, Id),
     Binary {
         left: Id,
         operator: Operator,
-        matching: Box<Matching<'a>>,
+        /// Not there where nothing is said of it, as in most sums.
+        matching: Option<Box<Matching<'a>>>,
         right: Id,
     },
     Call {
@@ -268,8 +273,9 @@ impl<'a> Tree<'a> {
                 selector.check()?;
                 kind = Type::Vector;
             }
-            ExprNode::Subquery { expression, .. } => {
-                self.kind(*expression).is(Type::Vector).then_some(())?;
+            ExprNode::Subquery(subquery) => {
+                let kind_of_all = self.kind(subquery.expression);
+                kind_of_all.is(Type::Vector).then_some(())?;
                 kind = Type::Matrix;
             }
             ExprNode::Paren(inner) => {
@@ -286,7 +292,10 @@ impl<'a> Tree<'a> {
                 right,
             } => {
                 let types = (self.kind(*left), self.kind(*right));
-                matching.check(*operator, types)?;
+                match matching {
+                    Some(matching) => matching.check(*operator, types)?,
+                    None => Matching::default().check(*operator, types)?,
+                }
                 literal = self.is_literal(*left) && self.is_literal(*right);
                 kind = match types {
                     (Type::Scalar, Type::Scalar) => Type::Scalar,
@@ -359,6 +368,17 @@ impl SeriesSelector<'_> {
 }
 
 impl Matching<'_> {
+    /// Whether it says nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            returns_bool,
+            labels,
+            group,
+            fill,
+        } = self;
+        !returns_bool && labels.is_none() && group.is_none() && *fill == [None; 2]
+    }
+
     /// Whether `operator` may have it between operands of `types`.
     fn check(&self, operator: Operator, (left, right): (Type, Type)) -> Option<()> {
         let fits = left.is_operand() && right.is_operand();

@@ -1,7 +1,7 @@
 //! The dependencies of an expression's values.
 
 use super::functions::Depends;
-use super::tree::{At, ExprNode, Id, Length, Matcher, SeriesSelector, Shift, Tree};
+use super::tree::{At, ExprNode, Id, Length, Matcher, SeriesSelector, Shift, Subquery, Tree};
 use super::{Analysis, Reads, Reason};
 use crate::model::{MAX_TIME, Millis};
 
@@ -37,12 +37,13 @@ pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
         match tree.node(id) {
             None | Some(ExprNode::Number(..) | ExprNode::Text(_)) => {}
             Some(ExprNode::Selector(selector)) => found.select(selector, base, called),
-            Some(ExprNode::Subquery {
-                expression,
-                range,
-                step,
-                shift,
-            }) => {
+            Some(ExprNode::Subquery(subquery)) => {
+                let Subquery {
+                    expression,
+                    range,
+                    step,
+                    shift,
+                } = &**subquery;
                 let base = found.shifted(base, shift);
                 found.length(Some(*range));
                 found.length(*step);
