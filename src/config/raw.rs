@@ -434,7 +434,7 @@ impl RawUpstream {
             proxy: super::Proxy::default(),
             aws: None,
             freshness: self.freshness(usual.freshness),
-            reading: self.reading(usual.reading),
+            reading: self.reading(&usual.reading),
             limits: self.limits(usual.limits),
         }
     }
@@ -453,7 +453,7 @@ impl RawUpstream {
         }
     }
 
-    fn reading(&self, usual: Reading) -> Reading {
+    fn reading(&self, usual: &Reading) -> Reading {
         let interval = self.interval.as_ref();
         let bytes = |size: &Text<Size>| usize::try_from(size.0.0).unwrap_or(usize::MAX);
         let max_span = self.max_span.as_ref();
