@@ -199,7 +199,7 @@ fn reads(group: &mut BenchmarkGroup<'_, WallTime>, points: &Points) {
         api_key: None,
         page: u32::MAX,
     };
-    let prometheus = Prometheus::new(step(), false);
+    let prometheus = Prometheus::new(step(), false, 20_000);
     let buckets = Layout::Buckets {
         statistic: Statistic::Mean,
         size: step(),

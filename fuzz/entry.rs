@@ -156,7 +156,7 @@ fn adapters(response: &Response) {
         api_key: None,
         page: 100,
     };
-    let prometheus = Prometheus::new(minute, false);
+    let prometheus = Prometheus::new(minute, false, 20_000);
     let scope = Scope {
         selector: Selector::default(),
         start: None,

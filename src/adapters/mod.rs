@@ -250,11 +250,14 @@ pub struct Annotations {
     pub warnings: Vec<String>,
     /// `infos`
     pub infos: Vec<String>,
+    /// Whether it says `isPartial`: a part of its data could not be read.
+    pub partial: bool,
 }
 
 impl Annotations {
     /// Adds those of `others`.
     pub fn add(&mut self, others: &Self) {
+        self.partial |= others.partial;
         let lists = [
             (&mut self.warnings, &others.warnings),
             (&mut self.infos, &others.infos),

@@ -38,8 +38,8 @@ use crate::model::{Millis, MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, Transport, Upstream,
-    UpstreamClient, watch,
+    AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, SharedLimits, Transport,
+    Upstream, UpstreamClient, watch,
 };
 use crate::wire::mirror::request::RequestBounds;
 
@@ -119,7 +119,7 @@ impl App {
             networks: config.target_networks.clone(),
         };
         let guarded: Arc<dyn Transport> = Arc::new(Http::guarded(guard).map_err(StartError)?);
-        let make = move |name, url: TargetUrl| {
+        let make = move |name, url: TargetUrl, shared| {
             let settings = config::Upstream::target(name, url.clone());
             let connection = Connection {
                 transport: guarded.clone(),
@@ -127,7 +127,7 @@ impl App {
                 api_key: None,
                 signer: None,
             };
-            builder.upstream(&settings, vec![url], connection, None)
+            builder.upstream(&settings, vec![url], connection, None, shared)
         };
         let upstreams = Registry::new(
             built.iter().map(|built| built.upstream.clone()).collect(),
@@ -278,7 +278,7 @@ impl UpstreamBuilder {
         };
         Ok(BuiltUpstream {
             settings: settings.clone(),
-            upstream: self.upstream(settings, urls, connection, old),
+            upstream: self.upstream(settings, urls, connection, old, None),
             demo,
         })
     }
@@ -289,6 +289,7 @@ impl UpstreamBuilder {
         urls: Vec<TargetUrl>,
         connection: Connection,
         old: Option<&BuiltUpstream>,
+        shared: Option<SharedLimits>,
     ) -> Arc<Upstream> {
         let reading = &settings.reading;
         let mirror = || -> Box<dyn Adapter> {
@@ -321,7 +322,11 @@ impl UpstreamBuilder {
             }
             UpstreamKind::Prometheus { .. } => {
                 let single = reading.multi_series == MultiSeries::Error;
-                let adapter: Box<dyn Adapter> = Box::new(Prometheus::new(reading.interval, single));
+                let adapter: Box<dyn Adapter> = Box::new(Prometheus::new(
+                    reading.interval,
+                    single,
+                    reading.range_limits.series,
+                ));
                 (adapter, Forward::Nothing)
             }
         };
@@ -332,6 +337,8 @@ impl UpstreamBuilder {
             headers: connection.headers,
             signer: connection.signer,
             limits: settings.limits,
+            shared,
+            method: reading.method,
             max_response: reading.max_response,
             budget_file: self
                 .state_dir

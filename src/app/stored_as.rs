@@ -76,6 +76,7 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         // Whole answers are not stored.
         instant_alignment: _,
         refresh_ahead: _,
+        method: _,
     } = reading;
     form.number(*settle)
         .number(interval.millis())

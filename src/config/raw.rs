@@ -12,7 +12,7 @@ use super::values::{SecretSource, Size, Text, table, tables};
 use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
 use crate::model::{
     Aggregate, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits, Millis,
-    MultiSeries, Pattern, RangeLimits, Reading, Step, StepAlignment, TargetUrl,
+    MultiSeries, Pattern, QueryMethod, RangeLimits, Reading, Step, StepAlignment, TargetUrl,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -255,6 +255,7 @@ pub(super) struct RawUpstream {
     pub(super) parameters: Vec<String>,
     pub(super) instant_alignment: Option<InstantAlignment>,
     pub(super) refresh_ahead: Option<bool>,
+    pub(super) method: Option<QueryMethod>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
     #[serde(deserialize_with = "table")]
@@ -477,6 +478,7 @@ impl RawUpstream {
             instant_alignment: self.instant_alignment.unwrap_or_default(),
             // Calls that are metered are made only for those who ask.
             refresh_ahead: self.refresh_ahead.unwrap_or(!self.is_metered()),
+            method: self.method.unwrap_or_default(),
         }
     }
 

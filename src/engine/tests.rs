@@ -222,6 +222,8 @@ pub(super) fn engine_with(
         urls: vec![TargetUrl::parse("http://source").unwrap()],
         headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),
         limits: Limits::for_tests(),
+        shared: None,
+        method: crate::model::QueryMethod::Auto,
         max_response: usize::MAX,
         budget_file: None,
         metrics: metrics.clone(),
@@ -251,6 +253,7 @@ pub(super) fn engine_with(
         parameters: Vec::new(),
         instant_alignment: InstantAlignment::Refresh,
         refresh_ahead: true,
+        method: crate::model::QueryMethod::Auto,
     };
     let upstream = Arc::new(Upstream {
         identity: Identity::new(),
@@ -262,7 +265,7 @@ pub(super) fn engine_with(
         client,
         metrics,
     });
-    let none = Box::new(|_, _| unreachable!("no targets are allowed"));
+    let none = Box::new(|_, _, _| unreachable!("no targets are allowed"));
     let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
     Engine::new(registry, memory, 100_000, clock.clone())
 }

@@ -25,7 +25,7 @@ pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};
 pub use policy::{
     Aggregate, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits, MultiSeries,
-    RangeLimits, Reading, StepAlignment,
+    QueryMethod, RangeLimits, Reading, StepAlignment,
 };
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,

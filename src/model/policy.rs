@@ -61,6 +61,8 @@ pub struct Reading {
     pub instant_alignment: InstantAlignment,
     /// Whether what is polled at a steady pace is refreshed before it is asked for again.
     pub refresh_ahead: bool,
+    /// The HTTP method of queries.
+    pub method: QueryMethod,
 }
 
 impl Default for Reading {
@@ -77,6 +79,7 @@ impl Default for Reading {
             parameters: Vec::new(),
             instant_alignment: InstantAlignment::default(),
             refresh_ahead: true,
+            method: QueryMethod::default(),
         }
     }
 }
@@ -97,6 +100,19 @@ impl Default for RangeLimits {
             span: 0,
         }
     }
+}
+
+/// The HTTP method by which a Prometheus API is queried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryMethod {
+    /// POST, and GET at a URL that refuses that (403, 405, 501).
+    #[default]
+    Auto,
+    /// GET.
+    Get,
+    /// POST.
+    Post,
 }
 
 /// The evaluation times of a range query.

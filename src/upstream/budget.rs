@@ -1,8 +1,9 @@
 //! Budgets of calls by the hour and by the day, kept across restarts where there is a file.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,13 +15,19 @@ use crate::model::{Limits, Millis};
 const HOUR: Millis = 3_600_000;
 const DAY: Millis = 24 * HOUR;
 
+/// Most bytes of the file.
+const LONGEST_FILE: u64 = 64 << 10;
+
 /// The format of the file; a file of another is not read.
 const VERSION: u32 = 1;
 
 /// Calls that may be made in each hour and each day of UTC.
 pub(super) struct Budgets {
-    windows: Mutex<Vec<Window>>,
+    windows: Arc<Mutex<Vec<Window>>>,
     file: Option<PathBuf>,
+    /// Whether there is something that the file does not say, and whether a thread writes it.
+    unwritten: Arc<AtomicBool>,
+    writing: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +40,38 @@ struct Window {
     /// What the file says is used: ahead of what is, so that a crash does not forget calls and
     /// not every call is written.
     written: u32,
+    /// The window before this one, and what was used of it.
+    before: (i64, u32),
+}
+
+impl Window {
+    /// Which window it is at `now`. A clock that steps back a little renews nothing; one that does so
+    /// by more than a window was wrong before.
+    fn index_at(&self, now: Millis) -> i64 {
+        let index = now.div_euclid(self.millis);
+        match index < self.index - 1 {
+            true => index,
+            false => index.max(self.index),
+        }
+    }
+
+    /// Goes on to the window that it is at `now`.
+    fn go_on(&mut self, now: Millis) {
+        let index = self.index_at(now);
+        if index > self.index {
+            self.before = (self.index, self.used);
+            self.index = index;
+            self.used = 0;
+            self.written = 0;
+        } else if index < self.index {
+            // What was used while the clock was wrong counts, too.
+            if self.before.0 == index {
+                self.used = self.used.saturating_add(self.before.1);
+            }
+            self.index = index;
+            self.written = 0;
+        }
+    }
 }
 
 #[derive(Deserialize, Serialize)]
@@ -49,8 +88,8 @@ struct Saved {
 }
 
 impl Budgets {
-    /// The budgets of `limits`, with what `file` says of them.
-    pub(super) fn new(limits: &Limits, file: Option<PathBuf>) -> Self {
+    /// The budgets of `limits`, with what `file` says of them, at the wall time `now`.
+    pub(super) fn new(limits: &Limits, file: Option<PathBuf>, now: Millis) -> Self {
         let window = |(millis, allowed): (Millis, Option<u32>)| {
             allowed.map(|allowed| Window {
                 millis,
@@ -58,6 +97,7 @@ impl Budgets {
                 index: 0,
                 used: 0,
                 written: 0,
+                before: (0, 0),
             })
         };
         let windows = [(HOUR, limits.per_hour), (DAY, limits.per_day)];
@@ -66,14 +106,16 @@ impl Budgets {
             && !windows.is_empty()
         {
             match read(path) {
-                Ok(saved) => restore(&mut windows, &saved),
+                Ok(saved) => restore(&mut windows, &saved, now),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => warn!(path = %path.display(), "a budget's state cannot be read: {e}"),
             }
         }
         Self {
-            windows: Mutex::new(windows),
+            windows: Arc::new(Mutex::new(windows)),
             file,
+            unwritten: Arc::default(),
+            writing: Arc::default(),
         }
     }
 
@@ -103,8 +145,7 @@ impl Budgets {
     pub(super) fn state(&self, now: Millis) -> Vec<BudgetState> {
         let windows = self.windows();
         let state = |window: &Window| {
-            // A clock that steps back renews nothing.
-            let index = now.div_euclid(window.millis).max(window.index);
+            let index = window.index_at(now);
             BudgetState {
                 per: if window.millis == HOUR { "hour" } else { "day" },
                 allowed: window.allowed,
@@ -126,12 +167,7 @@ impl Budgets {
     pub(super) fn take(&self, now: Millis) -> Result<(), Duration> {
         let mut windows = self.windows();
         for window in windows.iter_mut() {
-            let index = now.div_euclid(window.millis);
-            if index > window.index {
-                window.index = index;
-                window.used = 0;
-                window.written = 0;
-            }
+            window.go_on(now);
         }
         if let Some(spent) = windows.iter().find(|w| w.used >= w.allowed) {
             let left = (spent.index + 1) * spent.millis - now;
@@ -146,19 +182,55 @@ impl Budgets {
                 write = true;
             }
         }
-        if write
-            && let Some(path) = &self.file
-            && let Err(e) = save(path, &windows)
-        {
-            warn!(path = %path.display(), "a budget's state cannot be written: {e}");
+        drop(windows);
+        if write {
+            self.write();
         }
         Ok(())
     }
+
+    /// Writes the file: on a thread of its own, as the folder may be one of a network that is away.
+    /// What changes while that writes, it writes then.
+    fn write(&self) {
+        let Some(path) = self.file.clone() else {
+            return;
+        };
+        if tokio::runtime::Handle::try_current().is_err() {
+            save_all(&path, &self.windows);
+            return;
+        }
+        self.unwritten.store(true, Ordering::SeqCst);
+        if self.writing.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (windows, unwritten) = (self.windows.clone(), self.unwritten.clone());
+        let writing = self.writing.clone();
+        std::thread::spawn(move || {
+            loop {
+                while unwritten.swap(false, Ordering::SeqCst) {
+                    save_all(&path, &windows);
+                }
+                writing.store(false, Ordering::SeqCst);
+                // Someone may have come between the two.
+                if !unwritten.load(Ordering::SeqCst) || writing.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
+        });
+    }
 }
 
-fn restore(windows: &mut [Window], saved: &[Saved]) {
+/// Takes over what was `saved`, at the wall time `now`. What is more than one hour or day ahead was
+/// written by a clock that was wrong.
+fn restore(windows: &mut [Window], saved: &[Saved], now: Millis) {
     for window in windows {
-        if let Some(saved) = saved.iter().find(|s| s.millis == window.millis) {
+        let latest = now.div_euclid(window.millis) + 1;
+        let mut saved = saved.iter();
+        let found = saved.find(|s| s.millis == window.millis);
+        if found.is_some_and(|s| s.index > latest) {
+            warn!("a budget's state is of the future, and not used: was a clock wrong?");
+        }
+        if let Some(saved) = found.filter(|s| s.index <= latest) {
             window.index = saved.index;
             window.used = saved.used;
             window.written = saved.used;
@@ -167,12 +239,28 @@ fn restore(windows: &mut [Window], saved: &[Saved]) {
 }
 
 fn read(path: &Path) -> io::Result<Vec<Saved>> {
+    let about = std::fs::metadata(path)?;
+    if !about.is_file() || about.len() > LONGEST_FILE {
+        let message = "it is no regular file, or too long to be one of ours";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
     let file: BudgetFile = serde_json::from_slice(&std::fs::read(path)?)?;
     if file.version == VERSION {
         Ok(file.windows)
     } else {
         let message = format!("version {} is not known", file.version);
         Err(io::Error::new(io::ErrorKind::InvalidData, message))
+    }
+}
+
+fn save_all(path: &Path, windows: &Mutex<Vec<Window>>) {
+    // A copy: writing may take long.
+    let windows = windows
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    if let Err(e) = save(path, &windows) {
+        warn!(path = %path.display(), "a budget's state cannot be written: {e}");
     }
 }
 
@@ -188,7 +276,15 @@ fn save(path: &Path, windows: &[Window]) -> io::Result<()> {
         windows: saved.collect(),
     };
     let beside = path.with_extension("tmp");
-    std::fs::write(&beside, serde_json::to_vec(&file)?)?;
+    // Whatever is there, such as a link, is not written to.
+    match std::fs::remove_file(&beside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut new = std::fs::OpenOptions::new();
+    let mut to = new.write(true).create_new(true).open(&beside)?;
+    to.write_all(&serde_json::to_vec(&file)?)?;
+    drop(to);
     std::fs::rename(&beside, path)
 }
 
@@ -202,7 +298,7 @@ mod tests {
             per_day,
             ..Limits::for_tests()
         };
-        Budgets::new(&limits, file)
+        Budgets::new(&limits, file, 500_000 * HOUR)
     }
 
     fn taken(budgets: &Budgets, now: Millis) -> usize {
@@ -257,6 +353,38 @@ mod tests {
         assert_eq!(taken(&budgets, now), 10);
         assert_eq!(taken(&budgets, now - 5 * HOUR), 0);
         assert_eq!(taken(&budgets, now + HOUR), 10);
+    }
+
+    #[test]
+    fn a_clock_that_was_far_ahead_for_a_moment_spends_nothing_else() {
+        let budgets = budgets(Some(10), None, None);
+        let now = 500_000 * HOUR;
+        for _ in 0..3 {
+            budgets.take(now).unwrap();
+        }
+        for _ in 0..2 {
+            budgets.take(now + 30 * DAY).unwrap();
+        }
+        assert_eq!(taken(&budgets, now), 5);
+        assert!(budgets.take(now).unwrap_err() <= Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn what_a_file_says_of_the_future_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prom.budget");
+        let now = 500_000 * HOUR;
+        let left = |ahead: i64| {
+            let file = format!(
+                r#"{{"version":1,"windows":[{{"millis":{HOUR},"index":{},"used":10}}]}}"#,
+                500_000 + ahead
+            );
+            std::fs::write(&path, file).unwrap();
+            taken(&budgets(Some(10), None, Some(path.clone())), now)
+        };
+        assert_eq!((left(0), left(1), left(2), left(90_000)), (0, 0, 10, 10));
+        std::fs::write(&path, vec![b' '; 70_000]).unwrap();
+        assert_eq!(taken(&budgets(Some(10), None, Some(path.clone())), now), 10);
     }
 
     #[test]

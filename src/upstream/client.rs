@@ -22,7 +22,7 @@ use super::tenant::tenant;
 use super::transport::Transport;
 use crate::adapters::{Exchange, Next};
 use crate::clock::Clock;
-use crate::model::{Error, Evidence, Kind, Limits, Millis, TargetUrl, TimeRange};
+use crate::model::{Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::Trace;
@@ -83,13 +83,21 @@ pub struct UpstreamClient {
     pub(super) headers: Reloadable<HeaderMap>,
     pub(super) signer: Option<AwsSigner>,
     pub(super) limiter: Limiter,
-    pub(super) budgets: Budgets,
+    pub(super) budgets: Arc<Budgets>,
     pub(super) retries: RetryBudget,
     pub(super) limits: Limits,
+    pub(super) method: QueryMethod,
     pub(super) max_response: usize,
     pub(super) metrics: UpstreamMetrics,
     pub(super) failures: FailureLog,
     pub(super) clock: Arc<dyn Clock>,
+}
+
+/// Limits that several upstreams keep to together.
+#[derive(Clone)]
+pub struct SharedLimits {
+    limiter: Limiter,
+    budgets: Arc<Budgets>,
 }
 
 /// What an [`UpstreamClient`] is made of.
@@ -104,6 +112,10 @@ pub struct ClientConfig {
     pub signer: Option<AwsSigner>,
     /// What the upstream may be burdened with.
     pub limits: Limits,
+    /// The limits of another upstream, if it keeps to these.
+    pub shared: Option<SharedLimits>,
+    /// How queries are asked.
+    pub method: QueryMethod,
     /// Most bytes of a response.
     pub max_response: usize,
     /// Where what is used of budgets is kept, if anywhere.
@@ -118,20 +130,33 @@ impl UpstreamClient {
     /// The way to the upstream that `parts` describe.
     pub fn new(parts: ClientConfig) -> Self {
         let limits = parts.limits;
+        let shared = parts.shared.unwrap_or_else(|| SharedLimits {
+            limiter: Limiter::new(&limits),
+            budgets: Arc::new(Budgets::new(&limits, parts.budget_file, parts.clock.now())),
+        });
         Self {
             transport: parts.transport,
             addresses: Addresses::new(parts.urls, &limits),
             opened: Arc::default(),
             headers: parts.headers,
             signer: parts.signer,
-            limiter: Limiter::new(&limits),
-            budgets: Budgets::new(&limits, parts.budget_file),
+            limiter: shared.limiter,
+            budgets: shared.budgets,
             retries: RetryBudget::default(),
             limits,
+            method: parts.method,
             max_response: parts.max_response,
             metrics: parts.metrics,
             failures: FailureLog::default(),
             clock: parts.clock,
+        }
+    }
+
+    /// What it may be burdened with, for another that leads to the same host.
+    pub fn shared_limits(&self) -> SharedLimits {
+        SharedLimits {
+            limiter: self.limiter.clone(),
+            budgets: self.budgets.clone(),
         }
     }
 

@@ -38,7 +38,7 @@ use crate::telemetry::metrics::UpstreamMetrics;
 pub use aws::AwsSigner;
 #[cfg(feature = "aws")]
 pub use aws::{AwsSettings, Keys, Role};
-pub use client::{Answered, CallContext, ClientConfig, UpstreamClient};
+pub use client::{Answered, CallContext, ClientConfig, SharedLimits, UpstreamClient};
 pub use coalesce::{Flight, Flights, Joined, Waiters};
 pub use connections::ClientRecipe;
 pub use guard::Guard;

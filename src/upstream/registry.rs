@@ -3,11 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Upstream;
+use super::connections::Origin;
+use super::{SharedLimits, Upstream};
 use crate::model::{Details, Error, Kind, Pattern, TargetUrl};
 
-/// Makes the upstream for an allowed target; the name is for its metrics.
-pub type TargetFactory = Box<dyn Fn(String, TargetUrl) -> Arc<Upstream> + Send + Sync>;
+/// Makes the upstream for an allowed target; the name is for its metrics. It keeps to the limits of
+/// another with the same host, if there is one.
+pub type TargetFactory =
+    Box<dyn Fn(String, TargetUrl, Option<SharedLimits>) -> Arc<Upstream> + Send + Sync>;
 
 /// Most targets that are known at once besides the configured upstreams.
 const MAX_TARGETS: usize = 256;
@@ -114,7 +117,15 @@ impl Registry {
             let message = format!("{MAX_TARGETS} targets are in use at once");
             return Err(Error::new(Kind::Overloaded, message));
         }
-        let made = (self.make)(pattern.to_string(), url.clone());
+        let origin = Origin::of(url.as_str());
+        let same_host = |u: &&Arc<Upstream>| {
+            let mut urls = u.client.urls();
+            urls.any(|url| Origin::of(url.as_str()) == origin)
+        };
+        let beside = self.upstreams.iter().find(same_host);
+        let beside = beside.or_else(|| targets.values().find(same_host));
+        let shared = beside.map(|upstream| upstream.client.shared_limits());
+        let made = (self.make)(pattern.to_string(), url.clone(), shared);
         targets.insert(url.clone(), made.clone());
         Ok(made)
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::addresses::Chosen;
@@ -14,7 +16,7 @@ use super::refusal::overspent;
 use super::response::{as_of, read};
 use super::transport::Outgoing;
 use crate::adapters::{Exchange, Next, Request, Response};
-use crate::model::{Error, Evidence, Kind, TargetUrl};
+use crate::model::{Error, Evidence, Kind, QueryMethod, TargetUrl};
 
 impl UpstreamClient {
     /// Makes the call that `permit` is for.
@@ -29,7 +31,14 @@ impl UpstreamClient {
             return Err(Error::new(Kind::Internal, "a call has no address"));
         };
         let url = chosen.url().clone();
-        let mut outgoing = self.outgoing(&url, &exchange.request);
+        let by_get = match self.method {
+            QueryMethod::Post => false,
+            QueryMethod::Get => true,
+            QueryMethod::Auto => chosen.refuses_post(),
+        };
+        let get = as_get(&exchange.request).filter(|_| self.method != QueryMethod::Post);
+        let request = get.as_ref().filter(|_| by_get).unwrap_or(&exchange.request);
+        let mut outgoing = self.outgoing(&url, request);
         outgoing.new_connection = chosen.trial;
         let provisional = chosen.provisional;
         let signed = match &self.signer {
@@ -42,10 +51,25 @@ impl UpstreamClient {
             overspent(wait)
         })?;
         let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
-        let trace = counted.to(&url, &exchange.request.method, &call.trace);
+        let trace = counted.to(&url, &request.method, &call.trace);
         trace.send(&mut outgoing.headers);
         let wall = self.clock.now();
-        let send = self.transport.send(outgoing, self.max_response);
+        let send = async {
+            let response = self.transport.send(outgoing, self.max_response).await?;
+            let get = get.as_ref().filter(|_| !by_get && refuses_post(&response));
+            let Some(get) = get else { return Ok(response) };
+            let mut outgoing = self.outgoing(&url, get);
+            if let Some(signer) = &self.signer {
+                signer.sign(&mut outgoing).await?;
+            }
+            trace.send(&mut outgoing.headers);
+            let by_get = self.transport.send(outgoing, self.max_response).await?;
+            if refuses_post(&by_get) {
+                return Ok(response);
+            }
+            chosen.has_refused_post();
+            Ok(by_get)
+        };
         let sent = tokio::time::timeout(self.limits.timeout, send).await;
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
@@ -127,4 +151,32 @@ impl UpstreamClient {
             new_connection: false,
         }
     }
+}
+
+/// Whether `response` is what servers and gateways that let only GET pass say to a POST.
+fn refuses_post(response: &Response) -> bool {
+    matches!(
+        response.status,
+        StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+    )
+}
+
+/// The same by GET, if `request` is a form that is sent by POST.
+fn as_get(request: &Request) -> Option<Request> {
+    let is_form = |(name, value): &(HeaderName, HeaderValue)| {
+        name == CONTENT_TYPE && value == "application/x-www-form-urlencoded"
+    };
+    if request.method != Method::POST || !request.headers.iter().any(is_form) {
+        return None;
+    }
+    let form = std::str::from_utf8(&request.body).ok()?;
+    let separator = if request.path.contains('?') { '&' } else { '?' };
+    let headers = request.headers.iter().filter(|header| !is_form(header));
+    Some(Request {
+        method: Method::GET,
+        path: format!("{}{separator}{form}", request.path),
+        units: request.units,
+        headers: headers.cloned().collect(),
+        body: Bytes::new(),
+    })
 }

@@ -44,6 +44,7 @@ mod promtool;
 mod relay;
 mod reload;
 mod remote_write;
+mod replicas;
 mod scripted;
 mod second_level;
 mod secrets;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use http::StatusCode;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
@@ -35,7 +36,11 @@ pub(super) struct SampleMatrix {
 
 impl SampleMatrix {
     /// Reads the answer to a query.
-    pub(super) fn read(response: &Response) -> Result<Self, Error> {
+    pub(super) fn read(response: &Response, most: usize) -> Result<Self, Error> {
+        if has_more_series(&response.body, most) {
+            let message = format!("the answer has more than {most} series (max_series)");
+            return Err(Error::new(Kind::TooManyPoints, message));
+        }
         let envelope: Envelope<'_, ApiData> = read(response)?;
         let complete = envelope.is_complete();
         let data = envelope
@@ -45,6 +50,9 @@ impl SampleMatrix {
             complete,
             ..Self::default()
         };
+        if !data.kind.is_empty() && data.kind != "matrix" {
+            return Err(garbage(response, "not a matrix"));
+        }
         for raw in data.result {
             if raw.values.is_none() && raw.histograms.is_none() {
                 // Such as an instant vector, which has a `value` instead: not a known emptiness.
@@ -98,6 +106,20 @@ impl SampleMatrix {
     }
 }
 
+/// Whether `body` has more than `most` series, without reading them: a few bytes each may take a
+/// hundred times as much memory. A label of the name `metric` counts as well.
+fn has_more_series(body: &[u8], most: usize) -> bool {
+    const KEY: &[u8] = b"\"metric\"";
+    let after = body.windows(KEY.len()).enumerate();
+    let keys = after
+        .filter(|(_, window)| *window == KEY)
+        .filter(|(at, _)| {
+            let rest = body.get(at + KEY.len()..).unwrap_or_default();
+            rest.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b':')
+        });
+    keys.take(most.saturating_add(1)).count() > most
+}
+
 /// Checks that the answer is one of success.
 pub(super) fn check(response: &Response) -> Result<(), Error> {
     read::<IgnoredAny>(response).map(|_| ())
@@ -137,6 +159,9 @@ impl<T> Envelope<'_, T> {
 
 /// Returns the envelope of an answer of success, or the error that it speaks of.
 fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T>, Error> {
+    if response.status == StatusCode::PARTIAL_CONTENT {
+        return Err(garbage(response, "a part of an answer"));
+    }
     if response.status.is_success() {
         let envelope: Envelope<'a, T> = serde_json::from_slice(&response.body)
             .map_err(|e| garbage(response, &format!("not an answer of Prometheus' API ({e})")))?;
@@ -212,7 +237,15 @@ fn failure(response: &Response, error_type: &str, error: &str) -> Error {
 
 #[derive(Deserialize)]
 struct ApiData {
+    #[serde(deserialize_with = "null_as_none")]
     result: Vec<RawSeries>,
+    #[serde(rename = "resultType", default)]
+    kind: String,
+}
+
+/// Reads the series of an answer, for none of which some gateways write `null`.
+fn null_as_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RawSeries>, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Deserialize)]

@@ -43,6 +43,8 @@ pub struct Prometheus {
     pub interval: Step,
     /// Whether several matching series are an error.
     pub single_series: bool,
+    /// Most series of an answer.
+    pub max_series: usize,
     /// Whether a range selector leaves its left edge out, as Prometheus does from version 3 on.
     /// Every pushed down answer tells, and corrects this.
     left_open: Arc<AtomicBool>,
@@ -50,10 +52,11 @@ pub struct Prometheus {
 
 impl Prometheus {
     /// Returns an adapter for samples `interval` apart.
-    pub fn new(interval: Step, single_series: bool) -> Self {
+    pub fn new(interval: Step, single_series: bool, max_series: usize) -> Self {
         Self {
             interval,
             single_series,
+            max_series,
             left_open: Arc::default(),
         }
     }
@@ -69,8 +72,9 @@ impl Prometheus {
     /// Returns the samples of a gauge as they are stored.
     fn gauge(&self, selector: &str, fetch: &Fetch) -> Exchange<FetchResult> {
         let (range, nan, single) = (fetch.range, fetch.nan, self.single_series);
+        let most = self.max_series;
         exchange(samples_of(selector, &range), move |response| {
-            let matrix = SampleMatrix::read(response)?;
+            let matrix = SampleMatrix::read(response, most)?;
             finish(matrix, &range, nan, single).map(Next::Done)
         })
     }
@@ -82,6 +86,7 @@ impl Prometheus {
         let looked = TimeRange::clamped(range.start() - self.lookback(), range.end());
         let before = TimeRange::clamped(range.start() - self.longest_lookback(), looked.start());
         let (single, longest) = (self.single_series, self.longest_lookback());
+        let most = self.max_series;
         let earlier = samples_of(selector, &before);
         let of_rates = move |mut matrix: SampleMatrix| {
             for series in &mut matrix.series {
@@ -90,7 +95,7 @@ impl Prometheus {
             finish(matrix, &range, NanInterpretation::Omit, single).map(Next::Done)
         };
         exchange(samples_of(selector, &looked), move |response| {
-            let matrix = SampleMatrix::read(response)?;
+            let matrix = SampleMatrix::read(response, most)?;
             let first_in_range = |s: &SampleSeries| {
                 let first = s.samples.iter().find(|(_, v)| v.is_finite());
                 first.is_some_and(|(t, _)| range.holds(t))
@@ -100,7 +105,7 @@ impl Prometheus {
             }
             // Some series has no sample shortly before the range: it begins there, or had a gap.
             Ok(Next::More(exchange(earlier.clone(), move |response| {
-                let mut all = SampleMatrix::read(response)?;
+                let mut all = SampleMatrix::read(response, most)?;
                 all.append(&matrix);
                 of_rates(all)
             })))
@@ -110,12 +115,13 @@ impl Prometheus {
     /// Returns the values of an expression on the grid of the interval.
     fn expression(&self, expression: &str, fetch: &Fetch) -> Vec<Part> {
         let (nan, single, interval) = (fetch.nan, self.single_series, self.interval);
+        let most = self.max_series;
         steps(&fetch.range, interval, 0, MAX_STEPS)
             .map(|part| {
                 let request = range_query(expression, &part, interval);
                 let range = part.range;
                 let exchange = exchange(request, move |response| {
-                    let matrix = SampleMatrix::read(response)?;
+                    let matrix = SampleMatrix::read(response, most)?;
                     on_grid(&matrix, interval, 0)?;
                     finish(matrix, &range, nan, single).map(Next::Done)
                 });
@@ -380,7 +386,11 @@ fn duration(millis: Millis) -> String {
 fn seconds(millis: Millis) -> String {
     let sign = if millis < 0 { "-" } else { "" };
     let millis = millis.unsigned_abs();
-    format!("{sign}{}.{:03}", millis / 1000, millis % 1000)
+    match millis % 1000 {
+        // Some servers read nothing but digits.
+        0 => format!("{sign}{}", millis / 1000),
+        rest => format!("{sign}{}.{rest:03}", millis / 1000),
+    }
 }
 
 /// Returns the parameters that narrow a list of labels or values.

@@ -30,6 +30,9 @@ pub struct Passed {
 pub fn pass(request: Request, json: bool) -> Exchange<Passed> {
     exchange(request, move |response| {
         let status = response.status;
+        if status == StatusCode::PARTIAL_CONTENT {
+            return Err(garbage(response, "a part of an answer"));
+        }
         let complete = if status.is_success() {
             match answer::envelope(response) {
                 None if json => return Err(garbage(response, "not JSON")),

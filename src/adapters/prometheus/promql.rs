@@ -94,13 +94,18 @@ fn instant_selector(conditions: &[Condition]) -> Result<String, Error> {
             name => quote(&mut text, name),
         }
         match &condition.test {
+            Test::Is(number @ Scalar::Number(_)) if whole(&number.to_string()) => {
+                // A label that holds it may have been written as an integer or as a double.
+                text.push_str("=~");
+                quote(&mut text, &spellings(number).join("|"));
+            }
             Test::Is(value) => {
                 text.push('=');
                 quote(&mut text, &value.to_string());
             }
             Test::In(values) => {
                 text.push_str("=~");
-                let any: Vec<String> = values.iter().map(|v| literal(&v.to_string())).collect();
+                let any: Vec<String> = values.iter().flat_map(spellings).collect();
                 let pattern = if any.is_empty() {
                     NOTHING.to_owned()
                 } else {
@@ -112,6 +117,22 @@ fn instant_selector(conditions: &[Condition]) -> Result<String, Error> {
     }
     text.push('}');
     Ok(text)
+}
+
+/// Returns the patterns of the labels that hold `value`.
+fn spellings(value: &Scalar) -> Vec<String> {
+    let text = value.to_string();
+    let mut spellings = vec![literal(&text)];
+    if matches!(value, Scalar::Number(_)) && whole(&text) {
+        spellings.push(literal(&format!("{text}.0")));
+    }
+    spellings
+}
+
+/// Returns whether `number` is written as an integer.
+fn whole(number: &str) -> bool {
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Returns whether `name` is a label name that needs no quotes.
@@ -211,7 +232,7 @@ mod tests {
         };
         assert_eq!(
             gauge(vec![is("__gauge__", "up"), is("job", "api"), code]),
-            r#"{__name__="up",code="200",job="api"}"#
+            r#"{__name__="up",code=~"200|200\\.0",job="api"}"#
         );
         assert_eq!(
             gauge(vec![is("__gauge__", "up"), any_of("host", &["a.b", "c|d"])]),

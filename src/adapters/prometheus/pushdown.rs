@@ -1,7 +1,8 @@
 //! Aggregation in the Prometheus server.
 //!
-//! A bucket `[kB, (k+1)B)` is evaluated at its last millisecond `(k+1)B - 1`, over a range that
-//! covers it exactly. Which range that is depends on whether the server counts a range's left
+//! A bucket `[kB, (k+1)B)` is evaluated at its end `(k+1)B`, over a range that ends a millisecond
+//! before and covers it exactly: some stores round the times of a query down to multiples of its
+//! step, so these must be such. Which range that is depends on whether the server counts a range's left
 //! edge in (up to Prometheus 2) or not (from 3 on, and VictoriaMetrics), so each answer carries a
 //! probe that tells, and a query that assumed the wrong one is made again.
 //!
@@ -45,12 +46,12 @@ struct Row {
     /// The query if the expression turns out to be a scalar.
     of_scalar: Option<Arc<dyn Fn(bool) -> String + Send + Sync>>,
     size: Step,
-    /// The distance from a bucket's start to the moment at which it is evaluated.
-    shift: Millis,
     steps: Arc<Steps>,
     nan: NanInterpretation,
     /// Whether the answer must be of one series: it cannot be merged, or may not be.
     single: Single,
+    /// Most series of an answer.
+    most: usize,
     left_open: Arc<AtomicBool>,
 }
 
@@ -86,12 +87,6 @@ impl Prometheus {
             let message = "the upstream cannot compute buckets of 1 ms; request larger ones";
             return Err(Error::new(Kind::TooManyPoints, message));
         }
-        // Rates are read at grid points that see samples up to the millisecond before them, so
-        // the grid points of a bucket are those after its start, its end included.
-        let shift = match meaning {
-            Meaning::Counter(_) => size.millis(),
-            Meaning::Gauge(_) | Meaning::Expression(_) => size.millis() - 1,
-        };
         let inner = match meaning {
             Meaning::Gauge(_) => size.millis(),
             Meaning::Counter(_) => self.rate_grid(size),
@@ -114,15 +109,15 @@ impl Prometheus {
             Meaning::Gauge(_) | Meaning::Counter(_) => None,
         };
         let query = query(meaning);
-        let rows = steps(&fetch.range, size, shift, per_call).map(|steps| {
+        let rows = steps(&fetch.range, size, size.millis(), per_call).map(|steps| {
             let row = Row {
                 query: query.clone(),
                 of_scalar: of_scalar.clone(),
                 size,
-                shift,
                 steps: Arc::new(steps),
                 nan: fetch.nan,
                 single,
+                most: self.max_series,
                 left_open: self.left_open.clone(),
             };
             let start = row.steps.range.start();
@@ -157,8 +152,10 @@ fn over(meaning: &Meaning, size: Step, inner: Millis, lookback: Millis, left_ope
     let range = span(size.millis(), left_open);
     let (grid, lookback) = (duration(inner), duration(lookback));
     match meaning {
-        Meaning::Gauge(selector) => format!("{selector}[{range}]"),
+        Meaning::Gauge(selector) => format!("{selector}[{range}] offset 1ms"),
         Meaning::Counter(selector) => {
+            // Rates are read at grid points that see samples up to the millisecond before them, so
+            // the grid points of a bucket are those after its start, its end included.
             // A grid point with no new sample must not repeat the rate of the one before.
             let new = span(inner.max(2), left_open);
             format!(
@@ -166,7 +163,7 @@ fn over(meaning: &Meaning, size: Step, inner: Millis, lookback: Millis, left_ope
             )
         }
         // A comment in the expression ends with its line.
-        Meaning::Expression(text) => format!("({text}\n)[{range}:{grid}]"),
+        Meaning::Expression(text) => format!("({text}\n)[{range}:{grid}] offset 1ms"),
     }
 }
 
@@ -199,8 +196,8 @@ impl Row {
         let size = self.size.millis();
         // Reaches back to a grid line exactly, so the answer is one more where the left edge
         // counts in.
-        let probe = size + self.shift;
-        let with_edge = if self.shift == size { 3.0 } else { 2.0 };
+        let probe = 2 * size;
+        let with_edge = 3.0;
         let query = format!(
             "{} or label_replace(count_over_time(vector(1)[{}:{}]),\"{PROBE}\",\"1\",\"\",\"\")",
             (self.query)(left_open),
@@ -209,7 +206,7 @@ impl Row {
         );
         let request = range_query(&query, &self.steps, self.size);
         exchange(request, move |response| {
-            let mut matrix = match (SampleMatrix::read(response), &self.of_scalar) {
+            let mut matrix = match (SampleMatrix::read(response, self.most), &self.of_scalar) {
                 (Ok(matrix), _) => matrix,
                 (Err(error), Some(query)) if error.message.contains(SCALAR) => {
                     let mut row = self.clone();

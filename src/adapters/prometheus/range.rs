@@ -1,6 +1,6 @@
 //! Range queries as they are, series by series: what the Prometheus face caches.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use super::pass::raw_response;
@@ -102,6 +102,9 @@ fn read(
     asked: &TimeRange,
     step: Step,
 ) -> Result<FetchResult, Error> {
+    if response.status == StatusCode::PARTIAL_CONTENT {
+        return Err(garbage(response, "a part of an answer"));
+    }
     if !response.status.is_success() {
         let Some(mut error) = answer::spoken_error(response) else {
             answer::check(response)?;
@@ -162,18 +165,21 @@ fn annotations(extras: &Extras) -> Annotations {
     Annotations {
         warnings: list("warnings"),
         infos: list("infos"),
+        partial: says_partial(extras),
     }
 }
 
 /// Returns whether nothing is missing: remarks on the style of a query, which Prometheus 2.4x to
 /// 2.5x sends among its warnings, say nothing about its data.
 fn is_complete(extras: &Extras, annotations: &Annotations) -> bool {
-    let partial = extras
-        .get("isPartial")
-        .is_some_and(|json| &json[..] == b"true");
-    !partial
+    !says_partial(extras)
         && annotations
             .warnings
             .iter()
             .all(|w| w.starts_with("PromQL info"))
+}
+
+fn says_partial(extras: &Extras) -> bool {
+    let said = extras.get("isPartial");
+    said.is_some_and(|json| &json[..] == b"true")
 }

@@ -26,7 +26,7 @@ fn matrix(result: &serde_json::Value) -> Response {
 }
 
 fn adapter() -> Prometheus {
-    Prometheus::new(Step::new(15_000).unwrap(), false)
+    Prometheus::new(Step::new(15_000).unwrap(), false, 20_000)
 }
 
 fn fetch(key: &str, value: &str, layout: Layout, start: Millis, end: Millis) -> Fetch {
@@ -151,7 +151,7 @@ impl Fake {
         let (mut sums, mut probe) = (Vec::new(), Vec::new());
         for at in (0..).map(|n| start + n * step).take_while(|t| *t <= end) {
             let values = match ranges[..] {
-                [range, _] => self.samples_in(at, read_duration(range)),
+                [range, _] => self.samples_in(at - 1, read_duration(range)),
                 [lookback, new, outer, _] => {
                     let (range, step) = pair(outer);
                     let (lookback, new) = (read_duration(lookback), read_duration(new));
@@ -331,7 +331,7 @@ fn calls_stay_within_the_limits_of_steps_and_leave_none_out() {
     let counter = fetch("__counter__", "c", counter, hour, 721 * hour);
     for (fetch, first, step, most, steps) in [
         (raw, 2 * cell, cell, 11_000, 24_000),
-        (gauge, 1_003 + 1_002, 1_003, 11_000, 25_000),
+        (gauge, 1_003 + 1_003, 1_003, 11_000, 25_000),
         // Rates have a grid of two points an interval, of which a call has 25,000 at most.
         (counter, hour + hour, hour, 25_000 / 480, 720),
     ] {

@@ -81,6 +81,11 @@ impl Checker<'_> {
                 &[RawKind::Prometheus],
             ),
             (
+                "method",
+                !shown && set.method != usual.method,
+                &[RawKind::Prometheus],
+            ),
+            (
                 "parameters",
                 !set.parameters.is_empty(),
                 &[RawKind::Prometheus],

@@ -305,6 +305,10 @@ fn body(chunks: &Chunks, shown: &TimeRange, encoding: Encoding) -> Vec<Text> {
         annotations.add(&matrix.annotations);
     }
     let mut extras = Extras::default();
+    if annotations.partial {
+        let partial = Bytes::from_static(b"true");
+        extras.top.push(("isPartial".to_owned(), partial));
+    }
     for (name, list) in [
         ("warnings", annotations.warnings),
         ("infos", annotations.infos),

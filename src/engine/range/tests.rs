@@ -122,7 +122,7 @@ impl World {
             warning: AtomicBool::new(false),
             calls: Mutex::default(),
         });
-        let adapter = Prometheus::new(Step::SECOND, false);
+        let adapter = Prometheus::new(Step::SECOND, false, 20_000);
         let keeping = Keeping {
             refresh,
             while_revalidating: 0,
@@ -378,7 +378,7 @@ fn long_ranges_are_asked_for_in_parts() {
             series: 3,
             span: 120_000,
         };
-        let adapter = Prometheus::new(Step::SECOND, false);
+        let adapter = Prometheus::new(Step::SECOND, false, 20_000);
         let expression = Expression {
             query: "x".into(),
             step: Step::new(15_000).unwrap(),

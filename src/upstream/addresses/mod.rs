@@ -3,6 +3,7 @@
 mod address;
 mod outages;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ struct Address {
     url: TargetUrl,
     // A plain mutex: it is held for a look and never across an await.
     state: Mutex<AddressState>,
+    /// Whether it refuses POST, and queries have to be asked by GET.
+    refuses_post: AtomicBool,
 }
 
 impl Address {
@@ -119,6 +122,19 @@ impl Chosen {
         &self.addresses.all[self.index].url
     }
 
+    /// Whether it has refused POST.
+    pub(super) fn refuses_post(&self) -> bool {
+        let address = self.addresses.all.get(self.index);
+        address.is_some_and(|a| a.refuses_post.load(Ordering::Relaxed))
+    }
+
+    /// It refuses POST and answers GET.
+    pub(super) fn has_refused_post(&self) {
+        if let Some(address) = self.addresses.all.get(self.index) {
+            address.refuses_post.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// The call showed `verdict`, at the wall time `wall`. Whether it is the address that failed.
     pub(super) fn end(&mut self, verdict: Verdict, wall: Millis) -> bool {
         let Some(address) = self.addresses.all.get(self.index) else {
@@ -156,6 +172,7 @@ impl Addresses {
         let address = |url| Address {
             url,
             state: Mutex::new(AddressState::new(now)),
+            refuses_post: AtomicBool::new(false),
         };
         let alone = urls.len() == 1;
         Arc::new(Self {

@@ -81,7 +81,8 @@ struct Asking {
     admission: oneshot::Sender<Admission>,
 }
 
-/// Admits calls to one upstream.
+/// Admits calls to one upstream, or to all that share it.
+#[derive(Clone)]
 pub(super) struct Limiter(Arc<SharedLimiter>);
 
 struct SharedLimiter {

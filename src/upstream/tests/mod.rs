@@ -112,6 +112,8 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         urls: names.iter().map(url).collect(),
         headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),
         limits,
+        shared: None,
+        method: crate::model::QueryMethod::Auto,
         max_response: 1 << 20,
         budget_file: None,
         metrics: metrics.clone(),
@@ -138,6 +140,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         parameters: Vec::new(),
         instant_alignment: crate::model::InstantAlignment::Refresh,
         refresh_ahead: true,
+        method: crate::model::QueryMethod::Auto,
     };
     let mirror = Mirror {
         api_key: None,

@@ -213,6 +213,10 @@ impl Reader<'_> {
     }
 
     fn result(&mut self, max_series: usize, found: &mut Vec<Series>) -> Result<(), Unread> {
+        if self.peek() == Some(b'n') {
+            // Some gateways write `null` for none.
+            return self.value::<()>().map(|_| ());
+        }
         self.expect(b'[')?;
         if self.take(b']') {
             return Ok(());

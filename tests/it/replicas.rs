@@ -1,0 +1,306 @@
+//! Upstreams with several URLs, and connections that are lost: what clients see of sick ones.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::scripted::{Answer, Fault, Scripted, Seen};
+use crate::support::{Server, TestClock};
+
+const NOW: i64 = 1_200_000_000;
+const MINUTE: i64 = 60_000;
+/// Long settled.
+const OLD: i64 = NOW - 6_000 * MINUTE;
+
+/// A question that no other is like, about `name`.
+fn question(name: &str, number: usize) -> Value {
+    let start = OLD + number as i64 * 2 * MINUTE;
+    json!({
+        "connectionDetails": {},
+        "query": {
+            "_type": "MetricsQuery", "startTime": start, "endTime": start + MINUTE,
+            "conditions": [{
+                "_type": "EqualityCondition", "key": "name",
+                "value": { "_type": "StringValue", "value": name },
+            }],
+        },
+    })
+}
+
+/// A good answer to `seen`: a point at the start of its range.
+fn point(seen: &Seen) -> Answer {
+    if seen.path == "/api/connection" {
+        return Answer::json(json!({ "status": "OK", "_type": "TestConnectionResponse" }));
+    }
+    let start = seen.json()["query"]["startTime"].clone();
+    Answer::json(json!({
+        "_type": "MetricsResponse",
+        "telemetry": {
+            "_type": "RawMetricTelemetry", "points": [[1, start]],
+            "dataFormat": ["value", "timestamp"], "isPartial": false,
+        },
+    }))
+}
+
+fn mirror(name: &str, urls: &[&str], more: &str) -> String {
+    format!("[[upstream]]\nname = {name:?}\nkind = \"mirror\"\nurls = {urls:?}\n{more}\n")
+}
+
+fn page(status: u16) -> Answer {
+    Answer {
+        status,
+        text: Some("<html><h1>Bad Gateway</h1></html>".into()),
+        headers: [("content-type".to_owned(), "text/html".to_owned())].into(),
+        ..Answer::default()
+    }
+}
+
+/// Passes connections on to `target`. Those that were made before it was told to forget are reset
+/// when something comes over them.
+async fn forgetful(target: String, era: Arc<AtomicUsize>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (born, era) = (era.load(Ordering::SeqCst), era.clone());
+            let target = target.clone();
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(target).await.unwrap();
+                let (mut asked, mut answered) = ([0; 4096], [0; 4096]);
+                loop {
+                    tokio::select! {
+                        ready = client.peek(&mut asked) => {
+                            // Dropped with bytes unread, a connection is reset.
+                            if !ready.is_ok_and(|n| n > 0) || era.load(Ordering::SeqCst) != born {
+                                return;
+                            }
+                            let n = client.read(&mut asked).await.unwrap();
+                            server.write_all(&asked[..n]).await.unwrap();
+                        }
+                        read = server.read(&mut answered) => {
+                            let Ok(n @ 1..) = read else { return };
+                            if client.write_all(&answered[..n]).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn no_client_notices_that_idle_connections_are_gone() {
+    let clock = TestClock::at(NOW);
+    for n in [16, 64, 256] {
+        let upstream = Scripted::start(clock.clone(), |_, seen| Answer {
+            gate: true,
+            ..point(seen)
+        })
+        .await;
+        let era = Arc::new(AtomicUsize::new(0));
+        let target = upstream.url.trim_start_matches("http://").to_owned();
+        let url = forgetful(target, era.clone()).await;
+        let name = format!("forgetful-{n}");
+        let keys = "retries = 0\nmax_concurrency = 300\ntimeout = \"1m\"\n\
+                    rate_limit = { per_second = 10000, burst = 10000 }";
+        let toml = format!(
+            "[server]\nrequest_timeout = \"1m\"\n{}",
+            mirror(&name, &[&url], keys)
+        );
+        let server = Server::start_at(&toml, clock.clone()).await;
+        for round in 0..2 {
+            let asked = (0..n).map(|i| {
+                let body = question("cpu", round * n + i);
+                let server = &server;
+                async move { server.post("/api/metric", &body).await }
+            });
+            let asking = join_all(asked);
+            // All are under way at once, over a connection each.
+            let opened = async {
+                upstream.asked(n * (round + 1)).await;
+                upstream.open();
+            };
+            let (replies, ()) = tokio::join!(asking, opened);
+            for reply in replies {
+                assert_eq!(reply.status, 200, "{n}, round {round}: {}", reply.text);
+            }
+            era.fetch_add(1, Ordering::SeqCst);
+        }
+        let failed = ["unreachable", "error", "busy", "timeout"];
+        for outcome in failed {
+            let series = format!(
+                "heliostat_upstream_requests_total{{upstream={name:?},outcome={outcome:?}}}"
+            );
+            assert_eq!(server.metric(&series).await, 0.0, "{series}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn slow_questions_do_not_stop_the_others() {
+    let clock = TestClock::at(NOW);
+    let upstream = Scripted::start(clock.clone(), |_, seen| {
+        let heavy = String::from_utf8_lossy(&seen.body).contains("heavy");
+        Answer {
+            gate: heavy,
+            ..point(seen)
+        }
+    })
+    .await;
+    let keys = "timeout = \"2s\"\nbreaker = { failures = 2, open = \"1h\" }";
+    let toml = mirror("heavy", &[&upstream.url], keys);
+    let server = Server::start_at(&toml, clock).await;
+    let done = AtomicBool::new(false);
+    let heavy = async {
+        let asked = (0..5).map(|n| {
+            let body = question("heavy", n);
+            let server = &server;
+            async move { server.post("/api/metric", &body).await.status }
+        });
+        let statuses = join_all(asked).await;
+        done.store(true, Ordering::SeqCst);
+        assert_eq!(statuses, [504; 5]);
+    };
+    let cheap = async {
+        let mut n = 0;
+        while !done.load(Ordering::SeqCst) {
+            n += 1;
+            let reply = server.post("/api/metric", &question("cheap", n)).await;
+            assert_eq!(reply.status, 200, "{}", reply.text);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::join!(heavy, cheap);
+    let open = "heliostat_breaker_open{upstream=\"heavy\"}";
+    assert_eq!(server.metric(open).await, 0.0);
+    let reply = server.post("/api/metric", &question("cheap", 9_999)).await;
+    assert_eq!(reply.status, 200);
+}
+
+#[tokio::test]
+async fn a_sick_url_is_noticed_by_nobody_while_another_is_well() {
+    let clock = TestClock::at(NOW);
+    let key = [("x-mirror-api-key".to_owned(), "k".to_owned())];
+    let busy = |status: u16, after: Option<&str>| Answer {
+        status,
+        headers: after
+            .map(|after| ("retry-after".to_owned(), after.to_owned()))
+            .into_iter()
+            .collect(),
+        ..page(status)
+    };
+    let sick: [(&str, Answer, usize); 8] = [
+        ("bad-gateway", page(502), 1),
+        ("gateway-timeout", page(504), 1),
+        ("login-page", page(200), 1),
+        ("not-found", page(404), 1),
+        ("starting", busy(503, None), 1),
+        ("long-rest", busy(503, Some("60")), 1),
+        ("throttled", busy(429, Some("60")), 1),
+        (
+            "reset",
+            Answer {
+                fault: Fault::Reset,
+                ..Answer::default()
+            },
+            1,
+        ),
+    ];
+    for (name, answer, most) in sick {
+        let first = Scripted::start(clock.clone(), move |_, _| answer.clone()).await;
+        let keyed = key.clone();
+        let second = Scripted::start(clock.clone(), move |_, seen| Answer {
+            headers: keyed.clone().into(),
+            ..point(seen)
+        })
+        .await;
+        let keys = "api_key = \"k\"\nretries = 0\nbreaker = { failures = 5, open = \"1h\" }";
+        let toml = mirror(name, &[&first.url, &second.url], keys);
+        let server = Server::start_at(&toml, clock.clone()).await;
+        for n in 0..20 {
+            let reply = server.post("/api/metric", &question("cpu", n)).await;
+            assert_eq!(reply.status, 200, "{name}: {}", reply.text);
+        }
+        let asked = first.seen().len();
+        assert!(
+            (1..=most).contains(&asked),
+            "{name}: it was asked {asked} times"
+        );
+    }
+}
+
+#[tokio::test]
+async fn while_the_breaker_is_open_the_answer_says_why_and_test_connection_asks() {
+    let clock = TestClock::at(NOW);
+    let well = Arc::new(AtomicBool::new(false));
+    let is_well = well.clone();
+    let upstream = Scripted::start(clock.clone(), move |_, seen| {
+        match is_well.load(Ordering::SeqCst) {
+            true => point(seen),
+            false => page(502),
+        }
+    })
+    .await;
+    let keys = "retries = 0\nbreaker = { failures = 2, open = \"1h\" }";
+    let toml = mirror("shut", &[&upstream.url], keys);
+    let server = Server::start_at(&toml, clock).await;
+    for n in 0..2 {
+        server.post("/api/metric", &question("cpu", n)).await;
+    }
+    let shut = server.post("/api/metric", &question("cpu", 3)).await;
+    assert_eq!(shut.status, 502);
+    for said in [
+        "circuit breaker is open",
+        "HTTP 502",
+        "next trial in 3600 s",
+    ] {
+        assert!(shut.text.contains(said), "{said}: {}", shut.text);
+    }
+    let test = json!({ "connectionDetails": {} });
+    let reply = server.post("/api/connection", &test).await;
+    assert!(reply.text.contains("HTTP 502"), "{}", reply.text);
+    assert_eq!(upstream.seen().len(), 3, "it asked");
+    well.store(true, Ordering::SeqCst);
+    let reply = server.post("/api/connection", &test).await;
+    assert_eq!(reply.json()["status"], "OK", "{}", reply.text);
+    let reply = server.post("/api/metric", &question("cpu", 3)).await;
+    assert_eq!(reply.status, 200, "it was the trial: {}", reply.text);
+}
+
+#[tokio::test]
+async fn a_gateway_that_lets_only_get_pass_is_asked_by_get() {
+    let clock = TestClock::at(NOW);
+    let answer = |seen: &Seen| match seen.method.as_str() {
+        "GET" => Answer::json(json!({
+            "status": "success",
+            "data": { "resultType": "matrix", "result": null },
+        })),
+        _ => page(405),
+    };
+    let upstream = Scripted::start(clock.clone(), move |_, seen| answer(seen)).await;
+    let toml = format!(
+        "[[upstream]]\nname = \"only-get\"\nkind = \"prometheus\"\nurls = [{:?}]\nretries = 0\n",
+        upstream.url
+    );
+    let server = Server::start_at(&toml, clock).await;
+    for n in 0..3 {
+        let path = format!(
+            "/prometheus/api/v1/query_range?query=up&start={}&end={}&step=15",
+            OLD / 1000 + n * 100,
+            OLD / 1000 + n * 100 + 60
+        );
+        let reply = server.get(&path).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        assert_eq!(reply.json()["data"]["result"], json!([]));
+    }
+    let methods: Vec<_> = upstream.seen().iter().map(|s| s.method.clone()).collect();
+    assert_eq!(methods, ["POST", "GET", "GET", "GET"], "it is remembered");
+}
