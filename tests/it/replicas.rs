@@ -257,11 +257,7 @@ async fn while_the_breaker_is_open_the_answer_says_why_and_test_connection_asks(
     }
     let shut = server.post("/api/metric", &question("cpu", 3)).await;
     assert_eq!(shut.status, 502);
-    for said in [
-        "circuit breaker is open",
-        "HTTP 502",
-        "next trial in 3",
-    ] {
+    for said in ["circuit breaker is open", "HTTP 502", "next trial in 3"] {
         assert!(shut.text.contains(said), "{said}: {}", shut.text);
     }
     let test = json!({ "connectionDetails": {} });
