@@ -97,9 +97,12 @@ mod tests {
 
     use super::*;
 
+    /// Whether an output takes anything, and what it has taken.
+    type Taken = Mutex<(bool, Vec<u8>)>;
+
     /// An output that takes nothing until it is opened.
     #[derive(Clone, Default)]
-    struct Gate(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Gate(Arc<(Taken, Condvar)>);
 
     impl Gate {
         fn open(&self) {

@@ -83,14 +83,14 @@ fn store(_: usize, seen: &Seen) -> Answer {
             at += step;
         }
         let series = json!([{ "metric": { "__name__": "up" }, "values": values }]);
-        return success(json!({ "resultType": "matrix", "result": series }));
+        return success(&json!({ "resultType": "matrix", "result": series }));
     }
     let at = time("time").unwrap_or(0.0);
     let result = json!([{ "metric": { "__name__": "up" }, "value": [at, format!("{at}")] }]);
-    success(json!({ "resultType": "vector", "result": result }))
+    success(&json!({ "resultType": "vector", "result": result }))
 }
 
-fn success(data: Value) -> Answer {
+fn success(data: &Value) -> Answer {
     Answer::json(json!({ "status": "success", "data": data }))
 }
 
@@ -213,7 +213,7 @@ async fn an_instant_query_is_answered_out_of_a_range_that_is_fresh() {
 
 #[tokio::test]
 async fn a_variable_that_is_looked_up_each_second_costs_a_call_a_minute() {
-    let names = |_: usize, _: &Seen| success(json!(["a"]));
+    let names = |_: usize, _: &Seen| success(&json!(["a"]));
     let face = Face::start("shared-variables", "", names).await;
     for path in [
         "label/job/values?match[]=up&",
