@@ -7,6 +7,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
 
 /// The protocols offered to clients, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -53,6 +55,17 @@ pub fn server(cert: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<Serve
         .map_err(|e| mismatch(&e))?;
     config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
     Ok(config)
+}
+
+/// Returns when the first certificate of the chain in `cert` expires, in seconds of Unix time.
+pub fn expiry(cert: &[u8]) -> Option<u64> {
+    let chain = CertificateDer::pem_slice_iter(cert).flatten();
+    let ends = chain.filter_map(|der| {
+        let certificate = Certificate::from_der(&der).ok()?;
+        let end = certificate.tbs_certificate().validity().not_after;
+        Some(end.to_unix_duration().as_secs())
+    });
+    ends.min()
 }
 
 /// Checks that `cert` and `key` are a client certificate and its key.

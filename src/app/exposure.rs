@@ -8,10 +8,11 @@ use crate::config::{self, Config, UpstreamKind};
 pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
     let (access, tls) = (&config.access, config.server.tls.as_ref());
     let certified = tls.is_some_and(|tls| tls.client_ca.is_some());
-    if address.ip().to_canonical().is_loopback() {
-        return Vec::new();
+    let wide = !address.ip().to_canonical().is_loopback();
+    let mut warnings: Vec<String> = made_up(config, wide).into_iter().collect();
+    if !wide {
+        return warnings;
     }
-    let mut warnings = Vec::new();
     // The admin API is closed unless credentials are set.
     let faces = [
         ("mirror", &access.mirror),
@@ -43,6 +44,30 @@ pub fn warnings(config: &Config, address: SocketAddr) -> Vec<String> {
     warnings
 }
 
+/// Returns a warning if requests that name no upstream are answered with the numbers of the
+/// demonstration though there is a real upstream, or though others can reach it (`wide`).
+fn made_up(config: &Config, wide: bool) -> Option<String> {
+    let demo = |u: &&config::Upstream| matches!(u.kind, UpstreamKind::Demo { .. });
+    let default = config
+        .upstreams
+        .iter()
+        .find(|u| u.name == config.default_upstream);
+    let default = default.filter(demo)?;
+    let real = config.upstreams.iter().find(|u| !demo(u));
+    let name = &default.name;
+    let what = format!(
+        "requests that name no upstream are answered by the demonstration {name:?}, whose numbers are invented"
+    );
+    match real {
+        Some(real) => Some(format!(
+            "{what}: set default = true in the section of {:?}, or remove that of {name:?}",
+            real.name
+        )),
+        None if wide => Some(format!("{what}: configure an [[upstream]] of another kind")),
+        None => None,
+    }
+}
+
 /// Returns whether `config` only demonstrates: no store, no client and no rule of its own. The
 /// admin API is then open to this machine, so that the page at `/` has something to show.
 pub(super) fn demonstrates(config: &Config) -> bool {
@@ -69,7 +94,26 @@ mod tests {
         for near in ["127.0.0.1:7", "[::1]:7", "[::ffff:127.0.0.1]:7"] {
             assert_eq!(said("", near), "");
         }
+        let real = "[[upstream]]\nkind = \"prometheus\"\nurls = [\"http://p:1\"]\n";
+        assert_eq!(said(real, "127.0.0.1:7"), "");
+        let beside = format!("[[upstream]]\nkind = \"demo\"\n{real}");
+        let invented = "requests that name no upstream are answered by the demonstration \"demo\", whose numbers are invented";
+        assert_eq!(
+            said(&beside, "127.0.0.1:7"),
+            format!(
+                "{invented}: set default = true in the section of \"prometheus\", or remove that of \"demo\""
+            )
+        );
+        assert_eq!(
+            said(&format!("{beside}default = true\n"), "127.0.0.1:7"),
+            ""
+        );
         let wide = said("", "0.0.0.0:7007");
+        let (demo, wide) = wide.split_once('\n').unwrap();
+        assert_eq!(
+            demo,
+            format!("{invented}: configure an [[upstream]] of another kind")
+        );
         assert_eq!(
             wide,
             "every client that can reach 0.0.0.0:7007 has access to these APIs: mirror, prometheus, metrics; set \
@@ -83,7 +127,7 @@ mod tests {
             said_of_some.contains("to these APIs: prometheus; "),
             "{said_of_some}"
         );
-        let all = format!("{some}\n[access.prometheus]\n{networks}");
+        let all = format!("{real}{some}\n[access.prometheus]\n{networks}");
         assert_eq!(said(&all, "0.0.0.0:7007"), "");
         let token = format!("{all}\n[access.admin]\ntokens = [\"sha256:{hash}\"]");
         let clear = said(&token, "0.0.0.0:7007");

@@ -14,6 +14,7 @@ use crate::config::{self, Secret};
 use crate::front::{AccessControl, Api, Credentials, Rules};
 use crate::model::{PasswordHash, TokenHash};
 use crate::reloadable::Reloadable;
+use crate::telemetry::metrics;
 use crate::tls;
 use crate::upstream::{ClientRecipe, Http, Security};
 
@@ -29,7 +30,12 @@ pub(super) fn server(
             return Err("cert and key are required".into());
         };
         let client_ca = client_ca.first().map(Vec::as_slice);
-        tls::server(cert, key, client_ca).map_err(|e| format!("{}: {}", e.key, e.message))
+        let server = tls::server(cert, key, client_ca);
+        let server = server.map_err(|e| format!("{}: {}", e.key, e.message))?;
+        if let Some(expiry) = tls::expiry(cert) {
+            metrics::certificate_expiry("server.tls", expiry);
+        }
+        Ok(server)
     })
 }
 
@@ -162,6 +168,9 @@ pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Resul
         identity
             .map_or(Ok(()), |(cert, key)| tls::check_client(cert, key))
             .map_err(described)?;
+        if let Some(expiry) = identity.and_then(|(cert, _)| tls::expiry(cert)) {
+            metrics::certificate_expiry(&format!("upstream {upstream} tls"), expiry);
+        }
         if tls.insecure {
             warn!(
                 upstream,

@@ -2,12 +2,12 @@
 
 use super::{App, exposure};
 use crate::config::Config;
-use crate::front::{ConfigReport, ReloadReport, UpstreamReport};
+use crate::front::{ConfigReport, ReloadReport, UpstreamEntry};
 
 /// Returns what to say of the configuration of `app`, of a service that started with `first`.
 pub(super) fn report(app: &App, first: &Config, reload: Option<ReloadReport>) -> ConfigReport {
     let config = &app.config;
-    let upstream = |upstream: &crate::config::Upstream| UpstreamReport {
+    let upstream = |upstream: &crate::config::Upstream| UpstreamEntry {
         name: upstream.name.clone(),
         kind: upstream.kind.name(),
         default: upstream.name == config.default_upstream,

@@ -1,52 +1,153 @@
-//! The connection of commands to a server.
+//! How the commands that query a server connect to it, and how they say what went wrong.
 
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use bytes::Bytes;
 use clap::Args;
-use http::HeaderValue;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode};
+use serde_json::Value;
 
+use super::health::reached_at;
+use crate::config;
+use crate::model::TargetUrl;
 use crate::upstream::{Http, Security};
 
-/// Trusted authorities and credentials.
+/// An answer that takes longer is waited for visibly.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which server is queried, by what it is believed, and what is shown to it.
 #[derive(Debug, Args)]
 pub(super) struct ServerConnection {
-    /// Authorities trusted in addition to the system's, in PEM
+    /// The running server to query [default: the one of config.toml or the environment]
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+
+    /// Authorities that are trusted besides the system's, in PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// The client certificate, in PEM
+    /// A certificate to show, in PEM
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The private key of the certificate, in PEM
+    /// The certificate's private key, in PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 
-    /// A file with the bearer token
+    /// A file with the bearer token to show
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
+/// The server that a configuration describes, on this machine.
+pub(super) struct ConfiguredServer {
+    address: SocketAddr,
+    /// What it presents, if it speaks TLS.
+    certificate: Option<PathBuf>,
+}
+
+/// An answer of a server.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    /// The header `Cache-Status`, if there was one.
+    pub(super) cache: String,
+    pub(super) body: Bytes,
+}
+
+impl ConfiguredServer {
+    /// Returns the server that is started with the file at `path` and `env`.
+    pub(super) fn of(path: Option<&Path>, env: &BTreeMap<String, String>) -> Self {
+        Self {
+            address: reached_at(config::listens_at(path, env)),
+            certificate: config::certificate_at(path, env),
+        }
+    }
+
+    fn url(&self) -> String {
+        let scheme = match self.certificate {
+            Some(_) => "https",
+            None => "http",
+        };
+        format!("{scheme}://{}", self.address)
+    }
+}
+
+impl Reply {
+    /// Returns the reply, or what the server says is wrong as a sentence.
+    pub(super) fn accepted(self) -> Result<Self, String> {
+        if self.status.is_success() {
+            return Ok(self);
+        }
+        let said: Option<Value> = serde_json::from_slice(&self.body).ok();
+        let text = |key: &str| said.as_ref()?.get(key)?.as_str();
+        let said = match (text("summary"), text("details").or_else(|| text("error"))) {
+            (Some(summary), Some(details)) => format!("{summary}: {details}"),
+            (None, Some(details)) => details.to_owned(),
+            _ => String::from_utf8_lossy(&self.body).trim().to_owned(),
+        };
+        let plain: String = said
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(2000)
+            .collect();
+        Err(format!("HTTP {}: {plain}", self.status.as_u16()))
+    }
+}
+
 impl ServerConnection {
-    /// Creates a client with these settings from `builder`.
-    pub(super) fn client(
+    /// Posts `body`, JSON, to `path` of the server, or gets it where there is no body.
+    pub(super) async fn ask(
         &self,
-        builder: reqwest::ClientBuilder,
-    ) -> Result<reqwest::Client, String> {
-        let ca = self.ca.as_deref().map(read).transpose()?;
+        configured: &ConfiguredServer,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Reply, String> {
+        let (server, certificate) = match &self.server {
+            Some(url) => (url.clone(), None),
+            None => (configured.url(), configured.certificate.as_deref()),
+        };
+        let server = TargetUrl::parse(&server).map_err(|e| format!("--server: {e}"))?;
+        let url = server.join(path);
+        // What a server on this machine presents is known from its own file.
+        let ca = self.ca.as_deref().or(certificate).map(read).transpose()?;
         let security = Security {
             ca: ca.as_deref(),
             ..Security::default()
         };
-        identified(builder, security, self.cert.as_deref(), self.key.as_deref())
+        let (cert, key) = (self.cert.as_deref(), self.key.as_deref());
+        let mut builder = Http::builder();
+        if self.server.is_none() {
+            builder = builder.no_proxy();
+        }
+        let client = identified(builder, security, cert, key)?;
+        let request = match body {
+            Some(body) => client.post(&url).body(body),
+            None => client.get(&url),
+        };
+        let request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let request = self.shown(request)?;
+        let asked = async {
+            let response = request.send().await?;
+            let cache = response.headers().get("cache-status");
+            let cache = cache.and_then(|v| v.to_str().ok()).unwrap_or_default();
+            Ok(Reply {
+                status: response.status(),
+                cache: cache.to_owned(),
+                body: response.bytes().await?,
+            })
+        };
+        let asked = visibly(server.as_str(), asked).await;
+        asked.map_err(|e: reqwest::Error| unreachable(&url, &e))
     }
 
     /// Returns `request` with the token, if there is one.
-    pub(super) fn shown(
-        &self,
-        request: reqwest::RequestBuilder,
-    ) -> Result<reqwest::RequestBuilder, String> {
+    fn shown(&self, request: reqwest::RequestBuilder) -> Result<reqwest::RequestBuilder, String> {
         let Some(path) = &self.token_file else {
             return Ok(request);
         };
@@ -57,6 +158,74 @@ impl ServerConnection {
         })?;
         value.set_sensitive(true);
         Ok(request.header(AUTHORIZATION, value))
+    }
+}
+
+/// Says why `url` gave no answer, by the innermost cause, and what to do.
+fn unreachable(url: &str, error: &reqwest::Error) -> String {
+    let mut innermost: &dyn Error = error;
+    let mut refused = false;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+        let io = innermost.downcast_ref::<std::io::Error>();
+        refused |= io.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+    }
+    let cause = innermost.to_string();
+    let advice = if refused {
+        "is `heliostat serve` running there? With --config FILE no server is needed"
+    } else if cause.contains("UnknownIssuer") || cause.contains("CaUsedAsEndEntity") {
+        "trust its authority with --ca FILE"
+    } else if cause.contains("NotValidForName") || cause.contains("not valid for") {
+        "name it as its certificate does: --server https://NAME:PORT"
+    } else if url.starts_with("https:")
+        && (cause.contains("InvalidContentType") || cause.contains("corrupt message"))
+    {
+        "it does not seem to speak TLS: try http://"
+    } else if url.starts_with("http:") && !error.is_timeout() && !error.is_connect() {
+        "it does not seem to speak plain HTTP: try https://"
+    } else {
+        return format!("cannot query {url}: {cause}");
+    };
+    format!("cannot query {url}: {cause}; {advice}")
+}
+
+/// Waits for `work`, which asks `whom`. On standard error it says so after a second or, where
+/// standard output is no terminal, from the beginning on a terminal.
+pub(super) async fn visibly<T>(whom: &str, work: impl Future<Output = T>) -> T {
+    let terminal = std::io::stderr().is_terminal();
+    let hidden = !std::io::stdout().is_terminal();
+    tokio::pin!(work);
+    let first = if terminal && hidden {
+        Duration::from_millis(200)
+    } else {
+        PATIENCE
+    };
+    let begun = tokio::time::Instant::now();
+    let say = |text: &str| {
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        let _ = std::io::stderr().flush();
+    };
+    tokio::select! {
+        done = &mut work => return done,
+        () = tokio::time::sleep(first) => {}
+    }
+    if !terminal {
+        say(&format!("asking {whom} …\n"));
+        return work.await;
+    }
+    loop {
+        say(&format!(
+            "\rasking {whom} … {:.1} s",
+            begun.elapsed().as_secs_f64()
+        ));
+        tokio::select! {
+            done = &mut work => {
+                // The line is gone when the answer is there.
+                say("\r\x1b[K");
+                return done;
+            }
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
     }
 }
 

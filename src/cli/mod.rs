@@ -2,22 +2,32 @@
 
 mod check;
 mod client;
+mod config;
+mod explain;
+mod expression;
+mod fields;
 mod hash;
 mod health;
 mod pages;
 mod query;
 mod serve;
+mod source;
+mod terminal;
 mod time;
 mod view;
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::client::ConfiguredServer;
+use self::source::Source;
+use self::terminal::When;
 use crate::app::ConfigSource;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{Config, ConfigError};
 
 /// A caching and aggregating proxy for telemetry: StackState's mirror API and Prometheus' HTTP API
 /// in front of slow, metered or rate-limited stores.
@@ -39,7 +49,19 @@ enum Command {
     /// Validate the configuration, then test every upstream
     Check,
     /// Query metric values and show the answer
+    #[command(after_help = query::EXAMPLES)]
     Query(Box<query::Query>),
+    /// List the fields that conditions can have
+    #[command(after_help = fields::FIELDS_EXAMPLES)]
+    Fields(Box<fields::Fields>),
+    /// List the values of a field
+    #[command(after_help = fields::VALUES_EXAMPLES)]
+    Values(Box<fields::Values>),
+    /// Show where the answer to a query would come from, without asking for it
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(Box<explain::Explain>),
+    /// Print the configuration in effect and where each value comes from; secrets are masked
+    Config,
     /// Ask the server on this machine whether it is ready; for container probes
     Health(health::Health),
     /// Hash a password for [access], or generate a token
@@ -66,12 +88,26 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
         }
         Some(Command::Man) => return man(),
         Some(Command::Hash(hash)) => return hash.run(),
-        Some(Command::Health(health)) => return health.run(config::listens_at(file(given), env)),
+        Some(Command::Health(health)) => {
+            return health.run(crate::config::listens_at(file(given), env));
+        }
         _ => {}
     }
-    if let Some(Command::Query(query)) = &cli.command {
-        let columns = env.get("COLUMNS").and_then(|c| c.parse().ok());
-        return query.run(given.map(|path| load(Some(path), env)), columns);
+    if let Some(Command::Query(_) | Command::Fields(_) | Command::Values(_) | Command::Explain(_)) =
+        &cli.command
+    {
+        let source = match given.map(|path| load(Some(path), env)) {
+            Some(Ok(config)) => Source::Engine(Box::new(config)),
+            Some(Err(error)) => return wrong(&error),
+            None => Source::Server(ConfiguredServer::of(file(None), env)),
+        };
+        match &cli.command {
+            Some(Command::Query(query)) => return query.run(&source, env),
+            Some(Command::Fields(fields)) => return fields.run(&source),
+            Some(Command::Values(values)) => return values.run(&source),
+            Some(Command::Explain(explain)) => return explain.run(&source, env),
+            _ => {}
+        }
     }
     let config = match load(given, env) {
         Ok(config) => config,
@@ -79,8 +115,17 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
     };
     match &cli.command {
         Some(Command::Check) => check::run(&config),
+        Some(Command::Config) => {
+            say(&config::shown(
+                &config,
+                env,
+                std::io::stdout().is_terminal(),
+            ));
+            ExitCode::SUCCESS
+        }
         _ => {
             // A file that disappears later is an error, not the same as none.
+            let coloured = terminal::coloured(When::Auto, env, std::io::stderr().is_terminal());
             let (path, env) = (file(given).map(Path::to_owned), env.clone());
             let source = ConfigSource {
                 // A pipe cannot be read a second time, or blocks its reader.
@@ -95,7 +140,7 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
                     path => load(path, &env),
                 }),
             };
-            serve::run(&config, source)
+            serve::run(&config, source, coloured)
         }
     }
 }
@@ -108,7 +153,7 @@ fn file(given: Option<&Path>) -> Option<&Path> {
 
 /// Loads the configuration in the file, or the built-in one.
 fn load(given: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
-    config::load(file(given), env)
+    crate::config::load(file(given), env)
 }
 
 fn wrong(error: &ConfigError) -> ExitCode {

@@ -43,6 +43,16 @@ pub(super) fn man() -> io::Result<Vec<u8>> {
             let help = argument.get_help().map(ToString::to_string);
             roff.text([roman(help.unwrap_or_default())]);
         }
+        if let Some(examples) = part.get_after_help() {
+            let examples = examples.to_string();
+            roff.control("PP", []);
+            roff.text([roman("Examples:")]);
+            roff.control("nf", []);
+            for line in examples.lines().skip(1) {
+                roff.text([roman(line)]);
+            }
+            roff.control("fi", []);
+        }
         roff.to_writer(&mut page)?;
     }
     let mut roff = Roff::default();

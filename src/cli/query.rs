@@ -1,42 +1,54 @@
 //! `heliostat query`.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use bytes::Bytes;
 use clap::Args;
 use http::StatusCode;
+use serde_json::{Map, Value};
 
-use super::client::ServerConnection;
-use super::view::{self, PlotRow};
-use super::{block_on, complain, say, time, wrong};
-use crate::app::App;
+use super::client::{Reply, ServerConnection};
+use super::expression;
+use super::fields;
+use super::source::Source;
+use super::terminal::Look;
+use super::view::{self, Plot, PlotRow};
+use super::{complain, say, time};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError};
 use crate::front::mirror::Method;
 use crate::model::{
-    Condition, Layout, MetricQuery, Millis, Number, Scalar, Selector, Statistic, Step, TargetUrl,
-    Test, TimeRange,
+    Condition, Layout, MetricQuery, Millis, Number, Scalar, Selector, Statistic, Step, Test,
+    TimeRange,
 };
-use crate::upstream::Http;
 use crate::wire::mirror::points::read_metric;
 use crate::wire::mirror::request::{method, method_name, method_names, write_metric};
 
-/// Buckets of a chart if no size is given.
+/// Buckets that a chart is asked for where no size is given.
 const CHART_BUCKETS: i64 = 240;
 
-/// The size of a chart if that of the terminal is unknown.
-const WIDTH: usize = 100;
+/// The height of a chart.
 const HEIGHT: usize = 16;
 
-/// Arguments of `heliostat query`.
+pub(super) const EXAMPLES: &str = "Examples:
+  heliostat query name=cpu.usage_percent host=web-1
+  heliostat query --last 7d --method MAX --table name=cpu.usage_percent host=web-1
+  heliostat query --upstream prom --last 6h __gauge__=node_load1
+  heliostat query --upstream prom --last 6h --expr 'sum by (job) (rate(http_requests_total[5m]))'
+  heliostat query --from 2026-11-21T00:00 --to 2026-11-22T00:00 --csv name=cpu.usage_percent
+  heliostat query --config config.toml --last 1h name=cpu.usage_percent";
+
+/// Which series are asked for, and when.
 #[derive(Debug, Args)]
-pub(super) struct Query {
-    /// Conditions, such as name=cpu.usage_percent or __gauge__=up; several values of one field, as
-    /// in host=web-1,host=web-2, match any of them
-    #[arg(value_name = "FIELD=VALUE", required = true)]
-    conditions: Vec<String>,
+pub(super) struct Asked {
+    /// Conditions, such as name=cpu.usage_percent or __gauge__=up; several values of one field
+    /// as host=web-1,host=web-2 are any of them
+    #[arg(value_name = "FIELD=VALUE", required_unless_present = "expr")]
+    pub(super) conditions: Vec<String>,
+
+    /// An expression of PromQL instead of conditions, of an upstream that has the Prometheus API
+    #[arg(long, value_name = "PROMQL", conflicts_with_all = ["conditions", "raw", "limit"])]
+    pub(super) expr: Option<String>,
 
     /// The range as a duration before now, such as 6h or 7d
     #[arg(long, default_value = "1h", value_name = "DURATION", conflicts_with_all = ["from", "to"])]
@@ -55,15 +67,15 @@ pub(super) struct Query {
     )]
     to: Option<String>,
 
-    /// The aggregation of a bucket: MEAN, MAX, PERCENTILE_95, …
+    /// How a bucket is aggregated: MEAN, MAX, PERCENTILE_95, …
     #[arg(long, default_value = "MEAN", value_parser = statistic)]
     method: Statistic,
 
-    /// Size of a bucket, such as 60s [default: one that suits the range]
+    /// Size of a bucket, or the step of an expression, such as 60s [default: one that suits the range]
     #[arg(long, value_name = "DURATION", conflicts_with = "raw")]
     bucket: Option<String>,
 
-    /// Raw points instead of buckets
+    /// The points themselves instead of buckets
     #[arg(long)]
     raw: bool,
 
@@ -71,100 +83,82 @@ pub(super) struct Query {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2_147_483_647))]
     limit: Option<u32>,
 
-    /// The name of the upstream to query [default: the default upstream]
+    /// The upstream to ask, by name [default: the default upstream]
     #[arg(long, value_name = "NAME")]
-    upstream: Option<String>,
+    pub(super) upstream: Option<String>,
+}
 
-    /// The running server to query; with --config, no server is needed
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7007")]
-    server: String,
+/// One query for metric values.
+#[derive(Debug, Args)]
+pub(super) struct Query {
+    #[command(flatten)]
+    asked: Asked,
 
     #[command(flatten)]
     connection: ServerConnection,
 
+    #[command(flatten)]
+    look: Look,
+
     /// Print the answer unchanged
-    #[arg(long, conflicts_with = "table")]
+    #[arg(long, conflicts_with_all = ["table", "csv"])]
     json: bool,
 
     /// Print a table instead of a chart
-    #[arg(long)]
+    #[arg(long, conflicts_with = "csv")]
     table: bool,
+
+    /// Print comma-separated values, with exact numbers
+    #[arg(long)]
+    csv: bool,
 }
 
 fn statistic(name: &str) -> Result<Statistic, String> {
     method(name).ok_or_else(|| format!("expected one of {}", method_names()))
 }
 
-/// An answer of a server.
-struct QueryReply {
-    status: StatusCode,
-    cache: String,
-    body: Bytes,
-}
+/// Series with their names.
+pub(super) type NamedSeries = Vec<(String, Vec<PlotRow>)>;
 
-impl Query {
-    /// Queries the running server or, with a configuration, the engine, and shows the answer on a
-    /// terminal with `columns` columns.
-    pub(super) fn run(
-        &self,
-        config: Option<Result<Config, ConfigError>>,
-        columns: Option<usize>,
-    ) -> ExitCode {
-        let config = match config.transpose() {
-            Ok(config) => config,
-            Err(error) => return wrong(&error),
-        };
-        let now = SystemClock::default().now();
-        let query = match self.query(now) {
-            Ok(query) => query,
-            Err(error) => {
-                complain(&error);
-                return ExitCode::from(2);
-            }
-        };
-        let body = write_metric(&self.details(), &query);
-        let asked = match config {
-            Some(config) => block_on(ask_engine(&config, &body)),
-            None => block_on(self.ask_server(body)),
-        };
-        let answer = asked.map_err(|e| e.to_string()).and_then(|a| a);
-        match answer.and_then(|answer| self.show(&answer, &query, columns)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                complain(&error);
-                ExitCode::FAILURE
-            }
-        }
-    }
-
-    fn details(&self) -> serde_json::Map<String, serde_json::Value> {
+impl Asked {
+    /// Returns the connection details that name the upstream.
+    pub(super) fn details(&self) -> Map<String, Value> {
         let name = |name: &String| ("upstream".to_owned(), name.clone().into());
         self.upstream.iter().map(name).collect()
     }
 
-    fn query(&self, now: Millis) -> Result<MetricQuery, String> {
-        let range = self.range(now)?;
+    /// Returns the body of the request for metric values, and what it asks.
+    pub(super) fn metric(&self) -> Result<(Vec<u8>, MetricQuery), String> {
+        let range = self.range()?;
         let layout = if self.raw {
             Layout::Raw
         } else {
             Layout::Buckets {
                 statistic: self.method,
-                size: match &self.bucket {
-                    Some(text) => time::duration(text).map_err(|e| format!("--bucket: {e}"))?,
-                    None => suitable(range.millis()),
-                },
+                size: self.step(&range)?,
             }
         };
-        Ok(MetricQuery {
+        let query = MetricQuery {
             selector: selector(&self.conditions)?,
             metric_field: None,
             range,
             limit: self.limit,
             layout,
-        })
+        };
+        Ok((write_metric(&self.details(), &query), query))
     }
 
-    fn range(&self, now: Millis) -> Result<TimeRange, String> {
+    /// Returns the size of a bucket, or the step of an expression, in `range`.
+    pub(super) fn step(&self, range: &TimeRange) -> Result<Step, String> {
+        match &self.bucket {
+            Some(text) => time::duration(text).map_err(|e| format!("--bucket: {e}")),
+            None => Ok(suitable(range.millis())),
+        }
+    }
+
+    /// Returns the range that is asked for.
+    pub(super) fn range(&self) -> Result<TimeRange, String> {
+        let now = SystemClock::default().now();
         let (from, to) = match &self.from {
             Some(from) => {
                 let from = time::moment(from, now).map_err(|e| format!("--from: {e}"))?;
@@ -181,44 +175,69 @@ impl Query {
         };
         TimeRange::new(from, to).ok_or_else(|| "--from must not be after --to".to_owned())
     }
+}
 
-    async fn ask_server(&self, body: Vec<u8>) -> Result<QueryReply, String> {
-        let server = TargetUrl::parse(&self.server).map_err(|e| format!("--server: {e}"))?;
-        let url = server.join("/api/metric");
-        let failed = |e: reqwest::Error| {
-            format!(
-                "cannot query {url}: {e}; is `heliostat serve` running? With --config FILE no server is needed"
-            )
-        };
-        let client = self.connection.client(Http::builder())?;
-        let request = client.post(&url).header("content-type", "application/json");
-        let request = self.connection.shown(request)?;
-        let response = request.body(body).send().await.map_err(failed)?;
-        let cache = response.headers().get("cache-status");
-        let cache = cache.and_then(|v| v.to_str().ok()).unwrap_or_default();
-        Ok(QueryReply {
-            status: response.status(),
-            cache: cache.to_owned(),
-            body: response.bytes().await.map_err(failed)?,
-        })
+/// What went wrong, and with which status that ends.
+pub(super) type Failed = (u8, String);
+
+/// Something that was typed wrong.
+pub(super) fn typed(error: String) -> Failed {
+    (2, error)
+}
+
+/// Something that did not work.
+pub(super) fn failed(error: String) -> Failed {
+    (1, error)
+}
+
+/// Says what went wrong, if something did, and ends with its status.
+pub(super) fn ended(outcome: Result<(), Failed>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((status, error)) => {
+            complain(&error);
+            ExitCode::from(status)
+        }
+    }
+}
+
+impl Query {
+    /// Asks `source`, and shows the answer.
+    pub(super) fn run(&self, source: &Source, env: &BTreeMap<String, String>) -> ExitCode {
+        ended(self.outcome(source, env))
     }
 
-    fn show(
-        &self,
-        answer: &QueryReply,
-        query: &MetricQuery,
-        columns: Option<usize>,
-    ) -> Result<(), String> {
-        if answer.status != StatusCode::OK {
-            let text = String::from_utf8_lossy(&answer.body);
-            return Err(format!("HTTP {}: {text}", answer.status.as_u16()));
-        }
-        if self.json {
-            say(&answer.body);
-            say("\n");
+    fn outcome(&self, source: &Source, env: &BTreeMap<String, String>) -> Result<(), Failed> {
+        if let Some(expr) = &self.asked.expr {
+            let range = self.asked.range().map_err(typed)?;
+            let step = self.asked.step(&range).map_err(typed)?;
+            let path = expression::path(self.asked.upstream.as_deref(), expr, &range, step);
+            let reply = source.get(&self.connection, &path).map_err(failed)?;
+            let reply = reply.accepted().map_err(failed)?;
+            if self.json {
+                return shown_as_it_came(&reply);
+            }
+            let series = expression::read(&reply.body).map_err(failed)?;
+            let title = format!("{expr}, step {}", time::span_text(step.millis()));
+            self.show(&series, title, &range, env);
+            said_of_the_cache(&reply);
             return Ok(());
         }
-        let telemetry = read_metric(&answer.body).map_err(|e| e.to_string())?;
+        let (body, query) = self.asked.metric().map_err(typed)?;
+        let reply = source.mirror(&self.connection, Method::Metric, body);
+        let reply = reply.map_err(failed)?;
+        let missing = matches!(
+            reply.status,
+            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST
+        );
+        if missing && let Some(error) = self.unknown_field(source, &query) {
+            return Err(failed(error));
+        }
+        let reply = reply.accepted().map_err(failed)?;
+        if self.json {
+            return shown_as_it_came(&reply);
+        }
+        let telemetry = read_metric(&reply.body).map_err(|e| failed(e.to_string()))?;
         let ends: Vec<Option<Millis>> = match telemetry.ends {
             Some(ends) => ends.into_iter().map(Some).collect(),
             None => vec![None; telemetry.times.len()],
@@ -227,37 +246,79 @@ impl Query {
         let rows: Vec<PlotRow> = rows
             .map(|((start, end), value)| PlotRow { start, end, value })
             .collect();
-        if self.table {
-            say(&view::table(&rows));
-        } else {
-            say(&view::chart(
-                &rows,
-                &self.title(query),
-                columns.unwrap_or(WIDTH),
-                HEIGHT,
-            ));
+        if rows.is_empty()
+            && let Some(error) = self.unknown_field(source, &query)
+        {
+            return Err(failed(error));
         }
+        let series = vec![(self.asked.conditions.join(" "), rows)];
+        self.show(&series, self.title(&query), &query.range, env);
         if telemetry.partial {
             say("The answer is truncated (isPartial).\n");
         }
-        if std::io::stdout().is_terminal() && !answer.cache.is_empty() {
-            say(&format!("Cache-Status: {}\n", answer.cache));
-        }
+        said_of_the_cache(&reply);
         Ok(())
+    }
+
+    fn show(
+        &self,
+        series: &NamedSeries,
+        title: String,
+        range: &TimeRange,
+        env: &BTreeMap<String, String>,
+    ) {
+        if self.csv {
+            say(&view::csv(series));
+        } else if self.table {
+            say(&view::table(series));
+        } else {
+            say(&view::chart(&Plot {
+                title,
+                series,
+                range: Some((range.start(), range.end())),
+                width: self.look.width(env),
+                height: HEIGHT,
+                coloured: self.look.coloured(env),
+            }));
+        }
+    }
+
+    /// Says which field of the query the upstream does not have, and which it has.
+    fn unknown_field(&self, source: &Source, query: &MetricQuery) -> Option<String> {
+        let known = fields::names(source, &self.connection, &self.asked.details(), &[]);
+        let (known, partial) = known.ok()?;
+        let names: Vec<&str> = known.iter().map(|field| field.name.as_str()).collect();
+        let mut asked = query.selector.conditions().iter().map(|c| c.key.as_str());
+        let unknown = asked.find(|key| !names.contains(key))?;
+        // Of an incomplete list nothing follows.
+        (!partial).then(|| {
+            let unknown = view::plain_text(unknown);
+            let names = view::plain_text(&names.join(", "));
+            format!("unknown field {unknown:?}; there are: {names}")
+        })
     }
 
     fn title(&self, query: &MetricQuery) -> String {
         let what = match query.layout {
             Layout::Raw => "raw".to_owned(),
             Layout::Buckets { statistic, size } => {
-                format!(
-                    "{} of {} s",
-                    method_name(statistic),
-                    size.millis() as f64 / 1000.0
-                )
+                let size = time::span_text(size.millis());
+                format!("{} of {size}", method_name(statistic))
             }
         };
-        format!("{}, {what}", self.conditions.join(" "))
+        format!("{}, {what}", self.asked.conditions.join(" "))
+    }
+}
+
+fn shown_as_it_came(reply: &Reply) -> Result<(), Failed> {
+    say(&reply.body);
+    say("\n");
+    Ok(())
+}
+
+fn said_of_the_cache(reply: &Reply) {
+    if std::io::stdout().is_terminal() && !reply.cache.is_empty() {
+        say(&format!("Cache-Status: {}\n", reply.cache));
     }
 }
 
@@ -273,7 +334,7 @@ fn suitable(range: Millis) -> Step {
 
 /// Parses the conditions. Values that look like numbers or booleans stay text, because most fields
 /// are text; `field:=value` gives the value its own type.
-fn selector(conditions: &[String]) -> Result<Selector, String> {
+pub(super) fn selector(conditions: &[String]) -> Result<Selector, String> {
     let mut parsed: Vec<Condition> = Vec::new();
     for text in conditions {
         let (key, value, typed) = match (text.split_once(":="), text.split_once('=')) {
@@ -306,18 +367,6 @@ fn selector(conditions: &[String]) -> Result<Selector, String> {
         }
     }
     Ok(Selector::new(parsed))
-}
-
-/// Queries an engine in this process, without a server.
-async fn ask_engine(config: &Config, body: &[u8]) -> Result<QueryReply, String> {
-    let clock = Arc::new(SystemClock::default());
-    let app = App::build(config, clock).await.map_err(|e| e.to_string())?;
-    let response = app.front.ask(Method::Metric, body).await;
-    Ok(QueryReply {
-        status: response.status(),
-        cache: String::new(),
-        body: response.into_body().into_bytes(),
-    })
 }
 
 #[cfg(test)]

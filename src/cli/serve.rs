@@ -1,6 +1,5 @@
 //! `heliostat serve`.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
@@ -14,14 +13,15 @@ use crate::config::Config;
 use crate::front::Reloads;
 use crate::telemetry::logs;
 
-/// Serves `config`, and later configurations of `source`, until a signal to stop.
-pub(super) fn run(config: &Config, source: ConfigSource) -> ExitCode {
+/// Serves `config`, and later configurations of `source`, until a signal to stop; log lines may be
+/// `coloured`.
+pub(super) fn run(config: &Config, source: ConfigSource, coloured: bool) -> ExitCode {
     let format = if config.log.json {
         logs::LogFormat::Json
     } else {
         logs::LogFormat::Human
     };
-    logs::start(config.log.level, format, std::io::stderr().is_terminal());
+    logs::start(config.log.level, format, coloured);
     machine::raise_descriptor_limit();
     let served = match block_on(serve(config, source)) {
         Ok(served) => served,
@@ -56,7 +56,10 @@ async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std:
             .collect();
         let tls = config.server.tls.as_ref();
         let scheme = if tls.is_some() { "https" } else { "http" };
+        let from = config.file();
         info!(
+            version = env!("CARGO_PKG_VERSION"),
+            config = from.unwrap_or("none, the built-in demonstration is served"),
             upstreams = upstreams.join(", "),
             "listening on {scheme}://{address}"
         );

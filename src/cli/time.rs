@@ -74,6 +74,28 @@ pub(super) fn show(millis: Millis) -> String {
     text.trim_end_matches('Z').replace('T', " ")
 }
 
+/// Returns a duration as people say it: in its largest unit, and the next one if there is a rest.
+pub(super) fn span_text(millis: Millis) -> String {
+    const UNITS: [(Millis, &str); 5] = [
+        (DAY, "d"),
+        (HOUR, "h"),
+        (MINUTE, "min"),
+        (SECOND, "s"),
+        (1, "ms"),
+    ];
+    let at = UNITS.iter().position(|(unit, _)| millis >= *unit);
+    let Some((unit, name)) = at.and_then(|at| UNITS.get(at)) else {
+        return format!("{millis} ms");
+    };
+    let (whole, rest) = (millis / unit, millis % unit);
+    match at.and_then(|at| UNITS.get(at + 1)) {
+        Some((smaller, next)) if rest >= *smaller => {
+            format!("{whole} {name} {} {next}", rest / smaller)
+        }
+        _ => format!("{whole} {name}"),
+    }
+}
+
 /// Parses the distance from now, or returns `None` if `text` is not relative.
 fn offset(text: &str) -> Option<Result<Millis, String>> {
     let after_now = text.strip_prefix("now").map(str::trim_start);
@@ -210,6 +232,20 @@ mod tests {
     use super::*;
 
     const NOW: Millis = 1_795_264_496_789;
+
+    #[test]
+    fn durations_are_shown_in_their_largest_unit() {
+        for (millis, text) in [
+            (0, "0 ms"),
+            (500, "500 ms"),
+            (15_000, "15 s"),
+            (90_000, "1 min 30 s"),
+            (21_600_000, "6 h"),
+            (100_000_000, "1 d 3 h"),
+        ] {
+            assert_eq!(span_text(millis), text);
+        }
+    }
 
     #[test]
     fn times_are_read_in_every_form() {

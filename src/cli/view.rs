@@ -20,86 +20,168 @@ pub(super) struct PlotRow {
     pub(super) value: f64,
 }
 
+/// Series with what is drawn or listed of each.
+pub(super) struct Plot<'a> {
+    /// What is shown, for the first line.
+    pub(super) title: String,
+    /// The series, each with its name.
+    pub(super) series: &'a [(String, Vec<PlotRow>)],
+    /// The range that was asked for; without one the axis ends at the points.
+    pub(super) range: Option<(Millis, Millis)>,
+    /// Columns of the terminal.
+    pub(super) width: usize,
+    /// Lines of the plot.
+    pub(super) height: usize,
+    /// Whether colours tell the series apart.
+    pub(super) coloured: bool,
+}
+
+/// The colours of series, as of ECMA-48: those that are legible on light and dark.
+const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
+
+/// Series that are drawn; more cannot be told apart.
+const MOST_SERIES: usize = 24;
+
 /// Returns the rows as aligned columns under a heading; each line ends with a line break.
-pub(super) fn table(rows: &[PlotRow]) -> String {
-    if rows.is_empty() {
+pub(super) fn table(series: &[(String, Vec<PlotRow>)]) -> String {
+    let rows = || {
+        series
+            .iter()
+            .flat_map(|(name, rows)| rows.iter().map(move |row| (name, row)))
+    };
+    if rows().next().is_none() {
         return "no points\n".into();
     }
-    let cells = |row: &PlotRow| {
+    let named = series.len() > 1;
+    let cells = |(name, row): (&String, &PlotRow)| {
         [
             show(row.start),
             row.end.map(show).unwrap_or_default(),
-            plain(row.value),
+            rounded(row.value),
+            if named {
+                plain_text(name)
+            } else {
+                String::new()
+            },
         ]
     };
-    let heading = if rows.iter().any(|r| r.end.is_some()) {
-        ["start (UTC)", "end (UTC)", "value"]
-    } else {
-        ["time (UTC)", "", "value"]
+    let mut heading = match rows().any(|(_, row)| row.end.is_some()) {
+        true => ["start (UTC)", "end (UTC)", "value", ""],
+        false => ["time (UTC)", "", "value", ""],
     };
+    if named {
+        heading[3] = "series";
+    }
     let mut lines = vec![heading.map(String::from)];
-    lines.extend(rows.iter().map(cells));
-    let mut widths = [0; 3];
+    lines.extend(rows().map(cells));
+    let mut widths = [0; 4];
     for line in &lines {
         for (width, cell) in widths.iter_mut().zip(line) {
-            *width = cell.len().max(*width);
+            *width = cell.chars().count().max(*width);
         }
     }
-    let [first, second, third] = widths;
+    let [first, second, third, _] = widths;
     let mut out = String::new();
-    for [start, end, value] in &lines {
+    for [start, end, value, name] in &lines {
         out += &format!("{start:first$}  ");
         if second > 0 {
             out += &format!("{end:second$}  ");
         }
-        out += &format!("{value:>third$}\n");
+        out += format!("{value:>third$}  {name}").trim_end();
+        out.push('\n');
     }
     out
 }
 
-/// Returns the rows as a chart of `width` columns; each line ends with a line break. The plot has
-/// `height` lines; title, time axis and summary come on top.
+/// Returns the rows as comma-separated values (RFC 4180) with exact numbers.
+pub(super) fn csv(series: &[(String, Vec<PlotRow>)]) -> String {
+    let named = series.len() > 1;
+    let ended = series
+        .iter()
+        .any(|(_, rows)| rows.iter().any(|row| row.end.is_some()));
+    let time = |millis| show(millis).replace(' ', "T") + "Z";
+    let mut out = String::new();
+    out += if named { "series," } else { "" };
+    out += if ended {
+        "start,end,value\n"
+    } else {
+        "time,value\n"
+    };
+    for (name, rows) in series {
+        for row in rows {
+            if named {
+                out += &format!("\"{}\",", name.replace('"', "\"\""));
+            }
+            out += &time(row.start);
+            if let Some(end) = row.end {
+                out += &format!(",{}", time(end));
+            }
+            out += &format!(",{}\n", plain(row.value));
+        }
+    }
+    out
+}
+
+/// Returns `text` without what could steer a terminal: it may come from a store.
+pub(super) fn plain_text(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// Returns the series as a chart; each line ends with a line break. Title, time axis and summary come
+/// on top of the plot.
 ///
-/// Neighbouring points are connected, except across a gap of more than three times the usual
-/// distance. Values that are not finite and times out of range are left out.
-pub(super) fn chart(rows: &[PlotRow], title: &str, width: usize, height: usize) -> String {
-    // The title may come from a store: no control characters reach the terminal.
-    let mut out: String = title.chars().filter(|c| !c.is_control()).collect();
+/// Neighbouring points are connected, except across a gap of more than a bucket or, without buckets,
+/// more than three times the usual distance. Values that are not finite and times out of range are
+/// left out.
+pub(super) fn chart(plot: &Plot<'_>) -> String {
+    let mut out = plain_text(&plot.title);
     if !out.is_empty() {
         out.push('\n');
     }
-    let mut points: Vec<(Millis, f64)> = rows.iter().map(|r| (r.start, r.value)).collect();
-    points.retain(|(t, v)| v.is_finite() && (0..MAX_TIME).contains(t));
-    points.sort_by_key(|p| p.0);
-    let (Some(first), Some(last)) = (points.first(), points.last()) else {
+    let drawable = |(name, rows): &(String, Vec<PlotRow>)| {
+        let mut points: Vec<(Millis, f64)> = rows.iter().map(|r| (r.start, r.value)).collect();
+        points.retain(|(t, v)| v.is_finite() && (0..MAX_TIME).contains(t));
+        points.sort_by_key(|p| p.0);
+        let bucket = rows.first().and_then(|row| Some(row.end? - row.start));
+        let gap = bucket.map_or_else(|| 3 * usual_distance(&points), |size| size * 3 / 2);
+        (plain_text(name), points, gap)
+    };
+    let drawn: Vec<_> = plot.series.iter().take(MOST_SERIES).map(drawable).collect();
+    let points = || drawn.iter().flat_map(|(_, points, _)| points);
+    let times = points().map(|p| p.0);
+    let (Some(first), Some(last)) = (times.clone().min(), times.max()) else {
         return out + "no points\n";
     };
-    let height = height.clamp(HEIGHTS.0, HEIGHTS.1);
-    let (low, high) = points
-        .iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| {
-            (low.min(p.1), high.max(p.1))
-        });
+    let height = plot.height.clamp(HEIGHTS.0, HEIGHTS.1);
+    let (low, high) = points().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| {
+        (low.min(p.1), high.max(p.1))
+    });
     let values = ValueAxis::new(low, high, height);
     let margin = values.label_width();
-    let columns = width.clamp(WIDTHS.0, WIDTHS.1).saturating_sub(margin + 2);
+    let columns = plot
+        .width
+        .clamp(WIDTHS.0, WIDTHS.1)
+        .saturating_sub(margin + 2);
+    let (start, end) = plot.range.unwrap_or((first, last));
     let times = TimeAxis {
-        start: first.0,
-        end: last.0,
+        start: start.min(first),
+        end: end.max(last),
         columns: columns.max(10),
     };
 
     let mut canvas = Canvas::new(times.columns, height);
-    let most = 3 * usual_distance(&points);
-    let mut previous: Option<(Millis, Dot)> = None;
-    for &(t, v) in &points {
-        let dot = (times.dot(t), values.dot(v));
-        let from = previous.filter(|(before, _)| t - before <= most);
-        canvas.line(from.map_or(dot, |(_, dot)| dot), dot);
-        previous = Some((t, dot));
+    for (number, (_, points, gap)) in drawn.iter().enumerate() {
+        canvas.colour = number;
+        let mut previous: Option<(Millis, Dot)> = None;
+        for &(t, v) in points {
+            let dot = (times.dot(t), values.dot(v));
+            let from = previous.filter(|(before, _)| t - before <= *gap);
+            canvas.line(from.map_or(dot, |(_, dot)| dot), dot);
+            previous = Some((t, dot));
+        }
     }
 
-    for (at, line) in canvas.lines().enumerate() {
+    for (at, line) in canvas.lines(plot.coloured).enumerate() {
         let (label, edge) = match values.label(at) {
             Some(label) => (label, '┤'),
             None => ("", '│'),
@@ -110,18 +192,51 @@ pub(super) fn chart(rows: &[PlotRow], title: &str, width: usize, height: usize) 
     let (rule, labels) = times.lines();
     out += &format!("{:margin$} └{rule}\n", "");
     out += format!("{:margin$}  {labels}", "").trim_end();
+    out.push('\n');
+    let several = plot.series.len() > 1;
+    for (number, (name, points, _)) in drawn.iter().enumerate() {
+        if several {
+            out += &painted("■", number, plot.coloured);
+            out += &format!(" {name}\n  ");
+        }
+        out += &summary(points);
+    }
+    if let Some(more) = plot
+        .series
+        .len()
+        .checked_sub(MOST_SERIES)
+        .filter(|n| *n > 0)
+    {
+        out += &format!("and {more} more series, which are not drawn\n");
+    }
+    out
+}
+
+/// Returns `text` in the colour of the series with this number.
+fn painted(text: &str, number: usize, coloured: bool) -> String {
+    match COLOURS.get(number % COLOURS.len()) {
+        Some(colour) if coloured => format!("\x1b[{colour}m{text}\x1b[0m"),
+        _ => text.to_owned(),
+    }
+}
+
+/// Returns a line about `points`.
+fn summary(points: &[(Millis, f64)]) -> String {
+    let Some(last) = points.last() else {
+        return "no points\n".to_owned();
+    };
     let count = points.len();
     let mean: f64 = points.iter().map(|p| p.1 / count as f64).sum();
-    out += &format!(
-        "\n{count} {}, min {}, mean {}, max {}, last {} at {} UTC\n",
+    let edge = |pick: fn(f64, f64) -> f64| points.iter().map(|p| p.1).reduce(pick);
+    format!(
+        "{count} {}, min {}, mean {}, max {}, last {} at {} UTC\n",
         if count == 1 { "point" } else { "points" },
-        short(low),
+        short(edge(f64::min).unwrap_or(f64::NAN)),
         short(mean),
-        short(high),
+        short(edge(f64::max).unwrap_or(f64::NAN)),
         short(last.1),
         show(last.0),
-    );
-    out
+    )
 }
 
 /// Returns the median distance between different times, or 0.
@@ -140,6 +255,12 @@ fn plain(value: f64) -> String {
     } else {
         format!("{value:e}")
     }
+}
+
+/// Returns `value` with twelve digits at most: the thirteenth is an error of arithmetic as a rule.
+fn rounded(value: f64) -> String {
+    let digits = format!("{value:.11e}").parse();
+    plain(digits.unwrap_or(value))
 }
 
 /// Returns the divisor and the suffix for numbers of `size`, or `None` if no suffix is common.
@@ -271,14 +392,18 @@ type Dot = (usize, usize);
 /// Dots in braille cells, two wide and four high.
 struct Canvas {
     columns: usize,
-    cells: Vec<u8>,
+    /// Dots, and the number of the series that was drawn last.
+    cells: Vec<(u8, usize)>,
+    /// The number of the series that is drawn.
+    colour: usize,
 }
 
 impl Canvas {
     fn new(columns: usize, lines: usize) -> Self {
         Self {
             columns,
-            cells: vec![0; columns * lines],
+            cells: vec![(0, 0); columns * lines],
+            colour: 0,
         }
     }
 
@@ -290,7 +415,7 @@ impl Canvas {
             (column, line) => 3 * column + line,
         };
         if let Some(cell) = self.cells.get_mut(y / 4 * self.columns + x / 2) {
-            *cell |= 1 << bit;
+            *cell = (cell.0 | 1 << bit, self.colour);
         }
     }
 
@@ -306,14 +431,31 @@ impl Canvas {
         }
     }
 
-    fn lines(&self) -> impl Iterator<Item = String> {
-        // A blank of its own leaves nothing behind where fonts draw empty braille as rings.
-        let shown = |cell: &u8| match cell {
-            0 => ' ',
-            bits => char::from_u32(0x2800 + u32::from(*bits)).unwrap_or(' '),
-        };
+    fn lines(&self, coloured: bool) -> impl Iterator<Item = String> {
         let lines = self.cells.chunks(self.columns);
-        lines.map(move |cells| cells.iter().map(shown).collect())
+        lines.map(move |cells| {
+            let mut line = String::new();
+            // What has one colour is painted at once.
+            for part in cells.chunk_by(|a, b| a.1 == b.1 && (a.0 == 0) == (b.0 == 0)) {
+                let text: String = part.iter().map(|(bits, _)| braille(*bits)).collect();
+                match part.first() {
+                    Some((bits, number)) if *bits != 0 => {
+                        line += &painted(&text, *number, coloured)
+                    }
+                    _ => line += &text,
+                }
+            }
+            line
+        })
+    }
+}
+
+/// Returns the character with these dots.
+fn braille(bits: u8) -> char {
+    // A blank of its own leaves nothing behind where fonts draw empty braille as rings.
+    match bits {
+        0 => ' ',
+        bits => char::from_u32(0x2800 + u32::from(bits)).unwrap_or(' '),
     }
 }
 
@@ -323,6 +465,25 @@ mod tests {
     use crate::cli::time::{DAY, HOUR, MINUTE};
 
     const NOON: Millis = 1_795_262_400_000;
+
+    fn one(rows: &[PlotRow]) -> Vec<(String, Vec<PlotRow>)> {
+        vec![(String::new(), rows.to_vec())]
+    }
+
+    fn table(rows: &[PlotRow]) -> String {
+        super::table(&one(rows))
+    }
+
+    fn chart(rows: &[PlotRow], title: &str, width: usize, height: usize) -> String {
+        super::chart(&Plot {
+            title: title.to_owned(),
+            series: &one(rows),
+            range: None,
+            width,
+            height,
+            coloured: false,
+        })
+    }
 
     fn row(minute: Millis, value: f64) -> PlotRow {
         PlotRow {
@@ -380,9 +541,9 @@ mod tests {
             table(&[row(0, 0.1 + 0.2), row(1, 7.0)]),
             golden(
                 "
-            |time (UTC)                         value
-            |2026-11-21 12:00:00  0.30000000000000004
-            |2026-11-21 12:01:00                    7"
+            |time (UTC)           value
+            |2026-11-21 12:00:00    0.3
+            |2026-11-21 12:01:00      7"
             )
         );
         assert_eq!(table(&[]), "no points\n");
@@ -464,6 +625,112 @@ mod tests {
             |    12:00  12:01    12:02   12:03  12:04
             |5 points, min 0, mean 0, max 0, last 0 at 2026-11-21 12:04:00 UTC"
             )
+        );
+    }
+
+    #[test]
+    fn the_axis_is_the_range_that_was_asked_for() {
+        let plot = |rows: &[PlotRow]| {
+            super::chart(&Plot {
+                title: String::new(),
+                series: &one(rows),
+                range: Some((NOON, NOON + 6 * HOUR)),
+                width: 60,
+                height: 5,
+                coloured: false,
+            })
+        };
+        // It died after two of six hours.
+        let dead = plot(&wave(2 * HOUR, 5 * MINUTE));
+        let lines: Vec<&str> = dead.lines().collect();
+        let reach = lines[..5]
+            .iter()
+            .map(|line| line.chars().count())
+            .max()
+            .unwrap();
+        assert!((20..30).contains(&reach), "{dead}");
+        assert!(dead.contains("17:00") || dead.contains("18:00"), "{dead}");
+        let point = plot(&rows(&[42.0]));
+        assert!(
+            point
+                .lines()
+                .take(5)
+                .any(|l| l.ends_with(['⠁', '⠂', '⠄', '⡀'])),
+            "{point}"
+        );
+    }
+
+    #[test]
+    fn buckets_are_not_connected_across_a_gap() {
+        let bucket = |n: i64| PlotRow {
+            start: NOON + n * MINUTE,
+            end: Some(NOON + (n + 1) * MINUTE),
+            value: 1.0,
+        };
+        let dots = |rows: &[PlotRow]| {
+            let text = chart(rows, "", 80, 5);
+            text.chars()
+                .filter(|c| ('\u{2801}'..='\u{28ff}').contains(c))
+                .count()
+        };
+        let whole: Vec<PlotRow> = (0..20).map(bucket).collect();
+        let holed: Vec<PlotRow> = (0..20)
+            .filter(|n| !(5..15).contains(n))
+            .map(bucket)
+            .collect();
+        assert!(dots(&holed) < dots(&whole) * 2 / 3);
+    }
+
+    #[test]
+    fn series_have_colours_and_a_line_each() {
+        let series = vec![
+            ("a\u{1b}[2J".to_owned(), rows(&[1.0, 2.0])),
+            ("b".to_owned(), rows(&[5.0, 4.0])),
+        ];
+        let plot = |coloured| {
+            super::chart(&Plot {
+                title: "t".to_owned(),
+                series: &series,
+                range: None,
+                width: 60,
+                height: 8,
+                coloured,
+            })
+        };
+        let plain = plot(false);
+        assert!(!plain.contains('\u{1b}'), "{plain:?}");
+        assert!(
+            plain.contains("■ a[2J\n") && plain.contains("■ b\n"),
+            "{plain}"
+        );
+        let coloured = plot(true);
+        assert!(coloured.contains("\u{1b}[36m") && coloured.contains("\u{1b}[33m"));
+        let uncoloured = coloured.replace("\u{1b}[36m", "").replace("\u{1b}[33m", "");
+        assert_eq!(uncoloured.replace("\u{1b}[0m", ""), plain);
+        let listed = super::table(&series);
+        assert!(
+            listed.lines().nth(1).unwrap().ends_with("1  a[2J"),
+            "{listed}"
+        );
+    }
+
+    #[test]
+    fn comma_separated_values_are_exact() {
+        let series = vec![
+            ("say \"a\"".to_owned(), rows(&[0.1 + 0.2])),
+            ("b".to_owned(), vec![]),
+        ];
+        assert_eq!(
+            csv(&series),
+            "series,time,value\n\"say \"\"a\"\"\",2026-11-21T12:00:00Z,0.30000000000000004\n"
+        );
+        let bucket = PlotRow {
+            end: Some(NOON + MINUTE),
+            ..row(0, 7.0)
+        };
+        assert_eq!(
+            csv(&one(&[bucket])),
+            "start,end,value\n2026-11-21T12:00:00Z,2026-11-21T12:01:00Z,7\n"
         );
     }
 

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tracing::Level;
 
 pub use aws::{Aws, AwsKeys, AwsRole};
-pub use load::{ConfigError, listens_at, load, parse};
+pub use load::{ConfigError, certificate_at, listens_at, load, parse};
 pub use values::Secret;
 
 use crate::model::{Compression, Freshness, Limits, Pattern, Reading, Setting, TargetUrl};

@@ -146,6 +146,7 @@ impl Memory {
     fn over(bytes: u64, second: Option<second::SecondLevel>) -> Arc<Self> {
         // Whole answers are small next to series, yet must not crowd them out.
         let for_whole = bytes / 8;
+        crate::telemetry::metrics::cache_limit(bytes);
         Arc::new(Self {
             bytes,
             cache: ChunkCache::new(bytes - for_whole),

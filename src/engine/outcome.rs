@@ -32,6 +32,8 @@ pub struct CacheOutcome {
     pub ttl_seconds: i64,
     /// Why the cache was not asked, if it was not.
     pub bypass: Option<&'static str>,
+    /// Whether the source answered other buckets than it was asked for; they are not cached.
+    pub other_buckets: bool,
     /// Why expired data is served, if it is.
     pub detail: Option<String>,
     /// Whether it is an error that the upstream said a moment ago.
@@ -47,6 +49,7 @@ impl CacheOutcome {
             collapsed: false,
             ttl_seconds: 0,
             bypass: None,
+            other_buckets: false,
             detail: None,
             error: false,
         }
@@ -80,6 +83,7 @@ pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
         stored: view.stored,
         collapsed: view.collapsed,
         ttl_seconds: i64::try_from(view.ttl.as_secs()).unwrap_or(i64::MAX),
+        other_buckets: view.off_grid.is_some(),
         ..CacheOutcome::nothing_asked()
     };
     if let Some(Degraded {
@@ -104,6 +108,7 @@ pub(super) fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
         collapsed: a.collapsed || b.collapsed,
         ttl_seconds: a.ttl_seconds.min(b.ttl_seconds),
         bypass: a.bypass.or(b.bypass),
+        other_buckets: a.other_buckets || b.other_buckets,
         detail: a.detail.or(b.detail),
         error: a.error || b.error,
     }

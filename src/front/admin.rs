@@ -51,7 +51,7 @@ pub(super) enum Call {
 }
 
 /// What the front knows besides the engine.
-pub(super) struct Known<'a> {
+pub(super) struct FrontState<'a> {
     /// Where a reload is requested, if the configuration can be read again.
     pub(super) reloads: Option<&'a Reloads>,
     /// The configuration in use.
@@ -137,7 +137,7 @@ impl Call {
 /// Answers a request with this `head` and `body` for `path`, normalized.
 pub(super) async fn answer(
     engine: &Arc<Engine>,
-    known: &Known<'_>,
+    known: &FrontState<'_>,
     call: Call,
     path: &str,
     head: &Parts,
@@ -210,6 +210,7 @@ fn state(upstream: &Upstream, report: &ConfigReport, now: Millis) -> Value {
         "upstream": upstream.name(),
         "kind": configured.map(|u| u.kind),
         "default": configured.is_some_and(|u| u.default),
+        "failure": upstream.metrics.failure(),
         "state": upstream.client.state(now),
     })
 }

@@ -11,6 +11,7 @@ use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 
 use super::admission::Claim;
+use super::assets::Asset;
 use super::body::{Body, BodyLimits, read_charged};
 use super::headers::{accepted_encoding, max_age, require_json};
 use super::path::{allow, normalized};
@@ -58,6 +59,10 @@ impl Front {
         match route {
             Some(Route::Mirror(method)) => self.mirror(method, request, arrival).await,
             Some(Route::Prometheus(endpoint)) => self.prometheus(endpoint, request, arrival).await,
+            Some(Route::Asset(Asset::PAGE)) => {
+                let upstreams = self.engine.upstreams().iter().map(|u| u.name());
+                Asset::page(request.method(), request.headers(), upstreams)
+            }
             Some(Route::Asset(asset)) => {
                 let compression = self.settings.compression;
                 let headers = request.headers();
@@ -147,7 +152,7 @@ impl Front {
         let path = normalized(head.uri.path());
         let body = self.read(body, arrival.claim.as_deref()).await?;
         let context = self.context_of(&head.headers, arrival);
-        let known = admin::Known {
+        let known = admin::FrontState {
             reloads: self.shared.reloads.get(),
             report: &self.shared.report.load(),
             traffic: &self.shared.traffic,

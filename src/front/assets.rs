@@ -18,7 +18,7 @@ use crate::model::Error;
 use crate::wire::encoding::{Encoding, Text};
 
 /// A file of the page.
-struct File {
+struct AssetFile {
     path: &'static str,
     kind: &'static str,
     bytes: &'static [u8],
@@ -28,18 +28,18 @@ const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// The files, by normalized path; the page itself comes first.
-const FILES: [File; 13] = [
-    File {
+const FILES: [AssetFile; 13] = [
+    AssetFile {
         path: "",
         kind: HTML,
         bytes: include_bytes!("page/index.html"),
     },
-    File {
+    AssetFile {
         path: "/page/style.css",
         kind: "text/css; charset=utf-8",
         bytes: include_bytes!("page/style.css"),
     },
-    File {
+    AssetFile {
         path: "/page/icon.svg",
         kind: "image/svg+xml",
         bytes: include_bytes!("page/icon.svg"),
@@ -59,8 +59,8 @@ const FILES: [File; 13] = [
     ),
 ];
 
-const fn script(path: &'static str, bytes: &'static [u8]) -> File {
-    File {
+const fn script(path: &'static str, bytes: &'static [u8]) -> AssetFile {
+    AssetFile {
         path,
         kind: SCRIPT,
         bytes,
@@ -96,18 +96,13 @@ static PREPARED: LazyLock<Vec<Prepared>> =
     LazyLock::new(|| FILES.iter().map(Prepared::new).collect());
 
 impl Prepared {
-    fn new(file: &File) -> Self {
-        let hash = digest(&SHA256, file.bytes);
-        let short = hash.as_ref().iter().take(8);
-        // Weak: it is the same whatever the encoding.
-        let tag: String = short.map(|byte| format!("{byte:02x}")).collect();
-        let tag = HeaderValue::from_str(&format!("W/\"{tag}\""));
+    fn new(file: &AssetFile) -> Self {
         let packed = |encoding: Encoding| {
             let packed = encoding.pack(file.bytes)?;
             Some(encoding.join([Text::Packed(packed)]))
         };
         Self {
-            tag: tag.unwrap_or(HeaderValue::from_static("W/\"\"")),
+            tag: tag(file.bytes),
             gzip: packed(Encoding::Gzip),
             zstd: packed(Encoding::Zstd),
         }
@@ -134,6 +129,32 @@ impl Asset {
             Self::PAGE => "home",
             _ => "page",
         }
+    }
+
+    /// The page itself, with the names of upstreams for those who may not ask the admin API.
+    pub(super) fn page<'a>(
+        method: &Method,
+        headers: &HeaderMap,
+        upstreams: impl Iterator<Item = &'a str>,
+    ) -> Result<Response<Body>, Error> {
+        let mut response = Self::PAGE.answer(method, &HeaderMap::new(), Encoding::Identity)?;
+        // Names are letters, digits and a few signs: nothing to escape.
+        let names = upstreams.collect::<Vec<_>>().join(" ");
+        let page = FILES
+            .first()
+            .map(|file| String::from_utf8_lossy(file.bytes));
+        let page = page.unwrap_or_default();
+        let named = format!("name=\"upstreams\" content=\"{names}\"");
+        let page = page.replacen("name=\"upstreams\" content=\"\"", &named, 1);
+        let tag = tag(page.as_bytes());
+        if known(headers, &tag) {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            *response.body_mut() = Body::default();
+        } else {
+            *response.body_mut() = Body::from(page);
+        }
+        response.headers_mut().insert(ETAG, tag);
+        Ok(response)
     }
 
     /// Answers a request for it by a client that takes `encoding`.
@@ -169,6 +190,15 @@ impl Asset {
         headers.extend(HEADERS);
         Ok(response)
     }
+}
+
+/// The validator of `bytes`. Weak: it is the same whatever the encoding.
+fn tag(bytes: &[u8]) -> HeaderValue {
+    let hash = digest(&SHA256, bytes);
+    let short = hash.as_ref().iter().take(8);
+    let tag: String = short.map(|byte| format!("{byte:02x}")).collect();
+    let tag = HeaderValue::from_str(&format!("W/\"{tag}\""));
+    tag.unwrap_or(HeaderValue::from_static("W/\"\""))
 }
 
 /// Whether a client that sent `headers` has what `tag` stands for (RFC 9110, section 13.1.2).

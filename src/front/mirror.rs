@@ -47,6 +47,12 @@ impl Method {
         found.map(|(_, method)| method)
     }
 
+    /// Returns its path.
+    pub fn path(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, method)| *method == self);
+        found.map_or("/", |(path, _)| path)
+    }
+
     /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -43,7 +43,7 @@ mod traffic;
 pub use auth::{AccessControl, Api, Credentials, Rules};
 pub use body::{Body, BodyLimits, read_body};
 pub use reloads::{Applied, ReloadReply, ReloadRequests, Reloads};
-pub use report::{ConfigReport, ReloadReport, UpstreamReport};
+pub use report::{ConfigReport, ReloadReport, UpstreamEntry};
 pub use service::{Front, FrontSettings};
 pub use status::{error_response, prometheus_status};
 pub use traffic::STEP;

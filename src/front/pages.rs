@@ -8,6 +8,7 @@ use super::body::Body;
 use super::path::allow;
 use crate::engine::Engine;
 use crate::model::Error;
+use crate::telemetry::metrics::observe_process;
 use crate::telemetry::removed;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -84,6 +85,7 @@ pub(super) fn answer(
         Page::Ready => (StatusCode::OK, TEXT, Body::fixed("ready\n")),
         Page::Metrics => {
             engine.observe();
+            observe_process();
             let text = registry.map(removed::render).unwrap_or_default();
             (StatusCode::OK, METRICS, Body::from(text))
         }

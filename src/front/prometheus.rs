@@ -46,11 +46,14 @@ const OF_BODY: [HeaderName; 3] = [
 const CORS: [(&str, &str); 4] = [
     (
         "access-control-allow-headers",
-        "Accept, Authorization, Content-Type, Origin",
+        "Accept, Authorization, Cache-Control, Content-Type, Origin, X-Scope-OrgID, THANOS-TENANT",
     ),
     ("access-control-allow-methods", "GET, POST, OPTIONS"),
     ("access-control-allow-origin", "*"),
-    ("access-control-expose-headers", "Date"),
+    (
+        "access-control-expose-headers",
+        "Date, Cache-Status, Server-Timing, Retry-After, X-MIRROR-API-KEY",
+    ),
 ];
 
 /// The headers that an answer depends on.

@@ -24,7 +24,7 @@ pub struct ConfigReport {
     pub settings: Vec<Setting>,
     /// The upstreams, in the order of the file.
     #[serde(skip)]
-    pub upstreams: Vec<UpstreamReport>,
+    pub upstreams: Vec<UpstreamEntry>,
 }
 
 /// A reading of the configuration after the first.
@@ -39,7 +39,7 @@ pub struct ReloadReport {
 
 /// An upstream as it is configured.
 #[derive(Clone, Debug)]
-pub struct UpstreamReport {
+pub struct UpstreamEntry {
     /// Its name.
     pub name: String,
     /// Its kind, as in the file.

@@ -114,6 +114,9 @@ fn cache_status(cache: &CacheOutcome) -> String {
     if cache.collapsed {
         text.push_str("; collapsed");
     }
+    if cache.other_buckets {
+        text.push_str("; detail=\"the source answered other buckets\"");
+    }
     text
 }
 
@@ -155,6 +158,7 @@ mod tests {
             collapsed,
             ttl_seconds: 7,
             bypass: None,
+            other_buckets: false,
             detail: None,
             error: false,
         };

@@ -84,7 +84,7 @@ pub(super) struct TrafficReport {
     times: Vec<Millis>,
     memory: MemoryReport,
     apis: Vec<ApiReport>,
-    upstreams: Vec<UpstreamReport>,
+    upstreams: Vec<UpstreamTraffic>,
 }
 
 /// The cache and its bound.
@@ -106,7 +106,7 @@ struct ApiReport {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct UpstreamReport {
+struct UpstreamTraffic {
     upstream: String,
     hit: Vec<u32>,
     stale: Vec<u32>,
@@ -297,7 +297,7 @@ impl Traffic {
                 none.chain(steps.into_iter().flatten().map(pick)).collect()
             };
             let total = upstream.metrics.totals();
-            UpstreamReport {
+            UpstreamTraffic {
                 upstream: upstream.name().to_owned(),
                 hit: line(|s| s.hits),
                 stale: line(|s| s.stale),

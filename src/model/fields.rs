@@ -85,12 +85,12 @@ impl FieldValues {
         {
             found = matching(folded);
         }
-        if offset == 0
-            && found.len() > limit
+        if found.len() > limit
             && let Some(values) = folded(&found, limit)
         {
+            // All of them are on the first page; what follows would name values a second time.
             return Self {
-                values,
+                values: values.into_iter().skip(offset).collect(),
                 partial: false,
             };
         }

@@ -98,6 +98,19 @@ pub struct Details {
     pub rest: serde_json::Map<String, serde_json::Value>,
 }
 
+impl Details {
+    /// The keys of `connectionDetails` that have a meaning here.
+    pub const KEYS: [&'static str; 7] = [
+        "upstream",
+        "url",
+        "host",
+        "port",
+        "requestTimeout",
+        "request_timeout_seconds",
+        "nan_interpretation",
+    ];
+}
+
 impl fmt::Debug for Details {
     /// Omits the details, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

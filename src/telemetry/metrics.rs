@@ -20,6 +20,7 @@ const IN_FLIGHT_BYTES: &str = "heliostat_in_flight_bytes";
 pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
 const CACHE_BYTES: &str = "heliostat_cache_bytes";
 const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
+const CACHE_LIMIT: &str = "heliostat_cache_limit_bytes";
 const EVICTIONS: &str = "heliostat_cache_evictions_total";
 pub(super) const POINTS_SERVED: &str = "heliostat_points_served_total";
 pub(super) const STALE_SERVED: &str = "heliostat_stale_answers_total";
@@ -49,9 +50,10 @@ const DISK_BYTES: &str = "heliostat_second_level_disk_bytes";
 const DISK_RECORDS: &str = "heliostat_second_level_disk_records";
 const REPLICAS: &str = "heliostat_replicas";
 const CLOCK_ERROR: &str = "heliostat_level_clock_error_seconds";
+const CERTIFICATE_EXPIRY: &str = "heliostat_certificate_expiry_timestamp_seconds";
 const BUILD_INFO: &str = "heliostat_build_info";
 
-pub use super::upstream_metrics::{Count, UpstreamMetrics, UpstreamTotals};
+pub use super::upstream_metrics::{Count, Failure, UpstreamMetrics, UpstreamTotals};
 
 /// Bounds of histogram buckets. A hit takes some tens of microseconds, so they start there.
 const SECONDS: [f64; 18] = [
@@ -80,7 +82,10 @@ pub fn registry() -> Option<&'static PrometheusHandle> {
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).ok()?;
         describe();
-        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        // Who packages it may say which commit it is of.
+        let commit = option_env!("HELIOSTAT_COMMIT").unwrap_or("unknown");
+        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION"), "commit" => commit).set(1.0);
+        metrics_process::Collector::default().describe();
         Some(handle)
     };
     HANDLE.get_or_init(install).as_ref()
@@ -127,6 +132,16 @@ fn describe() {
         "Bytes that the cache holds: chunks, lists and whole answers, with their keys."
     );
     describe_gauge!(CACHE_CHUNKS, "Chunks in the cache.");
+    describe_gauge!(
+        CACHE_LIMIT,
+        Unit::Bytes,
+        "Upper bound of what the cache holds (cache.memory)."
+    );
+    describe_gauge!(
+        CERTIFICATE_EXPIRY,
+        Unit::Seconds,
+        "When the certificate expires, in Unix time; of a chain, the first to expire."
+    );
     describe_counter!(EVICTIONS, "Chunks evicted because the cache was full.");
     describe_counter!(
         POINTS_SERVED,
@@ -270,18 +285,29 @@ impl RequestMetrics {
             seconds: histogram!(REQUEST_SECONDS, "api" => api, "method" => method),
             answered: Default::default(),
         }
+        .shown()
+    }
+
+    /// Shows that nothing was answered yet, so that a first time can be seen.
+    fn shown(self) -> Self {
+        if let Some(usual) = self.answered.first() {
+            usual.get_or_init(|| self.counter(200)).increment(0);
+        }
+        self
+    }
+
+    fn counter(&self, status: u16) -> Counter {
+        let (api, method) = (self.api, self.method);
+        counter!(REQUESTS, "api" => api, "method" => method, "status" => status.to_string())
     }
 
     /// Counts a request answered with `status` after `seconds`.
     pub fn answered(&self, status: u16, seconds: f64) {
         self.seconds.record(seconds);
-        let (api, method) = (self.api, self.method);
-        let counter =
-            || counter!(REQUESTS, "api" => api, "method" => method, "status" => status.to_string());
         let known = STATUSES.iter().position(|s| *s == status);
         match known.and_then(|at| self.answered.get(at)) {
-            Some(kept) => kept.get_or_init(counter).increment(1),
-            None => counter().increment(1),
+            Some(kept) => kept.get_or_init(|| self.counter(status)).increment(1),
+            None => self.counter(status).increment(1),
         }
     }
 }
@@ -446,6 +472,21 @@ pub fn in_flight(requests: usize, bytes: usize) {
     gauge!(IN_FLIGHT_BYTES).set(bytes as f64);
 }
 
+/// Sets what all that is cached may weigh.
+pub fn cache_limit(bytes: u64) {
+    gauge!(CACHE_LIMIT).set(bytes as f64);
+}
+
+/// Sets when the certificate of `what` expires, in seconds of Unix time.
+pub fn certificate_expiry(what: &str, expiry: u64) {
+    gauge!(CERTIFICATE_EXPIRY, "what" => what.to_owned()).set(expiry as f64);
+}
+
+/// Reads what the operating system knows of this process; called when metrics are read.
+pub fn observe_process() {
+    metrics_process::Collector::default().collect();
+}
+
 /// Records whether the last reload of the files of `what` failed.
 pub fn file_error(what: &str, bad: bool) {
     gauge!(FILE_ERRORS, "what" => what.to_owned()).set(if bad { 1.0 } else { 0.0 });
@@ -453,6 +494,8 @@ pub fn file_error(what: &str, bad: bool) {
 
 /// Records that the first configuration is in use since `now`, in milliseconds of Unix time.
 pub fn configured(now: i64) {
+    // A server without files has none that are wrong.
+    gauge!(FILE_ERRORS, "what" => "server.tls").increment(0.0);
     for result in ["success", "failure"] {
         counter!(RELOADS, "result" => result).absolute(0);
     }

@@ -1,9 +1,10 @@
 //! The metrics of one upstream. Some can be read back, which those of the registry cannot.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use serde::Serialize;
 
 use super::metrics::{
     BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LOOKUPS, POINTS_SERVED, QUEUE_SECONDS,
@@ -103,6 +104,26 @@ pub struct UpstreamMetrics {
     /// Requests that waited for another request's fetch.
     pub coalesced: Counter,
     calls: Arc<Calls>,
+    failing: Arc<Failing>,
+}
+
+/// The failures since the last success.
+#[derive(Debug, Default)]
+struct Failing {
+    /// Whether there are any, for a look without the lock.
+    any: AtomicBool,
+    last: Mutex<Option<Failure>>,
+}
+
+/// What an upstream fails with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// The last error.
+    pub message: String,
+    /// When it came, in milliseconds of Unix time.
+    pub time: i64,
+    /// When the first came after the last success.
+    pub since: i64,
 }
 
 impl UpstreamMetrics {
@@ -132,11 +153,15 @@ impl UpstreamMetrics {
             breaker_open: gauge!(BREAKER_OPEN, "upstream" => upstream()),
             coalesced: counter!(COALESCED, "upstream" => upstream()),
             calls: Arc::default(),
+            failing: Arc::default(),
         };
         // Counters start at 0, so that the first increment can be alerted on.
         metrics.breaker_open.set(0.0);
         // A replaced upstream of this name may still have calls in flight.
         metrics.in_flight.increment(0.0);
+        for outcome in OUTCOMES {
+            attempts(&metrics.name, outcome).absolute(0);
+        }
         for reason in ["limits", "budget", "breaker_open"] {
             rejected(&metrics.name, reason).absolute(0);
         }
@@ -169,16 +194,53 @@ impl UpstreamMetrics {
         }
     }
 
+    /// Returns what the upstream fails with, unless its last attempt succeeded.
+    pub fn failure(&self) -> Option<Failure> {
+        let last = self.failing.last.lock();
+        last.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says that an attempt succeeded.
+    pub fn works(&self) {
+        if self.failing.any.load(Ordering::Relaxed) {
+            let last = self.failing.last.lock();
+            *last.unwrap_or_else(PoisonError::into_inner) = None;
+            self.failing.any.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Says that an attempt failed with `message`, at `time`.
+    pub fn fails(&self, message: &str, time: i64) {
+        const LONGEST: usize = 500;
+        let message = message
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(LONGEST)
+            .collect();
+        let mut last = self
+            .failing
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let since = last.as_ref().map_or(time, |failure| failure.since);
+        *last = Some(Failure {
+            message,
+            time,
+            since,
+        });
+        self.failing.any.store(true, Ordering::Relaxed);
+    }
+
     /// Counts an HTTP attempt that ended as `outcome`.
     pub fn attempt(&self, outcome: &'static str) {
-        // One that nobody waited for any more says nothing of the upstream.
-        let failed = !matches!(outcome, "ok" | "abandoned");
+        // One that nobody waited for any more, or that was the client's fault, says nothing of the
+        // upstream.
+        let failed = !matches!(outcome, "ok" | "abandoned" | "refused");
         self.calls.made.fetch_add(1, Ordering::Relaxed);
         self.calls
             .failed
             .fetch_add(failed.into(), Ordering::Relaxed);
-        counter!(UPSTREAM_REQUESTS, "upstream" => self.name.clone(), "outcome" => outcome)
-            .increment(1);
+        attempts(&self.name, outcome).increment(1);
     }
 
     /// Counts a refresh ahead of a poll that ended as `outcome`: `used`, `unused` or `skipped`.
@@ -202,6 +264,21 @@ impl UpstreamMetrics {
             dropped(&self.name, reason).increment(n);
         }
     }
+}
+
+/// How an attempt can end.
+const OUTCOMES: [&str; 7] = [
+    "ok",
+    "refused",
+    "busy",
+    "error",
+    "timeout",
+    "unreachable",
+    "abandoned",
+];
+
+fn attempts(upstream: &str, outcome: &'static str) -> Counter {
+    counter!(UPSTREAM_REQUESTS, "upstream" => upstream.to_owned(), "outcome" => outcome)
 }
 
 fn rejected(upstream: &str, reason: &'static str) -> Counter {

@@ -5,7 +5,7 @@ use http::{Method, StatusCode};
 use super::addresses::Verdict;
 use super::failure_log::one_line;
 use super::limiter::Ended;
-use crate::model::{Error, Evidence, Kind, TargetUrl};
+use crate::model::{Error, Evidence, Kind, Millis, TargetUrl};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::{Span, Trace};
 
@@ -64,11 +64,16 @@ impl<'a> Attempt<'a> {
             .number("http.response.status_code", status.as_u16());
     }
 
-    /// It ended with `result`.
-    pub(super) fn end<T>(mut self, result: &Result<T, Error>) {
+    /// It ended with `result`, at `now`.
+    pub(super) fn end<T>(mut self, result: &Result<T, Error>, now: Millis) {
         self.outcome = outcome(result);
         if let Err(error) = result {
             self.span.fail(&error.kind);
+        }
+        match result {
+            Ok(_) => self.metrics.works(),
+            Err(error) if self.outcome != "refused" => self.metrics.fails(&error.to_string(), now),
+            Err(_) => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::connections::Origin;
-use super::{SharedLimits, Upstream};
+use super::{Forward, SharedLimits, Upstream};
 use crate::model::{Details, Error, Kind, Pattern, TargetUrl};
 
 /// Makes the upstream for an allowed target; the name is for its metrics. It keeps to the limits of
@@ -73,6 +73,14 @@ impl Registry {
 
     /// The upstream that `details` mean, if they may.
     pub fn pick(&self, details: &Details) -> Result<Arc<Upstream>, Error> {
+        let upstream = self.meant(details)?;
+        if upstream.forward == Forward::Nothing {
+            known_keys(details)?;
+        }
+        Ok(upstream)
+    }
+
+    fn meant(&self, details: &Details) -> Result<Arc<Upstream>, Error> {
         if let Some(name) = &details.upstream {
             return self.named(Some(name)).cloned().ok_or_else(|| {
                 let names: Vec<_> = self.upstreams.iter().map(|u| u.name()).collect();
@@ -129,6 +137,31 @@ impl Registry {
         targets.insert(url.clone(), made.clone());
         Ok(made)
     }
+}
+
+/// Refuses keys of `details` that mean nothing here: the upstream is sent none, so one that is
+/// misspelled would pick another upstream than was meant.
+fn known_keys(details: &Details) -> Result<(), Error> {
+    let unknown = details
+        .rest
+        .keys()
+        .find(|key| !Details::KEYS.contains(&key.as_str()));
+    let Some(key) = unknown else {
+        return Ok(());
+    };
+    let shown: String = key.chars().filter(|c| !c.is_control()).take(40).collect();
+    let distance = |known: &&str| strsim::damerau_levenshtein(&shown.to_lowercase(), known);
+    let nearest = Details::KEYS
+        .into_iter()
+        .min_by_key(|known| distance(known));
+    let nearest = nearest.filter(|known| distance(known) <= 3);
+    let meant = nearest.map_or_else(String::new, |known| format!("; did you mean {known:?}?"));
+    let known = Details::KEYS.join(", ");
+    let message = format!("is not known to this kind of upstream{meant} Known are {known}");
+    Err(Error::invalid(
+        format!("connectionDetails.{shown}"),
+        message,
+    ))
 }
 
 fn denied(path: &str, message: String) -> Error {

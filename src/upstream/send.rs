@@ -119,7 +119,7 @@ impl UpstreamClient {
         if let Err(error) = &result {
             self.failures.log(self.metrics.name(), error);
         }
-        counted.end(&result);
+        counted.end(&result, self.clock.now());
         result
     }
 

@@ -232,8 +232,8 @@ fn at<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
         return key.is_empty().then_some(value);
     };
     let inner = match name {
-        Name::Key(name) => value.as_table()?.get(name)?,
-        Name::Index(n) => value.as_array()?.get(n)?,
+        KeyStep::Key(name) => value.as_table()?.get(name)?,
+        KeyStep::Index(n) => value.as_array()?.get(n)?,
     };
     at(inner, rest)
 }
@@ -243,24 +243,24 @@ fn at_mut<'a>(value: &'a mut Value, key: &str) -> Option<&'a mut Value> {
         return key.is_empty().then_some(value);
     };
     let inner = match name {
-        Name::Key(name) => value.as_table_mut()?.get_mut(name)?,
-        Name::Index(n) => value.as_array_mut()?.get_mut(n)?,
+        KeyStep::Key(name) => value.as_table_mut()?.get_mut(name)?,
+        KeyStep::Index(n) => value.as_array_mut()?.get_mut(n)?,
     };
     at_mut(inner, rest)
 }
 
 /// A step on the way to a value.
-enum Name<'k> {
+enum KeyStep<'k> {
     Key(&'k str),
     Index(usize),
 }
 
 /// Returns the first step of `key` below `value`, and the rest. Names may hold dots, as those of
 /// headers.
-fn first<'k>(value: &Value, key: &'k str) -> Option<(Name<'k>, &'k str)> {
+fn first<'k>(value: &Value, key: &'k str) -> Option<(KeyStep<'k>, &'k str)> {
     if let Some(indexed) = key.strip_prefix('[') {
         let (n, rest) = indexed.split_once(']')?;
-        return Some((Name::Index(n.parse().ok()?), rest));
+        return Some((KeyStep::Index(n.parse().ok()?), rest));
     }
     let key = key.strip_prefix('.').unwrap_or(key);
     let table = value.as_table()?;
@@ -269,7 +269,7 @@ fn first<'k>(value: &Value, key: &'k str) -> Option<(Name<'k>, &'k str)> {
         (rest.is_empty() || rest.starts_with(['.', '['])).then_some((name.len(), rest))
     });
     let (length, rest) = names.max_by_key(|(length, _)| *length)?;
-    Some((Name::Key(key.get(..length)?), rest))
+    Some((KeyStep::Key(key.get(..length)?), rest))
 }
 
 /// Returns `value` as TOML.

@@ -7,6 +7,7 @@ mod env;
 mod file;
 mod kinds;
 mod messages;
+mod reach;
 mod secure;
 mod shared;
 
@@ -21,6 +22,7 @@ use tracing::Level;
 
 pub(super) use self::effective::Document;
 use self::file::File;
+pub use self::reach::{certificate_at, listens_at};
 use super::raw::{self, millis};
 use super::values::{Secret, Size, Text};
 use super::{Config, Log, Server, Traces, Upstream, UpstreamKind};
@@ -94,25 +96,6 @@ pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Confi
         wrong(Some(position), "is not valid UTF-8 from here on".into())
     })?;
     parse(text, &source, env)
-}
-
-/// Returns the address at which a server started with the file at `path` and `env` listens. Only
-/// that key is read: other errors in the file do not matter.
-pub fn listens_at(path: Option<&Path>, env: &BTreeMap<String, String>) -> SocketAddr {
-    let in_file = || {
-        let text = String::from_utf8(files::read(path?).ok()?).ok()?;
-        let lines: Vec<&str> = text.lines().collect();
-        // The part before the first line that is not TOML.
-        let readable = |n| toml::from_str::<toml::Table>(&lines.get(..n)?.join("\n")).ok();
-        let table = (0..=lines.len()).rev().find_map(readable)?;
-        Some(table.get("server")?.get("listen")?.as_str()?.to_owned())
-    };
-    let said = env
-        .get("HELIOSTAT_SERVER__LISTEN")
-        .cloned()
-        .or_else(in_file);
-    let said = said.and_then(|text| text.trim_matches('"').parse().ok());
-    said.unwrap_or(DEFAULT_LISTEN)
 }
 
 /// Parses the configuration in `text`; errors name it `source`.

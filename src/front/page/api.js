@@ -39,7 +39,8 @@ const api_of = (path) => (path.startsWith("admin/") ? "admin" : path.startsWith(
 async function send(path, { method, body, headers = {}, signal }, given) {
   const all = new Headers(headers);
   if (given) all.set("Authorization", `Bearer ${given}`);
-  return fetch(new URL(path, document.baseURI), { method, body, headers: all, signal, credentials: "same-origin", cache: "no-store" });
+  // No mode of caching: a browser would send Cache-Control, and a look would cost the store a call.
+  return fetch(new URL(path, document.baseURI), { method, body, headers: all, signal, credentials: "same-origin" });
 }
 
 async function message(response) {

@@ -38,8 +38,8 @@ export class Cache {
 
   build_form() {
     this.upstream = el("select", { name: "upstream" });
-    this.conditions = el("input", { placeholder: "name=cpu.usage_percent host=web-1", size: "34", spellcheck: "false" });
-    this.query = el("input", { placeholder: "rate(http_requests_total[5m])", size: "30", spellcheck: "false" });
+    this.conditions = el("input", { placeholder: "name=cpu.usage_percent host=web-1", size: "26", spellcheck: "false" });
+    this.query = el("input", { placeholder: "rate(http_requests_total[5m])", size: "22", spellcheck: "false" });
     this.from = el("input", { type: "datetime-local", step: "1" });
     this.to = el("input", { type: "datetime-local", step: "1" });
     const form = el("form.form", { id: "forget", onsubmit: (event) => { event.preventDefault(); this.forget(); } },

@@ -36,7 +36,11 @@ export class Explore {
 
   // Shows what the address says.
   async enter(params) {
-    this.known ??= await get("admin/v1/upstreams").then(({ upstreams }) => upstreams).catch(() => null);
+    this.known ??= await get("admin/v1/upstreams").then(({ upstreams }) => upstreams).catch(() => {
+      // Without the admin API only the names are known.
+      const names = document.querySelector("meta[name=upstreams]").content.split(" ").filter(Boolean);
+      return names.length ? names.map((upstream) => ({ upstream, kind: null })) : null;
+    });
     const names = (this.known ?? []).map((u) => u.upstream);
     const usual = this.known?.find((u) => u.default)?.upstream ?? names[0] ?? "";
     const asked = Object.fromEntries(params);
@@ -63,7 +67,7 @@ export class Explore {
   build() {
     const { state } = this;
     const upstream = this.known?.find((u) => u.upstream === state.upstream);
-    const speaks = upstream?.kind === "prometheus";
+    const speaks = upstream && (upstream.kind === "prometheus" || upstream.kind === null);
     if (!speaks && upstream) state.mode = "mirror";
     const select = (name, options, value, label) => el("label", {}, label, el("select", { name, onchange: (event) => { state[name] = event.target.value; if (name === "last") { state.from = state.to = null; } if (name === "upstream") { state.conditions = []; state.query = ""; this.fields = null; this.build(); } else if (name === "last" && state.last === "custom") this.build(); else this.submit(); } },
       options.map(([text, v]) => el("option", { value: v, selected: v === value }, text))));
@@ -159,7 +163,7 @@ export class Explore {
     }
     if (inside) {
       const word = /(\w*)$/.exec(before)[1];
-      return (await this.listed(`labels${only}`)).filter((l) => l !== "__name__" && l.startsWith(word)).map((l) => ({ text: l, note: "label", apply: put(at - word.length, `${l}=""`, 1) }));
+      return (await this.listed(`labels${only}`)).filter((l) => l !== "__name__" && l.startsWith(word)).map((l) => ({ text: l, note: "label", apply: put(at - word.length, `${l}=""`, 1), more: true }));
     }
     const word = /([a-zA-Z_:][\w:]*)$/.exec(before)?.[1] ?? "";
     if (!word && before.trim()) return null;
@@ -199,7 +203,12 @@ export class Explore {
     this.abort = new AbortController();
     const { signal } = this.abort;
     const [from, to] = this.range();
-    this.out.hidden = false;
+    const { upstream, mode, query, conditions } = this.state;
+    const asked = JSON.stringify([upstream, mode, mode === "promql" ? query : conditions]);
+    // An answer to something else says nothing of this.
+    if (this.asked !== asked) this.look = null;
+    this.asked = asked;
+    this.out.hidden = !this.look;
     this.out.setAttribute("aria-busy", "true");
     try {
       const look = this.state.mode === "promql" ? await this.ask_promql(from, to, signal) : await this.ask_mirror(from, to, signal);
@@ -266,6 +275,7 @@ export class Explore {
 
   show(look) {
     this.look = look;
+    this.out.hidden = false;
     const { response, series, took } = look;
     const status = response.headers.get("Cache-Status");
     const [kind, words] = outcome(status);

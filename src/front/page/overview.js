@@ -88,7 +88,7 @@ export class Overview {
 
 const meter = (share) => el(`div.meter${share > 0.98 ? ".full" : ""}`, {}, el("i", { style: { width: `${Math.min(100, share * 100)}%` } }));
 
-function card({ upstream: name, kind, default: usual, state }, seen, step) {
+function card({ upstream: name, kind, default: usual, failure, state }, seen, step) {
   const { limiter, budgets, endpoints } = state;
   const broken = endpoints.filter((e) => e.breaker !== "closed");
   const lines = seen ?? { calls: [], failed: [], hit: [], stale: [], partial: [], miss: [], running: [], waiting: [], refused: [], total: null };
@@ -103,8 +103,8 @@ function card({ upstream: name, kind, default: usual, state }, seen, step) {
   const fact = (title, value, more, extra) => el("div", {}, el("dt", {}, title), el("dd", {}, value, more ? el("small", {}, ` ${more}`) : null), extra);
   const mix = [["settled", total.hit, "from memory"], ["expired", total.stale, "expired part fetched again"], ["tail", total.partial, "partly from memory"], ["fetched", total.miss, "fetched"]];
   return el("section.card.upstream", { "data-upstream": name }, el("header", {}, el("h2", {}, name), kind ? el("span.badge", {}, kind) : null, usual ? el("span.badge", { title: "serves requests that name no upstream" }, "default") : null, el(`span.badge.push${well[0] ? `.${well[0]}` : ""}`, {}, well[1])),
-    ...endpoints.map((e) => el("div.small.quiet", {}, el("span", {}, e.url), e.breaker !== "closed" ? el("span.bad-text", {}, ` breaker ${e.breaker}${e.openSeconds ? `, next trial in ${span(e.openSeconds)}` : ""}`) : null,
-      e.lastError ? el("div.error", {}, e.lastError.message ?? e.lastError, e.lastError.time ? el("span", {}, " · ", timed(e.lastError.time)) : null) : null)),
+    ...endpoints.map((e) => el("div.small.quiet", {}, el("span", {}, e.url), e.breaker !== "closed" ? el("span.bad-text", {}, ` breaker ${e.breaker}${e.openSeconds ? `, next trial in ${span(e.openSeconds)}` : ""}`) : null)),
+    failure ? el("div.error", {}, failure.message, el("div.small", {}, "failing since ", timed(failure.since, { seconds: true }), `, ${span((Date.now() - failure.since) / 1000)}`)) : null,
     spark([[lines.calls.map((n, at) => (n - (lines.failed[at] ?? 0)) / step * 1000), "--c0"], [lines.failed.map((n) => n / step * 1000), "--expired"]], { length: STEPS, limit: limiter.perSecond, label: `Calls a second to ${name} in the last 15 minutes` }),
     el("dl.facts", {},
       fact("Calls a second", number(rate, 3), `of ${number(limiter.perSecond, 3)}`, meter(rate / limiter.perSecond)),
@@ -116,5 +116,5 @@ function card({ upstream: name, kind, default: usual, state }, seen, step) {
       fact("Calls", count(total.calls), total.failed ? `${count(total.failed)} failed` : "none failed"),
       sum(lines.refused) ? fact("Refused", count(sum(lines.refused)), "in 15 min") : null),
     queries ? el("div", { style: { marginTop: "10px" } }, el("div.mixbar", { role: "img", "aria-label": mix.map(([, n, text]) => `${n} ${text}`).join(", ") }, mix.filter(([, n]) => n).map(([cls, n, text]) => el(`i.${cls}`, { title: `${count(n)} ${text}`, style: { width: `${n / queries * 100}%` } }))),
-      el("div.key", {}, mix.filter(([, n]) => n).map(([cls, n, text]) => el("span", {}, el(`i.${cls}`), text, el("small", {}, ` ${count(n)}`))))) : el("p.small.quiet", { style: { marginTop: "8px" } }, "Nobody has asked it yet. ", el("a", { href: `#/explore?upstream=${encodeURIComponent(name)}` }, "Explore it")));
+      el("div.key", {}, mix.filter(([, n]) => n).map(([cls, n, text]) => el("span", {}, el(`i.${cls}`), text, el("small", {}, ` ${count(n)}`))))) : total.calls ? null : el("p.small.quiet", { style: { marginTop: "8px" } }, "Nobody has asked it yet. ", el("a", { href: `#/explore?upstream=${encodeURIComponent(name)}` }, "Explore it")));
 }

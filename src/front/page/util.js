@@ -100,7 +100,10 @@ export function ask(title, content, choices) {
   dialog.setAttribute("aria-labelledby", "dialog-title");
   dialog.returnValue = "";
   dialog.showModal();
-  (form.querySelector("input") ?? buttons.at(-1)).focus();
+  // Enter means the first button to a form, and that is the one that does nothing.
+  const input = form.querySelector("input");
+  input?.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); dialog.close(choices.at(-1).value); } });
+  (input ?? buttons[choices.at(-1).kind === "danger" ? 0 : buttons.length - 1]).focus();
   return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));
 }
 

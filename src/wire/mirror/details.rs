@@ -10,6 +10,11 @@ use crate::wire::json::{Json, Node};
 pub(super) fn details(node: &Node<'_>) -> Result<Details, Error> {
     let members = node.object()?;
     let upstream = node.member("upstream").optional_string()?;
+    let mut null = members.iter().filter(|(_, value)| *value == Json::Null);
+    if null.any(|(name, _)| name == "upstream") {
+        // It would pick the default one, which is not what was meant.
+        return Err(node.member("upstream").expected("the name of an upstream"));
+    }
     let url = target(node)?;
     // What picked the upstream is ours; the rest may be meant for it.
     let picks = upstream.is_some() || url.is_some();
