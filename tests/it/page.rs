@@ -23,6 +23,13 @@ async fn the_page_and_its_files_are_served_with_a_strict_policy() {
     let page = ask(&server, "GET /", &[]).await;
     assert_eq!(page.status, 200);
     assert!(page.header("content-type").starts_with("text/html"));
+    assert!(
+        page.text.contains("name=\"upstreams\" content=\"demo\""),
+        "{}",
+        page.text
+    );
+    let again = [("if-none-match", page.header("etag"))];
+    assert_eq!(ask(&server, "GET /", &again).await.status, 304);
     let policy = page.header("content-security-policy");
     for part in [
         "default-src 'none'",
@@ -59,6 +66,10 @@ async fn a_person_without_a_token_gets_the_page_that_asks_for_it() {
     assert_eq!(
         person.header("www-authenticate"),
         "Bearer realm=\"heliostat\""
+    );
+    assert!(
+        !person.text.contains("page-demo"),
+        "names are not for everybody"
     );
     assert!(
         person.text.starts_with("<!doctype html>"),

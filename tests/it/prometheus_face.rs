@@ -463,9 +463,12 @@ async fn browsers_are_told_what_prometheus_tells_them() {
             ("access-control-allow-methods", "GET, POST, OPTIONS"),
             (
                 "access-control-allow-headers",
-                "Accept, Authorization, Content-Type, Origin",
+                "Accept, Authorization, Cache-Control, Content-Type, Origin, X-Scope-OrgID, THANOS-TENANT",
             ),
-            ("access-control-expose-headers", "Date"),
+            (
+                "access-control-expose-headers",
+                "Date, Cache-Status, Server-Timing, Retry-After, X-MIRROR-API-KEY",
+            ),
         ] {
             assert_eq!(reply.header(name), if said { value } else { "" });
         }
