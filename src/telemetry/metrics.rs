@@ -39,20 +39,21 @@ const FILE_ERRORS: &str = "heliostat_file_errors";
 const RELOADS: &str = "heliostat_config_reloads_total";
 const RELOAD_OK: &str = "heliostat_config_last_reload_successful";
 const RELOAD_TIME: &str = "heliostat_config_last_reload_success_timestamp_seconds";
-const LEVEL_REQUESTS: &str = "heliostat_second_level_requests_total";
-const LEVEL_SECONDS: &str = "heliostat_second_level_duration_seconds";
-const LEVEL_BYTES: &str = "heliostat_second_level_bytes_total";
-const LEVEL_DROPPED: &str = "heliostat_second_level_dropped_total";
-const LEVEL_UNREADABLE: &str = "heliostat_second_level_unreadable_total";
-const LEVEL_QUEUE: &str = "heliostat_second_level_queue_bytes";
-const LEVEL_BREAKERS: &str = "heliostat_second_level_breakers_open";
-const DISK_BYTES: &str = "heliostat_second_level_disk_bytes";
-const DISK_RECORDS: &str = "heliostat_second_level_disk_records";
-const REPLICAS: &str = "heliostat_replicas";
-const CLOCK_ERROR: &str = "heliostat_level_clock_error_seconds";
+pub(super) const LEVEL_REQUESTS: &str = "heliostat_second_level_requests_total";
+pub(super) const LEVEL_SECONDS: &str = "heliostat_second_level_duration_seconds";
+pub(super) const LEVEL_BYTES: &str = "heliostat_second_level_bytes_total";
+pub(super) const LEVEL_DROPPED: &str = "heliostat_second_level_dropped_total";
+pub(super) const LEVEL_UNREADABLE: &str = "heliostat_second_level_unreadable_total";
+pub(super) const LEVEL_QUEUE: &str = "heliostat_second_level_queue_bytes";
+pub(super) const LEVEL_BREAKERS: &str = "heliostat_second_level_breakers_open";
+pub(super) const DISK_BYTES: &str = "heliostat_second_level_disk_bytes";
+pub(super) const DISK_RECORDS: &str = "heliostat_second_level_disk_records";
+pub(super) const REPLICAS: &str = "heliostat_replicas";
+pub(super) const CLOCK_ERROR: &str = "heliostat_level_clock_error_seconds";
 const CERTIFICATE_EXPIRY: &str = "heliostat_certificate_expiry_timestamp_seconds";
 const BUILD_INFO: &str = "heliostat_build_info";
 
+pub use super::level_metrics::{DiskMetrics, LevelMetrics, shared_level, unreadable};
 pub use super::upstream_metrics::{Count, Failure, UpstreamMetrics, UpstreamTotals};
 
 /// Bounds of histogram buckets. A hit takes some tens of microseconds, so they start there.
@@ -358,96 +359,6 @@ impl Default for CacheMetrics {
             bytes: gauge!(CACHE_BYTES),
             chunks: gauge!(CACHE_CHUNKS),
             evictions: counter!(EVICTIONS),
-        }
-    }
-}
-
-/// The metrics of a second level of the cache.
-#[derive(Debug)]
-pub struct LevelMetrics {
-    level: &'static str,
-    /// Bytes that wait to be written.
-    pub queue: Gauge,
-    breakers: Gauge,
-}
-
-impl LevelMetrics {
-    /// Returns the metrics of `level`.
-    pub fn new(level: &'static str) -> Self {
-        let metrics = Self {
-            level,
-            queue: gauge!(LEVEL_QUEUE, "level" => level),
-            breakers: gauge!(LEVEL_BREAKERS, "level" => level),
-        };
-        // Counters start at 0, so that the first increment can be alerted on.
-        for reason in ["queue", "size", "resting", "conflict"] {
-            metrics.dropped(reason, 0);
-        }
-        for outcome in ["hit", "miss", "error", "timeout", "skipped"] {
-            counter!(LEVEL_REQUESTS, "level" => level, "op" => "read", "outcome" => outcome)
-                .absolute(0);
-        }
-        metrics
-    }
-
-    /// Counts a call of `op` that ended as `outcome` after `took`, if it was made.
-    pub fn request(
-        &self,
-        op: &'static str,
-        outcome: &'static str,
-        took: Option<std::time::Duration>,
-    ) {
-        let level = self.level;
-        counter!(LEVEL_REQUESTS, "level" => level, "op" => op, "outcome" => outcome).increment(1);
-        if let Some(took) = took {
-            histogram!(LEVEL_SECONDS, "level" => level, "op" => op).record(took.as_secs_f64());
-        }
-    }
-
-    /// Counts bytes that were `read` or `written`.
-    pub fn bytes(&self, direction: &'static str, bytes: usize) {
-        let counter = counter!(LEVEL_BYTES, "level" => self.level, "direction" => direction);
-        counter.increment(bytes as u64);
-    }
-
-    /// Counts `pieces` that were not written for `reason`.
-    pub fn dropped(&self, reason: &'static str, pieces: u64) {
-        counter!(LEVEL_DROPPED, "level" => self.level, "reason" => reason).increment(pieces);
-    }
-
-    /// Sets how many breakers are open.
-    pub fn breakers_open(&self, open: usize) {
-        self.breakers.set(open as f64);
-    }
-}
-
-/// Says how many replicas share a level, and by how much its time may be wrong, if that is known.
-pub fn shared_level(replicas: usize, error: Option<std::time::Duration>) {
-    gauge!(REPLICAS).set(replicas as f64);
-    if let Some(error) = error {
-        gauge!(CLOCK_ERROR).set(error.as_secs_f64());
-    }
-}
-
-/// Counts a value of `level` that could not be read for `reason`.
-pub fn unreadable(level: &'static str, reason: &'static str) {
-    counter!(LEVEL_UNREADABLE, "level" => level, "reason" => reason).increment(1);
-}
-
-/// Handles to the metrics of the second level on disk.
-#[derive(Debug)]
-pub struct DiskMetrics {
-    /// Bytes on disk.
-    pub bytes: Gauge,
-    /// Values on disk.
-    pub records: Gauge,
-}
-
-impl Default for DiskMetrics {
-    fn default() -> Self {
-        Self {
-            bytes: gauge!(DISK_BYTES),
-            records: gauge!(DISK_RECORDS),
         }
     }
 }

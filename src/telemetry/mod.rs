@@ -1,6 +1,7 @@
 //! Observability: metrics, logs and traces.
 
 mod context;
+mod level_metrics;
 mod log_writer;
 pub mod logs;
 pub mod metrics;
