@@ -57,6 +57,7 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         settle,
         // Ages are stored, and each reader judges them.
         refresh: _,
+        recheck: _,
         max_stale: _,
         stale_while_revalidate: _,
         history_ttl: _,

@@ -243,6 +243,7 @@ pub(super) struct RawUpstream {
     pub(super) max_stale: Option<Text<Duration>>,
     pub(super) stale_while_revalidate: Option<Text<Duration>>,
     pub(super) history_ttl: Option<Text<Duration>>,
+    pub(super) recheck: Option<Text<Duration>>,
     pub(super) aggregate: Option<Aggregate>,
     pub(super) raw_points_max: Option<u32>,
     pub(super) multi_series: Option<MultiSeries>,
@@ -397,12 +398,14 @@ impl Usual {
             freshness: Freshness {
                 settle: millis(minutes(15)),
                 refresh: minutes(2),
+                recheck: Duration::ZERO,
                 history_ttl: minutes(15 * 24 * 60),
                 metadata_ttl: minutes(15),
                 ..usual.freshness
             },
             reading: Reading {
                 interval: Step::SECOND.times(60),
+                refresh_ahead: false,
                 ..usual.reading
             },
             limits: Limits {
@@ -444,6 +447,11 @@ impl RawUpstream {
         Freshness {
             settle: self.settle.as_ref().map_or(usual.settle, |t| millis(t.0)),
             refresh: duration(self.refresh.as_ref(), usual.refresh),
+            recheck: match &self.recheck {
+                Some(recheck) => recheck.0,
+                None if self.is_metered() => Duration::ZERO,
+                None => usual.recheck,
+            },
             max_stale: duration(self.max_stale.as_ref(), usual.max_stale),
             stale_while_revalidate: duration(
                 self.stale_while_revalidate.as_ref(),
@@ -477,7 +485,9 @@ impl RawUpstream {
             parameters: self.parameters.clone(),
             instant_alignment: self.instant_alignment.unwrap_or_default(),
             // Calls that are metered are made only for those who ask.
-            refresh_ahead: self.refresh_ahead.unwrap_or(!self.is_metered()),
+            refresh_ahead: self
+                .refresh_ahead
+                .unwrap_or(usual.refresh_ahead && !self.is_metered()),
             method: self.method.unwrap_or_default(),
         }
     }

@@ -98,6 +98,7 @@ impl Engine {
         let upstream = &lane.upstream;
         if let [polled] = &sub_ranges[..] {
             self.lane_polled(&lane, *polled, source, context);
+            self.look_again(&lane, polled, source, context);
         }
         for sub_range in sub_ranges {
             let planning = context.span("plan");

@@ -82,6 +82,41 @@ impl LaneKey {
         }
     }
 
+    /// Whether it has buckets that are made of the raw points of `raw`.
+    pub(crate) fn is_made_of(&self, raw: &Self) -> bool {
+        let (Subject::Metric { layout, .. }, Subject::Metric { layout: of, .. }) =
+            (self.subject(), raw.subject())
+        else {
+            return false;
+        };
+        *of == Layout::Raw && *layout != Layout::Raw && self.same_but_for_layout(raw)
+    }
+
+    fn same_but_for_layout(&self, other: &Self) -> bool {
+        let (
+            Subject::Metric {
+                selector,
+                metric_field,
+                layout: _,
+                nan,
+                details,
+            },
+            Subject::Metric {
+                selector: its_selector,
+                metric_field: its_field,
+                layout: _,
+                nan: its_nan,
+                details: its_details,
+            },
+        ) = (self.subject(), other.subject())
+        else {
+            return false;
+        };
+        self.upstream() == other.upstream()
+            && selector == its_selector
+            && (metric_field, nan, details) == (its_field, its_nan, its_details)
+    }
+
     /// A number that hardly any other lane has.
     pub(crate) fn number(&self) -> u64 {
         self.hash

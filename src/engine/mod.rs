@@ -13,6 +13,7 @@
 //! - `whole`, `encoded`: answers that are cached whole, and their encoded forms; `metadata`, `passthrough`: names and values of fields, and
 //!   responses of Prometheus' API
 //! - `ahead`: refreshes what is polled a moment before it is asked for again
+//! - `recheck`: a second look at what has just settled
 //! - `instant`: instant queries of PromQL
 //! - `outcome`: what an answer says of the cache and of where its time went
 //! - `invalidate`: drops cached data, so that it is fetched again
@@ -59,6 +60,7 @@ mod parts;
 mod passthrough;
 pub mod plan;
 mod range;
+mod recheck;
 pub mod render;
 mod revalidate;
 mod second;
@@ -94,6 +96,7 @@ use invalidate::Generation;
 use known_steps::KnownSteps;
 use lane::LaneKey;
 use plan::Now;
+use recheck::Rechecked;
 use whole::WholeCache;
 
 use crate::clock::Clock;
@@ -123,6 +126,7 @@ pub struct Memory {
     whole: WholeCache,
     analyses: Analyses,
     paces: Paces,
+    rechecked: Rechecked,
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
     generation: RwLock<Generation>,
@@ -155,6 +159,7 @@ impl Memory {
             whole: WholeCache::new(for_whole),
             analyses: Analyses::default(),
             paces: Paces::default(),
+            rechecked: Rechecked::default(),
             revalidating: Mutex::default(),
             generation: RwLock::default(),
             second,

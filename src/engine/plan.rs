@@ -325,6 +325,7 @@ mod tests {
             freshness: Freshness {
                 settle: SETTLE,
                 refresh: Duration::from_secs(10),
+                recheck: Duration::ZERO,
                 max_stale: Duration::from_secs(3600),
                 stale_while_revalidate: Duration::ZERO,
                 history_ttl: Duration::from_secs(7 * 86_400),

@@ -45,6 +45,8 @@ pub(super) struct Clocks {
     monotonic: AtomicU64,
     /// Ranges whose values the upstream has changed since, each by one.
     pub(super) rewritten: Mutex<Vec<TimeRange>>,
+    /// Points of this range have not come yet, however old they are.
+    pub(super) late: Mutex<TimeRange>,
 }
 
 impl Clocks {
@@ -54,6 +56,7 @@ impl Clocks {
             skew: AtomicI64::new(0),
             monotonic: AtomicU64::new(5_000_000),
             rewritten: Mutex::default(),
+            late: Mutex::new(TimeRange::clamped(0, 0)),
         }
     }
 
@@ -101,6 +104,7 @@ fn hash(n: i64) -> u64 {
 /// as long as data takes to settle, some at the same time.
 fn visible(range: &TimeRange, clocks: &Clocks, now: Millis) -> Points {
     let rewritten = clocks.rewritten.lock().unwrap();
+    let missing = *clocks.late.lock().unwrap();
     let mut pairs = Vec::new();
     for k in range.start() / INTERVAL - 1..=range.end() / INTERVAL {
         for series in 0..2i64 {
@@ -117,7 +121,7 @@ fn visible(range: &TimeRange, clocks: &Clocks, now: Millis) -> Points {
             };
             let gap = hash(k / 37).is_multiple_of(4);
             let time = k * INTERVAL + jitter;
-            if !gap && range.holds(time) && time + late <= now {
+            if !gap && !missing.holds(time) && range.holds(time) && time + late <= now {
                 let changed = rewritten.iter().filter(|r| r.holds(time)).count();
                 pairs.push((time, (random % 10_000) as f64 / 100.0 + changed as f64));
             }
@@ -191,6 +195,7 @@ impl Transport for Source {
 /// How an upstream's data is kept.
 #[derive(Clone, Copy)]
 pub(super) struct Keeping {
+    pub(super) recheck: Millis,
     pub(super) refresh: Millis,
     pub(super) while_revalidating: Millis,
     pub(super) aggregate: Aggregate,
@@ -233,6 +238,7 @@ pub(super) fn engine_with(
     let freshness = Freshness {
         settle: SETTLE,
         refresh: millis(keeping.refresh),
+        recheck: millis(keeping.recheck),
         max_stale: millis(MAX_STALE),
         stale_while_revalidate: millis(keeping.while_revalidating),
         history_ttl: Duration::from_secs(3600),
@@ -283,6 +289,16 @@ impl World {
 
     /// A world in which data is served for so long after it expired while it is fetched anew.
     fn revalidating(refresh: Millis, aggregate: Aggregate, while_revalidating: Millis) -> Self {
+        Self::with(refresh, aggregate, while_revalidating, 0)
+    }
+
+    /// The same, in which what settled less than `recheck` ago is looked at again.
+    fn with(
+        refresh: Millis,
+        aggregate: Aggregate,
+        while_revalidating: Millis,
+        recheck: Millis,
+    ) -> Self {
         let clocks = Arc::new(Clocks::new());
         let source = Arc::new(Source {
             clocks: clocks.clone(),
@@ -295,6 +311,7 @@ impl World {
             page: 100_000,
         };
         let keeping = Keeping {
+            recheck,
             refresh,
             while_revalidating,
             aggregate,
@@ -611,6 +628,47 @@ async fn a_steady_poll_is_refreshed_before_it_is_due() {
             world.calls().len() <= 1,
             "one call for a poll that did not come"
         );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn points_that_come_after_they_settled_are_found_by_a_second_look() {
+    const RECHECK: Millis = 600_000;
+    for layout in [Layout::Raw, buckets(Statistic::Count, 10_000)] {
+        let world = World::with(10_000, Aggregate::Local, 0, RECHECK);
+        let begin = world.clocks.truth();
+        let late = TimeRange::clamped(begin + 10_000, begin + 40_000);
+        *world.clocks.late.lock().unwrap() = late;
+        let ask = async || {
+            let now = world.clocks.truth();
+            let asked = query(begin - 100_000, now, layout);
+            points(&world.ask(&asked).await.unwrap())
+        };
+        let due = |world: &World| {
+            let asked = query(begin, begin + 60_000, layout);
+            direct(&asked, &world.clocks, world.clocks.truth())
+        };
+        let known = |all: &[(Millis, f64)]| -> Vec<(Millis, f64)> {
+            let inside = |p: &&(Millis, f64)| (begin..begin + 60_000).contains(&p.0);
+            all.iter().filter(inside).copied().collect()
+        };
+        // An irregular pace, so that nothing is refreshed ahead.
+        for pause in [7_000, 12_000, 25_000, 45_000] {
+            ask().await;
+            wait(&world, pause).await;
+        }
+        assert_eq!(known(&ask().await), due(&world));
+        // They come more than `settle` after their time.
+        *world.clocks.late.lock().unwrap() = TimeRange::clamped(0, 0);
+        assert_ne!(known(&ask().await), due(&world), "settled without them");
+        for pause in [31_000, 47_000, 62_000, 11_000, 83_000] {
+            wait(&world, pause).await;
+            ask().await;
+        }
+        assert_eq!(known(&ask().await), due(&world));
+        let calls = world.calls();
+        let again = calls.iter().filter(|c| c.start() < begin + 10_000);
+        assert!(again.count() <= 8, "{calls:?}");
     }
 }
 

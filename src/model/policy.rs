@@ -13,6 +13,8 @@ pub struct Freshness {
     pub settle: Millis,
     /// How long data that may still change is served.
     pub refresh: Duration,
+    /// How long after it has settled data is fetched once more, for points that came late; 0 for never.
+    pub recheck: Duration,
     /// How long expired data is served while the upstream fails.
     pub max_stale: Duration,
     /// How long expired data is served at once while it is refreshed.
@@ -28,6 +30,7 @@ impl Default for Freshness {
         Self {
             settle: 120_000,
             refresh: Duration::from_secs(10),
+            recheck: Duration::from_secs(3600),
             max_stale: Duration::from_secs(3600),
             stale_while_revalidate: Duration::ZERO,
             history_ttl: Duration::from_secs(7 * 86_400),

@@ -34,6 +34,7 @@ pub(super) const RETRIES: &str = "heliostat_upstream_retries_total";
 pub(super) const BREAKER_OPEN: &str = "heliostat_breaker_open";
 pub(super) const COALESCED: &str = "heliostat_coalesced_requests_total";
 pub(super) const DROPPED: &str = "heliostat_points_dropped_total";
+pub(super) const LATE_POINTS: &str = "heliostat_late_points_total";
 pub(super) const REFRESH_AHEAD: &str = "heliostat_refresh_ahead_total";
 const FILE_ERRORS: &str = "heliostat_file_errors";
 const RELOADS: &str = "heliostat_config_reloads_total";
@@ -187,6 +188,10 @@ fn describe() {
     describe_counter!(
         DROPPED,
         "Points received and left out, by reason: not a number (nan), infinite (inf), outside the requested range (outside_range), native histograms (histogram)."
+    );
+    describe_counter!(
+        LATE_POINTS,
+        "Points that came after their time had settled and were found by a second look (recheck)."
     );
     describe_counter!(
         REFRESH_AHEAD,

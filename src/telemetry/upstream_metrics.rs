@@ -7,9 +7,9 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use serde::Serialize;
 
 use super::metrics::{
-    BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LOOKUPS, POINTS_SERVED, QUEUE_SECONDS,
-    REFRESH_AHEAD, REJECTED, RETRIES, STALE_SERVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS,
-    UPSTREAM_SECONDS,
+    BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LATE_POINTS, LOOKUPS, POINTS_SERVED,
+    QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, RETRIES, STALE_SERVED, UPSTREAM_POINTS,
+    UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
 };
 use super::removed;
 
@@ -165,6 +165,7 @@ impl UpstreamMetrics {
         for reason in ["limits", "budget", "breaker_open"] {
             rejected(&metrics.name, reason).absolute(0);
         }
+        metrics.late().absolute(0);
         for outcome in ["used", "unused", "skipped"] {
             metrics.ahead(outcome).absolute(0);
         }
@@ -241,6 +242,15 @@ impl UpstreamMetrics {
             .failed
             .fetch_add(failed.into(), Ordering::Relaxed);
         attempts(&self.name, outcome).increment(1);
+    }
+
+    /// Counts `n` points that came after their time had settled and were found by a second look.
+    pub fn late_points(&self, n: u64) {
+        self.late().increment(n);
+    }
+
+    fn late(&self) -> Counter {
+        counter!(LATE_POINTS, "upstream" => self.name.clone())
     }
 
     /// Counts a refresh ahead of a poll that ended as `outcome`: `used`, `unused` or `skipped`.

@@ -74,6 +74,7 @@ impl Engine {
         let lane = Lane::of_expression(upstream.clone(), expression);
         let mut fetching = Duration::ZERO;
         self.lane_polled(&lane, range, Source::Upstream, context);
+        self.look_again(&lane, &range, Source::Upstream, context);
         let planning = context.span("plan");
         let view = match self.fresh(&lane, &range, context) {
             Some(view) => {

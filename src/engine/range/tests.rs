@@ -124,6 +124,7 @@ impl World {
         });
         let adapter = Prometheus::new(Step::SECOND, false, 20_000);
         let keeping = Keeping {
+            recheck: 0,
             refresh,
             while_revalidating: 0,
             aggregate: Aggregate::Auto,

@@ -154,6 +154,7 @@ impl Fleet {
             page: 100_000,
         };
         let keeping = Keeping {
+            recheck: 0,
             refresh: REFRESH,
             while_revalidating: 0,
             aggregate: self.aggregate,

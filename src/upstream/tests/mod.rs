@@ -123,6 +123,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
     let freshness = Freshness {
         settle: 1000,
         refresh: second,
+        recheck: Duration::ZERO,
         max_stale: second,
         stale_while_revalidate: Duration::ZERO,
         history_ttl: second,

@@ -1,0 +1,146 @@
+//! A second look at what has just settled: points that came later than `settle` are found, counted and
+//! cached after all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::cache::Chunks;
+use super::fetch::Source;
+use super::lane::{Lane, LaneKey};
+use super::parts::fetch_one;
+use super::{Engine, RequestContext};
+use crate::model::{Millis, RangeSet, TimeRange};
+use crate::telemetry::trace::Trace;
+use crate::upstream::CallContext;
+
+/// Most lanes of which it is known up to where they have been looked at.
+const MOST: u64 = 20_000;
+
+/// A part of `recheck`: so long after it has settled data is looked at, and so much of it at once.
+const PART: Millis = 10;
+
+/// The longest that a second look may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Up to where each lane has been looked at again.
+pub(super) struct Rechecked(Cache<LaneKey, Arc<AtomicI64>>);
+
+impl Default for Rechecked {
+    fn default() -> Self {
+        Self(Cache::new(MOST))
+    }
+}
+
+impl Engine {
+    /// Has what settled of `lane` within the last `recheck` fetched once more in the background, a tenth
+    /// of that after it settled. `range` is what is asked for, whose points come from `source`.
+    pub(super) fn look_again(
+        self: &Arc<Self>,
+        lane: &Lane,
+        range: &TimeRange,
+        source: Source,
+        context: &RequestContext,
+    ) {
+        let freshness = &lane.upstream.freshness;
+        let recheck = Millis::try_from(freshness.recheck.as_millis()).unwrap_or(0);
+        let settled = context.wall.saturating_sub(freshness.settle);
+        // Who looks at old data does not look at what comes late.
+        if recheck == 0 || range.end() <= settled.saturating_sub(recheck) {
+            return;
+        }
+        let raw = match source {
+            Source::Upstream => Some(lane.clone()),
+            Source::RawPoints => lane.raw(),
+            Source::Summaries => None,
+        };
+        let Some(lane) = raw else {
+            return;
+        };
+        let pause = recheck / PART;
+        let start = settled.saturating_sub(recheck);
+        let done = &self.memory.rechecked.0;
+        let done = done.get_with(lane.key.clone(), || Arc::new(AtomicI64::new(start)));
+        let to = lane.grid().floor(settled.saturating_sub(pause));
+        let from = done.load(Ordering::Relaxed);
+        let range = TimeRange::clamped(from.max(start), to.max(start)).aligned(lane.grid());
+        if to.saturating_sub(from) < pause || !lane.upstream.client.has_spare() {
+            return;
+        }
+        // One task looks at it.
+        let mine = done.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        if mine.is_err() {
+            return;
+        }
+        let engine = self.clone();
+        tokio::spawn(async move { engine.recheck(&lane, range).await });
+    }
+
+    async fn recheck(self: &Arc<Self>, lane: &Lane, range: TimeRange) {
+        let before = self.memory.cache.look_up(lane, &range);
+        let settled = before.segments().filter(|segment| segment.settled);
+        let settled: RangeSet = settled
+            .filter_map(|segment| segment.range.intersection(&range))
+            .collect();
+        let Some(hull) = settled.iter().copied().reduce(|a, b| a.hull(&b)) else {
+            return;
+        };
+        let now = self.clock.monotonic();
+        let deadline = Instant::now() + PATIENCE;
+        let context = RequestContext {
+            arrived: now,
+            wall: self.clock.now(),
+            deadline,
+            call: CallContext::new(None, deadline, Trace::default()),
+            encoding: crate::wire::encoding::Encoding::Identity,
+            max_age: None,
+        };
+        let trace = Trace::default();
+        let flights = &self.memory.flights;
+        let joined = flights.join_or_start(&lane.key, &[hull], &trace, |range, waiters| {
+            let mut context = context.clone();
+            context.call.waiters = waiters;
+            fetch_one(self.clone(), lane.clone(), range, context)
+        });
+        for flight in &joined.flights {
+            let outcome = tokio::time::timeout_at(deadline, flight.outcome()).await;
+            if !matches!(outcome, Ok(Ok(_))) {
+                debug!(upstream = lane.upstream.name(), "a second look failed");
+                return;
+            }
+        }
+        let after = self.memory.cache.look_up(lane, &range);
+        let late = points(&after, &settled).saturating_sub(points(&before, &settled));
+        if late == 0 {
+            return;
+        }
+        lane.upstream.metrics.late_points(late as u64);
+        // Buckets that were made of fewer points are made anew.
+        let (engine, lane) = (self.clone(), lane.clone());
+        let drop_made = move || {
+            let made = |of: &LaneKey| of.is_made_of(&lane.key);
+            let cache = &engine.memory.cache;
+            cache.invalidate_range(&lane.upstream, &hull, made);
+        };
+        let _ = tokio::task::spawn_blocking(drop_made).await;
+    }
+}
+
+/// How many points or samples `chunks` have in `ranges`.
+fn points(chunks: &Chunks, ranges: &RangeSet) -> usize {
+    let within = |range: &TimeRange| -> usize {
+        let points: usize = chunks
+            .iter()
+            .map(|(_, chunk)| chunk.within(range).len())
+            .sum();
+        let series = chunks.iter().filter_map(|(_, chunk)| chunk.matrix());
+        let tracks = series.flat_map(|m| &m.series);
+        let tracks = tracks.flat_map(|s| [&s.values, &s.histograms]);
+        points + tracks.map(|track| track.within(range).len()).sum::<usize>()
+    };
+    ranges.iter().map(within).sum()
+}
