@@ -64,8 +64,9 @@ impl Engine {
         let pause = recheck / PART;
         let start = settled.saturating_sub(recheck);
         let done = &self.memory.rechecked.0;
-        let done = done.get_with(lane.key.clone(), || Arc::new(AtomicI64::new(start)));
         let to = lane.grid().floor(settled.saturating_sub(pause));
+        // What settled long before it was first asked for was late enough then.
+        let done = done.get_with(lane.key.clone(), || Arc::new(AtomicI64::new(to)));
         let from = done.load(Ordering::Relaxed);
         let range = TimeRange::clamped(from.max(start), to.max(start)).aligned(lane.grid());
         if to.saturating_sub(from) < pause || !lane.upstream.client.has_spare() {
