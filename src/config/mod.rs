@@ -6,6 +6,7 @@
 mod aws;
 mod load;
 mod raw;
+mod usual;
 mod values;
 
 use std::fmt;

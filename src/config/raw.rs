@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::usual::Usual;
 use super::values::{SecretSource, Size, Text, table, tables};
 use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
 use crate::model::{
@@ -373,49 +374,6 @@ pub(super) fn millis(value: Duration) -> Millis {
 /// Returns the duration of `value`, or `default` if the key is absent.
 pub(super) fn duration(value: Option<&Text<Duration>>, default: Duration) -> Duration {
     value.map_or(default, |text| text.0)
-}
-
-/// The defaults of an upstream's settings.
-struct Usual {
-    freshness: Freshness,
-    reading: Reading,
-    limits: Limits,
-}
-
-impl Usual {
-    fn of(kind: &UpstreamKind) -> Self {
-        let usual = Self {
-            freshness: Freshness::default(),
-            reading: Reading::default(),
-            limits: Limits::default(),
-        };
-        let UpstreamKind::CloudWatch { .. } = kind else {
-            return usual;
-        };
-        // CloudWatch's own metrics converge for some ten minutes, and each call is billed.
-        let minutes = |n: u64| Duration::from_secs(60 * n);
-        Self {
-            freshness: Freshness {
-                settle: millis(minutes(15)),
-                refresh: minutes(2),
-                recheck: Duration::ZERO,
-                history_ttl: minutes(15 * 24 * 60),
-                metadata_ttl: minutes(15),
-                ..usual.freshness
-            },
-            reading: Reading {
-                interval: Step::SECOND.times(60),
-                refresh_ahead: false,
-                ..usual.reading
-            },
-            limits: Limits {
-                per_second: 20.0,
-                burst: 20,
-                max_concurrency: 8,
-                ..usual.limits
-            },
-        }
-    }
 }
 
 impl RawUpstream {
