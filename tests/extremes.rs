@@ -1,5 +1,14 @@
 //! Random extreme numbers through both APIs: no request that fits `max_body` makes the service allocate
 //! more than 64 MiB. The upstream is real, on another thread, and answers at once.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

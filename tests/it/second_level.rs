@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use heliostat::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::scripted::{Answer, Scripted, Seen};
 use crate::support::{ADMIN, ADMIN_TOKEN, Server, metric};

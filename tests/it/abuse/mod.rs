@@ -5,6 +5,8 @@
 //! To add an attack: write an `async fn(&Target)` in one of the files of this folder and a row in
 //! [`ATTACKS`]. The upstream is `store.rs`: it answers what the attack's path or matchers ask for. An attack
 //! may run for at most ten seconds; the whole table takes less than two minutes.
+// What a client notices is real time.
+#![allow(clippy::disallowed_methods)]
 
 mod attacks;
 mod raw;
