@@ -17,10 +17,11 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::admission::{Claim, Full, Shares};
 use super::body::Body;
+use super::lenient::LenientStream;
 use super::stream::TimeoutStream;
 use crate::telemetry::metrics;
 
@@ -230,8 +231,17 @@ async fn serve_stream<S, H, F>(
         let answer = handler(request, connection.clone());
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let served = http.serve_connection(TokioIo::new(stream), service);
+    let stream = TokioIo::new(LenientStream::new(stream));
+    let served = http.serve_connection(stream, service);
     if let Err(e) = watcher.watch(served.into_owned()).await {
-        debug!(%peer, "a connection ended: {e}");
+        let refused = e
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_parse);
+        if refused {
+            metrics::not_http();
+            info!(%peer, "a request could not be read: {e}");
+        } else {
+            debug!(%peer, "a connection ended: {e}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The front: listens, admits, routes, and turns answers and errors into HTTP.
 //!
-//! - `listen`, `stream`: connections, and how they end
+//! - `listen`, `stream`, `lenient`: connections, how they end, and request targets that need encoding
 //! - `service`: what each request gets: admission, a deadline, the log line and metrics
 //! - `answer`: how an admitted request is read, and given to its API
 //! - `router`, `path`: which path asks for what
@@ -26,6 +26,7 @@ mod body;
 mod browser;
 mod endpoint;
 mod headers;
+mod lenient;
 pub mod listen;
 pub mod mirror;
 mod pages;

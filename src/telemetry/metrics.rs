@@ -15,6 +15,7 @@ const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
 const ACCESS_DENIED: &str = "heliostat_access_denied_total";
 const GAVE_WAY: &str = "heliostat_gave_way_total";
 const LOG_LINES_DROPPED: &str = "heliostat_log_lines_dropped_total";
+const NOT_HTTP: &str = "heliostat_unreadable_requests_total";
 const IN_FLIGHT_REQUESTS: &str = "heliostat_in_flight_requests";
 const IN_FLIGHT_BYTES: &str = "heliostat_in_flight_bytes";
 pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
@@ -114,6 +115,10 @@ fn describe() {
     describe_counter!(
         LOG_LINES_DROPPED,
         "Log lines dropped because standard error was not read in time."
+    );
+    describe_counter!(
+        NOT_HTTP,
+        "Requests that were not HTTP, or whose heads were too large; they are in no other metric."
     );
     describe_gauge!(
         IN_FLIGHT_REQUESTS,
@@ -373,6 +378,11 @@ pub fn gave_way(what: &'static str) {
     counter!(GAVE_WAY, "what" => what).increment(1);
 }
 
+/// Counts a request that could not be read as HTTP.
+pub fn not_http() {
+    counter!(NOT_HTTP).increment(1);
+}
+
 /// Counts a log line that was dropped.
 pub fn log_line_dropped() {
     counter!(LOG_LINES_DROPPED).increment(1);
@@ -384,6 +394,7 @@ pub fn in_flight(requests: usize, bytes: usize) {
         counter!(GAVE_WAY, "what" => what).increment(0);
     }
     counter!(LOG_LINES_DROPPED).increment(0);
+    counter!(NOT_HTTP).increment(0);
     gauge!(IN_FLIGHT_REQUESTS).set(requests as f64);
     gauge!(IN_FLIGHT_BYTES).set(bytes as f64);
 }

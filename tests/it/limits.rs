@@ -49,3 +49,22 @@ async fn it_serves_by_the_system_clock_too() {
     assert_eq!(answer.json()["status"], "OK");
     assert_eq!(server.get("/readyz").await.text, "ready\n");
 }
+
+#[tokio::test]
+async fn targets_may_hold_what_prometheus_reads() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let toml = "[[upstream]]\nname = \"raw\"\nkind = \"demo\"\ndemo = { latency = \"1ms\" }";
+    let server = Server::start(toml).await;
+    let address = server.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = "GET /healthz?query=up{job=\"<ä>\"} HTTP/1.1\r\nhost: x\r\n\r\n";
+    let last = request.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+    stream
+        .write_all(format!("{request}{last}").as_bytes())
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
+}

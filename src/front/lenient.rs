@@ -1,0 +1,275 @@
+//! Request targets with raw quotes, angle brackets or UTF-8, which Prometheus reads and the HTTP library
+//! refuses: they are percent-encoded on their way to it.
+//!
+//! The bytes of HTTP/1 connections pass through here. Heads are followed, and bodies of a known length
+//! skipped; what is not certain, such as chunked bodies or HTTP/2, passes unchanged to the end of the
+//! connection. So the library always sees the framing that the client sent.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The longest line that is followed, in bytes.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// The bytes that are read at a time.
+const CHUNK: usize = 8 << 10;
+
+/// A stream whose request lines are encoded as they are read.
+#[derive(Debug)]
+pub(super) struct LenientStream<S> {
+    stream: S,
+    lines: Lines,
+    /// Bytes for the library, and how many of them it has.
+    ready: Vec<u8>,
+    given: usize,
+}
+
+/// Where in a request the stream is.
+#[derive(Debug)]
+enum State {
+    /// In its first line.
+    Start,
+    /// In its headers; with the length of its body, if they gave one.
+    Headers(Option<u64>),
+    /// In its body, of which so many bytes are left.
+    Body(u64),
+    /// Not followed any more.
+    Opaque,
+}
+
+#[derive(Debug)]
+struct Lines {
+    state: State,
+    /// The beginning of a line that has not ended.
+    line: Vec<u8>,
+}
+
+impl Lines {
+    /// Appends `input` to `out`, with request targets encoded.
+    fn feed(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
+        while !input.is_empty() {
+            match self.state {
+                State::Opaque => {
+                    out.extend_from_slice(input);
+                    return;
+                }
+                State::Body(left) => {
+                    let here = input.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    let (body, rest) = input.split_at(here);
+                    out.extend_from_slice(body);
+                    input = rest;
+                    self.state = match left - here as u64 {
+                        0 => State::Start,
+                        left => State::Body(left),
+                    };
+                }
+                State::Start | State::Headers(_) => {
+                    let end = input.iter().position(|b| *b == b'\n').map(|at| at + 1);
+                    let (part, rest) = input.split_at(end.unwrap_or(input.len()));
+                    self.line.extend_from_slice(part);
+                    input = rest;
+                    if end.is_some() {
+                        self.end_line(out);
+                    } else if self.line.len() > LONGEST_LINE || self.line.starts_with(b"PRI ") {
+                        out.append(&mut self.line);
+                        self.state = State::Opaque;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes on a line that has ended.
+    fn end_line(&mut self, out: &mut Vec<u8>) {
+        let line = std::mem::take(&mut self.line);
+        let text = line.trim_ascii_end();
+        self.state = match self.state {
+            // Blank lines may stand before a request.
+            State::Start if text.is_empty() => State::Start,
+            State::Start if text.starts_with(b"PRI ") => State::Opaque,
+            State::Start => {
+                encode(&line, out);
+                self.state = State::Headers(None);
+                return;
+            }
+            State::Headers(length) if text.is_empty() => match length {
+                None | Some(0) => State::Start,
+                Some(length) => State::Body(length),
+            },
+            State::Headers(length) => header(text, length),
+            State::Body(_) | State::Opaque => State::Opaque,
+        };
+        out.extend_from_slice(&line);
+    }
+}
+
+/// Returns the state after the header `line`; `length` is that of the body so far.
+fn header(line: &[u8], length: Option<u64>) -> State {
+    let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
+    let (name, value) = line.split_at(colon);
+    let name = name.trim_ascii();
+    if name.eq_ignore_ascii_case(b"transfer-encoding") || name.eq_ignore_ascii_case(b"upgrade") {
+        return State::Opaque;
+    }
+    if !name.eq_ignore_ascii_case(b"content-length") {
+        return State::Headers(length);
+    }
+    let digits = value.get(1..).unwrap_or_default().trim_ascii();
+    let text = std::str::from_utf8(digits).unwrap_or_default();
+    let plain = (1..=18).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        Ok(read) if plain && length.is_none() => State::Headers(Some(read)),
+        // Two of them, or one that only the library can judge.
+        _ => State::Opaque,
+    }
+}
+
+/// Appends the request line `line` to `out`; what the library does not read in it is percent-encoded.
+fn encode(line: &[u8], out: &mut Vec<u8>) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in line {
+        match byte {
+            b'"' | b'<' | b'>' | b'`' | b'^' | b'#' | b'\\' | 0x80.. => {
+                let digit = |at: u8| HEX.get(usize::from(at)).copied().unwrap_or_default();
+                out.extend([b'%', digit(byte >> 4), digit(byte & 15)]);
+            }
+            byte => out.push(*byte),
+        }
+    }
+}
+
+impl<S> LenientStream<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            lines: Lines {
+                state: State::Start,
+                line: Vec::new(),
+            },
+            ready: Vec::new(),
+            given: 0,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            let waiting = this.ready.get(this.given..).unwrap_or_default();
+            if !waiting.is_empty() {
+                let some = waiting.get(..buffer.remaining()).unwrap_or(waiting);
+                buffer.put_slice(some);
+                this.given += some.len();
+                if this.given == this.ready.len() {
+                    // Nothing is kept for an idle connection.
+                    this.ready = Vec::new();
+                    this.given = 0;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(this.lines.state, State::Opaque) {
+                return Pin::new(&mut this.stream).poll_read(context, buffer);
+            }
+            let mut chunk = [0; CHUNK];
+            let mut read = ReadBuf::new(&mut chunk);
+            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                // The end; a line that has not ended is the library's to judge.
+                this.lines.state = State::Opaque;
+                this.ready = std::mem::take(&mut this.lines.line);
+                if this.ready.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            this.lines.feed(read.filled(), &mut this.ready);
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes out for `input`, which arrives in pieces of `size`.
+    fn passed(input: &[u8], size: usize) -> Vec<u8> {
+        let mut stream = LenientStream::new(());
+        let mut out = Vec::new();
+        for piece in input.chunks(size) {
+            stream.lines.feed(piece, &mut out);
+        }
+        out.extend_from_slice(&stream.lines.line);
+        out
+    }
+
+    #[test]
+    fn targets_are_encoded_and_nothing_else_is() {
+        let raw = "GET /q?query=up{a=\"<ä>#\"} HTTP/1.1\r\nx: \"<\r\n\r\n\
+                   POST /\" HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET \"\r\n\r\n\
+                   \r\nGET /\" HTTP/1.1\r\n\r\n";
+        let expected = "GET /q?query=up{a=%22%3C%C3%A4%3E%23%22} HTTP/1.1\r\nx: \"<\r\n\r\n\
+                        POST /%22 HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET \"\r\n\r\n\
+                        \r\nGET /%22 HTTP/1.1\r\n\r\n";
+        for size in [1, 2, 7, 1000] {
+            let out = passed(raw.as_bytes(), size);
+            assert_eq!(String::from_utf8_lossy(&out), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_certain_passes_unchanged() {
+        let rest = "\r\n\r\nGET /\" HTTP/1.1\r\n\r\n";
+        for first in [
+            "PRI * HTTP/2.0",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked",
+            "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2",
+            "POST / HTTP/1.1\r\nContent-Length: +1",
+            "GET / HTTP/1.1\r\nUpgrade: h2c",
+        ] {
+            let raw = format!("{first}{rest}");
+            for size in [1, 3, 1000] {
+                assert_eq!(passed(raw.as_bytes(), size), raw.as_bytes(), "{first}");
+            }
+        }
+        let long = format!("GET /{}\" HTTP/1.1\r\n\r\n", "x".repeat(2 * LONGEST_LINE));
+        assert_eq!(passed(long.as_bytes(), 1000), long.as_bytes());
+    }
+}
