@@ -88,19 +88,19 @@ impl<T: Into<Bytes>> From<T> for Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Piece;
+    type Data = BodyPiece;
     type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<BodyPiece>, Infallible>>> {
         let Some(bytes) = self.parts.pop_front() else {
             return Poll::Ready(None);
         };
         self.left -= bytes.len() as u64;
         let claim = self.claim.clone();
-        Poll::Ready(Some(Ok(Frame::data(Piece { bytes, claim }))))
+        Poll::Ready(Some(Ok(Frame::data(BodyPiece { bytes, claim }))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -115,12 +115,12 @@ impl http_body::Body for Body {
 /// A part of a body on its way into the connection. It holds the request's claim until it has been
 /// sent or dropped, and tells it of each byte that the connection takes.
 #[derive(Debug)]
-pub struct Piece {
+pub struct BodyPiece {
     bytes: Bytes,
     claim: Option<Arc<Claim>>,
 }
 
-impl Buf for Piece {
+impl Buf for BodyPiece {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }

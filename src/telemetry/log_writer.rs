@@ -16,12 +16,12 @@ const LONGEST: usize = 16 << 10;
 /// A handle that queues lines.
 #[derive(Clone, Debug)]
 pub(super) struct LineWriter {
-    queue: SyncSender<Entry>,
+    queue: SyncSender<QueuedLine>,
     dropped: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
-enum Entry {
+enum QueuedLine {
     Line(Vec<u8>),
     /// Answered once all lines before it have been written.
     Flush(SyncSender<()>),
@@ -43,7 +43,7 @@ impl LineWriter {
     pub(super) fn flush(&self, limit: Duration) {
         let (done, written) = sync_channel(1);
         // A full queue has nobody who reads it: there is nothing to wait for.
-        if self.queue.try_send(Entry::Flush(done)).is_ok() {
+        if self.queue.try_send(QueuedLine::Flush(done)).is_ok() {
             let _ = written.recv_timeout(limit);
         }
     }
@@ -56,7 +56,7 @@ impl Write for LineWriter {
             None => line.to_vec(),
             Some(start) => [start, b"\xe2\x80\xa6\n"].concat(),
         };
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Entry::Line(kept)) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(QueuedLine::Line(kept)) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             metrics::log_line_dropped();
         }
@@ -69,14 +69,14 @@ impl Write for LineWriter {
 }
 
 /// Writes what comes out of `lines`, and how many lines were dropped once there is room again.
-fn write_all(lines: &Receiver<Entry>, mut out: impl Write, dropped: &AtomicU64) {
+fn write_all(lines: &Receiver<QueuedLine>, mut out: impl Write, dropped: &AtomicU64) {
     while let Ok(entry) = lines.recv() {
         // Errors are not reported: there is nowhere to report them to.
         match entry {
-            Entry::Line(line) => {
+            QueuedLine::Line(line) => {
                 let _ = out.write_all(&line);
             }
-            Entry::Flush(done) => {
+            QueuedLine::Flush(done) => {
                 let _ = out.flush();
                 let _ = done.try_send(());
             }
