@@ -132,13 +132,15 @@ fn main() {
             continue;
         };
         let shared = format!(
-            "{config}\n[cache.shared]\nurls = [\"redis://127.0.0.1:{}\"]\nsecret = \"a secret of the bench\"\n",
+            "{config}\n[cache.shared]\nurls = [\"redis://127.0.0.1:{}\"]\nsecret = \"a secret of the bench\"\ntimeout = \"1s\"\n",
             redis.port
         );
         let first = Server::start(Kind::Heliostat(&shared));
         while first.metric("heliostat_replicas ") < 1.0 {
             std::thread::sleep(Duration::from_millis(20));
         }
+        // What is fetched right at the start is not shared yet.
+        std::thread::sleep(Duration::from_secs(1));
         let fetched = times(&first, shape, points, lanes, Cache::Forwarded);
         written(&first, "shared");
         let second = Server::start(Kind::Heliostat(&shared));
