@@ -74,7 +74,7 @@ fn done<T>(exchange: &Exchange<T>, response: &Response) -> T {
 fn refused<T>(exchange: &Exchange<T>, response: &Response) -> Error {
     match (exchange.read)(response) {
         Err(error) => error,
-        Ok(_) => panic!("an answer"),
+        Ok(_) => panic!("an answer: {} {:?}", response.status, response.body),
     }
 }
 
@@ -308,15 +308,23 @@ fn buckets_of_one_millisecond_are_refused() {
     assert_eq!(error.kind, Kind::TooManyPoints);
 }
 
-/// The steps of each call, as a server that cuts to milliseconds reads them: the first, the last,
+/// The steps of each call, as servers read them: the first, the last,
 /// the length of one.
 fn calls(fetch: &Fetch) -> Vec<(Millis, Millis, Millis)> {
     let parts = adapter().series(fetch).unwrap();
-    let millis = |text: &String| (text.parse::<f64>().unwrap() * 1000.0) as Millis;
+    let millis = |text: &String| text.parse::<f64>().unwrap() * 1000.0;
+    // Times are rounded by Prometheus and VictoriaMetrics; a length is cut.
+    let time = |text: &String| millis(text).round() as Millis;
     parts
         .iter()
         .map(|p| sent(&p.exchange.request))
-        .map(|s| (millis(&s["start"]), millis(&s["end"]), millis(&s["step"])))
+        .map(|s| {
+            (
+                time(&s["start"]),
+                time(&s["end"]),
+                millis(&s["step"]) as Millis,
+            )
+        })
         .collect()
 }
 
@@ -553,7 +561,7 @@ fn garbage_is_an_error_and_no_panic() {
     let layout = buckets(Statistic::Max, MINUTE);
     let fetch = fetch("__gauge__", "g", layout, START, START + 5 * MINUTE);
     let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
-    let moved = json!([{ "metric": {}, "values": [[START / 1000, "1"]] }]);
+    let moved = json!([{ "metric": {}, "values": [[START / 1000 + 67, "1"]] }]);
     assert_eq!(
         refused(&exchange, &matrix(&moved)).kind,
         Kind::UpstreamFailed
