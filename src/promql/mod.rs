@@ -44,7 +44,7 @@ pub enum Analysis {
     PerInstant {
         /// Milliseconds between `t` and the newest sample that the value at `t` may read: the
         /// least offset in the expression. A value of yesterday's data (`offset 1d`) is settled
-        /// as soon as yesterday's data is. [`MAX_TIME`] where no sample is read.
+        /// as soon as yesterday's data is. [`crate::model::MAX_TIME`] where no sample is read.
         lag: Millis,
     },
     /// The whole query goes to the origin each time.
