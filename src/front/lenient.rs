@@ -14,9 +14,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The longest line that is followed, in bytes.
 const LONGEST_LINE: usize = 64 << 10;
 
-/// The bytes that are read at a time.
-const CHUNK: usize = 8 << 10;
-
 /// A stream whose request lines are encoded as they are read.
 #[derive(Debug)]
 pub(super) struct LenientStream<S> {
@@ -178,10 +175,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
             if matches!(this.lines.state, State::Opaque) {
                 return Pin::new(&mut this.stream).poll_read(context, buffer);
             }
-            let mut chunk = [0; CHUNK];
-            let mut read = ReadBuf::new(&mut chunk);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
-            if read.filled().is_empty() {
+            if buffer.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            // The library's buffer is where bytes come in, so that none has to be cleared.
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+            let fresh = buffer.filled().get(before..).unwrap_or_default();
+            if fresh.is_empty() {
                 // The end; a line that has not ended is the library's to judge.
                 this.lines.state = State::Opaque;
                 this.ready = std::mem::take(&mut this.lines.line);
@@ -190,7 +191,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
                 }
                 continue;
             }
-            this.lines.feed(read.filled(), &mut this.ready);
+            this.lines.feed(fresh, &mut this.ready);
+            buffer.set_filled(before);
         }
     }
 }
