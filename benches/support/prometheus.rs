@@ -1,7 +1,7 @@
 //! Range queries of PromQL, a Prometheus in a thread of its own that answers them quickly, and a
 //! real one that answers the same bytes.
 //!
-//! The metric `s012` has 12 series, and so on. What follows it in a comment tells lanes apart.
+//! The metric `s012` has 12 series, and so on. A matcher that all of them meet tells lanes apart.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -83,7 +83,9 @@ impl Range {
             end,
             step,
         } = self;
-        format!("query=s{series:03}+%23+{lane:07}&start={start}&end={end}&step={step}")
+        format!(
+            "query=s{series:03}%7Bl%21%3D%22{lane:07}%22%7D&start={start}&end={end}&step={step}"
+        )
     }
 
     fn read(form: &[u8]) -> Self {
@@ -101,7 +103,7 @@ impl Range {
         let query = get("query");
         Self {
             series: query[1..4].parse().unwrap(),
-            lane: query[7..].trim().parse().unwrap(),
+            lane: query[9..16].parse().unwrap(),
             start: seconds("start"),
             end: seconds("end"),
             step: seconds("step"),
