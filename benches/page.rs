@@ -1,4 +1,4 @@
-//! What do open pages cost those who ask for data? The times of hits at a given load, without and with ten
+//! The cost of open pages for clients that query data: the times of hits at a given load, without and with ten
 //! pages open, each of which asks for what the overview shows every five seconds, in turns.
 //!
 //! `cargo bench --bench page`: two minutes; or `-- --short`: some seconds. Compare the figures of one run.
@@ -30,7 +30,7 @@ use support::upstream::Upstream;
 const PAGES: u32 = 10;
 /// How often a page asks.
 const EVERY: Duration = Duration::from_secs(5);
-/// What a page that shows the overview asks for.
+/// The requests of a page that shows the overview.
 const ASKED: [&str; 3] = ["traffic", "upstreams", "config"];
 
 const CONNECTIONS: u64 = 32;

@@ -40,7 +40,7 @@ pub(super) async fn open(
     Ok(levels)
 }
 
-/// What the shared level is told. The files of its certificates are read.
+/// The settings of the shared level; reads the files of its certificates.
 #[cfg(feature = "shared")]
 pub(super) fn redis_settings(
     settings: &crate::config::CacheShared,

@@ -48,7 +48,7 @@ pub(super) struct ServerConnection {
 /// The server that a configuration describes, on this machine.
 pub(super) struct ConfiguredServer {
     address: SocketAddr,
-    /// What it presents, if it speaks TLS.
+    /// The certificate that it presents, if it speaks TLS.
     certificate: Option<PathBuf>,
 }
 

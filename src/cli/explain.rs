@@ -19,7 +19,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   heliostat explain --token-file token --last 6h name=cpu.usage_percent host=web-1
   heliostat explain --token-file token --upstream prom --last 1d --expr 'rate(http_requests_total[5m])'";
 
-/// What would be done for a query, with the arguments of `query`.
+/// The plan for a query without running it; takes the arguments of `query`.
 #[derive(Debug, Args)]
 pub(super) struct Explain {
     #[command(flatten)]

@@ -177,7 +177,7 @@ impl Asked {
     }
 }
 
-/// What went wrong, and with which status that ends.
+/// A failure and the exit status that it ends with.
 pub(super) type Failed = (u8, String);
 
 /// Something that was typed wrong.

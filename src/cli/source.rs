@@ -1,4 +1,4 @@
-//! Who answers the commands that query: a running server or, with a configuration, an engine in this
+//! The source of answers for commands that query: a running server or, with a configuration, an engine in this
 //! process.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::front::mirror::Method;
 
-/// Who answers.
+/// The source of answers.
 pub(super) enum Source {
     /// A server, by default this one.
     Server(ConfiguredServer),

@@ -22,7 +22,7 @@ pub(super) struct PlotRow {
 
 /// Series with what is drawn or listed of each.
 pub(super) struct Plot<'a> {
-    /// What is shown, for the first line.
+    /// A description of the chart, for the first line.
     pub(super) title: String,
     /// The series, each with its name.
     pub(super) series: &'a [(String, Vec<PlotRow>)],

@@ -96,7 +96,7 @@ pub struct CacheShared {
     pub replica: Option<String>,
 }
 
-/// What the URLs of a shared cache are of.
+/// The kind of deployment that the URLs of a shared cache belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedMode {
     /// One server.

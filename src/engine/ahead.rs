@@ -33,7 +33,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// Two intervals that differ by at most one part in so many are a steady pace.
 const TOLERANCE: u32 = 5;
 
-/// What is polled.
+/// The request that is polled.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum Polled {
     /// A lane.

@@ -15,7 +15,7 @@ use crate::upstream::Upstream;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Generation(u64);
 
-/// What came of an invalidation.
+/// The result of an invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidated {
     /// Chunks in memory that changed.

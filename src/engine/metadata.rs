@@ -63,7 +63,7 @@ impl MetadataQuery {
     }
 }
 
-/// What an upstream lists.
+/// A list that an upstream gives.
 #[derive(Debug)]
 pub(super) enum List {
     /// Names, and whether some are left out.

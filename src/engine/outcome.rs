@@ -1,4 +1,4 @@
-//! What an answer says about itself: what the cache had to do with it, and where its time went.
+//! Facts that an answer states about itself: the role of the cache, and where its time went.
 
 use std::time::Duration;
 

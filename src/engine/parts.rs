@@ -81,7 +81,7 @@ pub(super) async fn fetch_one(
     Ok(fetched)
 }
 
-/// What the parts of one fetch have in common.
+/// The state that the parts of one fetch share.
 struct Fetching {
     engine: Arc<Engine>,
     lane: Lane,
