@@ -8,13 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use heliostat::adapters::cloudwatch::CloudWatch;
 use heliostat::adapters::mirror::Mirror;
-use heliostat::adapters::prometheus::{Expression, Prometheus, pass};
+use heliostat::adapters::prometheus::Prometheus;
 use heliostat::adapters::{Adapter, Data, Exchange, Fetch, Forwarded, Next, Request, Response};
 use heliostat::clock::Clock;
 use heliostat::config;
 use heliostat::model::{
-    Condition, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME, NanInterpretation,
-    RangeLimits, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
+    Condition, Expression, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME,
+    NanInterpretation, RangeLimits, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
 };
 use heliostat::promql::{Analysis, canonical, classify};
 use heliostat::store::key::{LaneName, Slot};
@@ -92,10 +92,10 @@ pub(crate) fn upstream_answer(data: &[u8]) {
 fn mirror_answers(data: &[u8]) {
     let _ = response::read_connection(data);
     let _ = response::read_error(data);
-    if let Ok((fields, partial)) = response::read_field_names(data) {
-        let written = response::write_field_names(&fields, partial);
+    if let Ok(names) = response::read_field_names(data) {
+        let written = response::write_field_names(&names.fields, names.partial);
         let again = response::read_field_names(&written).expect("what is written is read");
-        assert_eq!(again, (fields, partial));
+        assert_eq!(again, names);
     }
     if let Ok(values) = response::read_field_values(data) {
         let written = response::write_field_values(&values);
@@ -220,7 +220,7 @@ fn adapters(response: &Response) {
         span: 0,
     };
     let asked = window();
-    for part in prometheus.range(&expression, &asked, limits) {
+    for part in prometheus.range(&expression, &asked, limits).unwrap() {
         if let Some(series) = follow(part.exchange, response)
             && let Data::Matrix(matrix) = &series.data
         {
@@ -241,7 +241,7 @@ fn adapters(response: &Response) {
             body: Bytes::new(),
             units: 0,
         };
-        follow(pass(request, json), response);
+        follow(prometheus.pass(request, json).unwrap(), response);
     }
 }
 

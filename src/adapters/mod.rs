@@ -16,9 +16,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::{Map, Value};
 
 use crate::model::{
-    Bucket, Error, Evidence, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
-    MetricQuery, Millis, NanInterpretation, Points, Selector, Statistic, Step, TimeRange,
-    heap_block,
+    Bucket, Error, Evidence, Expression, Field, FieldNames, FieldNamesQuery, FieldValues,
+    FieldValuesQuery, Kind, Layout, MetricQuery, Millis, NanInterpretation, Points, RangeLimits,
+    RawResponse, Selector, Statistic, Step, TimeRange, heap_block,
 };
 use crate::wire::prometheus::Series;
 
@@ -69,12 +69,12 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// Returns the names of fields, and whether some are left out.
+    /// Returns the names of fields.
     fn field_names(
         &self,
         details: &Forwarded,
         query: &FieldNamesQuery,
-    ) -> Result<Exchange<(Vec<Field>, bool)>, Error>;
+    ) -> Result<Exchange<FieldNames>, Error>;
 
     /// Returns the values of a field.
     fn field_values(
@@ -87,10 +87,48 @@ pub trait Adapter: Send + Sync {
     /// were asked for, and are to be cut to these here.
     fn lists_whole(&self) -> bool;
 
-    /// Returns it as an adapter of Prometheus' API, if the backend speaks that.
-    fn as_prometheus(&self) -> Option<&prometheus::Prometheus> {
-        None
+    /// Returns whether the backend speaks Prometheus' API: only then do [`Adapter::range`] and
+    /// [`Adapter::pass`] have a result.
+    fn speaks_promql(&self) -> bool {
+        false
     }
+
+    /// Returns the values of `expression` at its times in `range`, in parts that one call can carry
+    /// each; in none, if there is no such time.
+    fn range(
+        &self,
+        expression: &Expression,
+        range: &TimeRange,
+        limits: RangeLimits,
+    ) -> Result<Vec<Part>, Error> {
+        let _ = (expression, range, limits);
+        Err(not_promql())
+    }
+
+    /// Returns an exchange whose answer is passed on. With `json` it must be JSON, as all answers of
+    /// Prometheus' API are except those of remote read.
+    ///
+    /// An error that may pass is retried, and in the end holds what the upstream
+    /// [`said`](Error::said). An error of the client is an answer.
+    fn pass(&self, request: Request, json: bool) -> Result<Exchange<Passed>, Error> {
+        let _ = (request, json);
+        Err(not_promql())
+    }
+}
+
+/// Returns the error of a backend that does not speak Prometheus' API.
+pub(crate) fn not_promql() -> Error {
+    let message = "the upstream does not speak the API of Prometheus";
+    Error::new(Kind::PathNotFound, message)
+}
+
+/// An answer that is passed on.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    /// The answer.
+    pub answer: Arc<RawResponse>,
+    /// Whether it is one of success with nothing left out.
+    pub complete: bool,
 }
 
 /// Where the points of a metric come from.

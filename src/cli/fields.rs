@@ -11,7 +11,9 @@ use super::say;
 use super::source::Source;
 use super::view::plain_text;
 use crate::front::mirror::Method;
-use crate::model::{Field, FieldNamesQuery, FieldType, FieldValue, FieldValuesQuery, Scope};
+use crate::model::{
+    Field, FieldNames, FieldNamesQuery, FieldType, FieldValue, FieldValuesQuery, Scope,
+};
 use crate::wire::mirror::request::{write_field_names, write_field_values};
 use crate::wire::mirror::response::{read_field_names, read_field_values};
 
@@ -79,13 +81,13 @@ fn details(upstream: Option<&String>) -> Map<String, Value> {
     upstream.map(name).into_iter().collect()
 }
 
-/// Returns the fields of the series that satisfy `conditions`, and whether some are left out.
+/// Returns the fields of the series that satisfy `conditions`.
 pub(super) fn names(
     source: &Source,
     connection: &ServerConnection,
     details: &Map<String, Value>,
     conditions: &[String],
-) -> Result<(Vec<Field>, bool), Failed> {
+) -> Result<FieldNames, Failed> {
     let scope = Scope {
         selector: selector(conditions).map_err(typed)?,
         ..Scope::default()
@@ -95,8 +97,7 @@ pub(super) fn names(
     let reply = reply
         .and_then(super::client::Reply::accepted)
         .map_err(failed)?;
-    let listed = read_field_names(&reply.body).map_err(|e| failed(e.to_string()))?;
-    Ok(listed)
+    read_field_names(&reply.body).map_err(|e| failed(e.to_string()))
 }
 
 impl Fields {
@@ -115,7 +116,8 @@ impl Fields {
             let body = write_field_names(&details, &FieldNamesQuery { scope });
             return as_it_came(source, &self.connection, Method::FieldNames, body);
         }
-        let (fields, partial) = names(source, &self.connection, &details, &self.conditions)?;
+        let FieldNames { fields, partial } =
+            names(source, &self.connection, &details, &self.conditions)?;
         let widest = fields
             .iter()
             .map(|f| f.name.chars().count())
@@ -144,7 +146,8 @@ impl Values {
 
     fn outcome(&self, source: &Source) -> Result<(), Failed> {
         let details = details(self.upstream.as_ref());
-        let (fields, partial) = names(source, &self.connection, &details, &self.conditions)?;
+        let FieldNames { fields, partial } =
+            names(source, &self.connection, &details, &self.conditions)?;
         let known = fields.iter().find(|field| field.name == self.field);
         if known.is_none() && !partial && !self.field.is_empty() {
             let names: Vec<&str> = fields.iter().map(|f| f.name.as_str()).collect();

@@ -286,12 +286,16 @@ impl Query {
     /// Says which field of the query the upstream does not have, and which it has.
     fn unknown_field(&self, source: &Source, query: &MetricQuery) -> Option<String> {
         let known = fields::names(source, &self.connection, &self.asked.details(), &[]);
-        let (known, partial) = known.ok()?;
-        let names: Vec<&str> = known.iter().map(|field| field.name.as_str()).collect();
+        let known = known.ok()?;
+        let names: Vec<&str> = known
+            .fields
+            .iter()
+            .map(|field| field.name.as_str())
+            .collect();
         let mut asked = query.selector.conditions().iter().map(|c| c.key.as_str());
         let unknown = asked.find(|key| !names.contains(key))?;
         // Of an incomplete list nothing follows.
-        (!partial).then(|| {
+        (!known.partial).then(|| {
             let unknown = view::plain_text(unknown);
             let names = view::plain_text(&names.join(", "));
             format!("unknown field {unknown:?}; there are: {names}")

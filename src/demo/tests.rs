@@ -307,9 +307,12 @@ fn series_that_are_not_there_take_no_time() {
 fn fields_have_their_types_and_obey_the_scope() {
     let names = |query: Value| {
         let body = ask("/api/field/name", &query, NOW).unwrap();
-        let (fields, partial) = response::read_field_names(&body).unwrap();
-        let shown = fields.iter().map(|f| format!("{} {:?}", f.name, f.kind));
-        (shown.collect::<Vec<_>>(), partial)
+        let listed = response::read_field_names(&body).unwrap();
+        let shown = listed
+            .fields
+            .iter()
+            .map(|f| format!("{} {:?}", f.name, f.kind));
+        (shown.collect::<Vec<_>>(), listed.partial)
     };
     let all = [
         "name String",

@@ -110,11 +110,6 @@ pub(super) struct Round {
     pub(super) brought: RangeSet,
 }
 
-pub(super) fn not_prometheus() -> Error {
-    let message = "the upstream does not speak the API of Prometheus";
-    Error::new(Kind::PathNotFound, message)
-}
-
 pub(super) fn too_late() -> Error {
     Error::new(Kind::DeadlineExceeded, "the deadline of the request passed")
 }

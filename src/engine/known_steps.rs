@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::lane::Lane;
-use crate::adapters::prometheus::Expression;
-use crate::model::{Millis, Step};
+use crate::model::{Expression, Millis, Step};
 
 /// Most expressions that are remembered; beyond it all are forgotten and learned anew.
 const EXPRESSIONS: usize = 4096;

@@ -4,11 +4,10 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
 
 use super::chunk::Frame;
-use crate::adapters::prometheus::Expression;
 use crate::adapters::{Data, Forwarded, LabeledSeries, Route};
 use crate::model::{
-    Details, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step, TimeRange,
-    heap_block,
+    Details, Expression, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step,
+    TimeRange, heap_block,
 };
 use crate::store::key::Canonical;
 use crate::upstream::{Forward, Upstream};

@@ -14,8 +14,8 @@ use super::whole::{CachePolicy, Content, WholeAnswer, WholeEntry, WholeIdentity,
 use super::{Engine, RequestContext};
 use crate::adapters::Forwarded;
 use crate::model::{
-    Details, Error, Field, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery, Kind,
-    MAX_TIME, Millis, RawResponse, Scope, Step, heap_block,
+    Details, Error, Field, FieldNames, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery,
+    Kind, MAX_TIME, Millis, RawResponse, Scope, Step, heap_block,
 };
 use crate::upstream::Upstream;
 use crate::wire::mirror::response::{write_field_names, write_field_values};
@@ -66,8 +66,8 @@ impl MetadataQuery {
 /// A list that an upstream gives.
 #[derive(Debug)]
 pub(super) enum List {
-    /// Names, and whether some are left out.
-    Names(Box<[Field]>, bool),
+    /// Names.
+    Names(FieldNames),
     /// Values.
     Values(FieldValues),
 }
@@ -75,14 +75,14 @@ pub(super) enum List {
 impl List {
     fn len(&self) -> usize {
         match self {
-            Self::Names(fields, _) => fields.len(),
+            Self::Names(names) => names.fields.len(),
             Self::Values(values) => values.values.len(),
         }
     }
 
     fn is_partial(&self) -> bool {
         match self {
-            Self::Names(_, partial) => *partial,
+            Self::Names(names) => names.partial,
             Self::Values(values) => values.partial,
         }
     }
@@ -90,9 +90,9 @@ impl List {
     /// Bytes that it holds on the heap, about.
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
-            Self::Names(fields, _) => {
+            Self::Names(FieldNames { fields, partial: _ }) => {
                 let names: usize = fields.iter().map(|f| heap_block(f.name.capacity())).sum();
-                heap_block(size_of_val::<[Field]>(fields)) + names
+                heap_block(fields.capacity() * size_of::<Field>()) + names
             }
             Self::Values(values) => {
                 let text = |v: &FieldValue| heap_block(v.text().len());
@@ -107,7 +107,7 @@ impl List {
     fn answer(&self, query: &MetadataQuery, paged: bool) -> Vec<u8> {
         let limit = |scope: &Scope| scope.limit.map_or(usize::MAX, |limit| limit as usize);
         match (self, query) {
-            (Self::Names(fields, partial), MetadataQuery::Names(query)) => {
+            (Self::Names(FieldNames { fields, partial }), MetadataQuery::Names(query)) => {
                 let shown = fields.get(..limit(&query.scope));
                 let partial = *partial || shown.is_some_and(|shown| shown.len() < fields.len());
                 write_field_names(shown.unwrap_or(fields), partial)
@@ -120,7 +120,7 @@ impl List {
                 write_field_values(&page)
             }
             (Self::Values(all), _) => write_field_values(all),
-            (Self::Names(fields, partial), _) => write_field_names(fields, *partial),
+            (Self::Names(names), _) => write_field_names(&names.fields, names.partial),
         }
     }
 }
@@ -319,8 +319,9 @@ async fn fetch(
     Ok(match query {
         MetadataQuery::Names(query) => {
             let exchange = upstream.adapter.field_names(details, query)?;
-            let (names, partial) = upstream.client.run(exchange, call).await?.value;
-            List::Names(names.into_boxed_slice(), partial)
+            let mut names = upstream.client.run(exchange, call).await?.value;
+            names.fields.shrink_to_fit();
+            List::Names(names)
         }
         MetadataQuery::Values(query) => {
             if let Some(values) = upstream.adapter.known_values(&query.field) {

@@ -263,7 +263,7 @@ impl Engine {
     /// The upstream `name`, or the default one, if it speaks Prometheus' API.
     pub fn prometheus(&self, name: Option<&str>) -> Result<Arc<Upstream>, Error> {
         let found = self.registry.named(name).cloned().ok_or_else(|| {
-            let speaks = |u: &&Arc<Upstream>| u.adapter.as_prometheus().is_some();
+            let speaks = |u: &&Arc<Upstream>| u.adapter.speaks_promql();
             let names: Vec<_> = self.upstreams().iter().filter(speaks).collect();
             let names: Vec<_> = names.iter().map(|u| u.name()).collect();
             let message = format!(
@@ -272,7 +272,7 @@ impl Engine {
             );
             Error::new(Kind::PathNotFound, message)
         })?;
-        if found.adapter.as_prometheus().is_none() {
+        if !found.adapter.speaks_promql() {
             let message = format!(
                 "the upstream {} is not of kind prometheus; name one that is by /prometheus/NAME",
                 found.name()

@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::cache::Chunks;
 use super::chunk::Piece;
-use super::fetch::{Fetched, Source, not_prometheus};
+use super::fetch::{Fetched, Source};
 use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
 use super::{Engine, RequestContext};
@@ -170,11 +170,8 @@ pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
             upstream.adapter.summaries(&fetch, *period)
         }
         Subject::Expression(expression) => {
-            let prometheus = upstream
-                .adapter
-                .as_prometheus()
-                .ok_or_else(not_prometheus)?;
-            Ok(prometheus.range(expression, &range, upstream.reading.range_limits))
+            let limits = upstream.reading.range_limits;
+            upstream.adapter.range(expression, &range, limits)
         }
     }
 }

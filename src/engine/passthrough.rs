@@ -14,7 +14,6 @@ use super::range::RangeRequest;
 use super::whole::{CachePolicy, Content, WholeAnswer, WholeIdentity, WholeKey, WholeQuery};
 use super::{Engine, RequestContext};
 use crate::adapters::Request;
-use crate::adapters::prometheus::pass;
 use crate::model::{Error, Millis, heap_block, heap_headers};
 use crate::upstream::Upstream;
 use crate::wire::prometheus::write_time;
@@ -169,10 +168,11 @@ impl Engine {
         let key = WholeIdentity::new(upstream, WholeQuery::Response(request.clone()));
         let newest = request.newest(upstream, &policy);
         let fetch = |context: RequestContext| {
-            let exchange = pass(request.request(method.clone()), request.json);
+            let sent = request.request(method.clone());
+            let exchange = upstream.adapter.pass(sent, request.json);
             let (upstream, policy) = (upstream.clone(), policy.clone());
             async move {
-                let answered = upstream.client.run(exchange, &context.call).await?;
+                let answered = upstream.client.run(exchange?, &context.call).await?;
                 let policy = match answered.value.complete {
                     true => policy.resolved(answered.as_of, upstream.freshness.settle),
                     false if answered.value.answer.is_about_query() => CachePolicy::Short,

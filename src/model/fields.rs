@@ -54,6 +54,15 @@ impl FieldValue {
     }
 }
 
+/// A list of fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldNames {
+    /// The fields.
+    pub fields: Vec<Field>,
+    /// Whether fields were left out.
+    pub partial: bool,
+}
+
 /// A list of field values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldValues {

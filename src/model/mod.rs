@@ -5,6 +5,7 @@
 pub mod access;
 pub mod address;
 pub mod error;
+pub mod expression;
 pub mod fields;
 pub mod heap;
 pub mod points;
@@ -20,7 +21,8 @@ pub mod time;
 
 pub use access::{PasswordHash, TokenHash};
 pub use error::{Error, Evidence, Kind, Origin};
-pub use fields::{Field, FieldType, FieldValue, FieldValues};
+pub use expression::Expression;
+pub use fields::{Field, FieldNames, FieldType, FieldValue, FieldValues};
 pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};
 pub use policy::{

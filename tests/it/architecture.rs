@@ -177,6 +177,25 @@ fn imports_follow_the_table() {
     );
 }
 
+/// `app` builds adapters; everyone else calls them by the trait.
+#[test]
+fn only_app_names_a_concrete_adapter() {
+    let mut named = BTreeSet::new();
+    for path in sources() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let kinds = ["cloudwatch", "mirror", "prometheus"];
+        let names = |kind: &str| product(&path, &text).contains(&format!("adapters::{kind}"));
+        let of_tests = path
+            .parent()
+            .is_some_and(|folder| folder.ends_with("tests"));
+        if !of_tests && kinds.iter().any(|kind| names(kind)) {
+            named.insert(module(&path));
+        }
+    }
+    named.remove("adapters");
+    assert_eq!(named, BTreeSet::from(["app".to_owned()]));
+}
+
 #[test]
 fn files_are_short() {
     let mut wrong = Vec::new();

@@ -9,7 +9,7 @@ use super::answer::failure;
 use super::call::{exchange, object};
 use super::names::{Listed, WORDS};
 use crate::adapters::{Exchange, Next, Response, garbage};
-use crate::model::{Error, Field, FieldType, FieldValue, FieldValues, Scope};
+use crate::model::{Error, Field, FieldNames, FieldType, FieldValue, FieldValues, Scope};
 
 /// Most pages that are read, of 500 metrics each.
 const MOST_PAGES: u32 = 40;
@@ -91,7 +91,7 @@ struct Found {
 }
 
 /// The names of fields that the metrics of `listed` have.
-pub(super) fn names(listed: Listed, recent: bool) -> Exchange<(Vec<Field>, bool)> {
+pub(super) fn names(listed: Listed, recent: bool) -> Exchange<FieldNames> {
     walk(
         listed,
         recent,
@@ -117,7 +117,10 @@ pub(super) fn names(listed: Listed, recent: bool) -> Exchange<(Vec<Field>, bool)
                 kind: FieldType::Number,
                 classified: false,
             }));
-            (fields, !whole)
+            FieldNames {
+                fields,
+                partial: !whole,
+            }
         },
     )
 }

@@ -21,8 +21,8 @@ use self::names::{Listed, Named, basic, resource};
 use super::{Adapter, Exchange, Fetch, FetchResult, Forwarded, Kept, Next, Part, Route};
 use crate::clock::Clock;
 use crate::model::{
-    Condition, Error, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
-    MetricQuery, NanInterpretation, Selector, Statistic, Step, TimeRange,
+    Condition, Error, Field, FieldNames, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind,
+    Layout, MetricQuery, NanInterpretation, Selector, Statistic, Step, TimeRange,
 };
 
 /// Most pages that are read for one call before the rest counts as not to be had.
@@ -183,7 +183,7 @@ impl Adapter for CloudWatch {
         &self,
         _: &Forwarded,
         query: &FieldNamesQuery,
-    ) -> Result<Exchange<(Vec<Field>, bool)>, Error> {
+    ) -> Result<Exchange<FieldNames>, Error> {
         let listed = Listed::read(&query.scope.selector, &self.region)?;
         let recent = lists::is_recent(&query.scope, self.clock.now());
         Ok(lists::names(listed, recent))

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::aggregate::roll_up;
 use crate::model::{
-    Bucket, Error, Evidence, Field, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind, Layout,
-    MetricQuery, Millis, Points, Statistic, Step, TimeRange,
+    Bucket, Error, Evidence, FieldNames, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind,
+    Layout, MetricQuery, Millis, Points, Statistic, Step, TimeRange,
 };
 use crate::reloadable::Reloadable;
 use crate::wire::mirror::API_KEY_HEADER;
@@ -65,7 +65,7 @@ impl Adapter for Mirror {
         &self,
         details: &Forwarded,
         query: &FieldNamesQuery,
-    ) -> Result<Exchange<(Vec<Field>, bool)>, Error> {
+    ) -> Result<Exchange<FieldNames>, Error> {
         let checks = self.checks();
         let body = request::write_field_names(&details.members(), query);
         Ok(exchange("/api/field/name", body, move |response| {

@@ -18,16 +18,16 @@ use http::{HeaderValue, Method};
 
 use super::samples::Samples;
 use super::{
-    Adapter, Data, Dropped, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Request, Response,
+    Adapter, Data, Dropped, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Passed, Request,
+    Response,
 };
 use crate::model::{
-    Error, Field, FieldNamesQuery, FieldType, FieldValue, FieldValues, FieldValuesQuery, Kind,
-    Layout, Millis, NanInterpretation, Points, Scope, Step, TimeRange,
+    Error, Expression, Field, FieldNames, FieldNamesQuery, FieldType, FieldValue, FieldValues,
+    FieldValuesQuery, Kind, Layout, Millis, NanInterpretation, Points, RangeLimits, Scope, Step,
+    TimeRange,
 };
 use answer::{Labels, SampleMatrix, SampleSeries};
-pub use pass::{Passed, pass};
 use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
-pub use range::Expression;
 
 /// Prometheus answers at most this many steps a series to a range query.
 const MAX_STEPS: u32 = 11_000;
@@ -161,13 +161,14 @@ impl Adapter for Prometheus {
         &self,
         _: &Forwarded,
         query: &FieldNamesQuery,
-    ) -> Result<Exchange<(Vec<Field>, bool)>, Error> {
+    ) -> Result<Exchange<FieldNames>, Error> {
         let request = form("/api/v1/labels", as_refs(&scope(&query.scope)?));
         Ok(exchange(request, |response| {
             let (labels, complete) = answer::strings(response)?;
             let names = [GAUGE, COUNTER, EXPRESSION].map(str::to_owned);
             let fields = names.into_iter().chain(labels).map(Field::text).collect();
-            Ok(Next::Done((fields, !complete)))
+            let partial = !complete;
+            Ok(Next::Done(FieldNames { fields, partial }))
         }))
     }
 
@@ -225,8 +226,21 @@ impl Adapter for Prometheus {
         true
     }
 
-    fn as_prometheus(&self) -> Option<&Prometheus> {
-        Some(self)
+    fn speaks_promql(&self) -> bool {
+        true
+    }
+
+    fn range(
+        &self,
+        expression: &Expression,
+        range: &TimeRange,
+        limits: RangeLimits,
+    ) -> Result<Vec<Part>, Error> {
+        Ok(self.query_range(expression, range, limits))
+    }
+
+    fn pass(&self, request: Request, json: bool) -> Result<Exchange<Passed>, Error> {
+        Ok(pass::pass(request, json))
     }
 }
 

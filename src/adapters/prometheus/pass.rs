@@ -6,28 +6,15 @@ use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 
 use super::{answer, exchange};
-use crate::adapters::{Exchange, Next, Request, Response, busy, garbage};
+use crate::adapters::{Exchange, Next, Passed, Request, Response, busy, garbage};
 use crate::model::{Error, Evidence, RawResponse};
 
 /// Headers of an answer that belong to its body: remote read packs its own.
 const OF_BODY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
 
-/// An answer that is passed on.
-#[derive(Clone, Debug)]
-pub struct Passed {
-    /// The answer.
-    pub answer: Arc<RawResponse>,
-    /// Whether it is one of success with nothing left out.
-    pub complete: bool,
-}
-
-/// Returns an exchange whose answer is passed on. With `json` it must be JSON, as all answers of
-/// Prometheus' API are but those of remote read; what else comes in its stead, such as the page of
-/// a gateway, is an error of ours.
-///
-/// So is an error that may pass: it is retried, and says in the end what the upstream
-/// [`said`](Error::said). An error of the client is an answer.
-pub fn pass(request: Request, json: bool) -> Exchange<Passed> {
+/// Returns the exchange of [`Adapter::pass`](crate::adapters::Adapter::pass). Other content than
+/// JSON in its place, such as the page of a gateway, is an error of ours.
+pub(super) fn pass(request: Request, json: bool) -> Exchange<Passed> {
     exchange(request, move |response| {
         let status = response.status;
         if status == StatusCode::PARTIAL_CONTENT {

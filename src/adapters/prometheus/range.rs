@@ -1,6 +1,6 @@
-//! Range queries as they are, series by series: what the Prometheus face caches.
+//! Range queries as they are, series by series, for the cached range queries of the Prometheus API.
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 
 use super::pass::raw_response;
@@ -8,50 +8,13 @@ use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_
 use crate::adapters::{
     Annotations, Data, FetchResult, LabeledSeries, Next, Part, Response, garbage,
 };
-use crate::model::{Error, Kind, Millis, RangeLimits, Step, TimeRange, heap_block, heap_headers};
+use crate::model::{Error, Expression, Kind, Millis, RangeLimits, Step, TimeRange};
 use crate::wire::prometheus::{Extras, Unread, read_matrix};
-
-/// An expression that is evaluated at `phase + k * step`, and all else that its values depend on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Expression {
-    /// The expression in PromQL.
-    pub query: String,
-    /// The distance of evaluation times.
-    pub step: Step,
-    /// The evaluation times modulo `step`, in `0..step`.
-    pub phase: Millis,
-    /// Milliseconds between an evaluation time and the newest sample that its value may depend on.
-    pub lag: Millis,
-    /// Further parameters, by name; those of one name in their order.
-    pub parameters: Vec<(String, String)>,
-    /// Headers of the client that the backend is sent, such as `X-Scope-OrgID`.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Expression {
-    /// Returns the bytes that it holds on the heap, about.
-    pub fn heap_bytes(&self) -> usize {
-        let Self {
-            query,
-            step: _,
-            phase: _,
-            lag: _,
-            parameters,
-            headers,
-        } = self;
-        let pair = |(n, v): &(String, String)| heap_block(n.capacity()) + heap_block(v.capacity());
-        let pairs: usize = parameters.iter().map(pair).sum();
-        heap_block(query.capacity())
-            + heap_block(parameters.capacity() * size_of::<(String, String)>())
-            + pairs
-            + heap_headers(headers)
-    }
-}
 
 impl Prometheus {
     /// Returns the values of `expression` at its times in `range`, in parts that one call can carry
     /// each; in none, if there is no such time.
-    pub fn range(
+    pub(super) fn query_range(
         &self,
         expression: &Expression,
         range: &TimeRange,

@@ -10,14 +10,13 @@ use http::{HeaderName, HeaderValue};
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
 use super::explain::Explanation;
-use super::fetch::{Source, View, not_prometheus};
+use super::fetch::{Source, View};
 use super::lane::{Lane, Subject};
 use super::outcome::outcome;
 use super::whole::{WholeIdentity, WholeQuery};
 use super::{CacheOutcome, Engine, RequestContext, Timing, planned};
-use crate::adapters::prometheus::Expression;
-use crate::adapters::{Annotations, Data, LabeledSeries};
-use crate::model::{Error, Kind, Millis, StepAlignment, TimeRange};
+use crate::adapters::{Annotations, Data, LabeledSeries, not_promql};
+use crate::model::{Error, Expression, Kind, Millis, StepAlignment, TimeRange};
 use crate::telemetry::trace::Span;
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
@@ -67,8 +66,8 @@ impl Engine {
         context: &RequestContext,
     ) -> Result<RangeAnswer, Error> {
         let begun = self.clock.monotonic();
-        if upstream.adapter.as_prometheus().is_none() {
-            return Err(not_prometheus());
+        if !upstream.adapter.speaks_promql() {
+            return Err(not_promql());
         }
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);

@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
+use crate::adapters::Adapter;
 use crate::adapters::Response;
 use crate::adapters::prometheus::Prometheus;
 use crate::engine::Lookup;
@@ -389,7 +390,7 @@ fn long_ranges_are_asked_for_in_parts() {
             headers: Vec::new(),
         };
         let range = TimeRange::new(OLD, OLD + 300_000).unwrap();
-        let parts = adapter.range(&expression, &range, limits);
+        let parts = adapter.range(&expression, &range, limits).unwrap();
         let starts: Vec<_> = parts.iter().map(|p| p.start - OLD).collect();
         assert_eq!(starts, [5000, 125_000, 245_000]);
         // More than 11,000 steps would be refused.

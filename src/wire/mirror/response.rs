@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::field::{FieldDescriptor, field_type};
-use crate::model::{Error, Field, FieldValue, FieldValues, Kind};
+use crate::model::{Error, Field, FieldNames, FieldValue, FieldValues, Kind};
 use crate::wire::json::{Node, parse};
 
 /// The text before the points of an answer.
@@ -184,7 +184,7 @@ pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
 }
 
 /// Reads another mirror's answer to `/api/field/name`: the fields, and whether some are left out.
-pub fn read_field_names(body: &[u8]) -> Result<(Vec<Field>, bool), Error> {
+pub fn read_field_names(body: &[u8]) -> Result<FieldNames, Error> {
     let value = parse(body)?;
     let root = Node::root(&value);
     let field = |node: Node<'_>| {
@@ -198,7 +198,10 @@ pub fn read_field_names(body: &[u8]) -> Result<(Vec<Field>, bool), Error> {
     let listed = root.member("fields");
     let fields: Result<Vec<_>, Error> = listed.elements()?.map(field).collect();
     let partial = root.member("isPartial").optional_bool()?;
-    Ok((fields?, partial.unwrap_or(false)))
+    Ok(FieldNames {
+        fields: fields?,
+        partial: partial.unwrap_or(false),
+    })
 }
 
 /// Reads another mirror's answer to `/api/field/value`.
