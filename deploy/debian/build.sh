@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a Debian package from an existing binary:
 #
-#   cargo build --profile dist --locked --features otlp
+#   HELIOSTAT_COMMIT=$(git rev-parse --short HEAD) cargo build --profile dist --locked --features otlp
 #   deploy/debian/build.sh [BINARY [FOLDER]]     (target/dist/heliostat, .)
 #
 # It needs dpkg-deb. The package is reproducible from the same binary if SOURCE_DATE_EPOCH is set.

@@ -112,6 +112,7 @@ function card({ upstream: name, kind, default: usual, failure, state }, seen, st
       fact("Waiting", String(limiter.waiting), `of ${count(limiter.queue)}`, meter(limiter.waiting / limiter.queue)),
       ...budgets.map((b) => fact(`Left this ${b.per}`, count(Math.max(0, b.allowed - b.used)), `of ${count(b.allowed)}, anew in ${span(b.renewedSeconds)}`, meter(b.used / b.allowed))),
       fact("Queries from memory", percent(queries ? total.hit / queries : null), `of ${count(queries)}`),
+      fact("Queries without a call", count(total.hit), `${count(total.pointsFromCache)} points spared`),
       fact("Points from memory", percent(points ? total.pointsFromCache / points : null), `of ${count(points)}`),
       fact("Calls", count(total.calls), total.failed ? `${count(total.failed)} failed` : "none failed"),
       sum(lines.refused) ? fact("Refused", count(sum(lines.refused)), "in 15 min") : null),
