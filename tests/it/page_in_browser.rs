@@ -285,6 +285,10 @@ async fn prometheus() -> Option<Store> {
             );
         }
     }
+    text += "# TYPE page_wide gauge\n";
+    for n in 0..130 {
+        text += &format!("page_wide{{host=\"node-{n:03}\"}} {n} {}\n", now - 60);
+    }
     std::fs::write(path("samples"), text + "# EOF\n").unwrap();
     std::fs::write(path("prometheus.yml"), "").unwrap();
     let mut make = std::process::Command::new("promtool");
@@ -370,6 +374,27 @@ async fn expressions_of_a_real_prometheus_are_completed_and_drawn_and_labels_are
     // The mirror API of the same store, with values offered.
     browser.js("location.hash = '#/explore?upstream=prom&c=__gauge__%3Dpage_gauge&c=host%3Da&method=MAX'").await;
     browser.reads("MAX of").await;
+    // More values than are listed at once are folded; what is folded can be drilled into.
+    browser
+        .js("location.hash = '#/explore?upstream=prom&c=__gauge__%3Dpage_wide&c=host%3D'")
+        .await;
+    browser
+        .type_into(".condition:nth-child(2) input[data-part=value]", "n")
+        .await;
+    let offered = "[...document.querySelectorAll('.options:not([hidden]) li span')].map((s) => s.textContent).join()";
+    browser
+        .until(&format!("{offered}.endsWith('node-11*,node-12*')"))
+        .await;
+    browser.press("\u{e013}\u{e007}").await;
+    browser
+        .until(&format!("{offered}.startsWith('node-110,node-111,')"))
+        .await;
+    browser.press("5").await;
+    browser.until(&format!("{offered} === 'node-115'")).await;
+    browser.press("\u{e015}\u{e007}").await;
+    browser
+        .until("location.hash.includes('host%3Dnode-115')")
+        .await;
     browser
         .js("location.hash = '#/explore?upstream=prom&mode=promql&kind=instant&query=page_gauge'")
         .await;
