@@ -63,6 +63,12 @@ pub trait Adapter: Send + Sync {
         false
     }
 
+    /// Returns what the backend would bill for `query`, which is canonical.
+    fn units(&self, query: &MetricQuery) -> u32 {
+        let _ = query;
+        0
+    }
+
     /// Returns the values of `field` where they are known without asking.
     fn known_values(&self, field: &Field) -> Option<Vec<String>> {
         let _ = field;

@@ -310,12 +310,12 @@ impl UpstreamBuilder {
                     });
                 (mirror(), forward)
             }
-            UpstreamKind::CloudWatch { .. } => {
+            UpstreamKind::CloudWatch { urls: _, units } => {
                 let aws = settings.aws.as_ref();
                 let adapter: Box<dyn Adapter> = Box::new(CloudWatch {
                     region: aws.map_or_else(String::new, |aws| aws.region.clone()),
                     interval: reading.interval,
-                    statistics: 5,
+                    statistics: units.statistics,
                     clock: self.clock.clone(),
                 });
                 (adapter, Forward::Nothing)
@@ -331,7 +331,12 @@ impl UpstreamBuilder {
             }
         };
         let metrics = UpstreamMetrics::new(&settings.name);
+        let units = match &settings.kind {
+            UpstreamKind::CloudWatch { units, .. } => Some(units.clone()),
+            _ => None,
+        };
         let client = UpstreamClient::new(ClientConfig {
+            units,
             transport: connection.transport,
             urls,
             headers: connection.headers,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{block_on, complain, say};
 use crate::app::{App, levels, machine};
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::engine::RequestContext;
 use crate::model::Details;
 use crate::upstream::{AwsSigner, CallContext};
@@ -21,6 +21,8 @@ struct Line {
     took: Duration,
     /// Where its credentials come from, of one whose requests are signed.
     credentials: Option<String>,
+    /// What a metric of it costs at most, of one that bills.
+    cost: Option<String>,
     result: Result<(), String>,
 }
 
@@ -105,11 +107,35 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
                 address
             },
             credentials: signer.and_then(AwsSigner::source),
+            cost: cost(upstream),
             took: clock.monotonic().saturating_sub(arrived),
             result: result.map_err(|e| e.to_string()),
         });
     }
     Ok(lines)
+}
+
+/// Returns what a metric of `upstream` that is polled all day costs at most, and all of them together,
+/// if it bills.
+fn cost(upstream: &config::Upstream) -> Option<String> {
+    let config::UpstreamKind::CloudWatch { units, .. } = &upstream.kind else {
+        return None;
+    };
+    // A refresh of 0 fetches at each query.
+    let refresh = upstream.freshness.refresh.max(Duration::from_secs(1));
+    let a_day = (86_400.0 / refresh.as_secs_f64()).ceil();
+    let money = a_day * units.price;
+    let currency = &units.currency;
+    let all = match units.most_per_day() {
+        Some(most) => format!(
+            "all at most {most} units, {:.2} {currency} a day",
+            f64::from(most) * units.price
+        ),
+        None => "no budget: see units.per_day".to_owned(),
+    };
+    Some(format!(
+        "a metric polled all day: {a_day} units, {money:.4} {currency}; {all}"
+    ))
 }
 
 fn table(lines: &[Line]) -> String {
@@ -125,10 +151,12 @@ fn table(lines: &[Line]) -> String {
         "UPSTREAM", "KIND", "ADDRESS", "TIME"
     );
     for line in lines {
-        let result = match (&line.result, &line.credentials) {
-            (Ok(()), None) => "ok".to_owned(),
-            (Ok(()), Some(source)) => format!("ok ({source})"),
-            (Err(error), _) => error.clone(),
+        let details = [&line.credentials, &line.cost].into_iter().flatten();
+        let details: Vec<&str> = details.map(String::as_str).collect();
+        let result = match &line.result {
+            Ok(()) if details.is_empty() => "ok".to_owned(),
+            Ok(()) => format!("ok ({})", details.join("; ")),
+            Err(error) => error.clone(),
         };
         let took = format!("{} ms", line.took.as_millis());
         text.push_str(&format!(

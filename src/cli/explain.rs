@@ -216,13 +216,18 @@ fn range_shown(range: &Value, indent: &str, width: usize, coloured: bool) -> Str
             .map(plain_text)
             .collect();
         if let (Some((from, to)), false) = (span(missing), calls.is_empty()) {
+            let units = missing.get("units").and_then(Value::as_u64);
+            let units = units.map_or_else(String::new, |n| format!(" ({n} units)"));
             out += &format!(
-                "{indent}fetches {} – {}: {}\n",
+                "{indent}fetches {} – {}: {}{units}\n",
                 show(from),
                 show(to),
                 calls.join(", ")
             );
         }
+    }
+    for older in list(range, "older") {
+        out += &range_shown(older, "  ", width, coloured);
     }
     if let Some(raw) = range.get("madeOf").filter(|raw| !raw.is_null()) {
         out += &range_shown(raw, "  ", width, coloured);

@@ -6,6 +6,7 @@
 mod aws;
 mod load;
 mod raw;
+mod raw_aws;
 mod usual;
 mod values;
 
@@ -23,7 +24,7 @@ pub use aws::{Aws, AwsKeys, AwsRole};
 pub use load::{ConfigError, certificate_at, listens_at, load, parse};
 pub use values::Secret;
 
-use crate::model::{Compression, Freshness, Limits, Pattern, Reading, Setting, TargetUrl};
+use crate::model::{Compression, Freshness, Limits, Pattern, Reading, Setting, TargetUrl, Units};
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -305,6 +306,8 @@ pub enum UpstreamKind {
     CloudWatch {
         /// Its addresses; at least one.
         urls: Vec<TargetUrl>,
+        /// What it bills.
+        units: Units,
     },
     /// A server of Prometheus' HTTP API.
     Prometheus {
@@ -338,13 +341,23 @@ impl UpstreamKind {
         }
     }
 
+    /// Returns whether an upstream of `other` has the same data, whatever it bills.
+    fn has_data_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::CloudWatch { urls, units: _ }, Self::CloudWatch { urls: theirs, .. }) => {
+                urls == theirs
+            }
+            _ => self == other,
+        }
+    }
+
     /// Returns its addresses.
     pub fn urls(&self) -> &[TargetUrl] {
         match self {
             Self::Demo { .. } => &[],
-            Self::Mirror { urls, .. } | Self::CloudWatch { urls } | Self::Prometheus { urls } => {
-                urls
-            }
+            Self::Mirror { urls, .. }
+            | Self::CloudWatch { urls, .. }
+            | Self::Prometheus { urls } => urls,
         }
     }
 }
@@ -367,7 +380,7 @@ impl Upstream {
             limits: _,
         } = self;
         *name == other.name
-            && *kind == other.kind
+            && kind.has_data_of(&other.kind)
             && *headers == other.headers
             && match (aws, &other.aws) {
                 (Some(mine), Some(theirs)) => mine.has_data_of(theirs),

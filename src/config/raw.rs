@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub(super) use super::raw_aws::{RawAws, RawUnits};
 use super::usual::Usual;
 use super::values::{SecretSource, Size, Text, table, tables};
 use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
@@ -238,6 +239,8 @@ pub(super) struct RawUpstream {
     pub(super) proxy: Option<SecretSource>,
     #[serde(deserialize_with = "table")]
     pub(super) aws: RawAws,
+    #[serde(deserialize_with = "table")]
+    pub(super) units: RawUnits,
     pub(super) interval: Option<Text<Duration>>,
     pub(super) settle: Option<Text<Duration>>,
     pub(super) refresh: Option<Text<Duration>>,
@@ -268,45 +271,6 @@ pub(super) struct RawUpstream {
     pub(super) queue: Option<u32>,
     #[serde(deserialize_with = "table")]
     pub(super) breaker: RawBreaker,
-}
-
-/// How requests to AWS are signed.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawAws {
-    pub(super) region: Option<String>,
-    pub(super) service: Option<String>,
-    pub(super) access_key: Option<SecretSource>,
-    pub(super) secret_key: Option<SecretSource>,
-    pub(super) session_token: Option<SecretSource>,
-    pub(super) profile: Option<String>,
-    pub(super) role: Option<String>,
-    pub(super) external_id: Option<String>,
-    pub(super) session: Option<String>,
-    pub(super) sts_url: Option<Text<TargetUrl>>,
-}
-
-impl RawAws {
-    /// Returns whether it says anything.
-    pub(super) fn is_set(&self) -> bool {
-        let Self {
-            region,
-            service,
-            access_key,
-            secret_key,
-            session_token,
-            profile,
-            role,
-            external_id,
-            session,
-            sts_url,
-        } = self;
-        let texts = [region, service, profile, role, external_id, session];
-        let secrets = [access_key, secret_key, session_token];
-        texts.iter().any(|t| t.is_some())
-            || secrets.iter().any(|s| s.is_some())
-            || sts_url.is_some()
-    }
 }
 
 #[derive(Clone, Deserialize)]

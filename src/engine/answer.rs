@@ -79,6 +79,8 @@ impl Engine {
         let begun = self.clock.monotonic();
         let upstream = self.registry.pick(details)?;
         let query = upstream.adapter.canonical(query)?;
+        let units = || upstream.adapter.units(&query);
+        upstream.client.requested(units);
         let sub_ranges = self.sub_ranges(&upstream, &query)?;
         let range = query.range;
         let layout = query.layout;

@@ -147,6 +147,15 @@ pub struct Missing {
     pub why: Vec<RangeReason>,
     /// The calls that would be made: method and path, without headers and body.
     pub calls: Vec<String>,
+    /// The units that the upstream would bill for these calls, if it bills any.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub units: u32,
+}
+
+/// Returns whether `units` is none.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(units: &u32) -> bool {
+    *units == 0
 }
 
 /// Why a part would be fetched.
@@ -306,14 +315,13 @@ impl Engine {
                 // What it is made of says which.
                 Source::RawPoints | Source::Summaries => Vec::new(),
             };
-            let calls = calls.iter().map(|part| {
-                let request = &part.exchange.request;
-                format!("{} {}", request.method, request.path)
-            });
+            let requests = calls.iter().map(|part| &part.exchange.request);
+            let calls = requests.clone().map(|r| format!("{} {}", r.method, r.path));
             missing.push(Missing {
                 period: (*range_missing).into(),
                 why: reasons(range_missing, &range, &known, &fresh),
                 calls: calls.collect(),
+                units: requests.map(|r| r.units).fold(0, u32::saturating_add),
             });
         }
         let hull = plan.missing.iter().copied().reduce(|a, b| a.hull(&b));

@@ -222,6 +222,7 @@ pub(super) fn engine_with(
 ) -> Arc<Engine> {
     let metrics = UpstreamMetrics::new("law");
     let client = UpstreamClient::new(ClientConfig {
+        units: None,
         signer: None,
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],

@@ -87,6 +87,46 @@ impl Default for Reading {
     }
 }
 
+/// What an upstream bills, and how much of it may be asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Units {
+    /// Most units in an hour of UTC.
+    pub per_hour: Option<u32>,
+    /// Most units in a day of UTC.
+    pub per_day: Option<u32>,
+    /// Most units in a calendar month of UTC.
+    pub per_month: Option<u32>,
+    /// The price of a unit.
+    pub price: f64,
+    /// What the price is in.
+    pub currency: String,
+    /// Statistics of a metric that are billed as one unit.
+    pub statistics: u32,
+}
+
+impl Units {
+    /// Returns the most units that its budgets let be asked for in a day, if there are any.
+    pub fn most_per_day(&self) -> Option<u32> {
+        let hours = self.per_hour.map(|n| n.saturating_mul(24));
+        let budgets = [hours, self.per_day, self.per_month];
+        budgets.into_iter().flatten().min()
+    }
+}
+
+impl Default for Units {
+    /// Returns those of CloudWatch: $0.01 for 1,000 metrics, five statistics of each.
+    fn default() -> Self {
+        Self {
+            per_hour: None,
+            per_day: None,
+            per_month: None,
+            price: 0.00001,
+            currency: "USD".to_owned(),
+            statistics: 5,
+        }
+    }
+}
+
 /// Bounds of one range query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeLimits {

@@ -31,6 +31,9 @@ pub(super) const UPSTREAM_POINTS: &str = "heliostat_upstream_points_total";
 pub(super) const QUEUE_SECONDS: &str = "heliostat_upstream_queue_seconds";
 pub(super) const IN_FLIGHT: &str = "heliostat_upstream_in_flight";
 pub(super) const REJECTED: &str = "heliostat_upstream_rejected_total";
+pub(super) const UNITS: &str = "heliostat_upstream_units_total";
+pub(super) const UNITS_REQUESTED: &str = "heliostat_units_requested_total";
+pub(super) const COST: &str = "heliostat_upstream_cost_total";
 pub(super) const RETRIES: &str = "heliostat_upstream_retries_total";
 pub(super) const BREAKER_OPEN: &str = "heliostat_breaker_open";
 pub(super) const COALESCED: &str = "heliostat_coalesced_requests_total";
@@ -56,6 +59,7 @@ const CERTIFICATE_EXPIRY: &str = "heliostat_certificate_expiry_timestamp_seconds
 const BUILD_INFO: &str = "heliostat_build_info";
 
 pub use super::level_metrics::{DiskMetrics, LevelMetrics, shared_level, unreadable};
+pub use super::unit_metrics::UnitMetrics;
 pub use super::upstream_metrics::{Count, Failure, UpstreamMetrics, UpstreamTotals};
 
 /// Bounds of histogram buckets. A hit takes some tens of microseconds, so they start there.
@@ -179,7 +183,19 @@ fn describe() {
     describe_gauge!(IN_FLIGHT, "HTTP attempts in flight.");
     describe_counter!(
         REJECTED,
-        "Calls not made, by reason: the limits (limits), the budget of the hour or day (budget), an open circuit breaker (breaker_open)."
+        "Calls not made, by reason: the limits (limits), the budget of the hour or day (budget), a budget of units (units), an open circuit breaker (breaker_open)."
+    );
+    describe_counter!(
+        UNITS,
+        "Units asked for, of upstreams that bill them: the metrics of CloudWatch's GetMetricData."
+    );
+    describe_counter!(
+        UNITS_REQUESTED,
+        "Units that the queries answered would have asked for without a cache."
+    );
+    describe_gauge!(
+        COST,
+        "Price of the units asked for, in the currency of the label; it only grows."
     );
     describe_counter!(RETRIES, "HTTP attempts that were retries.");
     describe_gauge!(

@@ -9,4 +9,5 @@ pub mod metrics;
 pub mod otlp;
 pub mod removed;
 pub mod trace;
+mod unit_metrics;
 mod upstream_metrics;

@@ -21,7 +21,7 @@ pub struct Count {
 }
 
 impl Count {
-    fn of(counter: Counter) -> Self {
+    pub(super) fn of(counter: Counter) -> Self {
         Self {
             counter,
             total: Arc::default(),
@@ -32,6 +32,11 @@ impl Count {
     pub fn increment(&self, n: u64) {
         self.counter.increment(n);
         self.total.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts on from `total`, which the counter has already.
+    pub(super) fn continue_from(&self, total: u64) {
+        self.total.fetch_add(total, Ordering::Relaxed);
     }
 
     /// Returns the sum of what this handle and its clones have added.

@@ -1,4 +1,5 @@
-//! Budgets of calls by the hour and by the day, kept across restarts where there is a file.
+//! Budgets of calls, or of units, by the hour, day and month, kept across restarts where there is a
+//! file.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::state::BudgetState;
-use crate::model::{Limits, Millis};
+use crate::model::Millis;
 
 const HOUR: Millis = 3_600_000;
 const DAY: Millis = 24 * HOUR;
@@ -21,8 +22,76 @@ const LONGEST_FILE: u64 = 64 << 10;
 /// The format of the file; a file of another is not read.
 const VERSION: u32 = 1;
 
-/// Calls that may be made in each hour and each day of UTC.
+/// A stretch of the calendar of UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Period {
+    Hour,
+    Day,
+    Month,
+}
+
+impl Period {
+    /// Its name for clients.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Month => "month",
+        }
+    }
+
+    /// How long it is at most, in milliseconds; its name in the file.
+    fn millis(self) -> Millis {
+        match self {
+            Self::Hour => HOUR,
+            Self::Day => DAY,
+            Self::Month => 31 * DAY,
+        }
+    }
+
+    /// Which one it is at `now`, counted from the epoch.
+    fn index(self, now: Millis) -> i64 {
+        match self {
+            Self::Hour | Self::Day => now.div_euclid(self.millis()),
+            Self::Month => month(now.div_euclid(DAY)),
+        }
+    }
+
+    /// When number `index` ends.
+    fn end(self, index: i64) -> Millis {
+        match self {
+            Self::Hour | Self::Day => (index + 1) * self.millis(),
+            Self::Month => first_day(index + 1) * DAY,
+        }
+    }
+}
+
+/// The month that `day` since the epoch lies in, in months since January 1970; by the proleptic
+/// Gregorian calendar (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`).
+fn month(day: i64) -> i64 {
+    let day = day + 719_468;
+    let era = day.div_euclid(146_097);
+    let of_era = day.rem_euclid(146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    // Counted from March.
+    let month = (5 * of_year + 2) / 153;
+    (era * 400 + year) * 12 + month + 2 - 1970 * 12
+}
+
+/// The first day, since the epoch, of month `index` since January 1970 (`days_from_civil`, ibidem).
+fn first_day(index: i64) -> i64 {
+    let months = index + 1970 * 12 - 2;
+    let (year, month) = (months.div_euclid(12), months.rem_euclid(12));
+    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_year = (153 * month + 2) / 5;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+/// What may be used in each hour, day and month of UTC.
 pub(super) struct Budgets {
+    /// What it is of: `calls` or `units`.
+    of: &'static str,
     windows: Arc<Mutex<Vec<Window>>>,
     file: Option<PathBuf>,
     /// Whether there is something that the file does not say, and whether a thread writes it.
@@ -32,9 +101,9 @@ pub(super) struct Budgets {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Window {
-    millis: Millis,
+    period: Period,
     allowed: u32,
-    /// Which hour or day since the epoch.
+    /// Which hour, day or month since the epoch.
     index: i64,
     used: u32,
     /// What the file says is used: ahead of what is, so that a crash does not forget calls and
@@ -48,7 +117,7 @@ impl Window {
     /// Which window it is at `now`. A clock that steps back a little renews nothing; one that does so
     /// by more than a window was wrong before.
     fn index_at(&self, now: Millis) -> i64 {
-        let index = now.div_euclid(self.millis);
+        let index = self.period.index(now);
         match index < self.index - 1 {
             true => index,
             false => index.max(self.index),
@@ -88,11 +157,17 @@ struct Saved {
 }
 
 impl Budgets {
-    /// The budgets of `limits`, with what `file` says of them, at the wall time `now`.
-    pub(super) fn new(limits: &Limits, file: Option<PathBuf>, now: Millis) -> Self {
-        let window = |(millis, allowed): (Millis, Option<u32>)| {
+    /// Returns the budgets of `windows`, which are of calls or units, with what `file` says of them, at
+    /// the wall time `now`.
+    pub(super) fn new(
+        windows: &[(Period, Option<u32>)],
+        of: &'static str,
+        file: Option<PathBuf>,
+        now: Millis,
+    ) -> Self {
+        let window = |(period, allowed): &(Period, Option<u32>)| {
             allowed.map(|allowed| Window {
-                millis,
+                period: *period,
                 allowed,
                 index: 0,
                 used: 0,
@@ -100,8 +175,7 @@ impl Budgets {
                 before: (0, 0),
             })
         };
-        let windows = [(HOUR, limits.per_hour), (DAY, limits.per_day)];
-        let mut windows: Vec<Window> = windows.into_iter().filter_map(window).collect();
+        let mut windows: Vec<Window> = windows.iter().filter_map(window).collect();
         if let Some(path) = &file
             && !windows.is_empty()
         {
@@ -112,6 +186,7 @@ impl Budgets {
             }
         }
         Self {
+            of,
             windows: Arc::new(Mutex::new(windows)),
             file,
             unwritten: Arc::default(),
@@ -129,7 +204,7 @@ impl Budgets {
         let counted = before.windows().clone();
         let mut windows = self.windows();
         for window in windows.iter_mut() {
-            let same = counted.iter().find(|w| w.millis == window.millis);
+            let same = counted.iter().find(|w| w.period == window.period);
             // Its own file may know of more, where that is another.
             if let Some(same) = same
                 && (same.index, same.used) > (window.index, window.used)
@@ -147,10 +222,11 @@ impl Budgets {
         let state = |window: &Window| {
             let index = window.index_at(now);
             BudgetState {
-                per: if window.millis == HOUR { "hour" } else { "day" },
+                of: self.of,
+                per: window.period.name(),
                 allowed: window.allowed,
                 used: if index > window.index { 0 } else { window.used },
-                renewed_seconds: ((index + 1) * window.millis - now) as f64 / 1000.0,
+                renewed_seconds: (window.period.end(index) - now) as f64 / 1000.0,
             }
         };
         windows.iter().map(state).collect()
@@ -162,23 +238,24 @@ impl Budgets {
         spent.map(|budget| Duration::try_from_secs_f64(budget.renewed_seconds).unwrap_or_default())
     }
 
-    /// Takes one call out of every budget, at the wall time `now`, or says when the one that is
-    /// spent is renewed. A clock that steps back renews nothing.
-    pub(super) fn take(&self, now: Millis) -> Result<(), Duration> {
+    /// Takes `n` out of every budget, at the wall time `now`, or says when the one that does not have
+    /// so much left is renewed. A clock that steps back renews nothing.
+    pub(super) fn take(&self, n: u32, now: Millis) -> Result<(), Duration> {
         let mut windows = self.windows();
         for window in windows.iter_mut() {
             window.go_on(now);
         }
-        if let Some(spent) = windows.iter().find(|w| w.used >= w.allowed) {
-            let left = (spent.index + 1) * spent.millis - now;
+        let lacks = |w: &&Window| w.used.saturating_add(n) > w.allowed;
+        if let Some(spent) = windows.iter().find(lacks) {
+            let left = spent.period.end(spent.index) - now;
             return Err(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
         }
         let mut write = false;
         for window in windows.iter_mut() {
-            window.used += 1;
+            window.used = window.used.saturating_add(n);
             if window.used > window.written {
                 let ahead = (window.allowed / 100).max(1);
-                window.written = (window.used + ahead - 1).min(window.allowed);
+                window.written = window.used.saturating_add(ahead - 1).min(window.allowed);
                 write = true;
             }
         }
@@ -220,13 +297,13 @@ impl Budgets {
     }
 }
 
-/// Takes over what was `saved`, at the wall time `now`. What is more than one hour or day ahead was
+/// Takes over what was `saved`, at the wall time `now`. What is more than one window ahead was
 /// written by a clock that was wrong.
 fn restore(windows: &mut [Window], saved: &[Saved], now: Millis) {
     for window in windows {
-        let latest = now.div_euclid(window.millis) + 1;
-        let mut saved = saved.iter();
-        let found = saved.find(|s| s.millis == window.millis);
+        let latest = window.period.index(now) + 1;
+        let millis = window.period.millis();
+        let found = saved.iter().find(|s| s.millis == millis);
         if found.is_some_and(|s| s.index > latest) {
             warn!("a budget's state is of the future, and not used: was a clock wrong?");
         }
@@ -267,7 +344,7 @@ fn save_all(path: &Path, windows: &Mutex<Vec<Window>>) {
 /// Writes beside and renames, so that the file is always whole.
 fn save(path: &Path, windows: &[Window]) -> io::Result<()> {
     let saved = windows.iter().map(|w| Saved {
-        millis: w.millis,
+        millis: w.period.millis(),
         index: w.index,
         used: w.written,
     });
@@ -275,7 +352,8 @@ fn save(path: &Path, windows: &[Window]) -> io::Result<()> {
         version: VERSION,
         windows: saved.collect(),
     };
-    let beside = path.with_extension("tmp");
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
     // Whatever is there, such as a link, is not written to.
     match std::fs::remove_file(&beside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -293,17 +371,13 @@ mod tests {
     use super::*;
 
     fn budgets(per_hour: Option<u32>, per_day: Option<u32>, file: Option<PathBuf>) -> Budgets {
-        let limits = Limits {
-            per_hour,
-            per_day,
-            ..Limits::for_tests()
-        };
-        Budgets::new(&limits, file, 500_000 * HOUR)
+        let windows = [(Period::Hour, per_hour), (Period::Day, per_day)];
+        Budgets::new(&windows, "calls", file, 500_000 * HOUR)
     }
 
     fn taken(budgets: &Budgets, now: Millis) -> usize {
         (0..10_000)
-            .take_while(|_| budgets.take(now).is_ok())
+            .take_while(|_| budgets.take(1, now).is_ok())
             .count()
     }
 
@@ -313,13 +387,13 @@ mod tests {
         let day = 20_000 * DAY;
         assert_eq!(taken(&budgets, day + 60_000), 100);
         assert_eq!(
-            budgets.take(day + 60_000),
+            budgets.take(1, day + 60_000),
             Err(Duration::from_secs(59 * 60))
         );
         assert_eq!(taken(&budgets, day + HOUR), 100);
         assert_eq!(taken(&budgets, day + 2 * HOUR), 50);
         assert_eq!(
-            budgets.take(day + 2 * HOUR),
+            budgets.take(1, day + 2 * HOUR),
             Err(Duration::from_secs(22 * 3600))
         );
         assert_eq!(taken(&budgets, day + DAY), 100);
@@ -333,8 +407,8 @@ mod tests {
         let left = |in_file: usize, counted: usize| {
             let make = |file| budgets(Some(100), None, file);
             let [file, before] = [make(Some(path.clone())), make(None)];
-            (0..in_file).for_each(|_| file.take(now).unwrap());
-            (0..counted).for_each(|_| before.take(now).unwrap());
+            (0..in_file).for_each(|_| file.take(1, now).unwrap());
+            (0..counted).for_each(|_| before.take(1, now).unwrap());
             let after = make(Some(path.clone()));
             after.continue_from(&before);
             let left = taken(&after, now);
@@ -360,13 +434,13 @@ mod tests {
         let budgets = budgets(Some(10), None, None);
         let now = 500_000 * HOUR;
         for _ in 0..3 {
-            budgets.take(now).unwrap();
+            budgets.take(1, now).unwrap();
         }
         for _ in 0..2 {
-            budgets.take(now + 30 * DAY).unwrap();
+            budgets.take(1, now + 30 * DAY).unwrap();
         }
         assert_eq!(taken(&budgets, now), 5);
-        assert!(budgets.take(now).unwrap_err() <= Duration::from_secs(3600));
+        assert!(budgets.take(1, now).unwrap_err() <= Duration::from_secs(3600));
     }
 
     #[test]
@@ -400,7 +474,7 @@ mod tests {
         let make = || budgets(Some(1000), None, Some(path.clone()));
         let first = make();
         for _ in 0..495 {
-            first.take(now).unwrap();
+            first.take(1, now).unwrap();
         }
         drop(first);
         // At most a hundredth of the budget is lost to a crash, and none is gained.
@@ -410,5 +484,45 @@ mod tests {
         assert_eq!(taken(&make(), now + HOUR), 1000);
         std::fs::write(&path, b"nonsense").unwrap();
         assert_eq!(taken(&make(), now + HOUR), 1000);
+    }
+
+    #[test]
+    fn months_are_those_of_the_calendar() {
+        let day = |text: &str| {
+            let time = humantime::parse_rfc3339(&format!("{text}T00:00:00Z")).unwrap();
+            let since = time.duration_since(std::time::UNIX_EPOCH).unwrap();
+            since.as_millis() as Millis
+        };
+        for (within, next, number) in [
+            ("1970-01-31", "1970-02-01", 0),
+            ("2024-02-29", "2024-03-01", 54 * 12 + 1),
+            ("2026-11-26", "2026-12-01", 56 * 12 + 10),
+            ("2026-12-31", "2027-01-01", 56 * 12 + 11),
+            ("2100-02-28", "2100-03-01", 130 * 12 + 1),
+        ] {
+            let index = Period::Month.index(day(within));
+            assert_eq!(index, number, "{within}");
+            assert_eq!(Period::Month.end(index), day(next), "{within}");
+            assert_eq!(Period::Month.index(day(next)), number + 1);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_taken() {
+        let windows = [(Period::Day, Some(10)), (Period::Month, Some(15))];
+        let budgets = Budgets::new(&windows, "units", None, 20_000 * DAY);
+        let now = 20_000 * DAY;
+        assert_eq!(budgets.take(8, now), Ok(()));
+        assert!(budgets.take(3, now).is_err());
+        assert_eq!(budgets.take(2, now), Ok(()));
+        assert!(budgets.spent(now).is_some());
+        assert!(
+            budgets.take(6, now + DAY).is_err(),
+            "of the month five are left"
+        );
+        assert_eq!(budgets.take(5, now + DAY), Ok(()));
+        let state = budgets.state(now + DAY);
+        let used: Vec<_> = state.iter().map(|b| (b.of, b.per, b.used)).collect();
+        assert_eq!(used, [("units", "day", 5), ("units", "month", 15)]);
     }
 }

@@ -11,18 +11,21 @@ use tokio::time::Instant;
 use super::addresses::{Addresses, Tried, Wish};
 use super::attempt::Turn;
 use super::aws::AwsSigner;
-use super::budget::Budgets;
+use super::budget::{Budgets, Period};
 use super::coalesce::Waiters;
 use super::failure_log::FailureLog;
+use super::ledger::Ledger;
 use super::limiter::{Ask, Caller, Limiter, Permit};
-use super::refusal::{nobody_waits, overspent};
+use super::refusal::nobody_waits;
 use super::retry::{RetryBudget, backoff};
 use super::state::{LimiterState, ProtectionState};
 use super::tenant::tenant;
 use super::transport::Transport;
 use crate::adapters::{Exchange, Next};
 use crate::clock::Clock;
-use crate::model::{Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange};
+use crate::model::{
+    Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
+};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::Trace;
@@ -84,6 +87,7 @@ pub struct UpstreamClient {
     pub(super) signer: Option<AwsSigner>,
     pub(super) limiter: Limiter,
     pub(super) budgets: Arc<Budgets>,
+    pub(super) ledger: Option<Ledger>,
     pub(super) retries: RetryBudget,
     pub(super) limits: Limits,
     pub(super) method: QueryMethod,
@@ -118,6 +122,8 @@ pub struct ClientConfig {
     pub method: QueryMethod,
     /// Most bytes of a response.
     pub max_response: usize,
+    /// What it bills, if it does.
+    pub units: Option<Units>,
     /// Where what is used of budgets is kept, if anywhere.
     pub budget_file: Option<PathBuf>,
     /// Where calls are counted.
@@ -130,9 +136,22 @@ impl UpstreamClient {
     /// The way to the upstream that `parts` describe.
     pub fn new(parts: ClientConfig) -> Self {
         let limits = parts.limits;
-        let shared = parts.shared.unwrap_or_else(|| SharedLimits {
-            limiter: Limiter::new(&limits),
-            budgets: Arc::new(Budgets::new(&limits, parts.budget_file, parts.clock.now())),
+        let now = parts.clock.now();
+        let ledger = parts.units.map(|units| {
+            let file = parts.budget_file.as_ref();
+            let file = file.map(|path| path.with_extension("units"));
+            Ledger::new(parts.metrics.name(), units, file, now)
+        });
+        let shared = parts.shared.unwrap_or_else(|| {
+            let windows = [
+                (Period::Hour, limits.per_hour),
+                (Period::Day, limits.per_day),
+            ];
+            let budgets = Budgets::new(&windows, "calls", parts.budget_file, now);
+            SharedLimits {
+                limiter: Limiter::new(&limits),
+                budgets: Arc::new(budgets),
+            }
         });
         Self {
             transport: parts.transport,
@@ -142,6 +161,7 @@ impl UpstreamClient {
             signer: parts.signer,
             limiter: shared.limiter,
             budgets: shared.budgets,
+            ledger,
             retries: RetryBudget::default(),
             limits,
             method: parts.method,
@@ -158,11 +178,6 @@ impl UpstreamClient {
             limiter: self.limiter.clone(),
             budgets: self.budgets.clone(),
         }
-    }
-
-    /// Counts on from what was taken of the budgets of `before`, whose place this takes.
-    pub fn continue_from(&self, before: &Self) {
-        self.budgets.continue_from(&before.budgets);
     }
 
     /// Its addresses, the preferred one first.
@@ -360,8 +375,7 @@ impl UpstreamClient {
     /// trace in metrics.
     pub fn refusal(&self, caller: Caller, deadline: Instant) -> Option<Error> {
         let ask = Ask::new(caller, deadline, &self.addresses);
-        let spent = || self.budgets.spent(self.clock.now()).map(overspent);
-        self.limiter.check(&ask).err().or_else(spent)
+        self.limiter.check(&ask).err().or_else(|| self.spent())
     }
 
     /// Counts a call that was refused with `error`.
@@ -377,16 +391,6 @@ impl UpstreamClient {
         self.limiter.usual()
     }
 
-    /// Whether a call can be made that nobody waits for: nobody waits for another, and it leaves half of
-    /// all that may be used now.
-    pub fn has_spare(&self) -> bool {
-        let budgets = self.budgets.state(self.clock.now());
-        self.limiter.has_spare()
-            && budgets
-                .iter()
-                .all(|budget| budget.used < budget.allowed / 2)
-    }
-
     /// The state of its protection, at the wall time `now`.
     pub fn state(&self, now: Millis) -> ProtectionState {
         let (paused, spacing) = self.addresses.resting();
@@ -396,7 +400,8 @@ impl UpstreamClient {
                 spacing_seconds: spacing.map(|d| d.as_secs_f64()),
                 ..self.limiter.state()
             },
-            budgets: self.budgets.state(now),
+            budgets: self.budgets_at(now),
+            units: self.ledger.as_ref().map(Ledger::state),
             endpoints: self.addresses.state(),
         }
     }

@@ -16,6 +16,7 @@ mod decode;
 mod failure_log;
 mod guard;
 mod health;
+mod ledger;
 mod limiter;
 mod rate_limit_headers;
 mod refusal;
@@ -23,6 +24,7 @@ mod registry;
 mod response;
 mod retry;
 mod send;
+mod spend;
 mod state;
 mod tenant;
 mod transport;
@@ -45,7 +47,7 @@ pub use guard::Guard;
 pub use health::watch;
 pub use limiter::Caller;
 pub use registry::{Registry, TargetFactory};
-pub use state::{BudgetState, EndpointState, LimiterState, ProtectionState};
+pub use state::{BudgetState, EndpointState, LimiterState, ProtectionState, UnitsState};
 pub use transport::{BoxFuture, Http, Outgoing, Security, Transport};
 
 /// One upstream: how it is spoken to, how it is treated, and the way to it.

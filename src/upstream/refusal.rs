@@ -53,6 +53,12 @@ pub(super) fn no_call_left(waiting: usize) -> String {
     )
 }
 
+/// A budget of units is spent, and renewed after `wait`.
+pub(super) fn units_overspent(wait: Duration) -> Error {
+    let message = "the upstream's budget of units is spent (units)";
+    Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
+}
+
 /// A budget is spent, and renewed after `wait`.
 pub(super) fn overspent(wait: Duration) -> Error {
     let message = "the upstream's budget of calls is spent (rate_limit)";

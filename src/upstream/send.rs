@@ -12,7 +12,6 @@ use super::attempt::{Attempt, Turn, ended, verdict};
 use super::client::{Answered, CallContext, UpstreamClient};
 use super::limiter::Permit;
 use super::rate_limit_headers::RateLimitHeaders;
-use super::refusal::overspent;
 use super::response::{as_of, read};
 use super::transport::Outgoing;
 use crate::adapters::{Exchange, Next, Request, Response};
@@ -46,10 +45,7 @@ impl UpstreamClient {
             None => None,
         };
         let (started, begun) = (self.clock.monotonic(), Instant::now());
-        self.budgets.take(self.clock.now()).map_err(|wait| {
-            self.metrics.rejected("budget");
-            overspent(wait)
-        })?;
+        self.spend(exchange.request.units)?;
         let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
         let trace = counted.to(&url, &request.method, &call.trace);
         trace.send(&mut outgoing.headers);

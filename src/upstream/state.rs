@@ -8,8 +8,11 @@ use serde::Serialize;
 pub struct ProtectionState {
     /// Rate, concurrency and queue.
     pub limiter: LimiterState,
-    /// Budgets of calls.
+    /// Budgets of calls and of units.
     pub budgets: Vec<BudgetState>,
+    /// What is billed, of one that bills.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub units: Option<UnitsState>,
     /// Its addresses and their breakers, the preferred one first.
     pub endpoints: Vec<EndpointState>,
 }
@@ -40,14 +43,34 @@ pub struct LimiterState {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetState {
-    /// `hour` or `day`, of UTC.
+    /// What it is of: `calls` or `units`.
+    pub of: &'static str,
+    /// `hour`, `day` or `month`, of UTC.
     pub per: &'static str,
-    /// Calls that may be made in it.
+    /// What may be used in it.
     pub allowed: u32,
-    /// Calls that were made in it.
+    /// What was used in it.
     pub used: u32,
     /// Seconds until it begins anew.
     pub renewed_seconds: f64,
+}
+
+/// What an upstream bills, since its settings took effect.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnitsState {
+    /// Units that were asked for.
+    pub asked: u64,
+    /// Units that the queries would have asked for without a cache.
+    pub requested: u64,
+    /// The difference.
+    pub avoided: u64,
+    /// What was asked for, in money.
+    pub cost: f64,
+    /// The same of what was avoided.
+    pub cost_avoided: f64,
+    /// What the money is in.
+    pub currency: String,
 }
 
 /// The state of an address.

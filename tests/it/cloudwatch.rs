@@ -671,6 +671,7 @@ async fn explain_says_what_would_be_asked() {
     let stretch = &explained["stretches"][0];
     assert_eq!(stretch["missing"][0]["calls"], json!([]));
     assert_eq!(stretch["madeOf"]["missing"][0]["calls"], json!(["POST /"]));
+    assert_eq!(stretch["madeOf"]["missing"][0]["units"], 1);
     assert_eq!(stretch["madeOf"]["kept"], Value::Null);
     assert_eq!(stretch["older"][0]["kept"], "5m");
     assert_eq!(store.metered().0, 0);
@@ -684,4 +685,90 @@ async fn explain_says_what_would_be_asked() {
     assert_eq!(explain((NOW - 20 * DAY, NOW)).await["answer"], "cache");
     let gone = explain((NOW - 600 * DAY, NOW - 500 * DAY)).await;
     assert_eq!(gone["answer"], "cache", "nothing is kept so long");
+}
+
+/// What the admin API says of the only upstream's protection.
+pub(crate) async fn state(server: &Server) -> Value {
+    let request = server
+        .client()
+        .get(format!("{}/admin/v1/upstreams", server.url));
+    let reply = server
+        .reply(request.bearer_auth(crate::support::ADMIN_TOKEN))
+        .await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let upstreams: Value = serde_json::from_str(&reply.text).unwrap();
+    upstreams["upstreams"][0]["state"].clone()
+}
+
+#[tokio::test]
+async fn units_are_counted_priced_and_budgeted() {
+    let clock = TestClock::at(NOW);
+    let store = CloudWatchStore::start(clock.clone()).await;
+    let (f, g) = (lambda("f"), lambda("g"));
+    for metric in [&f, &g] {
+        store.put_now(metric, samples(NOW - DAY, NOW, 2));
+    }
+    let units = "units = { per_day = 3, per_month = 100, price = 0.25, currency = \"EUR\" }";
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "[state]\ndir = {:?}\n{}{}",
+        folder.path(),
+        store.section("billed", units),
+        crate::support::ADMIN
+    );
+    let server = Server::start_at(&config, clock.clone()).await;
+    let hour = |metric, now| query(metric, (now - HOUR, now), Some(("MEAN", MINUTE)));
+    for _ in 0..10 {
+        read(&ask(&server, &hour(&f, NOW)).await);
+    }
+    clock.pass(2 * MINUTE as u64);
+    let now = NOW + 2 * MINUTE;
+    read(&ask(&server, &hour(&f, now)).await);
+    read(&ask(&server, &hour(&g, now)).await);
+    let counted = state(&server).await;
+    let expected = json!({
+        "asked": 3, "requested": 12, "avoided": 9, "cost": 0.75, "costAvoided": 2.25, "currency": "EUR",
+    });
+    assert_eq!(counted["units"], expected);
+    let budgets = counted["budgets"].as_array().unwrap().iter();
+    let budgets = budgets.map(|b| (b["of"].clone(), b["per"].clone(), b["used"].clone()));
+    let expected =
+        [("day", 3), ("month", 3)].map(|(per, n)| (json!("units"), json!(per), json!(n)));
+    assert_eq!(budgets.collect::<Vec<_>>(), expected);
+    let metric = |name: &str| format!("heliostat_{name}{{upstream=\"billed\"}}");
+    assert_eq!(server.metric(&metric("upstream_units_total")).await, 3.0);
+    assert_eq!(server.metric(&metric("units_requested_total")).await, 12.0);
+    let cost = "heliostat_upstream_cost_total{upstream=\"billed\",currency=\"EUR\"}";
+    assert_eq!(server.metric(cost).await, 0.75);
+    // The budget is spent: what is known is served, marked; what is not is refused.
+    clock.pass(2 * MINUTE as u64);
+    let now = now + 2 * MINUTE;
+    let reply = ask(&server, &hour(&f, now)).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(
+        reply.header("cache-status").contains("budget of units"),
+        "{:?}",
+        reply.headers
+    );
+    let h = lambda("h");
+    let reply = ask(&server, &hour(&h, now)).await;
+    assert_eq!(reply.status, 429, "{}", reply.text);
+    assert!(
+        reply.text.contains("budget of units is spent (units)"),
+        "{}",
+        reply.text
+    );
+    let left: i64 = reply.header("retry-after").parse().unwrap();
+    assert_eq!(left, (DAY - now.rem_euclid(DAY) + 999) / 1000);
+    let refused = "heliostat_upstream_rejected_total{upstream=\"billed\",reason=\"units\"}";
+    assert_eq!(server.metric(refused).await, 2.0);
+    assert_eq!(store.metered().0, 3);
+    // Lists cost nothing, another price changes nothing else, and a restart forgets nothing.
+    server.reload(&config.replace("0.25", "0.5")).await.unwrap();
+    assert_eq!(state(&server).await["units"]["cost"], 1.5);
+    drop(server);
+    let server = Server::start_at(&config, clock.clone()).await;
+    assert_eq!(ask(&server, &hour(&f, now)).await.status, 429);
+    clock.pass(DAY as u64);
+    read(&ask(&server, &hour(&f, now + DAY)).await);
 }

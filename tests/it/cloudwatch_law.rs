@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use heliostat::clock::Clock;
 
-use crate::cloudwatch::{METHODS, Points, ask, lambda, query, read};
+use crate::cloudwatch::{METHODS, Points, ask, lambda, query, read, state};
 use crate::cloudwatch_store::{
     CloudWatchStore, DAY, HOUR, MINUTE, Metric, SECOND, Sample, Trouble, finest, statistic,
 };
@@ -241,7 +241,8 @@ async fn answers_are_what_the_samples_make_whatever_happened_before() {
 async fn day(streams: i64, name: &str) -> (u64, u64) {
     let clock = TestClock::at(NOW);
     let store = CloudWatchStore::start(clock.clone()).await;
-    let server = Server::start_at(&store.section(name, ""), clock.clone()).await;
+    let config = format!("{}{}", store.section(name, ""), crate::support::ADMIN);
+    let server = Server::start_at(&config, clock.clone()).await;
     let metrics: Vec<Metric> = (0..streams).map(|n| lambda(&format!("f{n}"))).collect();
     for metric in &metrics {
         // As few samples as there can be: what they are is of no matter here.
@@ -271,6 +272,11 @@ async fn day(streams: i64, name: &str) -> (u64, u64) {
         clock.pass(10 * SECOND as u64);
     }
     let least = streams * (DAY / (2 * MINUTE));
+    let units = &state(&server).await["units"];
+    let asked = store.metered().0;
+    assert_eq!(units["asked"], asked);
+    let cost = units["cost"].as_f64().unwrap();
+    assert!((cost - asked as f64 * 0.00001).abs() < 0.0001, "{cost}");
     (store.metered().0, least as u64)
 }
 

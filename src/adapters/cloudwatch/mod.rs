@@ -175,6 +175,11 @@ impl Adapter for CloudWatch {
         }
     }
 
+    fn units(&self, query: &MetricQuery) -> u32 {
+        let named = self.named(&query.selector, query.metric_field.as_deref());
+        named.map_or(0, |n| u32::try_from(n.metrics().len()).unwrap_or(u32::MAX))
+    }
+
     fn is_metered(&self) -> bool {
         true
     }

@@ -6,7 +6,7 @@ use super::{Checker, ConfigError, Place};
 use crate::config::aws::{Aws, AwsKeys, AwsRole};
 use crate::config::raw;
 use crate::config::{Upstream, UpstreamKind};
-use crate::model::{TargetUrl, is_region, partition};
+use crate::model::{TargetUrl, Units, is_region, partition};
 
 impl Checker<'_> {
     /// Returns the addresses of an upstream of kind `cloudwatch`, which are those of its region if the
@@ -37,6 +37,38 @@ impl Checker<'_> {
         let url = format!("https://monitoring.{}.{suffix}", aws.region);
         let url = TargetUrl::parse(&url).map_err(|e| self.error(place, "aws.region", e))?;
         Ok(vec![url])
+    }
+
+    /// Returns what an upstream bills.
+    pub(super) fn units(&self, place: Place, raw: &raw::RawUnits) -> Result<Units, ConfigError> {
+        for (key, value) in [
+            ("units.per_hour", raw.per_hour),
+            ("units.per_day", raw.per_day),
+            ("units.per_month", raw.per_month),
+            ("units.statistics", raw.statistics),
+        ] {
+            self.at_least_one(place, key, value.unwrap_or(1))?;
+        }
+        let usual = Units::default();
+        let price = raw.price.unwrap_or(usual.price);
+        if !(0.0..=1_000_000.0).contains(&price) {
+            let message = "must be from 0 to 1000000, the price of one unit";
+            return Err(self.error(place, "units.price", message));
+        }
+        let currency = raw.currency.clone().unwrap_or(usual.currency);
+        let letters = currency.bytes().all(|b| b.is_ascii_alphanumeric());
+        if !((1..=10).contains(&currency.len()) && letters) {
+            let message = "must be 1 to 10 letters and digits, such as \"USD\"";
+            return Err(self.error(place, "units.currency", message));
+        }
+        Ok(Units {
+            per_hour: raw.per_hour,
+            per_day: raw.per_day,
+            per_month: raw.per_month,
+            price,
+            currency,
+            statistics: raw.statistics.unwrap_or(usual.statistics),
+        })
     }
 
     /// Returns how requests to the upstream of `settings` are signed, if they are.

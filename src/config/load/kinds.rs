@@ -55,6 +55,11 @@ impl Checker<'_> {
                 raw.aws.is_set(),
                 &[RawKind::Prometheus, RawKind::CloudWatch],
             ),
+            (
+                "units",
+                raw.units != raw::RawUnits::default(),
+                &[RawKind::CloudWatch],
+            ),
             ("aggregate", set.aggregate != usual.aggregate, points),
             (
                 "multi_series",

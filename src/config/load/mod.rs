@@ -417,7 +417,10 @@ impl Checker<'_> {
                     Some(raw::RawConnectionDetails::Fixed(details)) => Some(details.clone()),
                 },
             },
-            raw::RawKind::CloudWatch => UpstreamKind::CloudWatch { urls },
+            raw::RawKind::CloudWatch => UpstreamKind::CloudWatch {
+                urls,
+                units: self.units(place, &raw.units)?,
+            },
             raw::RawKind::Prometheus => UpstreamKind::Prometheus { urls },
         })
     }

@@ -86,10 +86,13 @@ export class Overview {
   }
 }
 
+// Metered stores bill thousandths of a cent.
+const money = (value, currency) => `${value.toFixed(value < 1 ? 4 : 2)} ${currency}`;
+
 const meter = (share) => el(`div.meter${share > 0.98 ? ".full" : ""}`, {}, el("i", { style: { width: `${Math.min(100, share * 100)}%` } }));
 
 function card({ upstream: name, kind, default: usual, failure, state }, seen, step) {
-  const { limiter, budgets, endpoints } = state;
+  const { limiter, budgets, units, endpoints } = state;
   const broken = endpoints.filter((e) => e.breaker !== "closed");
   const lines = seen ?? { calls: [], failed: [], hit: [], stale: [], partial: [], miss: [], running: [], waiting: [], refused: [], total: null };
   const failing = sum(recent(lines.failed, 60, step));
@@ -110,7 +113,8 @@ function card({ upstream: name, kind, default: usual, failure, state }, seen, st
       fact("Calls a second", number(rate, 3), `of ${number(limiter.perSecond, 3)}`, meter(rate / limiter.perSecond)),
       fact("In flight", String(limiter.running), `of ${limiter.mayRun}`, meter(limiter.running / limiter.mayRun)),
       fact("Waiting", String(limiter.waiting), `of ${count(limiter.queue)}`, meter(limiter.waiting / limiter.queue)),
-      ...budgets.map((b) => fact(`Left this ${b.per}`, count(Math.max(0, b.allowed - b.used)), `of ${count(b.allowed)}, anew in ${span(b.renewedSeconds)}`, meter(b.used / b.allowed))),
+      units ? fact("Billed", money(units.cost, units.currency), `${count(units.asked)} units; ${money(units.costAvoided, units.currency)} avoided`) : null,
+      ...budgets.map((b) => fact(`Left this ${b.per}`, count(Math.max(0, b.allowed - b.used)), `of ${count(b.allowed)} ${b.of}, anew in ${span(b.renewedSeconds)}`, meter(b.used / b.allowed))),
       fact("Queries from memory", percent(queries ? total.hit / queries : null), `of ${count(queries)}`),
       fact("Queries without a call", count(total.hit), `${count(total.pointsFromCache)} points spared`),
       fact("Points from memory", percent(points ? total.pointsFromCache / points : null), `of ${count(points)}`),

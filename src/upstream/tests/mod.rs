@@ -107,6 +107,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
     let metrics = UpstreamMetrics::new("way");
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
     let client = UpstreamClient::new(ClientConfig {
+        units: None,
         signer: None,
         transport: hosts.clone(),
         urls: names.iter().map(url).collect(),

@@ -1,0 +1,83 @@
+//! What an upstream bills: units that were asked for, and that would have been, budgets of them, and
+//! money.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::budget::{Budgets, Period};
+use super::state::{BudgetState, UnitsState};
+use crate::model::{Millis, Units};
+use crate::telemetry::metrics::UnitMetrics;
+
+/// The units of one upstream.
+pub(super) struct Ledger {
+    units: Units,
+    budgets: Budgets,
+    metrics: UnitMetrics,
+}
+
+impl Ledger {
+    /// Returns the ledger of the upstream `name`, with what `file` says of its budgets, at the
+    /// wall time `now`.
+    pub(super) fn new(name: &str, units: Units, file: Option<PathBuf>, now: Millis) -> Self {
+        let windows = [
+            (Period::Hour, units.per_hour),
+            (Period::Day, units.per_day),
+            (Period::Month, units.per_month),
+        ];
+        Self {
+            metrics: UnitMetrics::new(name, &units.currency),
+            budgets: Budgets::new(&windows, "units", file, now),
+            units,
+        }
+    }
+
+    /// Counts on from what `before`, whose place this takes, has taken of its budgets.
+    pub(super) fn continue_from(&self, before: &Self) {
+        self.budgets.continue_from(&before.budgets);
+        let (asked, requested) = before.metrics.totals();
+        self.metrics.continue_from(asked, requested);
+    }
+
+    /// Takes `units` out of each budget at the wall time `now` and counts them, or returns when the
+    /// budget that does not have so many left is renewed.
+    pub(super) fn take(&self, units: u32, now: Millis) -> Result<(), Duration> {
+        if units == 0 {
+            return Ok(());
+        }
+        self.budgets.take(units, now)?;
+        self.metrics
+            .asked(units, f64::from(units) * self.units.price);
+        Ok(())
+    }
+
+    /// Returns when the budget that is spent at the wall time `now` is renewed, if one is.
+    pub(super) fn spent(&self, now: Millis) -> Option<Duration> {
+        self.budgets.spent(now)
+    }
+
+    /// Counts the units that a query would have cost without a cache.
+    pub(super) fn requested(&self, units: u32) {
+        self.metrics.requested(units);
+    }
+
+    /// Returns what has been counted.
+    pub(super) fn state(&self) -> UnitsState {
+        let (asked, requested) = self.metrics.totals();
+        let avoided = requested.saturating_sub(asked);
+        let money = |units: u64| units as f64 * self.units.price;
+        UnitsState {
+            asked,
+            requested,
+            avoided,
+            cost: money(asked),
+            cost_avoided: money(avoided),
+            currency: self.units.currency.clone(),
+        }
+    }
+
+    /// Returns the state of each budget at the wall time `now`.
+    pub(super) fn budgets(&self, now: Millis) -> Vec<BudgetState> {
+        self.budgets.state(now)
+    }
+}

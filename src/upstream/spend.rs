@@ -1,0 +1,64 @@
+//! What calls take out of the budgets of calls and of units.
+
+use super::client::UpstreamClient;
+use super::refusal::{overspent, units_overspent};
+use super::state::BudgetState;
+use crate::model::{Error, Millis};
+
+impl UpstreamClient {
+    /// Counts on from what was taken of the budgets of `before`, whose place this takes.
+    pub fn continue_from(&self, before: &Self) {
+        self.budgets.continue_from(&before.budgets);
+        if let (Some(ledger), Some(before)) = (&self.ledger, &before.ledger) {
+            ledger.continue_from(before);
+        }
+    }
+
+    /// Counts the units that a query would have cost without a cache, if the upstream bills any.
+    pub fn requested(&self, units: impl FnOnce() -> u32) {
+        if let Some(ledger) = &self.ledger {
+            ledger.requested(units());
+        }
+    }
+
+    /// Whether a call can be made that nobody waits for: nobody waits for another, and it leaves half of
+    /// all that may be used now.
+    pub fn has_spare(&self) -> bool {
+        let budgets = self.budgets_at(self.clock.now());
+        self.limiter.has_spare()
+            && budgets
+                .iter()
+                .all(|budget| budget.used < budget.allowed / 2)
+    }
+
+    /// Takes a call that is billed as `units` out of the budgets.
+    pub(super) fn spend(&self, units: u32) -> Result<(), Error> {
+        let now = self.clock.now();
+        let calls = |wait| {
+            self.metrics.rejected("budget");
+            overspent(wait)
+        };
+        self.budgets.spent(now).map_or(Ok(()), Err).map_err(calls)?;
+        if let Some(ledger) = &self.ledger {
+            ledger.take(units, now).map_err(|wait| {
+                self.metrics.rejected("units");
+                units_overspent(wait)
+            })?;
+        }
+        self.budgets.take(1, now).map_err(calls)
+    }
+
+    /// Returns the error for the budget that is spent now, if one is.
+    pub(super) fn spent(&self) -> Option<Error> {
+        let now = self.clock.now();
+        let units = self.ledger.as_ref().and_then(|ledger| ledger.spent(now));
+        let calls = self.budgets.spent(now).map(overspent);
+        calls.or_else(|| units.map(units_overspent))
+    }
+
+    /// Returns the state of each budget at the wall time `now`.
+    pub(super) fn budgets_at(&self, now: Millis) -> Vec<BudgetState> {
+        let units = self.ledger.iter().flat_map(|ledger| ledger.budgets(now));
+        self.budgets.state(now).into_iter().chain(units).collect()
+    }
+}
