@@ -1,5 +1,5 @@
-//! What does aggregation cost a point? Each statistic over points 15 s apart, in buckets of 4
-//! points, of 240, and in one bucket, next to copying the values.
+//! Cost of aggregation per point: each statistic over points 15 s apart, in buckets of 4 points, of
+//! 240, and in one bucket, compared with copying the values.
 //!
 //! `cargo bench --bench aggregate`, or `-- --quick --noplot` for a run of a few seconds. A
 //! criterion filter picks a part, such as `-- sum/`. Bytes are those of the values.

@@ -1,4 +1,4 @@
-//! How many allocations does a hit make?
+//! Number of allocations that a hit makes.
 //!
 //! The server is the only thing in its thread, and the allocations of that thread are counted
 //! while a client in another asks. Counting takes an allocator of its own, which is why this is

@@ -1,5 +1,5 @@
-//! What does it cost to keep points? Packing, unpacking and rendering them, a refresh of the tail
-//! of a full chunk, a look-up, compressing a block for clients: next to copying as many bytes.
+//! Cost of keeping points: packing, unpacking and rendering them, refreshing the tail of a full
+//! chunk, a look-up, and compressing a block for clients, each compared with copying as many bytes.
 //!
 //! `cargo bench --bench cache`, or `-- --quick --noplot` for a run of some seconds. A criterion
 //! filter picks a part, such as `-- pack`. It begins with how many bytes a point takes in each
@@ -40,7 +40,7 @@ const CHUNK: i64 = 8192;
 const START: i64 = 13_800 * CHUNK * INTERVAL;
 const SIZES: [i64; 3] = [1_000, 30_000, 1_000_000];
 
-/// What values are like.
+/// The shape of values.
 #[derive(Clone, Copy)]
 enum Values {
     /// A gauge with two decimals that wanders.

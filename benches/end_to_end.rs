@@ -1,4 +1,4 @@
-//! What does an answer cost, as a share of what the wire costs?
+//! Cost of an answer, as a share of what the wire costs.
 //!
 //! The limit is hyper handing out as many bytes from memory. It, Heliostat and the load are three
 //! processes on loopback; the upstream is a thread beside the load. Compare the ratios of one run:
@@ -38,14 +38,14 @@ const CONNECTIONS_WITH_MISSES: u64 = 128;
 const CONNECTIONS_FOR_MISSES: u64 = 64;
 /// Windows that slide do so over so many positions.
 const SLIDES: i64 = 200;
-/// How long the upstream takes where it does.
+/// Time an upstream with a delay takes to answer, in milliseconds.
 const LATENCY: u64 = 50;
 /// The lane of full hits.
 const LANE: u32 = 1;
 /// Shorter answers are sent as they are, whatever the client asks for.
 const WORTH_ENCODING: i64 = 384;
 
-/// How much is done.
+/// The amount of work.
 struct Amount {
     /// Each case is run so often, for so long.
     rounds: u32,
@@ -57,7 +57,7 @@ struct Amount {
     lanes: u32,
 }
 
-/// What a case found.
+/// The results of one case.
 #[derive(Default)]
 struct Row {
     sample: Sample,

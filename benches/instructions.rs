@@ -1,4 +1,4 @@
-//! How many instructions does a hit take outside the kernel?
+//! Number of instructions that a hit takes outside the kernel.
 //!
 //! Callgrind counts those of a server with one thread, from when it has everything cached until it
 //! has been asked `HITS` times. Unlike times, the figures hardly depend on the machine and on what
@@ -29,11 +29,11 @@ const HITS: i64 = 300;
 /// Windows that slide do so over so many positions.
 const SLIDES: i64 = 200;
 
-/// What is asked of a server.
+/// The queries sent to a server.
 #[derive(Clone, Copy)]
 struct Case {
     kind: Kind<'static>,
-    /// How far each window lies before the last, in milliseconds.
+    /// Distance of each window before the last, in milliseconds.
     slide: i64,
     shape: Shape,
 }

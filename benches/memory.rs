@@ -1,4 +1,4 @@
-//! How much memory does the cache take, next to what it says it takes and what it may take?
+//! Memory that the cache takes, compared with the weight it reports and with its limit.
 //!
 //! Heliostat is a process of its own, so that its resident memory is nobody else's. Caches are
 //! first filled nearly full with lanes of one shape, and the growth of memory is compared with
@@ -26,12 +26,12 @@ use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
 
 const CONNECTIONS: u64 = 8;
-/// How full a cache is made before anything is evicted.
+/// The share of its limit to which a cache is filled before anything is evicted.
 const FULL: f64 = 0.85;
-/// How many times what it holds a cache replaces.
+/// The number of times a cache replaces its contents.
 const CHURN: u64 = 4;
 
-/// What is asked of each lane.
+/// The queries sent for each lane.
 #[derive(Clone, Copy)]
 struct Filling {
     name: &'static str,

@@ -28,7 +28,7 @@ use support::upstream::Upstream;
 
 /// Pages that are open.
 const PAGES: u32 = 10;
-/// How often a page asks.
+/// The interval of a page's requests.
 const EVERY: Duration = Duration::from_secs(5);
 /// The requests of a page that shows the overview.
 const ASKED: [&str; 3] = ["traffic", "upstreams", "config"];

@@ -1,5 +1,5 @@
-//! What does it cost to plan? Telling that a range is a hit, and what is missing where it is not,
-//! of one segment, of history with a tail that has expired, and of coverage in many pieces.
+//! Cost of planning: telling that a range is a hit, and finding what is missing where it is not,
+//! with one segment, with history and an expired tail, and with coverage in many pieces.
 //!
 //! `cargo bench --bench plan`, or `-- --quick --noplot` for a run of a few seconds. A criterion
 //! filter picks a part, such as `-- fresh`.
@@ -19,7 +19,7 @@ const NOW: i64 = 1_700_000_040_000;
 /// A window of 1,440 minutes.
 const START: i64 = NOW - 1440 * MINUTE;
 
-/// What is known of the window, and what is to be found out about it.
+/// A coverage of the window, and the result that its look-up must have.
 struct Case {
     name: String,
     coverage: Vec<Segment>,

@@ -1,5 +1,5 @@
-//! What does an answer of the Prometheus face cost, as a share of what the wire costs, and what
-//! does a dashboard cost the store behind it?
+//! Cost of an answer of the Prometheus API, as a share of what the wire costs, and the load of a
+//! dashboard on the store behind it.
 //!
 //! First part: as in `end_to_end`, the limit is hyper handing out as many bytes from memory, in a
 //! process of its own as Heliostat is; the upstream is a thread beside the load. A real Prometheus
@@ -217,14 +217,14 @@ const REFRESH: i64 = 10;
 /// Heliostat's default of `settle`, in seconds.
 const SETTLE: i64 = 120;
 
-/// What a part of the session cost.
+/// The cost of one part of the session.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     calls: u64,
     points: u64,
 }
 
-/// What could not be done with less: when each time was last fetched.
+/// A lower bound on the work: the time of the last fetch of each evaluation time.
 #[derive(Default)]
 struct Least(HashMap<i64, i64>);
 

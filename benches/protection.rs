@@ -51,7 +51,7 @@ const HOUR: i64 = 60 * MINUTE;
 /// The distance of the upstream's points.
 const INTERVAL: i64 = 15_000;
 
-/// What the upstream does every other while.
+/// The fault that the upstream has at intervals.
 #[derive(Clone, Copy, PartialEq)]
 enum Outage {
     Never,
@@ -61,7 +61,7 @@ enum Outage {
     Closed,
 }
 
-/// How long things take.
+/// The durations of a run.
 #[derive(Clone, Copy)]
 struct Times {
     part: Duration,
@@ -78,7 +78,7 @@ struct Part {
     outage: Outage,
     /// After how many milliseconds clients give up, if they say so.
     patience: Option<u32>,
-    /// How long the breaker of a URL that failed stays open.
+    /// Time for which the breaker of a URL that failed stays open.
     breaker: Duration,
 }
 
@@ -196,14 +196,14 @@ impl Upstream {
     }
 }
 
-/// What became of polls.
+/// The outcomes of polls.
 #[derive(Default)]
 struct Tally {
     hits: Vec<Duration>,
     fresh: Vec<Duration>,
     stale: Vec<Duration>,
     refused: BTreeMap<u16, Vec<Duration>>,
-    /// What was wrong with answers of status 200.
+    /// Faults found in answers of status 200.
     wrong: Vec<String>,
     wrong_answers: usize,
 }
@@ -485,7 +485,7 @@ fn row(name: &str, tally: &mut Tally) {
     );
 }
 
-/// What Heliostat counted of its upstream that is not 0.
+/// Prints the metrics of Heliostat's upstream that are not 0.
 async fn print_metrics(address: SocketAddr, upstream: &str) {
     let url = format!("http://{address}/metrics");
     let client = heliostat::upstream::Http::builder().build().unwrap();

@@ -1,5 +1,5 @@
-//! How long does an answer take that comes out of a second level of the cache, beside one out of
-//! memory and one of an upstream that takes 50 ms?
+//! Latency of an answer from a second level of the cache, compared with one from memory and one
+//! from an upstream that takes 50 ms.
 //!
 //! One Heliostat fetches what is asked for; another, which knows nothing, is asked the same: beside it
 //! over one Redis, or after it over one folder. Redis is left out where there is no `redis-server`.

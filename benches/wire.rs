@@ -1,5 +1,5 @@
-//! What do points cost as JSON? Writing them as an answer has them, and reading them from the
-//! answers of a mirror and of Prometheus into columns, next to copying the same text and to
+//! Cost of points as JSON: writing them as an answer has them, and reading them from the answers of
+//! a mirror and of Prometheus into columns, compared with copying the same text and with
 //! `serde_json` writing the same points.
 //!
 //! `cargo bench --bench wire`, or `-- --quick --noplot` for a run of a few seconds. A criterion

@@ -23,7 +23,7 @@ use heliostat::front::mirror::Method;
 /// Most bytes that a request may have allocated at a time.
 const MOST: u64 = 64 << 20;
 
-/// How many requests are made: all of them where everything is checked.
+/// Returns the number of requests that are made: all of them where everything is checked.
 fn requests() -> usize {
     match std::env::var("HELIOSTAT_REQUIRE_REAL").as_deref() {
         Ok("1") => 100_000,

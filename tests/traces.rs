@@ -68,7 +68,7 @@ async fn collector() -> Scripted {
     Scripted::start(TestClock::at(NOW), |_, _| Answer::json(json!({}))).await
 }
 
-/// What came to `collector`.
+/// Returns the spans that came to `collector`.
 fn exported(collector: &Scripted) -> Vec<ResourceSpans> {
     let decoded = collector.seen().into_iter().flat_map(|seen| {
         assert_eq!((&*seen.method, &*seen.path), ("POST", "/v1/traces"));

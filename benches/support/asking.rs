@@ -1,4 +1,4 @@
-//! What the benches ask for, and what must be answered: lanes whose values anybody can compute,
+//! Requests of the benches and the expected answers: lanes whose values anybody can compute,
 //! written so that an answer's length follows from its number of points.
 
 use heliostat::wire::mirror::response::{METRIC_HEAD, metric_tail};
@@ -36,7 +36,7 @@ impl Shape {
         }
     }
 
-    /// How many points an answer for `[start, end)` has.
+    /// Returns the number of points in an answer for `[start, end)`.
     pub(crate) fn points(self, start: i64, end: i64) -> i64 {
         -(self.first(start) - end).div_euclid(self.step())
     }

@@ -12,7 +12,7 @@ use heliostat::wire::encoding::Encoding;
 
 use super::asking::{Ask, Request, Shape};
 
-/// What the `Cache-Status` of an answer says.
+/// The cache result that the `Cache-Status` of an answer reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Cache {
     /// There is none.
@@ -88,7 +88,7 @@ struct Answer {
     last: [u8; LAST_CHUNK.len()],
 }
 
-/// How an answer in chunks ends.
+/// The end of an answer in chunks.
 const LAST_CHUNK: [u8; 7] = *b"\r\n0\r\n\r\n";
 
 impl Answer {
@@ -138,7 +138,7 @@ impl Answer {
     }
 }
 
-/// What an answer must be like.
+/// The properties that an answer must have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Due {
     /// The length of the body before it is packed.
@@ -240,7 +240,7 @@ pub(crate) fn body(target: &Target, ask: &Ask) -> Vec<u8> {
     }
 }
 
-/// What load found.
+/// The measurements of a run.
 #[derive(Default)]
 pub(crate) struct Sample {
     /// Nanoseconds of each answer.
@@ -278,7 +278,7 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) path: String,
     pub(crate) shape: Shape,
-    /// What the client asks for, and must be answered in.
+    /// The encoding that the client asks for, and must be answered in.
     pub(crate) encoding: Encoding,
 }
 

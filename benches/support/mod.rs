@@ -1,4 +1,4 @@
-//! What the benches have in common.
+//! Parts that the benches share.
 //!
 //! - `asking`: requests, and what must be answered
 //! - `upstream`: a mirror that answers them; `server`: the servers that are measured
@@ -26,7 +26,7 @@ pub(crate) struct Client {
     buffer: Vec<u8>,
 }
 
-/// What was answered; of the head, in lower case.
+/// An answer; its head is in lower case.
 pub(crate) struct Answer<'a> {
     head: String,
     pub(crate) body: &'a [u8],

@@ -32,7 +32,7 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// How many samples each series has.
+    /// Returns the number of samples in each series.
     pub(crate) fn points(&self) -> i64 {
         (self.end - self.start) / self.step + 1
     }
@@ -150,7 +150,7 @@ impl Request {
     }
 }
 
-/// What was asked of a [`Quick`].
+/// The requests that a [`Quick`] received.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) calls: AtomicU64,

@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 /// Longest answer of the bare server.
 const LONGEST: usize = 4 << 20;
 
-/// What a server does.
+/// The role of a server.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind<'a> {
     /// Hyper as Heliostat uses it: a request for `/n` gets `n` bytes.
@@ -86,7 +86,7 @@ impl Server {
         kilobytes << 10
     }
 
-    /// What it says of the metric `name`, which has no labels.
+    /// Returns the value of the metric `name`, which has no labels.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let mut stream = TcpStream::connect(self.address).unwrap();
         let request = "GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";

@@ -60,7 +60,7 @@ impl Upstream {
         Self { address, latency }
     }
 
-    /// How long each answer takes from now on, in milliseconds.
+    /// Sets the time that each answer takes from now on, in milliseconds.
     pub(crate) fn set_latency(&self, millis: u64) {
         self.latency.store(millis, Ordering::Relaxed);
     }
@@ -109,7 +109,7 @@ impl Ready {
     }
 }
 
-/// What the body of a request asks for; of what is not yet, nothing.
+/// Reads the query from the body of a request; the part of it that lies in the future is left out.
 fn asked(body: &[u8]) -> Ask {
     let request: Value = serde_json::from_slice(body).unwrap();
     let query = &request["query"];

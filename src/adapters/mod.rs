@@ -133,7 +133,7 @@ pub(crate) fn not_promql() -> Error {
 pub struct Passed {
     /// The answer.
     pub answer: Arc<RawResponse>,
-    /// Whether it is one of success with nothing left out.
+    /// Set for a successful answer with nothing left out.
     pub complete: bool,
 }
 
@@ -294,7 +294,7 @@ pub struct Annotations {
     pub warnings: Vec<String>,
     /// `infos`
     pub infos: Vec<String>,
-    /// Whether it says `isPartial`: a part of its data could not be read.
+    /// Set if the answer has `isPartial`: a part of its data could not be read.
     pub partial: bool,
 }
 

@@ -4,7 +4,7 @@
 //! several independent results, one a lane, which the compiler turns into vectors; which value
 //! goes to which lane follows from its place in the bucket.
 
-/// How many results are kept side by side: what fits the registers of every x86-64.
+/// Number of results that are kept side by side: as many as fit into the registers of every x86-64.
 const SUM_LANES: usize = 4;
 const BEST_LANES: usize = 8;
 

@@ -15,7 +15,7 @@ use crate::files;
 use crate::front::{Applied, ReloadReport, ReloadRequests};
 use crate::telemetry::{logs, metrics};
 
-/// How often the file is checked.
+/// The interval at which the file is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The pause before an invalid configuration is tried again: the file of a secret may appear later

@@ -18,10 +18,11 @@ use crate::front::{self, Reloads};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics;
 
-/// How often responses are checked for progress, and histograms tidied. See `STALLED_SWEEPS`.
+/// The interval at which responses are checked for progress and histograms are tidied. See
+/// `STALLED_SWEEPS`.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether other replicas have invalidated something.
+/// The interval at which invalidations by other replicas are looked up.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// Most time to write what waits for the second level of the cache when the service stops.

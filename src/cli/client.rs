@@ -1,4 +1,4 @@
-//! How the commands that query a server connect to it, and how they say what went wrong.
+//! Connections of the commands that query a server, and the wording of their failures.
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -67,7 +67,7 @@ pub(super) struct Asked {
     )]
     to: Option<String>,
 
-    /// How a bucket is aggregated: MEAN, MAX, PERCENTILE_95, …
+    /// Aggregation of a bucket: MEAN, MAX, PERCENTILE_95, …
     #[arg(long, default_value = "MEAN", value_parser = statistic)]
     method: Statistic,
 

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 /// The width where nothing says another.
 const WIDTH: usize = 100;
 
-/// How an answer is shown.
+/// The form in which an answer is shown.
 #[derive(Debug, Args)]
 pub(super) struct Look {
     /// Width in columns [default: COLUMNS, or that of the terminal, or 100]

@@ -1,11 +1,11 @@
-//! How requests to AWS are signed.
+//! Settings for signing requests to AWS.
 
 use std::collections::BTreeMap;
 
 use super::Secret;
 use crate::model::TargetUrl;
 
-/// How requests to an upstream are signed.
+/// Settings for signing requests to an upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Aws {
     /// The region that they are signed for, such as `eu-west-1`.

@@ -75,7 +75,7 @@ impl Config {
 pub struct CacheShared {
     /// `redis://…` or `rediss://…`; at least one.
     pub urls: Vec<String>,
-    /// What they are of.
+    /// The kind of server that the URLs lead to.
     pub mode: SharedMode,
     /// A user of its ACL.
     pub username: Option<String>,
@@ -85,7 +85,7 @@ pub struct CacheShared {
     pub sentinel_username: Option<String>,
     /// The password of the Sentinels.
     pub sentinel_password: Option<Secret>,
-    /// How `rediss://` is secured.
+    /// TLS settings for `rediss://`.
     pub tls: ClientTls,
     /// The start of every key.
     pub prefix: String,
@@ -142,7 +142,7 @@ pub struct Server {
     pub error_status: ErrorStatus,
     /// Which clients get compressed answers.
     pub compression: Compression,
-    /// How long new connections are accepted after a signal to stop.
+    /// Time for which new connections are accepted after a signal to stop.
     pub drain_grace: Duration,
     /// Longest time that requests in flight have to finish after that.
     pub drain_timeout: Duration,
@@ -273,11 +273,11 @@ pub struct Upstream {
     pub tls: ClientTls,
     /// Proxies towards it.
     pub proxy: Proxy,
-    /// How requests to it are signed, if they are.
+    /// Settings for signing requests to it, if they are signed.
     pub aws: Option<Aws>,
     /// When cached data is fetched again.
     pub freshness: Freshness,
-    /// How it is queried.
+    /// Settings for querying it.
     pub reading: Reading,
     /// Limits on the load it gets.
     pub limits: Limits,

@@ -40,7 +40,7 @@ fn points(query: &Value, now: Millis) -> (Vec<(Millis, f64)>, bool) {
     (points.collect(), telemetry.partial)
 }
 
-/// How many points the series that meet `conditions` have in an hour.
+/// Returns the number of points that the series matching `conditions` have in an hour.
 fn found(conditions: &[Value]) -> usize {
     let query = metric(conditions, (NOW - 2 * HOUR, NOW - HOUR));
     points(&query, NOW).0.len()

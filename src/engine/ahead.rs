@@ -23,7 +23,7 @@ use crate::upstream::{CallContext, Upstream};
 /// Most lanes and instant queries whose pace is known.
 const MOST: u64 = 20_000;
 
-/// How long before a poll is due the refresh begins, at least.
+/// The shortest time before a poll is due at which its refresh begins.
 const LEAD: Duration = Duration::from_millis(200);
 
 /// The paces that count: shorter ones are hits anyway, and longer ones are not worth a task that waits.
@@ -45,11 +45,11 @@ pub(super) enum Polled {
 /// When something was asked for.
 #[derive(Default)]
 struct Pace {
-    /// How often, which tells one poll from the next.
+    /// Number of polls so far, which tells one poll from the next.
     asked: u64,
     last: Duration,
     interval: Option<Duration>,
-    /// Whether it has been refreshed for the poll that comes next.
+    /// Set once it has been refreshed for the next poll.
     refreshed: bool,
 }
 
@@ -235,9 +235,9 @@ impl Engine {
 
 /// The poll that is expected next.
 pub(super) struct Due {
-    /// What it will be asked with.
+    /// The context of the next poll.
     pub(super) context: RequestContext,
-    /// How much later than the last, in milliseconds.
+    /// Shift of this poll's range against the last one's, in milliseconds.
     pub(super) later: Millis,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of expressions: reading one takes longer than answering a hit.
+//! Cached analyses of expressions: reading an expression takes longer than answering a hit.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ const BYTES: u64 = 4 << 20;
 /// Longer expressions may take a millisecond to read, and leave the threads that serve connections.
 const BLOCKING: usize = 12 << 10;
 
-/// What is known of expressions, by their text.
+/// Analyses of expressions, by their text.
 pub(super) struct Analyses(Cache<Arc<str>, Arc<ExpressionFacts>>);
 
 impl Default for Analyses {
@@ -45,7 +45,7 @@ impl Engine {
         elsewhere_if_long(length, read).await.unwrap_or_default()
     }
 
-    /// What is known of `expression`. Never fails.
+    /// Returns the analysis of `expression`. Never fails.
     pub async fn expression(&self, expression: &str) -> Arc<ExpressionFacts> {
         let known = &self.memory.analyses.0;
         if let Some(facts) = known.get(expression) {

@@ -1,4 +1,4 @@
-//! What a query for metric values is answered with.
+//! Answers to queries for metric values.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::wire::number::write_span;
 /// Answers of fewer points are not encoded: they would hardly get smaller.
 const WORTH_ENCODING: usize = 3 * BLOCK;
 
-/// What costs more than to render so many points, about a millisecond, leaves the threads that
-/// serve connections.
+/// Answers that cost more than rendering this many points, about a millisecond, leave the threads
+/// that serve connections.
 const BLOCKING: usize = 20_000;
 
 /// Most stretches of `raw_points_max` intervals that one raw query reads.
@@ -37,13 +37,14 @@ const MAX_SUB_RANGES: u64 = 16;
 pub struct Answer {
     /// The points as JSON, in parts that follow one another, commas included.
     pub points: Vec<Text>,
-    /// How they are encoded: as the client asked, or not at all where that is not worth it.
+    /// The encoding of the slices: the one the client asked for, or none where compression is not
+    /// worth it.
     pub encoding: Encoding,
     /// Whether they are buckets.
     pub aggregated: bool,
-    /// Whether it was cut short, by a limit or by the upstream.
+    /// Set if the answer was cut short, by a limit or by the upstream.
     pub partial: bool,
-    /// What the cache had to do with it.
+    /// The part that the cache had in the answer.
     pub cache: CacheOutcome,
     /// Where its time went.
     pub timing: Timing,
@@ -156,7 +157,7 @@ impl Engine {
         })
     }
 
-    /// What `query` would be answered with.
+    /// Explains how `query` would be answered.
     pub fn explain_metric(
         &self,
         details: &Details,
@@ -355,7 +356,7 @@ fn shown(
     TimeRange::clamped(range.start(), range.end().min(full))
 }
 
-/// How many of the points `at` of `chunk` lie in `fetched`.
+/// Returns the number of the points `at` of `chunk` that lie in `fetched`.
 fn fetched_in(chunk: &Chunk, at: &Range<usize>, fetched: &RangeSet) -> usize {
     let overlap = |part: &TimeRange| {
         let within = chunk.within(part);

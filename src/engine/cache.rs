@@ -13,8 +13,8 @@ use crate::model::TimeRange;
 use crate::telemetry::metrics::CacheMetrics;
 use crate::upstream::Upstream;
 
-/// What an entry takes besides the bytes that key and value hold: what moka keeps for it, and what
-/// the allocator adds to each block (`cargo bench --bench memory`).
+/// Bytes of an entry besides those of key and value: moka's bookkeeping, and what the allocator
+/// adds to each block (`cargo bench --bench memory`).
 const ENTRY_OVERHEAD: usize = 600;
 
 #[derive(Clone, PartialEq, Eq)]
@@ -212,8 +212,8 @@ impl ChunkCache {
         keys.filter(|key| which(&key.lane)).collect()
     }
 
-    /// What is held, chunk by chunk: its lane, its weight in bytes, and how many answers were made
-    /// of it.
+    /// Calls `see` with each chunk's lane, its weight in bytes, and the number of answers made of
+    /// it.
     pub(crate) fn each(&self, mut see: impl FnMut(&LaneKey, u64, u64)) {
         for (key, chunk) in &self.chunks {
             see(&key.lane, u64::from(weigh(&key, &chunk)), chunk.answered());
@@ -276,12 +276,12 @@ impl Chunks {
         numbered.filter_map(|(index, chunk)| Some((index, chunk.as_ref()?)))
     }
 
-    /// What is known, in order of time.
+    /// Returns the known segments, in order of time.
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.iter().flat_map(|(_, chunk)| chunk.coverage())
     }
 
-    /// What is known, in order of time.
+    /// Returns the known segments, in order of time.
     pub(crate) fn coverage(&self) -> Vec<Segment> {
         self.segments().copied().collect()
     }

@@ -1,4 +1,4 @@
-//! What is cached, by upstream.
+//! Statistics of the cache, by upstream.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use super::lane::{LaneKey, Subject};
 use crate::model::{Layout, Millis, Selector};
 use crate::upstream::Upstream;
 
-/// What is cached of an upstream.
+/// Statistics of the cached data of an upstream.
 #[derive(Clone)]
 pub struct CacheStats {
     /// Whose data it is.
     pub upstream: Arc<Upstream>,
-    /// What its chunks weigh.
+    /// The weight of its chunks.
     pub bytes: u64,
-    /// How many there are.
+    /// The number of its chunks.
     pub chunks: u64,
-    /// How many lanes they belong to.
+    /// The number of its lanes.
     pub lanes: u64,
     /// The lanes that most answers were made of, the hottest first.
     pub hottest: Vec<LaneStats>,
@@ -26,15 +26,15 @@ pub struct CacheStats {
 /// A lane that many answers are made of.
 #[derive(Clone, Debug)]
 pub struct LaneStats {
-    /// What it has.
+    /// The series in the lane.
     pub series: LaneDescription,
-    /// How many answers were made of it since it was first cached.
+    /// Number of answers made of it since it was first cached.
     pub answers: u64,
-    /// What its chunks weigh.
+    /// The weight of its chunks.
     pub bytes: u64,
 }
 
-/// What a lane has; connection details, which may hold secrets, are left out.
+/// A description of a lane's series; connection details, which may hold secrets, are left out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LaneDescription {
     /// The points of a metric.
@@ -64,8 +64,8 @@ struct Sum {
 }
 
 impl Engine {
-    /// What is cached of each upstream, in the order of the configuration. Takes time with all that
-    /// is cached.
+    /// Returns the statistics of each upstream, in the order of the configuration. Takes time in
+    /// proportion to the number of cached chunks.
     pub fn cache_stats(&self) -> Vec<CacheStats> {
         let mut lanes: HashMap<LaneKey, Sum> = HashMap::new();
         self.memory.cache.each(|lane, bytes, answers| {

@@ -16,18 +16,18 @@ use crate::wire::prometheus;
 /// A part of a chunk, known since one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// What is known.
+    /// The range that is known.
     pub range: TimeRange,
     /// When its fetch began, by the monotonic clock.
     pub fetched: Duration,
-    /// Whether it can no longer change.
+    /// Set if the data can no longer change.
     pub settled: bool,
 }
 
 impl Segment {
-    /// Whether it, and not `other`, counts where both speak of the same time: what is settled
-    /// before what may still change, then what was fetched later. The age of settled data is only
-    /// that of its oldest part, so it does not tell which came first.
+    /// Returns whether this one, and not `other`, counts where both cover the same time: settled
+    /// data before data that may still change, then the data that was fetched later. The age of
+    /// settled data is only that of its oldest part, so it does not tell which came first.
     fn outranks(&self, other: &Self) -> bool {
         (self.settled, self.fetched) > (other.settled, other.fetched)
     }
@@ -77,7 +77,7 @@ impl Piece {
         }
     }
 
-    /// What this and `other` know together, as [`Chunk::merged`] has it.
+    /// Returns this piece and `other` combined, by the rules of [`Chunk::merged`].
     pub(crate) fn joined(&self, other: &Self, grain: Duration) -> Self {
         let (Some(mine), Some(theirs)) = (self.hull(), other.hull()) else {
             return match self.segments.is_empty() {
@@ -103,7 +103,7 @@ impl Piece {
         Self { data, segments }
     }
 
-    /// What of it lies in `ranges` and meets `wanted`.
+    /// Returns the part of it that lies in `ranges` and in segments that satisfy `wanted`.
     pub(crate) fn within(&self, ranges: &RangeSet, wanted: impl Fn(&Segment) -> bool) -> Self {
         let mut segments = Vec::new();
         for segment in self.segments.iter().filter(|s| wanted(s)) {
@@ -137,14 +137,15 @@ impl Piece {
     }
 }
 
-/// What a chunk is a part of.
+/// The properties of a lane that a chunk depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     /// The time that it spans.
     pub span: TimeRange,
     /// The layout of its lane.
     pub layout: Layout,
-    /// How far apart the ages of settled neighbours may lie that become one segment.
+    /// The largest difference between the ages of settled neighbours that are joined into one
+    /// segment.
     pub grain: Duration,
 }
 
@@ -154,11 +155,11 @@ pub struct Chunk {
     content: Content,
     /// Ascending and disjoint.
     coverage: Vec<Segment>,
-    /// How many answers were made of it.
+    /// Number of answers made of it.
     answered: AtomicU64,
 }
 
-/// What a chunk holds.
+/// The data of a chunk.
 #[derive(Debug)]
 enum Content {
     /// Points, and their text once it has been asked for.
@@ -204,7 +205,7 @@ impl Chunk {
         }
     }
 
-    /// How many points it has.
+    /// Returns the number of points.
     pub(crate) fn len(&self) -> usize {
         match &self.content {
             Content::Points { columns, .. } => columns.len(),
@@ -236,8 +237,8 @@ impl Chunk {
         }
     }
 
-    /// What is to be done before the points at `at` can be the `last` slice of an answer in
-    /// `encoding`, or one before it, in points that are rendered; 0 if nothing.
+    /// Returns the work left before the points at `at` can be the `last` slice of an answer in
+    /// `encoding`, or one before it, measured in points that are rendered; 0 if there is none.
     pub(crate) fn rendering_cost(
         &self,
         at: &Range<usize>,
@@ -266,8 +267,8 @@ impl Chunk {
         size_of::<Self>() + content + self.coverage.capacity() * size_of::<Segment>()
     }
 
-    /// Whether it knows all that `other`, of the same span, knows, and as well: then it is what
-    /// both know together.
+    /// Returns whether it covers all that `other`, of the same span, covers, and in the same or a
+    /// better state: then it is what both merge to.
     pub(crate) fn supersedes(&self, other: &Self) -> bool {
         let known: RangeSet = self.coverage.iter().map(|s| s.range).collect();
         let worse = |theirs: &Segment| {
@@ -278,8 +279,8 @@ impl Chunk {
         theirs.all(|s| known.covers(&s.range) && !worse(s))
     }
 
-    /// What `old` and `piece` know of a span together. Where both know something, what is settled
-    /// or was fetched later counts, so the order in which fetches end does not matter.
+    /// Merges `old` and `piece` of one span. Where both cover a time, settled data and then the
+    /// data that was fetched later counts, so the order in which fetches end does not matter.
     pub fn merged(old: Option<&Self>, piece: &Piece, frame: &Frame) -> Self {
         let span = &frame.span;
         let known = old.map_or(&[][..], |c| &c.coverage);
@@ -296,7 +297,7 @@ impl Chunk {
         }
     }
 
-    /// What it knows outside of `range`; `None` if that is nothing.
+    /// Returns the chunk with `range` cut out; `None` if nothing remains.
     pub(crate) fn without(&self, range: &TimeRange, frame: &Frame) -> Option<Self> {
         let gone: RangeSet = range.intersection(&frame.span).into_iter().collect();
         let mut coverage = Vec::with_capacity(self.coverage.len() + 1);
@@ -324,7 +325,7 @@ impl Chunk {
         })
     }
 
-    /// How many answers have been made of it, and of those whose place it took.
+    /// Returns the number of answers made of it and of the chunks that it replaced.
     pub(crate) fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
@@ -336,7 +337,7 @@ impl Chunk {
 }
 
 impl Content {
-    /// What `old` holds with `points` in the ranges `news`.
+    /// Returns the points of `old`, replaced by `points` in the ranges `news`.
     fn of_points(
         old: Option<&Chunk>,
         points: &Points,
@@ -362,7 +363,7 @@ impl Content {
         }
     }
 
-    /// What `old` holds with the samples of `matrix` in the ranges `news`.
+    /// Returns the samples of `old`, replaced by those of `matrix` in the ranges `news`.
     fn of_series(
         old: Option<&Chunk>,
         matrix: &LabeledSeries,
@@ -382,7 +383,8 @@ impl Content {
     }
 }
 
-/// What `known` and `segments` know of `span` together, and where the latter count.
+/// Combines the segments `known` and `segments` of `span`; returns the result, and the ranges in
+/// which the latter count.
 fn combined(
     known: &[Segment],
     segments: &[Segment],
@@ -454,10 +456,10 @@ fn joined(mut segments: Vec<Segment>, grain: Duration) -> Vec<Segment> {
     joined
 }
 
-/// What is known of the buckets of `size` in `range`, given what is known of the raw points they
-/// are made of: a bucket is settled if all its parts are; it is as old as the oldest of the parts
-/// that may still change or, if none may, as the oldest of all. A bucket of which some part is
-/// not known is not known.
+/// Returns the segments of the buckets of `size` in `range`, given the segments of the raw points
+/// they are made of: a bucket is settled if all its parts are; it is as old as the oldest of the
+/// parts that may still change or, if none may, as the oldest of all. A bucket with an unknown part
+/// is unknown.
 pub(crate) fn derived(raw: &[Segment], size: Step, range: &TimeRange) -> Vec<Segment> {
     let known: RangeSet = raw.iter().map(|s| s.range).collect();
     // Between two of these lines all buckets lie in the same raw segments.

@@ -13,7 +13,7 @@ use crate::model::{Millis, Points, TimeRange};
 /// Fewer points than these are not worth packing.
 const WORTH_PACKING: usize = 64;
 
-/// How hard pco tries, of 12: a further step takes half as long again for a hundredth of the
+/// Compression level of pco, of 12: one level more takes half as long again for a hundredth of the
 /// size (`cargo bench --bench cache`).
 const LEVEL: usize = 2;
 
@@ -79,7 +79,7 @@ impl Columns {
         }
     }
 
-    /// How many points there are.
+    /// Returns the number of points.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Open(points) => points.len(),
@@ -184,7 +184,8 @@ fn runs(times: &[Millis]) -> Option<Times> {
     (runs.len() <= most).then_some(Times::Runs { step, runs })
 }
 
-/// What has been unpacked once, when it was packed, can be unpacked again.
+/// Returns the values of `result`. It is no error in practice: the same bytes were unpacked once
+/// before, when they were packed.
 fn unpacked<T>(result: pco::errors::PcoResult<Vec<T>>) -> Vec<T> {
     result.unwrap_or_else(|e| {
         error!("packed points cannot be unpacked: {e}");

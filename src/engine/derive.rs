@@ -128,7 +128,7 @@ async fn buckets(
     Ok(buckets)
 }
 
-/// What [`buckets`] makes, in this thread.
+/// Makes [`buckets`] in this thread.
 fn part(chunks: &Chunks, statistic: Statistic, size: Step, range: &TimeRange) -> Points {
     let mut points = Points::new();
     for (_, chunk) in chunks.iter() {

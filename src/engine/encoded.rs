@@ -35,7 +35,7 @@ impl EncodedResponse {
         }
     }
 
-    /// Whether it says an error.
+    /// Returns whether it is an error.
     pub(super) fn is_error(&self) -> bool {
         !self.raw.status.is_success()
     }
@@ -78,9 +78,10 @@ pub struct CachedResponse {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Its body in parts that follow one another.
     pub body: Vec<Text>,
-    /// How the body is encoded: as the client asked, or not at all where that is not worth it.
+    /// The encoding of the body: the one the client asked for, or none where compression is not
+    /// worth it.
     pub encoding: Encoding,
-    /// What the cache had to do with it.
+    /// The part that the cache had in the answer.
     pub cache: CacheOutcome,
     /// Where its time went.
     pub timing: Timing,

@@ -1,5 +1,5 @@
-//! What a query would be answered with, and what would be fetched for it and why, without asking
-//! anyone.
+//! Explanations of answers: the state of the cache for a query, and what would be fetched for it
+//! and why, without a call to an upstream.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::{Engine, RequestContext};
 use crate::model::{Error, Millis, RangeSet, Step, TimeRange};
 use crate::upstream::Upstream;
 
-/// What a query would be answered with.
+/// An explanation of the answer to a query.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
@@ -54,7 +54,7 @@ pub enum AnswerSource {
     Refused,
 }
 
-/// What is known of a range, and what is not.
+/// The state of the cache for a range.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RangeReport {
@@ -63,13 +63,13 @@ pub struct RangeReport {
     pub period: TimeSpan,
     /// Milliseconds between two points: the bucket size, the step, or the native interval.
     pub cell_millis: Millis,
-    /// What the cache has: `hit`, `stale`, `partial` or `miss`.
+    /// The result of a look-up: `hit`, `stale`, `partial` or `miss`.
     pub held: &'static str,
     /// Seconds for which it stays fresh, if nothing is missing.
     pub fresh_seconds: f64,
-    /// What is cached of it.
+    /// The cached ranges.
     pub cached: Vec<Cached>,
-    /// What would be fetched.
+    /// The ranges that would be fetched.
     pub missing: Vec<Missing>,
     /// Whether all of it that is missing is being fetched already.
     pub under_way: bool,
@@ -84,7 +84,7 @@ pub struct RangeReport {
     /// The period of these summaries, where that is not the upstream's interval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept: Option<String>,
-    /// Whether it is made here of something else.
+    /// Set if the range is made of other cached data.
     #[serde(skip)]
     derived: bool,
     /// Whether expired data is answered at once while it is fetched anew.
@@ -130,7 +130,7 @@ pub struct Cached {
     pub period: TimeSpan,
     /// Seconds since its fetch began.
     pub age_seconds: f64,
-    /// Whether it can no longer change.
+    /// Set if the data can no longer change.
     pub settled: bool,
     /// Seconds for which it is fresh still; less than 0 where it has expired.
     pub fresh_seconds: f64,
@@ -174,7 +174,7 @@ pub struct RangeReason {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResponseReport {
-    /// Whether it is cached: `hit`, `stale` or `miss`.
+    /// The result of a look-up: `hit`, `stale` or `miss`.
     pub held: &'static str,
     /// Seconds since its fetch began.
     pub age_seconds: Option<f64>,
@@ -190,7 +190,8 @@ fn left(lifetime: Duration, age: Duration) -> f64 {
 }
 
 impl ResponseReport {
-    /// What is known of an answer that was fetched `age` ago and is good for `lifetime`, if it was.
+    /// Returns the report of an answer that was fetched `age` ago and is fresh for `lifetime`, if
+    /// it is cached.
     pub(super) fn of(known: Option<(Duration, Duration)>, under_way: bool) -> Self {
         let held = match known {
             None => Lookup::Miss,
@@ -215,7 +216,7 @@ impl ResponseReport {
 }
 
 impl Explanation {
-    /// What is answered for `upstream` with `stretches` or the `whole`.
+    /// Returns the explanation of an answer of `upstream` made of `stretches` or the `whole`.
     pub(super) fn new(
         upstream: &Upstream,
         stretches: Vec<RangeReport>,
@@ -260,7 +261,7 @@ impl RangeReport {
 }
 
 impl Engine {
-    /// What is known of `range` of `lane`, whose points come from `source`.
+    /// Returns the report of `range` of `lane`, whose points come from `source`.
     pub(super) fn explain(
         &self,
         lane: &Lane,
@@ -350,8 +351,8 @@ impl Engine {
         })
     }
 
-    /// What is known of what `range` of `lane` is made of, if that is something else, the newest
-    /// last.
+    /// Returns the reports of the data that `range` of `lane` is made of, if that is other data,
+    /// the newest last.
     fn parts_of(
         &self,
         lane: &Lane,

@@ -19,7 +19,7 @@ use crate::upstream::Flight;
 /// about a millisecond (`cargo bench --bench cache`).
 const STORE_INLINE: usize = if cfg!(test) { 500 } else { 10_000 };
 
-/// What a fetch brought.
+/// The result of a fetch.
 #[derive(Clone)]
 pub(super) struct Fetched {
     /// The chunks that it changed.
@@ -34,9 +34,9 @@ pub(super) struct Fetched {
 pub(super) struct View {
     /// The chunks that hold it.
     pub(super) chunks: Chunks,
-    /// What the cache held at first.
+    /// The state of the cache when the query came.
     pub(super) lookup: Lookup,
-    /// What was fetched for it.
+    /// The ranges that were fetched for it.
     pub(super) fetched: RangeSet,
     /// Whether what was fetched is in the cache now.
     pub(super) stored: bool,
@@ -68,7 +68,7 @@ pub(super) struct Degraded {
 }
 
 impl View {
-    /// What the cache holds, as it is.
+    /// Returns a view of the chunks in the cache, with nothing fetched.
     pub(super) fn cached(lane: &Lane, chunks: Chunks, lookup: Lookup, ttl: Duration) -> Self {
         Self {
             chunks,
@@ -99,11 +99,11 @@ pub(super) enum Source {
     Summaries,
 }
 
-/// What came of the ranges that were missing.
+/// The result of fetching the missing ranges.
 #[derive(Default)]
 pub(super) struct Round {
     pub(super) fetched: Vec<Fetched>,
-    /// What went wrong, even if expired data was found to serve in its stead.
+    /// Errors, even if expired data was found to serve instead.
     pub(super) errors: Vec<Error>,
     pub(super) collapsed: bool,
     /// The ranges that are known now as well as they can be.
@@ -298,7 +298,7 @@ impl Engine {
     }
 }
 
-/// What is planned for `lane` by.
+/// Returns the policy that ranges of `lane` are planned with.
 pub(super) fn policy(lane: &Lane, context: &RequestContext) -> Policy {
     Policy {
         freshness: context.freshness(&lane.upstream.freshness),
@@ -320,7 +320,7 @@ fn off_grid(mut view: View, whole: bool) -> Result<View, Error> {
     Ok(view)
 }
 
-/// What the flight brings, if it lands before the request's deadline.
+/// Returns the result of the flight, if it ends before the request's deadline.
 async fn wait(flight: &Flight<Fetched>, context: &RequestContext) -> Result<Fetched, Error> {
     match tokio::time::timeout_at(context.deadline, flight.outcome()).await {
         Ok(fetched) => fetched,

@@ -28,12 +28,13 @@ pub struct Evaluation {
 }
 
 impl Engine {
-    /// When an instant query for `time`, or for now, is evaluated; `None` leaves it to the upstream.
+    /// Returns the time at which an instant query for `time`, or for now, is evaluated; `None` leaves it
+    /// to the upstream.
     ///
-    /// What lies less than `settle` before now may still change, and is served for `refresh` anyway:
-    /// all who ask within one `refresh` are answered for its beginning, and share the answer. A client
-    /// that takes only newer data is answered for the time it asked for; so is one that asks for a time
-    /// to come.
+    /// Data that is less than `settle` old may still change, and is served for `refresh` anyway:
+    /// all requests within one `refresh` are answered for its beginning, and share the answer. A
+    /// client that takes only newer data is answered for the time it asked for; so is one that asks
+    /// for a time in the future.
     pub fn evaluation(
         &self,
         upstream: &Upstream,
@@ -63,8 +64,8 @@ impl Engine {
         })
     }
 
-    /// What a lane of a range query knows of an instant query: `request` is the range of its one
-    /// evaluation time. `None` if no lane has that time fresh, or the upstream had something to remark.
+    /// Answers an instant query from a lane of a range query: `request` is the range of its one
+    /// evaluation time. `None` if no lane has that time fresh, or if the upstream sent annotations.
     pub(super) fn out_of_lane(
         &self,
         upstream: &Arc<Upstream>,

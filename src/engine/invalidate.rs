@@ -11,7 +11,8 @@ use crate::promql::canonical;
 use crate::store::LevelFailure;
 use crate::upstream::Upstream;
 
-/// How often something has been forgotten. What was asked for before that is not kept.
+/// The number of invalidations so far. Data that was requested before the last of them is not
+/// stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Generation(u64);
 
@@ -20,11 +21,11 @@ pub(super) struct Generation(u64);
 pub struct Invalidated {
     /// Chunks in memory that changed.
     pub chunks: usize,
-    /// How many replicas have applied it, of how many, if a level is shared.
+    /// Number of replicas that have applied it, and of all replicas, if a level is shared.
     pub replicas: Option<(usize, usize)>,
 }
 
-/// What of an upstream is to be forgotten.
+/// The part of an upstream's data to invalidate.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Selection {
     /// Only series asked for with these conditions, and perhaps others.
@@ -54,7 +55,7 @@ impl Selection {
 }
 
 impl Memory {
-    /// How often something has been forgotten so far.
+    /// Returns the number of invalidations so far.
     pub(super) fn generation(&self) -> Generation {
         *self
             .generation

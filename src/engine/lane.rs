@@ -13,8 +13,9 @@ use crate::store::key::Canonical;
 use crate::upstream::{Forward, Upstream};
 use crate::wire::mirror::request::write_metric;
 
-/// How many buckets or native intervals a chunk spans: enough that a long answer is made of few,
-/// few enough that one is written anew in some microseconds. In tests seams are many.
+/// Number of buckets or native intervals in a chunk: enough that a long answer needs few chunks,
+/// few enough that a chunk is rewritten within microseconds. Smaller in tests, so that they meet
+/// many seams.
 const CHUNK_CELLS: u32 = if cfg!(test) { 256 } else { 8192 };
 
 /// The same of the series of an expression, of which there may be hundreds.
@@ -25,7 +26,7 @@ const MATRIX_CELLS: u32 = if cfg!(test) { 64 } else { 512 };
 pub struct Lane {
     /// Where its points come from.
     pub(crate) upstream: Arc<Upstream>,
-    /// What sets it apart from every other lane.
+    /// The identity that no other lane has.
     pub(crate) key: LaneKey,
 }
 
@@ -43,7 +44,7 @@ pub(crate) struct Identity {
     subject: Subject,
 }
 
-/// What of an upstream a lane has. Details may hold secrets, so it cannot be printed.
+/// The data of an upstream that a lane holds. Details may hold secrets, so it cannot be printed.
 #[derive(PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
     /// The points of a metric, as the mirror API asks for them.
@@ -81,7 +82,7 @@ impl LaneKey {
         }
     }
 
-    /// Whether it has buckets that are made of the raw points of `raw`.
+    /// Returns whether it has buckets that are made of the raw points of `raw`.
     pub(crate) fn is_made_of(&self, raw: &Self) -> bool {
         let (Subject::Metric { layout, .. }, Subject::Metric { layout: of, .. }) =
             (self.subject(), raw.subject())
@@ -126,7 +127,7 @@ impl LaneKey {
         self.identity.upstream
     }
 
-    /// What it is of.
+    /// Returns the subject of its identity.
     pub(crate) fn subject(&self) -> &Subject {
         &self.identity.subject
     }
@@ -274,9 +275,9 @@ impl Lane {
         &self.key.identity.subject
     }
 
-    /// What sets it apart from the other lanes of its upstream, in a form that outlives the
-    /// process; `None` if it is kept in no second level. A new part of the identity does not
-    /// compile until somebody has decided whether it belongs here.
+    /// Returns the identity within its upstream, in a form that outlives the process; `None` if the
+    /// lane is stored in no second level. A new part of the identity does not compile until its
+    /// author has decided whether it belongs here.
     pub(crate) fn canonical(&self) -> Option<Canonical> {
         let Identity {
             // The form of the upstream's settings takes its place.
@@ -336,7 +337,7 @@ impl Lane {
         }
     }
 
-    /// What a range of it holds of which it is known that there is nothing.
+    /// Returns the contents of a range that is known to be empty.
     pub(crate) fn nothing(&self) -> Data {
         match self.subject() {
             Subject::Metric { .. } | Subject::Summaries { .. } => Data::Points(Points::new()),
@@ -344,8 +345,8 @@ impl Lane {
         }
     }
 
-    /// What lies between two neighbouring points: the bucket size, the step, or the native
-    /// interval.
+    /// Returns the distance between two neighbouring points: the bucket size, the step, or the
+    /// native interval.
     pub(crate) fn cell(&self) -> Step {
         match (self.subject(), self.layout()) {
             (Subject::Expression(expression), _) => expression.step,
@@ -388,7 +389,7 @@ impl Lane {
         }
     }
 
-    /// What chunk `index` is a part of.
+    /// Returns the frame of chunk `index`.
     pub fn frame(&self, index: i64) -> Frame {
         Frame {
             span: self.chunk_span().cell(index),

@@ -115,10 +115,10 @@ pub struct Engine {
     max_points: u32,
 }
 
-/// What engines know. It outlives them: a new configuration makes a new engine over the same
+/// The state of engines. It outlives them: a new configuration makes a new engine over the same
 /// memory.
 pub struct Memory {
-    /// What all that is cached may weigh.
+    /// The largest weight of all cached data.
     bytes: u64,
     cache: ChunkCache,
     flights: Flights<LaneKey, Fetched>,
@@ -130,7 +130,7 @@ pub struct Memory {
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
     generation: RwLock<Generation>,
-    /// What outlives the process, if anything does.
+    /// The level that outlives the process, if there is one.
     second: Option<second::SecondLevel>,
 }
 
@@ -167,7 +167,7 @@ impl Memory {
     }
 }
 
-/// What the engine has to know of a request besides its query.
+/// The properties of a request besides its query.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
     /// When it came, by the monotonic clock.
@@ -176,10 +176,10 @@ pub struct RequestContext {
     pub wall: Millis,
     /// When the client must have been answered; no later than the errand's deadline.
     pub deadline: Instant,
-    /// Who asks, until when an answer may be of use to anyone, and in which trace. Fetches are
-    /// shared, so a client's own shorter limit is none of theirs.
+    /// The caller, the time after which an answer is of no use to anyone, and the trace. Fetches
+    /// are shared, so a client's own shorter limit does not apply to them.
     pub call: CallContext,
-    /// How the client takes long answers.
+    /// The encoding that the client takes long answers in.
     pub encoding: Encoding,
     /// The oldest data that may still change which the client takes, if it says so
     /// (`Cache-Control`). It then gets no expired data either.
@@ -192,7 +192,7 @@ impl RequestContext {
         self.call.trace.span(name)
     }
 
-    /// What is done as a part of that step.
+    /// Returns a context for work that is a part of that step.
     fn within(&self, span: &Span) -> Self {
         let mut within = self.clone();
         within.call.trace = self.call.trace.within(span);
@@ -207,7 +207,7 @@ impl RequestContext {
         }
     }
 
-    /// What the client makes of the upstream's policy.
+    /// Returns the upstream's `policy` as restricted by the client.
     fn freshness(&self, policy: &Freshness) -> Freshness {
         match self.max_age {
             None => *policy,
@@ -250,7 +250,7 @@ impl Engine {
         &self.registry
     }
 
-    /// What it knows, for an engine that takes its place.
+    /// Returns the cached state, for an engine that takes its place.
     pub fn memory(&self) -> Arc<Memory> {
         self.memory.clone()
     }

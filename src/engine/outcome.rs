@@ -19,10 +19,10 @@ pub struct Timing {
     pub render: Duration,
 }
 
-/// What the cache had to do with an answer.
+/// The part that the cache had in an answer.
 #[derive(Clone, Debug)]
 pub struct CacheOutcome {
-    /// What it held when the query came.
+    /// The state of the cache when the query came.
     pub lookup: Lookup,
     /// Whether what was fetched is in it now.
     pub stored: bool,
@@ -36,7 +36,7 @@ pub struct CacheOutcome {
     pub other_buckets: bool,
     /// Why expired data is served, if it is.
     pub detail: Option<String>,
-    /// Whether it is an error that the upstream said a moment ago.
+    /// Set for a remembered error of the upstream.
     pub error: bool,
 }
 
@@ -76,7 +76,7 @@ impl CacheOutcome {
     }
 }
 
-/// What the cache had to do with `view`.
+/// Returns the part that the cache had in `view`.
 pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
     let mut outcome = CacheOutcome {
         lookup: view.lookup,

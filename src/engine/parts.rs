@@ -134,7 +134,7 @@ fn read_for(upstream: &Upstream, range: &TimeRange) -> TimeRange {
     TimeRange::clamped(range.start().saturating_sub(back), range.end())
 }
 
-/// How `range` of `lane` is asked of its upstream.
+/// Returns the parts in which `range` of `lane` is requested of its upstream.
 pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
     let upstream = &lane.upstream;
     match lane.subject() {

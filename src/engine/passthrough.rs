@@ -18,7 +18,7 @@ use crate::model::{Error, Millis, heap_block, heap_headers};
 use crate::upstream::Upstream;
 use crate::wire::prometheus::write_time;
 
-/// What is asked. Two clients that ask the same get the same answer.
+/// A request that is passed on. Two clients that send the same request get the same answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PassthroughRequest {
     /// Path below the upstream's URL.
@@ -152,7 +152,8 @@ impl Engine {
         self.cached_response(&key, answer.await?, context).await
     }
 
-    /// What is cached of `request`, or what the upstream says, which is cached as `policy` allows.
+    /// Returns the cached answer to `request`, or the upstream's, which is cached as `policy`
+    /// allows.
     pub(super) async fn fetch_response(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,

@@ -19,12 +19,12 @@ const METERED_BLOCK_CELLS: u32 = 60;
 /// Most ranges that one query asks for; beyond it the nearest are joined.
 const MAX_RANGES: usize = 8;
 
-/// What the planner goes by besides coverage.
+/// The settings of the planner.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
     /// For how long data is good.
     pub freshness: Freshness,
-    /// How far ahead a fetch reaches that touches the data which is still coming in.
+    /// The time that a fetch of data which is still coming in reaches into the future.
     pub ahead: Duration,
     /// The grid that missing ranges are taken to.
     pub grid: Step,
@@ -44,7 +44,7 @@ pub struct Now {
     pub monotonic: Duration,
 }
 
-/// What the cache has for a query.
+/// The state of the cache for a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// All of it, fresh.
@@ -75,10 +75,10 @@ impl fmt::Display for Lookup {
     }
 }
 
-/// What is to be done for a range.
+/// The work to do for a range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// What the cache holds.
+    /// The state of the cache.
     pub lookup: Lookup,
     /// Ranges to fetch, ascending; they may reach beyond the range.
     pub missing: Vec<TimeRange>,

@@ -131,7 +131,7 @@ impl Engine {
     }
 }
 
-/// How many points or samples `chunks` have in `ranges`.
+/// Returns the number of points or samples that `chunks` have in `ranges`.
 fn points(chunks: &Chunks, ranges: &RangeSet) -> usize {
     let within = |range: &TimeRange| -> usize {
         let points: usize = chunks

@@ -13,7 +13,7 @@ use crate::wire::number::{read_time, write_bucket, write_point};
 /// a point stays plain; smaller blocks pack worse.
 pub const BLOCK: usize = 128;
 
-/// What packing a point costs, next to rendering it.
+/// The cost of packing a point, relative to rendering it.
 const PACKING: usize = 16;
 
 /// The packed blocks of a text, each packed when first asked for; `None` where that makes it no
@@ -143,8 +143,8 @@ impl Rendered {
         first..blocks.max(first)
     }
 
-    /// What it costs to add the points at `at` to an answer, for the `last` slice or one before
-    /// it, in points that are rendered.
+    /// Returns the cost of adding the points at `at` to an answer, for the `last` slice or one
+    /// before it, measured in points that are rendered.
     pub(crate) fn packing_cost(&self, at: &Range<usize>, last: bool, encoding: Encoding) -> usize {
         if encoding == Encoding::Identity {
             return 0;

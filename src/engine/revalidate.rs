@@ -64,9 +64,9 @@ impl Engine {
         }
     }
 
-    /// What is cached of `range`, marked as expired, if all of it is known and expired no longer
-    /// ago than `stale_while_revalidate`; it is fetched in the background then. `None` if it is
-    /// fresh, or too old, or the client takes nothing expired.
+    /// Returns the cached data of `range`, marked as expired, if all of it is known and expired no
+    /// longer ago than `stale_while_revalidate`; it is then fetched in the background. `None` if it
+    /// is fresh or too old, or if the client accepts nothing expired.
     pub(super) fn while_revalidating(
         self: &Arc<Self>,
         lane: &Lane,

@@ -60,7 +60,7 @@ impl Clocks {
         }
     }
 
-    /// What the engine is told of a request that comes now.
+    /// Returns the context of a request that comes now.
     pub(super) fn context(&self, encoding: Encoding) -> RequestContext {
         let deadline = Instant::now() + Duration::from_secs(60);
         RequestContext {
@@ -130,7 +130,7 @@ fn visible(range: &TimeRange, clocks: &Clocks, now: Millis) -> Points {
     Points::from_unsorted(pairs)
 }
 
-/// What `query` means, computed without any cache.
+/// Returns the answer to `query`, computed without any cache.
 pub(super) fn direct(query: &MetricQuery, clocks: &Clocks, now: Millis) -> Vec<(Millis, f64)> {
     match query.layout {
         Layout::Raw => visible(&query.range, clocks, now).iter().collect(),
@@ -192,7 +192,7 @@ impl Transport for Source {
     }
 }
 
-/// How an upstream's data is kept.
+/// The freshness of an upstream's data.
 #[derive(Clone, Copy)]
 pub(super) struct Keeping {
     pub(super) recheck: Millis,

@@ -24,10 +24,10 @@ use crate::model::{Error, Freshness, Millis, Origin, TimeRange, heap_block};
 use crate::promql::Reads;
 use crate::upstream::{Flights, Upstream};
 
-/// What an entry takes besides what it holds: what moka and the allocator keep for it.
+/// Bytes of an entry besides its contents: the bookkeeping of moka and the allocator.
 const ENTRY_OVERHEAD: usize = 600;
 
-/// How long an answer may be cached.
+/// The time for which an answer may be cached.
 #[derive(Clone, Debug)]
 pub enum CachePolicy {
     /// Not at all, for this reason; but an error about the query is cached as `Short` is.
@@ -41,7 +41,7 @@ pub enum CachePolicy {
     /// It is the value of an expression at `time`: as settled data if all that is read for it had
     /// settled when it was fetched, else as data that may still change.
     AtTime {
-        /// What the value comes from, if that is known.
+        /// The data that the value depends on, if that is known.
         reads: Option<Reads>,
         /// The evaluation time.
         time: Millis,
@@ -51,7 +51,7 @@ pub enum CachePolicy {
 }
 
 impl CachePolicy {
-    /// How long that is; not at all if `None`.
+    /// Returns the time for which an answer is fresh; `None` if it may not be cached.
     fn lifetime(&self, freshness: &Freshness) -> Option<Duration> {
         match self {
             Self::NoStore(_) => None,
@@ -62,7 +62,7 @@ impl CachePolicy {
     }
 }
 
-/// What a whole answer answers. Details may hold secrets, so it cannot be printed.
+/// A query whose answer is cached whole. Details may hold secrets, so it cannot be printed.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) enum WholeQuery {
     /// All that an upstream lists, before prefix, offset and limit of a query are applied.
@@ -77,7 +77,7 @@ pub(super) enum WholeQuery {
     Range(LaneKey, TimeRange),
 }
 
-/// What sets a whole answer apart from every other.
+/// The identity that no other whole answer has.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct WholeIdentity {
     upstream: u64,
@@ -115,15 +115,15 @@ impl WholeIdentity {
     }
 }
 
-/// What a fetch brings.
+/// The result of a fetch.
 pub(super) enum Content {
     /// A list of which pages are made.
     List(List),
     /// The answer itself.
     Response(EncodedResponse),
-    /// What the upstream said of the query.
+    /// An error that the upstream has about the query.
     Error(Error),
-    /// What is under another key.
+    /// The key of the answer.
     Alias(WholeKey),
 }
 
@@ -140,7 +140,7 @@ impl Content {
         }
     }
 
-    /// Whether it is an error, in whatever form.
+    /// Returns whether it is an error, in whatever form.
     fn is_error(&self) -> bool {
         match self {
             Self::List(_) | Self::Alias(_) => false,
@@ -153,8 +153,8 @@ impl Content {
 /// An answer that was fetched.
 pub(super) struct WholeEntry {
     pub(super) content: Content,
-    /// How long it is fresh. What changes with time is settled when it is fetched or never: it does
-    /// not become so by growing old here.
+    /// The time for which it is fresh. Whether data has settled is decided when it is fetched: an
+    /// entry does not become settled with age.
     policy: CachePolicy,
     fetched: Duration,
 }
@@ -243,7 +243,7 @@ pub(super) struct WholeAnswer {
 }
 
 impl Engine {
-    /// What is cached under `key`, if it is fresh: a hit.
+    /// Returns the answer cached under `key`, if it is fresh: a hit.
     pub(super) fn fresh_whole(
         &self,
         upstream: &Upstream,
@@ -307,10 +307,10 @@ impl Engine {
         self.memory.if_current(since, store);
     }
 
-    /// What is cached under `key`, fresh, or what `fetch` brings, or, where that fails, what is
-    /// cached and has expired no longer ago than `max_stale`. `bypass` says why the cache is not
-    /// asked, if it is not. Answers of expired data are counted. Under `newest` the same query is known
-    /// whatever its evaluation time.
+    /// Returns the fresh answer cached under `key`, or the result of `fetch`, or, where that fails,
+    /// a cached answer that expired no longer ago than `max_stale`. `bypass` is the reason for
+    /// which the cache is not used, if there is one. Answers of expired data are counted. `newest`
+    /// is the key of the same query without its evaluation time.
     pub(super) async fn whole<F>(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -446,7 +446,7 @@ impl Engine {
         entry
     }
 
-    /// What is known of `key`, without asking anyone.
+    /// Returns the cached state of `key`, without a call to an upstream.
     pub(super) fn report_whole(
         &self,
         upstream: &Upstream,

@@ -50,7 +50,7 @@ pub(super) enum Call {
     Replicas,
 }
 
-/// What the front knows besides the engine.
+/// The state of the front that the admin API shows.
 pub(super) struct FrontState<'a> {
     /// Where a reload is requested, if the configuration can be read again.
     pub(super) reloads: Option<&'a Reloads>,

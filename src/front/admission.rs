@@ -244,7 +244,7 @@ impl Claim {
         Ok(())
     }
 
-    /// Whether it gave way to another client.
+    /// Returns whether it gave way to another client.
     pub(super) fn is_evicted(&self) -> bool {
         self.evicted.load(Ordering::Acquire)
     }

@@ -84,7 +84,7 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asset(usize);
 
-/// What is worked out once of a file: its validator, and its bytes packed.
+/// The parts of a file that are computed once: its validator and its compressed bytes.
 struct Prepared {
     tag: HeaderValue,
     gzip: Option<Vec<Bytes>>,

@@ -1,4 +1,4 @@
-//! What a browser may be made to do by other pages, and is not allowed to.
+//! Protection against requests that other pages make a browser send.
 //!
 //! A browser adds passwords that it knows to requests that any page makes. Other pages can neither
 //! set headers of their own nor lie about where they are from (Fetch, section 3.1), so both are
@@ -11,7 +11,7 @@ use crate::model::{Error, Kind};
 
 /// Sent with what changes something, by the page.
 const ACTION: HeaderName = HeaderName::from_static("x-heliostat-action");
-/// What a browser says of where a request comes from (W3C Fetch Metadata).
+/// The header in which a browser says where a request comes from (W3C Fetch Metadata).
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses a request of a browser that does not come from this server's own page. What `changes`

@@ -231,7 +231,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
 mod tests {
     use super::*;
 
-    /// What comes out for `input`, which arrives in pieces of `size`.
+    /// Returns the output for `input`, which arrives in pieces of `size`.
     fn passed(input: &[u8], size: usize) -> Vec<u8> {
         let mut stream = LenientStream::new(());
         let mut out = Vec::new();

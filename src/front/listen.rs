@@ -25,16 +25,16 @@ use super::lenient::LenientStream;
 use super::stream::TimeoutStream;
 use crate::telemetry::metrics;
 
-/// How long a connection may take to send a request's head. It is also how long an unused one is
-/// kept: longer than the minute between StackState's polls.
+/// The longest that a connection may take to send a request's head. It is also the time for which
+/// an unused one is kept: longer than the minute between StackState's polls.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// How long a connection may be silent, even while an answer is awaited; and how long a client may
-/// read nothing of what it is sent. Both bound what an inactive client holds.
+/// The longest that a connection may be silent, even while an answer is awaited, and that a client
+/// may go without reading anything of its answer. Both bound what an inactive client holds.
 const SILENCE: Duration = Duration::from_secs(600);
 const NOT_READING: Duration = Duration::from_secs(20);
 
-/// How long a client may take for the TLS handshake.
+/// The longest that a client may take for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Most bytes that wait in the kernel to be sent on a connection. A client that reads slowly is seen

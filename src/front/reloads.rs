@@ -20,7 +20,7 @@ pub struct ReloadRequests(mpsc::Receiver<ReloadReply>);
 #[derive(Debug)]
 pub struct ReloadReply(oneshot::Sender<Result<Applied, String>>);
 
-/// What a reload did, by the names of upstreams.
+/// The changes that a reload made, by the names of upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Applied {
     /// Unchanged, with their whole state.

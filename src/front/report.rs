@@ -1,4 +1,4 @@
-//! What the admin API says of the configuration in use.
+//! The configuration in use, as the admin API shows it.
 
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ pub struct ConfigReport {
     pub reload: Option<ReloadReport>,
     /// Keys that differ from those at the start and take effect with the next.
     pub restart: Vec<&'static str>,
-    /// What is unsafe or surprising about it, and what to set.
+    /// Unsafe or surprising settings, and what to set instead.
     pub warnings: Vec<String>,
     /// Every key that has a value.
     pub settings: Vec<Setting>,
@@ -44,6 +44,6 @@ pub struct UpstreamEntry {
     pub name: String,
     /// Its kind, as in the file.
     pub kind: &'static str,
-    /// Whether it serves requests that name no upstream.
+    /// Set if it serves requests that name no upstream.
     pub default: bool,
 }

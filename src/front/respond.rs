@@ -1,4 +1,4 @@
-//! What responses with data have in common: their encoding, `Cache-Status` and `Server-Timing`.
+//! Common parts of responses with data: their encoding, `Cache-Status` and `Server-Timing`.
 
 use std::fmt::Write;
 
@@ -54,7 +54,7 @@ pub(super) fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> 
     response
 }
 
-/// What `Cache-Status` says of an error that the upstream said a moment ago.
+/// The `Cache-Status` of a remembered error of the upstream.
 const REMEMBERED: &str = "heliostat; hit; detail=\"error\"";
 
 /// Adds the `Cache-Status` header to `response`, which says `error`, if the upstream was not asked.

@@ -4,7 +4,7 @@ use super::assets::Asset;
 use super::auth::Api;
 use super::{admin, mirror, pages, prometheus};
 
-/// What a path asks for.
+/// The purpose of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     /// A method of the mirror API.
@@ -39,7 +39,7 @@ impl Route {
         }
     }
 
-    /// Whether it is asked by probes, which are served however full the service is.
+    /// Returns whether probes request it; they are served however full the service is.
     pub(super) fn is_probe(self) -> bool {
         use pages::Page::{Health, Metrics, Ready};
         matches!(self, Self::Page(Health | Ready | Metrics))

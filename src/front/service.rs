@@ -59,7 +59,7 @@ pub struct FrontSettings {
     pub request_bounds: RequestBounds,
     /// Which of the clients that accept compressed answers get them.
     pub compression: Compression,
-    /// Who has access.
+    /// The rules of access.
     pub access: Arc<AccessControl>,
     /// Whether every error has status 500.
     pub always_500: bool,
@@ -82,7 +82,7 @@ pub(super) struct Shared {
     pub(super) draining: AtomicBool,
     /// Where a reload is requested, if the configuration can be read again.
     pub(super) reloads: OnceLock<Reloads>,
-    /// What the admin API says of the configuration.
+    /// The configuration as the admin API shows it.
     pub(super) report: ArcSwap<ConfigReport>,
     pub(super) traffic: Traffic,
 }

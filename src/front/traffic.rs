@@ -1,5 +1,5 @@
-//! What has been going on for the last quarter of an hour: counted as it happens, and kept in steps
-//! of five seconds, in memory that depends on the number of upstreams alone.
+//! Traffic of the last quarter of an hour: counted as it happens, and kept in steps of five
+//! seconds, in memory that depends only on the number of upstreams.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ pub(super) struct Traffic {
     kept: Mutex<Kept>,
 }
 
-/// What is counted of an API since the start.
+/// The counters of an API since the start.
 struct Live {
     errors: AtomicU64,
     times: [AtomicU64; BUCKETS],
@@ -75,7 +75,7 @@ struct UpstreamStep {
     waiting: u32,
 }
 
-/// What was kept, the oldest first.
+/// The steps that were kept, the oldest first.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct TrafficReport {
@@ -122,7 +122,7 @@ struct UpstreamTraffic {
     total: TotalReport,
 }
 
-/// What was counted since the upstream's settings took effect.
+/// The counters since the upstream's settings took effect.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct TotalReport {
@@ -208,7 +208,7 @@ fn push<T>(steps: &mut VecDeque<T>, step: T) {
     steps.push_back(step);
 }
 
-/// How much `now` is more than `before`; all of it where counting has begun anew.
+/// Returns the increase from `before` to `now`; all of `now` where counting has begun anew.
 fn more(now: u64, before: u64) -> u32 {
     let more = now.checked_sub(before).unwrap_or(now);
     u32::try_from(more).unwrap_or(u32::MAX)

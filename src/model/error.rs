@@ -170,8 +170,8 @@ impl Error {
         self
     }
 
-    /// Whether it is what the upstream says of the query itself, and would say again if it were asked
-    /// again at once.
+    /// Returns whether the upstream's error is about the query itself, so that the same query would
+    /// fail again at once.
     pub fn is_about_query(&self) -> bool {
         self.said.as_ref().is_some_and(|said| said.is_about_query())
     }

@@ -11,17 +11,18 @@ use super::time::{Millis, Step};
 pub struct Freshness {
     /// Data older than this, in milliseconds, no longer changes.
     pub settle: Millis,
-    /// How long data that may still change is served.
+    /// Time for which data that may still change is served.
     pub refresh: Duration,
-    /// How long after it has settled data is fetched once more, for points that came late; 0 for never.
+    /// Time after settling at which data is fetched once more, for points that came late; 0 for
+    /// never.
     pub recheck: Duration,
-    /// How long expired data is served while the upstream fails.
+    /// Time for which expired data is served while the upstream fails.
     pub max_stale: Duration,
-    /// How long expired data is served at once while it is refreshed.
+    /// Time for which expired data is served at once while it is refreshed.
     pub stale_while_revalidate: Duration,
-    /// How long settled data is kept.
+    /// Time for which settled data is cached.
     pub history_ttl: Duration,
-    /// How long field names and values are kept.
+    /// Time for which field names and values are cached.
     pub metadata_ttl: Duration,
 }
 

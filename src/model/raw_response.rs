@@ -18,8 +18,8 @@ pub struct RawResponse {
 }
 
 impl RawResponse {
-    /// Whether it is an error of Prometheus' API about the query itself: that it is invalid (400), or
-    /// cannot be evaluated (422, and 500 in some stores).
+    /// Returns whether it is an error of Prometheus' API about the query itself: that it is invalid
+    /// (400), or cannot be evaluated (422, and 500 in some stores).
     pub fn is_about_query(&self) -> bool {
         let json = |(name, value): &(HeaderName, HeaderValue)| {
             name == CONTENT_TYPE && value.as_bytes().starts_with(b"application/json")

@@ -102,7 +102,7 @@ pub struct ExpressionFacts {
     pub analysis: Analysis,
     /// The newest samples that an instant query reads; none where that cannot be told.
     pub reads: Option<Reads>,
-    /// Whether it is known to have an instant vector as its value.
+    /// Set if its value is known to be an instant vector.
     pub vector: bool,
     /// The spelling by which it is known, where that is another than its own.
     pub normal: Option<String>,
@@ -125,7 +125,7 @@ impl Reads {
     }
 }
 
-/// That a text is no expression, or none that is understood.
+/// The error for a text that is not an expression, or not one that is understood.
 #[derive(Clone, Copy, Debug)]
 struct Unreadable;
 

@@ -53,7 +53,7 @@ struct PatternPart {
     matches_empty: bool,
     /// The greatest product of repetitions inside.
     repetitions: u64,
-    /// How many characters it comes to once repetitions are written out.
+    /// Number of characters once repetitions are written out.
     instances: u64,
 }
 

@@ -77,7 +77,7 @@ impl<'a> Label<'a> {
     }
 }
 
-/// How long a range, a step or an offset is.
+/// The length of a range, a step or an offset.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Length<'a> {
     /// A duration in milliseconds, written as all servers read it.
@@ -107,7 +107,7 @@ pub(super) enum At {
     End,
 }
 
-/// How the evaluation time of a selector or subquery is shifted.
+/// The shift of the evaluation time of a selector or subquery.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shift<'a> {
     pub(super) at: Option<At>,
@@ -130,7 +130,7 @@ pub(super) struct Matcher<'a> {
 }
 
 impl Matcher<'_> {
-    /// Whether it asks for one name of a metric.
+    /// Returns whether it selects one metric name.
     pub(super) fn names_metric(&self) -> bool {
         match self.test {
             None => true,
@@ -164,7 +164,7 @@ pub(super) struct Grouping<'a> {
     pub(super) labels: Vec<Label<'a>>,
 }
 
-/// How an operator finds pairs of series.
+/// The matching of series by an operator.
 #[derive(Debug, Default)]
 pub(super) struct Matching<'a> {
     pub(super) returns_bool: bool,
@@ -209,7 +209,7 @@ pub(super) enum ExprNode<'a> {
 #[derive(Clone, Copy, Debug)]
 struct NodeFacts {
     kind: Type,
-    /// Whether it is written out, and so the same at each time.
+    /// Set if it is written out, and so the same at each time.
     literal: bool,
 }
 
@@ -218,8 +218,8 @@ struct NodeFacts {
 pub(super) struct Tree<'a> {
     nodes: Vec<ExprNode<'a>>,
     facts: Vec<NodeFacts>,
-    /// Whether it holds what may be read in several ways, or what is not known: it has no normal
-    /// form.
+    /// Set if it contains something that may be read in several ways or is not known: it has no
+    /// normal form.
     pub(super) as_written: bool,
 }
 
@@ -368,7 +368,7 @@ impl SeriesSelector<'_> {
 }
 
 impl Matching<'_> {
-    /// Whether it says nothing.
+    /// Returns whether it has no effect.
     pub(super) fn is_empty(&self) -> bool {
         let Self {
             returns_bool,

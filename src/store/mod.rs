@@ -69,7 +69,7 @@ pub struct LevelState {
     pub invalidations: Arc<Invalidations>,
     /// Its time.
     pub clock: LevelClock,
-    /// Who shares it, if it is shared.
+    /// The replicas that share it, if it is shared.
     pub replicas: Arc<[Replica]>,
 }
 
@@ -80,9 +80,9 @@ pub struct Replica {
     pub name: String,
     /// Its version of Heliostat.
     pub version: String,
-    /// Whether it is this one.
+    /// Set for this process.
     pub this: bool,
-    /// How long ago it was heard.
+    /// Time since its last heartbeat.
     pub heard: Duration,
     /// Whether that is recent.
     pub live: bool,
@@ -97,7 +97,7 @@ pub struct LevelClock {
     pub offset: Millis,
     /// By how much that may be wrong, either way.
     pub error: Millis,
-    /// Whether it is good enough to tell how fresh data is that may still change.
+    /// Set if it is accurate enough to tell the freshness of data that may still change.
     pub trusted: bool,
 }
 

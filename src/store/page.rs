@@ -11,7 +11,7 @@ use crate::model::{MAX_TIME, Millis, Points, Step, TimeRange};
 /// The version of the format, the first byte of a value.
 const VERSION: u8 = 1;
 
-/// How hard pco tries, of 12; as in the cache's own columns.
+/// Compression level of pco, of 12; as in the cache's own columns.
 const LEVEL: usize = 2;
 
 /// Most points of a value.
@@ -42,7 +42,7 @@ pub struct KnownSpan {
     pub range: TimeRange,
     /// When its fetch began, in milliseconds of the level's time.
     pub fetched: Millis,
-    /// Whether it can no longer change.
+    /// Set if the data can no longer change.
     pub settled: bool,
 }
 

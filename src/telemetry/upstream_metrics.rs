@@ -120,7 +120,7 @@ struct Failing {
     last: Mutex<Option<Failure>>,
 }
 
-/// What an upstream fails with.
+/// The last failure of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// The last error.
@@ -281,7 +281,7 @@ impl UpstreamMetrics {
     }
 }
 
-/// How an attempt can end.
+/// The possible outcomes of an attempt.
 const OUTCOMES: [&str; 7] = [
     "ok",
     "refused",

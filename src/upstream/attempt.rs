@@ -12,11 +12,11 @@ use crate::telemetry::trace::{Span, Trace};
 /// Which attempt of a call it is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
-    /// How often the call was made again before.
+    /// Number of earlier attempts at the call.
     pub(super) retry: u32,
-    /// Whether it is beside another that is slow.
+    /// Set if it runs beside another one that is slow.
     pub(super) hedge: bool,
-    /// Whether it goes on with what an earlier attempt or call began.
+    /// Set if it continues the work of an earlier attempt or call.
     pub(super) continues: bool,
 }
 
@@ -86,8 +86,8 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// What `result` shows of the address, if anything. An attempt that ran out of time is classified
-/// by what else the address did meanwhile.
+/// Returns the evidence of `result` about the address, if there is any. An attempt that ran out of
+/// time is classified by how the address answered other calls meanwhile.
 pub(super) fn verdict<T>(result: &Result<T, Error>, timed_out: bool) -> Option<Verdict> {
     let error = match result {
         Ok(_) => return Some(Verdict::Works),
@@ -103,7 +103,7 @@ pub(super) fn verdict<T>(result: &Result<T, Error>, timed_out: bool) -> Option<V
     }
 }
 
-/// What `result` shows of what the upstream can take.
+/// Returns the evidence of `result` about the load that the upstream can take.
 pub(super) fn ended<T>(result: &Result<T, Error>, timed_out: bool) -> Ended {
     match result {
         Ok(_) => Ended::Answered,

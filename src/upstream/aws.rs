@@ -62,13 +62,13 @@ pub struct Keys {
 pub struct Role {
     /// `arn:PARTITION:iam::ACCOUNT:role/NAME`.
     pub arn: String,
-    /// What its trust policy asks for, if it does.
+    /// The external ID that the role's trust policy requires, if it does.
     pub external_id: Option<String>,
     /// The name of the session, for AWS' own logs.
     pub session: String,
 }
 
-/// How requests to an upstream are signed.
+/// Settings for signing requests to an upstream.
 pub struct AwsSettings {
     /// The upstream's name, for logs.
     pub upstream: String,
@@ -224,5 +224,5 @@ fn strict(query: &str) -> String {
     pairs.join("&")
 }
 
-/// What a request was signed with.
+/// The credentials that a request was signed with.
 pub(super) struct Signed(Arc<Issued>);

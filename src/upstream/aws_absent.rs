@@ -5,10 +5,10 @@ use super::transport::Outgoing;
 use crate::adapters::Response;
 use crate::model::Error;
 
-/// What cannot be.
+/// A type without values: nothing is signed without the feature `aws`.
 pub enum AwsSigner {}
 
-/// What cannot be either.
+/// A type without values, as [`AwsSigner`] is.
 pub(super) enum Signed {}
 
 impl AwsSigner {

@@ -106,8 +106,8 @@ struct Window {
     /// Which hour, day or month since the epoch.
     index: i64,
     used: u32,
-    /// What the file says is used: ahead of what is, so that a crash does not forget calls and
-    /// not every call is written.
+    /// The usage in the file: ahead of the real one, so that a crash does not lose calls and not
+    /// every call is written.
     written: u32,
     /// The window before this one, and what was used of it.
     before: (i64, u32),
@@ -266,8 +266,8 @@ impl Budgets {
         Ok(())
     }
 
-    /// Writes the file: on a thread of its own, as the folder may be one of a network that is away.
-    /// What changes while that writes, it writes then.
+    /// Writes the file, on a thread of its own, as the folder may be on a network that is away.
+    /// Changes that come while it writes are written by the same thread.
     fn write(&self) {
         let Some(path) = self.file.clone() else {
             return;

@@ -30,10 +30,10 @@ use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::Trace;
 
-/// What a call has to know of the request that it is made for.
+/// The properties of the request that a call is made for.
 #[derive(Clone, Debug)]
 pub struct CallContext {
-    /// Who asked.
+    /// The origin of the request.
     pub caller: Caller,
     /// A number of the lane that is fetched; 0 for what is none. Lanes of one caller take turns.
     pub lane: u64,
@@ -41,9 +41,10 @@ pub struct CallContext {
     pub deadline: Instant,
     /// The time that is asked about, with all that may be read for it.
     pub span: Option<TimeRange>,
-    /// Whether it is a trial, which is made though the breakers of all addresses are open.
+    /// Set for a trial, which is made even if the breakers of all addresses are open.
     pub trial: bool,
-    /// Who waits for it. A call that has not been sent is dropped with the last of them.
+    /// The requests that wait for it. A call that has not been sent is dropped with the last of
+    /// them.
     pub waiters: Waiters,
     /// The trace that the request belongs to.
     pub trace: Trace,
@@ -72,8 +73,8 @@ pub struct Answered<T> {
     /// No later than the moment at which the upstream read its data, by our clock and, where it
     /// sent a `Date`, by its own.
     pub as_of: Millis,
-    /// Whether it is of an address that was away at the time that the call asks about, so that
-    /// another may know more once that can be asked.
+    /// Set if the address was away at the time that the call asks about, so that another one may
+    /// know more once it can be reached.
     pub provisional: bool,
 }
 
@@ -104,7 +105,7 @@ pub struct SharedLimits {
     budgets: Arc<Budgets>,
 }
 
-/// What an [`UpstreamClient`] is made of.
+/// The parts of an [`UpstreamClient`].
 pub struct ClientConfig {
     /// Sends the requests.
     pub transport: Arc<dyn Transport>,
@@ -114,11 +115,11 @@ pub struct ClientConfig {
     pub headers: Reloadable<HeaderMap>,
     /// Signs each request, where the upstream wants that.
     pub signer: Option<AwsSigner>,
-    /// What the upstream may be burdened with.
+    /// The limits on calls to the upstream.
     pub limits: Limits,
     /// The limits of another upstream, if it keeps to these.
     pub shared: Option<SharedLimits>,
-    /// How queries are asked.
+    /// The HTTP method of queries.
     pub method: QueryMethod,
     /// Most bytes of a response.
     pub max_response: usize,
@@ -172,7 +173,7 @@ impl UpstreamClient {
         }
     }
 
-    /// What it may be burdened with, for another that leads to the same host.
+    /// Returns its limits, for another upstream that leads to the same host.
     pub fn shared_limits(&self) -> SharedLimits {
         SharedLimits {
             limiter: self.limiter.clone(),
@@ -406,7 +407,7 @@ impl UpstreamClient {
         }
     }
 
-    /// How many calls have been admitted so far.
+    /// Returns the number of calls that have been admitted so far.
     #[cfg(test)]
     pub(super) fn admitted(&self) -> u64 {
         self.limiter.entered()

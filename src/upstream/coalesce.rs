@@ -23,18 +23,18 @@ struct SharedFlight<T> {
     id: u64,
     range: TimeRange,
     outcome: watch::Receiver<FlightOutcome<T>>,
-    /// What it is a part of.
+    /// The trace that it belongs to.
     trace: Trace,
     waiters: Waiters,
 }
 
 impl<T: Clone> Flight<T> {
-    /// What it is to bring.
+    /// Returns the range that it fetches.
     pub fn range(&self) -> TimeRange {
         self.0.range
     }
 
-    /// What it brought.
+    /// Waits for its outcome.
     pub async fn outcome(&self) -> Result<T, Error> {
         let mut outcome = self.0.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
@@ -152,7 +152,7 @@ impl<K, T> Default for Flights<K, T> {
 pub struct Joined<T> {
     /// The fetches.
     pub flights: Vec<Flight<T>>,
-    /// How many of them were under way already.
+    /// Number of these that were in flight already.
     pub joined: usize,
 }
 
@@ -224,7 +224,7 @@ where
         lock(&self.table).contains_key(key)
     }
 
-    /// What the fetches of `key` that are under way bring.
+    /// Returns the ranges of `key` that are in flight.
     pub fn under_way(&self, key: &K) -> RangeSet {
         let table = lock(&self.table);
         let flights = table.get(key).into_iter().flatten();
@@ -302,7 +302,7 @@ mod tests {
         flights: Flights<&'static str, TimeRange>,
         started: Arc<AtomicUsize>,
         ended: Arc<AtomicUsize>,
-        /// How long a fetch waits before it is sent.
+        /// Time for which a fetch waits before it is sent.
         queued: Duration,
     }
 

@@ -48,7 +48,7 @@ impl FailureLog {
         }
     }
 
-    /// How many lines were left out before this one, if it may be written.
+    /// Returns the number of lines that were left out before this one, if it may be written.
     fn may_write(&self, now: Instant) -> Option<u64> {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = Window {

@@ -7,7 +7,7 @@ use super::{CallContext, Forward, Upstream};
 use crate::adapters::Forwarded;
 use crate::telemetry::trace::Trace;
 
-/// How long a trial that limits refused waits before the next.
+/// Time between trials that the limits refused.
 const REFUSED: Duration = Duration::from_secs(1);
 
 /// Sees to the addresses of `upstream` as long as it exists: waits until a breaker opens, then

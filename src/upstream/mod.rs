@@ -57,12 +57,12 @@ pub struct Upstream {
     pub identity: Identity,
     /// When its data is fetched again.
     pub freshness: Freshness,
-    /// How its data is read.
+    /// Settings for reading its data.
     pub reading: Reading,
-    /// What its data is called in a second level, in a form that outlives the process: whatever
-    /// decides what the data is. `None` if it is kept in none.
+    /// The name of its data in a second level, in a form that outlives the process: all settings
+    /// that decide what the data is. `None` if it is stored in none.
     pub stored_as: Option<std::sync::Arc<[u8]>>,
-    /// How it is spoken to.
+    /// The protocol that it speaks.
     pub adapter: Box<dyn Adapter>,
     /// Connection details that it is sent instead of the client's, and whether it is sent any.
     pub forward: Forward,
@@ -77,7 +77,7 @@ pub struct Upstream {
 pub enum Forward {
     /// None: its protocol has no place for them.
     Nothing,
-    /// What the client sent, without what picked the upstream.
+    /// The details that the client sent, without those that picked the upstream.
     Client,
     /// These.
     Fixed(crate::adapters::Forwarded),
@@ -123,8 +123,8 @@ impl Upstream {
         }
     }
 
-    /// What the data that has the number `id` is called in a second level; `None` if it is kept in
-    /// none, or the number has changed meanwhile.
+    /// Returns the name in a second level of the data with the number `id`; `None` if it is stored
+    /// in none, or if the number has changed meanwhile.
     pub fn stored_as(&self, id: u64) -> Option<Vec<u8>> {
         let mut form = self.stored_as.as_deref()?.to_vec();
         if let Some(tenant) = self.client.tenant() {

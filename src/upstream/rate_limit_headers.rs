@@ -1,4 +1,4 @@
-//! What an upstream says of its own limits in the headers of an answer.
+//! Rate limits that an upstream announces in the headers of an answer.
 //!
 //! Read are `X-RateLimit-Remaining` and `X-RateLimit-Reset` (also without `X-`), and `RateLimit` of
 //! the IETF's draft (`"policy";r=50;t=30`). A reset is in seconds from now or, as some write it, a
@@ -10,7 +10,7 @@ use http::HeaderMap;
 
 use crate::model::Millis;
 
-/// What is left of a budget.
+/// The remainder of a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RateLimitHeaders {
     /// Calls that may still be made.
@@ -49,7 +49,7 @@ impl RateLimitHeaders {
         })
     }
 
-    /// How far apart calls must be for the rest to last until there are more.
+    /// Returns the distance that calls must keep for the remainder to last until the reset.
     pub(super) fn spacing(&self) -> Duration {
         let calls = u32::try_from(self.remaining).unwrap_or(u32::MAX);
         self.reset.checked_div(calls).unwrap_or(self.reset)

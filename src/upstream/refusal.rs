@@ -46,7 +46,7 @@ pub(super) fn refusal(message: String, wait: Duration) -> Error {
     Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
 }
 
-/// What is said where `waiting` calls leave no time for another.
+/// Returns the message where `waiting` calls leave no time for another.
 pub(super) fn no_call_left(waiting: usize) -> String {
     format!(
         "the upstream's limits leave no time for another answer before the request's deadline; {waiting} calls wait"

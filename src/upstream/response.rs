@@ -1,4 +1,4 @@
-//! How a response is read, and of when it is.
+//! Reading of responses, and the time that they describe.
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-/// What one call adds and one retry takes: at most one retry for each five calls.
+/// The credit of one call and the price of one retry: at most one retry for each five calls.
 const CALL: i64 = 1;
 const RETRY: i64 = 5;
 /// Retries that can be saved up; so many are there from the start.

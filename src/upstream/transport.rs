@@ -32,7 +32,7 @@ pub struct Outgoing {
     pub headers: HeaderMap,
     /// The body.
     pub body: bytes::Bytes,
-    /// Whether it must go over a connection that is made for it.
+    /// Set if it must use a connection that is made for it.
     pub new_connection: bool,
 }
 
@@ -55,7 +55,7 @@ pub struct Http {
     guard: Option<Guard>,
 }
 
-/// How connections to an upstream are secured: contents of PEM files.
+/// TLS settings of connections to an upstream: contents of PEM files.
 #[derive(Clone, Copy, Default)]
 pub struct Security<'a> {
     /// Authorities that are trusted besides the system's.
@@ -66,7 +66,7 @@ pub struct Security<'a> {
     pub insecure: bool,
 }
 
-/// How long what was sent may go without being acknowledged by the other side's system.
+/// The longest that sent data may go without being acknowledged by the other side's system.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
 
@@ -96,7 +96,7 @@ impl Http {
         })
     }
 
-    /// How most upstreams are reached.
+    /// Returns the transport of most upstreams.
     pub fn plain() -> Result<Self, String> {
         let recipe: ClientRecipe = Arc::new(|| Self::client(Self::named(), &Security::default()));
         Self::new(Reloadable::fixed(recipe))
@@ -138,8 +138,8 @@ impl Http {
         Self::builder().dns_resolver(Arc::new(Lookups))
     }
 
-    /// What every client of ours has in common. Certificates are checked against the system's
-    /// roots.
+    /// Returns a builder with the settings that all our clients share. Certificates are checked
+    /// against the system's roots.
     pub fn builder() -> reqwest::ClientBuilder {
         // An error means that the process has a provider of cryptography already.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -1,4 +1,4 @@
-//! Who may ask: each face, over real sockets.
+//! Access control of each API, over real sockets.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ fn bcrypted(password: &str) -> String {
     hash.to_string()
 }
 
-/// What is asked: `METHOD /path`, and headers.
+/// Sends a request: `METHOD /path`, and headers.
 async fn ask(server: &Server, what: &str, headers: &[(&str, &str)]) -> Reply {
     ask_by(server.client(), server, what, headers).await
 }
@@ -417,7 +417,7 @@ async fn tokens_and_users_follow_their_files() {
     assert_eq!(status(&basic("fix:fixed")).await, 200);
 }
 
-/// What `heliostat hash` prints for `password`, or for a new token.
+/// Returns what `heliostat hash` prints for `password`, or for a new token.
 fn hashed(arguments: &[&str], password: &str) -> String {
     let mut child = Command::new(env!("CARGO_BIN_EXE_heliostat"))
         .arg("hash")

@@ -72,7 +72,7 @@ fn module(path: &Path) -> String {
     first.file_stem().unwrap().to_str().unwrap().to_owned()
 }
 
-/// What stands before the tests; nothing of a file of tests.
+/// Returns the text before the tests; nothing of a file of tests.
 fn product<'a>(path: &Path, text: &'a str) -> &'a str {
     if path.file_name().is_some_and(|n| n == "tests.rs") {
         return "";

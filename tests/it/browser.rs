@@ -19,7 +19,7 @@ use crate::prometheus::installed;
 /// One browser at a time is enough for a machine.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// How long a machine that is very busy may take for anything.
+/// The longest that anything may take on a very busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A browser with one tab. It ends when dropped.
@@ -160,7 +160,7 @@ impl Browser {
         self.client.goto(url).await.unwrap();
     }
 
-    /// What `script`, the body of a function, returns.
+    /// Returns the result of `script`, the body of a function.
     pub(crate) async fn js(&self, script: &str) -> Value {
         self.client.execute(script, Vec::new()).await.unwrap()
     }

@@ -24,7 +24,7 @@ const ANY: char = '…';
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
-    /// What the case shows.
+    /// A description of the case.
     #[serde(rename = "about")]
     _about: String,
     /// `server` and `targets` as in the configuration; any other key is an upstream.

@@ -66,7 +66,7 @@ fn samples(start: i64, end: i64, each: i64) -> Points {
         .collect()
 }
 
-/// What CloudWatch has of `samples` at `now` in periods of `period`: the values in each.
+/// Returns the values of `samples` that CloudWatch has at `now`, in periods of `period`.
 fn periods(samples: &Points, period: i64) -> BTreeMap<i64, Vec<f64>> {
     let mut periods: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
     for (t, v) in samples {

@@ -17,7 +17,7 @@ use crate::support::{Server, TestClock};
 const NOW: i64 = 1_790_000_000_000;
 const SETTLE: i64 = 15 * MINUTE;
 
-/// How late samples come, at most.
+/// The largest delay of samples.
 const LATE: i64 = 10 * MINUTE;
 
 /// Sizes of buckets that are whole periods at every age, and others.

@@ -32,7 +32,7 @@ pub(crate) struct Sample {
     pub(crate) seen: i64,
 }
 
-/// How a call goes wrong.
+/// The fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// HTTP 400, as AWS throttles.
@@ -67,7 +67,7 @@ struct Inner {
     units: u64,
     calls: u64,
     lists: u64,
-    /// What was wrong with calls, which no client of AWS would get away with.
+    /// Faults of calls that no client of AWS would get away with.
     faults: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct CloudWatchStore {
     pub(crate) peer: Scripted,
 }
 
-/// What a metric is called, from pairs.
+/// Returns the metric of this name, with dimensions from pairs.
 pub(crate) fn metric_of(namespace: &str, name: &str, dimensions: &[(&str, &str)]) -> Metric {
     let dimensions = dimensions.iter();
     let dimensions = dimensions.map(|(n, v)| (n.to_string(), v.to_string()));

@@ -1,5 +1,5 @@
-//! What is in `deploy/`: that it speaks of metrics, files and settings that there are, and that
-//! the programs it is meant for take it.
+//! Checks of `deploy/`: it names only metrics, files and settings that exist, and the programs it
+//! is meant for accept it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

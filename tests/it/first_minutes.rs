@@ -1,4 +1,4 @@
-//! What somebody meets who tries Heliostat for the first time.
+//! The first steps of somebody who tries Heliostat.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -32,7 +32,7 @@ impl Dice {
     }
 }
 
-/// What is put in: edges of numbers and times, odd text, pieces of each language.
+/// The inputs: edges of numbers and times, odd text, pieces of each language.
 const WORDS: &[&str] = &[
     "0",
     "-1",

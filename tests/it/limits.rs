@@ -1,4 +1,4 @@
-//! What happens to a request beyond what is admitted.
+//! Requests beyond the limits of admission.
 
 use serde_json::json;
 

@@ -14,7 +14,7 @@ use crate::support::{ADMIN, ADMIN_TOKEN, Server};
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 
-/// What a bar of coverage shows: kind, from, to.
+/// The parts of a bar of coverage: kind, from, to.
 type Parts = Vec<(String, i64, i64)>;
 
 /// The bars that are shown, one a line.
@@ -25,7 +25,7 @@ async fn bars(browser: &Browser) -> Vec<Parts> {
     serde_json::from_value(bars).unwrap()
 }
 
-/// What an explanation says of the instant `t`, in the words of the bar.
+/// Returns the state that an explanation gives for the instant `t`, in the words of the bar.
 fn explained(range: &Value, t: i64) -> Option<&'static str> {
     let holds =
         |part: &&Value| (part["startTime"].as_i64()..part["endTime"].as_i64()).contains(&Some(t));

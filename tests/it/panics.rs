@@ -22,7 +22,7 @@ fn panicking_process() {
     assert!(thread.unwrap().join().is_err());
 }
 
-/// What it says on standard error.
+/// Returns its lines on standard error.
 fn lines(format: &str) -> Vec<String> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([

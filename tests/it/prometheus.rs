@@ -51,8 +51,8 @@ struct Stored {
     samples: Samples,
 }
 
-/// What the stores are filled with. It ends shortly before now, so that the newest of it counts
-/// as new, and `end` is a minute's edge.
+/// The contents of the stores. They end shortly before now, so that the newest of them count as
+/// new, and `end` is a minute's edge.
 struct Data {
     end: i64,
     series: Vec<Stored>,
@@ -214,7 +214,7 @@ fn rates(samples: &Samples) -> Samples {
         .collect()
 }
 
-/// What an instant selector of Prometheus 2 gives on the grid of the interval.
+/// Returns the values of an instant selector of Prometheus 2 on the grid of the interval.
 fn looked_back(samples: &Samples, start: i64, end: i64) -> Samples {
     let at = |t: i64| {
         let newest = samples.partition_point(|s| s.0 <= t).checked_sub(1)?;

@@ -23,7 +23,7 @@ const INTERVAL: i64 = 15_000;
 pub(crate) const START: i64 = 1_700_000_000_000;
 pub(crate) const LENGTH: i64 = 3 * HOUR;
 
-/// What may be cached; each is asked in pieces and at once.
+/// Queries whose answers may be cached; each is sent in pieces and at once.
 pub(crate) const KEPT: &[&str] = &[
     "g",
     "g{host=\"b\"}",
@@ -97,7 +97,7 @@ pub(crate) const KEPT: &[&str] = &[
     "count by (__name__) ({__name__=~\".*_name\"})",
 ];
 
-/// What may not: put together from pieces, it differs.
+/// Queries whose answers may not be cached: put together from pieces, they differ.
 pub(crate) const PASSED: &[&str] = &[
     "g @ end()",
     "g - g @ start()",
@@ -228,7 +228,7 @@ impl Rig {
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
-    /// What is answered to a form.
+    /// Returns the answer to a form.
     pub(crate) async fn post(&self, path: &str, pairs: &[(&str, &str)]) -> (u16, String) {
         let mut form = form_urlencoded::Serializer::new(String::new());
         let reply = self
@@ -242,7 +242,7 @@ impl Rig {
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
-    /// What is answered at the times from `start` to before `end`, in the form that a fetch has.
+    /// Returns the answer at the times from `start` to before `end`, in the form that a fetch has.
     async fn ask(&self, query: &RangeQuery, range: TimeRange) -> (u16, Bytes) {
         let reply = self
             .client

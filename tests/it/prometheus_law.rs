@@ -26,7 +26,7 @@ const STEPS: [i64; 9] = [
 /// Most steps of a window.
 const MOST: i64 = 900;
 
-/// What is asked for besides what the pure parts are tested with.
+/// Queries besides those that the pure parts are tested with.
 const MORE: &[&str] = &[
     "sum(c_total)",
     "max without (code) (c_total)",
@@ -170,8 +170,8 @@ impl Ask {
         }
     }
 
-    /// What is promised to be answered: names, values and series are looked up in whole minutes
-    /// (`metadata_ttl`).
+    /// Returns the query that is promised an answer: names, values and series are looked up in
+    /// whole minutes (`metadata_ttl`).
     fn widened(&self) -> Self {
         let mut asked = self.clone();
         if !["labels", "series"].contains(&self.path.as_str()) && !self.path.ends_with("/values") {
@@ -277,7 +277,7 @@ impl Rig {
         self.server.reply(request).await
     }
 
-    /// What Heliostat answers, by the way of the default upstream or of the name.
+    /// Returns Heliostat's answer, by the path of the default upstream or of the name.
     async fn face(&self, ask: &Ask) -> Reply {
         let base = if ask.params.len().is_multiple_of(2) {
             self.server.url.clone()
@@ -339,7 +339,7 @@ impl Rig {
         .unwrap();
     }
 
-    /// How often answers were of this kind.
+    /// Returns the number of answers of this kind.
     fn kind(&self, kind: &str) -> usize {
         self.kinds.get(kind).copied().unwrap_or(0)
     }
@@ -362,7 +362,7 @@ fn pick(dice: &mut Dice, length: usize) -> usize {
     dice.roll(length as i64) as usize
 }
 
-/// What may befall the upstream's next answers.
+/// Returns accidents for the upstream's next answers.
 fn accidents(dice: &mut Dice) -> Vec<Option<Accident>> {
     let one = |dice: &mut Dice| match dice.roll(9) {
         0 => Some(Accident::Fault(Fault::Close)),

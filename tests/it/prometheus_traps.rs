@@ -38,7 +38,7 @@ fn seconds(millis: i64) -> String {
     }
 }
 
-/// What Prometheus says of a series whose value is the evaluation time in milliseconds.
+/// Returns Prometheus' answer for a series whose value is the evaluation time in milliseconds.
 fn matrix(label: &str, start: i64, end: i64, step: i64) -> String {
     let times = (start..=end).step_by(step as usize);
     let values: Vec<_> = times.map(|t| format!("[{},\"{t}\"]", seconds(t))).collect();

@@ -11,15 +11,15 @@ use crate::deploy::dashboard_expressions;
 use crate::prometheus_api::{Dice, KEPT, LENGTH, PASSED, Rig, START};
 use crate::prometheus_law::unordered;
 
-/// How many of each kind the corpus has.
+/// Number of expressions of each kind in the corpus.
 const GENERATED: usize = 1500;
 const MUTATED: usize = 2500;
 
 /// Of how many expressions the values are compared.
 const VALUED: usize = 300;
 
-/// What Prometheus 2.42 says of expressions that newer servers read, and we do: its words, and what
-/// stands in the expression, one of which is enough.
+/// Errors of Prometheus 2.42 about expressions that newer servers read, and we do: its words, and
+/// texts in the expression, one of which is enough.
 const NEWER: &[(&str, &[&str])] = &[
     (
         "unknown function",
@@ -60,7 +60,7 @@ const NEWER: &[(&str, &[&str])] = &[
     ("error parsing regexp", &["[:", "\\p", "\\x", "\\Q", "(?"]),
 ];
 
-/// What dashboards ask, to be mutated.
+/// Expressions of dashboards, to be mutated.
 const SHAPES: &[&str] = &[
     "sum by (host) (rate(c_total{code=~\"5..\"}[5m])) / sum by (host) (rate(c_total[5m]))",
     "histogram_quantile(0.99, sum by (le, host) (rate(h_bucket{host!=\"\"}[1m30s] offset 1h)))",
@@ -95,7 +95,7 @@ struct Maker {
     tame: bool,
 }
 
-/// What a made expression is, as far as parentheses around it are concerned.
+/// The kind of a generated expression, as far as parentheses around it are concerned.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     /// It needs none anywhere.
@@ -711,7 +711,7 @@ impl Maker {
     }
 }
 
-/// What the server makes of expressions, asked many at a time.
+/// Returns the server's form of expressions, many in one request.
 async fn formatted(rig: &Rig, texts: &[String]) -> Vec<Result<String, String>> {
     let asked = texts.iter().map(|text| async move {
         let reply = rig.post("format_query", &[("query", text)]).await.1;

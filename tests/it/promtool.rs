@@ -8,7 +8,7 @@ use crate::relay::Relay;
 use crate::remote_write::{fresh, write};
 use crate::support::{Server, TestClock};
 
-/// What `promtool query` says on both outputs, and whether it thinks that it went well.
+/// Returns both outputs of `promtool query`, and whether it succeeded.
 async fn promtool(arguments: Vec<String>) -> (bool, String) {
     let run = tokio::task::spawn_blocking(move || {
         let mut command = Command::new("promtool");

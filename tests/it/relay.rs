@@ -1,5 +1,5 @@
-//! A way between Heliostat and a real Prometheus on which accidents happen as a test plans them.
-//! What comes back bears the test's time as its `Date`.
+//! A relay between Heliostat and a real Prometheus on which accidents happen as a test plans them.
+//! Answers have the test's time as their `Date`.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use heliostat::clock::Clock;
 
 use crate::scripted::{Answer, Fault, Scripted, Seen};
 
-/// What happens to a request or its answer.
+/// An accident that befalls a request or its answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Accident {
     /// The answer breaks.
@@ -51,13 +51,13 @@ impl Relay {
         Self { upstream, planned }
     }
 
-    /// What happens to the next requests, one by one, instead of what was planned before.
+    /// Plans accidents for the next requests, one by one, in place of those planned before.
     pub(crate) fn plan(&self, accidents: impl IntoIterator<Item = Option<Accident>>) {
         *self.planned.lock().unwrap() = accidents.into_iter().collect();
     }
 }
 
-/// What the server at `address` answers; HTTP/1.0, which has no chunks.
+/// Returns the answer of the server at `address`; HTTP/1.0, which has no chunks.
 fn forward(address: &str, seen: &Seen) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     let mut head = format!("{} {} HTTP/1.0\r\nhost: origin\r\n", seen.method, seen.path);

@@ -6,7 +6,7 @@ use crate::prometheus::{Store, free_port, installed};
 /// The value that says a series has ended (`value.StaleNaN` in Prometheus).
 pub(crate) const STALE: u64 = 0x7ff0_0000_0000_0002;
 
-/// What a series has at a time.
+/// The sample of a series at a time.
 pub(crate) enum Sample {
     Float(f64),
     /// A native histogram of as many observations in each of two buckets.

@@ -42,7 +42,7 @@ impl Seen {
     }
 }
 
-/// How an answer breaks.
+/// The way in which an answer breaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fault {
@@ -63,7 +63,7 @@ pub(crate) enum Fault {
     Hang,
     /// Nothing comes after the first half of the body.
     Stall,
-    /// What comes is not HTTP.
+    /// The answer is not HTTP.
     Noise,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct Answer {
     pub(crate) text: Option<String>,
     /// The body, if it is not even text, in hexadecimal.
     pub(crate) hex: Option<String>,
-    /// How long the answer waits, in milliseconds of wall time.
+    /// The delay of the answer, in milliseconds of wall time.
     pub(crate) delay: u64,
     /// Whether the answer waits until [`Scripted::open`].
     pub(crate) gate: bool,
@@ -113,7 +113,7 @@ impl Answer {
         }
     }
 
-    /// What is answered where a script has come to its end.
+    /// Returns the answer after the end of a script.
     pub(crate) fn beyond_the_script() -> Self {
         Self {
             status: 500,
@@ -217,7 +217,7 @@ impl Scripted {
         }
     }
 
-    /// How many requests were given up by their sender before their answer.
+    /// Returns the number of requests that their sender gave up before the answer.
     pub(crate) fn left(&self) -> usize {
         *self.shared.left.borrow()
     }

@@ -1,5 +1,5 @@
-//! What is known outlives the process: real processes that are stopped and killed, over a folder
-//! that is damaged between.
+//! Persistence of the cache: real processes that are stopped and killed, over a folder that is
+//! damaged in between.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -62,7 +62,7 @@ fn query(n: u64, start: i64, end: i64) -> Value {
     })
 }
 
-/// What a query must be answered with, but for the newest points.
+/// Returns the expected answer to a query, except for the newest points.
 fn expected(n: u64, start: i64, end: i64) -> Vec<Vec<f64>> {
     let first = (start + INTERVAL - 1).div_euclid(INTERVAL);
     let last = (end - 1).div_euclid(INTERVAL);
@@ -221,7 +221,7 @@ async fn a_restart_fetches_nothing_that_had_settled() {
     }
 }
 
-/// How often it is killed; 20 times unless the environment says otherwise.
+/// Number of times it is killed; 20 unless the environment sets it.
 #[allow(
     clippy::disallowed_methods,
     reason = "a test may be told how long to run"

@@ -1,4 +1,4 @@
-//! What of Grafana's traffic is shared: instant queries, variables and errors.
+//! Sharing of Grafana's traffic: instant queries, variables and errors.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -56,7 +56,7 @@ impl Clock for TestClock {
 /// A Heliostat on a port of its own; it stops when dropped.
 pub(crate) struct Server {
     pub(crate) url: String,
-    /// What its configuration says when it is read again.
+    /// The configuration to read on the next reload.
     toml: Arc<Mutex<String>>,
     reloads: Reloads,
     client: reqwest::Client,

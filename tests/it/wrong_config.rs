@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use heliostat::config;
 
-/// What stands for a secret in the table. No error repeats it.
+/// Texts that stand for secrets in the table. No error repeats them.
 const SECRETS: [&str; 2] = ["hunter2mark", "4815162342"];
 
 struct Wrong {

@@ -7,7 +7,7 @@ const MINUTE: Millis = 60 * SECOND;
 const HOUR: Millis = 60 * MINUTE;
 const DAY: Millis = 24 * HOUR;
 
-/// How long summaries of a period are kept, and the period of those that are kept longer.
+/// Retention of summaries by period, each with the next period that is kept longer.
 const KEPT: [(Millis, Option<Millis>); 4] = [
     (3 * HOUR, Some(MINUTE)),
     (15 * DAY, Some(5 * MINUTE)),

@@ -31,7 +31,7 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    /// How many queries it is.
+    /// Returns the number of queries it makes.
     pub(super) fn queries(&self) -> usize {
         self.metrics.len() * self.statistics.len()
     }

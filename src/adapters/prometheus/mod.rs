@@ -32,8 +32,8 @@ use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
 /// Prometheus answers at most this many steps a series to a range query.
 const MAX_STEPS: u32 = 11_000;
 
-/// How far back the sample before a range is looked for, first and at most. Samples of a counter
-/// that lie further apart have no rate between them.
+/// The first and the largest distance before a range at which the sample before it is looked for.
+/// Samples of a counter that lie further apart have no rate between them.
 const LOOKBACK: Millis = 5 * 60_000;
 const LONGEST_LOOKBACK: Millis = 3_600_000;
 

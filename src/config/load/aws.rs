@@ -1,4 +1,4 @@
-//! How requests to AWS are signed.
+//! Reads the settings for signing requests to AWS.
 
 use http::header::AUTHORIZATION;
 

@@ -1,5 +1,4 @@
-//! What a range query of PromQL is answered with: whole series, out of chunks that hold the
-//! origin's own text.
+//! Answers to range queries of PromQL: whole series, from chunks that hold the upstream's own text.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +24,8 @@ use crate::wire::prometheus::{Extras, RangeQuery, Series, thin, unpacked_bytes, 
 /// Shorter answers are not encoded.
 const WORTH_ENCODING: usize = 8 << 10;
 
-/// What takes longer to pack than so many bytes, some milliseconds, leaves the threads that serve
-/// connections.
+/// Answers that need more bytes than this packed, which takes some milliseconds, leave the threads
+/// that serve connections.
 const BLOCKING: usize = 128 << 10;
 
 /// The most chunks of a lane of finer steps that a range may meet for that lane to be read instead
@@ -38,9 +37,10 @@ const MAX_FINER_CHUNKS: u64 = 256;
 pub struct RangeAnswer {
     /// The body in parts that follow one another.
     pub body: Vec<Text>,
-    /// How it is encoded: as the client asked, or not at all where that is not worth it.
+    /// The encoding of the body: the one the client asked for, or none where compression is not
+    /// worth it.
     pub encoding: Encoding,
-    /// What the cache had to do with it.
+    /// The part that the cache had in the answer.
     pub cache: CacheOutcome,
     /// Where its time went.
     pub timing: Timing,
@@ -49,7 +49,7 @@ pub struct RangeAnswer {
 /// A range query whose values may be kept by evaluation time.
 #[derive(Clone, Debug)]
 pub struct RangeRequest {
-    /// What is asked.
+    /// The query.
     pub query: RangeQuery,
     /// Milliseconds between an evaluation time and the newest sample that its value may depend on.
     pub lag: Millis,
@@ -124,7 +124,7 @@ impl Engine {
         })
     }
 
-    /// What `request` would be answered with.
+    /// Explains how `request` would be answered.
     pub fn explain_range(
         &self,
         upstream: &Arc<Upstream>,
@@ -257,8 +257,8 @@ impl Engine {
     }
 }
 
-/// What `request` asks: an expression at its phase, and the range from its first evaluation time
-/// up to right behind its last.
+/// Returns the expression of `request` at its phase, and the range from its first evaluation time
+/// to just after its last.
 pub(super) fn asked(request: RangeRequest, alignment: StepAlignment) -> (Expression, TimeRange) {
     let RangeRequest {
         query,

@@ -37,7 +37,8 @@ fn arrival(series: &str, t: Millis) -> Millis {
     t + (t / 1000 * 7919 + series.len() as Millis).rem_euclid(19) * 1000
 }
 
-/// How many samples of `series` there were at `now` in the five seconds up to `t`.
+/// Returns the number of samples of `series` that there were at `now` in the five seconds up to
+/// `t`.
 fn value(series: &str, t: Millis, now: Millis) -> Option<usize> {
     let newest = t.div_euclid(1000) * 1000;
     let samples = (0..5).map(|i| newest - i * 1000).filter(|s| *s > t - 5000);
@@ -77,7 +78,7 @@ fn direct(first: Millis, last: Millis, step: Millis, now: Millis) -> String {
 struct Source {
     clocks: Arc<Clocks>,
     failing: AtomicBool,
-    /// Whether it lacks data, and says so.
+    /// Set while it lacks data, and says so.
     warning: AtomicBool,
     calls: Mutex<Vec<(Millis, Millis)>>,
 }

@@ -76,7 +76,7 @@ impl SecondLevel {
         }
     }
 
-    /// Who shares a level with this process.
+    /// Returns the replicas that share a level with this process.
     fn replicas(&self) -> Option<Arc<[Replica]>> {
         let tier = self.tiers.iter().find(|tier| tier.level.is_shared())?;
         Some(tier.level.state().map(|s| s.replicas).unwrap_or_default())
@@ -136,7 +136,8 @@ impl Engine {
         }
     }
 
-    /// Who shares a level of the cache with this process; `None` if none is shared.
+    /// Returns the replicas that share a level of the cache with this process; `None` if none is
+    /// shared.
     pub fn replicas(&self) -> Option<Arc<[Replica]>> {
         self.memory.second.as_ref()?.replicas()
     }

@@ -197,7 +197,7 @@ fn page_span(lane: &Lane) -> Step {
     lane.cell().times(PAGE_CELLS)
 }
 
-/// How far lines are apart.
+/// Returns the distance between lines.
 fn line_span(lane: &Lane) -> Step {
     lane.cell().times(LINE_CELLS)
 }
@@ -210,7 +210,7 @@ fn pages(lane: &Lane, range: &TimeRange) -> impl Iterator<Item = i64> + use<> {
     first..first.saturating_add(count)
 }
 
-/// What a level calls a lane and its upstream.
+/// The names of a lane and its upstream in a level.
 struct Named {
     lane: LaneName,
     upstream: UpstreamName,
@@ -286,7 +286,7 @@ impl Tier {
         (!piece.segments.is_empty()).then_some(piece)
     }
 
-    /// What the level has of `range` of `lane`.
+    /// Reads `range` of `lane` from the level.
     async fn read(self: &Arc<Self>, lane: &Lane, range: &TimeRange) -> Option<Piece> {
         let state = self.level.state()?;
         let named = self.named(lane)?;
@@ -328,7 +328,8 @@ fn known(lane: &Lane, piece: Piece, unknown: &RangeSet) -> Piece {
     piece.within(&gone.missing_from(hull), |_| true)
 }
 
-/// How far apart the ages of settled neighbours may lie that become one segment.
+/// Returns the largest difference between the ages of settled neighbours that are joined into one
+/// segment.
 fn grain(lane: &Lane) -> Duration {
     lane.frame(0).grain
 }

@@ -51,7 +51,7 @@ impl Clock for Machine {
 struct Seen {
     sim: Arc<Sim>,
     machine: Arc<Machine>,
-    /// How the level's time is known: by an error of as much either way, or not at all.
+    /// The error of the level's time, either way; `None` if its time is not known.
     time: Option<Millis>,
 }
 
@@ -324,7 +324,7 @@ async fn obey(ops: &[FleetOp], count: usize, time: Option<Millis>, aggregate: Ag
     }
 }
 
-/// How many histories are tried; 200 unless the environment says otherwise.
+/// Number of histories that are tried; 200 unless the environment sets it.
 #[allow(
     clippy::disallowed_methods,
     reason = "a test may be told how long to run"

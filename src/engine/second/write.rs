@@ -35,10 +35,10 @@ const MOST_PAGES: usize = 256;
 /// Most bytes of a value.
 const MOST_VALUE: usize = 1 << 20;
 
-/// How often a lane is tried whose values others write at the same time.
+/// The most attempts at a lane whose values others write at the same time.
 const ATTEMPTS: u32 = 3;
 
-/// What waits to be written to a level.
+/// The data that waits to be written to a level.
 #[derive(Default)]
 pub(super) struct WriteQueue {
     // A plain mutex: it is held for a look-up and never across an await.
@@ -55,7 +55,7 @@ struct Waiting {
     writing: usize,
 }
 
-/// What waits of one lane.
+/// The data of one lane that waits.
 struct LaneWrite {
     lane: Lane,
     pieces: Vec<(Arc<Piece>, Stamp)>,
@@ -101,7 +101,7 @@ impl WriteQueue {
         true
     }
 
-    /// What is to be written next.
+    /// Takes what is to be written next.
     fn take(&self) -> Vec<LaneWrite> {
         let mut waiting = self.lock();
         let mut batch = Vec::new();
@@ -166,14 +166,14 @@ struct Job {
     named: Named,
     /// All that is to be written of it.
     piece: Piece,
-    /// What the level has, of the slots that were looked at.
+    /// The contents of the level in the slots that were looked up.
     has: BTreeMap<Slot, Has>,
-    /// What it is to have.
+    /// The contents that they are to have.
     wants: Vec<(Slot, Piece)>,
     failed: Option<&'static str>,
 }
 
-/// What a level has in a slot.
+/// The contents of a slot of a level.
 struct Has {
     mark: Option<Mark>,
     piece: Option<Piece>,
@@ -238,7 +238,7 @@ impl Tier {
         }
     }
 
-    /// What is to be written of a lane; `None` if nothing is.
+    /// Returns what is to be written of a lane; `None` if nothing is.
     fn job(&self, write: LaneWrite, state: &LevelState) -> Option<Job> {
         let named = self.named(&write.lane)?;
         let mut all: Option<Piece> = None;

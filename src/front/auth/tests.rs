@@ -19,7 +19,7 @@ fn rules(networks: &[&str], token: bool) -> Rules {
     }
 }
 
-/// What a client at `client` is answered at `face` under `rules`, with or without the token.
+/// Returns the answer to a client at `client` at `api` under `rules`, with or without the token.
 async fn asked(api: Api, rules: Rules, client: &str, token: bool) -> Result<(), Error> {
     let mut rules = Some(rules);
     let access = AccessControl::new(Vec::new(), |of| {

@@ -114,7 +114,7 @@ impl SegmentLog {
         Ok(log)
     }
 
-    /// How many values there are.
+    /// Returns the number of values.
     pub(super) fn len(&self) -> usize {
         self.index().places.len()
     }

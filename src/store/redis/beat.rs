@@ -10,7 +10,7 @@ use crate::model::Millis;
 use crate::store::page::Stamp;
 use crate::store::{Invalidations, LevelClock, LevelFailure, LevelState, Replica, millis};
 
-/// How often the heart beats.
+/// The interval of heartbeats.
 const EVERY: Duration = Duration::from_millis(250);
 
 /// Most time of a beat.
@@ -62,10 +62,10 @@ local known = epoch == ARGV[4] and number == tonumber(ARGV[5])
 return {string.format('%.0f', now), epoch, string.format('%.0f', floor), known and '' or list,
   known and '1' or '0', redis.call('HGETALL', KEYS[2])}";
 
-/// What a beat gives: time, epoch, floor, list, whether that is known, replicas.
+/// The reply to a heartbeat: time, epoch, floor, list, whether that is known, replicas.
 type BeatReply = (String, String, String, Vec<u8>, String, Vec<String>);
 
-/// What the last beat told.
+/// The state that the last heartbeat returned.
 pub(super) struct Beat {
     invalidations: Arc<Invalidations>,
     /// The sample of the time in use.
@@ -109,7 +109,7 @@ impl TimeSample {
 }
 
 impl Beat {
-    /// What is known of the level `now`, if it was heard lately.
+    /// Returns the state of the level at `now`, if its last heartbeat is recent.
     pub(super) fn state(&self, now: Duration) -> Option<LevelState> {
         if now.saturating_sub(self.heard) > SILENCE {
             return None;

@@ -1,4 +1,4 @@
-//! How the server is reached: by itself, through Sentinels, or as a cluster.
+//! Connections to the server: a single one, through Sentinels, or a cluster.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// Most time of a command, beyond which nobody waits for it.
 const COMMAND: Duration = Duration::from_secs(2);
 
-/// How the server is reached, and what it is told.
+/// Settings of connections to the server.
 #[derive(Clone)]
 pub struct RedisSettings {
     /// `redis://host:port` or `rediss://host:port`; of a cluster or of Sentinels, several.
     pub urls: Vec<String>,
-    /// What they are of.
+    /// The kind of server that the URLs lead to.
     pub mode: RedisMode,
     /// A user of its ACL.
     pub username: Option<String>,
@@ -46,7 +46,7 @@ pub struct RedisSettings {
     pub name: String,
 }
 
-/// What the URLs are of.
+/// The kind of server that URLs lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedisMode {
     /// One server.
@@ -113,7 +113,7 @@ fn certificates(settings: &RedisSettings) -> TlsCertificates {
     }
 }
 
-/// What `url` says, with the user and password of the settings.
+/// Returns the connection settings in `url`, with the user and password of `settings`.
 fn info(settings: &RedisSettings, url: &str) -> Result<ConnectionInfo, RedisError> {
     let info = url.into_connection_info()?;
     let mut redis = info.redis_settings().clone();

@@ -54,7 +54,7 @@ pub struct RedisLevel {
     clock: Arc<dyn Clock>,
     /// In use, if there is one.
     connection: Mutex<Option<Connection>>,
-    /// What the last heartbeat told.
+    /// The state that the last heartbeat returned.
     beat: RwLock<Option<Beat>>,
     /// Which invalidations the cache in memory takes into account.
     applied: Mutex<Option<Stamp>>,

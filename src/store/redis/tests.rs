@@ -78,7 +78,7 @@ impl Server {
         settings(&format!("redis://127.0.0.1:{}", self.port))
     }
 
-    /// What the server says to a command.
+    /// Returns the server's reply to a command.
     fn cli(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli")
             .args(["-p", &self.port.to_string()])

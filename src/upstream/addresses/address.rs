@@ -41,7 +41,7 @@ pub(super) struct BreakerPolicy {
     pub(super) alone: bool,
 }
 
-/// What a call showed of the address that it went to.
+/// The evidence of a call about the address that it went to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It works: it answered, if only that the question has no answer.
@@ -82,7 +82,7 @@ pub(super) struct AddressState {
     pub(super) running: usize,
     /// Failures in a row.
     pub(super) failures: u32,
-    /// What the last failure was.
+    /// The message of the last failure.
     pub(super) last_error: Option<String>,
     /// Where it said of what times it may know nothing.
     pub(super) outages: Outages,
@@ -92,9 +92,9 @@ pub(super) struct AddressState {
     until: Instant,
     /// Rests in a row.
     rests: u32,
-    /// How many calls may run while it comes back.
+    /// Number of calls that may run while it comes back.
     slots: Option<usize>,
-    /// How far apart calls must be, and until when.
+    /// The distance that calls must keep, and until when.
     spacing: Option<(Duration, Instant)>,
     last_sent: Option<Instant>,
     last_answer: Option<Instant>,
@@ -145,7 +145,7 @@ impl AddressState {
         Some((self.last_sent? + spacing).min(until))
     }
 
-    /// How far apart calls must be, if the address asked for that.
+    /// Returns the distance that calls must keep, if the address asked for one.
     pub(super) fn spacing(&self, now: Instant) -> Option<Duration> {
         let (spacing, _) = self.spacing.filter(|(_, until)| *until > now)?;
         Some(spacing)
@@ -158,7 +158,8 @@ impl AddressState {
         self.running > 0 && now.saturating_duration_since(self.silent_since) > long
     }
 
-    /// Whether it has failed since it last answered, no longer ago than a breaker is open.
+    /// Returns whether it has failed since its last answer, no longer ago than a breaker stays
+    /// open.
     pub(super) fn is_suspect(&self, now: Instant, policy: BreakerPolicy) -> bool {
         let fails = |at| now.saturating_duration_since(at) < policy.open;
         self.last_failure.is_some_and(fails)
@@ -193,8 +194,8 @@ impl AddressState {
         self.last_sent = Some(now);
     }
 
-    /// A call that was sent at `sent` showed `verdict` at `now`, which is `wall` by the wall clock.
-    /// Whether it is a failure of the address.
+    /// Takes in the `verdict` of a call that was sent at `sent` and ended at `now`, which is `wall`
+    /// by the wall clock. Returns whether it is a failure of the address.
     pub(super) fn learn(
         &mut self,
         policy: BreakerPolicy,

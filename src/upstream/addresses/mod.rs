@@ -27,7 +27,7 @@ struct Address {
     url: TargetUrl,
     // A plain mutex: it is held for a look and never across an await.
     state: Mutex<AddressState>,
-    /// Whether it refuses POST, and queries have to be asked by GET.
+    /// Set once it has refused POST; queries are then sent by GET.
     refuses_post: AtomicBool,
 }
 
@@ -66,14 +66,14 @@ impl Tried {
     }
 }
 
-/// What a call wants of its address.
+/// The requirements of a call on its address.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wish {
     /// Where it has been tried already: another is preferred.
     pub(super) tried: Tried,
     /// The time that it asks about: an address that was away then is asked last.
     pub(super) span: Option<TimeRange>,
-    /// Whether it is a trial, which goes to an address whose breaker is open if all are.
+    /// Set for a trial, which goes to an address with an open breaker if all breakers are open.
     pub(super) trial: bool,
     /// The only address that it may go to.
     pub(super) only: Option<usize>,
@@ -109,7 +109,7 @@ pub(super) struct Chosen {
     sent: Instant,
     /// Whether its breaker was open, so that this is a trial.
     pub(super) trial: bool,
-    /// Whether it was away at the time that the call asks about, and another was not.
+    /// Set if it was away at the time that the call asks about, and another was not.
     pub(super) provisional: bool,
     ended: bool,
 }
@@ -122,7 +122,7 @@ impl Chosen {
         &self.addresses.all[self.index].url
     }
 
-    /// Whether it has refused POST.
+    /// Returns whether it has refused POST.
     pub(super) fn refuses_post(&self) -> bool {
         let address = self.addresses.all.get(self.index);
         address.is_some_and(|a| a.refuses_post.load(Ordering::Relaxed))
@@ -274,7 +274,7 @@ impl Addresses {
         others.any(|(_, a)| a.state().readiness(now) == Readiness::Ready)
     }
 
-    /// What the last failure of an address whose breaker is open was, and how many it had.
+    /// Returns the number of failures and the last one of an address whose breaker is open.
     pub(super) fn last_failure(&self) -> Option<(u32, String)> {
         self.all.iter().find_map(|address| {
             let state = address.state();
@@ -289,7 +289,7 @@ impl Addresses {
         all.find_map(|address| address.state().last_error.clone())
     }
 
-    /// How many have an open breaker.
+    /// Returns the number of addresses with an open breaker.
     pub(super) fn open(&self) -> usize {
         self.all.iter().filter(|a| a.state().is_open()).count()
     }

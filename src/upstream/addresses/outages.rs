@@ -13,7 +13,7 @@ pub(super) struct Outages {
     past: VecDeque<TimeRange>,
     /// When it last answered, or when it first failed if it never did.
     well: Option<Millis>,
-    /// Whether it has failed since.
+    /// Set from the first failure until the next answer.
     failing: bool,
 }
 
@@ -37,13 +37,13 @@ impl Outages {
         self.well.get_or_insert(now);
     }
 
-    /// Whether it was away at some time of `span`, or may be.
+    /// Returns whether it was away at some time of `span`, or may have been.
     pub(super) fn meet(&self, span: &TimeRange) -> bool {
         let fails = self.failing && self.well.is_some_and(|since| span.end() > since);
         fails || self.are_over(span)
     }
 
-    /// Whether it was away at some time of `span`, as far as is known.
+    /// Returns whether it was away at some time of `span`, as far as is known.
     pub(super) fn are_over(&self, span: &TimeRange) -> bool {
         self.past.iter().any(|o| o.intersection(span).is_some())
     }

@@ -26,12 +26,13 @@ use crate::model::{Error, Kind, Millis, TargetUrl, partition};
 use crate::reloadable::Reloadable;
 use crate::upstream::transport::{Outgoing, Transport};
 
-/// How long before their end credentials are renewed, and how soon those without an end are looked
-/// up again, which may be in files that change.
+/// The time before their end at which credentials are renewed, and the interval at which
+/// credentials without an end are looked up again, as they may come from files that change.
 const AHEAD: Duration = Duration::from_secs(300);
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// How long before their end credentials are no longer used: a request takes its time.
+/// The time before their end at which credentials are no longer used, because a request takes its
+/// time.
 const LAST: Millis = 10_000;
 
 /// Most time of one renewal.
@@ -369,8 +370,8 @@ impl Chain {
     }
 }
 
-/// What `error` says, on one line: AWS' errors about signatures go on with the request, and in it the
-/// session token. One in XML is read.
+/// Returns the message of `error` on one line: AWS' errors about signatures go on to repeat the
+/// request with its session token. XML is parsed.
 fn line(error: &reqsign_core::Error) -> String {
     let text = error.to_string();
     let AwsError { code, message } = AwsError::in_xml(&text);

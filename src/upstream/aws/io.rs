@@ -1,4 +1,4 @@
-//! What reqsign does outside of its own arithmetic: HTTP, files, commands.
+//! The I/O that reqsign leaves to its caller: HTTP, files, commands.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many calls may run at once, found by trying: a little more after each that goes well, a
-/// third less when one does not (additive increase, multiplicative decrease).
+/// The number of calls that may run at once, found by trying: a little more after each that goes
+/// well, a third less when one does not (additive increase, multiplicative decrease).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Adaptive {
     limit: f64,
@@ -33,7 +33,7 @@ impl Adaptive {
         }
     }
 
-    /// How many calls may run now.
+    /// Returns the number of calls that may run now.
     pub(super) fn limit(&self) -> usize {
         self.limit as usize
     }

@@ -1,4 +1,4 @@
-//! How long calls take.
+//! Latencies of calls.
 
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ impl Latency {
         Duration::from_secs_f64(self.mean.max(0.0))
     }
 
-    /// What all calls but a few take at most, with a tenth to spare; zero before the first call has
-    /// ended.
+    /// Returns the latency that all calls except a few stay below, with a tenth to spare; zero
+    /// before the first call has ended.
     pub(super) fn usual(&self) -> Duration {
         Duration::from_secs_f64((1.1 * self.mean + 2.0 * self.deviation).max(0.0))
     }

@@ -1,4 +1,4 @@
-//! What an upstream may be burdened with: calls a second, calls at once, calls that wait.
+//! Limits on the load of an upstream: calls per second, calls at once, calls that wait.
 //!
 //! A call is admitted only if it can be answered before its deadline: its turn, by who waits
 //! already, by the rate and by how long calls run, and the time that calls usually take. One that
@@ -29,17 +29,17 @@ use super::refusal::{breaker_open, no_call_left, pause, refusal};
 use super::state::LimiterState;
 use crate::model::{Error, Kind, Limits};
 
-/// Who asks: the address of a client, or Heliostat itself.
+/// The origin of a call: the address of a client, or Heliostat itself.
 pub type Caller = Option<IpAddr>;
 
 /// A call that asks for leave to be made.
 #[derive(Clone, Debug)]
 pub(super) struct Ask {
-    /// Who asks.
+    /// The origin of the call.
     pub(super) caller: Caller,
     /// The lane that it is for; lanes of one caller take turns.
     pub(super) lane: u64,
-    /// Whether it goes on with what an earlier call began.
+    /// Set if it continues the work of an earlier call.
     pub(super) continues: bool,
     /// When its answer is of no use any more.
     pub(super) deadline: Instant,
@@ -96,7 +96,7 @@ type Admission = Result<Permit, Error>;
 struct LimiterQueue {
     /// Calls under way.
     running: usize,
-    /// How many may be, if that adapts.
+    /// The number of calls that may run at once, if it adapts.
     adaptive: Option<Adaptive>,
     rate: Rate,
     latency: Latency,
@@ -119,7 +119,7 @@ impl std::fmt::Debug for SharedLimiter {
     }
 }
 
-/// How a call went, as far as it says what the upstream can take.
+/// The end of a call, as evidence of the load that the upstream can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     /// It was answered.
@@ -138,7 +138,7 @@ impl Permit {
         self.chosen.as_mut()
     }
 
-    /// How the call went, and how long it took.
+    /// Takes in how the call ended, and how long it took.
     pub(super) fn report(&self, ended: Ended, took: Duration) {
         let Some(shared) = self.limiter.upgrade() else {
             return;
@@ -233,12 +233,12 @@ impl Limiter {
             && state.rate.wait(Instant::now(), left).is_zero()
     }
 
-    /// What all calls but a few take at most.
+    /// Returns the latency that all calls except a few stay below.
     pub(super) fn usual(&self) -> Duration {
         self.0.state().latency.usual()
     }
 
-    /// How many have stood in line so far.
+    /// Returns the number of calls that have waited so far.
     #[cfg(test)]
     pub(super) fn entered(&self) -> u64 {
         self.0.state().queue.entered()
@@ -249,7 +249,7 @@ impl Limiter {
         self.0.admissible(&self.0.state(), ask)
     }
 
-    /// What it allows, and who waits.
+    /// Returns the limits, and the calls that wait.
     pub(super) fn state(&self) -> LimiterState {
         let state = self.0.state();
         let limits = &self.0.limits;
@@ -305,8 +305,8 @@ impl SharedLimiter {
         Err(refusal(no_call_left(waiting), turn))
     }
 
-    /// How long from `now` a call waits that has `ahead` others before it, by the rate and by how
-    /// many run at once.
+    /// Returns the time from `now` that a call with `ahead` others before it waits, by the rate and
+    /// by the number of calls that run at once.
     fn turn(&self, state: &LimiterQueue, now: Instant, ahead: usize) -> Duration {
         let may_run = self.at_once(state);
         let free = may_run.saturating_sub(state.running);
@@ -320,7 +320,7 @@ impl SharedLimiter {
         state.rate.wait(now, ahead).max(slots)
     }
 
-    /// How many calls may run at once.
+    /// Returns the number of calls that may run at once.
     fn at_once(&self, state: &LimiterQueue) -> usize {
         let adaptive = state.adaptive.as_ref();
         adaptive.map_or(self.limits.max_concurrency, Adaptive::limit)

@@ -1,4 +1,4 @@
-//! Who waits for a call, and whose call is next.
+//! Queue of the calls that wait, and their order.
 //!
 //! Callers stand in one line each, and the lines take turns: a dashboard of 500 panels delays the
 //! poll of a check by one call, not by 500. Within a line the lanes take turns, so that a long
@@ -24,7 +24,7 @@ pub(super) struct Waiting<T> {
     ticket: u64,
     /// When its answer is of no use any more.
     pub(super) deadline: Instant,
-    /// What is handed back.
+    /// The payload.
     pub(super) item: T,
 }
 
@@ -36,8 +36,8 @@ struct Line<T> {
     pace: Pace,
 }
 
-/// How fast a line moves. Callers who ask for little have their turns between those of a long line,
-/// and how many of them will come nobody knows: the past tells.
+/// The pace of a line, estimated from its past: how many callers with few calls will come, which
+/// take turns between those of a long line, is unknown.
 #[derive(Clone, Copy, Default)]
 struct Pace {
     /// Seconds between two turns, of the last `PACE_WEIGHT` or so.
@@ -65,12 +65,12 @@ impl Pace {
     }
 }
 
-/// What goes before a call.
+/// The number of turns before a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ahead {
     /// Calls that would be made before it if no others came.
     pub(super) calls: usize,
-    /// How long it will wait by the pace at which its line moves.
+    /// The estimated wait at the pace of its line.
     pub(super) by_pace: Duration,
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Place {
     pub(super) caller: Caller,
     /// The lane that it is for.
     pub(super) lane: u64,
-    /// Whether it goes on with what an earlier call began: then it is the next of its line.
+    /// Set if it continues the work of an earlier call: then it is the next of its line.
     pub(super) continues: bool,
 }
 
@@ -102,19 +102,19 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// How many wait in all lines.
+    /// Returns the number of calls that wait in all lines.
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
-    /// How many have stood in line so far.
+    /// Returns the number of calls that have waited so far.
     #[cfg(test)]
     pub(super) fn entered(&self) -> u64 {
         self.last_ticket
     }
 
-    /// What goes before a call that comes to `place` now: its turn comes when each lane of its line
-    /// has had as many as its own lane, and each other line has moved as often.
+    /// Returns the turns before a call that comes to `place` now: its turn comes when each lane of
+    /// its line has had as many as its own lane, and each other line has moved as often.
     pub(super) fn ahead(&self, place: Place) -> Ahead {
         let line = self.lines.iter().find(|l| l.caller == place.caller);
         let own = line

@@ -34,7 +34,7 @@ pub(super) struct Rate {
     held: Option<Instant>,
     /// The time of one call.
     period: Duration,
-    /// How far calls may be ahead of the rate.
+    /// The time that calls may be ahead of the rate.
     tolerance: Duration,
     /// When the next call would come if calls came evenly; up to `tolerance` earlier is allowed.
     due: Instant,
@@ -59,7 +59,7 @@ impl Rate {
         }
     }
 
-    /// How long from `now` the call after `ahead` others has to wait.
+    /// Returns the time from `now` that the call after `ahead` others has to wait.
     pub(super) fn wait(&self, now: Instant, ahead: usize) -> Duration {
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
         let late = self.due.saturating_duration_since(now);

@@ -20,7 +20,7 @@ use crate::model::{
     Aggregate, Error, Evidence, IncompleteBuckets, Kind, Limits, MultiSeries, Step, TargetUrl,
 };
 
-/// What a host does with a call.
+/// The reaction of a host to a call.
 #[derive(Clone)]
 enum Does {
     Answer(Duration),
@@ -46,7 +46,7 @@ impl Hosts {
         self.does.lock().unwrap().insert(host.to_owned(), does);
     }
 
-    /// How many calls each host has had since the last time.
+    /// Returns the number of calls that each host has had since the last time.
     fn counts(&self) -> Vec<(String, usize)> {
         let mut counts: HashMap<String, usize> = HashMap::new();
         for (host, _) in std::mem::take(&mut *self.calls.lock().unwrap()) {

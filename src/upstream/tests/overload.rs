@@ -9,12 +9,12 @@ const PATIENCE: Duration = Duration::from_secs(14);
 const WINDOW: Duration = Duration::from_secs(10);
 const WINDOWS: u32 = 3;
 
-/// What became of the polls of one run.
+/// The outcomes of the polls of one run.
 #[derive(Default)]
 struct Polls {
     /// When each fresh answer came.
     fresh: Vec<Duration>,
-    /// How long each refusal took.
+    /// The time that each refusal took.
     refused: Vec<Duration>,
     /// Polls whose client gave up.
     gave_up: usize,
@@ -24,11 +24,11 @@ struct Polls {
 #[derive(Clone, Copy)]
 struct Load {
     limits: Limits,
-    /// What a call takes.
+    /// The time that a call takes.
     takes: Duration,
     /// Polls a second, over 50.
     ratio: f64,
-    /// How many client addresses poll, in shares of 1, 2, 3 …
+    /// Number of client addresses that poll, in shares of 1, 2, 3 …
     callers: u8,
 }
 

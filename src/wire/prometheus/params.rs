@@ -132,7 +132,7 @@ pub struct Carried {
     pub limit: String,
     /// Whether the origin is to add figures about the query; anything but empty says yes.
     pub stats: String,
-    /// How far back a sample counts; it changes the values. Prometheus 2.42 does not know it yet.
+    /// The look-back of samples; it changes the values. Prometheus 2.42 does not know it yet.
     pub lookback_delta: String,
 }
 

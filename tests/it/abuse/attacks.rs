@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::Target;
 use super::raw::{ATTACKER, connect, exchange, http2_get, http2_without_window, post};
 
-/// How long held connections are held.
+/// Time for which held connections are held.
 const HELD: Duration = Duration::from_secs(4);
 
 /// Fields of a megabyte are refused by their names; none of them stays.
