@@ -9,7 +9,7 @@
 //! - `revalidate`: serves data that has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
 //! - `answer`: answers to queries for metric values
-//! - `range`, `known_steps`, `analyses`: answers to range queries of PromQL
+//! - `range`, `known_steps`, `analyses`: answers to range queries of PromQL; `aligning`: of upstreams that answer for other times
 //! - `whole`, `encoded`: answers that are cached whole, and their encoded forms; `metadata`, `passthrough`: names and values of fields, and
 //!   responses of Prometheus' API
 //! - `ahead`: refreshes what is polled a moment before it is asked for again
@@ -40,6 +40,7 @@
 //! | flight | one fetch in progress that all overlapping requests share (single flight) |
 
 mod ahead;
+mod aligning;
 mod analyses;
 mod answer;
 pub mod cache;
@@ -82,13 +83,14 @@ pub use invalidate::{Invalidated, Selection};
 pub use outcome::{CacheOutcome, Timing};
 pub use passthrough::PassthroughRequest;
 pub use plan::Lookup;
-pub use range::{RangeAnswer, RangeRequest};
+pub use range::RangeRequest;
 pub use second::LevelSetup;
 pub use whole::CachePolicy;
 
 use tokio::time::Instant;
 
 use ahead::Paces;
+use aligning::Aligning;
 use analyses::Analyses;
 use cache::ChunkCache;
 use fetch::Fetched;
@@ -125,6 +127,7 @@ pub struct Memory {
     known_steps: KnownSteps,
     whole: WholeCache,
     analyses: Analyses,
+    aligning: Aligning,
     paces: Paces,
     rechecked: Rechecked,
     /// Lanes that are fetched in the background.
@@ -158,6 +161,7 @@ impl Memory {
             known_steps: KnownSteps::default(),
             whole: WholeCache::new(for_whole),
             analyses: Analyses::default(),
+            aligning: Aligning::default(),
             paces: Paces::default(),
             rechecked: Rechecked::default(),
             revalidating: Mutex::default(),

@@ -14,7 +14,7 @@ use super::body::Body;
 pub(super) use super::endpoint::ApiEndpoint;
 use super::endpoint::{EXTENSIONS, split};
 use super::path::normalized;
-use super::respond::{cached, encoded, json, with_cache, with_remembered, with_timing};
+use super::respond::{cached, json, with_remembered};
 use super::status::{add_advice, prometheus_status};
 use crate::engine::{
     CachePolicy, Engine, Evaluation, PassthroughRequest, RangeRequest, RequestContext, Upstream,
@@ -215,10 +215,8 @@ pub(super) async fn answer(
     let (upstream, asked) = asked(engine, endpoint, head, &path, body, &mut context).await?;
     match asked {
         Asked::Range(request) => {
-            let answer = engine.query_range(&upstream, request, &context).await?;
-            let response = encoded(json(answer.encoding.join(answer.body)), answer.encoding);
-            let response = with_cache(response, &answer.cache);
-            Ok(with_timing(response, &answer.timing))
+            let answer = engine.query_range(&upstream, request, &context);
+            Ok(cached(answer.await?))
         }
         Asked::Whole {
             method,

@@ -23,9 +23,10 @@ pub(super) fn mirror_status(kind: Kind) -> StatusCode {
         Kind::UnsupportedFieldType | Kind::TooManyPoints => StatusCode::UNPROCESSABLE_ENTITY,
         Kind::UpstreamBudget => StatusCode::TOO_MANY_REQUESTS,
         Kind::Overloaded | Kind::UpstreamBusy => StatusCode::SERVICE_UNAVAILABLE,
-        Kind::UpstreamUnreachable | Kind::UpstreamFailed | Kind::AnswerTooLarge => {
-            StatusCode::BAD_GATEWAY
-        }
+        Kind::UpstreamUnreachable
+        | Kind::UpstreamFailed
+        | Kind::TimesAligned
+        | Kind::AnswerTooLarge => StatusCode::BAD_GATEWAY,
         Kind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -44,6 +44,9 @@ pub enum Kind {
     UpstreamUnreachable,
     /// The upstream answered with an error, or with something invalid.
     UpstreamFailed,
+    /// The upstream answered for times that are multiples of the step, not for those that were
+    /// requested.
+    TimesAligned,
     /// The upstream's answer is larger than `max_response`.
     AnswerTooLarge,
     /// The deadline passed.
@@ -100,6 +103,7 @@ impl Kind {
             Self::UpstreamBusy
             | Self::UpstreamUnreachable
             | Self::UpstreamFailed
+            | Self::TimesAligned
             | Self::AnswerTooLarge
             | Self::DeadlineExceeded => Origin::Upstream,
             Self::Overloaded | Self::UpstreamBudget | Self::Internal => Origin::Us,

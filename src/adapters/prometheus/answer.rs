@@ -177,7 +177,9 @@ fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T
 /// Returns whether `response` has an envelope: `None` if not; else whether it is one of success
 /// that has nothing to warn of.
 pub(super) fn envelope(response: &Response) -> Option<bool> {
-    let envelope: Envelope<'_, IgnoredAny> = serde_json::from_slice(&response.body).ok()?;
+    // What is ignored is not looked at, not even for whether it is text.
+    let text = std::str::from_utf8(&response.body).ok()?;
+    let envelope: Envelope<'_, IgnoredAny> = serde_json::from_str(text).ok()?;
     Some(envelope.status == "success" && envelope.is_complete())
 }
 

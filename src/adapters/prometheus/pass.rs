@@ -122,6 +122,19 @@ mod tests {
         }
         assert!(complete(r#"{"status":"success","data":["#).is_err());
         assert!(read(200, "text/html", "<p>", true).is_err());
+        let request = Request {
+            method: Method::GET,
+            path: String::new(),
+            headers: Vec::new(),
+            body: Bytes::new(),
+            units: 0,
+        };
+        let response = Response {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(b"{\"status\":\"success\",\"data\":[\"\xff\"]}"),
+        };
+        assert!((pass(request, true).read)(&response).is_err(), "no UTF-8");
         assert!(read(200, "x/y", "\u{1}", false).unwrap().complete);
     }
 

@@ -76,6 +76,10 @@ fn read(
         error.said = Some(raw_response(response));
         return Err(error);
     }
+    // Its text is passed on as it is.
+    if std::str::from_utf8(&response.body).is_err() {
+        return Err(garbage(response, "not UTF-8"));
+    }
     let matrix = read_matrix(&response.body, most).map_err(|unread| match unread {
         Unread::TooManySeries => {
             let message = format!("the answer has more than {most} series (max_series)");
@@ -88,20 +92,25 @@ fn read(
         },
         other => garbage(response, &other.to_string()),
     })?;
-    let mut received = 0;
-    for track in matrix
-        .series
-        .iter()
-        .flat_map(|s| [&s.values, &s.histograms])
-    {
-        let times = track.times();
-        received += times.len() as u64;
-        let on_grid = |t: &Millis| asked.holds(*t) && (t - asked.start()) % step.millis() == 0;
-        if !times.iter().all(on_grid) {
-            let message = "the upstream answered at times that were not requested";
-            return Err(Error::new(Kind::UpstreamFailed, message));
-        }
+    let tracks = || {
+        let tracks = matrix.series.iter();
+        tracks.flat_map(|s| [&s.values, &s.histograms])
+    };
+    let on_grid_of = |range: &TimeRange| {
+        let on_grid = |t: &Millis| range.holds(*t) && (t - range.start()) % step.millis() == 0;
+        tracks().all(|track| track.times().iter().all(on_grid))
+    };
+    if !on_grid_of(asked) {
+        let last = step.floor(asked.end() - 1);
+        let aligned = TimeRange::clamped(step.floor(asked.start()), last + 1);
+        let kind = match on_grid_of(&aligned) {
+            true => Kind::TimesAligned,
+            false => Kind::UpstreamFailed,
+        };
+        let message = "the upstream answered at times that were not requested";
+        return Err(Error::new(kind, message));
     }
+    let received = tracks().map(|track| track.times().len() as u64).sum();
     let annotations = annotations(&matrix.extras);
     Ok(FetchResult {
         complete: is_complete(&matrix.extras, &annotations),

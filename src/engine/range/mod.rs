@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::aligning::is_off_grid;
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
+use super::encoded::CachedResponse;
 use super::explain::Explanation;
 use super::fetch::{Source, View};
 use super::lane::{Lane, Subject};
 use super::outcome::outcome;
+use super::passthrough::PassthroughRequest;
 use super::whole::{WholeIdentity, WholeQuery};
 use super::{CacheOutcome, Engine, RequestContext, Timing, planned};
 use crate::adapters::{Annotations, Data, LabeledSeries, not_promql};
@@ -32,20 +36,6 @@ const BLOCKING: usize = 128 << 10;
 /// of the upstream. The steps are the client's, so their ratio has no other bound.
 const MAX_FINER_CHUNKS: u64 = 256;
 
-/// The answer to a range query.
-#[derive(Debug)]
-pub struct RangeAnswer {
-    /// The body in parts that follow one another.
-    pub body: Vec<Text>,
-    /// The encoding of the body: the one the client asked for, or none where compression is not
-    /// worth it.
-    pub encoding: Encoding,
-    /// The part that the cache had in the answer.
-    pub cache: CacheOutcome,
-    /// Where its time went.
-    pub timing: Timing,
-}
-
 /// A range query whose values may be kept by evaluation time.
 #[derive(Clone, Debug)]
 pub struct RangeRequest {
@@ -57,6 +47,19 @@ pub struct RangeRequest {
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+impl RangeRequest {
+    /// Returns the same as a request that is passed on as it is.
+    pub(super) fn passed(self) -> PassthroughRequest {
+        PassthroughRequest {
+            path: "/api/v1/query_range".to_owned(),
+            params: self.query.pairs(self.query.start, self.query.end),
+            body: Bytes::new(),
+            headers: self.headers,
+            json: true,
+        }
+    }
+}
+
 impl Engine {
     /// Answers `request` for `upstream`.
     pub async fn query_range(
@@ -64,11 +67,32 @@ impl Engine {
         upstream: &Arc<Upstream>,
         request: RangeRequest,
         context: &RequestContext,
-    ) -> Result<RangeAnswer, Error> {
-        let begun = self.clock.monotonic();
+    ) -> Result<CachedResponse, Error> {
         if !upstream.adapter.speaks_promql() {
             return Err(not_promql());
         }
+        if self.aligned_by(upstream, &request).is_some() {
+            return self.pass_aligned(upstream, request, context).await;
+        }
+        let off_grid = is_off_grid(upstream, &request).then(|| request.clone());
+        let answer = self.out_of_chunks(upstream, request, context).await;
+        match (answer, off_grid) {
+            (Err(error), Some(request)) if error.kind == Kind::TimesAligned => {
+                self.saw_aligned(upstream);
+                self.pass_aligned(upstream, request, context).await
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// Answers `request` out of the chunks of its lane, after what they lack has been fetched.
+    async fn out_of_chunks(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        request: RangeRequest,
+        context: &RequestContext,
+    ) -> Result<CachedResponse, Error> {
+        let begun = self.clock.monotonic();
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);
         let mut fetching = Duration::ZERO;
@@ -112,7 +136,10 @@ impl Engine {
         rendering.end();
         let cache = outcome(&view, upstream);
         count(&view, &shown, &cache, upstream);
-        Ok(RangeAnswer {
+        let json = HeaderValue::from_static("application/json");
+        Ok(CachedResponse {
+            status: StatusCode::OK,
+            headers: vec![(CONTENT_TYPE, json)],
             body,
             encoding,
             cache,
@@ -131,12 +158,15 @@ impl Engine {
         request: RangeRequest,
         context: &RequestContext,
     ) -> Result<Explanation, Error> {
+        let aligned = self.aligned_by(upstream, &request);
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);
         // As an answer does: what a finer step has is as good as cached.
         self.thinned(&lane, &range, context);
         let stretch = self.explain(&lane, range, Source::Upstream, context)?;
-        Ok(Explanation::new(upstream, vec![stretch], None, context))
+        let mut explained = Explanation::new(upstream, vec![stretch], None, context);
+        explained.bypass = aligned;
+        Ok(explained)
     }
 
     /// The answer with what of `chunks` lies in `shown`, packed. What has to be packed for it first

@@ -74,12 +74,25 @@ fn direct(first: Millis, last: Millis, step: Millis, now: Millis) -> String {
     body + "]}}"
 }
 
+/// The body of an answer without series.
+const NO_SERIES: &str = r#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#;
+
+/// How an answer says that it lacks something.
+const WARNED: &str = r#","warnings":["a store is down"]"#;
+const PARTIAL: &str = r#","isPartial":true"#;
+
 /// A Prometheus in memory.
 struct Source {
     clocks: Arc<Clocks>,
     failing: AtomicBool,
-    /// Set while it lacks data, and says so.
+    /// Set while it lacks data, and says so in a warning.
     warning: AtomicBool,
+    /// Set while it lacks data, and says `isPartial`.
+    partial: AtomicBool,
+    /// Set while it rounds start and end down to multiples of the step.
+    aligning: AtomicBool,
+    /// Set while it writes `null` for no series.
+    null: AtomicBool,
     calls: Mutex<Vec<(Millis, Millis)>>,
 }
 
@@ -93,11 +106,23 @@ impl Transport for Source {
             let asked = RangeQuery::read(&Params::read(None, Some(&request.body)))?;
             self.calls.lock().unwrap().push((asked.start, asked.end));
             let now = self.clocks.truth();
-            let body = if self.warning.load(Ordering::SeqCst) {
-                r#"{"status":"success","data":{"resultType":"matrix","result":[]},"warnings":["a store is down"]}"#.to_owned()
-            } else {
-                direct(asked.start, asked.end, asked.step.millis(), now)
-            };
+            let is = |kind: &AtomicBool| kind.load(Ordering::SeqCst);
+            let (mut start, mut end, step) = (asked.start, asked.end, asked.step);
+            if is(&self.aligning) {
+                (start, end) = (step.floor(start), step.floor(end));
+            }
+            let mut body = direct(start, end, step.millis(), now);
+            if is(&self.warning) || is(&self.partial) {
+                body = NO_SERIES.to_owned();
+            }
+            if is(&self.null) && body == NO_SERIES {
+                body = body.replace("[]", "null");
+            }
+            for (kind, said) in [(&self.warning, WARNED), (&self.partial, PARTIAL)] {
+                if is(kind) {
+                    body.insert_str(body.len() - 1, said);
+                }
+            }
             let date = UNIX_EPOCH + Duration::from_millis(now as u64);
             let date = HeaderValue::from_str(&httpdate::fmt_http_date(date)).unwrap();
             Ok(Response {
@@ -122,6 +147,9 @@ impl World {
             clocks: clocks.clone(),
             failing: AtomicBool::new(false),
             warning: AtomicBool::new(false),
+            partial: AtomicBool::new(false),
+            aligning: AtomicBool::new(false),
+            null: AtomicBool::new(false),
             calls: Mutex::default(),
         });
         let adapter = Prometheus::new(Step::SECOND, false, 20_000);
@@ -138,7 +166,7 @@ impl World {
         }
     }
 
-    async fn ask(&self, start: Millis, end: Millis, step: Millis) -> Result<RangeAnswer, Error> {
+    async fn ask(&self, start: Millis, end: Millis, step: Millis) -> Result<CachedResponse, Error> {
         let text = format!(
             "query=x&start={}&end={}&step={}ms",
             seconds(start),
@@ -169,7 +197,7 @@ fn seconds(millis: Millis) -> String {
     format!("{}.{:03}", millis / 1000, millis % 1000)
 }
 
-fn text(answer: &RangeAnswer) -> String {
+fn text(answer: &CachedResponse) -> String {
     String::from_utf8(answer.encoding.join(answer.body.clone()).concat()).unwrap()
 }
 
@@ -188,6 +216,9 @@ enum Op {
     EvictAll,
     Failing(bool),
     Warning(bool),
+    Partial(bool),
+    Aligning(bool),
+    Null(bool),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -204,6 +235,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::EvictAll),
         2 => any::<bool>().prop_map(Op::Failing),
         1 => any::<bool>().prop_map(Op::Warning),
+        1 => any::<bool>().prop_map(Op::Partial),
+        1 => any::<bool>().prop_map(Op::Aligning),
+        1 => any::<bool>().prop_map(Op::Null),
     ]
 }
 
@@ -219,6 +253,7 @@ fn run(test: impl Future<Output = ()>) {
 fn hold_the_law(ops: &[Op]) {
     run(async {
         let world = World::new(0);
+        let is = |kind: &AtomicBool| kind.load(Ordering::SeqCst);
         for op in ops {
             let now = world.clocks.truth();
             match *op {
@@ -233,16 +268,25 @@ fn hold_the_law(ops: &[Op]) {
                     let answer = match world.ask(start, end, step).await {
                         Ok(answer) => answer,
                         Err(error) => {
-                            let failing = world.source.failing.load(Ordering::SeqCst);
+                            let failing = is(&world.source.failing);
                             assert!(failing, "only a failing source is an excuse: {error:?}");
                             continue;
                         }
                     };
                     let got = text(&answer);
-                    if answer.cache.detail.is_none() && !got.contains("a store is down") {
-                        let last = start + (end - start) / step * step;
-                        assert_eq!(got, direct(start, last, step, now), "{op:?}");
+                    let admits = got.ends_with(&format!("{WARNED}}}"))
+                        || got.contains(&format!("{PARTIAL}}}"))
+                        || got.contains(&format!("{PARTIAL},"));
+                    if answer.cache.detail.is_some() || admits {
+                        continue;
                     }
+                    let (mut start, mut last) = (start, start + (end - start) / step * step);
+                    if answer.cache.bypass.is_some() && is(&world.source.aligning) {
+                        assert_ne!(start % step, 0, "only such are passed on: {op:?}");
+                        (start, last) = (start / step * step, end / step * step);
+                    }
+                    let got = got.replace(":null}", ":[]}");
+                    assert_eq!(got, direct(start, last, step, now), "{op:?}");
                 }
                 Op::Pass(millis) => world.clocks.pass(millis),
                 Op::Skew(millis) => world.clocks.skew.store(millis, Ordering::SeqCst),
@@ -254,6 +298,9 @@ fn hold_the_law(ops: &[Op]) {
                 Op::EvictAll => world.engine.memory.cache.clear(),
                 Op::Failing(is) => world.source.failing.store(is, Ordering::SeqCst),
                 Op::Warning(is) => world.source.warning.store(is, Ordering::SeqCst),
+                Op::Partial(is) => world.source.partial.store(is, Ordering::SeqCst),
+                Op::Aligning(is) => world.source.aligning.store(is, Ordering::SeqCst),
+                Op::Null(is) => world.source.null.store(is, Ordering::SeqCst),
             }
         }
     });
@@ -370,6 +417,53 @@ fn warnings_are_passed_on_and_what_came_with_them_is_not_kept() {
             text(&whole),
             direct(OLD, OLD + 60_000, 15_000, world.clocks.truth())
         );
+    });
+}
+
+#[test]
+fn is_partial_is_passed_on_whichever_piece_said_so_and_is_not_kept() {
+    run(async {
+        let world = World::new(10_000);
+        world.ask(OLD, OLD + 60_000, 15_000).await.unwrap();
+        world.source.partial.store(true, Ordering::SeqCst);
+        let partial = world.ask(OLD, OLD + 120_000, 15_000).await.unwrap();
+        let got = text(&partial);
+        assert!(got.ends_with(r#"]},"isPartial":true}"#), "{got}");
+        assert!(
+            got.contains(r#"{"s":"a"}"#),
+            "what is cached is shown: {got}"
+        );
+        assert_eq!(partial.cache.lookup, Lookup::Partial);
+        assert!(!partial.cache.stored);
+        world.source.partial.store(false, Ordering::SeqCst);
+        let whole = world.ask(OLD, OLD + 120_000, 15_000).await.unwrap();
+        let now = world.clocks.truth();
+        assert_eq!(text(&whole), direct(OLD, OLD + 120_000, 15_000, now));
+    });
+}
+
+#[test]
+fn answers_on_the_grid_of_an_upstream_that_aligns_are_passed_on() {
+    run(async {
+        let world = World::new(10_000);
+        world.source.aligning.store(true, Ordering::SeqCst);
+        for (calls, off) in [(2, 1), (1, 7_001)] {
+            let answer = world.ask(OLD + off, OLD + off + 60_000, 15_000).await;
+            let answer = answer.unwrap();
+            let now = world.clocks.truth();
+            assert_eq!(text(&answer), direct(OLD, OLD + 60_000, 15_000, now));
+            assert_eq!(answer.cache.bypass, Some("aligned by the upstream"));
+            assert_eq!(world.calls().len(), calls);
+        }
+        // What starts on the grid is cached as ever.
+        world.ask(OLD, OLD + 61_000, 15_000).await.unwrap();
+        let hit = world.ask(OLD, OLD + 60_000, 15_000).await.unwrap();
+        assert_eq!((hit.cache.lookup, hit.cache.bypass), (Lookup::Hit, None));
+        // It is not believed to do so for ever.
+        world.source.aligning.store(false, Ordering::SeqCst);
+        world.clocks.pass(600_000);
+        let answer = world.ask(OLD + 1, OLD + 60_001, 15_000).await.unwrap();
+        assert!(answer.cache.bypass.is_none() && answer.cache.stored);
     });
 }
 

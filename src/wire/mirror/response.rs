@@ -127,6 +127,7 @@ pub fn write_error(error: &Error) -> Vec<u8> {
         }),
         Kind::UpstreamUnreachable
         | Kind::UpstreamFailed
+        | Kind::TimesAligned
         | Kind::AnswerTooLarge
         | Kind::DeadlineExceeded => json!({
             "_type": "MetricStoreConnectionError",
@@ -159,7 +160,7 @@ fn summary(kind: Kind) -> &'static str {
         Kind::UpstreamBudget => "The upstream's budget is spent",
         Kind::UpstreamBusy => "The upstream is at capacity",
         Kind::UpstreamUnreachable => "The upstream cannot be reached",
-        Kind::UpstreamFailed => "The upstream failed",
+        Kind::UpstreamFailed | Kind::TimesAligned => "The upstream failed",
         Kind::AnswerTooLarge => "The upstream's answer is too large",
         Kind::DeadlineExceeded => "The deadline passed",
         Kind::Internal => "Heliostat failed",

@@ -209,15 +209,24 @@ impl RangeQuery {
     /// both included. Without `timeout`, `limit` and `stats`, which concern one answer alone.
     pub fn form(&self, start: Millis, end: Millis) -> String {
         let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair("query", &self.query)
-            .append_pair("start", &write_time(start))
-            .append_pair("end", &write_time(end))
-            .append_pair("step", &write_step(self.step));
-        if !self.carried.lookback_delta.is_empty() {
-            form.append_pair("lookback_delta", &self.carried.lookback_delta);
-        }
-        form.extend_pairs(&self.other);
+        form.extend_pairs(self.pairs(start, end));
         form.finish()
+    }
+
+    /// Returns the same as names and values.
+    pub fn pairs(&self, start: Millis, end: Millis) -> Vec<(String, String)> {
+        let lookback = &self.carried.lookback_delta;
+        let mut pairs = vec![
+            ("query".to_owned(), self.query.clone()),
+            ("start".to_owned(), write_time(start)),
+            ("end".to_owned(), write_time(end)),
+            ("step".to_owned(), write_step(self.step)),
+        ];
+        if !lookback.is_empty() {
+            pairs.push(("lookback_delta".to_owned(), lookback.clone()));
+        }
+        pairs.extend(self.other.iter().cloned());
+        pairs
     }
 }
 

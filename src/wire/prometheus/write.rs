@@ -198,7 +198,8 @@ pub fn error_type(kind: Kind) -> &'static str {
         Kind::Overloaded
         | Kind::UpstreamBusy
         | Kind::UpstreamUnreachable
-        | Kind::UpstreamFailed => "unavailable",
+        | Kind::UpstreamFailed
+        | Kind::TimesAligned => "unavailable",
         Kind::Internal => "internal",
     }
 }
