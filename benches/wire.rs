@@ -22,7 +22,7 @@ use criterion::{
 };
 use heliostat::adapters::mirror::Mirror;
 use heliostat::adapters::prometheus::Prometheus;
-use heliostat::adapters::{Adapter, Data, Fetch, FetchResult, Forwarded, Next, Response};
+use heliostat::adapters::{Adapter, Data, Fetch, FetchResult, Forwarded, Next, PartCall, Response};
 use heliostat::model::{
     Condition, Layout, NanInterpretation, Points, Scalar, Selector, Statistic, Step, Test,
     TimeRange,
@@ -148,7 +148,9 @@ fn fetch(layout: Layout, range: TimeRange) -> Fetch {
 
 /// Reads `body` as the adapter does that made `fetch` a request.
 fn read(adapter: &dyn Adapter, fetch: &Fetch, body: Vec<u8>) -> impl Fn() -> FetchResult + use<> {
-    let exchange = adapter.series(fetch).unwrap().remove(0).exchange;
+    let PartCall::Alone(exchange) = adapter.series(fetch).unwrap().remove(0).call else {
+        panic!("a call that others may share");
+    };
     let response = Response {
         status: StatusCode::OK,
         headers: HeaderMap::new(),

@@ -9,11 +9,14 @@ use bytes::Bytes;
 use heliostat::adapters::cloudwatch::CloudWatch;
 use heliostat::adapters::mirror::Mirror;
 use heliostat::adapters::prometheus::Prometheus;
-use heliostat::adapters::{Adapter, Data, Exchange, Fetch, Forwarded, Next, Request, Response};
+use heliostat::adapters::{
+    Adapter, Data, Exchange, Fetch, FetchResult, Forwarded, Next, PartCall, Request, Response,
+    StatisticsQuery,
+};
 use heliostat::clock::Clock;
 use heliostat::config;
 use heliostat::model::{
-    Condition, Expression, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME,
+    Condition, Error, Expression, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME,
     NanInterpretation, RangeLimits, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
 };
 use heliostat::promql::{Analysis, canonical, classify};
@@ -193,7 +196,7 @@ fn adapters(response: &Response) {
                 continue;
             };
             for part in parts {
-                if let Some(series) = follow(part.exchange, response)
+                if let Some(series) = follow(alone(part.call), response)
                     && let Data::Points(points) = &series.data
                 {
                     let range = match fetch.layout {
@@ -221,7 +224,7 @@ fn adapters(response: &Response) {
     };
     let asked = window();
     for part in prometheus.range(&expression, &asked, limits).unwrap() {
-        if let Some(series) = follow(part.exchange, response)
+        if let Some(series) = follow(alone(part.call), response)
             && let Data::Matrix(matrix) = &series.data
         {
             for track in matrix
@@ -290,7 +293,7 @@ fn cloudwatch(response: &Response, names: &FieldNamesQuery, values: &FieldValues
     let both = [(summaries, 4), (adapter.series(&percentiles), 1)];
     for (parts, width) in both {
         for part in parts.expect("a metric") {
-            if let Some(series) = follow(part.exchange, response)
+            if let Some(series) = follow(alone(part.call), response)
                 && let Data::Points(points) = &series.data
             {
                 assert_eq!(points.len() % width, 0);
@@ -339,6 +342,28 @@ fn fetches(size: Step) -> impl Iterator<Item = Fetch> {
 }
 
 /// The answer to `exchange` where every response is `response`; none after a few.
+/// The exchange for a call that is shared with nothing.
+fn alone(call: PartCall) -> Exchange<FetchResult> {
+    match call {
+        PartCall::Alone(exchange) => exchange,
+        PartCall::Shared(query) => only(StatisticsQuery::call(vec![query])),
+    }
+}
+
+/// `exchange` with the only one of its answers.
+fn only(exchange: Exchange<Vec<Result<FetchResult, Error>>>) -> Exchange<FetchResult> {
+    let read = exchange.read;
+    Exchange {
+        request: exchange.request,
+        read: Arc::new(move |response| {
+            Ok(match read(response)? {
+                Next::Done(mut all) => Next::Done(all.pop().expect("an answer")?),
+                Next::More(next) => Next::More(only(next)),
+            })
+        }),
+    }
+}
+
 fn follow<T>(mut exchange: Exchange<T>, response: &Response) -> Option<T> {
     for _ in 0..4 {
         match (exchange.read)(response).ok()? {

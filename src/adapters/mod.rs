@@ -22,6 +22,8 @@ use crate::model::{
 };
 use crate::wire::prometheus::Series;
 
+pub use self::cloudwatch::StatisticsQuery;
+
 /// The protocol of one kind of backend.
 pub trait Adapter: Send + Sync {
     /// Returns whether the backend can be reached and answers as it should.
@@ -209,12 +211,43 @@ pub struct Fetch {
     pub details: Forwarded,
 }
 
-/// An exchange for the points from `start` on, up to the next part or the end of the fetch.
+/// A call for the points from `start` on, up to the next part or the end of the fetch.
 pub struct Part {
     /// Where it starts.
     pub start: Millis,
-    /// The layout of its points.
-    pub exchange: Exchange<FetchResult>,
+    /// The call.
+    pub call: PartCall,
+}
+
+/// The call for a part.
+pub enum PartCall {
+    /// One of its own.
+    Alone(Exchange<FetchResult>),
+    /// One that it may share with parts of other fetches.
+    Shared(StatisticsQuery),
+}
+
+impl PartCall {
+    /// Returns the exchange of one that shares its call with nothing.
+    #[cfg(test)]
+    pub(crate) fn alone(self) -> Exchange<FetchResult> {
+        match self {
+            Self::Alone(exchange) => exchange,
+            Self::Shared(_) => panic!("a call that others may share"),
+        }
+    }
+
+    /// Returns its method and path, and the units that are billed for it if it is made alone.
+    pub fn described(&self) -> (String, u32) {
+        let of = |request: &Request| {
+            let call = format!("{} {}", request.method, request.path);
+            (call, request.units)
+        };
+        match self {
+            Self::Alone(exchange) => of(&exchange.request),
+            Self::Shared(query) => of(&StatisticsQuery::call(vec![query.clone()]).request),
+        }
+    }
 }
 
 /// The result of a [`Fetch`].

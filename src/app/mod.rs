@@ -34,7 +34,7 @@ use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
 use crate::front::listen::{self, Listening};
 use crate::front::{Front, FrontSettings};
-use crate::model::{Millis, MultiSeries, TargetUrl};
+use crate::model::{Batch, Millis, MultiSeries, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
@@ -310,7 +310,7 @@ impl UpstreamBuilder {
                     });
                 (mirror(), forward)
             }
-            UpstreamKind::CloudWatch { urls: _, units } => {
+            UpstreamKind::CloudWatch { units, .. } => {
                 let aws = settings.aws.as_ref();
                 let adapter: Box<dyn Adapter> = Box::new(CloudWatch {
                     region: aws.map_or_else(String::new, |aws| aws.region.clone()),
@@ -331,12 +331,13 @@ impl UpstreamBuilder {
             }
         };
         let metrics = UpstreamMetrics::new(&settings.name);
-        let units = match &settings.kind {
-            UpstreamKind::CloudWatch { units, .. } => Some(units.clone()),
-            _ => None,
+        let (units, batch) = match &settings.kind {
+            UpstreamKind::CloudWatch { units, batch, .. } => (Some(units.clone()), *batch),
+            _ => (None, Batch::default()),
         };
         let client = UpstreamClient::new(ClientConfig {
             units,
+            batch,
             transport: connection.transport,
             urls,
             headers: connection.headers,

@@ -37,7 +37,12 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
             let details = details.map(|d| serde_json::Value::Object(d.clone()).to_string());
             form.maybe(details);
         }
-        UpstreamKind::Prometheus { urls: _ } | UpstreamKind::CloudWatch { urls: _, units: _ } => {}
+        UpstreamKind::Prometheus { urls: _ }
+        | UpstreamKind::CloudWatch {
+            urls: _,
+            units: _,
+            batch: _,
+        } => {}
     }
     if !second_level {
         return None;

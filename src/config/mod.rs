@@ -24,7 +24,9 @@ pub use aws::{Aws, AwsKeys, AwsRole};
 pub use load::{ConfigError, certificate_at, listens_at, load, parse};
 pub use values::Secret;
 
-use crate::model::{Compression, Freshness, Limits, Pattern, Reading, Setting, TargetUrl, Units};
+use crate::model::{
+    Batch, Compression, Freshness, Limits, Pattern, Reading, Setting, TargetUrl, Units,
+};
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -308,6 +310,8 @@ pub enum UpstreamKind {
         urls: Vec<TargetUrl>,
         /// What it bills.
         units: Units,
+        /// How calls of several fetches are made one.
+        batch: Batch,
     },
     /// A server of Prometheus' HTTP API.
     Prometheus {
@@ -344,7 +348,7 @@ impl UpstreamKind {
     /// Returns whether an upstream of `other` has the same data, whatever it bills.
     fn has_data_of(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::CloudWatch { urls, units: _ }, Self::CloudWatch { urls: theirs, .. }) => {
+            (Self::CloudWatch { urls, .. }, Self::CloudWatch { urls: theirs, .. }) => {
                 urls == theirs
             }
             _ => self == other,

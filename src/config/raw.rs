@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-pub(super) use super::raw_aws::{RawAws, RawUnits};
+pub(super) use super::raw_aws::{RawAws, RawBatch, RawUnits};
 use super::usual::Usual;
 use super::values::{SecretSource, Size, Text, table, tables};
 use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
@@ -241,6 +241,8 @@ pub(super) struct RawUpstream {
     pub(super) aws: RawAws,
     #[serde(deserialize_with = "table")]
     pub(super) units: RawUnits,
+    #[serde(deserialize_with = "table")]
+    pub(super) batch: RawBatch,
     pub(super) interval: Option<Text<Duration>>,
     pub(super) settle: Option<Text<Duration>>,
     pub(super) refresh: Option<Text<Duration>>,

@@ -1,5 +1,7 @@
 //! The keys of the file about AWS, and about what an upstream bills.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::values::{SecretSource, Text};
@@ -15,6 +17,14 @@ pub(super) struct RawUnits {
     pub(super) price: Option<f64>,
     pub(super) currency: Option<String>,
     pub(super) statistics: Option<u32>,
+}
+
+/// How calls of several fetches are made one.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBatch {
+    pub(super) window: Option<Text<Duration>>,
+    pub(super) queries: Option<u32>,
 }
 
 /// How requests to AWS are signed.

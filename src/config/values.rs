@@ -14,7 +14,7 @@ use crate::files;
 use crate::model::{Pattern, TargetUrl};
 
 /// A value that is written as a string and parsed by [`FromText`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Text<T>(pub(super) T);
 
 impl<T: FromText> Text<T> {

@@ -316,13 +316,13 @@ impl Engine {
                 // What it is made of says which.
                 Source::RawPoints | Source::Summaries => Vec::new(),
             };
-            let requests = calls.iter().map(|part| &part.exchange.request);
-            let calls = requests.clone().map(|r| format!("{} {}", r.method, r.path));
+            let calls = calls.iter().map(|part| part.call.described());
+            let (calls, units): (Vec<String>, Vec<u32>) = calls.unzip();
             missing.push(Missing {
                 period: (*range_missing).into(),
                 why: reasons(range_missing, &range, &known, &fresh),
-                calls: calls.collect(),
-                units: requests.map(|r| r.units).fold(0, u32::saturating_add),
+                calls,
+                units: units.into_iter().fold(0, u32::saturating_add),
             });
         }
         let hull = plan.missing.iter().copied().reduce(|a, b| a.hull(&b));

@@ -99,7 +99,7 @@ impl Fetching {
             span: Some(read_for(upstream, &range)),
             ..self.call.clone()
         };
-        let answered = upstream.client.run(part.exchange, &call).await?;
+        let answered = upstream.fetch(part.call, &call).await?;
         let series = answered.value;
         count(upstream, &series);
         let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);

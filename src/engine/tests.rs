@@ -17,9 +17,9 @@ use crate::adapters::mirror::Mirror;
 use crate::adapters::{Adapter, Response};
 use crate::aggregate::aggregate;
 use crate::model::{
-    Aggregate, Freshness, IncompleteBuckets, InstantAlignment, Kind, Layout, Limits, MetricQuery,
-    MultiSeries, Points, RangeLimits, Reading, Selector, Statistic, Step, StepAlignment, TargetUrl,
-    TimeRange,
+    Aggregate, Batch, Freshness, IncompleteBuckets, InstantAlignment, Kind, Layout, Limits,
+    MetricQuery, MultiSeries, Points, RangeLimits, Reading, Selector, Statistic, Step,
+    StepAlignment, TargetUrl, TimeRange,
 };
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::{
@@ -223,6 +223,7 @@ pub(super) fn engine_with(
     let metrics = UpstreamMetrics::new("law");
     let client = UpstreamClient::new(ClientConfig {
         units: None,
+        batch: Batch::default(),
         signer: None,
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],

@@ -26,8 +26,8 @@ pub use fields::{Field, FieldNames, FieldType, FieldValue, FieldValues};
 pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};
 pub use policy::{
-    Aggregate, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits, MultiSeries,
-    QueryMethod, RangeLimits, Reading, StepAlignment, Units,
+    Aggregate, Batch, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits,
+    MultiSeries, QueryMethod, RangeLimits, Reading, StepAlignment, Units,
 };
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,

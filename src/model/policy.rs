@@ -88,6 +88,25 @@ impl Default for Reading {
     }
 }
 
+/// How calls of several fetches are made one, by upstreams whose protocol allows that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// How long a call waits for more.
+    pub window: Duration,
+    /// Most queries of a call.
+    pub queries: usize,
+}
+
+impl Default for Batch {
+    /// Returns that of CloudWatch, which takes 500 queries.
+    fn default() -> Self {
+        Self {
+            window: Duration::from_millis(10),
+            queries: 500,
+        }
+    }
+}
+
 /// What an upstream bills, and how much of it may be asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Units {

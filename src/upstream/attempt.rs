@@ -1,8 +1,10 @@
 //! One attempt, as metrics and traces show it.
 
+use std::sync::{Mutex, PoisonError};
+
 use http::{Method, StatusCode};
 
-use super::addresses::Verdict;
+use super::addresses::{Tried, Verdict};
 use super::failure_log::one_line;
 use super::limiter::Ended;
 use crate::model::{Error, Evidence, Kind, Millis, TargetUrl};
@@ -26,6 +28,21 @@ impl Turn {
         hedge: false,
         continues: false,
     };
+}
+
+/// The addresses that one call, with what is made beside it, has been tried at.
+#[derive(Debug, Default)]
+pub(super) struct Tries(Mutex<Tried>);
+
+impl Tries {
+    pub(super) fn so_far(&self) -> Tried {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, index: usize) {
+        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *tried = tried.with(index);
+    }
 }
 
 /// Counts an attempt as under way, and then by how it ended. One that is dropped has ended too:

@@ -1,19 +1,21 @@
 //! The way of one call: queue, rate, concurrency, breaker, attempt, and perhaps another attempt.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::addresses::{Addresses, Tried, Wish};
-use super::attempt::Turn;
+use super::addresses::{Addresses, Wish};
+use super::attempt::{Tries, Turn};
 use super::aws::AwsSigner;
+use super::batch::Batches;
 use super::budget::{Budgets, Period};
 use super::coalesce::Waiters;
 use super::failure_log::FailureLog;
+use super::late::Late;
 use super::ledger::Ledger;
 use super::limiter::{Ask, Caller, Limiter, Permit};
 use super::refusal::nobody_waits;
@@ -24,7 +26,7 @@ use super::transport::Transport;
 use crate::adapters::{Exchange, Next};
 use crate::clock::Clock;
 use crate::model::{
-    Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
+    Batch, Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
 };
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::UpstreamMetrics;
@@ -89,6 +91,7 @@ pub struct UpstreamClient {
     pub(super) limiter: Limiter,
     pub(super) budgets: Arc<Budgets>,
     pub(super) ledger: Option<Ledger>,
+    pub(super) batches: Batches,
     pub(super) retries: RetryBudget,
     pub(super) limits: Limits,
     pub(super) method: QueryMethod,
@@ -125,6 +128,8 @@ pub struct ClientConfig {
     pub max_response: usize,
     /// What it bills, if it does.
     pub units: Option<Units>,
+    /// How calls of several fetches are made one.
+    pub batch: Batch,
     /// Where what is used of budgets is kept, if anywhere.
     pub budget_file: Option<PathBuf>,
     /// Where calls are counted.
@@ -163,6 +168,7 @@ impl UpstreamClient {
             limiter: shared.limiter,
             budgets: shared.budgets,
             ledger,
+            batches: Batches::new(parts.batch),
             retries: RetryBudget::default(),
             limits,
             method: parts.method,
@@ -202,6 +208,15 @@ impl UpstreamClient {
         exchange: Exchange<T>,
         call: &CallContext,
     ) -> Result<Answered<T>, Error> {
+        self.run_when_admitted(Late::of(exchange), call).await
+    }
+
+    /// Makes the exchange that there is once its call has been admitted, and those that follow from it.
+    pub(super) async fn run_when_admitted<T: Send + 'static>(
+        &self,
+        exchange: Late<T>,
+        call: &CallContext,
+    ) -> Result<Answered<T>, Error> {
         let mut exchange = exchange;
         let mut earliest = Millis::MAX;
         let mut continues = false;
@@ -219,7 +234,7 @@ impl UpstreamClient {
                         provisional: any_provisional,
                     });
                 }
-                Next::More(next) => exchange = next,
+                Next::More(next) => exchange = Late::of(next),
             }
         }
     }
@@ -264,7 +279,7 @@ impl UpstreamClient {
     /// calls and there is another; else again if that is worth it and the budget allows.
     async fn call<T: Send + 'static>(
         &self,
-        exchange: &Exchange<T>,
+        exchange: &Late<T>,
         call: &CallContext,
         continues: bool,
     ) -> Result<Answered<Next<T>>, Error> {
@@ -327,7 +342,7 @@ impl UpstreamClient {
     /// succeed counts.
     async fn hedged<T: Send + 'static>(
         &self,
-        exchange: &Exchange<T>,
+        exchange: &Late<T>,
         call: &CallContext,
         tries: &Tries,
         turn: Turn,
@@ -445,7 +460,7 @@ impl UpstreamClient {
 
     async fn attempt<T: Send + 'static>(
         &self,
-        exchange: &Exchange<T>,
+        exchange: &Late<T>,
         call: &CallContext,
         tries: &Tries,
         turn: Turn,
@@ -457,6 +472,7 @@ impl UpstreamClient {
             only: None,
         };
         let mut permit = self.admit(call, turn.continues, wish).await?;
+        let exchange = exchange.get()?;
         if wish.tried.is_empty() {
             self.retries.called();
         }
@@ -471,20 +487,5 @@ impl Drop for UpstreamClient {
     fn drop(&mut self) {
         // Whoever waits for a breaker to open waits in vain now.
         self.opened.notify_one();
-    }
-}
-
-/// The addresses that one call, with what is made beside it, has been tried at.
-#[derive(Debug, Default)]
-struct Tries(Mutex<Tried>);
-
-impl Tries {
-    fn so_far(&self) -> Tried {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, index: usize) {
-        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *tried = tried.with(index);
     }
 }

@@ -77,7 +77,7 @@ struct WaiterCount {
 
 impl Waiters {
     /// One who waits.
-    fn one() -> Self {
+    pub(super) fn one() -> Self {
         Self(Some(Arc::new(CountedWaiters {
             count: Mutex::new(WaiterCount {
                 waiting: 1,
@@ -88,7 +88,7 @@ impl Waiters {
     }
 
     /// Adds one who waits, unless the fetch has been given up.
-    fn join(&self) -> bool {
+    pub(super) fn join(&self) -> bool {
         let Some(counted) = &self.0 else { return true };
         let mut count = lock(&counted.count);
         if !count.given_up {
@@ -97,7 +97,7 @@ impl Waiters {
         !count.given_up
     }
 
-    fn leave(&self) {
+    pub(super) fn leave(&self) {
         if let Some(counted) = &self.0 {
             lock(&counted.count).waiting -= 1;
             counted.left.notify_waiters();

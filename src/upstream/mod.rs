@@ -8,6 +8,7 @@ mod aws;
 #[cfg(not(feature = "aws"))]
 #[path = "aws_absent.rs"]
 mod aws;
+mod batch;
 mod budget;
 mod client;
 mod coalesce;
@@ -16,6 +17,7 @@ mod decode;
 mod failure_log;
 mod guard;
 mod health;
+mod late;
 mod ledger;
 mod limiter;
 mod rate_limit_headers;

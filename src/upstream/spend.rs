@@ -1,5 +1,7 @@
 //! What calls take out of the budgets of calls and of units.
 
+use std::time::Duration;
+
 use super::client::UpstreamClient;
 use super::refusal::{overspent, units_overspent};
 use super::state::BudgetState;
@@ -54,6 +56,16 @@ impl UpstreamClient {
         let units = self.ledger.as_ref().and_then(|ledger| ledger.spent(now));
         let calls = self.budgets.spent(now).map(overspent);
         calls.or_else(|| units.map(units_overspent))
+    }
+
+    /// Returns the units that the budget with the least of them has left, and when it is renewed; `None`
+    /// where there is none.
+    pub(super) fn units_left(&self) -> Option<(u32, Duration)> {
+        let ledger = self.ledger.as_ref()?;
+        let budgets = ledger.budgets(self.clock.now()).into_iter();
+        let least = budgets.min_by_key(|b| b.allowed.saturating_sub(b.used))?;
+        let renewed = Duration::try_from_secs_f64(least.renewed_seconds).unwrap_or_default();
+        Some((least.allowed.saturating_sub(least.used), renewed))
     }
 
     /// Returns the state of each budget at the wall time `now`.

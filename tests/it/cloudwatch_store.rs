@@ -62,6 +62,8 @@ struct Inner {
     troubles: VecDeque<Option<Trouble>>,
     /// Names of metrics that no call may have.
     bad: BTreeSet<String>,
+    /// Whether answers of GetMetricData wait to be let through.
+    gated: bool,
     /// Points of a page.
     page: usize,
     units: u64,
@@ -129,6 +131,11 @@ impl CloudWatchStore {
     /// The next calls of GetMetricData go so.
     pub(crate) fn trouble(&self, troubles: impl IntoIterator<Item = Option<Trouble>>) {
         self.inner.lock().unwrap().troubles.extend(troubles);
+    }
+
+    /// From now on answers of GetMetricData wait to be let through, or do not.
+    pub(crate) fn gate(&self, gated: bool) {
+        self.inner.lock().unwrap().gated = gated;
     }
 
     pub(crate) fn page(&self, points: usize) {
@@ -218,7 +225,10 @@ impl Inner {
         }
         let body = seen.json();
         match seen.headers.get("x-amz-target").map(String::as_str) {
-            Some("GraniteServiceVersion20100801.GetMetricData") => self.data(&body, now),
+            Some("GraniteServiceVersion20100801.GetMetricData") => Answer {
+                gate: self.gated,
+                ..self.data(&body, now)
+            },
             Some("GraniteServiceVersion20100801.ListMetrics") => self.list(&body, now),
             _ => error(400, "UnknownOperationException", "no such operation"),
         }

@@ -20,6 +20,7 @@ mod browser;
 mod cases;
 mod chain;
 mod cloudwatch;
+mod cloudwatch_batches;
 mod cloudwatch_law;
 mod cloudwatch_store;
 mod commands;

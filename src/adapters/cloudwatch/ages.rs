@@ -69,6 +69,12 @@ fn part_of(range: TimeRange, finest: Option<Millis>) -> Aged {
     }
 }
 
+/// How old `start` is at `now`: how many of the borders between what is kept lie between them.
+pub(super) fn age(start: Millis, now: Millis) -> usize {
+    let old = now.saturating_sub(start);
+    KEPT.iter().filter(|(age, _)| old > *age).count()
+}
+
 /// The period of summaries where nothing finer than `finest` is kept: that of the metrics, as whole
 /// multiples of what is kept.
 pub(super) fn period(interval: Step, finest: Step) -> Step {

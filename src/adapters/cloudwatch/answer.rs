@@ -4,10 +4,10 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
-use super::call::Ask;
+use super::call::StatisticsQuery;
 use crate::adapters::aws_error::AwsError;
 use crate::adapters::{Data, Dropped, FetchResult, Response, garbage};
-use crate::model::{Error, Evidence, Kind, Millis, NanInterpretation, Points};
+use crate::model::{Error, Evidence, Kind, Millis, NanInterpretation, Points, TimeRange};
 
 /// One page.
 #[derive(Deserialize)]
@@ -107,6 +107,8 @@ struct Column {
 pub(super) struct Pages {
     columns: Vec<Column>,
     pub(super) count: u32,
+    /// Whether they began anew, as a token had expired.
+    pub(super) restarted: bool,
 }
 
 impl Pages {
@@ -115,6 +117,15 @@ impl Pages {
         Self {
             columns: vec![Column::default(); queries],
             count: 0,
+            restarted: false,
+        }
+    }
+
+    /// Of a call of so many `queries` that begins anew.
+    pub(super) fn restarted(queries: usize) -> Self {
+        Self {
+            restarted: true,
+            ..Self::new(queries)
         }
     }
 
@@ -157,27 +168,24 @@ impl Pages {
         }
     }
 
-    /// Returns the data for `ask`, whose first query is number `first`: of each metric of it a column a
-    /// statistic, as points of one time each.
+    /// Returns the data for `query`, whose statistics of each of its metrics are `columns`, of a call
+    /// about `window`: of each metric a column a statistic, as points of one time each.
     pub(super) fn result(
         &self,
-        ask: &Ask,
-        first: usize,
-        nan: NanInterpretation,
+        query: &StatisticsQuery,
+        columns: &[usize],
+        window: &TimeRange,
     ) -> Result<FetchResult, Error> {
         let mut result = FetchResult::default();
-        let mut parts = Vec::with_capacity(ask.metrics.len());
-        let width = ask.statistics.len();
-        for metric in 0..ask.metrics.len() {
-            let at = first + metric * width;
-            let columns = self.columns.get(at..at + width).unwrap_or_default();
-            let mut read = Vec::with_capacity(width);
-            for column in columns {
+        let mut parts = Vec::with_capacity(query.metrics.len());
+        for columns in columns.chunks(query.statistics.len().max(1)) {
+            let mut read = Vec::with_capacity(columns.len());
+            for column in columns.iter().filter_map(|n| self.columns.get(*n)) {
                 result.received += column.points.len() as u64;
                 result.complete &= !column.partial;
-                read.push(column.read(ask, &mut result.dropped)?);
+                read.push(column.read(query, window, &mut result.dropped)?);
             }
-            let (points, whole) = interleaved(&read, nan, &mut result.dropped);
+            let (points, whole) = interleaved(&read, query.nan, &mut result.dropped);
             result.complete &= whole;
             parts.push(points);
         }
@@ -187,8 +195,14 @@ impl Pages {
 }
 
 impl Column {
-    /// The points that lie in the range of `ask`, in order of time, one a period.
-    fn read(&self, ask: &Ask, dropped: &mut Dropped) -> Result<Vec<(Millis, f64)>, Error> {
+    /// The points that lie in the range of `query`, in order of time, one a period; what the call asks
+    /// about besides, its `window`, is for others.
+    fn read(
+        &self,
+        query: &StatisticsQuery,
+        window: &TimeRange,
+        dropped: &mut Dropped,
+    ) -> Result<Vec<(Millis, f64)>, Error> {
         if let Some(error) = &self.refused {
             return Err(error.clone());
         }
@@ -198,13 +212,13 @@ impl Column {
         }
         let mut points: Vec<(Millis, f64)> = Vec::with_capacity(self.points.len());
         for &(time, value) in &self.points {
-            if ask.period.floor(time) != time {
+            if query.period.floor(time) != time {
                 let message = "CloudWatch answered at times that were not asked for";
                 return Err(Error::new(Kind::UpstreamFailed, message));
             }
-            match ask.range.holds(time) {
+            match query.range.holds(time) {
                 true => points.push((time, value)),
-                false => dropped.outside_range += 1,
+                false => dropped.outside_range += u64::from(!window.holds(time)),
             }
         }
         if !points.is_sorted_by_key(|p| p.0) {
@@ -289,6 +303,12 @@ pub(super) fn failure(response: &Response) -> Option<Error> {
         kind,
         format!("CloudWatch refuses the call ({said})"),
     ))
+}
+
+/// Returns whether `response` says that a token for a page is not one, or not any more.
+pub(super) fn is_bad_token(response: &Response) -> bool {
+    response.status == StatusCode::BAD_REQUEST
+        && AwsError::read(response).code == "InvalidNextToken"
 }
 
 /// The page in `response`.

@@ -13,20 +13,18 @@ mod names;
 
 use std::sync::Arc;
 
-use self::ages::{Aged, aged, is_period, period};
-use self::answer::{Pages, page};
-use self::call::{Ask, SUMMARY, data, exchange};
+use self::ages::{Aged, age, aged, is_period, period};
+use self::answer::page;
+pub use self::call::StatisticsQuery;
+use self::call::{MetricDataCall, SUMMARY, exchange};
 use self::lists::{STATISTICS, Wanted};
-use self::names::{Listed, Named, basic, resource};
-use super::{Adapter, Exchange, Fetch, FetchResult, Forwarded, Kept, Next, Part, Route};
+use self::names::{Listed, Metric, Named, basic, resource};
+use super::{Adapter, Exchange, Fetch, Forwarded, Kept, Next, Part, PartCall, Route};
 use crate::clock::Clock;
 use crate::model::{
     Condition, Error, Field, FieldNames, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind,
     Layout, MetricQuery, NanInterpretation, Selector, Statistic, Step, TimeRange,
 };
-
-/// Most pages that are read for one call before the rest counts as not to be had.
-const MOST_PAGES: u32 = 64;
 
 /// Speaks `GetMetricData` and `ListMetrics` to a region of CloudWatch.
 pub struct CloudWatch {
@@ -45,24 +43,17 @@ impl Adapter for CloudWatch {
         // Both permissions are needed, and neither shows without a call.
         let five = Step::SECOND.times(300);
         let end = five.floor(self.clock.now());
-        let ask = Ask {
-            metrics: vec![names::usage()],
-            statistics: vec!["Sum".to_owned()],
-            period: five,
-            range: TimeRange::clamped(end - five.times(12).millis(), end),
-        };
-        let statistics = self.statistics;
+        let range = TimeRange::clamped(end - five.times(12).millis(), end);
+        let sum = vec!["Sum".to_owned()];
+        let (usage, nan) = (vec![names::usage()], NanInterpretation::default());
+        let query = self.query(usage, sum, five, range, nan);
         lists::allowed(move || {
-            let units = ask.units(statistics);
-            exchange(
-                "GetMetricData",
-                &data(std::slice::from_ref(&ask), None),
-                units,
-                |response| {
-                    page(response)?;
-                    Ok(Next::Done(()))
-                },
-            )
+            let call = MetricDataCall::new(vec![query.clone()]);
+            let (body, units) = (call.body(None), call.units);
+            exchange("GetMetricData", &body, units, |response| {
+                page(response)?;
+                Ok(Next::Done(()))
+            })
         })
     }
 
@@ -230,7 +221,7 @@ impl CloudWatch {
         Named::read(selector, metric_field, &self.region)
     }
 
-    /// Returns the exchange for `statistics` of the metrics that are `named`.
+    /// Returns the calls for `statistics` of the metrics that are `named`.
     fn parts(
         &self,
         named: &Named,
@@ -239,66 +230,35 @@ impl CloudWatch {
         range: TimeRange,
         nan: NanInterpretation,
     ) -> Vec<Part> {
-        let ask = Ask {
-            metrics: named.metrics(),
+        let query = self.query(named.metrics(), statistics, period, range, nan);
+        if query.metrics.is_empty() {
+            return Vec::new();
+        }
+        let part = |query: StatisticsQuery| Part {
+            start: query.range.start(),
+            call: PartCall::Shared(query),
+        };
+        query.cut().into_iter().map(part).collect()
+    }
+
+    fn query(
+        &self,
+        metrics: Vec<Metric>,
+        statistics: Vec<String>,
+        period: Step,
+        range: TimeRange,
+        nan: NanInterpretation,
+    ) -> StatisticsQuery {
+        StatisticsQuery {
+            metrics,
             statistics,
             period,
             range,
-        };
-        if ask.metrics.is_empty() {
-            return Vec::new();
+            nan,
+            age: age(range.start(), self.clock.now()),
+            billed: self.statistics,
         }
-        let part = |ask: Ask| Part {
-            start: ask.range.start(),
-            exchange: self.pages(Arc::new(ask), nan, None, None),
-        };
-        ask.cut().into_iter().map(part).collect()
     }
-
-    /// The exchange for the page of `ask` that `token` names, after what `before` had.
-    fn pages(
-        &self,
-        ask: Arc<Ask>,
-        nan: NanInterpretation,
-        token: Option<&str>,
-        before: Option<Pages>,
-    ) -> Exchange<FetchResult> {
-        pages(ask, nan, token, before, self.statistics)
-    }
-}
-
-fn pages(
-    ask: Arc<Ask>,
-    nan: NanInterpretation,
-    token: Option<&str>,
-    before: Option<Pages>,
-    statistics: u32,
-) -> Exchange<FetchResult> {
-    let body = data(std::slice::from_ref(&*ask), token);
-    let units = ask.units(statistics);
-    exchange("GetMetricData", &body, units, move |response| {
-        let page = page(response)?;
-        let mut pages_so_far = match &before {
-            Some(before) => before.clone(),
-            None => Pages::new(ask.queries()),
-        };
-        let next = page.next_token.clone();
-        pages_so_far.add(page);
-        match next {
-            Some(token) if pages_so_far.count < MOST_PAGES => Ok(Next::More(pages(
-                ask.clone(),
-                nan,
-                Some(&token),
-                Some(pages_so_far),
-                statistics,
-            ))),
-            more => {
-                let mut result = pages_so_far.result(&ask, 0, nan)?;
-                result.complete &= more.is_none();
-                Ok(Next::Done(result))
-            }
-        }
-    })
 }
 
 /// The statistic that a series of `selector` is.

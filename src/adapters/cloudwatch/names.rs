@@ -53,13 +53,23 @@ const LONGEST_NAME: usize = 255;
 const LONGEST_VALUE: usize = 1024;
 
 /// One metric of CloudWatch: a name, and exactly these dimensions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Metric {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) dimensions: Vec<(String, String)>,
     pub(super) unit: Option<String>,
     pub(super) account: Option<String>,
+}
+
+impl Metric {
+    /// Returns the bytes of its names and values.
+    pub(super) fn bytes(&self) -> usize {
+        let pairs = self.dimensions.iter().map(|(n, v)| n.len() + v.len() + 25);
+        let others = [&self.unit, &self.account].into_iter().flatten();
+        let others = others.map(String::len).sum::<usize>();
+        self.namespace.len() + self.name.len() + others + pairs.sum::<usize>()
+    }
 }
 
 /// The meaning of a selector.

@@ -3,7 +3,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::adapters::{Data, Response};
+use crate::adapters::{Data, FetchResult, Response};
 use crate::model::{Millis, Scalar, Test};
 
 const NOW: Millis = 1_790_000_000_000;
@@ -58,8 +58,20 @@ fn hour() -> (Millis, Millis) {
     (end - 60 * MINUTE, end)
 }
 
+/// The call for `part` alone.
+fn call(part: &Part) -> Exchange<Vec<Result<FetchResult, Error>>> {
+    StatisticsQuery::call(vec![query_of(part)])
+}
+
+fn query_of(part: &Part) -> StatisticsQuery {
+    let PartCall::Shared(query) = &part.call else {
+        panic!("a call of its own");
+    };
+    query.clone()
+}
+
 fn body(part: &Part) -> Value {
-    serde_json::from_slice(&part.exchange.request.body).unwrap()
+    serde_json::from_slice(&call(part).request.body).unwrap()
 }
 
 fn answered(part: &Part, body: &Value) -> Result<FetchResult, Error> {
@@ -68,8 +80,8 @@ fn answered(part: &Part, body: &Value) -> Result<FetchResult, Error> {
         headers: HeaderMap::new(),
         body: Bytes::from(body.to_string()),
     };
-    match (part.exchange.read)(&response)? {
-        Next::Done(result) => Ok(result),
+    match (call(part).read)(&response)? {
+        Next::Done(mut results) => results.pop().unwrap(),
         Next::More(_) => panic!("another page"),
     }
 }
@@ -80,7 +92,7 @@ fn a_summary_is_four_queries_and_one_unit() {
     let fetch = fetch(&["f"], Layout::Raw, hour());
     let parts = adapter().summaries(&fetch, period).unwrap();
     assert_eq!(parts.len(), 1);
-    assert_eq!(parts[0].exchange.request.units, 1);
+    assert_eq!(call(&parts[0]).request.units, 1);
     let query = |id: &str, stat: &str| {
         json!({
             "Id": id, "ReturnData": true,
@@ -120,7 +132,7 @@ fn long_ranges_are_cut_into_calls_of_one_page() {
         .collect();
     assert_eq!(starts, parts.iter().map(|p| p.start).collect::<Vec<_>>());
     assert!(starts.windows(2).all(|w| w[1] - w[0] == 2520 * MINUTE));
-    assert!(parts.iter().all(|p| p.exchange.request.units == 10));
+    assert!(parts.iter().all(|p| call(p).request.units == 10));
 }
 
 #[test]

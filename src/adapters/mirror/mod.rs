@@ -8,8 +8,8 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::samples::Samples;
 use super::{
-    Adapter, Data, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Request, Response, SAID,
-    busy, garbage, is_json, quoted,
+    Adapter, Data, Exchange, Fetch, FetchResult, Forwarded, Next, Part, PartCall, Request,
+    Response, SAID, busy, garbage, is_json, quoted,
 };
 use crate::aggregate::roll_up;
 use crate::model::{
@@ -58,7 +58,8 @@ impl Adapter for Mirror {
         };
         let start = fetch.range.start();
         let exchange = pages.exchange(start, PageRead::default());
-        Ok(vec![Part { start, exchange }])
+        let call = PartCall::Alone(exchange);
+        Ok(vec![Part { start, call }])
     }
 
     fn field_names(

@@ -18,8 +18,8 @@ use http::{HeaderValue, Method};
 
 use super::samples::Samples;
 use super::{
-    Adapter, Data, Dropped, Exchange, Fetch, FetchResult, Forwarded, Next, Part, Passed, Request,
-    Response,
+    Adapter, Data, Dropped, Exchange, Fetch, FetchResult, Forwarded, Next, Part, PartCall, Passed,
+    Request, Response,
 };
 use crate::model::{
     Error, Expression, Field, FieldNames, FieldNamesQuery, FieldType, FieldValue, FieldValues,
@@ -126,7 +126,8 @@ impl Prometheus {
                     finish(matrix, &range, nan, single).map(Next::Done)
                 });
                 let start = range.start();
-                Part { start, exchange }
+                let call = PartCall::Alone(exchange);
+                Part { start, call }
             })
             .collect()
     }
@@ -145,7 +146,8 @@ impl Adapter for Prometheus {
         let meaning = Meaning::of(&fetch.selector)?;
         let whole = |exchange| {
             let start = fetch.range.start();
-            vec![Part { start, exchange }]
+            let call = PartCall::Alone(exchange);
+            vec![Part { start, call }]
         };
         Ok(match (fetch.layout, &meaning) {
             (Layout::Buckets { statistic, size }, _) => {

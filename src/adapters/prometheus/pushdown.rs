@@ -25,7 +25,7 @@ use super::promql::Meaning;
 use super::{
     MAX_STEPS, Prometheus, Steps, duration, exchange, finish, on_grid, range_query, steps,
 };
-use crate::adapters::{Exchange, Fetch, FetchResult, Next, Part};
+use crate::adapters::{Exchange, Fetch, FetchResult, Next, Part, PartCall};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
 /// The label of the probe.
@@ -122,7 +122,8 @@ impl Prometheus {
             };
             let start = row.steps.range.start();
             let exchange = row.exchange(self.left_open.load(Ordering::Relaxed), true);
-            Part { start, exchange }
+            let call = PartCall::Alone(exchange);
+            Part { start, call }
         });
         Ok(rows.collect())
     }

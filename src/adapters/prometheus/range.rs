@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::pass::raw_response;
 use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_width, steps};
 use crate::adapters::{
-    Annotations, Data, FetchResult, LabeledSeries, Next, Part, Response, garbage,
+    Annotations, Data, FetchResult, LabeledSeries, Next, Part, PartCall, Response, garbage,
 };
 use crate::model::{Error, Expression, Kind, Millis, RangeLimits, Step, TimeRange};
 use crate::wire::prometheus::{Extras, Unread, read_matrix};
@@ -33,9 +33,9 @@ impl Prometheus {
                 request.headers.extend(expression.headers.iter().cloned());
                 Part {
                     start: steps.first,
-                    exchange: exchange(request, move |response| {
+                    call: PartCall::Alone(exchange(request, move |response| {
                         read(response, limits.series, &asked, step).map(Next::Done)
-                    }),
+                    })),
                 }
             })
             .collect()

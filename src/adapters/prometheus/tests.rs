@@ -218,7 +218,7 @@ fn a_bucket_holds_its_first_instant_and_not_its_last_by_either_convention() {
             let fetch = fetch("__gauge__", "g", layout, range.start(), range.end());
             // It is taken for Prometheus 2 at first, and for what it is from then on.
             for calls in [1 + usize::from(left_open), 1] {
-                let exchange = adapter.series(&fetch).unwrap().remove(0).exchange;
+                let exchange = adapter.series(&fetch).unwrap().remove(0).call.alone();
                 assert_eq!(fake.run(exchange), (calls, expected.clone()), "{size}");
             }
         }
@@ -251,7 +251,7 @@ fn a_rate_counts_to_the_bucket_of_its_sample_by_either_convention() {
             };
             let layout = buckets(Statistic::Sum, size);
             let fetch = fetch("__counter__", "c", layout, range.start(), range.end());
-            let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
+            let exchange = adapter().series(&fetch).unwrap().remove(0).call.alone();
             let (_, got) = fake.run(exchange);
             assert_eq!(got.len(), expected.len(), "{size} {offset} {left_open}");
             for (got, expected) in got.iter().zip(&expected) {
@@ -266,7 +266,7 @@ fn a_rate_counts_to_the_bucket_of_its_sample_by_either_convention() {
 fn a_server_that_changes_its_mind_is_not_asked_for_ever() {
     let layout = buckets(Statistic::Sum, MINUTE);
     let fetch = fetch("__gauge__", "g", layout, START, START + 5 * MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
+    let exchange = adapter().series(&fetch).unwrap().remove(0).call.alone();
     let fake = |left_open| Fake {
         samples: on_the_edges(MINUTE),
         left_open,
@@ -282,7 +282,7 @@ fn a_server_that_changes_its_mind_is_not_asked_for_ever() {
 fn a_scalar_expression_becomes_a_vector_when_the_server_says_so() {
     let layout = buckets(Statistic::Max, MINUTE);
     let fetch = fetch("~", "1 + 1", layout, START, START + 5 * MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
+    let exchange = adapter().series(&fetch).unwrap().remove(0).call.alone();
     let said = r#"{"status":"error","errorType":"bad_data","error":"1:15: parse error: subquery is only allowed on instant vector, got scalar instead"}"#;
     let Ok(Next::More(second)) = (exchange.read)(&answer(400, said)) else {
         panic!("a second exchange");
@@ -316,8 +316,8 @@ fn calls(fetch: &Fetch) -> Vec<(Millis, Millis, Millis)> {
     // Times are rounded by Prometheus and VictoriaMetrics; a length is cut.
     let time = |text: &String| millis(text).round() as Millis;
     parts
-        .iter()
-        .map(|p| sent(&p.exchange.request))
+        .into_iter()
+        .map(|p| sent(&p.call.alone().request))
         .map(|s| {
             (
                 time(&s["start"]),
@@ -351,8 +351,18 @@ fn calls_stay_within_the_limits_of_steps_and_leave_none_out() {
         }
         assert_eq!(next, first + steps * step);
     }
-    let text =
-        |fetch: &Fetch| sent(&adapter().series(fetch).unwrap()[0].exchange.request)["step"].clone();
+    let text = |fetch: &Fetch| {
+        sent(
+            &adapter()
+                .series(fetch)
+                .unwrap()
+                .remove(0)
+                .call
+                .alone()
+                .request,
+        )["step"]
+            .clone()
+    };
     let odd = buckets(Statistic::Max, 1_003);
     let odd = fetch("__gauge__", "g", odd, 0, 1_003);
     // Cut to whole milliseconds, or nanoseconds, it must not fall short.
@@ -375,7 +385,7 @@ fn durations_have_no_part_that_a_double_of_seconds_cannot_hold() {
 #[test]
 fn a_counter_that_begins_in_the_range_is_looked_for_further_back_once() {
     let fetch = fetch("__counter__", "c", Layout::Raw, START, START + MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
+    let exchange = adapter().series(&fetch).unwrap().remove(0).call.alone();
     let seconds = |t: Millis| t as f64 / 1000.0;
     let sample = |t: Millis, v: &str| json!([seconds(t), v]);
     // NaN is no sample to take a rate from.
@@ -402,7 +412,7 @@ fn a_counter_that_begins_in_the_range_is_looked_for_further_back_once() {
 
 fn raw() -> Exchange<FetchResult> {
     let fetch = fetch("__gauge__", "g", Layout::Raw, START, START + MINUTE);
-    adapter().series(&fetch).unwrap().remove(0).exchange
+    adapter().series(&fetch).unwrap().remove(0).call.alone()
 }
 
 #[test]
@@ -560,7 +570,7 @@ fn garbage_is_an_error_and_no_panic() {
     // Buckets at other times than those asked for.
     let layout = buckets(Statistic::Max, MINUTE);
     let fetch = fetch("__gauge__", "g", layout, START, START + 5 * MINUTE);
-    let exchange = adapter().series(&fetch).unwrap().remove(0).exchange;
+    let exchange = adapter().series(&fetch).unwrap().remove(0).call.alone();
     let moved = json!([{ "metric": {}, "values": [[START / 1000 + 67, "1"]] }]);
     assert_eq!(
         refused(&exchange, &matrix(&moved)).kind,

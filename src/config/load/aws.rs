@@ -1,12 +1,14 @@
 //! Reads the settings for signing requests to AWS.
 
+use std::time::Duration;
+
 use http::header::AUTHORIZATION;
 
 use super::{Checker, ConfigError, Place};
 use crate::config::aws::{Aws, AwsKeys, AwsRole};
 use crate::config::raw;
 use crate::config::{Upstream, UpstreamKind};
-use crate::model::{TargetUrl, Units, is_region, partition};
+use crate::model::{Batch, TargetUrl, Units, is_region, partition};
 
 impl Checker<'_> {
     /// Returns the addresses of an upstream of kind `cloudwatch`, which are those of its region if the
@@ -69,6 +71,23 @@ impl Checker<'_> {
             currency,
             statistics: raw.statistics.unwrap_or(usual.statistics),
         })
+    }
+
+    /// Returns how calls of several fetches are made one.
+    pub(super) fn batch(&self, place: Place, raw: &raw::RawBatch) -> Result<Batch, ConfigError> {
+        let usual = Batch::default();
+        let window = raw.window.as_ref().map_or(usual.window, |t| t.0);
+        if window > Duration::from_secs(1) {
+            let message = "must be at most 1s: each call waits so long for more";
+            return Err(self.error(place, "batch.window", message));
+        }
+        let queries = match raw.queries {
+            None => usual.queries,
+            // CloudWatch takes no more, and a summary is four.
+            Some(n @ 4..=500) => n as usize,
+            Some(_) => return Err(self.error(place, "batch.queries", "must be from 4 to 500")),
+        };
+        Ok(Batch { window, queries })
     }
 
     /// Returns how requests to the upstream of `settings` are signed, if they are.

@@ -56,6 +56,11 @@ impl Checker<'_> {
                 &[RawKind::Prometheus, RawKind::CloudWatch],
             ),
             (
+                "batch",
+                raw.batch != raw::RawBatch::default(),
+                &[RawKind::CloudWatch],
+            ),
+            (
                 "units",
                 raw.units != raw::RawUnits::default(),
                 &[RawKind::CloudWatch],

@@ -420,6 +420,7 @@ impl Checker<'_> {
             raw::RawKind::CloudWatch => UpstreamKind::CloudWatch {
                 urls,
                 units: self.units(place, &raw.units)?,
+                batch: self.batch(place, &raw.batch)?,
             },
             raw::RawKind::Prometheus => UpstreamKind::Prometheus { urls },
         })

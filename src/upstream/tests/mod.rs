@@ -17,7 +17,8 @@ use crate::adapters::mirror::Mirror;
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::clock::SystemClock;
 use crate::model::{
-    Aggregate, Error, Evidence, IncompleteBuckets, Kind, Limits, MultiSeries, Step, TargetUrl,
+    Aggregate, Batch, Error, Evidence, IncompleteBuckets, Kind, Limits, MultiSeries, Step,
+    TargetUrl,
 };
 
 /// The reaction of a host to a call.
@@ -108,6 +109,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
     let client = UpstreamClient::new(ClientConfig {
         units: None,
+        batch: Batch::default(),
         signer: None,
         transport: hosts.clone(),
         urls: names.iter().map(url).collect(),
