@@ -4,6 +4,8 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 16 << 20;
@@ -36,9 +38,36 @@ pub fn read_any(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Returns the result of `work`, which runs on a thread of its own, or an error if it takes longer than
+/// `limit`: a folder of a network that is away holds up whoever reads or writes it.
+///
+/// # Errors
+///
+/// Fails if it takes longer, or panics. It goes on all the same.
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, mpsc::RecvTimeoutError> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Nobody may wait for it any more.
+        let _ = tell.send(work());
+    });
+    told.recv_timeout(limit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_folder_that_does_not_answer() {
+        assert_eq!(within(Duration::from_secs(60), || 7), Ok(7));
+        let (open, gate) = mpsc::channel::<()>();
+        let hangs = move || gate.recv().is_ok();
+        assert!(within(Duration::from_millis(1), hangs).is_err());
+        drop(open);
+    }
 
     #[test]
     fn only_regular_files_of_some_size_are_read() {

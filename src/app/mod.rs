@@ -2,6 +2,7 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+mod clock_watch;
 pub mod exposure;
 pub mod levels;
 pub mod machine;

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use super::clock_watch::ClockWatch;
 use super::reload::{ConfigSource, Running, follow};
 use super::{App, StartError, machine};
 use crate::clock::Clock;
@@ -33,6 +34,7 @@ pub struct Service {
     running: Arc<Running>,
     listener: TcpListener,
     connections: usize,
+    clock: Arc<dyn Clock>,
 }
 
 impl Service {
@@ -42,11 +44,12 @@ impl Service {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|e| StartError(format!("cannot listen on {address} (server.listen): {e}")))?;
-        let app = App::build(config, clock).await?;
+        let app = App::build(config, clock.clone()).await?;
         Ok(Self {
             running: Arc::new(Running::new(app)),
             listener,
             connections: machine::connections(config),
+            clock,
         })
     }
 
@@ -71,8 +74,9 @@ impl Service {
             running,
             listener,
             connections,
+            clock,
         } = self;
-        let upkeep = tokio::spawn(upkeep(running.clone()));
+        let upkeep = tokio::spawn(upkeep(running.clone(), clock));
         tokio::spawn(count(Arc::downgrade(&running)));
         let stop = {
             let running = running.clone();
@@ -129,14 +133,16 @@ async fn catch_up(running: Weak<Running>) {
     }
 }
 
-/// Ends responses that make no progress, and tidies histograms that nobody reads.
-async fn upkeep(running: Arc<Running>) {
+/// Ends responses that make no progress, tidies histograms that nobody reads, and looks at the clock.
+async fn upkeep(running: Arc<Running>, clock: Arc<dyn Clock>) {
+    let mut watch = ClockWatch::new(&*clock);
     loop {
         tokio::time::sleep(UPKEEP).await;
         running.app().front.sweep();
         if let Some(registry) = metrics::registry() {
             registry.run_upkeep();
         }
+        watch.look(&*clock);
     }
 }
 

@@ -313,6 +313,9 @@ impl Engine {
     /// Sets the gauges of `/metrics`; called when they are read.
     pub fn observe(&self) {
         self.memory.cache.observe(self.memory.whole.weight());
+        for upstream in self.upstreams() {
+            upstream.client.observe();
+        }
         if let Some(second) = &self.memory.second {
             second.observe();
         }

@@ -36,6 +36,7 @@ pub(super) const UNITS_REQUESTED: &str = "heliostat_units_requested_total";
 pub(super) const COST: &str = "heliostat_upstream_cost_total";
 pub(super) const RETRIES: &str = "heliostat_upstream_retries_total";
 pub(super) const BREAKER_OPEN: &str = "heliostat_breaker_open";
+pub(super) const STATE_UNSAVED: &str = "heliostat_state_unsaved_seconds";
 pub(super) const COALESCED: &str = "heliostat_coalesced_requests_total";
 pub(super) const DROPPED: &str = "heliostat_points_dropped_total";
 pub(super) const LATE_POINTS: &str = "heliostat_late_points_total";
@@ -201,6 +202,11 @@ fn describe() {
     describe_gauge!(
         BREAKER_OPEN,
         "URLs of the upstream whose circuit breaker is open."
+    );
+    describe_gauge!(
+        STATE_UNSAVED,
+        Unit::Seconds,
+        "Time for which a change of what is used of budgets has waited to be written to [state] dir; 0 if all is written."
     );
     describe_counter!(
         COALESCED,

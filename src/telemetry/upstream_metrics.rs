@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::metrics::{
     BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LATE_POINTS, LOOKUPS, POINTS_SERVED,
-    QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, RETRIES, STALE_SERVED, UPSTREAM_POINTS,
+    QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, RETRIES, STALE_SERVED, STATE_UNSAVED, UPSTREAM_POINTS,
     UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
 };
 use super::removed;
@@ -106,6 +106,8 @@ pub struct UpstreamMetrics {
     pub retries: Counter,
     /// URLs whose circuit breaker is open.
     pub breaker_open: Gauge,
+    /// Seconds for which a change of what is used of budgets has waited to be written.
+    pub state_unsaved: Gauge,
     /// Requests that waited for another request's fetch.
     pub coalesced: Counter,
     calls: Arc<Calls>,
@@ -156,12 +158,14 @@ impl UpstreamMetrics {
             in_flight: gauge!(IN_FLIGHT, "upstream" => upstream()),
             retries: counter!(RETRIES, "upstream" => upstream()),
             breaker_open: gauge!(BREAKER_OPEN, "upstream" => upstream()),
+            state_unsaved: gauge!(STATE_UNSAVED, "upstream" => upstream()),
             coalesced: counter!(COALESCED, "upstream" => upstream()),
             calls: Arc::default(),
             failing: Arc::default(),
         };
         // Counters start at 0, so that the first increment can be alerted on.
         metrics.breaker_open.set(0.0);
+        metrics.state_unsaved.set(0.0);
         // A replaced upstream of this name may still have calls in flight.
         metrics.in_flight.increment(0.0);
         for outcome in OUTCOMES {

@@ -1,26 +1,18 @@
 //! Budgets of calls, or of units, by the hour, day and month, kept across restarts where there is a
 //! file.
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::budget_file::{BudgetFile, Saved};
 use super::state::BudgetState;
 use crate::model::Millis;
 
 const HOUR: Millis = 3_600_000;
 const DAY: Millis = 24 * HOUR;
-
-/// Most bytes of the file.
-const LONGEST_FILE: u64 = 64 << 10;
-
-/// The format of the file; a file of another is not read.
-const VERSION: u32 = 1;
 
 /// A stretch of the calendar of UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +84,8 @@ fn first_day(index: i64) -> i64 {
 pub(super) struct Budgets {
     /// What it is of: `calls` or `units`.
     of: &'static str,
-    windows: Arc<Mutex<Vec<Window>>>,
-    file: Option<PathBuf>,
-    /// Whether there is something that the file does not say, and whether a thread writes it.
-    unwritten: Arc<AtomicBool>,
-    writing: Arc<AtomicBool>,
+    used: Arc<Used>,
+    file: Option<BudgetFile>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,19 +132,6 @@ impl Window {
     }
 }
 
-#[derive(Deserialize, Serialize)]
-struct BudgetFile {
-    version: u32,
-    windows: Vec<Saved>,
-}
-
-#[derive(Deserialize, Serialize)]
-struct Saved {
-    millis: Millis,
-    index: i64,
-    used: u32,
-}
-
 impl Budgets {
     /// Returns the budgets of `windows`, which are of calls or units, with what `file` says of them, at
     /// the wall time `now`.
@@ -175,28 +151,25 @@ impl Budgets {
                 before: (0, 0),
             })
         };
-        let mut windows: Vec<Window> = windows.iter().filter_map(window).collect();
-        if let Some(path) = &file
-            && !windows.is_empty()
-        {
-            match read(path) {
-                Ok(saved) => restore(&mut windows, &saved, now),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => warn!(path = %path.display(), "a budget's state cannot be read: {e}"),
-            }
-        }
-        Self {
-            of,
-            windows: Arc::new(Mutex::new(windows)),
-            file,
-            unwritten: Arc::default(),
-            writing: Arc::default(),
-        }
+        let windows: Vec<Window> = windows.iter().filter_map(window).collect();
+        let file = file.filter(|_| !windows.is_empty());
+        let used = Arc::new(Used(Mutex::new(windows)));
+        let file = file.map(|path| {
+            let (restored, saved) = (used.clone(), used.clone());
+            let restore = move |said: &[Saved]| restored.restore(said, now);
+            BudgetFile::open(path, Box::new(restore), Box::new(move || saved.save()))
+        });
+        Self { of, used, file }
     }
 
     fn windows(&self) -> MutexGuard<'_, Vec<Window>> {
-        // Counts are changed one by one, and each is sound.
-        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+        self.used.windows()
+    }
+
+    /// Returns for how long there has been something that its file does not say; zero without a file.
+    pub(super) fn unsaved(&self) -> Duration {
+        let file = self.file.as_ref();
+        file.map_or(Duration::ZERO, BudgetFile::unsaved)
     }
 
     /// Counts what `before` has counted, whose place this takes.
@@ -260,110 +233,55 @@ impl Budgets {
             }
         }
         drop(windows);
-        if write {
-            self.write();
+        if write && let Some(file) = &self.file {
+            file.changed();
         }
         Ok(())
     }
+}
 
-    /// Writes the file, on a thread of its own, as the folder may be on a network that is away.
-    /// Changes that come while it writes are written by the same thread.
-    fn write(&self) {
-        let Some(path) = self.file.clone() else {
-            return;
-        };
-        if tokio::runtime::Handle::try_current().is_err() {
-            save_all(&path, &self.windows);
-            return;
-        }
-        self.unwritten.store(true, Ordering::SeqCst);
-        if self.writing.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let (windows, unwritten) = (self.windows.clone(), self.unwritten.clone());
-        let writing = self.writing.clone();
-        std::thread::spawn(move || {
-            loop {
-                while unwritten.swap(false, Ordering::SeqCst) {
-                    save_all(&path, &windows);
-                }
-                writing.store(false, Ordering::SeqCst);
-                // Someone may have come between the two.
-                if !unwritten.load(Ordering::SeqCst) || writing.swap(true, Ordering::SeqCst) {
-                    return;
-                }
-            }
+/// What is used in each window, and what the file says of it.
+struct Used(Mutex<Vec<Window>>);
+
+impl Used {
+    fn windows(&self) -> MutexGuard<'_, Vec<Window>> {
+        // Counts are changed one by one, and each is sound.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what the file is to say.
+    fn save(&self) -> Vec<Saved> {
+        let windows = self.windows();
+        let saved = windows.iter().map(|w| Saved {
+            millis: w.period.millis(),
+            index: w.index,
+            used: w.written,
         });
+        saved.collect()
     }
-}
 
-/// Takes over what was `saved`, at the wall time `now`. What is more than one window ahead was
-/// written by a clock that was wrong.
-fn restore(windows: &mut [Window], saved: &[Saved], now: Millis) {
-    for window in windows {
-        let latest = window.period.index(now) + 1;
-        let millis = window.period.millis();
-        let found = saved.iter().find(|s| s.millis == millis);
-        if found.is_some_and(|s| s.index > latest) {
-            warn!("a budget's state is of the future, and not used: was a clock wrong?");
+    /// Takes over what was `saved`, on top of what has been used since; at the wall time `now`. What is
+    /// more than one window ahead was written by a clock that was wrong.
+    fn restore(&self, saved: &[Saved], now: Millis) {
+        for window in self.windows().iter_mut() {
+            let latest = window.period.index(now) + 1;
+            let millis = window.period.millis();
+            let Some(saved) = saved.iter().find(|s| s.millis == millis) else {
+                continue;
+            };
+            if saved.index > latest {
+                warn!("a budget's state is of the future, and not used: was a clock wrong?");
+            } else if saved.index >= window.index {
+                let since = match saved.index == window.index {
+                    true => window.used,
+                    false => 0,
+                };
+                window.index = saved.index;
+                window.used = saved.used.saturating_add(since);
+                window.written = saved.used;
+            }
         }
-        if let Some(saved) = found.filter(|s| s.index <= latest) {
-            window.index = saved.index;
-            window.used = saved.used;
-            window.written = saved.used;
-        }
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<Saved>> {
-    let about = std::fs::metadata(path)?;
-    if !about.is_file() || about.len() > LONGEST_FILE {
-        let message = "it is no regular file, or too long to be one of ours";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-    }
-    let file: BudgetFile = serde_json::from_slice(&std::fs::read(path)?)?;
-    if file.version == VERSION {
-        Ok(file.windows)
-    } else {
-        let message = format!("version {} is not known", file.version);
-        Err(io::Error::new(io::ErrorKind::InvalidData, message))
-    }
-}
-
-fn save_all(path: &Path, windows: &Mutex<Vec<Window>>) {
-    // A copy: writing may take long.
-    let windows = windows
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    if let Err(e) = save(path, &windows) {
-        warn!(path = %path.display(), "a budget's state cannot be written: {e}");
-    }
-}
-
-/// Writes beside and renames, so that the file is always whole.
-fn save(path: &Path, windows: &[Window]) -> io::Result<()> {
-    let saved = windows.iter().map(|w| Saved {
-        millis: w.period.millis(),
-        index: w.index,
-        used: w.written,
-    });
-    let file = BudgetFile {
-        version: VERSION,
-        windows: saved.collect(),
-    };
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    // Whatever is there, such as a link, is not written to.
-    match std::fs::remove_file(&beside) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut new = std::fs::OpenOptions::new();
-    let mut to = new.write(true).create_new(true).open(&beside)?;
-    to.write_all(&serde_json::to_vec(&file)?)?;
-    drop(to);
-    std::fs::rename(&beside, path)
 }
 
 #[cfg(test)]
@@ -376,9 +294,18 @@ mod tests {
     }
 
     fn taken(budgets: &Budgets, now: Millis) -> usize {
-        (0..10_000)
+        let taken = (0..10_000)
             .take_while(|_| budgets.take(1, now).is_ok())
-            .count()
+            .count();
+        settle(budgets);
+        taken
+    }
+
+    /// Waits until the file says what is used.
+    fn settle(budgets: &Budgets) {
+        if let Some(file) = &budgets.file {
+            file.settle();
+        }
     }
 
     #[test]
@@ -408,6 +335,7 @@ mod tests {
             let make = |file| budgets(Some(100), None, file);
             let [file, before] = [make(Some(path.clone())), make(None)];
             (0..in_file).for_each(|_| file.take(1, now).unwrap());
+            settle(&file);
             (0..counted).for_each(|_| before.take(1, now).unwrap());
             let after = make(Some(path.clone()));
             after.continue_from(&before);
@@ -462,6 +390,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_file_says_late_counts_on_top_of_what_was_used_since() {
+        let budgets = budgets(Some(100), Some(200), None);
+        let now = 500_000 * HOUR;
+        (0..10).for_each(|_| budgets.take(1, now).unwrap());
+        let saved = |millis, index, used| Saved {
+            millis,
+            index,
+            used,
+        };
+        // Of this hour, and of the day before this one.
+        let day = now.div_euclid(DAY);
+        let said = [saved(HOUR, 500_000, 40), saved(DAY, day - 1, 150)];
+        budgets.used.restore(&said, now);
+        let used: Vec<_> = budgets.state(now).iter().map(|b| b.used).collect();
+        assert_eq!(used, [50, 10]);
+    }
+
+    #[test]
     fn no_budget_is_no_limit() {
         assert_eq!(taken(&budgets(None, None, None), 0), 10_000);
     }
@@ -476,6 +422,7 @@ mod tests {
         for _ in 0..495 {
             first.take(1, now).unwrap();
         }
+        settle(&first);
         drop(first);
         // At most a hundredth of the budget is lost to a crash, and none is gained.
         let left = taken(&make(), now);

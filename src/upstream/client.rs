@@ -13,6 +13,7 @@ use super::attempt::{Tries, Turn};
 use super::aws::AwsSigner;
 use super::batch::Batches;
 use super::budget::{Budgets, Period};
+use super::clock_check::ClockCheck;
 use super::coalesce::Waiters;
 use super::failure_log::FailureLog;
 use super::late::Late;
@@ -98,6 +99,7 @@ pub struct UpstreamClient {
     pub(super) max_response: usize,
     pub(super) metrics: UpstreamMetrics,
     pub(super) failures: FailureLog,
+    pub(super) clock_check: ClockCheck,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -175,6 +177,7 @@ impl UpstreamClient {
             max_response: parts.max_response,
             metrics: parts.metrics,
             failures: FailureLog::default(),
+            clock_check: ClockCheck::default(),
             clock: parts.clock,
         }
     }
@@ -405,6 +408,13 @@ impl UpstreamClient {
     /// The time that calls usually take.
     pub fn usual(&self) -> Duration {
         self.limiter.usual()
+    }
+
+    /// Sets the metrics that change with time alone.
+    pub fn observe(&self) {
+        let units = self.ledger.as_ref().map(Ledger::unsaved);
+        let unsaved = self.budgets.unsaved().max(units.unwrap_or_default());
+        self.metrics.state_unsaved.set(unsaved.as_secs_f64());
     }
 
     /// The state of its protection, at the wall time `now`.

@@ -51,6 +51,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Returns for how long there has been something that the file of its budgets does not say.
+    pub(super) fn unsaved(&self) -> Duration {
+        self.budgets.unsaved()
+    }
+
     /// Returns when the budget that is spent at the wall time `now` is renewed, if one is.
     pub(super) fn spent(&self, now: Millis) -> Option<Duration> {
         self.budgets.spent(now)

@@ -30,9 +30,13 @@ pub(super) async fn read<T: Send + 'static>(
 /// The upstream's time when it began to answer: its `Date`, which is whole seconds, rounded
 /// down, of a moment at most `took` later.
 pub(super) fn as_of(response: &Response, took: Duration) -> Option<Millis> {
+    Some(date(response)? - Millis::try_from(took.as_millis()).ok()?)
+}
+
+/// Returns the `Date` of `response`, if it has one.
+pub(super) fn date(response: &Response) -> Option<Millis> {
     let date = response.headers.get(DATE)?.to_str().ok()?;
     let date = httpdate::parse_http_date(date).ok()?;
     let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
-    let millis = Millis::try_from(since.as_millis()).ok()?;
-    Some(millis - Millis::try_from(took.as_millis()).ok()?)
+    Millis::try_from(since.as_millis()).ok()
 }

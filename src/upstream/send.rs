@@ -72,6 +72,8 @@ impl UpstreamClient {
 
         if let Ok(Ok(response)) = &sent {
             counted.answered(response.status);
+            let (name, received) = (self.metrics.name(), self.clock.now());
+            self.clock_check.look(name, response, wall, received);
             self.apply_rate_limit_headers(response, chosen);
         }
         let timed_out = sent.is_err();

@@ -44,6 +44,9 @@ const LEAST_IN_FLIGHT: u64 = 64 << 20;
 /// The highest `server.request_timeout`: proxies close connections that wait longer.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
 
+/// The longest that it is waited for the state folder.
+const STATE_PATIENCE: Duration = Duration::from_secs(2);
+
 /// An error in the configuration, and its position.
 #[derive(Debug)]
 pub struct ConfigError {
@@ -229,15 +232,17 @@ impl Checker<'_> {
             .unwrap_or_default())
     }
 
-    /// Returns the state folder, which has to exist and be writable.
+    /// Returns the state folder, which has to exist and be writable, if it answers.
     fn state_dir(&self, raw: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
         let Some(path) = raw.filter(|p| !p.is_empty()).map(PathBuf::from) else {
             return Ok(None);
         };
         let probe = path.join(".heliostat");
-        match std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)) {
-            Ok(()) => Ok(Some(path)),
-            Err(e) => {
+        let write = move || std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
+        match files::within(STATE_PATIENCE, write) {
+            // A folder that does not answer may do so later: what has to be written waits for it.
+            Ok(Ok(())) | Err(_) => Ok(Some(path)),
+            Ok(Err(e)) => {
                 let place = Place {
                     section: "state",
                     index: None,
