@@ -21,7 +21,7 @@ use heliostat::model::{
 };
 use heliostat::promql::{Analysis, canonical, classify};
 use heliostat::store::key::{LaneName, Slot};
-use heliostat::store::page::{self, ValueId};
+use heliostat::store::page::{self, BlockContent, ValueId};
 use heliostat::wire::encoding::Encoding;
 use heliostat::wire::prometheus::{self, InstantQuery, Params, RangeQuery};
 use heliostat::wire::{
@@ -433,9 +433,11 @@ pub(crate) fn stored_value(data: &[u8]) {
     let Ok(value) = page::decode(id, data, MAX_TIME) else {
         return;
     };
-    assert!(value.points.times().is_sorted());
-    let inside = |t: i64| value.parts.iter().any(|part| part.range.holds(t));
-    assert!(value.points.times().iter().all(|t| inside(*t)));
+    if let BlockContent::Points(points) = &value.content {
+        assert!(points.times().is_sorted());
+        let inside = |t: i64| value.parts.iter().any(|part| part.range.holds(t));
+        assert!(points.times().iter().all(|t| inside(*t)));
+    }
     if let Some(written) = page::encode(id, &value) {
         let again = page::decode(id, &written, MAX_TIME).expect("what is written is read");
         assert_eq!(again, value);

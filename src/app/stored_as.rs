@@ -79,7 +79,7 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         step_alignment,
         // Those that a client sends are part of each query.
         parameters: _,
-        // Whole answers are not stored.
+        // The evaluation time is part of each query.
         instant_alignment: _,
         refresh_ahead: _,
         method: _,

@@ -92,6 +92,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             call: CallContext::new(None, deadline, crate::telemetry::trace::Trace::default()),
             encoding: Encoding::Identity,
             max_age: None,
+            level_wait: None,
         };
         let result = app.engine.test(&details, &context).await;
         let made = app.engine.registry().named(Some(&upstream.name));

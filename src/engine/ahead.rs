@@ -204,6 +204,7 @@ impl Engine {
                 call: CallContext::new(None, deadline, Trace::default()),
                 encoding: crate::wire::encoding::Encoding::Identity,
                 max_age: None,
+                level_wait: None,
             };
             let Some(call) = refresh(&engine, Due { context, later }) else {
                 return;

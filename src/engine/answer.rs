@@ -13,7 +13,7 @@ use super::lane::Lane;
 use super::outcome::{CacheOutcome, Timing, both, outcome};
 use super::render::BLOCK;
 use super::summaries::routed;
-use super::{Engine, RequestContext, planned};
+use super::{Engine, LevelWait, RequestContext, planned};
 use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
     RangeSet, TimeRange,
@@ -103,6 +103,8 @@ impl Engine {
             self.lane_polled(&lane, *polled, source, context);
             self.look_again(&lane, polled, source, context);
         }
+        // Only what is no hit counts what it waits for.
+        let mut counting: Option<Box<(RequestContext, Arc<LevelWait>)>> = None;
         for sub_range in sub_ranges {
             let planning = context.span("plan");
             let view = match self.fresh(&lane, &sub_range, context) {
@@ -113,6 +115,8 @@ impl Engine {
                 // Boxed: what a hit does not need should not be moved about with it.
                 None => {
                     let asked = self.clock.monotonic();
+                    let (context, _) =
+                        &**counting.get_or_insert_with(|| Box::new(context.counting()));
                     let view = self.not_fresh(&lane, sub_range, source, context, planning);
                     let view = Box::pin(view).await?;
                     builder.fetching += self.clock.monotonic().saturating_sub(asked);
@@ -141,19 +145,25 @@ impl Engine {
         };
         rendering.end();
         let rendered = self.clock.monotonic();
+        let mut cache = builder.outcome.unwrap_or_else(CacheOutcome::nothing_asked);
+        let mut timing = Timing {
+            plan: gathered_at
+                .saturating_sub(begun)
+                .saturating_sub(builder.fetching),
+            fetch: builder.fetching,
+            second: Duration::ZERO,
+            render: rendered.saturating_sub(gathered_at),
+        };
+        if let Some(counting) = counting {
+            counting.1.show(&mut cache, &mut timing);
+        }
         Ok(Answer {
             points,
             encoding,
             aggregated: layout != Layout::Raw,
             partial: builder.partial,
-            cache: builder.outcome.unwrap_or_else(CacheOutcome::nothing_asked),
-            timing: Timing {
-                plan: gathered_at
-                    .saturating_sub(begun)
-                    .saturating_sub(builder.fetching),
-                fetch: builder.fetching,
-                render: rendered.saturating_sub(gathered_at),
-            },
+            cache,
+            timing,
         })
     }
 

@@ -35,6 +35,11 @@ impl EncodedResponse {
         }
     }
 
+    /// Returns the response as it came.
+    pub(super) fn raw(&self) -> &RawResponse {
+        &self.raw
+    }
+
     /// Returns whether it is an error.
     pub(super) fn is_error(&self) -> bool {
         !self.raw.status.is_success()

@@ -275,10 +275,9 @@ impl Lane {
         &self.key.identity.subject
     }
 
-    /// Returns the identity within its upstream, in a form that outlives the process; `None` if the
-    /// lane is stored in no second level. A new part of the identity does not compile until its
-    /// author has decided whether it belongs here.
-    pub(crate) fn canonical(&self) -> Option<Canonical> {
+    /// Returns the identity within its upstream, in a form that outlives the process. A new part of
+    /// the identity does not compile until its author has decided whether it belongs here.
+    pub(crate) fn canonical(&self) -> Canonical {
         let Identity {
             // The form of the upstream's settings takes its place.
             upstream: _,
@@ -306,7 +305,7 @@ impl Lane {
                 nan,
                 details,
             ),
-            Subject::Expression(_) => return None,
+            Subject::Expression(expression) => return canonical(expression),
         };
         let query = MetricQuery {
             selector: selector.clone(),
@@ -326,7 +325,7 @@ impl Lane {
             NanInterpretation::Omit => "omit",
             NanInterpretation::Zero => "zero",
         });
-        Some(form)
+        form
     }
 
     /// The layout of its points. Samples of an expression have their own times, as raw points do.
@@ -405,6 +404,23 @@ impl Lane {
             Subject::Expression(_) => MATRIX_CELLS,
         })
     }
+}
+
+/// What sets `expression` apart, in a form that outlives the process.
+fn canonical(expression: &Expression) -> Canonical {
+    let Expression {
+        query,
+        step,
+        phase,
+        lag,
+        parameters,
+        headers,
+    } = expression;
+    let mut form = Canonical::default();
+    form.part("expression").part(query);
+    form.number(step.millis()).number(*phase).number(*lag);
+    form.pairs(parameters.iter()).pairs(headers.iter());
+    form
 }
 
 /// The connection details that `upstream` is sent.

@@ -84,7 +84,7 @@ pub use outcome::{CacheOutcome, Timing};
 pub use passthrough::PassthroughRequest;
 pub use plan::Lookup;
 pub use range::RangeRequest;
-pub use second::LevelSetup;
+pub use second::{LevelSetup, LevelWait};
 pub use whole::CachePolicy;
 
 use tokio::time::Instant;
@@ -188,6 +188,8 @@ pub struct RequestContext {
     /// The oldest data that may still change which the client takes, if it says so
     /// (`Cache-Control`). It then gets no expired data either.
     pub max_age: Option<Duration>,
+    /// What it has waited for the second level of the cache, once it is known to be no hit.
+    pub level_wait: Option<Arc<LevelWait>>,
 }
 
 impl RequestContext {

@@ -13,8 +13,11 @@ use crate::upstream::Upstream;
 pub struct Timing {
     /// Looking up what is cached and which points of it to show.
     pub plan: Duration,
-    /// Planning what to fetch, fetching and storing it, waiting for the upstream included.
+    /// Planning what to fetch, fetching and storing it, waiting for the upstream included and for
+    /// the second level left out.
     pub fetch: Duration,
+    /// Waiting for the second level of the cache.
+    pub second: Duration,
     /// Rendering it.
     pub render: Duration,
 }
@@ -38,6 +41,8 @@ pub struct CacheOutcome {
     pub detail: Option<String>,
     /// Set for a remembered error of the upstream.
     pub error: bool,
+    /// Whether some of it came from the second level just now.
+    pub second_level: bool,
 }
 
 impl CacheOutcome {
@@ -52,6 +57,7 @@ impl CacheOutcome {
             other_buckets: false,
             detail: None,
             error: false,
+            second_level: false,
         }
     }
 
@@ -111,5 +117,6 @@ pub(super) fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
         other_buckets: a.other_buckets || b.other_buckets,
         detail: a.detail.or(b.detail),
         error: a.error || b.error,
+        second_level: a.second_level || b.second_level,
     }
 }

@@ -36,11 +36,22 @@ pub struct PassthroughRequest {
 impl PassthroughRequest {
     /// The same request for the evaluation time `time`.
     pub(super) fn at(&self, time: Millis) -> Self {
+        self.at_text(&write_time(time))
+    }
+
+    /// The same of a time in writing.
+    pub(super) fn at_text(&self, time: &str) -> Self {
         let mut at = self.clone();
         for (_, value) in at.params.iter_mut().filter(|(n, _)| n == "time") {
-            *value = write_time(time);
+            time.clone_into(value);
         }
         at
+    }
+
+    /// The evaluation time, as it is written.
+    pub(super) fn time(&self) -> Option<&str> {
+        let (_, time) = self.params.iter().find(|(n, _)| n == "time")?;
+        Some(time)
     }
 
     /// The key of an instant query for its newest evaluation time, whatever that is; none of another.

@@ -99,6 +99,7 @@ impl Engine {
             call: CallContext::new(None, deadline, Trace::default()),
             encoding: crate::wire::encoding::Encoding::Identity,
             max_age: None,
+            level_wait: None,
         };
         let trace = Trace::default();
         let flights = &self.memory.flights;

@@ -70,6 +70,7 @@ impl Clocks {
             call: CallContext::new(None, deadline, crate::telemetry::trace::Trace::default()),
             encoding,
             max_age: None,
+            level_wait: None,
         }
     }
 

@@ -1,14 +1,14 @@
 //! One cache of whole answers: lists of names and values, and responses of Prometheus' API. Each is
 //! fetched once for all who ask, cached for a while, and served expired while the upstream fails.
 
+mod cache;
+
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use moka::ops::compute::Op;
-use moka::sync::Cache;
-
+pub(super) use self::cache::WholeCache;
 use super::encoded::EncodedResponse;
 use super::explain::ResponseReport;
 use super::fetch::too_late;
@@ -22,10 +22,7 @@ use super::{Engine, RequestContext, planned};
 use crate::adapters::Forwarded;
 use crate::model::{Error, Freshness, Millis, Origin, TimeRange, heap_block};
 use crate::promql::Reads;
-use crate::upstream::{Flights, Upstream};
-
-/// Bytes of an entry besides its contents: the bookkeeping of moka and the allocator.
-const ENTRY_OVERHEAD: usize = 600;
+use crate::upstream::Upstream;
 
 /// The time for which an answer may be cached.
 #[derive(Clone, Debug)]
@@ -52,7 +49,7 @@ pub enum CachePolicy {
 
 impl CachePolicy {
     /// Returns the time for which an answer is fresh; `None` if it may not be cached.
-    fn lifetime(&self, freshness: &Freshness) -> Option<Duration> {
+    pub(super) fn lifetime(&self, freshness: &Freshness) -> Option<Duration> {
         match self {
             Self::NoStore(_) => None,
             Self::Short | Self::AtTime { .. } => Some(freshness.refresh),
@@ -80,8 +77,8 @@ pub(super) enum WholeQuery {
 /// The identity that no other whole answer has.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct WholeIdentity {
-    upstream: u64,
-    query: WholeQuery,
+    pub(super) upstream: u64,
+    pub(super) query: WholeQuery,
 }
 
 /// An identity that is cheap to clone.
@@ -128,7 +125,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    fn heap_bytes(&self) -> usize {
+    pub(super) fn heap_bytes(&self) -> usize {
         match self {
             Self::List(list) => list.heap_bytes(),
             Self::Response(response) => response.heap_bytes(),
@@ -141,7 +138,7 @@ impl Content {
     }
 
     /// Returns whether it is an error, in whatever form.
-    fn is_error(&self) -> bool {
+    pub(super) fn is_error(&self) -> bool {
         match self {
             Self::List(_) | Self::Alias(_) => false,
             Self::Response(response) => response.is_error(),
@@ -155,8 +152,8 @@ pub(super) struct WholeEntry {
     pub(super) content: Content,
     /// The time for which it is fresh. Whether data has settled is decided when it is fetched: an
     /// entry does not become settled with age.
-    policy: CachePolicy,
-    fetched: Duration,
+    pub(super) policy: CachePolicy,
+    pub(super) fetched: Duration,
 }
 
 impl WholeEntry {
@@ -171,67 +168,6 @@ impl WholeEntry {
 
     fn age(&self, context: &RequestContext) -> Duration {
         context.arrived.saturating_sub(self.fetched)
-    }
-}
-
-/// Answers that were fetched, and fetches in flight.
-pub(super) struct WholeCache {
-    entries: Cache<WholeKey, Arc<WholeEntry>>,
-    flights: Flights<WholeKey, Arc<WholeEntry>>,
-}
-
-impl WholeCache {
-    /// Creates a cache for answers of at most `bytes` in all.
-    pub(super) fn new(bytes: u64) -> Self {
-        let weigh = |key: &WholeKey, entry: &Arc<WholeEntry>| {
-            let bytes = key.heap_bytes() + entry.content.heap_bytes() + ENTRY_OVERHEAD;
-            u32::try_from(bytes).unwrap_or(u32::MAX)
-        };
-        Self {
-            entries: Cache::builder().max_capacity(bytes).weigher(weigh).build(),
-            flights: Flights::default(),
-        }
-    }
-
-    /// Drops the answers of the upstreams that `which` picks.
-    pub(super) fn invalidate(&self, which: impl Fn(u64) -> bool) {
-        self.flights.abandon(|key| which(key.upstream));
-        for (key, _) in &self.entries {
-            if which(key.upstream) {
-                self.entries.invalidate(&**key);
-            }
-        }
-    }
-
-    /// The bytes that it holds.
-    pub(super) fn weight(&self) -> u64 {
-        self.entries.run_pending_tasks();
-        self.entries.weighted_size()
-    }
-
-    /// The answer that is known under `newest`.
-    fn behind(&self, newest: &WholeKey) -> Option<Arc<WholeEntry>> {
-        match &self.entries.get(newest)?.content {
-            Content::Alias(key) => self.entries.get(key),
-            Content::List(_) | Content::Response(_) | Content::Error(_) => None,
-        }
-    }
-
-    fn insert(&self, key: WholeKey, entry: Arc<WholeEntry>) {
-        self.entries.insert(key, entry);
-        // What is over the bound goes now; by itself moka evicts some hundred writes later.
-        self.entries.run_pending_tasks();
-    }
-
-    /// Weighs `entry` again, which has been encoded since it was stored, unless another has taken
-    /// its place.
-    pub(super) fn weigh_again(&self, key: &WholeKey, entry: &Arc<WholeEntry>) {
-        let held = self.entries.entry_by_ref(key);
-        held.and_compute_with(|held| match held {
-            Some(held) if Arc::ptr_eq(held.value(), entry) => Op::Put(entry.clone()),
-            _ => Op::Nop,
-        });
-        self.entries.run_pending_tasks();
     }
 }
 
@@ -332,9 +268,27 @@ impl Engine {
             planned(planning, hit.cache.lookup, 0);
             return Ok(hit);
         }
-        let known = self.memory.whole.entries.get(key);
-        let known = known.filter(|entry| bypass.is_none() && !entry.content.is_error());
-        let known = known.or_else(|| self.memory.whole.behind(newest?));
+        let known = || {
+            let known = self.memory.whole.entries.get(key);
+            let known = known.filter(|entry| bypass.is_none() && !entry.content.is_error());
+            known.or_else(|| self.memory.whole.behind(newest?))
+        };
+        let (counting, wait) = context.counting();
+        let context = &counting;
+        let mut known_now = known();
+        if remembered.is_none() && bypass.is_none() {
+            let any = known_now.is_some();
+            let asked = self.ask_second_level_whole(upstream, key, newest, any, context);
+            if Box::pin(asked).await {
+                if let Some(mut hit) = self.fresh_whole(upstream, key, context) {
+                    planned(planning, hit.cache.lookup, 0);
+                    wait.show(&mut hit.cache, &mut hit.timing);
+                    return Ok(hit);
+                }
+                known_now = known();
+            }
+        }
+        let known = known_now;
         let mut cache = CacheOutcome {
             lookup: known.as_ref().map_or(Lookup::Miss, |_| Lookup::Stale),
             bypass,
@@ -349,10 +303,11 @@ impl Engine {
                 Box::pin(fetched).await
             }
         };
-        let timing = Timing {
+        let mut timing = Timing {
             fetch: self.clock.monotonic().saturating_sub(begun),
             ..Timing::default()
         };
+        wait.show(&mut cache, &mut timing);
         let freshness = context.freshness(&upstream.freshness);
         let entry = match (fetched, known) {
             (Ok(entry), _) => {
@@ -400,7 +355,8 @@ impl Engine {
             let mut within = within.clone();
             within.call.lane = key.number();
             within.call.waiters = waiters;
-            fetch_and_store(self.clone(), key.clone(), newest.cloned(), fetch(within))
+            let (upstream, newest) = (upstream.clone(), newest.cloned());
+            fetch_and_store(self.clone(), upstream, key.clone(), newest, fetch(within))
         });
         joined.show(&mut span);
         if joined.joined > 0 {
@@ -469,6 +425,7 @@ fn seconds(duration: Duration) -> i64 {
 /// The whole way of one fetch: ask the upstream, store.
 async fn fetch_and_store(
     engine: Arc<Engine>,
+    upstream: Arc<Upstream>,
     key: WholeKey,
     newest: Option<WholeKey>,
     fetch: impl Future<Output = Result<(Content, CachePolicy), Error>>,
@@ -487,6 +444,9 @@ async fn fetch_and_store(
     if stored {
         let store = || {
             let whole = &engine.memory.whole;
+            if let Some(second) = &engine.memory.second {
+                second.put_whole(&upstream, &key, newest.is_some(), &entry);
+            }
             if let Some(newest) = newest.filter(|_| !entry.content.is_error()) {
                 let alias = WholeEntry::unstored(Content::Alias(key.clone()));
                 whole.insert(newest, alias);

@@ -216,6 +216,7 @@ impl Front {
                 accepted_encoding(self.settings.compression, headers, caller)
             }),
             max_age: headers.and_then(max_age),
+            level_wait: None,
         }
     }
 }

@@ -57,6 +57,9 @@ pub(super) fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> 
 /// The `Cache-Status` of a remembered error of the upstream.
 const REMEMBERED: &str = "heliostat; hit; detail=\"error\"";
 
+/// What it says where some of the answer came from the second level of the cache just now.
+const SECOND_LEVEL: &str = "; detail=\"second level\"";
+
 /// Adds the `Cache-Status` header to `response`, which says `error`, if the upstream was not asked.
 pub(super) fn with_remembered(response: &mut Response<Body>, error: &Error) {
     if error.remembered {
@@ -102,6 +105,9 @@ fn cache_status(cache: &CacheOutcome) -> String {
         Lookup::Hit => {
             text.push_str("; hit; ttl=");
             text.push_str(itoa::Buffer::new().format(cache.ttl_seconds));
+            if cache.second_level {
+                text.push_str(SECOND_LEVEL);
+            }
             return text;
         }
         Lookup::Stale => text.push_str("; fwd=stale"),
@@ -116,6 +122,8 @@ fn cache_status(cache: &CacheOutcome) -> String {
     }
     if cache.other_buckets {
         text.push_str("; detail=\"the source answered other buckets\"");
+    } else if cache.second_level {
+        text.push_str(SECOND_LEVEL);
     }
     text
 }
@@ -125,9 +133,13 @@ pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Resp
     let mut text = String::with_capacity(72);
     for (name, took) in [
         ("plan", timing.plan),
+        ("second", timing.second),
         ("fetch", timing.fetch),
         ("render", timing.render),
     ] {
+        if name == "second" && took.is_zero() {
+            continue;
+        }
         if !text.is_empty() {
             text.push_str(", ");
         }
@@ -161,6 +173,7 @@ mod tests {
             other_buckets: false,
             detail: None,
             error: false,
+            second_level: false,
         };
         assert_eq!(
             cache_status(&outcome(Lookup::Hit, false, false)),
@@ -173,6 +186,17 @@ mod tests {
         assert_eq!(
             cache_status(&outcome(Lookup::Partial, true, true)),
             "heliostat; fwd=partial; stored; collapsed"
+        );
+        let mut found = outcome(Lookup::Hit, false, false);
+        found.second_level = true;
+        assert_eq!(
+            cache_status(&found),
+            "heliostat; hit; ttl=7; detail=\"second level\""
+        );
+        found.lookup = Lookup::Partial;
+        assert_eq!(
+            cache_status(&found),
+            "heliostat; fwd=partial; detail=\"second level\""
         );
         let mut passed = outcome(Lookup::Hit, false, true);
         passed.bypass = Some("at-modifier");

@@ -38,6 +38,15 @@ impl Canonical {
         list.fold(self, |form, item| form.part(item))
     }
 
+    /// Adds a list of names and values with its length.
+    pub fn pairs<'a, N: AsRef<[u8]> + 'a, V: AsRef<[u8]> + 'a>(
+        &mut self,
+        pairs: impl ExactSizeIterator<Item = &'a (N, V)>,
+    ) -> &mut Self {
+        self.number(i64::try_from(pairs.len()).unwrap_or(i64::MAX));
+        pairs.fold(self, |form, (name, value)| form.part(name).part(value))
+    }
+
     /// The bytes of the form.
     pub fn bytes(&self) -> &[u8] {
         &self.0
@@ -59,6 +68,8 @@ pub enum Slot {
     Page(i64),
     /// The key after its last page.
     Tail,
+    /// The newest whole answer of a query.
+    Whole,
 }
 
 impl Slot {
@@ -68,6 +79,7 @@ impl Slot {
             Self::Page(index) => index,
             // No page begins so far before the epoch.
             Self::Tail => i64::MIN,
+            Self::Whole => i64::MIN + 1,
         }
     }
 }

@@ -8,8 +8,16 @@ use pco::standalone::{simple_compress, simple_decompress, simple_decompress_into
 use super::key::{LaneName, Slot};
 use crate::model::{MAX_TIME, Millis, Points, Step, TimeRange};
 
-/// The version of the format, the first byte of a value.
-const VERSION: u8 = 1;
+/// The formats of values, of which the first byte tells which it is: points in packed columns, or a
+/// packed text.
+const POINTS: u8 = 1;
+const TEXT: u8 = 2;
+
+/// How hard zstd tries on texts: its fastest level.
+const TEXT_LEVEL: i32 = 1;
+
+/// Most bytes of a text, unpacked.
+const MOST_TEXT: usize = 16 << 20;
 
 /// Compression level of pco, of 12; as in the cache's own columns.
 const LEVEL: usize = 2;
@@ -20,7 +28,7 @@ const MOST_POINTS: usize = 1 << 18;
 /// Most parts of a value that are known since different moments.
 const MOST_PARTS: usize = 4096;
 
-/// Bytes before the parts: version, name, slot, cell, epoch, number, four counts.
+/// Bytes before the parts: format, name, slot, cell, epoch, number, four counts.
 const HEAD: usize = 1 + 32 + 8 + 8 + 8 + 8 + 4 * 4;
 
 /// Bytes of a part.
@@ -46,15 +54,24 @@ pub struct KnownSpan {
     pub settled: bool,
 }
 
-/// A value: all points where its parts are, and nothing of anything else.
+/// A value: all data where its parts are, and nothing of anything else.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     /// Which invalidations it takes into account.
     pub stamp: Stamp,
     /// Ascending and disjoint, none empty.
     pub parts: Vec<KnownSpan>,
-    /// The points within the parts.
-    pub points: Points,
+    /// The data within the parts.
+    pub content: BlockContent,
+}
+
+/// The data of a value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BlockContent {
+    /// Points, all within the parts.
+    Points(Points),
+    /// A text of at most 16 MiB, whose meaning the level does not know.
+    Text(Vec<u8>),
 }
 
 /// The origin of a value; it is read only if this is the same.
@@ -81,18 +98,21 @@ pub enum Unreadable {
     Parts,
     /// Points that cannot be unpacked, are out of order or lie outside the parts.
     Points,
+    /// A text that cannot be unpacked, or is not what it should be.
+    Text,
     /// Fetched later than now.
     Future,
 }
 
 impl Unreadable {
     /// Every reason, once.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Version,
         Self::Length,
         Self::Identity,
         Self::Parts,
         Self::Points,
+        Self::Text,
         Self::Future,
     ];
 
@@ -104,6 +124,7 @@ impl Unreadable {
             Self::Identity => "identity",
             Self::Parts => "parts",
             Self::Points => "points",
+            Self::Text => "text",
             Self::Future => "future",
         }
     }
@@ -115,36 +136,31 @@ pub fn encode(place: ValueId<'_>, block: &Block) -> Option<Vec<u8>> {
     let Block {
         stamp: Stamp { epoch, number },
         parts,
-        points,
+        content,
     } = block;
-    if points.len() > MOST_POINTS || parts.len() > MOST_PARTS {
+    if parts.len() > MOST_PARTS {
         return None;
     }
-    let config = ChunkConfig::default().with_compression_level(LEVEL);
-    let (times, values) = match points.is_empty() {
-        true => (Vec::new(), Vec::new()),
-        false => (
-            simple_compress(points.times(), &config).ok()?,
-            simple_compress(points.values(), &config).ok()?,
-        ),
-    };
-    if !points.is_empty() {
-        let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        let same = simple_decompress::<Millis>(&times).ok()? == points.times()
-            && bits(&simple_decompress::<f64>(&values).ok()?) == bits(points.values());
-        if !same {
-            return None;
+    let (format, length, first, second) = match content {
+        BlockContent::Points(points) => {
+            let (times, values) = packed(points)?;
+            (POINTS, points.len(), times, values)
         }
-    }
-    let capacity = HEAD + PART * parts.len() + times.len() + values.len();
+        BlockContent::Text(text) if text.len() > MOST_TEXT => return None,
+        BlockContent::Text(text) => {
+            let packed = zstd::bulk::compress(text, TEXT_LEVEL).ok()?;
+            (TEXT, text.len(), Vec::new(), packed)
+        }
+    };
+    let capacity = HEAD + PART * parts.len() + first.len() + second.len();
     let mut bytes = Vec::with_capacity(capacity);
-    bytes.push(VERSION);
+    bytes.push(format);
     bytes.extend(place.lane.0);
     bytes.extend(place.slot.number().to_le_bytes());
     bytes.extend(place.cell.millis().to_le_bytes());
     bytes.extend(epoch.to_le_bytes());
     bytes.extend(number.to_le_bytes());
-    for count in [parts.len(), points.len(), times.len(), values.len()] {
+    for count in [parts.len(), length, first.len(), second.len()] {
         bytes.extend(u32::try_from(count).ok()?.to_le_bytes());
     }
     for part in parts {
@@ -158,17 +174,34 @@ pub fn encode(place: ValueId<'_>, block: &Block) -> Option<Vec<u8>> {
         bytes.extend(fetched.to_le_bytes());
         bytes.push(u8::from(*settled));
     }
-    bytes.extend(times);
-    bytes.extend(values);
+    bytes.extend(first);
+    bytes.extend(second);
     Some(bytes)
+}
+
+/// The columns of `points`, packed. `None` if they are too many, or do not come out as they went in.
+fn packed(points: &Points) -> Option<(Vec<u8>, Vec<u8>)> {
+    if points.is_empty() {
+        return Some((Vec::new(), Vec::new()));
+    }
+    if points.len() > MOST_POINTS {
+        return None;
+    }
+    let config = ChunkConfig::default().with_compression_level(LEVEL);
+    let times = simple_compress(points.times(), &config).ok()?;
+    let values = simple_compress(points.values(), &config).ok()?;
+    let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let same = simple_decompress::<Millis>(&times).ok()? == points.times()
+        && bits(&simple_decompress::<f64>(&values).ok()?) == bits(points.values());
+    same.then_some((times, values))
 }
 
 /// The value that `bytes` are, read when it can have been fetched up to `now`, in milliseconds of
 /// the level's time.
 pub fn decode(place: ValueId<'_>, bytes: &[u8], now: Millis) -> Result<Block, Unreadable> {
     let mut rest = ByteReader(bytes);
-    let [version] = rest.array()?;
-    if version != VERSION {
+    let [format] = rest.array()?;
+    if format != POINTS && format != TEXT {
         return Err(Unreadable::Version);
     }
     let same = rest.array()? == place.lane.0
@@ -178,12 +211,17 @@ pub fn decode(place: ValueId<'_>, bytes: &[u8], now: Millis) -> Result<Block, Un
         epoch: rest.u64()?,
         number: rest.u64()?,
     };
-    let (parts, count) = (rest.count()?, rest.count()?);
-    let (times, values) = (rest.count()?, rest.count()?);
+    let (parts, length) = (rest.count()?, rest.count()?);
+    let (first, second) = (rest.count()?, rest.count()?);
     if !same {
         return Err(Unreadable::Identity);
     }
-    if parts > MOST_PARTS || count > MOST_POINTS {
+    let most = if format == TEXT {
+        MOST_TEXT
+    } else {
+        MOST_POINTS
+    };
+    if parts > MOST_PARTS || length > most {
         return Err(Unreadable::Length);
     }
     let mut known: Vec<KnownSpan> = Vec::with_capacity(parts);
@@ -205,24 +243,48 @@ pub fn decode(place: ValueId<'_>, bytes: &[u8], now: Millis) -> Result<Block, Un
             settled: settled == 1,
         });
     }
-    if Some(rest.0.len()) != times.checked_add(values) {
+    if Some(rest.0.len()) != first.checked_add(second) {
         return Err(Unreadable::Length);
     }
-    let (times, values) = rest.0.split_at_checked(times).ok_or(Unreadable::Length)?;
+    let (first, second) = rest.0.split_at_checked(first).ok_or(Unreadable::Length)?;
+    let content = match format {
+        TEXT if first.is_empty() => BlockContent::Text(unpacked_text(second, length)?),
+        TEXT => return Err(Unreadable::Length),
+        _ => BlockContent::Points(unpacked_points(first, second, length, &known)?),
+    };
+    Ok(Block {
+        stamp,
+        parts: known,
+        content,
+    })
+}
+
+/// The points of packed columns, if they are `count` and lie within `known`.
+fn unpacked_points(
+    times: &[u8],
+    values: &[u8],
+    count: usize,
+    known: &[KnownSpan],
+) -> Result<Points, Unreadable> {
     let points = match count {
         0 if times.is_empty() && values.is_empty() => Points::new(),
         0 => return Err(Unreadable::Length),
         n => Points::from_columns(unpacked(times, n)?, unpacked(values, n)?),
     };
     // Columns that do not hold what points may hold have lost some.
-    if points.len() != count || !within(&points, &known) {
+    if points.len() != count || !within(&points, known) {
         return Err(Unreadable::Points);
     }
-    Ok(Block {
-        stamp,
-        parts: known,
-        points,
-    })
+    Ok(points)
+}
+
+/// The text of `length` bytes that `packed` is.
+fn unpacked_text(packed: &[u8], length: usize) -> Result<Vec<u8>, Unreadable> {
+    let text = zstd::bulk::decompress(packed, length).map_err(|_| Unreadable::Text)?;
+    match text.len() == length {
+        true => Ok(text),
+        false => Err(Unreadable::Text),
+    }
 }
 
 /// `n` numbers, if `bytes` are exactly these.
@@ -305,7 +367,17 @@ mod tests {
                 number: 3,
             },
             parts,
-            points: Points::from_unsorted((0..n).filter(known).map(point).collect()),
+            content: BlockContent::Points(Points::from_unsorted(
+                (0..n).filter(known).map(point).collect(),
+            )),
+        }
+    }
+
+    fn text(length: usize) -> Block {
+        let text = (0..length).map(|i| (i * i % 7) as u8 + b'0');
+        Block {
+            content: BlockContent::Text(text.collect()),
+            ..block(64)
         }
     }
 
@@ -316,8 +388,14 @@ mod tests {
             let bytes = encode(place(Slot::Page(3)), &block).unwrap();
             assert_eq!(decode(place(Slot::Page(3)), &bytes, NOW), Ok(block));
         }
+        for length in [0, 1, 100_000] {
+            let bytes = encode(place(Slot::Whole), &text(length)).unwrap();
+            assert_eq!(decode(place(Slot::Whole), &bytes, NOW), Ok(text(length)));
+            assert!(bytes.len() < 1000, "texts are packed");
+        }
+        assert!(encode(place(Slot::Whole), &text(MOST_TEXT + 1)).is_none());
         let empty = Block {
-            points: Points::new(),
+            content: BlockContent::Points(Points::new()),
             ..block(64)
         };
         let bytes = encode(place(Slot::Tail), &empty).unwrap();
@@ -327,11 +405,14 @@ mod tests {
 
     #[test]
     fn each_length_cut_and_every_other_place_is_a_miss() {
-        let bytes = encode(place(Slot::Page(3)), &block(64)).unwrap();
-        for length in 0..bytes.len() {
-            let read = decode(place(Slot::Page(3)), &bytes[..length], NOW);
-            assert!(read.is_err(), "cut at {length}");
+        for block in [text(500), block(64)] {
+            let bytes = encode(place(Slot::Page(3)), &block).unwrap();
+            for length in 0..bytes.len() {
+                let read = decode(place(Slot::Page(3)), &bytes[..length], NOW);
+                assert!(read.is_err(), "cut at {length}");
+            }
         }
+        let bytes = encode(place(Slot::Page(3)), &block(64)).unwrap();
         let longer = [&bytes[..], &[0]].concat();
         assert!(decode(place(Slot::Page(3)), &longer, NOW).is_err());
         let read = |place, now| decode(place, &bytes, now).unwrap_err();
@@ -349,16 +430,19 @@ mod tests {
     /// seal finds it); nothing panics, and what is read keeps its own rules.
     #[test]
     fn every_byte_flipped_is_read_as_a_sound_value_or_not_at_all() {
-        let bytes = encode(place(Slot::Page(3)), &block(64)).unwrap();
-        for at in 0..bytes.len() {
-            for flip in [0x01, 0x80, 0xff] {
+        let blocks = [block(64), text(500)];
+        let whole = blocks.map(|block| encode(place(Slot::Page(3)), &block).unwrap());
+        for bytes in whole {
+            for (at, flip) in (0..bytes.len()).flat_map(|at| [1, 0x80, 0xff].map(|f| (at, f))) {
                 let mut bytes = bytes.clone();
                 bytes[at] ^= flip;
                 let Ok(block) = decode(place(Slot::Page(3)), &bytes, NOW) else {
                     continue;
                 };
-                assert!(block.points.times().is_sorted());
-                assert!(within(&block.points, &block.parts));
+                if let BlockContent::Points(points) = &block.content {
+                    assert!(points.times().is_sorted());
+                    assert!(within(points, &block.parts));
+                }
                 assert!(at >= 49, "the head says what it is of: {at}");
             }
         }
@@ -369,8 +453,11 @@ mod tests {
         let golden = include_bytes!("page/version-1.bin");
         let read = decode(place(Slot::Page(3)), golden, NOW);
         assert_eq!(read, Ok(block(64)));
+        let golden_text = include_bytes!("page/text-1.bin");
+        let read = decode(place(Slot::Page(3)), golden_text, NOW);
+        assert_eq!(read, Ok(text(500)));
         let mut newer = golden.to_vec();
-        newer[0] = 2;
+        newer[0] = 3;
         let read = decode(place(Slot::Page(3)), &newer, NOW);
         assert_eq!(read, Err(Unreadable::Version));
     }
@@ -388,13 +475,18 @@ mod tests {
                     fetched: 0,
                     settled: true,
                 }],
-                points,
+                content: BlockContent::Points(points),
             };
             let bytes = encode(place(Slot::Tail), &block).unwrap();
             let read = decode(place(Slot::Tail), &bytes, NOW).unwrap();
-            let bits = |b: &Block| b.points.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            let bits = |b: &Block| match &b.content {
+                BlockContent::Points(points) => {
+                    let bits = points.values().iter().map(|v| v.to_bits());
+                    (points.times().to_vec(), bits.collect::<Vec<_>>())
+                }
+                BlockContent::Text(_) => unreachable!(),
+            };
             prop_assert_eq!(bits(&read), bits(&block));
-            prop_assert_eq!(read.points.times(), block.points.times());
         }
     }
 }

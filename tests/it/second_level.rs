@@ -204,8 +204,13 @@ async fn a_restart_fetches_nothing_that_had_settled() {
         let history = calls.iter().filter(|call| start(call) < settled).count();
         // On a machine that is busy with other tests a read may take longer than it may.
         let text = process.metrics().await;
-        let late = ["timeout", "skipped"].map(|outcome| {
-            let name = format!("heliostat_second_level_requests_total{{level=\"disk\",op=\"read\",outcome={outcome:?}}}");
+        let late = [
+            ("read", "timeout"),
+            ("read", "skipped"),
+            ("wait", "timeout"),
+        ];
+        let late = late.map(|(op, outcome)| {
+            let name = format!("heliostat_second_level_requests_total{{level=\"disk\",op={op:?},outcome={outcome:?}}}");
             metric(&text, &name)
         });
         assert!(

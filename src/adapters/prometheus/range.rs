@@ -111,7 +111,7 @@ fn read(
         return Err(Error::new(kind, message));
     }
     let received = tracks().map(|track| track.times().len() as u64).sum();
-    let annotations = annotations(&matrix.extras);
+    let annotations = Annotations::of(&matrix.extras);
     Ok(FetchResult {
         complete: is_complete(&matrix.extras, &annotations),
         data: Data::Matrix(LabeledSeries {
@@ -123,21 +123,24 @@ fn read(
     })
 }
 
-fn annotations(extras: &Extras) -> Annotations {
-    let list = |name| {
-        let json = extras.get(name);
-        let list = json.and_then(|json| {
-            Vec::<String>::deserialize(&mut serde_json::Deserializer::from_slice(json)).ok()
-        });
-        let mut list = list.unwrap_or_default();
-        list.sort();
-        list.dedup();
-        list
-    };
-    Annotations {
-        warnings: list("warnings"),
-        infos: list("infos"),
-        partial: says_partial(extras),
+impl Annotations {
+    /// Returns the remarks of an answer with these further members.
+    pub(crate) fn of(extras: &Extras) -> Self {
+        let list = |name| {
+            let json = extras.get(name);
+            let list = json.and_then(|json| {
+                Vec::<String>::deserialize(&mut serde_json::Deserializer::from_slice(json)).ok()
+            });
+            let mut list = list.unwrap_or_default();
+            list.sort();
+            list.dedup();
+            list
+        };
+        Self {
+            warnings: list("warnings"),
+            infos: list("infos"),
+            partial: says_partial(extras),
+        }
     }
 }
 

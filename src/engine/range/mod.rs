@@ -96,6 +96,7 @@ impl Engine {
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);
         let mut fetching = Duration::ZERO;
+        let mut waited = None;
         self.lane_polled(&lane, range, Source::Upstream, context);
         self.look_again(&lane, &range, Source::Upstream, context);
         let planning = context.span("plan");
@@ -106,8 +107,10 @@ impl Engine {
             }
             None => {
                 let began = self.clock.monotonic();
-                let view = self.fetched_or_remembered(&lane, range, context, planning);
+                let (counting, wait) = context.counting();
+                let view = self.fetched_or_remembered(&lane, range, &counting, planning);
                 let view = Box::pin(view).await?;
+                waited = Some(wait);
                 fetching = self.clock.monotonic().saturating_sub(began);
                 view
             }
@@ -134,8 +137,17 @@ impl Engine {
                 .await?;
         }
         rendering.end();
-        let cache = outcome(&view, upstream);
+        let mut cache = outcome(&view, upstream);
         count(&view, &shown, &cache, upstream);
+        let mut timing = Timing {
+            plan: gathered_at.saturating_sub(begun).saturating_sub(fetching),
+            fetch: fetching,
+            second: Duration::ZERO,
+            render: self.clock.monotonic().saturating_sub(gathered_at),
+        };
+        if let Some(wait) = waited {
+            wait.show(&mut cache, &mut timing);
+        }
         let json = HeaderValue::from_static("application/json");
         Ok(CachedResponse {
             status: StatusCode::OK,
@@ -143,11 +155,7 @@ impl Engine {
             body,
             encoding,
             cache,
-            timing: Timing {
-                plan: gathered_at.saturating_sub(begun).saturating_sub(fetching),
-                fetch: fetching,
-                render: self.clock.monotonic().saturating_sub(gathered_at),
-            },
+            timing,
         })
     }
 
@@ -330,8 +338,17 @@ fn matrices(chunks: &Chunks) -> impl Iterator<Item = &LabeledSeries> {
 }
 
 fn body(chunks: &Chunks, shown: &TimeRange, encoding: Encoding) -> Vec<Text> {
+    matrix_body(|| matrices(chunks), shown, encoding)
+}
+
+/// The answer with what of `matrices`, which follow one another, lies in `shown`.
+pub(super) fn matrix_body<'a, M: Iterator<Item = &'a LabeledSeries>>(
+    matrices: impl Fn() -> M,
+    shown: &TimeRange,
+    encoding: Encoding,
+) -> Vec<Text> {
     let mut annotations = Annotations::default();
-    for matrix in matrices(chunks) {
+    for matrix in matrices() {
         annotations.add(&matrix.annotations);
     }
     let mut extras = Extras::default();
@@ -348,7 +365,7 @@ fn body(chunks: &Chunks, shown: &TimeRange, encoding: Encoding) -> Vec<Text> {
             extras.top.push((name.to_owned(), Bytes::from(json)));
         }
     }
-    let chunks: Vec<&[Series]> = matrices(chunks).map(|m| &m.series[..]).collect();
+    let chunks: Vec<&[Series]> = matrices().map(|m| &m.series[..]).collect();
     write_matrix(&chunks, shown, &extras, encoding)
 }
 

@@ -5,21 +5,28 @@
 //! comes here. What a level has is merged into the cache and planned like anything else in it, so
 //! ages are judged in one place.
 
+mod content;
 mod invalidate;
+mod queue;
+mod read;
+mod wait;
+mod whole;
 mod write;
+
+pub use wait::LevelWait;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment};
-use super::lane::{Lane, LaneKey};
+use super::lane::{Lane, LaneKey, Subject};
+use super::whole::WholeKey;
 use super::{Engine, RequestContext};
-use crate::adapters::Data;
 use crate::clock::Clock;
-use crate::model::{Error, Millis, RangeSet, Step, TimeRange};
-use crate::store::key::{LaneName, Slot, UpstreamName, ValueKey};
-use crate::store::page::{self, Stamp, ValueId};
+use crate::model::{Millis, RangeSet, Step, TimeRange};
+use crate::store::key::{Canonical, LaneName, UpstreamName};
+use crate::store::page::{self, Stamp};
 use crate::store::{CacheLevel, Guarded, LevelClock, LevelState};
 use crate::telemetry::metrics;
 use crate::upstream::Flights;
@@ -27,8 +34,11 @@ use crate::upstream::Flights;
 /// Cells of a page; an eighth of a chunk.
 const PAGE_CELLS: u32 = if cfg!(test) { 32 } else { 1024 };
 
-/// Cells between two lines. A tail begins at one, so a page is written again once in so many cells.
-const LINE_CELLS: u32 = PAGE_CELLS / 8;
+/// The same of the series of an expression; a quarter of their chunk.
+const MATRIX_CELLS: u32 = if cfg!(test) { 16 } else { 128 };
+
+/// Lines in a page. A tail begins at one, so a page is written again so many times.
+const LINES: u32 = 8;
 
 /// Most pages that one range is looked for in.
 const MOST_PAGES: u64 = 256;
@@ -43,6 +53,7 @@ const SLACK: Millis = 1000;
 pub(super) struct SecondLevel {
     tiers: Vec<Arc<Tier>>,
     reading: Flights<LaneKey, Option<Chunks>>,
+    reading_whole: Flights<WholeKey, ()>,
     /// Held while something is invalidated.
     pub(super) invalidating: tokio::sync::Mutex<()>,
 }
@@ -50,8 +61,10 @@ pub(super) struct SecondLevel {
 /// One of the levels, and what waits to be written to it.
 pub(super) struct Tier {
     level: Guarded,
+    /// Most time of a read.
+    deadline: Duration,
     clock: Arc<dyn Clock>,
-    queue: Arc<write::WriteQueue>,
+    queue: Arc<queue::WriteQueue>,
     /// Which of its invalidations the cache in memory takes into account.
     applied: Mutex<Option<Stamp>>,
 }
@@ -82,6 +95,7 @@ impl SecondLevel {
             }
             let tier = Arc::new(Tier {
                 level,
+                deadline: setup.deadline,
                 clock: clock.clone(),
                 queue: Arc::default(),
                 applied: Mutex::new(applied),
@@ -92,6 +106,7 @@ impl SecondLevel {
         Self {
             tiers: levels.into_iter().map(tier).collect(),
             reading: Flights::default(),
+            reading_whole: Flights::default(),
             invalidating: tokio::sync::Mutex::default(),
         }
     }
@@ -99,7 +114,7 @@ impl SecondLevel {
     /// Queues what was fetched of `lane`, to be written to each level. It is called while nothing
     /// can be invalidated in memory.
     pub(super) fn put(&self, lane: &Lane, piece: &Arc<Piece>) {
-        if lane.upstream.stored_as.is_none() || !matches!(piece.data, Data::Points(_)) {
+        if lane.upstream.stored_as.is_none() {
             return;
         }
         for tier in &self.tiers {
@@ -166,21 +181,25 @@ impl Engine {
         if wanted.is_empty() || wanted.iter().map(pages).sum::<u64>() > MOST_PAGES {
             return false;
         }
+        let Some(wait) = second.wait(context) else {
+            return false;
+        };
         let span = context.span("second level");
         let trace = context.within(&span).call.trace;
         let joined = second
             .reading
             .join_or_start(&lane.key, &wanted, &trace, |range, _| {
-                read(self.clone(), lane.clone(), range)
+                read::read(self.clone(), lane.clone(), range)
             });
         let mut found = false;
         for flight in &joined.flights {
-            let read = tokio::time::timeout_at(context.deadline, flight.outcome()).await;
+            let read = tokio::time::timeout_at(wait.until, flight.outcome()).await;
             if let Ok(Ok(Some(read))) = read {
                 chunks.update(lane, &read);
                 found = true;
             }
         }
+        wait.end(found);
         found
     }
 
@@ -194,12 +213,19 @@ impl Engine {
 
 /// The time that a page of `lane` spans.
 fn page_span(lane: &Lane) -> Step {
-    lane.cell().times(PAGE_CELLS)
+    lane.cell().times(page_cells(lane))
+}
+
+fn page_cells(lane: &Lane) -> u32 {
+    match lane.subject() {
+        Subject::Metric { .. } | Subject::Summaries { .. } => PAGE_CELLS,
+        Subject::Expression(_) => MATRIX_CELLS,
+    }
 }
 
 /// Returns the distance between lines.
 fn line_span(lane: &Lane) -> Step {
-    lane.cell().times(LINE_CELLS)
+    lane.cell().times(page_cells(lane) / LINES)
 }
 
 /// The pages of `lane` that meet `range`.
@@ -216,6 +242,16 @@ struct Named {
     upstream: UpstreamName,
 }
 
+impl Named {
+    fn new(tier: &Tier, upstream: &[u8], form: &Canonical) -> Self {
+        let names = tier.level.names();
+        Self {
+            lane: names.lane(upstream, form),
+            upstream: names.upstream(upstream),
+        }
+    }
+}
+
 impl Tier {
     fn applied(&self) -> Option<Stamp> {
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner)
@@ -230,88 +266,7 @@ impl Tier {
     /// The names of `lane`; `None` if it is kept in no second level.
     fn named(&self, lane: &Lane) -> Option<Named> {
         let upstream = lane.upstream.stored_as(lane.key.upstream())?;
-        let names = self.level.names();
-        Some(Named {
-            lane: names.lane(&upstream, &lane.canonical()?),
-            upstream: names.upstream(&upstream),
-        })
-    }
-
-    /// The piece that the value `bytes` of `slot` of `lane` is. What cannot be read is counted.
-    fn piece(
-        &self,
-        lane: &Lane,
-        named: &Named,
-        state: &LevelState,
-        slot: Slot,
-        bytes: &[u8],
-    ) -> Option<Piece> {
-        let id = ValueId {
-            lane: &named.lane,
-            slot,
-            cell: lane.cell(),
-        };
-        let now = self.clock.monotonic();
-        let unreadable = |reason| metrics::unreadable(self.level.name(), reason);
-        let latest = state.clock.latest(now).saturating_add(SLACK);
-        let value = match page::decode(id, bytes, latest) {
-            Ok(value) => value,
-            Err(reason) => {
-                unreadable(reason.label());
-                return None;
-            }
-        };
-        let Some(unknown) = state.invalidations.unknown(value.stamp, named.upstream) else {
-            unreadable("epoch");
-            return None;
-        };
-        let refresh = lane.upstream.freshness.refresh;
-        let segment = |part: &page::KnownSpan| {
-            let mut fetched = state.clock.fetched(part.fetched)?.min(now);
-            if !part.settled && !state.clock.trusted {
-                // Its age is not known well enough to say that it is fresh.
-                fetched = fetched.min(now.checked_sub(refresh)?);
-            }
-            Some(Segment {
-                range: part.range,
-                fetched,
-                settled: part.settled,
-            })
-        };
-        let piece = Piece {
-            data: Data::Points(value.points),
-            segments: value.parts.iter().filter_map(segment).collect(),
-        };
-        let piece = known(lane, piece, &unknown);
-        (!piece.segments.is_empty()).then_some(piece)
-    }
-
-    /// Reads `range` of `lane` from the level.
-    async fn read(self: &Arc<Self>, lane: &Lane, range: &TimeRange) -> Option<Piece> {
-        let state = self.level.state()?;
-        let named = self.named(lane)?;
-        let mut slots: Vec<Slot> = pages(lane, range).map(Slot::Page).collect();
-        slots.push(Slot::Tail);
-        let key = |slot: &Slot| ValueKey::new(&named.lane, *slot);
-        let found = self.level.read(slots.iter().map(key).collect()).await?;
-        let bytes = found.into_iter().map(|found| found?.bytes);
-        let values: Vec<(Slot, Vec<u8>)> = slots
-            .into_iter()
-            .zip(bytes)
-            .filter_map(|(slot, bytes)| Some((slot, bytes?)))
-            .collect();
-        let large = values.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > READ_INLINE;
-        let (tier, lane) = (self.clone(), lane.clone());
-        let read = move || {
-            let read =
-                |(slot, bytes): &(Slot, Vec<u8>)| tier.piece(&lane, &named, &state, *slot, bytes);
-            let pieces = values.iter().filter_map(read);
-            pieces.reduce(|all, piece| all.joined(&piece, grain(&lane)))
-        };
-        match large {
-            true => tokio::task::spawn_blocking(read).await.ok()?,
-            false => read(),
-        }
+        Some(Named::new(self, &upstream, &lane.canonical()))
     }
 }
 
@@ -334,43 +289,8 @@ fn grain(lane: &Lane) -> Duration {
     lane.frame(0).grain
 }
 
-/// Reads `range` of `lane` out of the levels into the cache, and gives the chunks that hold it.
-async fn read(engine: Arc<Engine>, lane: Lane, range: TimeRange) -> Result<Option<Chunks>, Error> {
-    let Some(second) = &engine.memory.second else {
-        return Ok(None);
-    };
-    let since = engine.memory.generation();
-    let mut all: Option<Piece> = None;
-    for tier in &second.tiers {
-        let settled = all.iter().flat_map(|p| &p.segments).filter(|s| s.settled);
-        let settled: RangeSet = settled.map(|s| s.range).collect();
-        let missing = settled.missing_from(range);
-        let (Some(first), Some(last)) = (missing.ranges().first(), missing.ranges().last()) else {
-            break;
-        };
-        let found = tier.read(&lane, &first.hull(last)).await;
-        all = match (all, found) {
-            (Some(all), Some(found)) => Some(all.joined(&found, grain(&lane))),
-            (all, found) => found.or(all),
-        };
-    }
-    let Some(piece) = all else { return Ok(None) };
-    let large = piece.data.len() * size_of::<f64>() > READ_INLINE;
-    let store = move || {
-        let store = || engine.memory.cache.store(&lane, &piece);
-        engine.memory.if_current(since, store)
-    };
-    Ok(match large {
-        true => tokio::task::spawn_blocking(store).await.ok().flatten(),
-        false => store(),
-    })
-}
-
 /// `piece` as a value, in the time of a level.
 fn value(piece: &Piece, stamp: Stamp, clock: &LevelClock) -> Option<page::Block> {
-    let Data::Points(points) = &piece.data else {
-        return None;
-    };
     let part = |segment: &Segment| page::KnownSpan {
         range: segment.range,
         fetched: clock.stamp(segment.fetched),
@@ -379,7 +299,7 @@ fn value(piece: &Piece, stamp: Stamp, clock: &LevelClock) -> Option<page::Block>
     Some(page::Block {
         stamp,
         parts: piece.segments.iter().map(part).collect(),
-        points: points.clone(),
+        content: content::content(piece)?,
     })
 }
 

@@ -11,17 +11,17 @@ use crate::engine::tests::{
     Clocks, INTERVAL, Keeping, SETTLE, World, buckets, check, engine_with, layout, query,
 };
 use crate::engine::{Answer, Memory, Selection};
-use crate::model::{Aggregate, Details, Layout, MetricQuery, Statistic};
-use crate::store::key::Names;
+use crate::model::{Aggregate, Details, Error, Layout, MetricQuery, Statistic};
+use crate::store::key::{Names, ValueKey};
 use crate::store::sim::{Sim, SimFault};
 use crate::store::{Found, Invalidation, LevelReply, Put};
 use crate::wire::encoding::Encoding;
 
-const REFRESH: Millis = 10_000;
+pub(super) const REFRESH: Millis = 10_000;
 
 /// The clocks of one machine: its wall clock is off, and its monotonic one began at some time.
 #[derive(Debug)]
-struct Machine {
+pub(super) struct Machine {
     world: Arc<Clocks>,
     skew: AtomicI64,
     began: AtomicI64,
@@ -106,23 +106,39 @@ impl CacheLevel for Seen {
     }
 }
 
+/// Makes an engine over a source that knows this world.
+pub(super) type Make = Box<dyn Fn(&World, &Arc<dyn Clock>, Arc<Memory>) -> Arc<Engine>>;
+
 /// Engines over one level and one source.
-struct Fleet {
-    sim: Arc<Sim>,
+pub(super) struct Fleet {
+    pub(super) sim: Arc<Sim>,
     time: Option<Millis>,
-    aggregate: Aggregate,
-    members: Vec<(Arc<Machine>, World)>,
+    make: Make,
+    pub(super) members: Vec<(Arc<Machine>, World)>,
     epoch: u64,
 }
 
 impl Fleet {
+    /// Of a mirror.
     fn new(count: usize, time: Option<Millis>, aggregate: Aggregate) -> Self {
-        let first = World::new(REFRESH, aggregate);
+        let make = move |world: &World, clock: &Arc<dyn Clock>, memory| {
+            let mirror = Mirror {
+                api_key: None,
+                page: 100_000,
+            };
+            let source = world.source.clone();
+            engine_with(source, clock, Box::new(mirror), keeping(aggregate), memory)
+        };
+        Self::with(count, time, Box::new(make))
+    }
+
+    pub(super) fn with(count: usize, time: Option<Millis>, make: Make) -> Self {
+        let first = World::new(REFRESH, Aggregate::Local);
         let clock: Arc<dyn Clock> = first.clocks.clone();
         let mut fleet = Self {
             sim: Arc::new(Sim::new(1, clock)),
             time,
-            aggregate,
+            make,
             members: Vec::new(),
             epoch: 1,
         };
@@ -149,31 +165,24 @@ impl Fleet {
             deadline: Duration::from_millis(50),
         };
         let memory = Memory::with_levels(64 << 20, vec![level], &clock);
-        let mirror = Mirror {
-            api_key: None,
-            page: 100_000,
-        };
-        let keeping = Keeping {
-            recheck: 0,
-            refresh: REFRESH,
-            while_revalidating: 0,
-            aggregate: self.aggregate,
-        };
-        engine_with(
-            world.source.clone(),
-            &clock,
-            Box::new(mirror),
-            keeping,
-            memory,
-        )
+        (self.make)(world, &clock, memory)
     }
 
-    fn clocks(&self) -> &Arc<Clocks> {
+    /// What a member is told of a request that comes now.
+    pub(super) fn context(&self, member: usize) -> crate::engine::RequestContext {
+        let (machine, world) = &self.members[member];
+        let mut context = world.clocks.context(Encoding::Identity);
+        context.arrived = machine.monotonic();
+        context.wall = machine.now();
+        context
+    }
+
+    pub(super) fn clocks(&self) -> &Arc<Clocks> {
         &self.members[0].1.clocks
     }
 
     /// A member starts anew: what waited to be written is lost.
-    fn restart(&mut self, member: usize) {
+    pub(super) fn restart(&mut self, member: usize) {
         let (machine, world) = &self.members[member];
         machine.began.fetch_add(977_000, Ordering::SeqCst);
         let engine = self.engine(machine, world);
@@ -181,22 +190,20 @@ impl Fleet {
     }
 
     async fn ask(&self, member: usize, query: &MetricQuery) -> Result<Answer, Error> {
-        let (machine, world) = &self.members[member];
-        let mut context = world.clocks.context(Encoding::Identity);
-        context.arrived = machine.monotonic();
-        context.wall = machine.now();
+        let context = self.context(member);
+        let (_, world) = &self.members[member];
         let details = Details::default();
         world.engine.metric(&details, query.clone(), &context).await
     }
 
-    async fn flush(&self) {
+    pub(super) async fn flush(&self) {
         for (_, world) in &self.members {
             world.engine.flush().await;
         }
     }
 
     /// The source changes what it has in `range`, which one member is told; the others hear of it.
-    async fn rewrite(&self, member: usize, range: TimeRange) {
+    pub(super) async fn rewrite(&self, member: usize, range: TimeRange) {
         self.clocks().rewritten.lock().unwrap().push(range);
         let selection = Selection {
             range: Some(range),
@@ -225,7 +232,16 @@ impl Fleet {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn keeping(aggregate: Aggregate) -> Keeping {
+    Keeping {
+        recheck: 0,
+        refresh: REFRESH,
+        while_revalidating: 0,
+        aggregate,
+    }
+}
+
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -234,9 +250,15 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[derive(Clone, Debug)]
-enum FleetOp {
+pub(super) enum FleetOp {
     /// A query that ends `back` before now and is `len` long.
     Query(usize, Millis, Millis, Layout),
+    Other(WorldOp),
+}
+
+/// What happens to a world besides queries.
+#[derive(Clone, Debug)]
+pub(super) enum WorldOp {
     Pass(Millis),
     /// Waits until all is written.
     Flush,
@@ -262,24 +284,36 @@ fn fault() -> impl Strategy<Value = SimFault> {
     ]
 }
 
-fn fleet_op() -> impl Strategy<Value = FleetOp> {
+/// How long before now something ends, and how long it is.
+pub(super) fn window() -> impl Strategy<Value = (Millis, Millis)> + Clone {
     let back = prop_oneof![3 => -20_000i64..60_000, 2 => 0i64..400_000];
     let len = prop_oneof![1i64..90_000, 1i64..500_000];
+    (back, len)
+}
+
+fn fleet_op() -> impl Strategy<Value = FleetOp> {
     prop_oneof![
-        14 => (0usize..5, back.clone(), len.clone(), layout())
-            .prop_map(|(who, back, len, layout)| FleetOp::Query(who, back, len, layout)),
-        6 => prop_oneof![0i64..3000, 0i64..40_000, 0i64..400_000].prop_map(FleetOp::Pass),
-        8 => Just(FleetOp::Flush),
-        1 => (0usize..5, -3_600_000i64..3_600_000).prop_map(|(who, by)| FleetOp::Skew(who, by)),
-        3 => (0usize..5).prop_map(FleetOp::Restart),
-        2 => (0usize..5).prop_map(FleetOp::Clear),
-        1 => any::<bool>().prop_map(FleetOp::Failing),
-        2 => (0usize..5, back, len).prop_map(|(who, back, len)| FleetOp::Rewrite(who, back, len)),
-        2 => prop::collection::vec(fault(), 0..12).prop_map(FleetOp::Faults),
-        1 => any::<bool>().prop_map(FleetOp::Away),
-        1 => any::<u8>().prop_map(FleetOp::Evict),
-        1 => (1usize..20).prop_map(FleetOp::RollBack),
-        1 => Just(FleetOp::LoseAll),
+        14 => (0usize..5, window(), layout())
+            .prop_map(|(who, (back, len), layout)| FleetOp::Query(who, back, len, layout)),
+        29 => world_op().prop_map(FleetOp::Other),
+    ]
+}
+
+pub(super) fn world_op() -> impl Strategy<Value = WorldOp> {
+    prop_oneof![
+        6 => prop_oneof![0i64..3000, 0i64..40_000, 0i64..400_000].prop_map(WorldOp::Pass),
+        8 => Just(WorldOp::Flush),
+        1 => (0usize..5, -3_600_000i64..3_600_000).prop_map(|(who, by)| WorldOp::Skew(who, by)),
+        3 => (0usize..5).prop_map(WorldOp::Restart),
+        2 => (0usize..5).prop_map(WorldOp::Clear),
+        1 => any::<bool>().prop_map(WorldOp::Failing),
+        2 => (0usize..5, window())
+            .prop_map(|(who, (back, len))| WorldOp::Rewrite(who, back, len)),
+        2 => prop::collection::vec(fault(), 0..12).prop_map(WorldOp::Faults),
+        1 => any::<bool>().prop_map(WorldOp::Away),
+        1 => any::<u8>().prop_map(WorldOp::Evict),
+        1 => (1usize..20).prop_map(WorldOp::RollBack),
+        1 => Just(WorldOp::LoseAll),
     ]
 }
 
@@ -294,32 +328,40 @@ async fn obey(ops: &[FleetOp], count: usize, time: Option<Millis>, aggregate: Ag
                 let result = fleet.ask(who, &asked).await;
                 check(&fleet.members[who].1, &asked, &result, REFRESH);
             }
-            FleetOp::Pass(millis) => fleet.clocks().pass(*millis),
-            FleetOp::Flush => fleet.flush().await,
-            FleetOp::Skew(who, by) => {
-                let machine = &fleet.members[who % count].0;
+            FleetOp::Other(op) => fleet.undergo(op).await,
+        }
+    }
+}
+
+impl Fleet {
+    pub(super) async fn undergo(&mut self, op: &WorldOp) {
+        let count = self.members.len();
+        match op {
+            WorldOp::Pass(millis) => self.clocks().pass(*millis),
+            WorldOp::Flush => self.flush().await,
+            WorldOp::Skew(who, by) => {
+                let machine = &self.members[who % count].0;
                 machine.skew.store(*by, Ordering::SeqCst);
             }
-            FleetOp::Restart(who) => fleet.restart(who % count),
-            FleetOp::Clear(who) => fleet.members[who % count].1.engine.memory.cache.clear(),
-            FleetOp::Failing(failing) => {
-                let source = &fleet.members[0].1.source;
+            WorldOp::Restart(who) => self.restart(who % count),
+            WorldOp::Clear(who) => self.members[who % count].1.engine.memory.cache.clear(),
+            WorldOp::Failing(failing) => {
+                let source = &self.members[0].1.source;
                 source.failing.store(*failing, Ordering::SeqCst);
             }
-            FleetOp::Rewrite(who, back, len) => {
-                let end = fleet.clocks().truth() - back;
-                fleet.sim.cut_off(false);
-                fleet
-                    .rewrite(who % count, TimeRange::clamped(end - len, end))
-                    .await;
+            WorldOp::Rewrite(who, back, len) => {
+                let end = self.clocks().truth() - back;
+                self.sim.cut_off(false);
+                let range = TimeRange::clamped(end - len, end);
+                self.rewrite(who % count, range).await;
             }
-            FleetOp::Faults(faults) => fleet.sim.faults(faults.clone()),
-            FleetOp::Away(away) => fleet.sim.cut_off(*away),
-            FleetOp::Evict(mask) => fleet
+            WorldOp::Faults(faults) => self.sim.faults(faults.clone()),
+            WorldOp::Away(away) => self.sim.cut_off(*away),
+            WorldOp::Evict(mask) => self
                 .sim
                 .evict(|key| (key.slot as u8 ^ key.lane[0]) & 7 == mask & 7),
-            FleetOp::RollBack(n) => fleet.sim.roll_back(*n),
-            FleetOp::LoseAll => fleet.lose_all().await,
+            WorldOp::RollBack(n) => self.sim.roll_back(*n),
+            WorldOp::LoseAll => self.lose_all().await,
         }
     }
 }
@@ -329,7 +371,7 @@ async fn obey(ops: &[FleetOp], count: usize, time: Option<Millis>, aggregate: Ag
     clippy::disallowed_methods,
     reason = "a test may be told how long to run"
 )]
-fn histories() -> u32 {
+pub(super) fn histories() -> u32 {
     let told = std::env::var("HELIOSTAT_HISTORIES").ok();
     told.and_then(|n| n.parse().ok()).unwrap_or(200)
 }

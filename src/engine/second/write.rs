@@ -1,29 +1,17 @@
 //! Write-behind: what was fetched waits here, bounded in bytes, and is joined with what a level
 //! has. Nothing that a request waits for waits for a write.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use tokio::sync::Notify;
-
+use super::queue::{Batch, LaneWrite, weight};
 use super::{Named, Tier, grain, known, line_span, page_span, pages, value};
-use crate::adapters::Data;
-use crate::engine::chunk::{Piece, Segment};
-use crate::engine::lane::{Lane, LaneKey};
+use crate::engine::chunk::Piece;
+use crate::engine::lane::Lane;
 use crate::model::{RangeSet, TimeRange};
 use crate::store::key::{Slot, ValueKey};
 use crate::store::page::{self, Stamp, ValueId};
 use crate::store::{Found, LevelState, Mark, Put};
-
-/// Most bytes that wait.
-const MOST_BYTES: usize = 16 << 20;
-
-/// Bytes of a piece that waits, besides its points.
-const PIECE_BYTES: usize = 512;
-
-/// Lanes that are written at once.
-const BATCH_LANES: usize = 32;
 
 /// Most values, and bytes, of one call.
 const CALL_VALUES: usize = 64;
@@ -33,114 +21,10 @@ const CALL_BYTES: usize = 512 << 10;
 const MOST_PAGES: usize = 256;
 
 /// Most bytes of a value.
-const MOST_VALUE: usize = 1 << 20;
+pub(super) const MOST_VALUE: usize = 1 << 20;
 
-/// The most attempts at a lane whose values others write at the same time.
-const ATTEMPTS: u32 = 3;
-
-/// The data that waits to be written to a level.
-#[derive(Default)]
-pub(super) struct WriteQueue {
-    // A plain mutex: it is held for a look-up and never across an await.
-    waiting: Mutex<Waiting>,
-    wake: Notify,
-}
-
-#[derive(Default)]
-struct Waiting {
-    lanes: HashMap<LaneKey, LaneWrite>,
-    order: VecDeque<LaneKey>,
-    bytes: usize,
-    /// Of what is being written.
-    writing: usize,
-}
-
-/// The data of one lane that waits.
-struct LaneWrite {
-    lane: Lane,
-    pieces: Vec<(Arc<Piece>, Stamp)>,
-    bytes: usize,
-    attempts: u32,
-}
-
-fn weight(piece: &Piece) -> usize {
-    let points = match &piece.data {
-        Data::Points(points) => points.heap_bytes(),
-        Data::Matrix(_) => 0,
-    };
-    points + piece.segments.len() * size_of::<Segment>() + PIECE_BYTES
-}
-
-impl WriteQueue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Lanes are added and taken whole.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds what waits of a lane; `false` if there is no room.
-    fn add(&self, write: LaneWrite) -> bool {
-        let mut waiting = self.lock();
-        if waiting.bytes + write.bytes > MOST_BYTES {
-            return false;
-        }
-        waiting.bytes += write.bytes;
-        let key = write.lane.key.clone();
-        match waiting.lanes.get_mut(&key) {
-            Some(same) => {
-                same.bytes += write.bytes;
-                same.attempts = same.attempts.max(write.attempts);
-                same.pieces.extend(write.pieces);
-            }
-            None => {
-                waiting.order.push_back(key.clone());
-                waiting.lanes.insert(key, write);
-            }
-        }
-        drop(waiting);
-        self.wake.notify_one();
-        true
-    }
-
-    /// Takes what is to be written next.
-    fn take(&self) -> Vec<LaneWrite> {
-        let mut waiting = self.lock();
-        let mut batch = Vec::new();
-        while batch.len() < BATCH_LANES
-            && let Some(key) = waiting.order.pop_front()
-        {
-            if let Some(write) = waiting.lanes.remove(&key) {
-                waiting.bytes -= write.bytes;
-                batch.push(write);
-            }
-        }
-        waiting.writing = batch.iter().map(|write| write.bytes).sum();
-        batch
-    }
-
-    /// Bytes that wait or are being written.
-    pub(super) fn bytes(&self) -> usize {
-        let waiting = self.lock();
-        waiting.bytes + waiting.writing
-    }
-
-    /// Lets the task that writes find out that nobody will add any more.
-    pub(super) fn close(&self) {
-        self.wake.notify_one();
-    }
-
-    /// Waits until nothing waits or is being written.
-    pub(super) async fn drained(&self) {
-        loop {
-            {
-                let waiting = self.lock();
-                if waiting.order.is_empty() && waiting.writing == 0 {
-                    return;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-}
+/// How often a lane is tried whose values others write at the same time.
+pub(super) const ATTEMPTS: u32 = 3;
 
 /// Starts to write what is queued for `tier`, until that is dropped.
 pub(super) fn start(tier: &Arc<Tier>) {
@@ -151,7 +35,7 @@ pub(super) fn start(tier: &Arc<Tier>) {
             loop {
                 let Some(tier) = weak.upgrade() else { return };
                 let batch = queue.take();
-                if batch.is_empty() {
+                if batch.lanes.is_empty() && batch.answers.is_empty() {
                     break;
                 }
                 tier.write(batch).await;
@@ -193,13 +77,19 @@ impl Tier {
         }
     }
 
-    async fn write(self: &Arc<Self>, batch: Vec<LaneWrite>) {
-        let count = |batch: &[LaneWrite]| batch.iter().map(|w| w.pieces.len() as u64).sum();
+    async fn write(self: &Arc<Self>, batch: Batch) {
         let Some(state) = self.level.state() else {
-            self.level.metrics().dropped("resting", count(&batch));
+            let pieces: usize = batch.lanes.iter().map(|w| w.pieces.len()).sum();
+            let dropped = pieces + batch.answers.len();
+            self.level.metrics().dropped("resting", dropped as u64);
             return;
         };
-        let jobs = batch
+        self.write_whole(batch.answers, &state).await;
+        self.write_lanes(batch.lanes, state).await;
+    }
+
+    async fn write_lanes(self: &Arc<Self>, lanes: Vec<LaneWrite>, state: LevelState) {
+        let jobs = lanes
             .into_iter()
             .filter_map(|write| self.job(write, &state));
         let mut jobs: Vec<Job> = jobs.collect();

@@ -83,6 +83,7 @@ impl RedisLevel {
         let prefix = &self.settings.prefix;
         match key.slot {
             tail if tail == Slot::Tail.number() => format!("{prefix}:{{{lane}}}:t"),
+            whole if whole == Slot::Whole.number() => format!("{prefix}:{{{lane}}}:w"),
             page => format!("{prefix}:{{{lane}}}:p{page}"),
         }
     }

@@ -1,0 +1,92 @@
+//! The entries of whole answers, bounded by the bytes they hold.
+
+use std::sync::Arc;
+
+use moka::ops::compute::Op;
+use moka::sync::Cache;
+
+use super::{Content, WholeEntry, WholeKey};
+use crate::upstream::Flights;
+
+/// What an entry takes besides what it holds: what moka and the allocator keep for it.
+const ENTRY_OVERHEAD: usize = 600;
+
+/// Answers that were fetched, and fetches in flight.
+pub(in crate::engine) struct WholeCache {
+    pub(super) entries: Cache<WholeKey, Arc<WholeEntry>>,
+    pub(in crate::engine) flights: Flights<WholeKey, Arc<WholeEntry>>,
+}
+
+impl WholeCache {
+    /// Creates a cache for answers of at most `bytes` in all.
+    pub(in crate::engine) fn new(bytes: u64) -> Self {
+        let weigh = |key: &WholeKey, entry: &Arc<WholeEntry>| {
+            let bytes = key.heap_bytes() + entry.content.heap_bytes() + ENTRY_OVERHEAD;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        Self {
+            entries: Cache::builder().max_capacity(bytes).weigher(weigh).build(),
+            flights: Flights::default(),
+        }
+    }
+
+    /// Drops the answers of the upstreams that `which` picks.
+    pub(in crate::engine) fn invalidate(&self, which: impl Fn(u64) -> bool) {
+        self.flights.abandon(|key| which(key.upstream));
+        for (key, _) in &self.entries {
+            if which(key.upstream) {
+                self.entries.invalidate(&**key);
+            }
+        }
+    }
+
+    /// The bytes that it holds.
+    pub(in crate::engine) fn weight(&self) -> u64 {
+        self.entries.run_pending_tasks();
+        self.entries.weighted_size()
+    }
+
+    /// The answer that is known under `newest`.
+    pub(super) fn behind(&self, newest: &WholeKey) -> Option<Arc<WholeEntry>> {
+        match &self.entries.get(newest)?.content {
+            Content::Alias(key) => self.entries.get(key),
+            Content::List(_) | Content::Response(_) | Content::Error(_) => None,
+        }
+    }
+
+    /// Inserts `entry`, which was found elsewhere, unless one that was fetched later is there; and
+    /// lets it be known under `newest` if nothing is.
+    pub(in crate::engine) fn insert_found(
+        &self,
+        key: &WholeKey,
+        newest: Option<&WholeKey>,
+        entry: Arc<WholeEntry>,
+    ) {
+        let known = self.entries.get(key);
+        if known.is_some_and(|known| known.fetched >= entry.fetched && !known.content.is_error()) {
+            return;
+        }
+        self.insert(key.clone(), entry);
+        if let Some(newest) = newest.filter(|newest| self.behind(newest).is_none()) {
+            let alias = WholeEntry::unstored(Content::Alias(key.clone()));
+            self.insert(newest.clone(), alias);
+        }
+    }
+
+    pub(super) fn insert(&self, key: WholeKey, entry: Arc<WholeEntry>) {
+        self.entries.insert(key, entry);
+        // What is over the bound goes now; by itself moka evicts some hundred writes later.
+        self.entries.run_pending_tasks();
+    }
+
+    /// Weighs `entry` again, which has been encoded since it was stored, unless another has taken
+    /// its place.
+    pub(in crate::engine) fn weigh_again(&self, key: &WholeKey, entry: &Arc<WholeEntry>) {
+        let held = self.entries.entry_by_ref(key);
+        held.and_compute_with(|held| match held {
+            Some(held) if Arc::ptr_eq(held.value(), entry) => Op::Put(entry.clone()),
+            _ => Op::Nop,
+        });
+        self.entries.run_pending_tasks();
+    }
+}
