@@ -1,8 +1,8 @@
-//! Refreshes what is asked for at a steady pace a moment before it is asked for again, so that the poll is
-//! a hit (`refresh_ahead`).
+//! Refreshes what is polled at a steady pace a moment before the next poll, so that the poll is a
+//! hit (`refresh_ahead`).
 //!
-//! Only with calls that nobody else needs, one a poll, as without; after a poll that did not come there
-//! is no further one.
+//! It makes no calls that would not be made anyway, one per poll; after a poll that did not come it
+//! stops.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,11 +26,12 @@ const MOST: u64 = 20_000;
 /// The shortest time before a poll is due at which its refresh begins.
 const LEAD: Duration = Duration::from_millis(200);
 
-/// The paces that count: shorter ones are hits anyway, and longer ones are not worth a task that waits.
+/// The paces that count: shorter ones are hits anyway, and longer ones are not worth a waiting
+/// task.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Two intervals that differ by at most one part in so many are a steady pace.
+/// Two intervals that differ by at most one part in this many are a steady pace.
 const TOLERANCE: u32 = 5;
 
 /// The request that is polled.
@@ -42,7 +43,7 @@ pub(super) enum Polled {
     Instant(WholeKey),
 }
 
-/// When something was asked for.
+/// The pace of the polls of something.
 #[derive(Default)]
 struct Pace {
     /// Number of polls so far, which tells one poll from the next.
@@ -54,8 +55,8 @@ struct Pace {
 }
 
 impl Pace {
-    /// Learns that it was asked for at `now`, and returns the interval if it is at least the third time
-    /// at a steady pace.
+    /// Takes in a poll at `now`, and returns the interval if it is at least the third at a steady
+    /// pace.
     fn learn(&mut self, now: Duration) -> Option<Duration> {
         let passed = now.saturating_sub(self.last);
         let before = self.interval.replace(passed).filter(|_| self.asked > 1);
@@ -72,7 +73,7 @@ impl Pace {
     }
 }
 
-/// The paces at which lanes and instant queries are asked for.
+/// The paces at which lanes and instant queries are polled.
 pub(super) struct Paces(Cache<Polled, Arc<Mutex<Pace>>>);
 
 impl Default for Paces {
@@ -87,7 +88,7 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
 }
 
 impl Engine {
-    /// Learns that `range` of `lane` was asked for.
+    /// Takes in a poll of `range` of `lane`.
     pub(super) fn lane_polled(
         self: &Arc<Self>,
         lane: &Lane,
@@ -118,7 +119,7 @@ impl Engine {
         });
     }
 
-    /// Learns that `request` was made, if that is an instant query for its newest evaluation time.
+    /// Takes in `request`, if it is an instant query for its newest evaluation time.
     pub(super) fn instant_polled(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
@@ -160,8 +161,8 @@ impl Engine {
         });
     }
 
-    /// Learns that `key` was asked for, and if that is at a steady pace, has `refresh` make it fresh a
-    /// moment before it is asked for again. `refresh` returns nothing if it will be fresh then anyway.
+    /// Takes in a poll of `key`, and if the pace is steady, has `refresh` make it fresh a moment
+    /// before the next one. `refresh` returns nothing if it will be fresh then anyway.
     pub(super) fn polled(
         self: &Arc<Self>,
         key: Polled,
@@ -242,7 +243,7 @@ pub(super) struct Due {
     pub(super) later: Millis,
 }
 
-/// Makes something fresh; whether it did.
+/// Makes something fresh; returns whether it did.
 pub(super) type RefreshFuture = std::pin::Pin<Box<dyn Future<Output = bool> + Send>>;
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ impl Default for Analyses {
     }
 }
 
-/// The result of `read` for an expression of `length` bytes.
+/// Returns the result of `read` for an expression of `length` bytes.
 async fn elsewhere_if_long<T: Send + 'static>(
     length: usize,
     read: impl FnOnce() -> T + Send + 'static,
@@ -38,7 +38,7 @@ async fn elsewhere_if_long<T: Send + 'static>(
 }
 
 impl Engine {
-    /// The selectors of a request in their normal form, sorted. Never fails.
+    /// Returns the selectors of a request in their normal form, sorted. Never fails.
     pub async fn selectors(&self, written: Vec<String>) -> Vec<String> {
         let length = written.iter().map(String::len).sum();
         let read = move || promql::canonical_selectors(written);

@@ -40,17 +40,17 @@ pub struct Answer {
     /// The encoding of the slices: the one the client asked for, or none where compression is not
     /// worth it.
     pub encoding: Encoding,
-    /// Whether they are buckets.
+    /// Set if they are buckets.
     pub aggregated: bool,
     /// Set if the answer was cut short, by a limit or by the upstream.
     pub partial: bool,
     /// The part that the cache had in the answer.
     pub cache: CacheOutcome,
-    /// Where its time went.
+    /// The phases of its time.
     pub timing: Timing,
 }
 
-/// The points that an answer shows, gathered stretch by stretch.
+/// The points that an answer shows, gathered from its sub-ranges.
 struct AnswerBuilder {
     slices: Vec<Slice>,
     off_grid: Option<Arc<Vec<Bucket>>>,
@@ -112,7 +112,7 @@ impl Engine {
                     planned(planning, view.lookup, 0);
                     view
                 }
-                // Boxed: what a hit does not need should not be moved about with it.
+                // Boxed, so that a hit does not move what it does not need.
                 None => {
                     let asked = self.clock.monotonic();
                     let (context, _) =
@@ -186,8 +186,8 @@ impl Engine {
         Ok(Explanation::new(&upstream, explained, None, context))
     }
 
-    /// The ranges to make known, one after the other: the buckets that meet the query's range, or
-    /// that range in stretches that can be read raw. None for an empty range.
+    /// Returns the ranges to make known, one after the other: the buckets that meet the query's
+    /// range, or that range in sub-ranges that can be read raw. None for an empty range.
     fn sub_ranges(
         &self,
         upstream: &Upstream,
@@ -272,7 +272,7 @@ impl Engine {
 }
 
 impl AnswerBuilder {
-    /// Adds what `view` shows of `range`.
+    /// Adds the part of `view` in `range` that is shown.
     fn add(&mut self, view: View, lane: &Lane, range: &TimeRange, context: &RequestContext) {
         let outcome = outcome(&view, &lane.upstream);
         self.outcome = Some(match self.outcome.take() {
@@ -321,7 +321,7 @@ impl AnswerBuilder {
     }
 }
 
-/// Where the points of `lane` in `range` come from.
+/// Returns the source of the points of `lane` in `range`.
 fn source(lane: &Lane, range: &TimeRange) -> Source {
     if let Some(source) = routed(lane) {
         return source;
@@ -339,9 +339,9 @@ fn source(lane: &Lane, range: &TimeRange) -> Source {
     }
 }
 
-/// The part of `range` whose points are shown: all of it; of expired data, up to where it is known
-/// well enough; and if buckets that still fill are to be left out, up to the last that was full
-/// when it was fetched.
+/// Returns the part of `range` whose points are shown: all of it; of expired data, up to where it
+/// is known well enough; and if incomplete buckets are to be left out, up to the last that was
+/// complete when it was fetched.
 fn shown(
     view: &View,
     range: &TimeRange,
@@ -376,7 +376,7 @@ fn fetched_in(chunk: &Chunk, at: &Range<usize>, fetched: &RangeSet) -> usize {
     fetched.iter().map(overlap).sum()
 }
 
-/// Buckets with the labels that they came with.
+/// Renders buckets with the labels that they came with.
 fn render_as_labelled(buckets: &[Bucket], left: &mut usize, partial: &mut bool) -> Vec<Text> {
     *partial |= buckets.len() > *left;
     let mut text = Vec::with_capacity(buckets.len() * 48);

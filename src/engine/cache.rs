@@ -33,13 +33,13 @@ impl Hash for ChunkKey {
     }
 }
 
-/// The bytes that count for an entry.
+/// Returns the weight of an entry, in bytes.
 fn weigh(key: &ChunkKey, chunk: &Arc<Chunk>) -> u32 {
     let bytes = chunk.weight() + key.lane.heap_bytes() + ENTRY_OVERHEAD;
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Passes on a number that is a hash already.
+/// A hasher that passes on a number that is a hash already.
 #[derive(Clone, Copy, Default)]
 struct AsItIs(u64);
 
@@ -68,7 +68,7 @@ pub struct ChunkCache {
 }
 
 impl ChunkCache {
-    /// A cache for chunks of at most `bytes` in all.
+    /// Returns a cache for chunks of at most `bytes` in all.
     pub fn new(bytes: u64) -> Self {
         let metrics = CacheMetrics::default();
         let evictions = metrics.evictions.clone();
@@ -84,7 +84,7 @@ impl ChunkCache {
         Self { chunks, metrics }
     }
 
-    /// The chunks of `lane` that meet `range`, as far as they are cached.
+    /// Returns the cached chunks of `lane` that meet `range`.
     pub fn look_up(&self, lane: &Lane, range: &TimeRange) -> Chunks {
         let mut found = Chunks::new(lane, range);
         for (index, place) in found.indices().zip(&mut found.chunks) {
@@ -97,8 +97,8 @@ impl ChunkCache {
         found
     }
 
-    /// Adds `piece` to the chunks of `lane`; they are returned. Two pieces that come at once both
-    /// count: each chunk has one owner while it changes.
+    /// Adds `piece` to the chunks of `lane`, and returns these. Of two pieces that come at once
+    /// none is lost: each chunk has one owner while it changes.
     pub fn store(&self, lane: &Lane, piece: &Piece) -> Chunks {
         let mut stored = Chunks::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
         for (index, place) in stored.indices().zip(&mut stored.chunks) {
@@ -142,12 +142,13 @@ impl ChunkCache {
         self.make_room();
     }
 
-    /// Returns what the chunks weigh, in bytes.
+    /// Returns the weight of the chunks, in bytes.
     pub(crate) fn weight(&self) -> u64 {
         self.chunks.weighted_size()
     }
 
-    /// Sets the gauges, called when they are read; `others` is what is cached besides chunks.
+    /// Sets the gauges, called when they are read; `others` is the weight of what is cached besides
+    /// chunks.
     pub(crate) fn observe(&self, others: u64) {
         self.chunks.run_pending_tasks();
         let bytes = self.chunks.weighted_size() + others;
@@ -155,7 +156,7 @@ impl ChunkCache {
         self.metrics.chunks.set(self.chunks.entry_count() as f64);
     }
 
-    /// Forgets what is known of the lanes that `which` picks. Gives the number of chunks.
+    /// Drops the chunks of the lanes that `which` picks. Returns their number.
     pub(crate) fn invalidate(&self, which: impl Fn(&LaneKey) -> bool) -> usize {
         let keys = self.keys(which);
         for key in &keys {
@@ -165,8 +166,8 @@ impl ChunkCache {
         keys.len()
     }
 
-    /// Forgets what is known in `range`, taken to whole buckets, of the lanes of `upstream` that
-    /// `which` picks. Gives the number of chunks that held some of it.
+    /// Drops what is known in `range`, extended to whole buckets, of the lanes of `upstream` that
+    /// `which` picks. Returns the number of chunks that changed.
     pub(crate) fn invalidate_range(
         &self,
         upstream: &Arc<Upstream>,
@@ -199,7 +200,7 @@ impl ChunkCache {
         changed
     }
 
-    /// The number of chunks of the lanes that `which` picks.
+    /// Returns the number of chunks of the lanes that `which` picks.
     pub(crate) fn count(&self, which: impl Fn(&LaneKey) -> bool) -> usize {
         self.chunks
             .iter()
@@ -220,13 +221,13 @@ impl ChunkCache {
         }
     }
 
-    /// Forgets everything.
+    /// Drops everything.
     #[cfg(test)]
     pub(crate) fn clear(&self) {
         self.chunks.invalidate_all();
     }
 
-    /// Forgets the chunks whose number `which` picks.
+    /// Drops the chunks whose number `which` picks.
     #[cfg(test)]
     pub(crate) fn evict(&self, which: impl Fn(i64) -> bool) {
         for key in self.keys(|_| true) {
@@ -237,8 +238,7 @@ impl ChunkCache {
     }
 }
 
-/// Neighbouring chunks of a lane, some of which may be absent. They stay as they are, whatever
-/// becomes of the cache meanwhile.
+/// Neighbouring chunks of a lane, some of which may be absent. They do not change with the cache.
 #[derive(Clone)]
 pub struct Chunks {
     first: i64,
@@ -246,7 +246,7 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Places for the chunks of `lane` that meet `range`, all empty.
+    /// Returns places for the chunks of `lane` that meet `range`, all empty.
     pub(crate) fn new(lane: &Lane, range: &TimeRange) -> Self {
         let span = lane.chunk_span();
         let count = usize::try_from(span.cells_in(range)).unwrap_or(0);
@@ -256,7 +256,7 @@ impl Chunks {
         }
     }
 
-    /// The chunks that `piece` makes by itself, which are in no cache.
+    /// Returns the chunks that `piece` makes by itself, which are in no cache.
     pub(crate) fn beside(lane: &Lane, piece: &Piece) -> Self {
         let mut chunks = Self::new(lane, &piece.hull().unwrap_or(TimeRange::clamped(0, 0)));
         for (index, place) in chunks.indices().zip(&mut chunks.chunks) {
@@ -270,7 +270,7 @@ impl Chunks {
         (0..self.chunks.len() as i64).map(move |i| first + i)
     }
 
-    /// The chunks that are there, with their numbers, in order of time.
+    /// Returns the chunks that are present, with their numbers, in order of time.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &Arc<Chunk>)> {
         let numbered = self.indices().zip(&self.chunks);
         numbered.filter_map(|(index, chunk)| Some((index, chunk.as_ref()?)))
@@ -286,8 +286,8 @@ impl Chunks {
         self.segments().copied().collect()
     }
 
-    /// Takes over what `newer` knows. A chunk that knows less than the one held, because that
-    /// was evicted meanwhile, is merged with it.
+    /// Takes over what `newer` knows. A chunk that knows less than the one held, because that was
+    /// evicted meanwhile, is merged with it.
     pub(crate) fn update(&mut self, lane: &Lane, newer: &Self) {
         for (index, chunk) in newer.iter() {
             let place = usize::try_from(index - self.first).ok();

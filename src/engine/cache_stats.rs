@@ -11,7 +11,7 @@ use crate::upstream::Upstream;
 /// Statistics of the cached data of an upstream.
 #[derive(Clone)]
 pub struct CacheStats {
-    /// Whose data it is.
+    /// The upstream that the data is from.
     pub upstream: Arc<Upstream>,
     /// The weight of its chunks.
     pub bytes: u64,
@@ -19,7 +19,7 @@ pub struct CacheStats {
     pub chunks: u64,
     /// The number of its lanes.
     pub lanes: u64,
-    /// The lanes that most answers were made of, the hottest first.
+    /// The lanes with the most answers, the hottest first.
     pub hottest: Vec<LaneStats>,
 }
 
@@ -72,7 +72,7 @@ impl Engine {
             let sum = lanes.entry(lane.clone()).or_default();
             sum.bytes += bytes;
             sum.chunks += 1;
-            // An answer is made of several chunks, perhaps.
+            // An answer may be made of several chunks.
             sum.answers = sum.answers.max(answers);
         });
         let of = |upstream: &Arc<Upstream>| {

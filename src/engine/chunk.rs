@@ -13,7 +13,7 @@ use crate::model::{Layout, Millis, Points, RangeSet, Step, TimeRange};
 use crate::wire::encoding::Encoding;
 use crate::wire::prometheus;
 
-/// A part of a chunk, known since one moment.
+/// A part of a chunk with one fetch time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The range that is known.
@@ -33,18 +33,18 @@ impl Segment {
     }
 }
 
-/// Data of a range, with what is known of it; what a fetch or a derivation brings.
+/// Data of a range, with what is known of it: the result of a fetch or a derivation.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    /// All that there is where its segments are.
+    /// All data that exists in its segments.
     pub data: Data,
     /// Ascending and disjoint.
     pub segments: Vec<Segment>,
 }
 
 impl Piece {
-    /// A piece that was fetched at `fetched` and is settled up to `settled_before`, which is
-    /// taken down to the grid of `cell`: a bucket is settled when all of it is.
+    /// Returns a piece that was fetched at `fetched` and is settled up to `settled_before`, which
+    /// is rounded down to the grid of `cell`: a bucket is settled when all of it is.
     pub fn fetched(
         data: Data,
         range: TimeRange,
@@ -130,7 +130,7 @@ impl Piece {
         Self { data, segments }
     }
 
-    /// All that its segments cover.
+    /// Returns the range from the first segment to the last.
     pub(crate) fn hull(&self) -> Option<TimeRange> {
         let first = self.segments.first()?.range;
         Some(first.hull(&self.segments.last()?.range))
@@ -149,7 +149,7 @@ pub struct Frame {
     pub grain: Duration,
 }
 
-/// A part of a lane. It never changes: news make a new chunk.
+/// A part of a lane. It never changes: new data makes a new chunk.
 #[derive(Debug, Default)]
 pub struct Chunk {
     content: Content,
@@ -181,7 +181,7 @@ impl Default for Content {
 }
 
 impl Chunk {
-    /// Its points, unpacked for the caller if they are packed; none of a matrix.
+    /// Returns its points, unpacked for the caller if they are packed; none of a matrix.
     pub(crate) fn points(&self) -> Cow<'_, Points> {
         match &self.content {
             Content::Points { columns, .. } => columns.points(),
@@ -189,7 +189,7 @@ impl Chunk {
         }
     }
 
-    /// Its series, if it holds any with labels.
+    /// Returns its series, if it holds any with labels.
     pub(crate) fn matrix(&self) -> Option<&LabeledSeries> {
         match &self.content {
             Content::Points { .. } => None,
@@ -197,7 +197,7 @@ impl Chunk {
         }
     }
 
-    /// A copy of what it holds.
+    /// Returns a copy of its data.
     pub(crate) fn data(&self) -> Data {
         match &self.content {
             Content::Points { columns, .. } => Data::Points(columns.points().into_owned()),
@@ -213,7 +213,7 @@ impl Chunk {
         }
     }
 
-    /// The positions of the points that lie in `range`.
+    /// Returns the positions of the points that lie in `range`.
     pub(crate) fn within(&self, range: &TimeRange) -> Range<usize> {
         let Content::Points { columns, rendered } = &self.content else {
             return 0..0;
@@ -227,7 +227,7 @@ impl Chunk {
         &self.coverage
     }
 
-    /// The points as JSON, made when first asked for.
+    /// Returns the points as JSON, rendered on the first request.
     pub fn rendered(&self, layout: Layout) -> Option<&Rendered> {
         match &self.content {
             Content::Points { columns, rendered } => {
@@ -254,7 +254,7 @@ impl Chunk {
         }
     }
 
-    /// Bytes that it holds.
+    /// Returns the bytes that it holds.
     pub(crate) fn weight(&self) -> usize {
         let content = match &self.content {
             Content::Points { columns, rendered } => {
@@ -352,7 +352,8 @@ impl Content {
         if let Some(Self::Points { rendered: text, .. }) = old.map(|c| &c.content)
             && let Some(text) = text.get()
         {
-            // A lane that was answered from is asked again: only what is new is rendered.
+            // A lane that was answered from will be answered from again: only what is new is
+            // rendered.
             let changed = news.iter().next().map_or(span.end(), TimeRange::start);
             let same = old_points.within(&TimeRange::clamped(span.start(), changed));
             let _ = rendered.set(text.followed(same.end, &points, frame.layout));
@@ -418,7 +419,7 @@ fn combined(
     (joined(coverage, grain), news)
 }
 
-/// The points of `span`: those of `new` in the ranges `news`, those of `old` elsewhere.
+/// Returns the points of `span`: those of `new` in the ranges `news`, those of `old` elsewhere.
 fn spliced(old: &Points, new: &Points, news: &RangeSet, span: &TimeRange) -> Points {
     let mut points = Points::with_capacity(old.len() + new.len());
     let mut at = span.start();
@@ -432,8 +433,8 @@ fn spliced(old: &Points, new: &Points, news: &RangeSet, span: &TimeRange) -> Poi
     points
 }
 
-/// `segments` in order, neighbours of one state and one age as one. Ages of settled neighbours
-/// may differ by `grain`: they count as the elder, so that neither is kept too long.
+/// Returns `segments` in order, with neighbours of one state and one age joined. Ages of settled
+/// neighbours may differ by `grain`: they count as the elder, so that neither is kept too long.
 fn joined(mut segments: Vec<Segment>, grain: Duration) -> Vec<Segment> {
     segments.sort_unstable_by_key(|s| s.range.start());
     let mut joined: Vec<Segment> = Vec::with_capacity(segments.len());

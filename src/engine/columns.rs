@@ -1,5 +1,5 @@
-//! A chunk's points as they are kept: as they came while they may change, packed when they are
-//! history.
+//! A chunk's points as they are stored: as they came while they may change, packed once they have
+//! settled.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -50,7 +50,7 @@ struct Run {
     first: Millis,
 }
 
-/// With more runs than one in so many points, times are packed.
+/// With more runs than one in this many points, times are packed.
 const POINTS_A_RUN: usize = 16;
 
 impl Default for Columns {
@@ -60,7 +60,7 @@ impl Default for Columns {
 }
 
 impl Columns {
-    /// `points`, packed if that is worth it and they are `settled`.
+    /// Returns `points`, packed if that is worth it and they are `settled`.
     pub fn of(points: Points, settled: bool) -> Self {
         if settled
             && points.len() >= WORTH_PACKING
@@ -71,7 +71,7 @@ impl Columns {
         Self::Open(points)
     }
 
-    /// The points, unpacked for the caller if they are packed.
+    /// Returns the points, unpacked for the caller if they are packed.
     pub fn points(&self) -> Cow<'_, Points> {
         match self {
             Self::Open(points) => Cow::Borrowed(points),
@@ -87,7 +87,7 @@ impl Columns {
         }
     }
 
-    /// The positions of the points that lie in `range`; `None` where the times are packed.
+    /// Returns the positions of the points that lie in `range`; `None` where the times are packed.
     pub(crate) fn within(&self, range: &TimeRange) -> Option<Range<usize>> {
         match self {
             Self::Open(points) => Some(points.within(range)),
@@ -95,7 +95,7 @@ impl Columns {
         }
     }
 
-    /// Bytes that they hold on the heap.
+    /// Returns the bytes that they hold on the heap.
     pub fn heap_bytes(&self) -> usize {
         match self {
             Self::Open(points) => points.heap_bytes(),
@@ -111,7 +111,8 @@ impl Columns {
 }
 
 impl Packed {
-    /// `None` if what is packed is not what comes out again: no fault of the codec may lose data.
+    /// Packs `points`; `None` if unpacking does not give the same points: no fault of the codec may
+    /// lose data.
     fn of(points: &Points) -> Option<Self> {
         let config = ChunkConfig::default().with_compression_level(LEVEL);
         let times = match runs(points.times()) {
@@ -164,7 +165,7 @@ impl Packed {
     }
 }
 
-/// `times` in runs, if they have few.
+/// Returns `times` as runs, if they have few.
 fn runs(times: &[Millis]) -> Option<Times> {
     let gaps = times.iter().zip(times.iter().skip(1)).map(|(a, b)| b - a);
     let step = gaps.clone().min().filter(|step| *step > 0)?;

@@ -1,4 +1,4 @@
-//! Makes buckets of raw points, those of long ranges in several threads.
+//! Makes buckets of raw points; for long ranges in several threads.
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -16,7 +16,7 @@ use crate::aggregate::{aggregate, split};
 use crate::model::{Error, Kind, Layout, Points, Statistic, Step, TimeRange};
 
 /// With more raw points than these, about a millisecond's work, buckets are made off the threads
-/// that serve connections. In tests they often are.
+/// that serve connections. A low limit in tests.
 const BLOCKING: usize = if cfg!(test) { 300 } else { 100_000 };
 
 /// Most threads that one query takes.
@@ -99,8 +99,8 @@ impl Engine {
     }
 }
 
-/// The buckets of `size` in `range`, which lies on their grid, of the raw points in `chunks`,
-/// which hold all of it.
+/// Returns the buckets of `size` in `range`, which lies on their grid, of the raw points in
+/// `chunks`, which hold all of it.
 async fn buckets(
     chunks: &Chunks,
     statistic: Statistic,
@@ -133,7 +133,7 @@ fn part(chunks: &Chunks, statistic: Statistic, size: Step, range: &TimeRange) ->
     let mut points = Points::new();
     for (_, chunk) in chunks.iter() {
         let mut known = chunk.coverage().iter();
-        // What belongs to another part only is not unpacked.
+        // Chunks of other parts are not unpacked.
         if known.any(|s| s.range.intersection(range).is_some()) {
             let all = chunk.points();
             points.extend(&all, all.within(range));

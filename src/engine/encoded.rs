@@ -1,4 +1,4 @@
-//! Responses of whole answers, encoded once for all who ask.
+//! Responses of whole answers, encoded once for all clients.
 
 use std::sync::{Arc, OnceLock};
 
@@ -26,7 +26,7 @@ pub(super) struct EncodedResponse {
 }
 
 impl EncodedResponse {
-    /// A response of which no encoded form has been asked for.
+    /// Returns a response without encoded forms.
     pub(super) fn new(raw: Arc<RawResponse>) -> Self {
         Self {
             raw,
@@ -45,8 +45,8 @@ impl EncodedResponse {
         !self.raw.status.is_success()
     }
 
-    /// The place of its form in `encoding`; none where it is sent as it is: where it is short, or
-    /// came encoded.
+    /// Returns the place of its form in `encoding`; none where it is sent as it is: where it is
+    /// short, or came encoded.
     fn form(&self, encoding: Encoding) -> Option<&OnceLock<Option<PackedText>>> {
         let encoded = |(name, _): &(HeaderName, HeaderValue)| name == CONTENT_ENCODING;
         if self.raw.body.len() < WORTH_ENCODING || self.raw.headers.iter().any(encoded) {
@@ -59,13 +59,13 @@ impl EncodedResponse {
         }
     }
 
-    /// Its form in `encoding`, made if there is none yet; `None` where that is no smaller.
+    /// Returns its form in `encoding`, made if there is none yet; `None` where that is no smaller.
     fn packed(&self, encoding: Encoding) -> Option<PackedText> {
         let form = self.form(encoding)?;
         form.get_or_init(|| encoding.pack(&self.raw.body)).clone()
     }
 
-    /// Bytes that it holds on the heap, about.
+    /// Returns the bytes that it holds on the heap, about.
     pub(super) fn heap_bytes(&self) -> usize {
         let forms = [&self.gzip, &self.zstd].into_iter();
         let forms = forms.filter_map(|form| form.get()?.as_ref());
@@ -74,12 +74,12 @@ impl EncodedResponse {
     }
 }
 
-/// A response and what the cache had to do with it.
+/// A response and the part that the cache had in it.
 #[derive(Debug)]
 pub struct CachedResponse {
     /// Its status.
     pub status: StatusCode,
-    /// Those of its headers that belong to its body.
+    /// The headers that belong to its body.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Its body in parts that follow one another.
     pub body: Vec<Text>,
@@ -88,13 +88,14 @@ pub struct CachedResponse {
     pub encoding: Encoding,
     /// The part that the cache had in the answer.
     pub cache: CacheOutcome,
-    /// Where its time went.
+    /// The phases of its time.
     pub timing: Timing,
 }
 
 impl Engine {
-    /// The response that says `answer`, which is under `key`, encoded as the client asked. A long
-    /// body is encoded once, off the threads that serve connections, and kept so.
+    /// Returns the response with `answer`, which is cached under `key`, encoded as the client
+    /// asked. A long body is encoded once, off the threads that serve connections, and cached in
+    /// that form.
     pub(super) async fn cached_response(
         &self,
         key: &WholeKey,

@@ -20,25 +20,25 @@ use crate::upstream::Upstream;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// Whose data it is.
+    /// The name of the upstream.
     pub upstream: String,
-    /// Where the answer would come from.
+    /// The source of the answer.
     pub answer: AnswerSource,
-    /// Why a fetch would be refused now, if it would be.
+    /// The reason for which a fetch would be refused now, if it would be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
-    /// Why the answer is not kept, if it is not.
+    /// The reason for which the answer is not cached, if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bypass: Option<&'static str>,
     /// The parts of the range that are looked up one after the other.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stretches: Vec<RangeReport>,
-    /// The whole answer, where it is kept whole.
+    /// The whole answer, where it is cached whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub whole: Option<ResponseReport>,
 }
 
-/// Where an answer would come from; a later one takes longer.
+/// The source of an answer; a later one takes longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum AnswerSource {
@@ -46,11 +46,11 @@ pub enum AnswerSource {
     Cache,
     /// Cached data that has just expired, while it is fetched.
     Expired,
-    /// A fetch that is under way is waited for.
+    /// A fetch that is in flight.
     Wait,
-    /// Something is fetched.
+    /// A fetch.
     Fetch,
-    /// A fetch would be needed, and refused.
+    /// None: a fetch would be needed, and refused.
     Refused,
 }
 
@@ -71,14 +71,15 @@ pub struct RangeReport {
     pub cached: Vec<Cached>,
     /// The ranges that would be fetched.
     pub missing: Vec<Missing>,
-    /// Whether all of it that is missing is being fetched already.
+    /// Set if all of it that is missing is being fetched already.
     pub under_way: bool,
-    /// Up to where it could be answered with expired data if the upstream failed, in milliseconds.
+    /// The time up to which it could be answered with expired data if the upstream failed, in
+    /// milliseconds.
     pub fallback_to: Option<Millis>,
     /// The raw points that its buckets are made of, where they are made here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub made_of: Option<Box<RangeReport>>,
-    /// The same of parts of which the upstream keeps coarser summaries, as they are older.
+    /// The same of older parts, of which the upstream keeps coarser summaries.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub older: Vec<RangeReport>,
     /// The period of these summaries, where that is not the upstream's interval.
@@ -87,12 +88,12 @@ pub struct RangeReport {
     /// Set if the range is made of other cached data.
     #[serde(skip)]
     derived: bool,
-    /// Whether expired data is answered at once while it is fetched anew.
+    /// Set if expired data is served at once while it is fetched again.
     #[serde(skip)]
     expired: bool,
 }
 
-/// A range of time: milliseconds of Unix time, the end left out, and the same to read.
+/// A range of time: milliseconds of Unix time, the end left out, and the same as text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TimeSpan {
@@ -103,8 +104,8 @@ pub struct TimeSpan {
 
 impl From<TimeRange> for TimeSpan {
     fn from(range: TimeRange) -> Self {
-        // What no calendar date says, such as the end of a bucket of ten thousand years, stays a
-        // number.
+        // A time without a calendar date, such as the end of a bucket of ten thousand years, stays
+        // a number.
         let at = |millis: Millis| {
             let since = u64::try_from(millis).map(Duration::from_millis).ok()?;
             let time = std::time::UNIX_EPOCH.checked_add(since)?;
@@ -125,14 +126,14 @@ impl From<TimeRange> for TimeSpan {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cached {
-    /// Which part.
+    /// The part.
     #[serde(flatten)]
     pub period: TimeSpan,
     /// Seconds since its fetch began.
     pub age_seconds: f64,
     /// Set if the data can no longer change.
     pub settled: bool,
-    /// Seconds for which it is fresh still; less than 0 where it has expired.
+    /// Seconds for which it is still fresh; less than 0 where it has expired.
     pub fresh_seconds: f64,
 }
 
@@ -140,10 +141,10 @@ pub struct Cached {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Missing {
-    /// Which part.
+    /// The part.
     #[serde(flatten)]
     pub period: TimeSpan,
-    /// Why, part by part.
+    /// The reasons, part by part.
     pub why: Vec<RangeReason>,
     /// The calls that would be made: method and path, without headers and body.
     pub calls: Vec<String>,
@@ -152,21 +153,21 @@ pub struct Missing {
     pub units: u32,
 }
 
-/// Returns whether `units` is none.
+/// Returns whether `units` is 0.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(units: &u32) -> bool {
     *units == 0
 }
 
-/// Why a part would be fetched.
+/// The reason for which a part would be fetched.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RangeReason {
-    /// Which part.
+    /// The part.
     #[serde(flatten)]
     pub period: TimeSpan,
-    /// `unknown`: never fetched, evicted, or invalidated; `expired`; `along`: fresh, but a call
-    /// more would cost more; `ahead`: for those who ask next.
+    /// `unknown`: never fetched, evicted, or invalidated; `expired`; `along`: fresh, but fetched
+    /// with its neighbours because another call would cost more; `ahead`: for later requests.
     pub reason: &'static str,
 }
 
@@ -178,13 +179,13 @@ pub struct ResponseReport {
     pub held: &'static str,
     /// Seconds since its fetch began.
     pub age_seconds: Option<f64>,
-    /// Seconds for which it is fresh still; less than 0 where it has expired.
+    /// Seconds for which it is still fresh; less than 0 where it has expired.
     pub fresh_seconds: Option<f64>,
-    /// Whether a fetch of it is under way.
+    /// Set if a fetch of it is in flight.
     pub under_way: bool,
 }
 
-/// `lifetime` less `age`, in seconds.
+/// Returns `lifetime` less `age`, in seconds.
 fn left(lifetime: Duration, age: Duration) -> f64 {
     lifetime.as_secs_f64() - age.as_secs_f64()
 }
@@ -252,7 +253,7 @@ impl RangeReport {
                 let older = self.older.iter().map(Self::origin);
                 older.fold(raw.origin(), AnswerSource::max)
             }
-            // It is known that there is nothing.
+            // The range is known to be empty.
             None if self.derived => AnswerSource::Cache,
             None if self.under_way => AnswerSource::Wait,
             None => AnswerSource::Fetch,
@@ -275,7 +276,7 @@ impl Engine {
         Ok(stretch)
     }
 
-    /// The same, without what is done with expired data: raw points that buckets are made of are
+    /// The same, without the handling of expired data: raw points that buckets are made of are
     /// always fresh.
     fn stretch(
         &self,
@@ -313,7 +314,7 @@ impl Engine {
         for range_missing in &plan.missing {
             let calls = match source {
                 Source::Upstream => parts(lane, *range_missing)?,
-                // What it is made of says which.
+                // The reports of what it is made of have the calls.
                 Source::RawPoints | Source::Summaries => Vec::new(),
             };
             let calls = calls.iter().map(|part| part.call.described());
@@ -388,7 +389,8 @@ impl Engine {
     }
 }
 
-/// Why `missing` is fetched for `range`, of which so much is known and fresh.
+/// Returns the reasons for which `missing` is fetched for `range`, given the part of it that is
+/// known and fresh.
 fn reasons(
     missing: &TimeRange,
     range: &TimeRange,

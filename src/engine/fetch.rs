@@ -24,7 +24,7 @@ const STORE_INLINE: usize = if cfg!(test) { 500 } else { 10_000 };
 pub(super) struct Fetched {
     /// The chunks that it changed.
     pub(super) chunks: Chunks,
-    /// Whether that is all there is; if not, it is in no cache.
+    /// Set if that is all there is; if not, it is not cached.
     pub(super) complete: bool,
     /// Buckets that do not fit the grid asked for.
     pub(super) off_grid: Option<Arc<Vec<Bucket>>>,
@@ -38,32 +38,32 @@ pub(super) struct View {
     pub(super) lookup: Lookup,
     /// The ranges that were fetched for it.
     pub(super) fetched: RangeSet,
-    /// Whether what was fetched is in the cache now.
+    /// Set if what was fetched is in the cache now.
     pub(super) stored: bool,
-    /// Whether a fetch of another request was waited for.
+    /// Set if a fetch of another request was waited for.
     pub(super) collapsed: bool,
-    /// Whether the upstream says that this is all there is.
+    /// Set if the upstream says that this is all there is.
     pub(super) complete: bool,
     /// Buckets that do not fit the grid asked for; then they are the answer.
     pub(super) off_grid: Option<Arc<Vec<Bucket>>>,
-    /// Why expired data is served, if it is.
+    /// Set if expired data is served.
     pub(super) degraded: Option<Degraded>,
-    /// For how long it stays fresh.
+    /// Time for which it stays fresh.
     pub(super) ttl: Duration,
     /// The size of its buckets, if it has any.
     pub(super) bucket_size: Option<Step>,
 }
 
-/// Expired data is served.
+/// The facts about expired data that is served.
 #[derive(Clone, Debug)]
 pub(super) struct Degraded {
-    /// Why it is served.
+    /// The reason for which it is served.
     pub(super) reason: String,
-    /// The failure, if it is for one.
+    /// The failure that caused it, if there was one.
     pub(super) error: Option<Error>,
     /// The age of the oldest data that had expired.
     pub(super) age: Duration,
-    /// Up to where the range is answered.
+    /// The time up to which the range is answered.
     pub(super) edge: Millis,
 }
 
@@ -88,10 +88,10 @@ impl View {
     }
 }
 
-/// Where the points of a lane come from.
+/// The source of a lane's points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The upstream is asked for them.
+    /// They are requested from the upstream.
     Upstream,
     /// They are aggregated from raw points.
     RawPoints,
@@ -115,7 +115,7 @@ pub(super) fn too_late() -> Error {
 }
 
 impl Engine {
-    /// Makes `range` of `lane` known. Of a bucketed lane it lies on the bucket grid.
+    /// Makes `range` of `lane` known. The range of a bucketed lane lies on the bucket grid.
     pub(super) async fn view(
         self: &Arc<Self>,
         lane: &Lane,
@@ -175,7 +175,8 @@ impl Engine {
         Ok(view)
     }
 
-    /// `range` of `lane`, if all of it is cached and fresh: a hit, at the price of one.
+    /// Returns `range` of `lane`, if all of it is cached and fresh: a hit, with as little work as
+    /// possible.
     pub(super) fn fresh(
         &self,
         lane: &Lane,
@@ -204,7 +205,7 @@ impl Engine {
         plan(range, &chunks.coverage(), brought, &policy, &context.now())
     }
 
-    /// Fetches `missing` of the upstream, together with whoever else needs it.
+    /// Fetches `missing` from the upstream, together with all requests that need it.
     async fn fetch(
         self: &Arc<Self>,
         lane: &Lane,
@@ -213,7 +214,8 @@ impl Engine {
     ) -> Round {
         let call = &context.call;
         if context.deadline < call.deadline && !self.memory.flights.is_under_way(&lane.key) {
-            // The fetch could wait for its turn, and this client could not wait for the fetch.
+            // The fetch has time to wait for its turn, but this client has no time to wait for the
+            // fetch.
             let access = &lane.upstream.client;
             if let Err(error) = access.check(call.caller, context.deadline) {
                 return Round {
@@ -253,8 +255,8 @@ impl Engine {
         round
     }
 
-    /// Puts `piece` into the cache, or beside it where it is not all there is, or something has
-    /// been forgotten `since` it was asked for.
+    /// Puts `piece` into the cache; or beside it if it is incomplete, or if something was
+    /// invalidated `since` it was requested.
     pub(super) async fn land(
         self: &Arc<Self>,
         lane: &Lane,
@@ -270,7 +272,7 @@ impl Engine {
         let piece = Arc::new(piece);
         let put = move || {
             let store = || {
-                // What is derived can be derived again.
+                // Derived data can be derived again.
                 if let Some(second) = &engine.memory.second
                     && source == Source::Upstream
                 {
@@ -309,8 +311,8 @@ pub(super) fn policy(lane: &Lane, context: &RequestContext) -> Policy {
     }
 }
 
-/// The view of buckets that do not fit the grid, which are an answer only if one fetch brought
-/// them for the `whole` range.
+/// Returns the view of buckets that do not fit the grid; they are an answer only if one fetch
+/// brought them for the `whole` range.
 fn off_grid(mut view: View, whole: bool) -> Result<View, Error> {
     if !whole {
         let message = "the upstream answers with buckets that do not fit the size asked for";

@@ -1,5 +1,5 @@
-//! Instant queries of PromQL: at which time they are evaluated, and what a lane of a range query knows of
-//! them.
+//! Instant queries of PromQL: the time at which they are evaluated, and answers from the lanes of
+//! range queries.
 
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ use crate::model::{InstantAlignment, Millis, RawResponse, Step, StepAlignment};
 use crate::upstream::Upstream;
 use crate::wire::prometheus::write_vector;
 
-/// When an instant query is evaluated.
+/// The evaluation time of an instant query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evaluation {
     /// The time.
     pub time: Millis,
-    /// Whether there is no newer one to ask for at present.
+    /// Set if there is no newer one to ask for at present.
     pub newest: bool,
 }
 
@@ -84,8 +84,8 @@ impl Engine {
             .find_map(|lane| self.fresh(lane, &range, context))?;
         let (_, chunk) = view.chunks.iter().next()?;
         let matrix = chunk.matrix()?;
-        // A fetch reaches ahead of its moment: what it brought for a time to come is not what the
-        // upstream says of that time now.
+        // A fetch reaches ahead of its moment: what it brought for the future is not what the
+        // upstream would say of that time now.
         let ahead = |segment: &Segment| {
             let age = context.arrived.saturating_sub(segment.fetched).as_millis();
             let moment = context

@@ -1,4 +1,4 @@
-//! Forgetting what is known: because an operator knows better, or nobody can ask for it any more.
+//! Invalidation: because an operator knows better, or because nobody can ask for the data any more.
 
 use std::sync::{Arc, PoisonError};
 
@@ -28,7 +28,7 @@ pub struct Invalidated {
 /// The part of an upstream's data to invalidate.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Selection {
-    /// Only series asked for with these conditions, and perhaps others.
+    /// Only series requested with these conditions, and perhaps others.
     pub selector: Option<Selector>,
     /// Only series of this expression of PromQL.
     pub query: Option<String>,
@@ -63,9 +63,10 @@ impl Memory {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does `keep`, unless something has been forgotten `since`.
+    /// Runs `keep`, unless something has been invalidated `since`.
     pub(super) fn if_current<T>(&self, since: Generation, keep: impl FnOnce() -> T) -> Option<T> {
-        // Lookup while it keeps: whoever forgets waits for it, and then finds what it kept.
+        // The lock is held while `keep` runs: an invalidation waits for it, and then finds what it
+        // stored.
         let now = self
             .generation
             .read()
@@ -73,7 +74,7 @@ impl Memory {
         (*now == since).then(keep)
     }
 
-    /// From now on nothing is kept that has been asked for before.
+    /// From now on, data that was requested earlier is not stored.
     fn keep_nothing_older(&self) {
         let mut forgotten = self
             .generation
@@ -84,8 +85,8 @@ impl Memory {
 }
 
 impl Engine {
-    /// Does what [`Engine::invalidate`] does, after the second level has been told. That knows only
-    /// upstreams and ranges, so of all series of `upstream` it forgets the range, and so do other
+    /// Does what [`Engine::invalidate`] does, after telling the second level. That knows only
+    /// upstreams and ranges, so it drops the range of all series of `upstream`, and so do other
     /// replicas. If it cannot be told, the cache in memory is invalidated all the same.
     pub async fn invalidate_everywhere(
         self: &Arc<Self>,
@@ -122,9 +123,10 @@ impl Engine {
     }
 
     /// Drops what `selection` picks of `upstream`, and its lists and whole answers, and returns the
-    /// number of chunks that changed. What is being fetched meanwhile goes to those who wait for it
-    /// and is not cached. Takes time with all that is cached, but where all of an upstream is picked:
-    /// then nothing of it is found any more at once, and its memory is freed in the background.
+    /// number of chunks that changed. Data in flight goes to the requests that wait for it and is
+    /// not cached. Takes time in proportion to the cached chunks, unless all of an upstream is
+    /// picked: then none of it can be found from this moment on, and its memory is freed in the
+    /// background.
     pub fn invalidate(self: &Arc<Self>, upstream: &Arc<Upstream>, selection: &Selection) -> usize {
         if *selection == Selection::default() {
             return self.invalidate_all(upstream);
@@ -161,8 +163,8 @@ impl Engine {
         dropped
     }
 
-    /// Drops what is cached of upstreams that nobody can ask for any more. Takes time with all
-    /// that is cached.
+    /// Drops what is cached of upstreams that nobody can ask for any more. Takes time in proportion
+    /// to the cached chunks.
     pub fn invalidate_removed(&self) {
         let ids = self.registry.ids();
         let gone = |id: u64| !ids.contains(&id);

@@ -1,4 +1,5 @@
-//! Which steps an expression has been asked at, so that coarse ones can be had out of finer ones.
+//! The steps at which an expression has been requested, so that coarse ones can be served from
+//! finer ones.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use super::lane::Lane;
 use crate::model::{Expression, Millis, Step};
 
-/// Most expressions that are remembered; beyond it all are forgotten and learned anew.
+/// Most expressions that are remembered; beyond it the memory is emptied and learnt anew.
 const EXPRESSIONS: usize = 4096;
 
-/// Most steps of an expression that are remembered, the last ones asked at.
+/// Most steps of an expression that are remembered, the last ones requested.
 const STEPS: usize = 8;
 
 /// The steps and phases that expressions were fetched at, by a hash of upstream and expression.
@@ -35,7 +36,8 @@ impl KnownSteps {
         }
     }
 
-    /// The lanes of the expression of `lane` that have a value at `time`, the last asked for first.
+    /// Returns the lanes of the expression of `lane` that have a value at `time`, the last
+    /// requested first.
     pub(super) fn meeting(&self, lane: &Lane, expression: &Expression, time: Millis) -> Vec<Lane> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(grids) = known.get(&lane.hash_without_step()) else {
@@ -55,8 +57,8 @@ impl KnownSteps {
         grids.into_iter().map(lane).collect()
     }
 
-    /// The lanes of the same expression all of whose times are among those of finer steps, the
-    /// coarsest first: they have the least to leave out.
+    /// Returns the lanes of the same expression with finer steps whose times include all of its
+    /// own, the coarsest first: they have the least to leave out.
     pub(super) fn finer_than(&self, lane: &Lane, expression: &Expression) -> Vec<Lane> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(grids) = known.get(&lane.hash_without_step()) else {

@@ -18,13 +18,13 @@ use crate::wire::mirror::request::write_metric;
 /// many seams.
 const CHUNK_CELLS: u32 = if cfg!(test) { 256 } else { 8192 };
 
-/// The same of the series of an expression, of which there may be hundreds.
+/// The same for the series of an expression, of which there may be hundreds.
 const MATRIX_CELLS: u32 = if cfg!(test) { 64 } else { 512 };
 
 /// A lane: the series that one upstream has for one selector, in one layout.
 #[derive(Clone)]
 pub struct Lane {
-    /// Where its points come from.
+    /// The upstream that its points come from.
     pub(crate) upstream: Arc<Upstream>,
     /// The identity that no other lane has.
     pub(crate) key: LaneKey,
@@ -47,7 +47,7 @@ pub(crate) struct Identity {
 /// The data of an upstream that a lane holds. Details may hold secrets, so it cannot be printed.
 #[derive(PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
-    /// The points of a metric, as the mirror API asks for them.
+    /// The points of a metric, as requested by the mirror API.
     Metric {
         selector: Selector,
         metric_field: Option<String>,
@@ -55,8 +55,8 @@ pub(crate) enum Subject {
         nan: NanInterpretation,
         details: Forwarded,
     },
-    /// The summaries of a metric's samples, by periods: of each period four points of one time, sum,
-    /// count, smallest and largest value; of several metrics one after the other.
+    /// The summaries of a metric's samples, by periods: for each period four points of one time,
+    /// sum, count, smallest and largest value; of several metrics one after the other.
     Summaries {
         selector: Selector,
         metric_field: Option<String>,
@@ -68,7 +68,7 @@ pub(crate) enum Subject {
     Expression(Expression),
 }
 
-/// The keys of all hashes, which nobody outside can know.
+/// Returns the keys of all hashes, which nobody outside can know.
 fn keys() -> &'static RandomState {
     static KEYS: OnceLock<RandomState> = OnceLock::new();
     KEYS.get_or_init(RandomState::new)
@@ -117,12 +117,12 @@ impl LaneKey {
             && (metric_field, nan, details) == (its_field, its_nan, its_details)
     }
 
-    /// A number that hardly any other lane has.
+    /// Returns a number that hardly any other lane has.
     pub(crate) fn number(&self) -> u64 {
         self.hash
     }
 
-    /// The identity of the upstream that it is of.
+    /// Returns the identity of its upstream.
     pub(crate) fn upstream(&self) -> u64 {
         self.identity.upstream
     }
@@ -132,7 +132,7 @@ impl LaneKey {
         &self.identity.subject
     }
 
-    /// Bytes that it holds on the heap, about.
+    /// Returns the bytes that it holds on the heap, about.
     pub(crate) fn heap_bytes(&self) -> usize {
         let subject = match &self.identity.subject {
             Subject::Metric {
@@ -174,9 +174,9 @@ impl PartialEq for LaneKey {
 impl Eq for LaneKey {}
 
 impl Lane {
-    /// The lane that answers `query`. Every field of the query and of the details is named here,
-    /// so that a new one does not compile until somebody has decided whether it belongs to the
-    /// identity.
+    /// Returns the lane that answers `query`. Every field of the query and of the details is named
+    /// here, so that a new one does not compile until its author has decided whether it belongs to
+    /// the identity.
     pub fn of(upstream: Arc<Upstream>, details: &Details, query: MetricQuery) -> Self {
         let MetricQuery {
             selector,
@@ -195,7 +195,7 @@ impl Lane {
         Self::new(upstream, subject)
     }
 
-    /// The lane of `expression`.
+    /// Returns the lane of `expression`.
     pub(crate) fn of_expression(upstream: Arc<Upstream>, expression: Expression) -> Self {
         Self::new(upstream, Subject::Expression(expression))
     }
@@ -211,7 +211,8 @@ impl Lane {
         }
     }
 
-    /// The lane of the raw points that this one's buckets are made of; an expression has none.
+    /// Returns the lane of the raw points that this one's buckets are made of; an expression has
+    /// none.
     pub(crate) fn raw(&self) -> Option<Self> {
         let Subject::Metric {
             selector,
@@ -279,7 +280,7 @@ impl Lane {
     /// the identity does not compile until its author has decided whether it belongs here.
     pub(crate) fn canonical(&self) -> Canonical {
         let Identity {
-            // The form of the upstream's settings takes its place.
+            // Replaced by the form of the upstream's settings.
             upstream: _,
             subject,
         } = &*self.key.identity;
@@ -319,7 +320,7 @@ impl Lane {
             None => form.part("metric"),
             Some(period) => form.part("summaries").number(period.millis()),
         };
-        // What is written is read again as the same query, so no two have the same text.
+        // The text can be read back as the same query, so no two queries have the same text.
         form.part(write_metric(&details.members(), &query));
         form.part(match nan {
             NanInterpretation::Omit => "omit",
@@ -328,7 +329,8 @@ impl Lane {
         form
     }
 
-    /// The layout of its points. Samples of an expression have their own times, as raw points do.
+    /// Returns the layout of its points. Samples of an expression have their own times, as raw
+    /// points do.
     pub(crate) fn layout(&self) -> Layout {
         match self.subject() {
             Subject::Metric { layout, .. } => *layout,
@@ -355,7 +357,8 @@ impl Lane {
         }
     }
 
-    /// A number that hardly any other expression of any upstream has, the same for all steps.
+    /// Returns a number that hardly any other expression of any upstream has, the same for all
+    /// steps.
     pub(crate) fn hash_without_step(&self) -> u64 {
         let Subject::Expression(expression) = self.subject() else {
             return self.key.number();
@@ -371,7 +374,7 @@ impl Lane {
         keys().hash_one((self.key.upstream(), query, parameters, headers))
     }
 
-    /// The grid on which its ranges are fetched and known.
+    /// Returns the grid on which its ranges are fetched and known.
     pub(crate) fn grid(&self) -> Step {
         match (self.subject(), self.layout()) {
             (Subject::Summaries { period, .. }, _) => *period,
@@ -380,7 +383,8 @@ impl Lane {
         }
     }
 
-    /// Milliseconds between the time of a point and the newest data that it may depend on.
+    /// Returns the milliseconds between the time of a point and the newest data that it may depend
+    /// on.
     pub(crate) fn lag(&self) -> Millis {
         match self.subject() {
             Subject::Metric { .. } | Subject::Summaries { .. } => 0,
@@ -397,7 +401,7 @@ impl Lane {
         }
     }
 
-    /// The time that a chunk spans.
+    /// Returns the time that a chunk spans.
     pub(crate) fn chunk_span(&self) -> Step {
         self.cell().times(match self.subject() {
             Subject::Metric { .. } | Subject::Summaries { .. } => CHUNK_CELLS,

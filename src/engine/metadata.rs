@@ -1,5 +1,5 @@
-//! Names and values of fields. What an upstream lists whole is cached as a list, of which the answer to
-//! each prefix, offset and limit is made once.
+//! Names and values of fields. A list that an upstream returns whole is cached as a list; the
+//! answer to each prefix, offset and limit is made from it once.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl MetadataQuery {
         }
     }
 
-    /// The query for all of the list that its answer is a page of.
+    /// Returns the query for the whole list of which its answer is a page.
     fn unpaged(&self) -> Self {
         let mut all = self.clone();
         all.scope().limit = None;
@@ -50,7 +50,7 @@ impl MetadataQuery {
         all
     }
 
-    /// Bytes that it holds on the heap, about.
+    /// Returns the bytes that it holds on the heap, about.
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
             Self::Names(query) => query.scope.selector.heap_bytes(),
@@ -63,7 +63,7 @@ impl MetadataQuery {
     }
 }
 
-/// A list that an upstream gives.
+/// A list of an upstream.
 #[derive(Debug)]
 pub(super) enum List {
     /// Names.
@@ -87,7 +87,7 @@ impl List {
         }
     }
 
-    /// Bytes that it holds on the heap, about.
+    /// Returns the bytes that it holds on the heap, about.
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
             Self::Names(FieldNames { fields, partial: _ }) => {
@@ -173,7 +173,7 @@ impl Engine {
                 let (upstream, details, query) = (upstream.clone(), details.clone(), query.clone());
                 async move {
                     let list = fetch(&upstream, &details, &query, &context).await?;
-                    // A list that its limit cuts is what was asked for.
+                    // A list that is cut by its limit is still what the client asked for.
                     Ok((response(list.answer(&query, true)), CachePolicy::Metadata))
                 }
             };
@@ -256,8 +256,8 @@ impl Engine {
         ))
     }
 
-    /// The window in which names, values and series are looked up for one from `start` to `end`:
-    /// widened to whole `metadata_ttl`s, so that a window that slides along finds what was fetched a
+    /// Returns the window in which names, values and series are looked up for one from `start` to
+    /// `end`: widened to whole `metadata_ttl`s, so that a sliding window finds what was fetched a
     /// moment ago.
     pub fn metadata_window(
         &self,
@@ -267,7 +267,7 @@ impl Engine {
     ) -> (Option<Millis>, Option<Millis>) {
         let ttl = Millis::try_from(upstream.freshness.metadata_ttl.as_millis());
         let grid = ttl.ok().and_then(Step::new).unwrap_or(Step::SECOND);
-        // Times that no calendar has stay as they are.
+        // Times without a calendar date stay as they are.
         let wide = |time: Millis, to: fn(&Step, Millis) -> Millis| match time {
             0..=MAX_TIME => to(&grid, time),
             _ => time,
@@ -278,7 +278,7 @@ impl Engine {
         )
     }
 
-    /// Makes queries that want the same alike: the window is widened, and the limit is within
+    /// Makes queries with the same answer equal: the window is widened, and the limit is capped at
     /// `server.max_points`.
     fn normalize(&self, scope: &mut Scope, upstream: &Upstream) {
         (scope.start, scope.end) = self.metadata_window(upstream, scope.start, scope.end);
@@ -308,7 +308,7 @@ async fn page_of(entry: &Arc<WholeEntry>, query: MetadataQuery) -> Result<Conten
     Ok(response(written))
 }
 
-/// Asks `upstream` for what it lists for `query`.
+/// Fetches the list for `query` from `upstream`.
 async fn fetch(
     upstream: &Upstream,
     details: &Forwarded,

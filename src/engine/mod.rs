@@ -138,13 +138,13 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// An empty memory for `bytes` of data.
+    /// Returns an empty memory for `bytes` of data.
     pub fn new(bytes: u64) -> Arc<Self> {
         Self::over(bytes, None)
     }
 
-    /// An empty memory for `bytes` of data, beyond which `levels` are asked in their order. Within
-    /// a runtime.
+    /// Returns an empty memory for `bytes` of data, backed by `levels` in their order. Within a
+    /// runtime.
     pub fn with_levels(bytes: u64, levels: Vec<LevelSetup>, clock: &Arc<dyn Clock>) -> Arc<Self> {
         let second = second::SecondLevel::new(levels, clock);
         Self::over(bytes, Some(second))
@@ -174,18 +174,18 @@ impl Memory {
 /// The properties of a request besides its query.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
-    /// When it came, by the monotonic clock.
+    /// The time of its arrival, by the monotonic clock.
     pub arrived: Duration,
-    /// When it came, by the wall clock.
+    /// The time of its arrival, by the wall clock.
     pub wall: Millis,
-    /// When the client must have been answered; no later than the errand's deadline.
+    /// The time by which the client must have been answered; no later than the call's deadline.
     pub deadline: Instant,
     /// The caller, the time after which an answer is of no use to anyone, and the trace. Fetches
     /// are shared, so a client's own shorter limit does not apply to them.
     pub call: CallContext,
     /// The encoding that the client takes long answers in.
     pub encoding: Encoding,
-    /// The oldest data that may still change which the client takes, if it says so
+    /// The greatest age of data that may still change which the client accepts, if it says so
     /// (`Cache-Control`). It then gets no expired data either.
     pub max_age: Option<Duration>,
     /// What it has waited for the second level of the cache, once it is known to be no hit.
@@ -193,7 +193,7 @@ pub struct RequestContext {
 }
 
 impl RequestContext {
-    /// A step of what is done for the request.
+    /// Begins a span for a step of the work for the request.
     fn span(&self, name: &'static str) -> Span {
         self.call.trace.span(name)
     }
@@ -205,7 +205,7 @@ impl RequestContext {
         within
     }
 
-    /// When it came, by both clocks.
+    /// Returns the time of its arrival, by both clocks.
     fn now(&self) -> Now {
         Now {
             wall: self.wall,
@@ -228,14 +228,14 @@ impl RequestContext {
     }
 }
 
-/// Ends the span of a plan: what the cache `held`, and how many ranges are `missing`.
+/// Ends the span of a plan: the state of the cache, and the number of ranges that are `missing`.
 fn planned(mut planning: Span, lookup: Lookup, missing: usize) {
     planning.text("heliostat.held", &lookup);
     planning.number("heliostat.missing_ranges", missing);
 }
 
 impl Engine {
-    /// An engine over `registry` that answers out of `memory`; no answer has more than
+    /// Returns an engine over `registry` that answers from `memory`; no answer has more than
     /// `max_points` points.
     pub fn new(
         registry: Registry,
@@ -251,7 +251,7 @@ impl Engine {
         })
     }
 
-    /// Which upstreams there are.
+    /// Returns the upstreams.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
@@ -261,12 +261,12 @@ impl Engine {
         self.memory.clone()
     }
 
-    /// The configured upstreams.
+    /// Returns the configured upstreams.
     pub fn upstreams(&self) -> &[Arc<Upstream>] {
         self.registry.upstreams()
     }
 
-    /// The upstream `name`, or the default one, if it speaks Prometheus' API.
+    /// Returns the upstream `name`, or the default one, if it speaks Prometheus' API.
     pub fn prometheus(&self, name: Option<&str>) -> Result<Arc<Upstream>, Error> {
         let found = self.registry.named(name).cloned().ok_or_else(|| {
             let speaks = |u: &&Arc<Upstream>| u.adapter.speaks_promql();
@@ -288,13 +288,13 @@ impl Engine {
         Ok(found)
     }
 
-    /// Asks the upstream that `details` mean whether it is well.
+    /// Tests the connection to the upstream that `details` pick.
     pub async fn test(&self, details: &Details, context: &RequestContext) -> Result<(), Error> {
         let upstream = self.registry.pick(details)?;
         let exchange = upstream
             .adapter
             .health(&lane::forwarded(&upstream, details));
-        // It is a trial of an upstream whose breaker is open.
+        // A trial, which is sent even while the breaker is open.
         let call = CallContext {
             trial: true,
             ..context.call.clone()
@@ -306,7 +306,7 @@ impl Engine {
         }
     }
 
-    /// Returns the weight of what is cached and its upper bound, in bytes.
+    /// Returns the weight of the cached data and its upper bound, in bytes.
     pub fn weight(&self) -> (u64, u64) {
         let memory = &self.memory;
         (memory.cache.weight() + memory.whole.weight(), memory.bytes)

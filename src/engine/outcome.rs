@@ -8,7 +8,7 @@ use crate::model::Millis;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::Upstream;
 
-/// Where the time of an answer went.
+/// The phases of an answer's time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
     /// Looking up what is cached and which points of it to show.
@@ -27,17 +27,17 @@ pub struct Timing {
 pub struct CacheOutcome {
     /// The state of the cache when the query came.
     pub lookup: Lookup,
-    /// Whether what was fetched is in it now.
+    /// Set if what was fetched is in the cache now.
     pub stored: bool,
-    /// Whether a fetch of another request was waited for.
+    /// Set if a fetch of another request was waited for.
     pub collapsed: bool,
-    /// For how long the answer stays fresh; negative, in seconds, if it has expired.
+    /// Seconds for which the answer stays fresh; negative if it has expired.
     pub ttl_seconds: i64,
-    /// Why the cache was not asked, if it was not.
+    /// The reason for which the cache was not used, if it was not.
     pub bypass: Option<&'static str>,
-    /// Whether the source answered other buckets than it was asked for; they are not cached.
+    /// Set if the source answered with other buckets than requested; they are not cached.
     pub other_buckets: bool,
-    /// Why expired data is served, if it is.
+    /// The reason for which expired data is served, if it is.
     pub detail: Option<String>,
     /// Set for a remembered error of the upstream.
     pub error: bool,
@@ -46,7 +46,7 @@ pub struct CacheOutcome {
 }
 
 impl CacheOutcome {
-    /// An answer that needed no data.
+    /// Returns the outcome of an answer that needed no data.
     pub(super) fn nothing_asked() -> Self {
         Self {
             lookup: Lookup::Hit,
@@ -61,7 +61,7 @@ impl CacheOutcome {
         }
     }
 
-    /// Counts what the cache held.
+    /// Counts the result of the look-up.
     pub(super) fn count(&self, metrics: &UpstreamMetrics) {
         if self.detail.is_some() {
             metrics.stale_served.increment(1);
@@ -102,7 +102,7 @@ pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
     outcome
 }
 
-/// Combines the outcomes of two sub-ranges: the less cached, and the sooner to end.
+/// Combines the outcomes of two sub-ranges: the lesser result, and the shorter time.
 pub(super) fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
     CacheOutcome {
         lookup: match (a.lookup, b.lookup) {

@@ -1,4 +1,4 @@
-//! One fetch: the parts that it is asked for in, how they are asked for and stored.
+//! A single fetch: its parts, how they are requested, and how they are stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::upstream::{CallContext, Upstream};
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
 const CALLS_AT_ONCE: usize = 4;
 
-/// The whole way of one fetch: ask the upstream, count, store.
+/// Carries out one fetch: asks the upstream, counts, and stores.
 pub(super) async fn fetch_one(
     engine: Arc<Engine>,
     lane: Lane,
@@ -34,7 +34,7 @@ pub(super) async fn fetch_one(
         off_grid: None,
     };
     if parts.is_empty() {
-        // There can be no points, which is known for good.
+        // There can be no points, and there never will be.
         let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
         let landed = engine.land(&lane, piece, since, true, None, Source::Upstream);
         return landed.await;
@@ -72,7 +72,7 @@ pub(super) async fn fetch_one(
     });
     let mut parts = stream::iter(parts).buffered(CALLS_AT_ONCE);
     while let Some(part) = parts.next().await {
-        // Parts that came before one that fails are in the cache already.
+        // Parts that came before the one that failed are in the cache already.
         let part = part?;
         fetched.chunks.update(&fetching.lane, &part.chunks);
         fetched.complete &= part.complete;
@@ -87,12 +87,12 @@ struct Fetching {
     lane: Lane,
     call: CallContext,
     since: Generation,
-    /// When it began, by the monotonic clock.
+    /// The time at which it began, by the monotonic clock.
     started: Duration,
 }
 
 impl Fetching {
-    /// Asks for one part, counts it, and stores it as what is known of `range`.
+    /// Fetches one part, counts it, and stores it as what is known of `range`.
     async fn part(&self, part: Part, range: TimeRange) -> Result<Fetched, Error> {
         let upstream = &self.lane.upstream;
         let call = CallContext {
@@ -103,7 +103,7 @@ impl Fetching {
         let series = answered.value;
         count(upstream, &series);
         let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);
-        // What another address may know better once it can be asked is asked again.
+        // Data that another address may know better is fetched again once that can be reached.
         let settled_before = match answered.provisional {
             true => Millis::MIN,
             false => settled_before.saturating_add(self.lane.lag()),
@@ -124,11 +124,12 @@ impl Fetching {
     }
 }
 
-/// The longest that an expression is taken to look back, beyond the time that data takes to settle.
+/// The longest that an expression is assumed to look back, beyond the time that data takes to
+/// settle.
 const LOOKBACK: Millis = 5 * 60_000;
 
-/// The time of which data is read for `range`: a store that came back from an outage lacks some of
-/// it for as long as data takes to settle.
+/// Returns the time span of the data that is read for `range`: a store that came back from an
+/// outage lacks some of it for as long as data takes to settle.
 fn read_for(upstream: &Upstream, range: &TimeRange) -> TimeRange {
     let back = upstream.freshness.settle.saturating_add(LOOKBACK);
     TimeRange::clamped(range.start().saturating_sub(back), range.end())
@@ -176,7 +177,7 @@ pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
     }
 }
 
-/// Counts what `series` brought.
+/// Counts the samples of `series`.
 fn count(upstream: &Upstream, series: &FetchResult) {
     let metrics = &upstream.metrics;
     metrics.points.increment(series.received);

@@ -1,5 +1,5 @@
-//! Whole answers of Prometheus' API, passed on as they came: cached for a while where they may be,
-//! fetched once for all who ask.
+//! Whole answers of Prometheus' API, passed on as they came: cached for a while where possible, and
+//! fetched once for all clients.
 
 use std::sync::Arc;
 
@@ -25,16 +25,16 @@ pub struct PassthroughRequest {
     pub path: String,
     /// Parameters of the URL and of the form.
     pub params: Vec<(String, String)>,
-    /// The body, if it is no form.
+    /// The body, if it is not a form.
     pub body: Bytes,
-    /// Headers that are passed on: who asks, and what the body is.
+    /// Headers that are passed on: the client's identity and the type of the body.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Whether the answer has to be JSON.
+    /// Set if the answer has to be JSON.
     pub json: bool,
 }
 
 impl PassthroughRequest {
-    /// The same request for the evaluation time `time`.
+    /// Returns the same request for the evaluation time `time`.
     pub(super) fn at(&self, time: Millis) -> Self {
         self.at_text(&write_time(time))
     }
@@ -63,7 +63,7 @@ impl PassthroughRequest {
         })
     }
 
-    /// Bytes that it holds on the heap, about.
+    /// Returns the bytes that it holds on the heap, about.
     pub(super) fn heap_bytes(&self) -> usize {
         let Self {
             path,
@@ -107,7 +107,7 @@ impl PassthroughRequest {
 }
 
 impl CachePolicy {
-    /// The same for an answer that was given at `as_of`.
+    /// Returns the policy for an answer that was given at `as_of`.
     fn resolved(self, as_of: Millis, settle: Millis) -> Self {
         let Self::AtTime { reads, time, .. } = self else {
             return self;
@@ -138,10 +138,10 @@ impl Engine {
         explained
     }
 
-    /// Answers `request` to `upstream`, which is made by `method`, GET or POST, with what the
-    /// upstream says, and caches that as `policy` allows. Of an instant query, `lane` is the range query
-    /// for its one time, if its answer is the same: what the lanes of range queries know of it is
-    /// answered without asking the upstream.
+    /// Answers `request` to `upstream`, which is made by `method`, GET or POST, with the upstream's
+    /// answer, and caches that as `policy` allows. For an instant query, `lane` is the range query
+    /// for its one time, if its answer is the same: if the lanes of range queries have it, the
+    /// upstream is not asked.
     pub async fn pass_through(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,

@@ -1,4 +1,5 @@
-//! The planner: what of a range is cached and good, and what has to be fetched. Pure.
+//! The planner: decides which part of a range is cached and fresh, and which has to be fetched.
+//! Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,32 +7,33 @@ use std::time::Duration;
 use super::chunk::Segment;
 use crate::model::{Freshness, Millis, RangeSet, Step, TimeRange};
 
-/// Gaps between missing ranges that are shorter than so many cells are fetched along: a call
-/// costs more than some points.
+/// Gaps between missing ranges that are shorter than this many cells are fetched too: a call costs
+/// more than some points.
 const JOIN_CELLS: u32 = 32;
 
-/// The same where calls are billed: what one call of CloudWatch carries of four statistics.
+/// The same where calls are billed: the points of four statistics that one call of CloudWatch
+/// carries.
 const METERED_JOIN_CELLS: u32 = 25_200;
 
-/// Where calls are billed, a fetch begins at a multiple of so many cells.
+/// Where calls are billed, a fetch begins at a multiple of this many cells.
 const METERED_BLOCK_CELLS: u32 = 60;
 
-/// Most ranges that one query asks for; beyond it the nearest are joined.
+/// Most ranges that one query fetches; beyond it the nearest are joined.
 const MAX_RANGES: usize = 8;
 
 /// The settings of the planner.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// For how long data is good.
+    /// The lifetimes of data.
     pub freshness: Freshness,
     /// The time that a fetch of data which is still coming in reaches into the future.
     pub ahead: Duration,
-    /// The grid that missing ranges are taken to.
+    /// The grid that missing ranges are extended to.
     pub grid: Step,
     /// The distance of neighbouring points.
     pub cell: Step,
-    /// Whether calls are billed and points are not: then as much is fetched by one call as there
-    /// is use for.
+    /// Set if calls are billed and points are not: then one call fetches as much as there is use
+    /// for.
     pub metered: bool,
 }
 
@@ -58,7 +60,7 @@ pub enum Lookup {
 }
 
 impl Lookup {
-    /// Its name in metrics, traces and explanations.
+    /// Returns its name in metrics, traces and explanations.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -82,18 +84,18 @@ pub struct Plan {
     pub lookup: Lookup,
     /// Ranges to fetch, ascending; they may reach beyond the range.
     pub missing: Vec<TimeRange>,
-    /// Up to where the range can be answered while the upstream fails, out of what is known,
-    /// though expired, and young enough. That is its end or, where the newest data has never
-    /// been fetched, the end of a tail that reaches up to it; `None` if there is a hole.
+    /// The time up to which the range can be answered while the upstream fails, from expired data
+    /// that is young enough. That is its end or, where the newest data has never been fetched, the
+    /// end of a tail that reaches up to it; `None` if there is a hole.
     pub fallback: Option<Millis>,
     /// The age of the oldest part of that.
     pub oldest: Duration,
-    /// For how long the answer stays fresh if nothing is missing.
+    /// Time for which the answer stays fresh if nothing is missing.
     pub ttl: Duration,
 }
 
-/// For how long all of `range` stays fresh, if it is, given what is known in order of time: what
-/// [`plan`] says, at the price of a hit.
+/// Returns the time for which all of `range` stays fresh, if it is, given the known segments in
+/// order of time: the same result as [`plan`], with less work.
 pub fn fresh<'a>(
     range: &TimeRange,
     coverage: impl Iterator<Item = &'a Segment>,
@@ -117,8 +119,8 @@ pub fn fresh<'a>(
     (known_to >= range.end()).then_some(ttl)
 }
 
-/// Plans `range`, which lies on the policy's grid, given what is known of it. What was `brought`
-/// for this very request is fresh, whatever its age.
+/// Plans `range`, which lies on the policy's grid, given what is known of it. Data that was
+/// `brought` for this very request is fresh, whatever its age.
 pub fn plan(
     range: &TimeRange,
     coverage: &[Segment],
@@ -160,7 +162,7 @@ pub fn plan(
     }
 }
 
-/// Up to where `range` can be answered with what is `usable`.
+/// Returns the time up to which `range` can be answered with what is `usable`.
 fn fallback(
     range: &TimeRange,
     missing: &RangeSet,
@@ -168,8 +170,8 @@ fn fallback(
     coverage: &[Segment],
 ) -> Option<Millis> {
     let edge = usable.ranges().last()?.end();
-    // Data that never was there to fetch before the failure may be missing at the end, and only
-    // there: what comes before it must be a tail, fetched when it was the newest.
+    // Data that did not exist yet before the failure may be missing at the end, and only there:
+    // what comes before it must be a tail, fetched when it was the newest.
     let reaches = |s: &Segment| !s.settled && s.range.start() < edge && edge <= s.range.end();
     let open = coverage.iter().any(reaches);
     if edge < range.end() && !open {
@@ -180,7 +182,7 @@ fn fallback(
     parts.all(|part| usable.covers(&part)).then_some(edge)
 }
 
-/// For how long after its fetch a segment is good.
+/// Returns the time after its fetch for which a segment is fresh.
 pub(super) fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
     if segment.settled {
         policy.freshness.history_ttl
@@ -189,8 +191,8 @@ pub(super) fn lifetime(segment: &Segment, policy: &Policy) -> Duration {
     }
 }
 
-/// The parts of a range that are known, by how good they are. Each contains the one before it in
-/// this order: `fresh`, `usable`, `known`.
+/// The parts of a range that are known, by their freshness. Each contains the one before it in this
+/// order: `fresh`, `usable`, `known`.
 pub(super) struct Known {
     /// Young enough to be served without asking the upstream.
     pub(super) fresh: RangeSet,
@@ -200,7 +202,7 @@ pub(super) struct Known {
     pub(super) known: RangeSet,
 }
 
-/// Returns which parts of `range` are known and how good they are.
+/// Returns the parts of `range` that are known, by their freshness.
 pub(super) fn classify(
     range: &TimeRange,
     coverage: &[Segment],
@@ -225,7 +227,7 @@ pub(super) fn classify(
         if segment.settled {
             usable.insert(part);
         } else if age < lifetime.saturating_add(policy.freshness.max_stale) {
-            // A fetch reaches ahead of its moment, and knows nothing of what came after it.
+            // A fetch reaches into the future, and knows nothing of what came after it.
             let age = Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX);
             let moment = now.wall.saturating_sub(age);
             usable.insert(TimeRange::clamped(
@@ -241,9 +243,9 @@ pub(super) fn classify(
     }
 }
 
-/// The ranges to fetch for what is missing: on the grid, near ones joined, few, and reaching a
-/// refresh ahead where they touch the data that is still coming in, so that a window that slides
-/// along does not miss again at each step.
+/// Returns the ranges to fetch for what is missing: on the grid, near ones joined, few, and
+/// reaching into the future by the time to refresh where they touch data that is still coming in,
+/// so that a sliding window does not miss again at each step.
 fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -> Vec<TimeRange> {
     let mut ranges: Vec<TimeRange> = missing.iter().map(|m| m.aligned(policy.grid)).collect();
     if let Some(last) = ranges.last_mut()
@@ -255,7 +257,7 @@ fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -
         *last = TimeRange::clamped(last.start(), last.end().max(ahead));
     }
     if policy.metered {
-        // Whoever looks a little further back finds it there.
+        // A request that looks a little further back finds it there.
         let block = policy.cell.times(METERED_BLOCK_CELLS);
         if let Some(first) = ranges.first_mut() {
             *first = TimeRange::clamped(block.floor(first.start()), first.end());
@@ -295,8 +297,8 @@ fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -
     joined
 }
 
-/// All that may still change, and what was fetched a while ago when it could: fetched together, it
-/// also expires together.
+/// Returns the range of all data that may still change, and of data fetched a while ago when it
+/// could: fetched together, it also expires together.
 fn tail(policy: &Policy, now: &Now) -> TimeRange {
     let millis = |d: Duration| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX / 8);
     let ahead = millis(policy.ahead);

@@ -1,5 +1,5 @@
-//! A second look at what has just settled: points that came later than `settle` are found, counted and
-//! cached after all.
+//! A second look at data that has just settled: points that came later than `settle` are found,
+//! counted and cached.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -18,16 +18,17 @@ use crate::model::{Millis, RangeSet, TimeRange};
 use crate::telemetry::trace::Trace;
 use crate::upstream::CallContext;
 
-/// Most lanes of which it is known up to where they have been looked at.
+/// Most lanes for which the progress is remembered.
 const MOST: u64 = 20_000;
 
-/// A part of `recheck`: so long after it has settled data is looked at, and so much of it at once.
+/// A part of `recheck`: the time after settling at which data is looked at, and the span of data
+/// that is looked at at once.
 const PART: Millis = 10;
 
 /// The longest that a second look may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Up to where each lane has been looked at again.
+/// The time up to which each lane has been looked at again.
 pub(super) struct Rechecked(Cache<LaneKey, Arc<AtomicI64>>);
 
 impl Default for Rechecked {
@@ -37,8 +38,9 @@ impl Default for Rechecked {
 }
 
 impl Engine {
-    /// Has what settled of `lane` within the last `recheck` fetched once more in the background, a tenth
-    /// of that after it settled. `range` is what is asked for, whose points come from `source`.
+    /// Fetches data of `lane` that settled within the last `recheck` once more in the background, a
+    /// tenth of that after it settled. `range` is the requested range, whose points come from
+    /// `source`.
     pub(super) fn look_again(
         self: &Arc<Self>,
         lane: &Lane,
@@ -49,7 +51,7 @@ impl Engine {
         let freshness = &lane.upstream.freshness;
         let recheck = Millis::try_from(freshness.recheck.as_millis()).unwrap_or(0);
         let settled = context.wall.saturating_sub(freshness.settle);
-        // Who looks at old data does not look at what comes late.
+        // A request for old data has no use for points that come late.
         if recheck == 0 || range.end() <= settled.saturating_sub(recheck) {
             return;
         }
@@ -65,14 +67,14 @@ impl Engine {
         let start = settled.saturating_sub(recheck);
         let done = &self.memory.rechecked.0;
         let to = lane.grid().floor(settled.saturating_sub(pause));
-        // What settled long before it was first asked for was late enough then.
+        // Data that settled long before it was first requested was fetched late enough.
         let done = done.get_with(lane.key.clone(), || Arc::new(AtomicI64::new(to)));
         let from = done.load(Ordering::Relaxed);
         let range = TimeRange::clamped(from.max(start), to.max(start)).aligned(lane.grid());
         if to.saturating_sub(from) < pause || !lane.upstream.client.has_spare() {
             return;
         }
-        // One task looks at it.
+        // Only one task looks at it.
         let mine = done.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
         if mine.is_err() {
             return;
@@ -121,7 +123,7 @@ impl Engine {
             return;
         }
         lane.upstream.metrics.late_points(late as u64);
-        // Buckets that were made of fewer points are made anew.
+        // Buckets that were made of fewer points are made again.
         let (engine, lane) = (self.clone(), lane.clone());
         let drop_made = move || {
             let made = |of: &LaneKey| of.is_made_of(&lane.key);

@@ -9,8 +9,8 @@ use crate::model::{Layout, Millis, Points, TimeRange};
 use crate::wire::encoding::{Encoding, PackedText, Text};
 use crate::wire::number::{read_time, write_bucket, write_point};
 
-/// So many neighbouring points are packed together. At the ends of an answer up to one block less
-/// a point stays plain; smaller blocks pack worse.
+/// Number of neighbouring points that are packed together. At the ends of an answer up to one block
+/// less a point stays plain; smaller blocks pack worse.
 pub const BLOCK: usize = 128;
 
 /// The cost of packing a point, relative to rendering it.
@@ -24,7 +24,7 @@ type Blocks = Box<[OnceLock<Option<PackedText>>]>;
 #[derive(Debug, Default)]
 pub struct Rendered {
     text: Bytes,
-    /// Where each point starts, and where one after the last would.
+    /// The offset of each point, and of one after the last.
     offsets: Vec<u32>,
     gzip: OnceLock<Blocks>,
     zstd: OnceLock<Blocks>,
@@ -36,7 +36,7 @@ impl Rendered {
         Self::written(&[], &[0], points, layout)
     }
 
-    /// Renders `points`, the first `same` of which are those rendered here.
+    /// Renders `points`, the first `same` of which are the ones rendered here.
     pub(crate) fn followed(&self, same: usize, points: &Points, layout: Layout) -> Self {
         let same = same.min(self.len()).min(points.len());
         let offsets = self.offsets.get(..=same).unwrap_or(&[0]);
@@ -56,7 +56,7 @@ impl Rendered {
         followed
     }
 
-    /// Goes on where `head`, the text of the first points, and its offsets end.
+    /// Continues where `head`, the text of the first points, and its offsets end.
     fn written(head: &[u8], starts: &[u32], points: &Points, layout: Layout) -> Self {
         let done = starts.len().saturating_sub(1);
         let more = points.len().saturating_sub(done);
@@ -83,7 +83,7 @@ impl Rendered {
         }
     }
 
-    /// Where the blocks of `encoding` are kept; nowhere for none.
+    /// Returns the place of the blocks of `encoding`; `None` for no encoding.
     fn packed(&self, encoding: Encoding) -> Option<&OnceLock<Blocks>> {
         match encoding {
             Encoding::Identity => None,
@@ -103,8 +103,8 @@ impl Rendered {
         self.offsets.len().saturating_sub(1)
     }
 
-    /// The positions of the points that lie in `range`, read off the text: the points themselves
-    /// may be packed.
+    /// Returns the positions of the points that lie in `range`, read from the text: the points
+    /// themselves may be packed.
     pub(crate) fn within(&self, range: &TimeRange) -> Range<usize> {
         let before = |t: Millis| {
             self.offsets
@@ -118,8 +118,8 @@ impl Rendered {
         before(range.start())..before(range.end())
     }
 
-    /// The points at `at`, each with a comma after it but for the `last` of an answer; shares the
-    /// memory of the chunk's text.
+    /// Returns the points at `at`, each with a comma after it except the `last` of an answer;
+    /// shares the memory of the chunk's text.
     pub fn slice(&self, at: Range<usize>, last: bool) -> Bytes {
         let offset = |i: usize| self.offsets.get(i).map(|o| *o as usize);
         match (offset(at.start), offset(at.end)) {
@@ -130,8 +130,9 @@ impl Rendered {
         }
     }
 
-    /// The blocks of which all points are at `at` and, for the `last` slice of an answer, another
-    /// after them: what ends an answer has no comma, and a packed block has.
+    /// Returns the blocks whose points are all at `at` and, for the `last` slice of an answer, have
+    /// another point after them: the last point of an answer has no comma, and a packed block ends
+    /// with one.
     fn whole_blocks(&self, at: &Range<usize>, last: bool) -> Range<usize> {
         let end = at.end - usize::from(last && at.end > at.start);
         let blocks = if end == self.len() {
@@ -184,7 +185,7 @@ impl Rendered {
         }
     }
 
-    /// Bytes that it holds on the heap.
+    /// Returns the bytes that it holds.
     pub fn heap_bytes(&self) -> usize {
         let packed = [&self.gzip, &self.zstd]
             .into_iter()

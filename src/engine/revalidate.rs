@@ -1,4 +1,4 @@
-//! Serves what has expired: at once while it is fetched in the background, or while the upstream
+//! Serves expired data: at once while it is fetched again in the background, or while the upstream
 //! fails.
 
 use std::sync::{Arc, PoisonError};
@@ -25,8 +25,8 @@ impl Drop for Revalidating {
     }
 }
 
-/// The plan for `range` of `lane`, of which `chunks` are known, and up to where it is answered, if
-/// that is with expired data while it is fetched anew.
+/// The plan for `range` of `lane`, of which `chunks` are known, and the time up to which it is
+/// answered, if that is with expired data while it is fetched again.
 pub(super) fn while_revalidating(
     lane: &Lane,
     range: &TimeRange,
@@ -45,8 +45,8 @@ pub(super) fn while_revalidating(
 }
 
 impl Engine {
-    /// Makes `range` of `lane`, of which not all is fresh, known: served expired while it is fetched
-    /// in the background where that is wanted, else fetched.
+    /// Makes `range` of `lane`, of which not all is fresh, known: served expired while it is
+    /// fetched in the background where that is allowed, else fetched.
     pub(super) async fn not_fresh(
         self: &Arc<Self>,
         lane: &Lane,
@@ -87,7 +87,7 @@ impl Engine {
         Some(view)
     }
 
-    /// Fetches `range` in the background, unless its lane is being fetched so already.
+    /// Fetches `range` in the background, unless its lane is being fetched that way already.
     fn revalidate(
         self: &Arc<Self>,
         lane: &Lane,
@@ -126,7 +126,7 @@ impl Engine {
     }
 }
 
-/// Expired data instead of `error`, where there is enough of it and the error is not the
+/// Returns expired data instead of `error`, where there is enough of it and the error is not the
 /// client's own.
 pub(super) fn fall_back(error: Error, plan: &Plan) -> Result<Degraded, Error> {
     match plan.fallback {

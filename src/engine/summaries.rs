@@ -1,4 +1,4 @@
-//! Points and buckets of stores that give summaries of samples and not the samples themselves.
+//! Points and buckets of stores that return summaries of samples instead of the samples themselves.
 
 use std::sync::Arc;
 
@@ -29,7 +29,8 @@ pub(super) fn routed(lane: &Lane) -> Option<Source> {
     }
 }
 
-/// Returns whose summaries the points of `lane` are made of, and the value of each.
+/// Returns the selector of the summaries that the points of `lane` are made of, and the value of
+/// each.
 fn summarized(lane: &Lane) -> Option<(Selector, Statistic)> {
     let Subject::Metric {
         selector, layout, ..
@@ -43,8 +44,8 @@ fn summarized(lane: &Lane) -> Option<(Selector, Statistic)> {
     }
 }
 
-/// Returns the parts of `range`, each with the lane of the summaries that it is made of; nothing is
-/// kept where there is none.
+/// Returns the parts of `range`, each with the lane of the summaries that it is made of; where
+/// there is none, the store keeps nothing.
 pub(super) fn made_of(lane: &Lane, range: &TimeRange) -> Vec<(TimeRange, Option<(Lane, Step)>)> {
     let Some((selector, _)) = summarized(lane) else {
         return Vec::new();
@@ -57,8 +58,8 @@ pub(super) fn made_of(lane: &Lane, range: &TimeRange) -> Vec<(TimeRange, Option<
     kept.map(part).collect()
 }
 
-/// Returns what of `range`, on the grid of `period`, is to be asked for `lane`, and the rest of it:
-/// nothing is asked of the time to come, as a bucket that has just begun has no more to it.
+/// Returns the part of `range`, on the grid of `period`, that is fetched for `lane`, and the rest
+/// of it: the future is not fetched, as a bucket that has just begun has nothing more in it.
 pub(super) fn until_now(
     lane: &Lane,
     range: &TimeRange,
@@ -103,8 +104,8 @@ impl Engine {
         round
     }
 
-    /// Makes the points of `part` out of `summaries`. Returns whether they are known as well as they
-    /// can be.
+    /// Makes the points of `part` out of `summaries`. Returns whether they are known as well as
+    /// they can be.
     async fn from_part(
         self: &Arc<Self>,
         lane: &Lane,
@@ -116,7 +117,7 @@ impl Engine {
         let since = self.memory.generation();
         let grid = lane.grid();
         let Some((summaries, period)) = summaries else {
-            // Nothing so old is kept, which does not change.
+            // Nothing this old is kept, and that does not change.
             let fetched = self.clock.monotonic();
             let piece = Piece::fetched(lane.nothing(), part, fetched, part.end(), grid);
             let landed = self
@@ -158,7 +159,7 @@ impl Engine {
     }
 }
 
-/// The points of `lane` in `range` that the summaries in `chunks` make.
+/// Returns the points of `lane` in `range` made of the summaries in `chunks`.
 async fn points(chunks: &Chunks, lane: &Lane, range: TimeRange) -> Result<Points, Error> {
     let value = summarized(lane).map_or(Statistic::Mean, |(_, value)| value);
     let total: usize = chunks.iter().map(|(_, chunk)| chunk.len()).sum();

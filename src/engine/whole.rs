@@ -1,5 +1,5 @@
 //! One cache of whole answers: lists of names and values, and responses of Prometheus' API. Each is
-//! fetched once for all who ask, cached for a while, and served expired while the upstream fails.
+//! fetched once for all clients, cached for a while, and served expired while the upstream fails.
 
 mod cache;
 
@@ -35,14 +35,14 @@ pub enum CachePolicy {
     Metadata,
     /// As long as settled data (`history_ttl`): it depends on nothing but the query.
     Settled,
-    /// It is the value of an expression at `time`: as settled data if all that is read for it had
+    /// As the value of an expression at `time`: as settled data if all data it depends on had
     /// settled when it was fetched, else as data that may still change.
     AtTime {
         /// The data that the value depends on, if that is known.
         reads: Option<Reads>,
         /// The evaluation time.
         time: Millis,
-        /// Whether there is no newer one to ask for at present.
+        /// Set if there is no newer one to ask for at present.
         newest: bool,
     },
 }
@@ -62,7 +62,7 @@ impl CachePolicy {
 /// A query whose answer is cached whole. Details may hold secrets, so it cannot be printed.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) enum WholeQuery {
-    /// All that an upstream lists, before prefix, offset and limit of a query are applied.
+    /// The whole list of an upstream, before prefix, offset and limit of a query are applied.
     List(Forwarded, MetadataQuery),
     /// A query for names or values.
     Page(Forwarded, MetadataQuery),
@@ -85,7 +85,7 @@ pub(super) struct WholeIdentity {
 pub(super) type WholeKey = Arc<WholeIdentity>;
 
 impl WholeIdentity {
-    /// The identity of what `upstream` answers to `query`.
+    /// Returns the identity of the answer of `upstream` to `query`.
     pub(super) fn new(upstream: &Upstream, query: WholeQuery) -> WholeKey {
         Arc::new(Self {
             upstream: upstream.id(),
@@ -93,7 +93,7 @@ impl WholeIdentity {
         })
     }
 
-    /// A number that hardly any other identity has.
+    /// Returns a number that hardly any other identity has.
     fn number(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -157,7 +157,7 @@ pub(super) struct WholeEntry {
 }
 
 impl WholeEntry {
-    /// An entry that is never fresh itself.
+    /// Returns an entry that is never fresh itself.
     pub(super) fn unstored(content: Content) -> Arc<Self> {
         Arc::new(Self {
             content,
@@ -202,7 +202,8 @@ impl Engine {
         })
     }
 
-    /// The error that the upstream said of the query under `key` less than a refresh ago.
+    /// Returns the error of the upstream about the query under `key`, if it is less than a refresh
+    /// old.
     pub(super) fn remembered(
         &self,
         upstream: &Upstream,
@@ -218,7 +219,7 @@ impl Engine {
         }
     }
 
-    /// Remembers `error`, with which a fetch that began at `fetched` ended, if it is one about the
+    /// Remembers `error`, with which a fetch that began at `fetched` ended, if it is about the
     /// query and nothing has been invalidated `since`.
     pub(super) fn remember(
         &self,
@@ -261,7 +262,7 @@ impl Engine {
     {
         let planning = context.span("plan");
         let remembered = self.remembered(upstream, key, context);
-        // Of what bypasses the cache, only errors are there.
+        // Of answers that bypass the cache, only errors are in it.
         if remembered.is_none()
             && let Some(hit) = self.fresh_whole(upstream, key, context)
         {
@@ -371,7 +372,7 @@ impl Engine {
         fetched.inspect_err(|error| span.fail(&error.kind))
     }
 
-    /// The page under `key`, if it was made of `list`, whether that is fresh or not.
+    /// Returns the page under `key`, if it was made of `list`, whether that is fresh or not.
     pub(super) fn page_made_of(
         &self,
         key: &WholeKey,
@@ -422,7 +423,7 @@ fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// The whole way of one fetch: ask the upstream, store.
+/// Carries out one fetch: asks the upstream, and stores the answer.
 async fn fetch_and_store(
     engine: Arc<Engine>,
     upstream: Arc<Upstream>,

@@ -43,7 +43,7 @@ pub struct RangeRequest {
     pub query: RangeQuery,
     /// Milliseconds between an evaluation time and the newest sample that its value may depend on.
     pub lag: Millis,
-    /// Headers of the client that the upstream is sent; they set answers apart.
+    /// Headers of the client that are sent to the upstream; they set answers apart.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -169,7 +169,7 @@ impl Engine {
         let aligned = self.aligned_by(upstream, &request);
         let (expression, range) = asked(request, upstream.reading.step_alignment);
         let lane = Lane::of_expression(upstream.clone(), expression);
-        // As an answer does: what a finer step has is as good as cached.
+        // As an answer would: what a lane of finer steps has counts as cached.
         self.thinned(&lane, &range, context);
         let stretch = self.explain(&lane, range, Source::Upstream, context)?;
         let mut explained = Explanation::new(upstream, vec![stretch], None, context);
@@ -177,8 +177,8 @@ impl Engine {
         Ok(explained)
     }
 
-    /// The answer with what of `chunks` lies in `shown`, packed. What has to be packed for it first
-    /// leaves the threads that serve connections if it is much.
+    /// Returns the packed answer with the part of `chunks` that lies in `shown`. If much of it has
+    /// to be packed first, that is done off the threads that serve connections.
     async fn encoded(
         self: &Arc<Self>,
         lane: &Lane,
@@ -213,7 +213,8 @@ impl Engine {
         body
     }
 
-    /// `range` of `lane`, or the error that the upstream says of it now or said a moment ago.
+    /// Returns `range` of `lane`, or the error about the query that the upstream has now or had a
+    /// moment ago.
     async fn fetched_or_remembered(
         self: &Arc<Self>,
         lane: &Lane,
@@ -234,7 +235,8 @@ impl Engine {
             .inspect_err(|error| self.remember(since, began, &key, error))
     }
 
-    /// `range` of `lane`: out of a lane of finer steps that has all of it fresh, else fetched.
+    /// Returns `range` of `lane`: from a lane of finer steps that has all of it fresh, else
+    /// fetched.
     async fn fetched_or_thinned(
         self: &Arc<Self>,
         lane: &Lane,
@@ -257,8 +259,8 @@ impl Engine {
         Ok(view)
     }
 
-    /// Fills `range` of `lane` out of a lane of the same expression whose steps are finer and
-    /// meet all of its times, if there is one that has the range fresh. Whether it did.
+    /// Fills `range` of `lane` from a lane of the same expression with finer steps that include all
+    /// of its times, if there is one that has the range fresh. Returns whether it did.
     fn thinned(&self, lane: &Lane, range: &TimeRange, context: &RequestContext) -> bool {
         let Subject::Expression(coarse) = lane.subject() else {
             return false;

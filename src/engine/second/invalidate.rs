@@ -1,4 +1,4 @@
-//! Invalidations: they are told to each level, and heard of from other replicas.
+//! Invalidations: they are sent to each level, and received from other replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::upstream::Upstream;
 const WAIT: Duration = Duration::from_secs(2);
 
 impl SecondLevel {
-    /// Adds an invalidation to each level, before it is applied to the cache in memory, and gives
+    /// Adds an invalidation to each level, before it is applied to the cache in memory, and returns
     /// its place in the list of each.
     pub(in crate::engine) async fn invalidate(
         &self,
@@ -43,7 +43,7 @@ impl SecondLevel {
         (places, outcome)
     }
 
-    /// Whether something was invalidated that has not been applied to the cache in memory.
+    /// Returns whether there is an invalidation that has not been applied to the cache in memory.
     fn is_behind(&self) -> bool {
         self.tiers.iter().any(|tier| {
             let state = tier.level.state();
@@ -52,7 +52,7 @@ impl SecondLevel {
     }
 
     /// Waits until all replicas have applied what was invalidated at `places`, for 2 s at most, and
-    /// gives how many have, of how many; `None` where nothing is shared.
+    /// returns the number that have, and the number of all; `None` where nothing is shared.
     pub(in crate::engine) async fn applied_by(
         &self,
         places: &[Option<Stamp>],
@@ -84,7 +84,7 @@ impl SecondLevel {
 }
 
 impl Engine {
-    /// Applies to the cache in memory what other replicas have invalidated.
+    /// Applies the invalidations of other replicas to the cache in memory.
     pub async fn catch_up(self: &Arc<Self>) {
         let Some(second) = &self.memory.second else {
             return;
@@ -95,7 +95,7 @@ impl Engine {
         }
     }
 
-    /// Applies what has been invalidated in each level, but what is at `done`.
+    /// Applies the invalidations in each level, except those at `done`.
     pub(in crate::engine) async fn apply_invalidations(
         self: &Arc<Self>,
         second: &SecondLevel,

@@ -1,8 +1,8 @@
-//! The second level: what is asked before an upstream, and told what that gave.
+//! The second level: asked before an upstream, and told what the upstream returned.
 //!
-//! A lane is kept as pages, which hold what has settled of a fixed span, and a tail, which holds
-//! what comes after the last line: what has settled since, and what may still change. A hit never
-//! comes here. What a level has is merged into the cache and planned like anything else in it, so
+//! A lane is stored as pages, which hold the settled data of a fixed span, and a tail, which holds
+//! the data after the last line: what has settled since, and what may still change. A hit never
+//! comes here. Data from a level is merged into the cache and planned like anything else in it, so
 //! ages are judged in one place.
 
 mod content;
@@ -40,13 +40,14 @@ const MATRIX_CELLS: u32 = if cfg!(test) { 16 } else { 128 };
 /// Lines in a page. A tail begins at one, so a page is written again so many times.
 const LINES: u32 = 8;
 
-/// Most pages that one range is looked for in.
+/// Most pages in which one range is looked up.
 const MOST_PAGES: u64 = 256;
 
 /// Values of more bytes are read off the threads that serve connections.
 const READ_INLINE: usize = 8 << 10;
 
-/// By how much a fetch may seem to lie ahead: clocks of one machine are read one after the other.
+/// The tolerance for a fetch that seems to lie in the future: clocks of one machine are read one
+/// after the other.
 const SLACK: Millis = 1000;
 
 /// The levels beyond the cache in memory.
@@ -58,7 +59,7 @@ pub(super) struct SecondLevel {
     pub(super) invalidating: tokio::sync::Mutex<()>,
 }
 
-/// One of the levels, and what waits to be written to it.
+/// One of the levels, and its queue of writes.
 pub(super) struct Tier {
     level: Guarded,
     /// Most time of a read.
@@ -75,7 +76,7 @@ impl Drop for Tier {
     }
 }
 
-/// A level, and how long a request waits for it at most.
+/// A level, and the longest that a request waits for it.
 pub struct LevelSetup {
     /// The level.
     pub level: Arc<dyn CacheLevel>,
@@ -84,7 +85,7 @@ pub struct LevelSetup {
 }
 
 impl SecondLevel {
-    /// `levels` in the order in which they are asked. Within a runtime.
+    /// Returns `levels` in the order in which they are asked. Within a runtime.
     pub(super) fn new(levels: Vec<LevelSetup>, clock: &Arc<dyn Clock>) -> Self {
         let tier = |setup: LevelSetup| {
             let level = Guarded::new(setup.level, setup.deadline);
@@ -111,8 +112,8 @@ impl SecondLevel {
         }
     }
 
-    /// Queues what was fetched of `lane`, to be written to each level. It is called while nothing
-    /// can be invalidated in memory.
+    /// Queues what was fetched of `lane`, to be written to each level. Called while nothing can be
+    /// invalidated in memory.
     pub(super) fn put(&self, lane: &Lane, piece: &Arc<Piece>) {
         if lane.upstream.stored_as.is_none() {
             return;
@@ -120,13 +121,14 @@ impl SecondLevel {
         for tier in &self.tiers {
             match tier.applied() {
                 Some(stamp) => tier.put(lane, piece, stamp),
-                // Which invalidations it takes into account is not known before the first heartbeat.
+                // The invalidations that it takes into account are not known before the first
+                // heartbeat.
                 None => tier.level.metrics().dropped("resting", 1),
             }
         }
     }
 
-    /// Waits until all that was queued has been written, or could not be.
+    /// Waits until everything queued has been written, or could not be.
     pub(super) async fn drained(&self) {
         for tier in &self.tiers {
             tier.queue.drained().await;
@@ -150,7 +152,8 @@ impl SecondLevel {
 }
 
 impl Engine {
-    /// Adds what the second level knows of `missing` to `chunks`. Whether that was anything.
+    /// Adds what the second level knows of `missing` to `chunks`. Returns whether that was
+    /// anything.
     pub(super) async fn ask_second_level(
         self: &Arc<Self>,
         lane: &Lane,
@@ -161,7 +164,7 @@ impl Engine {
         let Some(second) = &self.memory.second else {
             return false;
         };
-        // Whoever is fetching it has asked already.
+        // The request that fetches it has asked already.
         let fetching = self.memory.flights.under_way(&lane.key);
         if lane.upstream.stored_as.is_none() || missing.iter().all(|m| fetching.covers(m)) {
             return false;
@@ -203,7 +206,7 @@ impl Engine {
         found
     }
 
-    /// Waits until all that was fetched has been written to the second level, or could not be.
+    /// Waits until everything fetched has been written to the second level, or could not be.
     pub async fn flush(&self) {
         if let Some(second) = &self.memory.second {
             second.drained().await;
@@ -211,7 +214,7 @@ impl Engine {
     }
 }
 
-/// The time that a page of `lane` spans.
+/// Returns the time that a page of `lane` spans.
 fn page_span(lane: &Lane) -> Step {
     lane.cell().times(page_cells(lane))
 }
@@ -228,7 +231,7 @@ fn line_span(lane: &Lane) -> Step {
     lane.cell().times(page_cells(lane) / LINES)
 }
 
-/// The pages of `lane` that meet `range`.
+/// Returns the pages of `lane` that meet `range`.
 fn pages(lane: &Lane, range: &TimeRange) -> impl Iterator<Item = i64> + use<> {
     let span = page_span(lane);
     let first = span.index(range.start());
@@ -257,20 +260,20 @@ impl Tier {
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on the cache in memory takes into account what was invalidated up to `stamp`.
+    /// From now on the cache in memory takes the invalidations up to `stamp` into account.
     fn apply(&self, stamp: Stamp) {
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(stamp);
         self.level.applied(stamp);
     }
 
-    /// The names of `lane`; `None` if it is kept in no second level.
+    /// Returns the names of `lane`; `None` if it is stored in no second level.
     fn named(&self, lane: &Lane) -> Option<Named> {
         let upstream = lane.upstream.stored_as(lane.key.upstream())?;
         Some(Named::new(self, &upstream, &lane.canonical()))
     }
 }
 
-/// `piece` without what is `unknown` of it, taken to whole buckets.
+/// Returns `piece` without the ranges that are `unknown`, extended to whole buckets.
 fn known(lane: &Lane, piece: Piece, unknown: &RangeSet) -> Piece {
     let Some(hull) = piece.hull().filter(|_| !unknown.is_empty()) else {
         return piece;

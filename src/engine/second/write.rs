@@ -1,5 +1,5 @@
-//! Write-behind: what was fetched waits here, bounded in bytes, and is joined with what a level
-//! has. Nothing that a request waits for waits for a write.
+//! Write-behind: fetched data waits here, bounded in bytes, and is joined with what a level has. No
+//! request ever waits for a write.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Tier {
             .into_iter()
             .filter_map(|write| self.job(write, &state));
         let mut jobs: Vec<Job> = jobs.collect();
-        // What a tail no longer holds goes to pages that only the second look can be for.
+        // Data that leaves a tail goes to pages, which takes a second round.
         for _ in 0..2 {
             self.look(&mut jobs, &state).await;
             let tier = self.clone();
@@ -101,7 +101,7 @@ impl Tier {
                 for job in &mut jobs {
                     job.plan();
                 }
-                // It takes its time, so it is done here too.
+                // Dropping the last handle takes its time, so it happens on this thread.
                 drop(tier);
                 jobs
             });
@@ -153,7 +153,7 @@ impl Tier {
         Some(job)
     }
 
-    /// Looks at what the level has in the slots that are to be written.
+    /// Reads what the level has in the slots that are to be written.
     async fn look(&self, jobs: &mut [Job], state: &LevelState) {
         let mut keys = Vec::new();
         for (at, job) in jobs.iter().enumerate() {
@@ -277,7 +277,7 @@ impl Tier {
 }
 
 impl Job {
-    /// Decides what the slots are to have, given what is known of what they have.
+    /// Decides on the contents of the slots, given what is known of their present contents.
     fn plan(&mut self) {
         let lane = &self.write.lane;
         let mut all = self.piece.clone();
@@ -328,8 +328,8 @@ impl Job {
     }
 }
 
-/// The last stretch of `piece` that may still change: what comes before it and may change too has
-/// not been asked for since, and is not worth keeping.
+/// Returns the last sub-range of `piece` that may still change: open data before it has not been
+/// requested since, and is not worth keeping.
 fn newest_open(piece: &Piece) -> TimeRange {
     let mut newest = TimeRange::clamped(0, 0);
     for segment in piece.segments.iter().filter(|s| !s.settled) {
