@@ -5,6 +5,7 @@ use percent_encoding::percent_decode_str;
 
 use super::path::allow;
 use crate::model::{Error, Kind};
+use crate::wire::prometheus::{InstantQuery, RangeQuery};
 
 /// Parameters of VictoriaMetrics and Thanos that are passed on and set answers apart, besides those that
 /// the `parameters` of an upstream names. Others that Prometheus does not read, such as the `_` of jQuery,
@@ -129,24 +130,8 @@ impl ApiEndpoint {
     /// Returns the parameters that Prometheus reads; `None` where all are passed on.
     pub(super) fn parameters(self) -> Option<&'static [&'static str]> {
         Some(match self {
-            Self::QueryRange => &[
-                "query",
-                "start",
-                "end",
-                "step",
-                "timeout",
-                "limit",
-                "stats",
-                "lookback_delta",
-            ],
-            Self::Query => &[
-                "query",
-                "time",
-                "timeout",
-                "limit",
-                "stats",
-                "lookback_delta",
-            ],
+            Self::QueryRange => RangeQuery::PARAMETERS,
+            Self::Query => InstantQuery::PARAMETERS,
             Self::Labels | Self::LabelValues | Self::Series => {
                 &["match[]", "start", "end", "limit"]
             }

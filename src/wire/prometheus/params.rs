@@ -157,6 +157,18 @@ pub struct RangeQuery {
 }
 
 impl RangeQuery {
+    /// The parameters that Prometheus reads.
+    pub const PARAMETERS: &[&str] = &[
+        "query",
+        "start",
+        "end",
+        "step",
+        "timeout",
+        "limit",
+        "stats",
+        "lookback_delta",
+    ];
+
     /// Reads the query in `params`. Errors are in the words of Prometheus, in the order in which it
     /// checks. It knows steps below a millisecond, which it then cannot divide by; here they are
     /// not positive.
@@ -192,16 +204,7 @@ impl RangeQuery {
             step: whole,
             timeout: params.timeout()?,
             carried: params.carried(),
-            other: params.without(&[
-                "query",
-                "start",
-                "end",
-                "step",
-                "timeout",
-                "limit",
-                "stats",
-                "lookback_delta",
-            ]),
+            other: params.without(Self::PARAMETERS),
         })
     }
 
@@ -246,6 +249,16 @@ pub struct InstantQuery {
 }
 
 impl InstantQuery {
+    /// The parameters that Prometheus reads.
+    pub const PARAMETERS: &[&str] = &[
+        "query",
+        "time",
+        "timeout",
+        "limit",
+        "stats",
+        "lookback_delta",
+    ];
+
     /// Reads the query in `params`. Errors are in the words of Prometheus.
     pub fn read(params: &Params) -> Result<Self, Error> {
         let time = match params.get("time") {
@@ -260,14 +273,7 @@ impl InstantQuery {
             time,
             timeout: params.timeout()?,
             carried: params.carried(),
-            other: params.without(&[
-                "query",
-                "time",
-                "timeout",
-                "limit",
-                "stats",
-                "lookback_delta",
-            ]),
+            other: params.without(Self::PARAMETERS),
         })
     }
 }
