@@ -30,6 +30,10 @@ struct Request {
     /// `server` and `targets` as in the configuration; any other key is an upstream.
     #[serde(default)]
     config: Map<String, Value>,
+    /// Milliseconds of the runtime's time, in which time-outs are measured, that pass whenever an
+    /// answer of an upstream hangs, stalls or comes slowly.
+    #[serde(default)]
+    stuck_for: u64,
     steps: Vec<Step>,
 }
 
@@ -52,6 +56,9 @@ struct Step {
     /// Milliseconds by which the wall clock is set before, forwards or back.
     #[serde(default)]
     set_clock: i64,
+    /// Whether the runtime's time stands still from here to the end of the step.
+    #[serde(default)]
+    still: bool,
     /// So many clients ask this at once. The upstreams' gates open once all but one of them wait
     /// for the fetch of another.
     #[serde(default)]
@@ -95,6 +102,7 @@ struct Case {
     upstreams: BTreeMap<String, (String, Scripted)>,
     clock: Arc<TestClock>,
     server: Server,
+    stuck_for: Duration,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +110,7 @@ async fn every_case_holds() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
     // Part of a name, to run some of the cases: set when the tests are built.
     let wanted = option_env!("CASE").unwrap_or_default();
-    // A few at a time: some have timeouts of their own, which must not end for want of a turn.
+    // A few at a time: some have time-outs of their own, which must not end for want of a turn.
     let turns = Arc::new(Semaphore::new(8));
     let mut running = Vec::new();
     for entry in std::fs::read_dir(root).unwrap() {
@@ -112,7 +120,13 @@ async fn every_case_holds() {
             let (turns, folder, named) = (turns.clone(), folder.path(), name.clone());
             let case = tokio::spawn(async move {
                 let _turn = turns.acquire().await.unwrap();
-                run(folder, named).await
+                // A runtime of its own, of one thread: its time can be stopped and moved.
+                let case = tokio::task::spawn_blocking(|| {
+                    let mut runtime = tokio::runtime::Builder::new_current_thread();
+                    let runtime = runtime.enable_all().build().unwrap();
+                    runtime.block_on(run(folder, named))
+                });
+                case.await.unwrap()
             });
             running.push((name, case));
         }
@@ -134,6 +148,27 @@ async fn every_case_holds() {
         failures.join("\n")
     );
     assert!(count > 0, "there is no case {wanted:?}");
+}
+
+/// The runtime's time stands still until this is dropped.
+struct Still {
+    _end: std::sync::mpsc::Sender<()>,
+}
+
+impl Still {
+    fn begin() -> Self {
+        tokio::time::pause();
+        // Paused time would go on when the runtime is idle, but not while a task blocks.
+        let (_end, ended) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || ended.recv());
+        Self { _end }
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        tokio::time::resume();
+    }
 }
 
 /// The JSON of one file of a case.
@@ -177,9 +212,15 @@ async fn run(folder: std::path::PathBuf, name: String) -> Result<(), String> {
         upstreams,
         clock,
         server,
+        stuck_for: Duration::from_millis(request.stuck_for),
     };
     let mut before = BTreeMap::new();
+    let mut still: Option<Still> = None;
     for (n, (step, expected)) in request.steps.iter().zip(&expected).enumerate() {
+        still = match step.still {
+            true => still.or_else(|| Some(Still::begin())),
+            false => None,
+        };
         let replies = case.ask(step).await;
         for reply in &replies {
             let checked = check(reply, step, expected);
@@ -296,6 +337,12 @@ impl Case {
     async fn ask(&self, step: &Step) -> Vec<Reply> {
         self.clock.pass(step.after);
         self.clock.step(step.set_clock);
+        if !self.stuck_for.is_zero() {
+            return vec![tokio::select! {
+                reply = self.server.reply(self.request(step)) => reply,
+                () = self.pass_when_stuck() => unreachable!(),
+            }];
+        }
         if step.clients == 0 {
             return vec![self.server.reply(self.request(step)).await];
         }
@@ -323,6 +370,21 @@ impl Case {
         };
         let (replies, ()) = tokio::join!(futures_util::future::join_all(clients), open);
         replies
+    }
+
+    /// Lets time of the runtime pass whenever an upstream is stuck.
+    async fn pass_when_stuck(&self) {
+        let stuck = || self.upstreams.values().map(|(_, u)| u.stuck()).sum();
+        let mut passed: usize = stuck();
+        loop {
+            while stuck() == passed {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            passed += 1;
+            tokio::time::pause();
+            tokio::time::advance(self.stuck_for).await;
+            tokio::time::resume();
+        }
     }
 
     fn request(&self, step: &Step) -> reqwest::RequestBuilder {

@@ -158,6 +158,8 @@ struct Shared {
     gate: Semaphore,
     /// Requests whose sender left before their answer.
     left: watch::Sender<usize>,
+    /// Answers that do not come to an end: hanging, stalled or slow.
+    stuck: watch::Sender<usize>,
 }
 
 /// The upstream. It stops when dropped.
@@ -188,6 +190,7 @@ impl Scripted {
             seen: Mutex::default(),
             gate: Semaphore::new(0),
             left: watch::Sender::new(0),
+            stuck: watch::Sender::new(0),
         });
         let accepting = shared.clone();
         let task = tokio::spawn(async move {
@@ -222,6 +225,11 @@ impl Scripted {
         *self.shared.left.borrow()
     }
 
+    /// Returns the number of answers that have begun to hang, stall or come slowly.
+    pub(crate) fn stuck(&self) -> usize {
+        *self.shared.stuck.borrow()
+    }
+
     /// Waits until so many requests were given up.
     pub(crate) async fn given_up(&self, times: usize) {
         let mut left = self.shared.left.subscribe();
@@ -249,8 +257,11 @@ async fn converse(mut stream: TcpStream, shared: Arc<Shared>) {
             if answer.gate {
                 shared.gate.acquire().await.unwrap().forget();
             }
-            tokio::time::sleep(Duration::from_millis(answer.delay)).await;
+            if answer.delay > 0 {
+                tokio::time::sleep(Duration::from_millis(answer.delay)).await;
+            }
             if answer.fault == Fault::Hang {
+                shared.stuck.send_modify(|n| *n += 1);
                 std::future::pending().await
             }
         };
@@ -261,7 +272,7 @@ async fn converse(mut stream: TcpStream, shared: Arc<Shared>) {
                 return;
             }
         }
-        match write(&mut stream, &answer, shared.clock.as_ref()).await {
+        match write(&mut stream, &answer, &shared).await {
             Ok(true) => {}
             Ok(false) | Err(_) => return,
         }
@@ -309,8 +320,8 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
 }
 
 /// Writes `answer`, and says whether the connection lives on.
-async fn write(stream: &mut TcpStream, answer: &Answer, clock: &dyn Clock) -> io::Result<bool> {
-    let (head, body) = answer.bytes(clock);
+async fn write(stream: &mut TcpStream, answer: &Answer, shared: &Shared) -> io::Result<bool> {
+    let (head, body) = answer.bytes(shared.clock.as_ref());
     let half = body.len() / 2;
     match answer.fault {
         Fault::None => {
@@ -331,6 +342,7 @@ async fn write(stream: &mut TcpStream, answer: &Answer, clock: &dyn Clock) -> io
         Fault::Slow => {
             stream.set_nodelay(true)?;
             stream.write_all(&head).await?;
+            shared.stuck.send_modify(|n| *n += 1);
             for byte in body {
                 stream.write_all(&[byte]).await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -354,6 +366,7 @@ async fn write(stream: &mut TcpStream, answer: &Answer, clock: &dyn Clock) -> io
         Fault::Stall => {
             let start = [&head[..], &body[..half]].concat();
             stream.write_all(&start).await?;
+            shared.stuck.send_modify(|n| *n += 1);
             end(stream, &mut Vec::new()).await;
         }
         Fault::Noise => {
