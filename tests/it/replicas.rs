@@ -155,8 +155,9 @@ async fn slow_questions_do_not_stop_the_others() {
         }
     })
     .await;
-    let keys = "timeout = \"2s\"\nbreaker = { failures = 2, open = \"1h\" }";
+    let keys = "timeout = \"1m\"\nbreaker = { failures = 2, open = \"1d\" }";
     let toml = mirror("heavy", &[&upstream.url], keys);
+    let toml = format!("[server]\nrequest_timeout = \"5m\"\n{toml}");
     let server = Server::start_at(&toml, clock).await;
     let done = AtomicBool::new(false);
     let heavy = async {
@@ -175,7 +176,11 @@ async fn slow_questions_do_not_stop_the_others() {
             n += 1;
             let reply = server.post("/api/metric", &question("cheap", n)).await;
             assert_eq!(reply.status, 200, "{}", reply.text);
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // While no cheap one is in flight, the time-out of the others comes nearer.
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(2)).await;
+            tokio::time::resume();
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::join!(heavy, cheap);

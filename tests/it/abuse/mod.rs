@@ -1,6 +1,7 @@
 //! One client against the service, over real sockets. Each attack has a Heliostat of its own, as a process
 //! of its own, so that its peak memory is its own. Beside it a well-behaved client at another address asks
-//! for `/healthz` and for a hit; all of its requests succeed, and nine in ten within 100 ms.
+//! for `/healthz` and for a hit; all of its requests succeed, and nine in ten within 100 ms, or within a
+//! second where other processes keep the machine busy.
 //!
 //! To add an attack: write an `async fn(&Target)` in one of the files of this folder and a row in
 //! [`ATTACKS`]. The upstream is `store.rs`: it answers what the attack's path or matchers ask for. An attack
@@ -28,6 +29,27 @@ const PROCESS: u64 = 64;
 
 /// The bound on the peak of a server's memory, in MiB (docs/protection.md).
 const PEAK: u64 = MEMORY * 13 / 10 + IN_FLIGHT + PROCESS;
+
+/// The time that nine in ten requests of the well-behaved client may take; ten times as long while other
+/// processes take more than `BUSY` of the machine.
+const MOST: Duration = Duration::from_millis(100);
+const BUSY: f64 = 0.1;
+
+/// Processor time in clock ticks, since the start of the machine: of all cores, the part of it that was used,
+/// and the part of that which this process and the server used.
+struct Ticks {
+    all: u64,
+    used: u64,
+    ours: u64,
+}
+
+impl Ticks {
+    /// Returns the share of the machine that other processes have used since `before`.
+    fn others_since(&self, before: &Self) -> f64 {
+        let used = (self.used - before.used).saturating_sub(self.ours - before.ours);
+        used as f64 / (self.all - before.all).max(1) as f64
+    }
+}
 
 type Attack = for<'a> fn(&'a Target) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
@@ -103,6 +125,28 @@ impl Target {
         panic!("the server did not start");
     }
 
+    fn ticks(&self) -> Ticks {
+        let numbers = |text: &str| -> Vec<u64> {
+            text.split_whitespace()
+                .map(|n| n.parse().unwrap_or(0))
+                .collect()
+        };
+        let machine = std::fs::read_to_string("/proc/stat").unwrap();
+        let cores = numbers(machine.lines().next().unwrap().strip_prefix("cpu").unwrap());
+        let idle = cores[3] + cores[4];
+        let ours = [std::process::id(), self.process.id()].map(|id| {
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+            // The name, in parentheses, may have spaces; `utime` is the twelfth field after it.
+            let after = numbers(stat.rsplit_once(')').unwrap().1);
+            after[11] + after[12]
+        });
+        Ticks {
+            all: cores.iter().take(8).sum(),
+            used: cores.iter().take(8).sum::<u64>() - idle,
+            ours: ours.iter().sum(),
+        }
+    }
+
     /// The most memory that the process has had so far, in MiB.
     fn peak(&self) -> u64 {
         let status = format!("/proc/{}/status", self.process.id());
@@ -153,6 +197,7 @@ async fn one_client_cannot_stop_the_service() {
         exchange(target.address, MODEST, hit().as_bytes())
             .await
             .unwrap();
+        let before = target.ticks();
         let took = std::sync::Mutex::new(Vec::new());
         tokio::select! {
             () = attack(&target) => {}
@@ -161,14 +206,23 @@ async fn one_client_cannot_stop_the_service() {
         let mut took = took.into_inner().unwrap();
         took.sort_unstable();
         let most = took.get(took.len() * 9 / 10).copied().unwrap_or_default();
+        let others = target.ticks().others_since(&before);
+        let allowed = match others > BUSY {
+            true => 10 * MOST,
+            false => MOST,
+        };
         let peak = target.peak();
         println!(
-            "{name}: {} requests beside it, 9 in 10 within {most:?}, the slowest {:?}; peak {peak} MiB of {PEAK}",
+            "{name}: {} requests beside it, 9 in 10 within {most:?}, the slowest {:?}, others used {:.0} % of the \
+             machine; peak {peak} MiB of {PEAK}",
             took.len(),
-            took.last()
+            took.last(),
+            100.0 * others
         );
-        if took.len() < 2 || most > Duration::from_millis(100) {
-            failures.push(format!("{name}: 9 in 10 requests within {most:?}"));
+        if took.len() < 2 || most > allowed {
+            failures.push(format!(
+                "{name}: 9 in 10 requests within {most:?}, {allowed:?} are allowed"
+            ));
         }
         if peak > PEAK {
             failures.push(format!("{name}: {peak} MiB, {PEAK} are allowed"));
