@@ -427,7 +427,7 @@ fn canonical(expression: &Expression) -> Canonical {
     form
 }
 
-/// The connection details that `upstream` is sent.
+/// Returns the connection details that are sent to `upstream`.
 pub(crate) fn forwarded(upstream: &Upstream, details: &Details) -> Forwarded {
     let Details {
         upstream: _,

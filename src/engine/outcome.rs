@@ -18,7 +18,7 @@ pub struct Timing {
     pub fetch: Duration,
     /// Waiting for the second level of the cache.
     pub second: Duration,
-    /// Rendering it.
+    /// Rendering.
     pub render: Duration,
 }
 

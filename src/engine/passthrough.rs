@@ -54,7 +54,8 @@ impl PassthroughRequest {
         Some(time)
     }
 
-    /// The key of an instant query for its newest evaluation time, whatever that is; none of another.
+    /// Returns the key of an instant query for its newest evaluation time, whatever that is; `None`
+    /// for any other request.
     pub(super) fn newest(&self, upstream: &Upstream, policy: &CachePolicy) -> Option<WholeKey> {
         matches!(policy, CachePolicy::AtTime { newest: true, .. }).then(|| {
             let mut timeless = self.clone();

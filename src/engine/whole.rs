@@ -171,7 +171,7 @@ impl WholeEntry {
     }
 }
 
-/// An answer and what the cache had to do with it.
+/// An answer and the part that the cache had in it.
 pub(super) struct WholeAnswer {
     pub(super) entry: Arc<WholeEntry>,
     pub(super) cache: CacheOutcome,

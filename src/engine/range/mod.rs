@@ -36,7 +36,7 @@ const BLOCKING: usize = 128 << 10;
 /// of the upstream. The steps are the client's, so their ratio has no other bound.
 const MAX_FINER_CHUNKS: u64 = 256;
 
-/// A range query whose values may be kept by evaluation time.
+/// A range query whose values may be cached by evaluation time.
 #[derive(Clone, Debug)]
 pub struct RangeRequest {
     /// The query.

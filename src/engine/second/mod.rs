@@ -55,7 +55,7 @@ pub(super) struct SecondLevel {
     tiers: Vec<Arc<Tier>>,
     reading: Flights<LaneKey, Option<Chunks>>,
     reading_whole: Flights<WholeKey, ()>,
-    /// Held while something is invalidated.
+    /// Held during an invalidation.
     pub(super) invalidating: tokio::sync::Mutex<()>,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Tier {
     deadline: Duration,
     clock: Arc<dyn Clock>,
     queue: Arc<queue::WriteQueue>,
-    /// Which of its invalidations the cache in memory takes into account.
+    /// The invalidations that the cache in memory takes into account.
     applied: Mutex<Option<Stamp>>,
 }
 
@@ -292,7 +292,7 @@ fn grain(lane: &Lane) -> Duration {
     lane.frame(0).grain
 }
 
-/// `piece` as a value, in the time of a level.
+/// Returns `piece` as a value, in the time of a level.
 fn value(piece: &Piece, stamp: Stamp, clock: &LevelClock) -> Option<page::Block> {
     let part = |segment: &Segment| page::KnownSpan {
         range: segment.range,

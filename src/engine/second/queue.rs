@@ -37,7 +37,7 @@ struct Waiting {
     answers: HashMap<WholeKey, WholeWrite>,
     order: VecDeque<Place>,
     bytes: usize,
-    /// Of what is being written.
+    /// Those of them that are being written.
     writing: usize,
 }
 
@@ -75,7 +75,7 @@ impl WriteQueue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what waits of a lane; `false` if there is no room.
+    /// Adds data of a lane; returns `false` if there is no room.
     pub(super) fn add(&self, write: LaneWrite) -> bool {
         let mut waiting = self.lock();
         if waiting.bytes + write.bytes > MOST_BYTES {
@@ -146,13 +146,13 @@ impl WriteQueue {
         batch
     }
 
-    /// Bytes that wait or are being written.
+    /// Returns the bytes that wait or are being written.
     pub(super) fn bytes(&self) -> usize {
         let waiting = self.lock();
         waiting.bytes + waiting.writing
     }
 
-    /// Lets the task that writes find out that nobody will add any more.
+    /// Tells the writing task that nothing more will be added.
     pub(super) fn close(&self) {
         self.wake.notify_one();
     }

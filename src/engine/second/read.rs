@@ -125,7 +125,7 @@ impl Tier {
     }
 }
 
-/// Reads `range` of `lane` out of the levels into the cache, and gives the chunks that hold it.
+/// Reads `range` of `lane` from the levels into the cache, and returns the chunks that hold it.
 pub(super) async fn read(
     engine: Arc<Engine>,
     lane: Lane,

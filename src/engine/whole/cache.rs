@@ -40,13 +40,13 @@ impl WholeCache {
         }
     }
 
-    /// The bytes that it holds.
+    /// Returns the bytes that it holds.
     pub(in crate::engine) fn weight(&self) -> u64 {
         self.entries.run_pending_tasks();
         self.entries.weighted_size()
     }
 
-    /// The answer that is known under `newest`.
+    /// Returns the answer that is known under `newest`.
     pub(super) fn behind(&self, newest: &WholeKey) -> Option<Arc<WholeEntry>> {
         match &self.entries.get(newest)?.content {
             Content::Alias(key) => self.entries.get(key),
@@ -75,7 +75,8 @@ impl WholeCache {
 
     pub(super) fn insert(&self, key: WholeKey, entry: Arc<WholeEntry>) {
         self.entries.insert(key, entry);
-        // What is over the bound goes now; by itself moka evicts some hundred writes later.
+        // Entries over the bound are evicted now; by itself moka does that some hundred writes
+        // later.
         self.entries.run_pending_tasks();
     }
 
