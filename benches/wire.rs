@@ -158,7 +158,7 @@ fn read(adapter: &dyn Adapter, fetch: &Fetch, body: Vec<u8>) -> impl Fn() -> Fet
     };
     move || match (exchange.read)(black_box(&response)) {
         Ok(Next::Done(series)) => series,
-        Ok(Next::More(_)) => panic!("another request"),
+        Ok(Next::More(_) | Next::Compare(_)) => panic!("another request"),
         Err(error) => panic!("{error}"),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use heliostat::adapters::cloudwatch::CloudWatch;
 use heliostat::adapters::mirror::Mirror;
-use heliostat::adapters::prometheus::Prometheus;
+use heliostat::adapters::prometheus::{Prometheus, ReplicaLabels};
 use heliostat::adapters::{
     Adapter, Data, Exchange, Fetch, FetchResult, Forwarded, Next, PartCall, Request, Response,
     StatisticsQuery,
@@ -160,6 +160,8 @@ fn adapters(response: &Response) {
         page: 100,
     };
     let prometheus = Prometheus::new(minute, false, 20_000);
+    let mut filled = prometheus.clone();
+    filled.fill = Some(ReplicaLabels::new(&["job".to_owned()]));
     let scope = Scope {
         selector: Selector::default(),
         start: None,
@@ -182,8 +184,8 @@ fn adapters(response: &Response) {
     };
     cloudwatch(response, &names, &values);
     let none = Forwarded::default();
-    let both: [&dyn Adapter; 2] = [&mirror, &prometheus];
-    for adapter in both {
+    let all: [&dyn Adapter; 3] = [&mirror, &prometheus, &filled];
+    for adapter in all {
         follow(adapter.health(&none), response);
         if let Ok(exchange) = adapter.field_names(&none, &names) {
             follow(exchange, response);
@@ -223,7 +225,8 @@ fn adapters(response: &Response) {
         span: 0,
     };
     let asked = window();
-    for part in prometheus.range(&expression, &asked, limits).unwrap() {
+    let ways = [&prometheus, &filled].into_iter();
+    for part in ways.flat_map(|way| way.range(&expression, &asked, limits).unwrap()) {
         if let Some(series) = follow(alone(part.call), response)
             && let Data::Matrix(matrix) = &series.data
         {
@@ -233,18 +236,19 @@ fn adapters(response: &Response) {
                 .flat_map(|s| [&s.values, &s.histograms])
             {
                 assert!(track.times().iter().all(|t| asked.holds(*t)));
+                assert!(track.times().is_sorted_by(|a, b| a < b));
             }
         }
     }
-    for json in [false, true] {
+    for (way, json) in [(&prometheus, false), (&prometheus, true), (&filled, true)] {
         let request = Request {
             method: Method::GET,
-            path: "/".into(),
+            path: "/api/v1/query".into(),
             headers: Vec::new(),
             body: Bytes::new(),
             units: 0,
         };
-        follow(prometheus.pass(request, json).unwrap(), response);
+        follow(way.pass(request, json).unwrap(), response);
     }
 }
 
@@ -359,6 +363,7 @@ fn only(exchange: Exchange<Vec<Result<FetchResult, Error>>>) -> Exchange<FetchRe
             Ok(match read(response)? {
                 Next::Done(mut all) => Next::Done(all.pop().expect("an answer")?),
                 Next::More(next) => Next::More(only(next)),
+                Next::Compare(_) => unreachable!("statistics are not compared"),
             })
         }),
     }
@@ -366,9 +371,10 @@ fn only(exchange: Exchange<Vec<Result<FetchResult, Error>>>) -> Exchange<FetchRe
 
 fn follow<T>(mut exchange: Exchange<T>, response: &Response) -> Option<T> {
     for _ in 0..4 {
-        match (exchange.read)(response).ok()? {
+        exchange = match (exchange.read)(response).ok()? {
             Next::Done(answer) => return Some(answer),
-            Next::More(next) => exchange = next,
+            Next::More(next) => next,
+            Next::Compare(comparison) => comparison.ask,
         }
     }
     None

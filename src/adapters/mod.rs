@@ -3,16 +3,16 @@
 
 pub(crate) mod aws_error;
 pub mod cloudwatch;
+mod exchange;
 pub mod mirror;
 pub mod prometheus;
 mod samples;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
+use http::StatusCode;
 use http::header::{DATE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::{Map, Value};
 
 use crate::model::{
@@ -23,6 +23,7 @@ use crate::model::{
 use crate::wire::prometheus::Series;
 
 pub use self::cloudwatch::StatisticsQuery;
+pub use self::exchange::{Comparison, Exchange, Next, Read, Request, Response};
 
 /// The protocol of one kind of backend.
 pub trait Adapter: Send + Sync {
@@ -261,6 +262,8 @@ pub struct FetchResult {
     pub complete: bool,
     /// Samples that the response held.
     pub received: u64,
+    /// Samples that another replica had in gaps of the first.
+    pub filled: u64,
     /// Samples that were left out, by reason.
     pub dropped: Dropped,
 }
@@ -272,6 +275,7 @@ impl Default for FetchResult {
             off_grid: None,
             complete: true,
             received: 0,
+            filled: 0,
             dropped: Dropped::default(),
         }
     }
@@ -387,52 +391,6 @@ impl Dropped {
     }
 }
 
-/// A request, relative to the backend's URL. Its body may hold secrets, so it cannot be printed.
-#[derive(Clone)]
-pub struct Request {
-    /// GET or POST.
-    pub method: Method,
-    /// Path and query below the backend's URL.
-    pub path: String,
-    /// Headers on top of the configured ones.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// The body; empty for GET.
-    pub body: Bytes,
-    /// The units that the store bills for it; 0 if calls are free.
-    pub units: u32,
-}
-
-/// A response, read whole.
-#[derive(Clone, Debug)]
-pub struct Response {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its headers.
-    pub headers: HeaderMap,
-    /// Its body, decompressed.
-    pub body: Bytes,
-}
-
-/// A request and how its response is read. Reading has no effects, so that an exchange can be
-/// made again.
-pub struct Exchange<T> {
-    /// The request to send.
-    pub request: Request,
-    /// The reader of its response.
-    pub read: Read<T>,
-}
-
-/// The reader of a response. It is shared with the thread that reads a large one.
-pub type Read<T> = Arc<dyn Fn(&Response) -> Result<Next<T>, Error> + Send + Sync>;
-
-/// The outcome of a response.
-pub enum Next<T> {
-    /// The answer.
-    Done(T),
-    /// Another request is needed.
-    More(Exchange<T>),
-}
-
 /// Returns the error for a response that is not what the protocol says: what is not JSON, or has a
 /// server's error status, is from a gateway.
 fn garbage(response: &Response, why: &str) -> Error {
@@ -487,12 +445,19 @@ fn busy(response: &Response) -> Option<Error> {
 /// Returns the wait that `response` asks for: in seconds, or up to a date, which is by the clock
 /// that the response's own `Date` is of.
 fn retry_after(response: &Response) -> Option<Duration> {
-    let text = |name| response.headers.get(name)?.to_str().ok().map(str::trim);
-    let asked = text(RETRY_AFTER)?;
+    let asked = response.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = asked.parse() {
         return Some(Duration::from_secs(seconds));
     }
     let until = httpdate::parse_http_date(asked).ok()?;
-    let now = httpdate::parse_http_date(text(DATE)?).ok()?;
+    let now = UNIX_EPOCH + Duration::from_millis(u64::try_from(date(response)?).ok()?);
     until.duration_since(now).ok()
+}
+
+/// Returns the time that `response` was given at, by its `Date`: whole seconds, rounded down.
+pub(crate) fn date(response: &Response) -> Option<Millis> {
+    let text = response.headers.get(DATE)?.to_str().ok()?;
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    let since = date.duration_since(UNIX_EPOCH).ok()?;
+    Millis::try_from(since.as_millis()).ok()
 }

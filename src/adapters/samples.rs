@@ -1,5 +1,7 @@
 //! Samples as a backend sent them.
 
+use std::ops::Range;
+
 use super::Dropped;
 use crate::model::{Millis, NanInterpretation, Points, TimeRange};
 
@@ -50,6 +52,28 @@ impl Samples {
             pairs.sort_by_key(|p| p.0);
             (self.times, self.values) = pairs.into_iter().unzip();
         }
+    }
+
+    /// Puts the samples of `others` in the runs `taken` among these, both in order of time. One of the
+    /// time of another takes its place.
+    pub(super) fn put(&mut self, others: &Self, taken: &[Range<usize>]) {
+        if taken.is_empty() {
+            return;
+        }
+        let mut mine = self.iter().peekable();
+        let mut all = Self::default();
+        for at in taken.iter().cloned().flatten() {
+            let (Some(t), Some(value)) = (others.times.get(at), others.values.get(at)) else {
+                continue;
+            };
+            while let Some((before, value)) = mine.next_if(|(before, _)| before < t) {
+                all.push(before, value);
+            }
+            mine.next_if(|(same, _)| same == t);
+            all.push(*t, *value);
+        }
+        mine.for_each(|(t, value)| all.push(t, value));
+        *self = all;
     }
 
     /// Returns what of these, which are in order of time, lies in `range` and has a value to show.

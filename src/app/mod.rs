@@ -27,7 +27,7 @@ pub use service::Service;
 
 use crate::adapters::cloudwatch::CloudWatch;
 use crate::adapters::mirror::Mirror;
-use crate::adapters::prometheus::Prometheus;
+use crate::adapters::prometheus::{Prometheus, ReplicaLabels};
 use crate::adapters::{Adapter, Forwarded};
 use crate::clock::Clock;
 use crate::config::{self, ClientTls, Config, ErrorStatus, Proxy, UpstreamKind};
@@ -35,7 +35,7 @@ use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
 use crate::front::listen::{self, Listening};
 use crate::front::{Front, FrontSettings};
-use crate::model::{Batch, Millis, MultiSeries, TargetUrl};
+use crate::model::{Batch, Millis, MultiSeries, Replicas, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
@@ -323,11 +323,11 @@ impl UpstreamBuilder {
             }
             UpstreamKind::Prometheus { .. } => {
                 let single = reading.multi_series == MultiSeries::Error;
-                let adapter: Box<dyn Adapter> = Box::new(Prometheus::new(
-                    reading.interval,
-                    single,
-                    reading.range_limits.series,
-                ));
+                let fill = reading.replicas == Replicas::Fill;
+                let most = reading.range_limits.series;
+                let mut adapter = Prometheus::new(reading.interval, single, most);
+                adapter.fill = fill.then(|| ReplicaLabels::new(&reading.replica_labels));
+                let adapter: Box<dyn Adapter> = Box::new(adapter);
                 (adapter, Forward::Nothing)
             }
         };

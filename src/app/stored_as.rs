@@ -82,6 +82,8 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         // The evaluation time is part of each query.
         instant_alignment: _,
         refresh_ahead: _,
+        replicas,
+        replica_labels,
         method: _,
     } = reading;
     form.number(*settle)
@@ -91,7 +93,9 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
         .part(format!("{multi_series:?}"))
         .part(format!("{incomplete_buckets:?}"))
         .number(*span)
-        .part(format!("{step_alignment:?}"));
+        .part(format!("{step_alignment:?}"))
+        .part(format!("{replicas:?}"))
+        .list(replica_labels.iter());
     Some(form.bytes().into())
 }
 

@@ -9,7 +9,7 @@ use crate::app::{App, levels, machine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::engine::RequestContext;
-use crate::model::Details;
+use crate::model::{Details, Replicas};
 use crate::upstream::{AwsSigner, CallContext};
 use crate::wire::encoding::Encoding;
 
@@ -94,24 +94,35 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
             max_age: None,
             level_wait: None,
         };
-        let result = app.engine.test(&details, &context).await;
         let made = app.engine.registry().named(Some(&upstream.name));
+        let results = match made {
+            // Each has data that the others lack.
+            Some(made) if upstream.reading.replicas == Replicas::Fill => {
+                app.engine.test_each(made, &context).await
+            }
+            _ => {
+                let result = app.engine.test(&details, &context).await;
+                let urls = upstream.kind.urls().iter().map(|u| u.as_str().to_owned());
+                let address = match urls.collect::<Vec<_>>().join(" ") {
+                    address if address.is_empty() => "built in".to_owned(),
+                    address => address,
+                };
+                vec![(address, result)]
+            }
+        };
         let signer = made.and_then(|made| made.client.signer());
-        let urls = upstream.kind.urls().iter().map(|u| u.as_str().to_owned());
-        let address = urls.collect::<Vec<_>>().join(" ");
-        lines.push(Line {
-            name: upstream.name.clone(),
-            kind: upstream.kind.name(),
-            address: if address.is_empty() {
-                "built in".to_owned()
-            } else {
-                address
-            },
-            credentials: signer.and_then(AwsSigner::source),
-            cost: cost(upstream),
-            took: clock.monotonic().saturating_sub(arrived),
-            result: result.map_err(|e| e.to_string()),
-        });
+        let took = clock.monotonic().saturating_sub(arrived);
+        for (address, result) in results {
+            lines.push(Line {
+                name: upstream.name.clone(),
+                kind: upstream.kind.name(),
+                address,
+                credentials: signer.and_then(AwsSigner::source),
+                cost: cost(upstream),
+                took,
+                result: result.map_err(|e| e.to_string()),
+            });
+        }
     }
     Ok(lines)
 }

@@ -14,7 +14,8 @@ use super::values::{SecretSource, Size, Text, table, tables};
 use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
 use crate::model::{
     Aggregate, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits, Millis,
-    MultiSeries, Pattern, QueryMethod, RangeLimits, Reading, Step, StepAlignment, TargetUrl,
+    MultiSeries, Pattern, QueryMethod, RangeLimits, Reading, Replicas, Step, StepAlignment,
+    TargetUrl,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -262,6 +263,8 @@ pub(super) struct RawUpstream {
     pub(super) parameters: Vec<String>,
     pub(super) instant_alignment: Option<InstantAlignment>,
     pub(super) refresh_ahead: Option<bool>,
+    pub(super) replicas: Option<Replicas>,
+    pub(super) replica_labels: Vec<String>,
     pub(super) method: Option<QueryMethod>,
     pub(super) timeout: Option<Text<Duration>>,
     pub(super) retries: Option<u32>,
@@ -412,6 +415,8 @@ impl RawUpstream {
             refresh_ahead: self
                 .refresh_ahead
                 .unwrap_or(usual.refresh_ahead && !self.is_metered()),
+            replicas: self.replicas.unwrap_or_default(),
+            replica_labels: self.replica_labels.clone(),
             method: self.method.unwrap_or_default(),
         }
     }

@@ -306,6 +306,17 @@ impl Engine {
         }
     }
 
+    /// Asks each address of `upstream` whether it is well, and returns what each said.
+    pub async fn test_each(
+        &self,
+        upstream: &Upstream,
+        context: &RequestContext,
+    ) -> Vec<(String, Result<(), Error>)> {
+        let details = lane::forwarded(upstream, &Details::default());
+        let exchange = upstream.adapter.health(&details);
+        upstream.client.run_at_each(&exchange, &context.call).await
+    }
+
     /// Returns the weight of the cached data and its upper bound, in bytes.
     pub fn weight(&self) -> (u64, u64) {
         let memory = &self.memory;

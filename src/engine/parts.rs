@@ -130,7 +130,7 @@ const LOOKBACK: Millis = 5 * 60_000;
 
 /// Returns the time span of the data that is read for `range`: a store that came back from an
 /// outage lacks some of it for as long as data takes to settle.
-fn read_for(upstream: &Upstream, range: &TimeRange) -> TimeRange {
+pub(super) fn read_for(upstream: &Upstream, range: &TimeRange) -> TimeRange {
     let back = upstream.freshness.settle.saturating_add(LOOKBACK);
     TimeRange::clamped(range.start().saturating_sub(back), range.end())
 }
@@ -181,6 +181,7 @@ pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
 fn count(upstream: &Upstream, series: &FetchResult) {
     let metrics = &upstream.metrics;
     metrics.points.increment(series.received);
+    metrics.filled_points(series.filled);
     metrics.dropped("nan", series.dropped.nan);
     metrics.dropped("inf", series.dropped.inf);
     metrics.dropped("outside_range", series.dropped.outside_range);

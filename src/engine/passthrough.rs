@@ -10,12 +10,13 @@ use url::form_urlencoded;
 
 use super::encoded::{CachedResponse, EncodedResponse};
 use super::explain::Explanation;
+use super::parts::read_for;
 use super::range::RangeRequest;
 use super::whole::{CachePolicy, Content, WholeAnswer, WholeIdentity, WholeKey, WholeQuery};
 use super::{Engine, RequestContext};
 use crate::adapters::Request;
-use crate::model::{Error, Millis, heap_block, heap_headers};
-use crate::upstream::Upstream;
+use crate::model::{Error, Millis, TimeRange, heap_block, heap_headers};
+use crate::upstream::{CallContext, Upstream};
 use crate::wire::prometheus::write_time;
 
 /// A request that is passed on. Two clients that send the same request get the same answer.
@@ -108,6 +109,25 @@ impl PassthroughRequest {
 }
 
 impl CachePolicy {
+    /// Returns the time span of the data that is read, if that is known: a store that was away
+    /// then is asked last.
+    fn span(&self, upstream: &Upstream) -> Option<TimeRange> {
+        let Self::AtTime { reads, time, .. } = self else {
+            return None;
+        };
+        let newest = reads.as_ref()?.newest(*time);
+        let at = TimeRange::clamped(newest, newest.saturating_add(1));
+        Some(read_for(upstream, &at))
+    }
+
+    /// Returns the policy for an answer that may be better once another address can be asked.
+    fn provisional(self) -> Self {
+        match self {
+            Self::NoStore(reason) => Self::NoStore(reason),
+            _ => Self::Short,
+        }
+    }
+
     /// Returns the policy for an answer that was given at `as_of`.
     fn resolved(self, as_of: Millis, settle: Millis) -> Self {
         let Self::AtTime { reads, time, .. } = self else {
@@ -185,8 +205,14 @@ impl Engine {
             let exchange = upstream.adapter.pass(sent, request.json);
             let (upstream, policy) = (upstream.clone(), policy.clone());
             async move {
-                let answered = upstream.client.run(exchange?, &context.call).await?;
+                let call = CallContext {
+                    span: policy.span(&upstream),
+                    ..context.call
+                };
+                let answered = upstream.client.run(exchange?, &call).await?;
                 let policy = match answered.value.complete {
+                    // What another address may know better once it can be asked is asked again.
+                    true if answered.provisional => policy.provisional(),
                     true => policy.resolved(answered.as_of, upstream.freshness.settle),
                     false if answered.value.answer.is_about_query() => CachePolicy::Short,
                     false => CachePolicy::NoStore("incomplete"),

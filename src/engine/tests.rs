@@ -262,6 +262,8 @@ pub(super) fn engine_with(
         parameters: Vec::new(),
         instant_alignment: InstantAlignment::Refresh,
         refresh_ahead: true,
+        replicas: crate::model::Replicas::Same,
+        replica_labels: Vec::new(),
         method: crate::model::QueryMethod::Auto,
     };
     let upstream = Arc::new(Upstream {

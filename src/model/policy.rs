@@ -65,6 +65,10 @@ pub struct Reading {
     pub instant_alignment: InstantAlignment,
     /// Whether what is polled at a steady pace is refreshed before it is asked for again.
     pub refresh_ahead: bool,
+    /// What the addresses of a Prometheus upstream are to each other.
+    pub replicas: Replicas,
+    /// Labels that tell replicas apart, if gaps are filled.
+    pub replica_labels: Vec<String>,
     /// The HTTP method of queries.
     pub method: QueryMethod,
 }
@@ -83,6 +87,8 @@ impl Default for Reading {
             parameters: Vec::new(),
             instant_alignment: InstantAlignment::default(),
             refresh_ahead: true,
+            replicas: Replicas::default(),
+            replica_labels: Vec::new(),
             method: QueryMethod::default(),
         }
     }
@@ -198,6 +204,18 @@ pub enum InstantAlignment {
     Refresh,
     /// At the times that were asked for.
     Exact,
+}
+
+/// What the addresses of an upstream are to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replicas {
+    /// Ways to the same data: any may answer.
+    #[default]
+    Same,
+    /// Servers that saw the same targets, each with holes of its own: gaps of one are filled from
+    /// others.
+    Fill,
 }
 
 /// Which of the clients that accept compression get it.

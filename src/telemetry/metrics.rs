@@ -40,6 +40,8 @@ pub(super) const STATE_UNSAVED: &str = "heliostat_state_unsaved_seconds";
 pub(super) const COALESCED: &str = "heliostat_coalesced_requests_total";
 pub(super) const DROPPED: &str = "heliostat_points_dropped_total";
 pub(super) const LATE_POINTS: &str = "heliostat_late_points_total";
+pub(super) const REPLICA_FILLS: &str = "heliostat_replica_fills_total";
+pub(super) const FILLED_POINTS: &str = "heliostat_filled_points_total";
 pub(super) const REFRESH_AHEAD: &str = "heliostat_refresh_ahead_total";
 const FILE_ERRORS: &str = "heliostat_file_errors";
 const RELOADS: &str = "heliostat_config_reloads_total";
@@ -219,6 +221,14 @@ fn describe() {
     describe_counter!(
         LATE_POINTS,
         "Points that came after their time had settled and were found by a second look (recheck)."
+    );
+    describe_counter!(
+        REPLICA_FILLS,
+        "Calls to a further replica because of a gap in an answer (replicas = \"fill\"), by outcome: answered, or unavailable (failed, or not made)."
+    );
+    describe_counter!(
+        FILLED_POINTS,
+        "Points and samples of further replicas that filled gaps of a first one."
     );
     describe_counter!(
         REFRESH_AHEAD,

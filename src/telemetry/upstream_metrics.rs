@@ -7,9 +7,9 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use serde::Serialize;
 
 use super::metrics::{
-    BREAKER_OPEN, COALESCED, DROPPED, IN_FLIGHT, LATE_POINTS, LOOKUPS, POINTS_SERVED,
-    QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, RETRIES, STALE_SERVED, STATE_UNSAVED, UPSTREAM_POINTS,
-    UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
+    BREAKER_OPEN, COALESCED, DROPPED, FILLED_POINTS, IN_FLIGHT, LATE_POINTS, LOOKUPS,
+    POINTS_SERVED, QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, REPLICA_FILLS, RETRIES, STALE_SERVED,
+    STATE_UNSAVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
 };
 use super::removed;
 
@@ -175,6 +175,10 @@ impl UpstreamMetrics {
             rejected(&metrics.name, reason).absolute(0);
         }
         metrics.late().absolute(0);
+        metrics.filled().absolute(0);
+        for outcome in ["answered", "unavailable"] {
+            metrics.comparisons(outcome).absolute(0);
+        }
         for outcome in ["used", "unused", "skipped"] {
             metrics.ahead(outcome).absolute(0);
         }
@@ -260,6 +264,26 @@ impl UpstreamMetrics {
 
     fn late(&self) -> Counter {
         counter!(LATE_POINTS, "upstream" => self.name.clone())
+    }
+
+    /// Counts `n` points of further replicas that filled gaps of a first one.
+    pub fn filled_points(&self, n: u64) {
+        if n > 0 {
+            self.filled().increment(n);
+        }
+    }
+
+    fn filled(&self) -> Counter {
+        counter!(FILLED_POINTS, "upstream" => self.name.clone())
+    }
+
+    /// Counts a call to a further replica that ended as `outcome`: `answered` or `unavailable`.
+    pub fn compared(&self, outcome: &'static str) {
+        self.comparisons(outcome).increment(1);
+    }
+
+    fn comparisons(&self, outcome: &'static str) -> Counter {
+        counter!(REPLICA_FILLS, "upstream" => self.name.clone(), "outcome" => outcome)
     }
 
     /// Counts a refresh ahead of a poll that ended as `outcome`: `used`, `unused` or `skipped`.

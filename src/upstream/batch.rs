@@ -244,6 +244,7 @@ impl Upstream {
         Ok(Answered {
             value: answered.value?,
             as_of: answered.as_of,
+            address: answered.address,
             provisional: answered.provisional,
         })
     }
@@ -341,6 +342,7 @@ impl Upstream {
                         let _ = member.answer.send(Ok(Answered {
                             value,
                             as_of: answered.as_of,
+                            address: answered.address,
                             provisional: answered.provisional,
                         }));
                     }

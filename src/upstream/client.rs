@@ -76,6 +76,8 @@ pub struct Answered<T> {
     /// No later than the moment at which the upstream read its data, by our clock and, where it
     /// sent a `Date`, by its own.
     pub as_of: Millis,
+    /// The position of the address that gave it.
+    pub address: usize,
     /// Set if the address was away at the time that the call asks about, so that another one may
     /// know more once it can be reached.
     pub provisional: bool,
@@ -205,43 +207,6 @@ impl UpstreamClient {
         tenant(&self.headers)
     }
 
-    /// Makes `exchange` and those that follow from it.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        exchange: Exchange<T>,
-        call: &CallContext,
-    ) -> Result<Answered<T>, Error> {
-        self.run_when_admitted(Late::of(exchange), call).await
-    }
-
-    /// Makes the exchange that there is once its call has been admitted, and those that follow from it.
-    pub(super) async fn run_when_admitted<T: Send + 'static>(
-        &self,
-        exchange: Late<T>,
-        call: &CallContext,
-    ) -> Result<Answered<T>, Error> {
-        let mut exchange = exchange;
-        let mut earliest = Millis::MAX;
-        let mut continues = false;
-        let mut any_provisional = false;
-        loop {
-            let answered = self.call(&exchange, call, continues).await?;
-            continues = true;
-            earliest = earliest.min(answered.as_of);
-            any_provisional |= answered.provisional;
-            match answered.value {
-                Next::Done(value) => {
-                    return Ok(Answered {
-                        value,
-                        as_of: earliest,
-                        provisional: any_provisional,
-                    });
-                }
-                Next::More(next) => exchange = Late::of(next),
-            }
-        }
-    }
-
     /// Told when a breaker opens, and when this is dropped.
     pub(super) fn opened(&self) -> Arc<Notify> {
         self.opened.clone()
@@ -280,7 +245,7 @@ impl UpstreamClient {
 
     /// Makes one exchange: again elsewhere, if it is the address that failed or cannot take more
     /// calls and there is another; else again if that is worth it and the budget allows.
-    async fn call<T: Send + 'static>(
+    pub(super) async fn call<T: Send + 'static>(
         &self,
         exchange: &Late<T>,
         call: &CallContext,
@@ -439,7 +404,7 @@ impl UpstreamClient {
     }
 
     /// Waits in line for leave to make a call, as long as anybody waits for its answer.
-    async fn admit(
+    pub(super) async fn admit(
         &self,
         call: &CallContext,
         continues: bool,

@@ -8,8 +8,7 @@ use http::header::AGE;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::response::date;
-use crate::adapters::Response;
+use crate::adapters::{Response, date};
 use crate::model::Millis;
 
 /// The difference that is taken for none.

@@ -27,6 +27,7 @@ mod refusal;
 mod registry;
 mod response;
 mod retry;
+mod run;
 mod send;
 mod spend;
 mod state;

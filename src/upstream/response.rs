@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::DATE;
-
-use crate::adapters::{Exchange, Next, Response};
+use crate::adapters::{Exchange, Next, Response, date};
 use crate::model::{Error, Kind, Millis};
 
 /// Longest body, in bytes, that is read where it came in: reading holds a thread of the runtime
@@ -31,12 +29,4 @@ pub(super) async fn read<T: Send + 'static>(
 /// down, of a moment at most `took` later.
 pub(super) fn as_of(response: &Response, took: Duration) -> Option<Millis> {
     Some(date(response)? - Millis::try_from(took.as_millis()).ok()?)
-}
-
-/// Returns the `Date` of `response`, if it has one.
-pub(super) fn date(response: &Response) -> Option<Millis> {
-    let date = response.headers.get(DATE)?.to_str().ok()?;
-    let date = httpdate::parse_http_date(date).ok()?;
-    let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Millis::try_from(since.as_millis()).ok()
 }

@@ -39,7 +39,7 @@ impl UpstreamClient {
         let request = get.as_ref().filter(|_| by_get).unwrap_or(&exchange.request);
         let mut outgoing = self.outgoing(&url, request);
         outgoing.new_connection = chosen.trial;
-        let provisional = chosen.provisional;
+        let (address, provisional) = (chosen.index, chosen.provisional);
         let signed = match &self.signer {
             Some(signer) => Some((signer, signer.sign(&mut outgoing).await?)),
             None => None,
@@ -94,6 +94,7 @@ impl UpstreamClient {
                 read.map(|value| Answered {
                     value,
                     as_of,
+                    address,
                     provisional,
                 })
             }

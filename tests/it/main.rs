@@ -31,6 +31,7 @@ mod documents;
 mod faults;
 mod first_minutes;
 mod fuzz;
+mod holes;
 mod limits;
 mod moto;
 mod openapi;

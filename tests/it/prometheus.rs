@@ -273,7 +273,9 @@ pub(crate) struct Store {
     name: &'static str,
     pub(crate) url: String,
     child: Child,
-    _folder: tempfile::TempDir,
+    args: Vec<String>,
+    ready: String,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Store {
@@ -301,6 +303,17 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+fn spawn(name: &str, args: &[String], folder: &tempfile::TempDir) -> Child {
+    Command::new(name)
+        .args(args)
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
 impl Store {
     pub(crate) async fn start(
         name: &'static str,
@@ -309,29 +322,43 @@ impl Store {
         port: u16,
         ready: &str,
     ) -> Self {
-        let child = Command::new(name)
-            .args(args)
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
         let store = Self {
             name,
             url: format!("http://127.0.0.1:{port}"),
-            child,
-            _folder: folder,
+            child: spawn(name, args, &folder),
+            args: args.to_vec(),
+            ready: ready.to_owned(),
+            folder,
         };
+        store.is_ready().await;
+        store
+    }
+
+    /// Kills it, so that it cannot end in order.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again over what it has stored.
+    pub(crate) async fn start_again(&mut self) {
+        self.child = spawn(self.name, &self.args, &self.folder);
+        self.is_ready().await;
+    }
+
+    async fn is_ready(&self) {
         let client = heliostat::upstream::Http::builder().build().unwrap();
         for _ in 0..200 {
-            let asked = client.get(format!("{}{ready}", store.url)).send().await;
+            let asked = client
+                .get(format!("{}{}", self.url, self.ready))
+                .send()
+                .await;
             if asked.is_ok_and(|r| r.status().is_success()) {
-                return store;
+                return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("{name} did not become ready");
+        panic!("{} did not become ready", self.name);
     }
 
     async fn prometheus(data: &Data) -> Option<Self> {

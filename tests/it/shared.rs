@@ -55,7 +55,7 @@ impl Face {
 }
 
 /// The parameters of a request, whether in its URL or its form.
-fn params(seen: &Seen) -> Vec<(String, String)> {
+pub(crate) fn params(seen: &Seen) -> Vec<(String, String)> {
     let url = seen.path.split_once('?').map_or("", |(_, query)| query);
     let form = String::from_utf8_lossy(&seen.body).into_owned();
     let pairs = |text: &str| -> Vec<(String, String)> {
@@ -66,7 +66,7 @@ fn params(seen: &Seen) -> Vec<(String, String)> {
     [pairs(url), pairs(&form)].concat()
 }
 
-fn param(seen: &Seen, name: &str) -> Option<String> {
+pub(crate) fn param(seen: &Seen, name: &str) -> Option<String> {
     let found = params(seen).into_iter().find(|(n, _)| n == name);
     found.map(|(_, value)| value)
 }

@@ -81,6 +81,7 @@ fn answered(part: &Part, body: &Value) -> Result<FetchResult, Error> {
         body: Bytes::from(body.to_string()),
     };
     match (call(part).read)(&response)? {
+        Next::Compare(_) => panic!("a comparison"),
         Next::Done(mut results) => results.pop().unwrap(),
         Next::More(_) => panic!("another page"),
     }

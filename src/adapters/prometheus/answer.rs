@@ -32,6 +32,8 @@ pub(super) struct SampleMatrix {
     pub(super) received: u64,
     /// Native histograms in the answer, which have no single value.
     pub(super) histograms: u64,
+    /// Samples that are another replica's.
+    pub(super) filled: u64,
 }
 
 impl SampleMatrix {
@@ -92,6 +94,7 @@ impl SampleMatrix {
         self.complete &= later.complete;
         self.received += later.received;
         self.histograms += later.histograms;
+        self.filled += later.filled;
     }
 
     /// Takes out the series that has the label `name`.

@@ -8,6 +8,7 @@ mod pass;
 mod promql;
 mod pushdown;
 mod range;
+mod replicas;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,6 +29,8 @@ use crate::model::{
 };
 use answer::{Labels, SampleMatrix, SampleSeries};
 use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
+pub use replicas::ReplicaLabels;
+use replicas::{Asking, Spacing, ask};
 
 /// Prometheus answers at most this many steps a series to a range query.
 const MAX_STEPS: u32 = 11_000;
@@ -38,6 +41,7 @@ const LOOKBACK: Millis = 5 * 60_000;
 const LONGEST_LOOKBACK: Millis = 3_600_000;
 
 /// Speaks Prometheus' HTTP API to a backend.
+#[derive(Clone, Debug)]
 pub struct Prometheus {
     /// The distance of samples: the step of range queries and subqueries.
     pub interval: Step,
@@ -45,18 +49,21 @@ pub struct Prometheus {
     pub single_series: bool,
     /// Most series of an answer.
     pub max_series: usize,
+    /// Labels that tell replicas apart, if gaps of one are filled from others.
+    pub fill: Option<ReplicaLabels>,
     /// Whether a range selector leaves its left edge out, as Prometheus does from version 3 on.
     /// Every pushed down answer tells, and corrects this.
     left_open: Arc<AtomicBool>,
 }
 
 impl Prometheus {
-    /// Returns an adapter for samples `interval` apart.
+    /// Returns an adapter for samples `interval` apart, of answers of at most `max_series` series.
     pub fn new(interval: Step, single_series: bool, max_series: usize) -> Self {
         Self {
             interval,
             single_series,
             max_series,
+            fill: None,
             left_open: Arc::default(),
         }
     }
@@ -72,10 +79,31 @@ impl Prometheus {
     /// Returns the samples of a gauge as they are stored.
     fn gauge(&self, selector: &str, fetch: &Fetch) -> Exchange<FetchResult> {
         let (range, nan, single) = (fetch.range, fetch.nan, self.single_series);
-        let most = self.max_series;
-        exchange(samples_of(selector, &range), move |response| {
-            let matrix = SampleMatrix::read(response, most)?;
+        self.samples(selector, range, move |matrix| {
             finish(matrix, &range, nan, single).map(Next::Done)
+        })
+    }
+
+    /// Returns the exchange for the stored samples of `range`, which `done` makes something of. Where
+    /// gaps are filled it brings some more at both ends, so that each gap is seen whole.
+    fn samples<T: 'static>(
+        &self,
+        selector: &str,
+        range: TimeRange,
+        done: impl Fn(SampleMatrix) -> Result<Next<T>, Error> + Send + Sync + 'static,
+    ) -> Exchange<T> {
+        let spacing = Spacing::samples(range, self.interval);
+        let asked = match (&self.fill, spacing) {
+            (Some(_), Spacing::Samples { view, .. }) => view,
+            _ => range,
+        };
+        let most = self.max_series;
+        ask(Asking {
+            request: samples_of(selector, &asked),
+            read: Box::new(move |response| SampleMatrix::read(response, most)),
+            done: Box::new(done),
+            spacing,
+            labels: self.fill.clone(),
         })
     }
 
@@ -86,16 +114,14 @@ impl Prometheus {
         let looked = TimeRange::clamped(range.start() - self.lookback(), range.end());
         let before = TimeRange::clamped(range.start() - self.longest_lookback(), looked.start());
         let (single, longest) = (self.single_series, self.longest_lookback());
-        let most = self.max_series;
-        let earlier = samples_of(selector, &before);
         let of_rates = move |mut matrix: SampleMatrix| {
             for series in &mut matrix.series {
                 series.samples = rates(&series.samples, longest);
             }
             finish(matrix, &range, NanInterpretation::Omit, single).map(Next::Done)
         };
-        exchange(samples_of(selector, &looked), move |response| {
-            let matrix = SampleMatrix::read(response, most)?;
+        let (this, selector_before) = (self.clone(), selector.to_owned());
+        self.samples(selector, looked, move |matrix| {
             let first_in_range = |s: &SampleSeries| {
                 let first = s.samples.iter().find(|(_, v)| v.is_finite());
                 first.is_some_and(|(t, _)| range.holds(t))
@@ -104,11 +130,11 @@ impl Prometheus {
                 return of_rates(matrix);
             }
             // Some series has no sample shortly before the range: it begins there, or had a gap.
-            Ok(Next::More(exchange(earlier.clone(), move |response| {
-                let mut all = SampleMatrix::read(response, most)?;
+            let earlier = this.samples(&selector_before, before, move |mut all| {
                 all.append(&matrix);
                 of_rates(all)
-            })))
+            });
+            Ok(Next::More(earlier))
         })
     }
 
@@ -120,10 +146,18 @@ impl Prometheus {
             .map(|part| {
                 let request = range_query(expression, &part, interval);
                 let range = part.range;
-                let exchange = exchange(request, move |response| {
-                    let matrix = SampleMatrix::read(response, most)?;
-                    on_grid(&matrix, interval, 0)?;
-                    finish(matrix, &range, nan, single).map(Next::Done)
+                let exchange = ask(Asking {
+                    request,
+                    read: Box::new(move |response| {
+                        let matrix = SampleMatrix::read(response, most)?;
+                        on_grid(&matrix, interval, 0)?;
+                        Ok(matrix)
+                    }),
+                    done: Box::new(move |matrix| {
+                        finish(matrix, &range, nan, single).map(Next::Done)
+                    }),
+                    spacing: Spacing::steps(part.first, part.last, interval),
+                    labels: self.fill.clone(),
                 });
                 let start = range.start();
                 let call = PartCall::Alone(exchange);
@@ -242,7 +276,7 @@ impl Adapter for Prometheus {
     }
 
     fn pass(&self, request: Request, json: bool) -> Result<Exchange<Passed>, Error> {
-        Ok(pass::pass(request, json))
+        Ok(self.passing(request, json))
     }
 }
 
@@ -300,6 +334,7 @@ fn finish(
         off_grid: None,
         complete: matrix.complete,
         received: matrix.received,
+        filled: matrix.filled,
         dropped,
     })
 }

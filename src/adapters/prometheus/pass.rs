@@ -5,38 +5,66 @@ use std::sync::Arc;
 use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 
-use super::{answer, exchange};
+use super::replicas::{Asking, InstantSeries, Spacing, ask};
+use super::{Prometheus, answer, exchange};
 use crate::adapters::{Exchange, Next, Passed, Request, Response, busy, garbage};
-use crate::model::{Error, Evidence, RawResponse};
+use crate::model::{Error, Evidence, RawResponse, TimeRange};
 
 /// Headers of an answer that belong to its body: remote read packs its own.
 const OF_BODY: [HeaderName; 2] = [CONTENT_TYPE, CONTENT_ENCODING];
 
-/// Returns the exchange of [`Adapter::pass`](crate::adapters::Adapter::pass). Other content than
-/// JSON in its place, such as the page of a gateway, is an error of ours.
-pub(super) fn pass(request: Request, json: bool) -> Exchange<Passed> {
-    exchange(request, move |response| {
-        let status = response.status;
-        if status == StatusCode::PARTIAL_CONTENT {
-            return Err(garbage(response, "a part of an answer"));
-        }
-        let complete = if status.is_success() {
-            match answer::envelope(response) {
-                None if json => return Err(garbage(response, "not JSON")),
-                envelope => envelope.unwrap_or(!json),
-            }
-        } else {
-            let spoken = answer::spoken_error(response);
-            // What a path or a method is not known by is said so by most servers.
-            let readable = spoken.is_some() || is_text(response) || !json;
-            if !status.is_client_error() || status == StatusCode::TOO_MANY_REQUESTS || !readable {
-                return Err(failure(response, spoken, json));
-            }
-            false
+impl Prometheus {
+    /// Returns the exchange of [`Adapter::pass`](crate::adapters::Adapter::pass). Other content than
+    /// JSON in its place, such as the page of a gateway, is an error of ours.
+    ///
+    /// Where gaps are filled from replicas, so are those of the answer to an instant query.
+    pub(super) fn passing(&self, request: Request, json: bool) -> Exchange<Passed> {
+        let labels = self.fill.clone().filter(|_| {
+            let path = request.path.split('?').next();
+            path == Some("/api/v1/query")
+        });
+        let Some(labels) = labels else {
+            return exchange(request, move |response| {
+                passed(response, json).map(Next::Done)
+            });
         };
-        let answer = raw_response(response);
-        Ok(Next::Done(Passed { answer, complete }))
-    })
+        let most = self.max_series;
+        ask(Asking {
+            request,
+            read: Box::new(move |response| Ok(InstantSeries::of(passed(response, json)?, most))),
+            done: Box::new(|series| Ok(Next::Done(series.written()))),
+            // All of the samples that a range selector brings are looked at.
+            spacing: Spacing::Samples {
+                view: TimeRange::ALL,
+                interval: self.interval,
+            },
+            labels: Some(labels),
+        })
+    }
+}
+
+/// Reads an answer that is passed on.
+fn passed(response: &Response, json: bool) -> Result<Passed, Error> {
+    let status = response.status;
+    if status == StatusCode::PARTIAL_CONTENT {
+        return Err(garbage(response, "a part of an answer"));
+    }
+    let complete = if status.is_success() {
+        match answer::envelope(response) {
+            None if json => return Err(garbage(response, "not JSON")),
+            envelope => envelope.unwrap_or(!json),
+        }
+    } else {
+        let spoken = answer::spoken_error(response);
+        // What a path or a method is not known by is said so by most servers.
+        let readable = spoken.is_some() || is_text(response) || !json;
+        if !status.is_client_error() || status == StatusCode::TOO_MANY_REQUESTS || !readable {
+            return Err(failure(response, spoken, json));
+        }
+        false
+    };
+    let answer = raw_response(response);
+    Ok(Passed { answer, complete })
 }
 
 fn failure(response: &Response, spoken: Option<Error>, json: bool) -> Error {
@@ -77,7 +105,7 @@ mod tests {
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, Method};
 
-    use crate::model::Kind;
+    use crate::model::{Kind, Step};
 
     fn read(
         status: u16,
@@ -97,9 +125,10 @@ mod tests {
             headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]),
             body: body.into(),
         };
-        match (pass(request, json).read)(&response)? {
+        let prometheus = Prometheus::new(Step::SECOND, false, 10);
+        match (prometheus.passing(request, json).read)(&response)? {
             Next::Done(passed) => Ok(passed),
-            Next::More(_) => panic!("nothing follows"),
+            Next::More(_) | Next::Compare(_) => panic!("nothing follows"),
         }
     }
 
@@ -134,7 +163,11 @@ mod tests {
             headers: HeaderMap::new(),
             body: Bytes::from_static(b"{\"status\":\"success\",\"data\":[\"\xff\"]}"),
         };
-        assert!((pass(request, true).read)(&response).is_err(), "no UTF-8");
+        let prometheus = Prometheus::new(Step::SECOND, false, 10);
+        assert!(
+            (prometheus.passing(request, true).read)(&response).is_err(),
+            "no UTF-8"
+        );
         assert!(read(200, "x/y", "\u{1}", false).unwrap().complete);
     }
 

@@ -17,15 +17,15 @@
 //! under a minute, those of `~` included, it repeats one value for the last 30 s before now
 //! (`-search.latencyOffset`). A bucket of more than some 30,000 inner points is too large for it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::answer::SampleMatrix;
 use super::promql::Meaning;
-use super::{
-    MAX_STEPS, Prometheus, Steps, duration, exchange, finish, on_grid, range_query, steps,
-};
-use crate::adapters::{Exchange, Fetch, FetchResult, Next, Part, PartCall};
+use super::replicas::{ReplicaLabels, Spacing, ask_or_go_on};
+use super::{MAX_STEPS, Prometheus, Steps, duration, finish, on_grid, range_query, steps};
+use crate::adapters::{Exchange, Fetch, FetchResult, Next, Part, PartCall, Response};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
 /// The label of the probe.
@@ -52,6 +52,7 @@ struct Row {
     single: Single,
     /// Most series of an answer.
     most: usize,
+    labels: Option<ReplicaLabels>,
     left_open: Arc<AtomicBool>,
 }
 
@@ -118,6 +119,7 @@ impl Prometheus {
                 nan: fetch.nan,
                 single,
                 most: self.max_series,
+                labels: self.fill.clone(),
                 left_open: self.left_open.clone(),
             };
             let start = row.steps.range.start();
@@ -206,14 +208,16 @@ impl Row {
             duration(size),
         );
         let request = range_query(&query, &self.steps, self.size);
-        exchange(request, move |response| {
+        let spacing = Spacing::buckets(self.steps.first, self.steps.last, self.size);
+        let (row, labels) = (self.clone(), self.labels.clone());
+        let read = move |response: &Response| {
             let mut matrix = match (SampleMatrix::read(response, self.most), &self.of_scalar) {
                 (Ok(matrix), _) => matrix,
                 (Err(error), Some(query)) if error.message.contains(SCALAR) => {
                     let mut row = self.clone();
                     row.query = query.clone();
                     row.of_scalar = None;
-                    return Ok(Next::More(row.exchange(left_open, may_turn)));
+                    return Ok(ControlFlow::Break(row.exchange(left_open, may_turn)));
                 }
                 (Err(error), _) => return Err(error),
             };
@@ -232,10 +236,12 @@ impl Row {
                     return Err(Error::new(Kind::UpstreamFailed, message));
                 }
                 self.left_open.store(found, Ordering::Relaxed);
-                return Ok(Next::More(self.clone().exchange(found, false)));
+                return Ok(ControlFlow::Break(self.clone().exchange(found, false)));
             }
-            self.buckets(matrix).map(Next::Done)
-        })
+            Ok(ControlFlow::Continue(matrix))
+        };
+        let done = move |matrix| row.buckets(matrix).map(Next::Done);
+        ask_or_go_on(request, read, done, spacing, labels)
     }
 
     fn buckets(&self, mut matrix: SampleMatrix) -> Result<FetchResult, Error> {

@@ -4,7 +4,8 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use super::pass::raw_response;
-use super::{MAX_STEPS, Prometheus, Steps, answer, exchange, form, seconds, step_width, steps};
+use super::replicas::{Asking, Spacing, TextSeries, ask};
+use super::{MAX_STEPS, Prometheus, Steps, answer, form, seconds, step_width, steps};
 use crate::adapters::{
     Annotations, Data, FetchResult, LabeledSeries, Next, Part, PartCall, Response, garbage,
 };
@@ -33,8 +34,12 @@ impl Prometheus {
                 request.headers.extend(expression.headers.iter().cloned());
                 Part {
                     start: steps.first,
-                    call: PartCall::Alone(exchange(request, move |response| {
-                        read(response, limits.series, &asked, step).map(Next::Done)
+                    call: PartCall::Alone(ask(Asking {
+                        request,
+                        read: Box::new(move |response| read(response, limits.series, &asked, step)),
+                        done: Box::new(|series| Ok(Next::Done(result(series)))),
+                        spacing: Spacing::steps(steps.first, steps.last, step),
+                        labels: self.fill.clone(),
                     })),
                 }
             })
@@ -64,7 +69,7 @@ fn read(
     most: usize,
     asked: &TimeRange,
     step: Step,
-) -> Result<FetchResult, Error> {
+) -> Result<TextSeries, Error> {
     if response.status == StatusCode::PARTIAL_CONTENT {
         return Err(garbage(response, "a part of an answer"));
     }
@@ -110,17 +115,28 @@ fn read(
         let message = "the upstream answered at times that were not requested";
         return Err(Error::new(kind, message));
     }
-    let received = tracks().map(|track| track.times().len() as u64).sum();
     let annotations = Annotations::of(&matrix.extras);
-    Ok(FetchResult {
+    Ok(TextSeries {
         complete: is_complete(&matrix.extras, &annotations),
-        data: Data::Matrix(LabeledSeries {
-            series: matrix.series,
-            annotations,
-        }),
-        received,
-        ..FetchResult::default()
+        series: matrix.series,
+        annotations,
+        filled: 0,
     })
+}
+
+/// Returns the result that `answer` is.
+fn result(answer: TextSeries) -> FetchResult {
+    let data = Data::Matrix(LabeledSeries {
+        series: answer.series,
+        annotations: answer.annotations,
+    });
+    FetchResult {
+        received: data.len() as u64,
+        data,
+        complete: answer.complete,
+        filled: answer.filled,
+        ..FetchResult::default()
+    }
 }
 
 impl Annotations {

@@ -66,7 +66,7 @@ fn all(series: &FetchResult) -> Vec<(Millis, f64)> {
 fn done<T>(exchange: &Exchange<T>, response: &Response) -> T {
     match (exchange.read)(response) {
         Ok(Next::Done(value)) => value,
-        Ok(Next::More(_)) => panic!("another exchange"),
+        Ok(Next::More(_) | Next::Compare(_)) => panic!("another exchange"),
         Err(error) => panic!("{error}"),
     }
 }
@@ -180,6 +180,7 @@ impl Fake {
             match (exchange.read)(&self.answer(&exchange.request)).unwrap() {
                 Next::Done(series) => return (calls, all(&series)),
                 Next::More(next) => exchange = next,
+                Next::Compare(_) => panic!("a comparison"),
             }
         }
         panic!("it asks for ever");

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, header};
 use super::{Checker, ConfigError, Place};
 use crate::config::raw::{self, RawKind};
 use crate::config::values::{Secret, SecretSource, Text};
-use crate::model::TargetUrl;
+use crate::model::{Replicas, TargetUrl};
 
 /// Headers about the framing of a message, which HTTP itself sets (RFC 9110, 7.6.1; RFC 9112, 6).
 const FRAMING: [HeaderName; 6] = [
@@ -101,6 +101,16 @@ impl Checker<'_> {
                 &[RawKind::Prometheus],
             ),
             (
+                "replicas",
+                !shown && set.replicas != usual.replicas,
+                &[RawKind::Prometheus],
+            ),
+            (
+                "replica_labels",
+                !set.replica_labels.is_empty(),
+                &[RawKind::Prometheus],
+            ),
+            (
                 "instant_alignment",
                 !shown && set.instant_alignment != usual.instant_alignment,
                 &[RawKind::Prometheus],
@@ -121,11 +131,42 @@ impl Checker<'_> {
                 return Err(self.error(place, key, message));
             }
         }
+        self.replica_keys(place, raw)?;
         let plain = |url: &Text<TargetUrl>| !url.0.as_str().starts_with("https:");
         let usual_url = kind == RawKind::CloudWatch && raw.urls.is_empty();
         if secure && !usual_url && raw.urls.iter().all(plain) {
             let message = "has no effect without a URL that starts with https://";
             return Err(self.error(place, "tls", message));
+        }
+        Ok(())
+    }
+
+    /// Checks how gaps are filled from replicas.
+    fn replica_keys(&self, place: Place, raw: &raw::RawUpstream) -> Result<(), ConfigError> {
+        let labels = &raw.replica_labels;
+        if raw.replicas.unwrap_or_default() == Replicas::Same {
+            return match labels.is_empty() {
+                true => Ok(()),
+                false => {
+                    let message = "has no effect without replicas = \"fill\"";
+                    Err(self.error(place, "replica_labels", message))
+                }
+            };
+        }
+        if raw.urls.len() < 2 {
+            let message = "\"fill\" needs two urls or more, one of each replica";
+            return Err(self.error(place, "replicas", message));
+        }
+        for (index, label) in labels.iter().enumerate() {
+            let message = match label.as_str() {
+                "" => "must be the name of a label".to_owned(),
+                "__name__" => "cannot be the name of the metric".to_owned(),
+                _ if labels.iter().take(index).any(|earlier| earlier == label) => {
+                    format!("{label:?} is listed twice")
+                }
+                _ => continue,
+            };
+            return Err(self.error(place, &format!("replica_labels[{index}]"), message));
         }
         Ok(())
     }

@@ -274,6 +274,22 @@ impl Addresses {
         others.any(|(_, a)| a.state().readiness(now) == Readiness::Ready)
     }
 
+    /// Those that have not been `tried`, in their order.
+    pub(super) fn others(&self, tried: Tried) -> impl Iterator<Item = usize> + use<> {
+        (0..self.all.len()).filter(move |index| !tried.has(*index))
+    }
+
+    /// Whether the address `index` can be expected to answer a call made at `now`, where calls usually take
+    /// `usual`.
+    pub(super) fn answers(&self, index: usize, now: Instant, usual: Duration) -> bool {
+        let Some(address) = self.all.get(index) else {
+            return false;
+        };
+        let state = address.state();
+        let ready = matches!(state.readiness(now), Readiness::Ready | Readiness::Later);
+        ready && !state.is_silent(now, usual) && !state.is_suspect(now, self.policy)
+    }
+
     /// Returns the number of failures and the last one of an address whose breaker is open.
     pub(super) fn last_failure(&self) -> Option<(u32, String)> {
         self.all.iter().find_map(|address| {

@@ -144,6 +144,8 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         parameters: Vec::new(),
         instant_alignment: crate::model::InstantAlignment::Refresh,
         refresh_ahead: true,
+        replicas: crate::model::Replicas::Same,
+        replica_labels: Vec::new(),
         method: crate::model::QueryMethod::Auto,
     };
     let mirror = Mirror {

@@ -7,11 +7,12 @@
 pub mod params;
 pub mod read;
 pub mod series;
+mod track;
 pub mod units;
 pub mod write;
 
 pub use params::{InstantQuery, Params, RangeQuery};
-pub use read::{Extras, Matrix, Unread, read_matrix};
+pub use read::{Extras, Instant, Matrix, Unread, read_instant, read_matrix};
 pub use series::{Metric, Series, Track, heap_bytes, merge, thin, unpacked_bytes};
 pub use units::write_time;
-pub use write::{error_type, write_error, write_matrix, write_vector};
+pub use write::{error_type, write_error, write_instant, write_matrix, write_vector};

@@ -1,13 +1,15 @@
 //! Series as slices of the origin's own text.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use super::track::Track;
 use crate::model::{Millis, RangeSet, Step, TimeRange};
-use crate::wire::encoding::{Encoding, PackedText, Text};
+use crate::wire::encoding::Encoding;
 
 /// The labels of a series.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,35 @@ pub struct Metric {
     pub labels: Vec<(String, String)>,
     /// The JSON object that they were read from.
     pub text: Bytes,
+}
+
+impl Metric {
+    /// Returns the metric with `labels`, by name, in the words of Prometheus.
+    pub fn of(labels: Vec<(String, String)>) -> Self {
+        let mut text = String::from("{");
+        for (name, value) in &labels {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            for (part, after) in [(name, ":"), (value, "")] {
+                for c in serde_json::Value::from(part.as_str()).to_string().chars() {
+                    match c {
+                        // As Go's encoder has it.
+                        '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+                        }
+                        _ => text.push(c),
+                    }
+                }
+                text.push_str(after);
+            }
+        }
+        text.push('}');
+        Self {
+            labels,
+            text: text.into(),
+        }
+    }
 }
 
 /// A series of an answer or of a chunk.
@@ -31,8 +62,54 @@ pub struct Series {
 }
 
 impl Series {
-    fn is_empty(&self) -> bool {
+    /// Returns the series of `metric` without samples.
+    pub fn empty(metric: Arc<Metric>) -> Self {
+        Self {
+            metric,
+            values: Track::default(),
+            histograms: Track::default(),
+        }
+    }
+
+    /// Returns whether it has no samples.
+    pub fn is_empty(&self) -> bool {
         self.values.is_empty() && self.histograms.is_empty()
+    }
+
+    /// Returns the times of all its samples, ascending.
+    pub fn times(&self) -> Cow<'_, [Millis]> {
+        match (self.values.times(), self.histograms.times()) {
+            (times, []) | ([], times) => Cow::Borrowed(times),
+            (values, histograms) => {
+                let mut times = [values, histograms].concat();
+                times.sort_unstable();
+                times.dedup();
+                Cow::Owned(times)
+            }
+        }
+    }
+
+    /// Adds the samples of `other` that `taken` picks by the times of both, none of which this has, and
+    /// returns how many.
+    pub fn fill(
+        &mut self,
+        other: &Self,
+        taken: impl Fn(&[Millis], &[Millis]) -> Vec<Range<usize>>,
+    ) -> usize {
+        let (values, histograms) = {
+            let mine = self.times();
+            let pick = |track: &Track| taken(&mine, track.times());
+            (pick(&other.values), pick(&other.histograms))
+        };
+        let count = |runs: &[Range<usize>]| runs.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let added = count(&values) + count(&histograms);
+        if !values.is_empty() {
+            self.values = Track::woven(&self.values, &other.values, &values);
+        }
+        if !histograms.is_empty() {
+            self.histograms = Track::woven(&self.histograms, &other.histograms, &histograms);
+        }
+        added
     }
 
     fn heap_bytes(&self) -> usize {
@@ -50,206 +127,12 @@ impl Series {
     }
 
     /// Orders by labels. Most often the texts are the same, which is told faster.
-    pub(super) fn order(&self, other: &Self) -> Ordering {
+    pub fn order(&self, other: &Self) -> Ordering {
         let (a, b) = (&self.metric, &other.metric);
         if Arc::ptr_eq(a, b) || a.text == b.text {
             return Ordering::Equal;
         }
         a.labels.cmp(&b.labels)
-    }
-}
-
-/// Samples in ascending order of time, as the JSON texts `[time,value]` that the origin wrote.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Track {
-    times: Vec<Millis>,
-    /// The first and the last of the times; what most cuts need stands here, so that they do not
-    /// fetch the columns into the processor's cache.
-    hull: Option<(Millis, Millis)>,
-    /// The texts, with a comma between.
-    text: Bytes,
-    /// Where each text starts, and where one after the last would.
-    offsets: Vec<u32>,
-    /// The whole text packed, once it has been asked for; nothing where that makes it no smaller.
-    gzip: OnceLock<Option<PackedText>>,
-    zstd: OnceLock<Option<PackedText>>,
-}
-
-/// Shorter texts are not packed.
-const WORTH_PACKING: usize = 1024;
-
-impl Track {
-    /// Returns a track of texts that fill `text` from `offsets` on, with a comma between; the last
-    /// offset is one past the end.
-    pub(super) fn new(times: Vec<Millis>, text: Bytes, offsets: Vec<u32>) -> Self {
-        debug_assert!(times.is_empty() || offsets.len() == times.len() + 1);
-        debug_assert!(times.is_empty() || offsets.last() == Some(&(text.len() as u32 + 1)));
-        debug_assert!(times.is_sorted());
-        Self {
-            hull: times.first().copied().zip(times.last().copied()),
-            times,
-            text,
-            offsets,
-            ..Self::default()
-        }
-    }
-
-    /// Returns the times of the samples, ascending.
-    pub fn times(&self) -> &[Millis] {
-        &self.times
-    }
-
-    /// Returns how many samples there are.
-    pub fn len(&self) -> usize {
-        self.times.len()
-    }
-
-    /// Returns whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.times.is_empty()
-    }
-
-    /// Returns where the samples of `range` are.
-    pub fn within(&self, range: &TimeRange) -> Range<usize> {
-        self.before(range.start())..self.before(range.end())
-    }
-
-    /// Returns how many samples are earlier than `end`.
-    fn before(&self, end: Millis) -> usize {
-        let Some((first, last)) = self.hull.filter(|(first, _)| *first < end) else {
-            return 0;
-        };
-        if last < end {
-            return self.len();
-        }
-        // Most tracks are evenly spaced: a guess finds the place, a search only where it fails.
-        let part = (end - first) as f64 / (last - first) as f64;
-        let guess = (part * (self.len() - 1) as f64).ceil() as usize;
-        let meets = self.times.get(guess).is_some_and(|t| *t >= end)
-            && self
-                .times
-                .get(guess.wrapping_sub(1))
-                .is_some_and(|t| *t < end);
-        if meets {
-            return guess;
-        }
-        self.times.partition_point(|t| *t < end)
-    }
-
-    /// Returns the texts of the samples `at`, with commas between; shares the memory of the track.
-    pub fn slice(&self, at: Range<usize>) -> Bytes {
-        self.span(at).map_or_else(Bytes::new, |s| self.shared(s))
-    }
-
-    /// Returns the same as [`slice`](Self::slice) of the samples of `range`.
-    pub fn cut(&self, range: &TimeRange) -> Bytes {
-        self.span_of(range)
-            .map_or_else(Bytes::new, |s| self.shared(s))
-    }
-
-    /// Returns where the texts of the samples of `range` are.
-    pub(super) fn span_of(&self, range: &TimeRange) -> Option<Range<usize>> {
-        let (first, last) = self.hull?;
-        if range.start() <= first && last < range.end() {
-            return Some(0..self.text.len());
-        }
-        self.span(self.within(range))
-    }
-
-    /// Returns where the texts of the samples `at` are, without a comma at the end.
-    pub(super) fn span(&self, at: Range<usize>) -> Option<Range<usize>> {
-        let start = *self.offsets.get(at.start)? as usize;
-        let end = (*self.offsets.get(at.end)? as usize).checked_sub(1)?;
-        (at.start < at.end && end <= self.text.len()).then_some(start..end)
-    }
-
-    pub(super) fn shared(&self, span: Range<usize>) -> Bytes {
-        // A span lies within the text.
-        self.text.slice(span)
-    }
-
-    /// Returns where the whole text in `encoding` is kept; nowhere if it is not to be packed.
-    fn kept(&self, encoding: Encoding) -> Option<&OnceLock<Option<PackedText>>> {
-        let kept = match encoding {
-            Encoding::Identity => return None,
-            Encoding::Gzip => &self.gzip,
-            Encoding::Zstd => &self.zstd,
-        };
-        (self.text.len() >= WORTH_PACKING).then_some(kept)
-    }
-
-    /// Returns the texts of the samples `span`, packed where they are all there are.
-    pub(super) fn encoded(&self, span: Range<usize>, encoding: Encoding) -> Text {
-        let whole = span == (0..self.text.len());
-        let kept = self.kept(encoding).filter(|_| whole);
-        let packed = kept.and_then(|kept| kept.get_or_init(|| encoding.pack(&self.text)).as_ref());
-        packed.map_or_else(
-            || Text::Plain(self.shared(span)),
-            |p| Text::Packed(p.clone()),
-        )
-    }
-
-    pub(super) fn bytes(&self, span: Range<usize>) -> &[u8] {
-        self.text.get(span).unwrap_or_default()
-    }
-
-    /// Returns the bytes that it holds on the heap. Those of a track that was just read are part of
-    /// the whole answer, which stays as long as the track does.
-    pub fn heap_bytes(&self) -> usize {
-        let packed = [&self.gzip, &self.zstd].into_iter();
-        let packed = packed.filter_map(|p| p.get()?.as_ref().map(PackedText::heap_bytes));
-        self.text.len()
-            + self.times.capacity() * size_of::<Millis>()
-            + self.offsets.capacity() * size_of::<u32>()
-            + packed.sum::<usize>()
-    }
-
-    /// Returns the samples of `span`: those of `new` in the ranges `news`, those of `old`
-    /// elsewhere.
-    fn spliced(old: &Self, new: &Self, news: &RangeSet, span: &TimeRange) -> Self {
-        let mut runs: Vec<(&Self, Range<usize>)> = Vec::new();
-        let mut at = span.start();
-        for range in news.iter() {
-            let Some(range) = range.intersection(span) else {
-                continue;
-            };
-            runs.push((old, old.within(&TimeRange::clamped(at, range.start()))));
-            runs.push((new, new.within(&range)));
-            at = range.end();
-        }
-        runs.push((old, old.within(&TimeRange::clamped(at, span.end()))));
-        Self::joined(&runs)
-    }
-
-    /// Returns the samples of `runs`, one after the other, in memory of their own.
-    fn joined(runs: &[(&Self, Range<usize>)]) -> Self {
-        let spans = || {
-            let spanned = runs
-                .iter()
-                .map(|(track, at)| (*track, at, track.span(at.clone())));
-            spanned.filter_map(|(track, at, span)| Some((track, at, span?)))
-        };
-        let samples: usize = spans().map(|(_, at, _)| at.len()).sum();
-        let size: usize = spans().map(|(_, _, span)| span.len() + 1).sum();
-        // 4 GiB and more, which no chunk comes near, could not be addressed.
-        if samples == 0 || u32::try_from(size).is_err() {
-            return Self::default();
-        }
-        let mut times = Vec::with_capacity(samples);
-        let mut offsets = Vec::with_capacity(samples + 1);
-        let mut text = Vec::with_capacity(size);
-        for (track, at, span) in spans() {
-            if !text.is_empty() {
-                text.push(b',');
-            }
-            let (from, to) = (span.start as u32, text.len() as u32);
-            times.extend_from_slice(track.times.get(at.clone()).unwrap_or_default());
-            let starts = track.offsets.get(at.clone()).unwrap_or_default();
-            offsets.extend(starts.iter().map(|o| o - from + to));
-            text.extend_from_slice(track.bytes(span));
-        }
-        offsets.push(size as u32);
-        Self::new(times, text.into(), offsets)
     }
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use bytes::Bytes;
 
-use super::read::Extras;
+use super::read::{Extras, Instant};
 use super::series::{Series, Track};
 use crate::model::{Error, Kind, Millis, TimeRange};
 use crate::wire::encoding::{Encoding, Text};
@@ -90,6 +90,45 @@ pub fn write_vector(series: &[Series], time: Millis) -> Vec<u8> {
     }
     text.extend_from_slice(b"]}}");
     text
+}
+
+/// Returns `answer` to an instant query as Prometheus writes it.
+pub fn write_instant(answer: &Instant) -> Vec<u8> {
+    let mut parts = Parts::default();
+    let kind = if answer.vector { "vector" } else { "matrix" };
+    let head =
+        format!("{{\"status\":\"success\",\"data\":{{\"resultType\":\"{kind}\",\"result\":[");
+    parts.write(head.as_bytes());
+    let names: [&[u8]; 2] = match answer.vector {
+        true => [b"value", b"histogram"],
+        false => [b"values", b"histograms"],
+    };
+    let (open, close): (&[u8], &[u8]) = match answer.vector {
+        true => (b"", b""),
+        false => (b"[", b"]"),
+    };
+    for (at, series) in answer.series.iter().enumerate() {
+        let comma: &[u8] = if at > 0 { b"," } else { b"" };
+        parts.write(comma);
+        parts.write(b"{\"metric\":");
+        parts.write(&series.metric.text);
+        for (name, track) in names.iter().zip([&series.values, &series.histograms]) {
+            if !track.is_empty() {
+                let samples = track.cut(&TimeRange::ALL);
+                let texts: [&[u8]; 6] = [b",\"", name, b"\":", open, &samples, close];
+                for text in texts {
+                    parts.write(text);
+                }
+            }
+        }
+        parts.write(b"}");
+    }
+    parts.write(b"]");
+    parts.members(&answer.extras.data);
+    parts.write(b"}");
+    parts.members(&answer.extras.top);
+    parts.write(b"}");
+    parts.glue
 }
 
 /// An answer in the making: text of our own between slices of the origin's.

@@ -21,6 +21,17 @@ pub struct Matrix {
     pub extras: Extras,
 }
 
+/// A successful answer to an instant query whose value has series.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Instant {
+    /// Whether it is a vector, with one sample a series; else it is a matrix.
+    pub vector: bool,
+    /// In the order of the answer.
+    pub series: Vec<Series>,
+    /// Its other members.
+    pub extras: Extras,
+}
+
 /// The members of an answer besides its series, in order, as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extras {
@@ -78,18 +89,40 @@ impl fmt::Display for Unread {
 
 /// Reads the answer `body`, of at most `max_series` series.
 pub fn read_matrix(body: &Bytes, max_series: usize) -> Result<Matrix, Unread> {
+    let answer = read_series(body, max_series, &["matrix"])?;
+    let (mut series, extras) = (answer.series, answer.extras);
+    series.sort_by(Series::order);
+    let ordered = |a: &Series, b: &Series| a.order(b).is_lt();
+    if !series.is_sorted_by(ordered) {
+        return Err(Unread::Disordered);
+    }
+    Ok(Matrix { series, extras })
+}
+
+/// Reads the answer `body` to an instant query, of at most `max_series` series. One whose value is a
+/// scalar or a string is [`Unread::NotAMatrix`].
+pub fn read_instant(body: &Bytes, max_series: usize) -> Result<Instant, Unread> {
+    read_series(body, max_series, &["vector", "matrix"])
+}
+
+/// Reads the answer `body` if its type is one of `kinds`.
+fn read_series(body: &Bytes, max_series: usize, kinds: &[&str]) -> Result<Instant, Unread> {
     if u32::try_from(body.len()).is_err() {
         return Err(Unread::TooLong);
     }
-    let mut reader = Reader { body, at: 0 };
-    let (mut matrix, mut success, mut data) = (Matrix::default(), false, false);
+    let mut reader = Reader {
+        body,
+        at: 0,
+        vectors: kinds.contains(&"vector"),
+    };
+    let (mut answer, mut success, mut data) = (Instant::default(), false, false);
     reader.object(|r, name| {
         match name.as_str() {
             "status" => success = r.json::<String>()?.0 == "success",
-            "data" => data = r.data(max_series, &mut matrix)?,
+            "data" => data = r.data(max_series, kinds, &mut answer)?,
             _ => {
                 let (_, json) = r.json::<IgnoredAny>()?;
-                matrix.extras.top.push((name, json));
+                answer.extras.top.push((name, json));
             }
         }
         Ok(())
@@ -97,20 +130,17 @@ pub fn read_matrix(body: &Bytes, max_series: usize) -> Result<Matrix, Unread> {
     if reader.peek().is_some() {
         return Err(reader.malformed());
     }
-    if !success || !data {
-        return Err(Unread::NotAMatrix);
+    match success && data {
+        true => Ok(answer),
+        false => Err(Unread::NotAMatrix),
     }
-    matrix.series.sort_by(Series::order);
-    let ordered = |a: &Series, b: &Series| a.order(b).is_lt();
-    if !matrix.series.is_sorted_by(ordered) {
-        return Err(Unread::Disordered);
-    }
-    Ok(matrix)
 }
 
 struct Reader<'a> {
     body: &'a Bytes,
     at: usize,
+    /// Whether series may have a single sample.
+    vectors: bool,
 }
 
 impl Reader<'_> {
@@ -183,33 +213,40 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads the member `data` into `matrix`, and returns whether it is a matrix.
-    fn data(&mut self, max_series: usize, matrix: &mut Matrix) -> Result<bool, Unread> {
+    /// Reads the member `data` into `answer`, and returns whether it has series of one of `kinds`.
+    fn data(
+        &mut self,
+        max_series: usize,
+        kinds: &[&str],
+        answer: &mut Instant,
+    ) -> Result<bool, Unread> {
         if self.peek() == Some(b'n') {
             self.value::<()>()?;
             return Ok(false);
         }
-        let (mut is_matrix, mut has_result) = (false, false);
+        let (mut has_kind, mut has_result) = (false, false);
         self.object(|r, name| {
             match name.as_str() {
                 "resultType" => {
-                    is_matrix = r.value::<String>()?.0 == "matrix";
-                    if !is_matrix {
+                    let kind = r.value::<String>()?.0;
+                    has_kind = kinds.contains(&kind.as_str());
+                    if !has_kind {
                         return Err(Unread::NotAMatrix);
                     }
+                    answer.vector = kind == "vector";
                 }
                 "result" => {
                     has_result = true;
-                    r.result(max_series, &mut matrix.series)?;
+                    r.result(max_series, &mut answer.series)?;
                 }
                 _ => {
                     let (_, json) = r.json::<IgnoredAny>()?;
-                    matrix.extras.data.push((name, json));
+                    answer.extras.data.push((name, json));
                 }
             }
             Ok(())
         })?;
-        Ok(is_matrix && has_result)
+        Ok(has_kind && has_result)
     }
 
     fn result(&mut self, max_series: usize, found: &mut Vec<Series>) -> Result<(), Unread> {
@@ -247,6 +284,8 @@ impl Reader<'_> {
                 }
                 "values" => values = r.track(about)?,
                 "histograms" => histograms = r.track(0)?,
+                "value" if r.vectors => values = r.single()?,
+                "histogram" if r.vectors => histograms = r.single()?,
                 // Something that could not be given back.
                 _ => return Err(r.malformed()),
             }
@@ -257,6 +296,16 @@ impl Reader<'_> {
             values,
             histograms,
         })
+    }
+
+    /// Reads the one sample of a series of a vector.
+    fn single(&mut self) -> Result<Track, Unread> {
+        self.peek();
+        let start = self.at;
+        let time = self.sample()?;
+        let text = self.body.slice(start..self.at);
+        let end = text.len() as u32 + 1;
+        Ok(Track::new(vec![time], text, vec![0, end]))
     }
 
     /// Reads an array of about that many samples.
