@@ -9,17 +9,21 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use memchr::memchr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The longest line that is followed, in bytes.
-const LONGEST_LINE: usize = 64 << 10;
+/// The longest header that is followed, in bytes.
+const LONGEST_HEADER: usize = 64 << 10;
+
+/// The beginning of a connection of HTTP/2 (RFC 9113, section 3.4).
+const HTTP2: &[u8] = b"PRI ";
 
 /// A stream whose request lines are encoded as they are read.
 #[derive(Debug)]
 pub(super) struct LenientStream<S> {
     stream: S,
-    lines: Lines,
-    /// Bytes for the library, and how many of them it has.
+    requests: Requests,
+    /// Bytes for the library that found no room in its buffer, and how many of them it has.
     ready: Vec<u8>,
     given: usize,
 }
@@ -38,60 +42,81 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Lines {
+struct Requests {
     state: State,
-    /// The beginning of a line that has not ended.
+    /// The beginning of a line that has not ended; of a request's first line, no more than tells HTTP/2.
     line: Vec<u8>,
 }
 
-impl Lines {
-    /// Appends `input` to `out`, with request targets encoded.
-    fn feed(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
-        while !input.is_empty() {
-            match self.state {
-                State::Opaque => {
-                    out.extend_from_slice(input);
-                    return;
-                }
+impl Requests {
+    /// Follows `input`, and returns it with request targets encoded if any had to be.
+    fn follow(&mut self, input: &[u8]) -> Option<Vec<u8>> {
+        let mut encoded: Option<Vec<u8>> = None;
+        // How much of `input` stands in `encoded`, and how much has been followed.
+        let (mut copied, mut at) = (0, 0);
+        while let Some(rest) = input.get(at..).filter(|rest| !rest.is_empty()) {
+            let line = match self.state {
+                State::Opaque => break,
                 State::Body(left) => {
-                    let here = input.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                    let (body, rest) = input.split_at(here);
-                    out.extend_from_slice(body);
-                    input = rest;
+                    let here = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    at += here;
                     self.state = match left - here as u64 {
                         0 => State::Start,
                         left => State::Body(left),
                     };
+                    continue;
                 }
                 State::Start | State::Headers(_) => {
-                    let end = input.iter().position(|b| *b == b'\n').map(|at| at + 1);
-                    let (part, rest) = input.split_at(end.unwrap_or(input.len()));
-                    self.line.extend_from_slice(part);
-                    input = rest;
-                    if end.is_some() {
-                        self.end_line(out);
-                    } else if self.line.len() > LONGEST_LINE || self.line.starts_with(b"PRI ") {
-                        out.append(&mut self.line);
-                        self.state = State::Opaque;
-                    }
+                    let end = memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+                    rest.get(..end).unwrap_or(rest)
+                }
+            };
+            if matches!(self.state, State::Start) {
+                for (offset, byte) in line.iter().enumerate().filter(|(_, b)| is_refused(**b)) {
+                    let out = encoded.get_or_insert_default();
+                    out.extend_from_slice(input.get(copied..at + offset).unwrap_or_default());
+                    encode(*byte, out);
+                    copied = at + offset + 1;
                 }
             }
+            at += line.len();
+            self.pass(line);
+        }
+        let mut out = encoded?;
+        out.extend_from_slice(input.get(copied..).unwrap_or_default());
+        Some(out)
+    }
+
+    /// Follows `part` of a line of a head, which may end it.
+    fn pass(&mut self, part: &[u8]) {
+        let ends = part.ends_with(b"\n");
+        let first = matches!(self.state, State::Start);
+        if ends && self.line.is_empty() {
+            self.end_line(part);
+            return;
+        }
+        let kept = if first { HTTP2.len() } else { usize::MAX };
+        let room = kept.saturating_sub(self.line.len());
+        self.line
+            .extend_from_slice(part.get(..room).unwrap_or(part));
+        if ends {
+            // Nothing is kept for an idle connection.
+            let line = std::mem::take(&mut self.line);
+            self.end_line(&line);
+        } else if self.line.len() > LONGEST_HEADER {
+            self.line = Vec::new();
+            self.state = State::Opaque;
         }
     }
 
-    /// Passes on a line that has ended.
-    fn end_line(&mut self, out: &mut Vec<u8>) {
-        let line = std::mem::take(&mut self.line);
+    /// Follows the end of `line`; of a request's first line its beginning is enough.
+    fn end_line(&mut self, line: &[u8]) {
         let text = line.trim_ascii_end();
         self.state = match self.state {
             // Blank lines may stand before a request.
             State::Start if text.is_empty() => State::Start,
-            State::Start if text.starts_with(b"PRI ") => State::Opaque,
-            State::Start => {
-                encode(&line, out);
-                self.state = State::Headers(None);
-                return;
-            }
+            State::Start if line.starts_with(HTTP2) => State::Opaque,
+            State::Start => State::Headers(None),
             State::Headers(length) if text.is_empty() => match length {
                 None | Some(0) => State::Start,
                 Some(length) => State::Body(length),
@@ -99,13 +124,12 @@ impl Lines {
             State::Headers(length) => header(text, length),
             State::Body(_) | State::Opaque => State::Opaque,
         };
-        out.extend_from_slice(&line);
     }
 }
 
 /// Returns the state after the header `line`; `length` is that of the body so far.
 fn header(line: &[u8], length: Option<u64>) -> State {
-    let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
+    let colon = memchr(b':', line).unwrap_or(line.len());
     let (name, value) = line.split_at(colon);
     let name = name.trim_ascii();
     if name.eq_ignore_ascii_case(b"transfer-encoding") || name.eq_ignore_ascii_case(b"upgrade") {
@@ -124,25 +148,26 @@ fn header(line: &[u8], length: Option<u64>) -> State {
     }
 }
 
-/// Appends the request line `line` to `out`; what the library does not read in it is percent-encoded.
-fn encode(line: &[u8], out: &mut Vec<u8>) {
+/// Returns whether the library refuses `byte` in a request line that Prometheus reads.
+fn is_refused(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'"' | b'<' | b'>' | b'`' | b'^' | b'#' | b'\\' | 0x80..
+    )
+}
+
+/// Appends `byte` to `out`, percent-encoded.
+fn encode(byte: u8, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in line {
-        match byte {
-            b'"' | b'<' | b'>' | b'`' | b'^' | b'#' | b'\\' | 0x80.. => {
-                let digit = |at: u8| HEX.get(usize::from(at)).copied().unwrap_or_default();
-                out.extend([b'%', digit(byte >> 4), digit(byte & 15)]);
-            }
-            byte => out.push(*byte),
-        }
-    }
+    let digit = |at: u8| HEX.get(usize::from(at)).copied().unwrap_or_default();
+    out.extend([b'%', digit(byte >> 4), digit(byte & 15)]);
 }
 
 impl<S> LenientStream<S> {
     pub(super) fn new(stream: S) -> Self {
         Self {
             stream,
-            lines: Lines {
+            requests: Requests {
                 state: State::Start,
                 line: Vec::new(),
             },
@@ -172,27 +197,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if matches!(this.lines.state, State::Opaque) {
+            if matches!(this.requests.state, State::Opaque) {
                 return Pin::new(&mut this.stream).poll_read(context, buffer);
             }
-            if buffer.remaining() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            // The library's buffer is where bytes come in, so that none has to be cleared.
+            // The library's buffer is where bytes come in, so that none has to be cleared or copied.
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
             let fresh = buffer.filled().get(before..).unwrap_or_default();
-            if fresh.is_empty() {
-                // The end; a line that has not ended is the library's to judge.
-                this.lines.state = State::Opaque;
-                this.ready = std::mem::take(&mut this.lines.line);
-                if this.ready.is_empty() {
-                    return Poll::Ready(Ok(()));
+            match this.requests.follow(fresh) {
+                None => return Poll::Ready(Ok(())),
+                Some(encoded) => {
+                    this.ready = encoded;
+                    buffer.set_filled(before);
                 }
-                continue;
             }
-            this.lines.feed(fresh, &mut this.ready);
-            buffer.set_filled(before);
         }
     }
 }
@@ -236,9 +254,9 @@ mod tests {
         let mut stream = LenientStream::new(());
         let mut out = Vec::new();
         for piece in input.chunks(size) {
-            stream.lines.feed(piece, &mut out);
+            let encoded = stream.requests.follow(piece);
+            out.extend(encoded.unwrap_or_else(|| piece.to_vec()));
         }
-        out.extend_from_slice(&stream.lines.line);
         out
     }
 
@@ -257,6 +275,16 @@ mod tests {
     }
 
     #[test]
+    fn a_usual_request_is_not_copied() {
+        let mut requests = LenientStream::new(()).requests;
+        let usual = b"POST /api/metric HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\"<>";
+        for _ in 0..3 {
+            assert_eq!(requests.follow(usual), None);
+            assert!(requests.line.capacity() == 0 && matches!(requests.state, State::Start));
+        }
+    }
+
+    #[test]
     fn what_is_not_certain_passes_unchanged() {
         let rest = "\r\n\r\nGET /\" HTTP/1.1\r\n\r\n";
         for first in [
@@ -271,7 +299,8 @@ mod tests {
                 assert_eq!(passed(raw.as_bytes(), size), raw.as_bytes(), "{first}");
             }
         }
-        let long = format!("GET /{}\" HTTP/1.1\r\n\r\n", "x".repeat(2 * LONGEST_LINE));
+        let long = "x".repeat(2 * LONGEST_HEADER);
+        let long = format!("GET / HTTP/1.1\r\nx: {long}{rest}");
         assert_eq!(passed(long.as_bytes(), 1000), long.as_bytes());
     }
 }
