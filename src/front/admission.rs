@@ -6,40 +6,50 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 
-use tokio::sync::Notify;
+use foldhash::fast::RandomState;
+use futures_util::task::AtomicWaker;
 
 /// Sweeps that a response may take no progress in before it is ended.
 const STALLED_SWEEPS: u32 = 4;
+
+/// The bytes of a claim that gave way or has ended: it can hold none any more.
+const GONE: usize = usize::MAX;
+
+/// Clients that are kept without a claim until the next sweep: most have the next request soon.
+const KEPT: usize = 1024;
 
 /// The claims of all clients on one kind of thing.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     table: Mutex<Table>,
     next: AtomicU64,
+    /// Bytes that all claims hold.
+    bytes: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     claims: usize,
-    bytes: usize,
     /// By client; `None` are trusted proxies, whose connections never give way.
-    clients: HashMap<Option<IpAddr>, Holder>,
+    clients: HashMap<Option<IpAddr>, Holder, RandomState>,
 }
 
 /// The claims of one client, from the oldest to the newest.
 #[derive(Debug, Default)]
 struct Holder {
-    bytes: usize,
+    /// At least the bytes of its claims: they count here before they are a claim's, and until they are
+    /// none's.
+    bytes: Arc<AtomicUsize>,
     held: Vec<Held>,
 }
 
 #[derive(Debug)]
 struct Held {
     number: u64,
-    bytes: usize,
     claim: Weak<Claim>,
 }
 
@@ -54,10 +64,15 @@ pub(super) struct Claim {
     shares: Arc<Shares>,
     client: Option<IpAddr>,
     number: u64,
+    /// The bytes it holds, or [`GONE`].
+    bytes: AtomicUsize,
+    /// Those of all claims of its client.
+    clients_bytes: Arc<AtomicUsize>,
     /// The connection that a request came on.
     connection: Option<Arc<Claim>>,
     evicted: AtomicBool,
-    eviction: Notify,
+    /// The task that waits for the eviction.
+    waiting: AtomicWaker,
     /// Whether the response is being sent.
     sending: AtomicBool,
     /// Bytes of the response that the connection took.
@@ -92,20 +107,8 @@ impl Shares {
         connection: Option<Arc<Claim>>,
     ) -> Result<Arc<Claim>, Full> {
         let client = client.map(share_of);
-        let claim = Arc::new(Claim {
-            shares: self.clone(),
-            client,
-            number: self.next.fetch_add(1, Ordering::Relaxed),
-            connection,
-            evicted: AtomicBool::new(false),
-            eviction: Notify::new(),
-            sending: AtomicBool::new(false),
-            sent: AtomicU64::new(0),
-            swept: AtomicU64::new(0),
-            stalled: AtomicU32::new(0),
-        });
         let mut victim = None;
-        {
+        let claim = {
             let mut table = self.table();
             if table.claims >= most {
                 let others = client.and_then(|_| table.clients.get(&client));
@@ -114,14 +117,29 @@ impl Shares {
             }
             table.claims += 1;
             let holder = table.clients.entry(client).or_default();
+            let claim = Arc::new(Claim {
+                shares: self.clone(),
+                client,
+                number: self.next.fetch_add(1, Ordering::Relaxed),
+                bytes: AtomicUsize::new(0),
+                clients_bytes: holder.bytes.clone(),
+                connection,
+                evicted: AtomicBool::new(false),
+                waiting: AtomicWaker::new(),
+                sending: AtomicBool::new(false),
+                sent: AtomicU64::new(0),
+                swept: AtomicU64::new(0),
+                stalled: AtomicU32::new(0),
+            });
             holder.held.push(Held {
                 number: claim.number,
-                bytes: 0,
                 claim: Arc::downgrade(&claim),
             });
-        }
+            claim
+        };
         // Outside of the lock: dropping the last reference takes it again.
         if let Some(victim) = victim.and_then(|v| v.upgrade()) {
+            victim.give_back();
             victim.evict();
         }
         Ok(claim)
@@ -129,14 +147,15 @@ impl Shares {
 
     /// Returns the number of claims and the bytes they hold.
     pub(super) fn totals(&self) -> (usize, usize) {
-        let table = self.table();
-        (table.claims, table.bytes)
+        (self.table().claims, self.bytes.load(Ordering::Relaxed))
     }
 
-    /// Ends responses that made no progress in the last sweeps. Called every five seconds.
+    /// Ends responses that made no progress in the last sweeps, and forgets clients without claims.
+    /// Called every five seconds.
     pub(super) fn sweep(&self) {
         let claims: Vec<Weak<Claim>> = {
-            let table = self.table();
+            let mut table = self.table();
+            table.clients.retain(|_, holder| !holder.held.is_empty());
             let held = table.clients.values().flat_map(|h| &h.held);
             held.map(|h| h.claim.clone()).collect()
         };
@@ -150,6 +169,18 @@ impl Shares {
     fn table(&self) -> MutexGuard<'_, Table> {
         // Counts are changed without anything that can panic in between.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts `more` bytes of a claim that holds `before`, if all claims together hold at most `most`
+    /// then, or no other claim holds any.
+    fn reserve(&self, more: usize, before: usize, most: usize) -> bool {
+        let fits = |held: usize| {
+            let all = held.checked_add(more)?;
+            (all <= most || held <= before).then_some(all)
+        };
+        let order = Ordering::AcqRel;
+        let reserved = self.bytes.fetch_update(order, Ordering::Acquire, fits);
+        reserved.is_ok()
     }
 }
 
@@ -165,42 +196,47 @@ impl Table {
             return None;
         }
         let newest = largest.held.pop()?;
-        largest.bytes -= newest.bytes;
-        self.bytes -= newest.bytes;
         self.claims -= 1;
         Some(newest.claim)
     }
 
-    /// Makes room for `more` bytes of a client that will hold `own` then, by removing the newest
-    /// claims of clients that hold more. Removes none if that would not be enough.
-    fn make_room(
-        &mut self,
-        more: usize,
-        own: usize,
-        most: usize,
-    ) -> Result<Vec<Weak<Claim>>, Full> {
-        let missing = (self.bytes + more).saturating_sub(most);
-        let spare = self.clients.values().map(|h| h.bytes.saturating_sub(own));
+    /// Makes room for `missing` bytes of a client that will hold `own` then, by removing the newest
+    /// claims of clients that hold more. Removes none if that would not be enough. Returns the claims
+    /// that were looked at, to be dropped outside of the lock, and whether each was removed.
+    fn make_room(&mut self, missing: usize, own: usize) -> Result<Vec<(Arc<Claim>, bool)>, Full> {
+        let bytes = |holder: &Holder| holder.bytes.load(Ordering::Acquire);
+        let spare = self.clients.values().map(|h| bytes(h).saturating_sub(own));
         if spare.fold(0, usize::saturating_add) < missing {
             return Err(Full);
         }
-        let mut victims = Vec::new();
-        while self.bytes + more > most {
-            let largest = self.clients.values_mut().max_by_key(|h| h.bytes);
-            let Some(largest) = largest.filter(|h| h.bytes > own) else {
+        let (mut seen, mut freed) = (Vec::new(), 0usize);
+        while freed < missing {
+            let largest = self.clients.values_mut().max_by_key(|h| bytes(h));
+            let Some(largest) = largest.filter(|h| bytes(h) > own) else {
                 // The claims of a client come in pieces: one that was removed was larger than needed.
                 break;
             };
-            let Some(at) = largest.held.iter().rposition(|h| h.bytes > 0) else {
+            let mut found = None;
+            for (at, held) in largest.held.iter().enumerate().rev() {
+                let Some(claim) = held.claim.upgrade() else {
+                    continue;
+                };
+                let holds = claim.bytes.load(Ordering::Acquire) > 0;
+                let given_back = if holds { claim.give_back() } else { 0 };
+                seen.push((claim, given_back > 0));
+                if given_back > 0 {
+                    found = Some((at, given_back));
+                    break;
+                }
+            }
+            let Some((at, given_back)) = found else {
                 break;
             };
-            let newest = largest.held.remove(at);
-            largest.bytes -= newest.bytes;
-            self.bytes -= newest.bytes;
+            largest.held.remove(at);
             self.claims -= 1;
-            victims.push(newest.claim);
+            freed = freed.saturating_add(given_back);
         }
-        Ok(victims)
+        Ok(seen)
     }
 }
 
@@ -212,36 +248,67 @@ impl Claim {
     ///
     /// [`Full`] if there is no room and no other client holds more, or the claim gave way itself.
     pub(super) fn hold(&self, bytes: usize, most: usize) -> Result<(), Full> {
-        let victims = {
-            let mut guard = self.shares.table();
-            let table = &mut *guard;
-            let Some(holder) = table.clients.get(&self.client) else {
-                return Err(Full);
-            };
-            let at = holder.held.iter().rposition(|h| h.number == self.number);
-            let at = at.ok_or(Full)?;
-            let before = holder.held.get(at).map_or(0, |h| h.bytes);
-            let more = bytes.saturating_sub(before);
-            let alone = table.bytes == before;
-            let victims = if more == 0 || alone || table.bytes + more <= most {
-                Vec::new()
-            } else {
-                let own = holder.bytes + more;
-                table.make_room(more, own, most)?
-            };
-            if let Some(holder) = table.clients.get_mut(&self.client)
-                && let Some(held) = holder.held.get_mut(at)
-            {
-                held.bytes = bytes;
-                holder.bytes = holder.bytes - before + bytes;
-                table.bytes = table.bytes - before + bytes;
+        let before = self.bytes.load(Ordering::Acquire);
+        if before == GONE {
+            return Err(Full);
+        }
+        let more = bytes.saturating_sub(before);
+        if more > 0 {
+            if !self.shares.reserve(more, before, most) {
+                self.reserve_of_others(more, most)?;
             }
-            victims
+            self.clients_bytes.fetch_add(more, Ordering::AcqRel);
+        }
+        let held =
+            (self.bytes).compare_exchange(before, bytes, Ordering::AcqRel, Ordering::Acquire);
+        // It gave way meanwhile, which gave back what it held before.
+        let back = match held {
+            Ok(_) => before.saturating_sub(bytes),
+            Err(_) => more,
         };
-        for victim in victims.iter().filter_map(Weak::upgrade) {
-            victim.evict();
+        self.count_back(back);
+        held.map(|_| ()).map_err(|_| Full)
+    }
+
+    /// Counts `more` bytes for which other clients' claims have to give way.
+    fn reserve_of_others(&self, more: usize, most: usize) -> Result<(), Full> {
+        let total = &self.shares.bytes;
+        let seen = {
+            let mut table = self.shares.table();
+            // Counted before there is room: nobody else takes what is made.
+            let all = total.fetch_add(more, Ordering::AcqRel).saturating_add(more);
+            let own = self
+                .clients_bytes
+                .load(Ordering::Acquire)
+                .saturating_add(more);
+            table.make_room(all.saturating_sub(most), own)
+        };
+        let seen = seen.inspect_err(|Full| {
+            total.fetch_sub(more, Ordering::AcqRel);
+        })?;
+        for (claim, removed) in seen {
+            if removed {
+                claim.evict();
+            }
         }
         Ok(())
+    }
+
+    /// Gives back the bytes that it holds, for good, and returns how many those were.
+    fn give_back(&self) -> usize {
+        let held = match self.bytes.swap(GONE, Ordering::AcqRel) {
+            GONE => 0,
+            held => held,
+        };
+        self.count_back(held);
+        held
+    }
+
+    fn count_back(&self, bytes: usize) {
+        if bytes > 0 {
+            self.clients_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.shares.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        }
     }
 
     /// Returns whether it gave way to another client.
@@ -249,11 +316,18 @@ impl Claim {
         self.evicted.load(Ordering::Acquire)
     }
 
-    /// Waits until it gives way to another client.
-    pub(super) async fn evicted(&self) {
-        while !self.is_evicted() {
-            self.eviction.notified().await;
-        }
+    /// Waits until it gives way to another client. One task can wait for it.
+    pub(super) fn evicted(&self) -> impl Future<Output = ()> {
+        std::future::poll_fn(|context| {
+            if !self.is_evicted() {
+                self.waiting.register(context.waker());
+            }
+            // It may have given way before the task could be woken.
+            match self.is_evicted() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
     }
 
     /// Says that the response is being sent from now on.
@@ -272,7 +346,7 @@ impl Claim {
     /// Makes it give way. A response that is being sent can only be ended with its connection.
     fn evict(&self) {
         self.evicted.store(true, Ordering::Release);
-        self.eviction.notify_one();
+        self.waiting.wake();
         if self.sending.load(Ordering::Acquire)
             && let Some(connection) = &self.connection
         {
@@ -295,6 +369,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        self.give_back();
         let mut guard = self.shares.table();
         let table = &mut *guard;
         let Some(holder) = table.clients.get_mut(&self.client) else {
@@ -302,12 +377,12 @@ impl Drop for Claim {
         };
         // One that gave way is not there any more.
         if let Some(at) = holder.held.iter().rposition(|h| h.number == self.number) {
-            let held = holder.held.remove(at);
-            holder.bytes -= held.bytes;
-            table.bytes -= held.bytes;
+            holder.held.remove(at);
             table.claims -= 1;
         }
-        if holder.held.is_empty() {
+        let ended = holder.held.is_empty();
+        let soon_again = self.connection.is_some() && table.clients.len() <= KEPT;
+        if ended && !soon_again {
             table.clients.remove(&self.client);
         }
     }
