@@ -1,17 +1,14 @@
 //! The usual form of a request for metric values, read in one pass and without a tree.
 //!
 //! Only what StackState itself writes is read here: known members, each at most once, strings
-//! without escapes, short bodies. Everything else is left to the complete reader, which also words
-//! the errors; what is accepted here means the same there.
-
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+//! without escapes, no whitespace but spaces, short bodies. Everything else is left to the complete
+//! reader, which also words the errors; what is accepted here means the same there.
 
 use super::details::details;
 use super::request::{Request, RequestBounds, method};
 use crate::model::{
-    Condition, Details, Layout, MAX_TIME, MetricQuery, Scalar, Selector, Step, Test, TimeRange,
+    Condition, Details, Layout, MAX_TIME, MetricQuery, Millis, Scalar, Selector, Step, Test,
+    TimeRange,
 };
 use crate::wire::json::{Json, Node};
 
@@ -19,153 +16,251 @@ use crate::wire::json::{Json, Node};
 /// are few, and their reader bounds what they hold.
 const LONGEST: usize = 4096;
 
-/// Defines an object whose members are known, may be absent or null, and stand in any order.
-macro_rules! object {
-    ($name:ident { $($key:literal => $member:ident: $type:ty,)* }) => {
-        struct $name<'a> {
-            $($member: Option<$type>,)*
-            _text: std::marker::PhantomData<&'a str>,
-        }
-
-        impl<'de: 'a, 'a> Deserialize<'de> for $name<'a> {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Members<'a>(std::marker::PhantomData<&'a str>);
-                impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
-                    type Value = $name<'a>;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("an object")
-                    }
-                    fn visit_map<A: MapAccess<'de>>(
-                        self,
-                        mut map: A,
-                    ) -> Result<Self::Value, A::Error> {
-                        let mut object = $name {
-                            $($member: None,)*
-                            _text: std::marker::PhantomData,
-                        };
-                        while let Some(key) = map.next_key::<&str>()? {
-                            match key {
-                                $($key if object.$member.is_none() => {
-                                    object.$member = map.next_value()?;
-                                })*
-                                _ => return Err(A::Error::custom("not the usual form")),
-                            }
-                        }
-                        Ok(object)
-                    }
-                }
-                // Not `deserialize_struct`, which takes an array of the members as well.
-                deserializer.deserialize_map(Members(std::marker::PhantomData))
-            }
-        }
-    };
-}
-
-object!(Body {
-    "connectionDetails" => details: Json<'a>,
-    "query" => query: Query<'a>,
-    "_type" => tag: &'a str,
-});
-
-object!(Query {
-    "conditions" => conditions: Vec<UsualCondition<'a>>,
-    "startTime" => start: i64,
-    "endTime" => end: i64,
-    "limit" => limit: i32,
-    "latestFirst" => latest_first: bool,
-    "metricField" => metric_field: &'a str,
-    "aggregation" => aggregation: Aggregation<'a>,
-    "_type" => tag: &'a str,
-});
-
-object!(UsualCondition {
-    "key" => key: &'a str,
-    "value" => value: TypedString<'a>,
-    "_type" => tag: &'a str,
-});
-
-object!(TypedString {
-    "value" => value: &'a str,
-    "_type" => tag: &'a str,
-});
-
-object!(Aggregation {
-    "method" => method: &'a str,
-    "bucketSizeMillis" => size: i64,
-    "_type" => tag: &'a str,
-});
-
 /// Reads the body of `/api/metric`; `None` if it is not of the usual form, right or wrong.
 pub(super) fn read_metric(body: &[u8], bounds: RequestBounds) -> Option<Request<MetricQuery>> {
     if body.len() > LONGEST.min(bounds.value).min(bounds.details) {
         return None;
     }
-    let text = std::str::from_utf8(body).ok()?;
-    let body: Body<'_> = serde_json::from_str(text).ok()?;
-    let Query {
-        conditions,
-        start,
-        end,
-        limit,
-        latest_first: _,
-        metric_field,
-        aggregation,
-        tag: _,
-        _text,
-    } = body.query?;
-    let (start, end) = (start?, end?);
-    let times = 0..=MAX_TIME;
-    let range = TimeRange::new(start, end)?;
-    if !times.contains(&start) || !times.contains(&end) {
+    // No escapes, so a string ends with the next quote; and no control characters, which strings must
+    // not hold. Looked for in all of it at once: that is a vector instruction for some bytes.
+    let odd = |odd: bool, byte: &u8| odd | (*byte < b' ') | (*byte == b'\\');
+    if body.iter().fold(false, odd) {
         return None;
     }
-    let conditions = conditions.unwrap_or_default().into_iter();
+    let mut reader = Reader { rest: body };
+    let (mut details, mut query, mut tagged) = (None, None, false);
+    reader.object(|reader, name| match name {
+        b"connectionDetails" => once(&mut details, reader.details(bounds)?),
+        b"query" => once(&mut query, reader.query()?),
+        b"_type" => reader.any_tag(&mut tagged),
+        _ => None,
+    })?;
+    if reader.peek().is_some() {
+        return None;
+    }
     Some(Request {
-        details: usual_details(&body.details?, bounds)?,
-        query: MetricQuery {
-            selector: Selector::new(conditions.map(condition).collect::<Option<_>>()?),
+        details: details?,
+        query: query?,
+    })
+}
+
+/// Sets `member`, which may be there once, to `value`.
+fn once<T>(member: &mut Option<T>, value: T) -> Option<()> {
+    member.replace(value).is_none().then_some(())
+}
+
+/// What has not been read of a body. What is not of the usual form is `None`.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// The next byte that is not a space; `None` at the end.
+    fn peek(&mut self) -> Option<u8> {
+        loop {
+            match self.rest.split_first()? {
+                (b' ', rest) => self.rest = rest,
+                (byte, _) => return Some(*byte),
+            }
+        }
+    }
+
+    fn skip(&mut self, expected: u8) -> Option<()> {
+        let found = self.peek()? == expected;
+        found.then(|| self.rest = self.rest.get(1..).unwrap_or_default())
+    }
+
+    /// Skips `word` if it comes next, and returns whether it does.
+    fn is(&mut self, word: &[u8]) -> Option<bool> {
+        self.peek()?;
+        let rest = self.rest.strip_prefix(word);
+        self.rest = rest.unwrap_or(self.rest);
+        Some(rest.is_some())
+    }
+
+    /// Reads an object with `member`, which reads the value of the name it is given.
+    fn object(&mut self, mut member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<()> {
+        self.skip(b'{')?;
+        if self.skip(b'}').is_some() {
+            return Some(());
+        }
+        loop {
+            let name = self.bytes()?;
+            self.skip(b':')?;
+            member(self, name)?;
+            if self.skip(b',').is_none() {
+                return self.skip(b'}');
+            }
+        }
+    }
+
+    /// Reads a string that may be no UTF-8.
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        self.skip(b'"')?;
+        // Strings are short: to call for a vector instruction would take longer.
+        let end = self.rest.iter().position(|byte| *byte == b'"')?;
+        let (string, rest) = self.rest.split_at_checked(end)?;
+        self.rest = rest.get(1..)?;
+        Some(string)
+    }
+
+    fn string(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.bytes()?).ok()
+    }
+
+    /// Reads a number without sign, fraction and exponent, of at most 18 digits.
+    fn number(&mut self) -> Option<i64> {
+        let leading_zero = self.peek()? == b'0';
+        let (mut number, mut length) = (0, 0);
+        while let Some((digit @ b'0'..=b'9', rest)) = self.rest.split_first() {
+            if length == 18 {
+                return None;
+            }
+            number = number * 10 + i64::from(digit - b'0');
+            length += 1;
+            self.rest = rest;
+        }
+        let more = matches!(self.rest.first(), Some(b'.' | b'e' | b'E'));
+        let whole = length > 0 && !(leading_zero && length > 1) && !more;
+        whole.then_some(number)
+    }
+
+    /// Reads a member that may be null, which is as if it were not there; else it may be there once.
+    fn optional<T>(
+        &mut self,
+        member: &mut Option<T>,
+        read: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Option<()> {
+        if member.is_some() {
+            return None;
+        }
+        if !self.is(b"null")? {
+            *member = Some(read(self)?);
+        }
+        Some(())
+    }
+
+    /// Reads a `_type`, which may be there once and says `expected`.
+    fn tag(&mut self, seen: &mut bool, expected: &[u8]) -> Option<()> {
+        (!std::mem::replace(seen, true) && self.bytes()? == expected).then_some(())
+    }
+
+    /// Reads a `_type` that may say anything.
+    fn any_tag(&mut self, seen: &mut bool) -> Option<()> {
+        self.string()?;
+        (!std::mem::replace(seen, true)).then_some(())
+    }
+
+    fn details(&mut self, bounds: RequestBounds) -> Option<Details> {
+        let start = self.rest;
+        let mut details = Details::default();
+        let upstream = |reader: &mut Self, name: &[u8]| match name {
+            b"upstream" => once(&mut details.upstream, reader.string()?.to_owned()),
+            _ => None,
+        };
+        if self.object(upstream).is_some() {
+            return Some(details);
+        }
+        let mut values = serde_json::Deserializer::from_slice(start).into_iter::<Json<'_>>();
+        let json = values.next()?.ok()?;
+        self.rest = start.get(values.byte_offset()..)?;
+        if json.count() > bounds.details_values() {
+            return None;
+        }
+        self::details(&Node::root(&json)).ok()
+    }
+
+    fn query(&mut self) -> Option<MetricQuery> {
+        let (mut conditions, mut start, mut end) = (None, None, None);
+        let (mut limit, mut latest_first, mut metric_field) = (None, None, None);
+        let (mut layout, mut tagged) = (None, false);
+        self.object(|reader, name| match name {
+            b"conditions" => reader.optional(&mut conditions, Self::conditions),
+            b"startTime" => reader.optional(&mut start, Self::time),
+            b"endTime" => reader.optional(&mut end, Self::time),
+            b"aggregation" => reader.optional(&mut layout, Self::aggregation),
+            b"limit" => reader.optional(&mut limit, Self::number),
+            // It changes nothing.
+            b"latestFirst" => reader.optional(&mut latest_first, |reader| {
+                (reader.is(b"true")? || reader.is(b"false")?).then_some(())
+            }),
+            b"metricField" => reader.optional(&mut metric_field, Self::string),
+            b"_type" => reader.any_tag(&mut tagged),
+            _ => None,
+        })?;
+        let limit = match limit {
+            None => None,
+            Some(limit) => {
+                let limit = i32::try_from(limit).ok()?;
+                Some(u32::try_from(limit).ok().filter(|n| *n > 0)?)
+            }
+        };
+        Some(MetricQuery {
+            selector: Selector::new(conditions.unwrap_or_default()),
             metric_field: metric_field.filter(|f| !f.is_empty()).map(str::to_owned),
-            range,
-            limit: match limit {
-                None => None,
-                Some(limit) => Some(u32::try_from(limit).ok().filter(|n| *n > 0)?),
-            },
-            layout: match aggregation {
-                None => Layout::Raw,
-                Some(aggregation) => layout(&aggregation)?,
-            },
-        },
-    })
-}
-
-fn usual_details(json: &Json<'_>, bounds: RequestBounds) -> Option<Details> {
-    match json {
-        Json::Object(members) if members.is_empty() => Some(Details::default()),
-        json if json.count() > bounds.details_values() => None,
-        json => details(&Node::root(json)).ok(),
+            range: TimeRange::new(start?, end?)?,
+            limit,
+            layout: layout.unwrap_or(Layout::Raw),
+        })
     }
-}
 
-fn condition(condition: UsualCondition<'_>) -> Option<Condition> {
-    let value = condition.value?;
-    let tagged = |tag: Option<&str>, name| tag.is_none_or(|tag| tag == name);
-    let usual = tagged(condition.tag, "EqualityCondition") && tagged(value.tag, "StringValue");
-    let key = condition.key.filter(|key| usual && !key.is_empty())?;
-    Some(Condition {
-        key: key.to_owned(),
-        test: Test::Is(Scalar::String(value.value?.to_owned())),
-    })
-}
-
-fn layout(aggregation: &Aggregation<'_>) -> Option<Layout> {
-    if aggregation.tag.is_some_and(|tag| tag != "Aggregation") {
-        return None;
+    fn time(&mut self) -> Option<Millis> {
+        self.number().filter(|time| *time <= MAX_TIME)
     }
-    let size = aggregation.size.filter(|size| *size <= MAX_TIME)?;
-    Some(Layout::Buckets {
-        statistic: method(aggregation.method?)?,
-        size: Step::new(size)?,
-    })
+
+    fn conditions(&mut self) -> Option<Vec<Condition>> {
+        // The usual number of them.
+        let mut conditions = Vec::with_capacity(2);
+        self.skip(b'[')?;
+        if self.skip(b']').is_some() {
+            return Some(conditions);
+        }
+        loop {
+            conditions.push(self.condition()?);
+            if self.skip(b',').is_none() {
+                self.skip(b']')?;
+                return Some(conditions);
+            }
+        }
+    }
+
+    fn condition(&mut self) -> Option<Condition> {
+        let (mut key, mut value, mut tagged) = (None, None, false);
+        self.object(|reader, name| match name {
+            b"key" => once(&mut key, reader.string()?),
+            b"value" => once(&mut value, reader.typed_string()?),
+            b"_type" => reader.tag(&mut tagged, b"EqualityCondition"),
+            _ => None,
+        })?;
+        Some(Condition {
+            key: key.filter(|key| !key.is_empty())?.to_owned(),
+            test: Test::Is(Scalar::String(value?.to_owned())),
+        })
+    }
+
+    fn typed_string(&mut self) -> Option<&'a str> {
+        let (mut value, mut tagged) = (None, false);
+        self.object(|reader, name| match name {
+            b"value" => once(&mut value, reader.string()?),
+            b"_type" => reader.tag(&mut tagged, b"StringValue"),
+            _ => None,
+        })?;
+        value
+    }
+
+    fn aggregation(&mut self) -> Option<Layout> {
+        let (mut statistic, mut size, mut tagged) = (None, None, false);
+        self.object(|reader, name| match name {
+            b"method" => once(&mut statistic, method(reader.string()?)?),
+            b"bucketSizeMillis" => once(&mut size, Step::new(reader.time()?)?),
+            b"_type" => reader.tag(&mut tagged, b"Aggregation"),
+            _ => None,
+        })?;
+        Some(Layout::Buckets {
+            statistic: statistic?,
+            size: size?,
+        })
+    }
 }
 
 #[cfg(test)]
