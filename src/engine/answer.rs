@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
 
 use super::chunk::Chunk;
 use super::explain::Explanation;
@@ -36,7 +37,7 @@ const MAX_SUB_RANGES: u64 = 16;
 #[derive(Debug)]
 pub struct Answer {
     /// The points as JSON, in parts that follow one another, commas included.
-    pub points: Vec<Text>,
+    pub points: SmallVec<[Text; 2]>,
     /// The encoding of the slices: the one the client asked for, or none where compression is not
     /// worth it.
     pub encoding: Encoding,
@@ -52,7 +53,7 @@ pub struct Answer {
 
 /// The points that an answer shows, gathered from its sub-ranges.
 struct AnswerBuilder {
-    slices: Vec<Slice>,
+    slices: Slices,
     off_grid: Option<Arc<Vec<Bucket>>>,
     left: usize,
     partial: bool,
@@ -61,6 +62,9 @@ struct AnswerBuilder {
     outcome: Option<CacheOutcome>,
     fetching: Duration,
 }
+
+/// As a rule an answer is of one chunk or two.
+type Slices = SmallVec<[Slice; 2]>;
 
 /// Points of one chunk.
 struct Slice {
@@ -87,7 +91,7 @@ impl Engine {
         let layout = query.layout;
         let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
         let mut builder = AnswerBuilder {
-            slices: Vec::new(),
+            slices: Slices::new(),
             off_grid: None,
             left: limit as usize,
             partial: false,
@@ -192,9 +196,9 @@ impl Engine {
         &self,
         upstream: &Upstream,
         query: &MetricQuery,
-    ) -> Result<Vec<TimeRange>, Error> {
+    ) -> Result<SmallVec<[TimeRange; 1]>, Error> {
         if query.range.is_empty() {
-            return Ok(Vec::new());
+            return Ok(SmallVec::new());
         }
         if let Layout::Buckets { size, .. } = query.layout {
             let buckets = size.cells_in(&query.range);
@@ -216,7 +220,7 @@ impl Engine {
                 );
                 return Err(too_many("query.endTime", message));
             }
-            return Ok(vec![aligned]);
+            return Ok(smallvec![aligned]);
         }
         let points = u64::from(upstream.reading.raw_points_max);
         let interval = upstream.reading.interval;
@@ -241,9 +245,9 @@ impl Engine {
     async fn rendered(
         self: &Arc<Self>,
         lane: &Lane,
-        slices: Vec<Slice>,
+        slices: Slices,
         encoding: Encoding,
-    ) -> Result<Vec<Text>, Error> {
+    ) -> Result<SmallVec<[Text; 2]>, Error> {
         let last = slices.len().saturating_sub(1);
         let cost = |(i, s): (usize, &Slice)| s.chunk.rendering_cost(&s.at, i == last, encoding);
         if slices.iter().enumerate().map(cost).sum::<usize>() < BLOCKING {
@@ -255,9 +259,9 @@ impl Engine {
         rendered.map_err(|e| Error::new(Kind::Internal, format!("rendering failed: {e}")))
     }
 
-    fn render(&self, lane: &Lane, slices: Vec<Slice>, encoding: Encoding) -> Vec<Text> {
+    fn render(&self, lane: &Lane, slices: Slices, encoding: Encoding) -> SmallVec<[Text; 2]> {
         let last = slices.len().saturating_sub(1);
-        let mut parts = Vec::with_capacity(slices.len());
+        let mut parts = SmallVec::new();
         for (i, Slice { index, chunk, at }) in slices.into_iter().enumerate() {
             let grows = chunk.rendering_cost(&at, i == last, encoding) > 0;
             if let Some(text) = chunk.rendered(lane.layout()) {
@@ -377,7 +381,11 @@ fn fetched_in(chunk: &Chunk, at: &Range<usize>, fetched: &RangeSet) -> usize {
 }
 
 /// Renders buckets with the labels that they came with.
-fn render_as_labelled(buckets: &[Bucket], left: &mut usize, partial: &mut bool) -> Vec<Text> {
+fn render_as_labelled(
+    buckets: &[Bucket],
+    left: &mut usize,
+    partial: &mut bool,
+) -> SmallVec<[Text; 2]> {
     *partial |= buckets.len() > *left;
     let mut text = Vec::with_capacity(buckets.len() * 48);
     for bucket in buckets.iter().take(*left) {
@@ -391,7 +399,7 @@ fn render_as_labelled(buckets: &[Bucket], left: &mut usize, partial: &mut bool) 
             bucket.value,
         );
     }
-    vec![Text::Plain(Bytes::from(text))]
+    smallvec![Text::Plain(Bytes::from(text))]
 }
 
 fn too_many(field: &str, message: String) -> Error {

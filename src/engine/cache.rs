@@ -6,6 +6,7 @@ use std::sync::Arc;
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
+use smallvec::SmallVec;
 
 use super::chunk::{Chunk, Piece, Segment};
 use super::lane::{Lane, LaneKey};
@@ -242,7 +243,8 @@ impl ChunkCache {
 #[derive(Clone)]
 pub struct Chunks {
     first: i64,
-    chunks: Vec<Option<Arc<Chunk>>>,
+    /// As a rule a few, which need no memory of their own then.
+    chunks: SmallVec<[Option<Arc<Chunk>>; 3]>,
 }
 
 impl Chunks {
@@ -252,7 +254,7 @@ impl Chunks {
         let count = usize::try_from(span.cells_in(range)).unwrap_or(0);
         Self {
             first: span.index(range.start()),
-            chunks: vec![None; count],
+            chunks: SmallVec::from_elem(None, count),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Lanes: what is cached under one identity.
 
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
 
 use super::chunk::Frame;
@@ -74,10 +74,52 @@ fn keys() -> &'static RandomState {
     KEYS.get_or_init(RandomState::new)
 }
 
+/// Gathers what is hashed, since one long write costs less than many short ones.
+struct Gathered {
+    hasher: DefaultHasher,
+    bytes: [u8; 128],
+    length: usize,
+}
+
+impl Gathered {
+    fn pass_on(&mut self) {
+        let gathered = self.bytes.get(..self.length).unwrap_or_default();
+        self.hasher.write(gathered);
+        self.length = 0;
+    }
+}
+
+impl Hasher for Gathered {
+    fn finish(&self) -> u64 {
+        let mut hasher = self.hasher.clone();
+        hasher.write(self.bytes.get(..self.length).unwrap_or_default());
+        hasher.finish()
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.length + bytes.len() > self.bytes.len() {
+            self.pass_on();
+        }
+        match self.bytes.get_mut(self.length..self.length + bytes.len()) {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                self.length += bytes.len();
+            }
+            None => self.hasher.write(bytes),
+        }
+    }
+}
+
 impl LaneKey {
     fn new(identity: Identity) -> Self {
+        let mut gathered = Gathered {
+            hasher: keys().build_hasher(),
+            bytes: [0; 128],
+            length: 0,
+        };
+        identity.hash(&mut gathered);
         Self {
-            hash: keys().hash_one(&identity),
+            hash: gathered.finish(),
             identity: Arc::new(identity),
         }
     }

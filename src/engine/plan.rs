@@ -60,8 +60,8 @@ pub enum Lookup {
 }
 
 impl Lookup {
-    /// Returns its name in metrics, traces and explanations.
-    pub(super) fn name(self) -> &'static str {
+    /// Returns its name in metrics, traces, explanations and `Cache-Status`.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Hit => "hit",
             Self::Stale => "stale",

@@ -160,7 +160,7 @@ impl Rendered {
     /// blocks are.
     pub(crate) fn add_to(
         &self,
-        parts: &mut Vec<Text>,
+        parts: &mut impl Extend<Text>,
         at: Range<usize>,
         last: bool,
         encoding: Encoding,
@@ -174,14 +174,15 @@ impl Rendered {
             let packed = block.get_or_init(|| encoding.pack(&text()));
             if let Some(packed) = packed {
                 if done < points.start {
-                    parts.push(Text::Plain(self.slice(done..points.start, false)));
+                    let before = self.slice(done..points.start, false);
+                    parts.extend([Text::Plain(before)]);
                 }
-                parts.push(Text::Packed(packed.clone()));
+                parts.extend([Text::Packed(packed.clone())]);
                 done = points.end;
             }
         }
         if done < at.end {
-            parts.push(Text::Plain(self.slice(done..at.end, last)));
+            parts.extend([Text::Plain(self.slice(done..at.end, last))]);
         }
     }
 

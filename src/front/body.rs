@@ -1,7 +1,6 @@
 //! Bodies: those of responses, slices of memory that are shared with the cache and never joined, and
 //! the bounded reading of those of requests.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -10,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -25,10 +25,16 @@ const FIRST_WHILE: Duration = Duration::from_secs(5);
 /// The first size of the buffer that a request's body is copied into.
 const FIRST_BUFFER: usize = 4 << 10;
 
+/// Shorter bodies are joined: their bytes are copied in less time than two more parts take.
+const JOINED: usize = 4 << 10;
+
 /// A body whose parts, and so its length, are known.
 #[derive(Debug, Default)]
 pub struct Body {
-    parts: VecDeque<Bytes>,
+    /// The next part; empty at the end.
+    next: Bytes,
+    /// Those after it, none of which is empty.
+    rest: std::vec::IntoIter<Bytes>,
     left: u64,
     /// Bytes that are held in memory for it.
     weight: usize,
@@ -38,12 +44,22 @@ pub struct Body {
 impl Body {
     /// Returns a body of `parts`, one after the other.
     pub fn of(parts: impl IntoIterator<Item = Bytes>) -> Self {
-        let parts: VecDeque<Bytes> = parts.into_iter().filter(|p| !p.is_empty()).collect();
-        let left = parts.iter().map(|p| p.len() as u64).sum();
+        let parts = Self::new(parts.into_iter().collect());
+        if parts.rest.as_slice().is_empty() || parts.weight > JOINED {
+            return parts;
+        }
+        Self::new(vec![parts.into_bytes()])
+    }
+
+    fn new(mut parts: Vec<Bytes>) -> Self {
+        parts.retain(|part| !part.is_empty());
+        let length = parts.iter().map(Bytes::len).sum();
+        let mut rest = parts.into_iter();
         Self {
-            parts,
-            left,
-            weight: usize::try_from(left).unwrap_or(usize::MAX),
+            next: rest.next().unwrap_or_default(),
+            rest,
+            left: length as u64,
+            weight: length,
             claim: None,
         }
     }
@@ -55,18 +71,18 @@ impl Body {
 
     /// Returns a body of `parts` that are kept in memory as long as the process runs.
     pub(super) fn shared(parts: impl IntoIterator<Item = Bytes>) -> Self {
-        let mut body = Self::of(parts);
+        let mut body = Self::new(parts.into_iter().collect());
         body.weight = 0;
         body
     }
 
     /// Returns its parts, joined, for callers without a connection to write to.
     pub fn into_bytes(self) -> Bytes {
-        let mut all = bytes::BytesMut::with_capacity(usize::try_from(self.left).unwrap_or(0));
-        for part in self.parts {
+        let mut all = Vec::with_capacity(usize::try_from(self.left).unwrap_or(0));
+        for part in std::iter::once(self.next).chain(self.rest) {
             all.extend_from_slice(&part);
         }
-        all.freeze()
+        Bytes::from(all)
     }
 
     /// The bytes of memory that it holds.
@@ -95,16 +111,22 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<BodyPiece>, Infallible>>> {
-        let Some(bytes) = self.parts.pop_front() else {
+        let next = self.rest.next().unwrap_or_default();
+        let bytes = std::mem::replace(&mut self.next, next);
+        if bytes.is_empty() {
             return Poll::Ready(None);
-        };
+        }
         self.left -= bytes.len() as u64;
-        let claim = self.claim.clone();
+        // The last part takes the claim along.
+        let claim = match self.next.is_empty() {
+            true => self.claim.take(),
+            false => self.claim.clone(),
+        };
         Poll::Ready(Some(Ok(Frame::data(BodyPiece { bytes, claim }))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.parts.is_empty()
+        self.next.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -169,8 +191,9 @@ pub async fn read_body(body: Incoming, limits: BodyLimits) -> Result<Bytes, Erro
     read_charged(body, limits, None).await
 }
 
-/// Reads the body of a request into one buffer. Its bytes are charged to `claim`, if there is one, as
-/// they arrive.
+/// Reads the body of a request. Its bytes are charged to `claim`, if there is one, as they arrive. A body
+/// that arrived with its head is a part of the connection's buffer, so it should be dropped before
+/// anything is waited for; others are copied into one buffer.
 ///
 /// # Errors
 ///
@@ -186,15 +209,30 @@ pub(super) async fn read_charged(
         let message = format!("the request body is larger than {max} bytes (server.max_body)");
         Error::new(Kind::BodyTooLarge, message)
     };
-    if hyper::body::Body::size_hint(&body).lower() > max as u64 {
+    let hold = |bytes| match claim {
+        None => Ok(()),
+        Some(claim) => claim
+            .hold(bytes, limits.in_flight)
+            .map_err(|full| full.of_bytes(limits.in_flight)),
+    };
+    let size = hyper::body::Body::size_hint(&body);
+    if size.lower() > max as u64 {
         return Err(too_large());
     }
-    let begun = Instant::now();
+    let mut begun = None;
     let mut buffer = Vec::new();
     loop {
-        let earned = Duration::from_millis((buffer.len() * 1000 / LEAST_RATE) as u64);
-        let due = begun + limits.time.min(FIRST_WHILE + earned);
-        let frame = match timeout_at(due, body.frame()).await {
+        // As a rule it has arrived: then no timer is needed.
+        let frame = match body.frame().now_or_never() {
+            Some(frame) => Ok(frame),
+            None => {
+                let begun = *begun.get_or_insert_with(Instant::now);
+                let earned = Duration::from_millis((buffer.len() * 1000 / LEAST_RATE) as u64);
+                let due = begun + limits.time.min(FIRST_WHILE + earned);
+                timeout_at(due, body.frame()).await
+            }
+        };
+        let frame = match frame {
             Ok(None) => return Ok(Bytes::from(buffer)),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(e))) => {
@@ -213,6 +251,10 @@ pub(super) async fn read_charged(
         let Ok(data) = frame.into_data() else {
             continue;
         };
+        if buffer.is_empty() && size.exact() == Some(data.len() as u64) {
+            hold(data.len())?;
+            return Ok(data);
+        }
         let length = buffer.len() + data.len();
         if length > max {
             return Err(too_large());
@@ -220,11 +262,7 @@ pub(super) async fn read_charged(
         if length > buffer.capacity() {
             let capacity = (2 * buffer.capacity()).clamp(FIRST_BUFFER.min(max), max);
             let capacity = capacity.max(length);
-            if let Some(claim) = claim {
-                claim
-                    .hold(capacity, limits.in_flight)
-                    .map_err(|full| full.of_bytes(limits.in_flight))?;
-            }
+            hold(capacity)?;
             buffer.reserve_exact(capacity - buffer.len());
         }
         buffer.extend_from_slice(&data);

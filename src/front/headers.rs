@@ -11,6 +11,7 @@ use crate::wire::encoding::Encoding;
 
 /// The oldest data that a client accepts: `no-cache` or `max-age` of `Cache-Control` (RFC 9111).
 pub(super) fn max_age(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(CACHE_CONTROL)?;
     let directives = headers.get_all(CACHE_CONTROL).iter();
     let directives = directives
         .filter_map(|v| v.to_str().ok())
@@ -34,6 +35,9 @@ pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Error> {
     let Some(declared) = headers.get(CONTENT_TYPE) else {
         return Ok(());
     };
+    if declared.as_bytes() == b"application/json" {
+        return Ok(());
+    }
     let declared = declared.to_str().unwrap_or_default();
     let essence = declared.split(';').next().unwrap_or_default().trim();
     let (kind, form) = essence.split_once('/').unwrap_or_default();

@@ -207,6 +207,7 @@ async fn serve_connection<H, F>(
         }
     };
     tokio::select! {
+        biased;
         () = served => {}
         () = claim.evicted() => {
             metrics::gave_way("connection");

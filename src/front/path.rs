@@ -9,7 +9,8 @@ use crate::model::{Error, Kind};
 /// Returns `path` with repeated slashes as one and none at its end: a data source's URL often ends in
 /// a slash, which makes `//api/metric`.
 pub(super) fn normalized(path: &str) -> Cow<'_, str> {
-    if !path.contains("//") && !path.ends_with('/') {
+    let repeated = path.as_bytes().windows(2).any(|pair| pair == b"//");
+    if !repeated && !path.ends_with('/') {
         return path.into();
     }
     let parts = path.split('/').filter(|p| !p.is_empty());

@@ -1,7 +1,5 @@
 //! Common parts of responses with data: their encoding, `Cache-Status` and `Server-Timing`.
 
-use std::fmt::Write;
-
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
 use http::{HeaderValue, Response};
@@ -13,6 +11,33 @@ use crate::wire::encoding::Encoding;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// The value of a header that is short for sure, as it is written.
+struct Line {
+    bytes: [u8; 160],
+    length: usize,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            bytes: [0; 160],
+            length: 0,
+        }
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        let end = self.length + part.len();
+        if let Some(place) = self.bytes.get_mut(self.length..end) {
+            place.copy_from_slice(part);
+            self.length = end;
+        }
+    }
+
+    fn value(&self) -> Option<HeaderValue> {
+        HeaderValue::from_bytes(self.bytes.get(..self.length)?).ok()
+    }
+}
 
 /// Returns a response of JSON in `parts`.
 pub(super) fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
@@ -48,7 +73,7 @@ pub(super) fn encoded(mut response: Response<Body>, encoding: Encoding) -> Respo
 
 /// Adds the `Cache-Status` header.
 pub(super) fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> Response<Body> {
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(cache_status(cache))) {
+    if let Some(value) = cache_status(cache) {
         response.headers_mut().insert(CACHE_STATUS, value);
     }
     response
@@ -69,13 +94,11 @@ pub(super) fn with_remembered(response: &mut Response<Body>, error: &Error) {
 }
 
 /// Returns the value of `Cache-Status` (RFC 9211) for `cache`.
-fn cache_status(cache: &CacheOutcome) -> String {
-    if cache.error {
-        return REMEMBERED.to_owned();
-    }
-    let mut text = String::with_capacity(64);
-    text.push_str("heliostat");
-    if let Some(detail) = &cache.detail {
+fn cache_status(cache: &CacheOutcome) -> Option<HeaderValue> {
+    let collapsed = if cache.collapsed { "; collapsed" } else { "" };
+    let text = if cache.error {
+        return Some(HeaderValue::from_static(REMEMBERED));
+    } else if let Some(detail) = &cache.detail {
         let quoted: String = detail
             .chars()
             .map(|c| match c {
@@ -85,74 +108,50 @@ fn cache_status(cache: &CacheOutcome) -> String {
             })
             .take(300)
             .collect();
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "; hit; ttl={}; detail=\"{quoted}\"",
-            cache.ttl_seconds
-        );
-        return text;
-    }
-    if let Some(reason) = cache.bypass {
-        text.push_str("; fwd=bypass");
-        if cache.collapsed {
-            text.push_str("; collapsed");
+        let ttl = cache.ttl_seconds;
+        format!("heliostat; hit; ttl={ttl}; detail=\"{quoted}\"")
+    } else if let Some(reason) = cache.bypass {
+        format!("heliostat; fwd=bypass{collapsed}; detail=\"{reason}\"")
+    } else if cache.lookup == Lookup::Hit {
+        let mut line = Line::new();
+        line.push(b"heliostat; hit; ttl=");
+        line.push(itoa::Buffer::new().format(cache.ttl_seconds).as_bytes());
+        if cache.second_level {
+            line.push(SECOND_LEVEL.as_bytes());
         }
-        let _ = write!(text, "; detail=\"{reason}\"");
-        return text;
-    }
-    match cache.lookup {
-        Lookup::Hit => {
-            text.push_str("; hit; ttl=");
-            text.push_str(itoa::Buffer::new().format(cache.ttl_seconds));
-            if cache.second_level {
-                text.push_str(SECOND_LEVEL);
-            }
-            return text;
-        }
-        Lookup::Stale => text.push_str("; fwd=stale"),
-        Lookup::Partial => text.push_str("; fwd=partial"),
-        Lookup::Miss => text.push_str("; fwd=miss"),
-    }
-    if cache.stored {
-        text.push_str("; stored");
-    }
-    if cache.collapsed {
-        text.push_str("; collapsed");
-    }
-    if cache.other_buckets {
-        text.push_str("; detail=\"the source answered other buckets\"");
-    } else if cache.second_level {
-        text.push_str(SECOND_LEVEL);
-    }
-    text
+        return line.value();
+    } else {
+        let reason = cache.lookup.name();
+        let stored = if cache.stored { "; stored" } else { "" };
+        let detail = match cache.other_buckets {
+            true => "; detail=\"the source answered other buckets\"",
+            false if cache.second_level => SECOND_LEVEL,
+            false => "",
+        };
+        format!("heliostat; fwd={reason}{stored}{collapsed}{detail}")
+    };
+    HeaderValue::try_from(text).ok()
 }
 
 /// Adds the `Server-Timing` header (W3C), in milliseconds.
 pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Response<Body> {
-    let mut text = String::with_capacity(72);
+    let mut line = Line::new();
     for (name, took) in [
-        ("plan", timing.plan),
-        ("second", timing.second),
-        ("fetch", timing.fetch),
-        ("render", timing.render),
+        (&b"plan;dur="[..], timing.plan),
+        (b", second;dur=", timing.second),
+        (b", fetch;dur=", timing.fetch),
+        (b", render;dur=", timing.render),
     ] {
-        if name == "second" && took.is_zero() {
+        if name == b", second;dur=" && took.is_zero() {
             continue;
         }
-        if !text.is_empty() {
-            text.push_str(", ");
-        }
-        text.push_str(name);
-        text.push_str(";dur=");
-        let mut number = itoa::Buffer::new();
-        text.push_str(number.format(took.as_millis()));
-        text.push('.');
-        // Three digits, behind a leading 1.
-        let fraction = number.format(1000 + took.subsec_micros() % 1000);
-        text.push_str(fraction.get(1..).unwrap_or_default());
+        line.push(name);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        line.push(itoa::Buffer::new().format(micros / 1000).as_bytes());
+        let digit = |unit: u64| b'0' + (micros / unit % 10) as u8;
+        line.push(&[b'.', digit(100), digit(10), digit(1)]);
     }
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+    if let Some(value) = line.value() {
         response.headers_mut().insert(SERVER_TIMING, value);
     }
     response
@@ -161,9 +160,29 @@ pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Resp
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn timing_is_in_milliseconds_with_three_digits() {
+        let timing = Timing {
+            plan: Duration::from_nanos(12_999),
+            second: Duration::ZERO,
+            fetch: Duration::ZERO,
+            render: Duration::from_micros(1_234_005),
+        };
+        let response = with_timing(Response::new(Body::default()), &timing);
+        assert_eq!(
+            response.headers()[SERVER_TIMING],
+            "plan;dur=0.012, fetch;dur=0.000, render;dur=1234.005"
+        );
+    }
 
     #[test]
     fn cache_status_says_what_the_cache_did() {
+        let status = |outcome: &CacheOutcome| {
+            let value = cache_status(outcome).unwrap();
+            value.to_str().unwrap().to_owned()
+        };
         let outcome = |lookup, stored, collapsed| CacheOutcome {
             lookup,
             stored,
@@ -176,39 +195,39 @@ mod tests {
             second_level: false,
         };
         assert_eq!(
-            cache_status(&outcome(Lookup::Hit, false, false)),
+            status(&outcome(Lookup::Hit, false, false)),
             "heliostat; hit; ttl=7"
         );
         assert_eq!(
-            cache_status(&outcome(Lookup::Miss, true, false)),
+            status(&outcome(Lookup::Miss, true, false)),
             "heliostat; fwd=miss; stored"
         );
         assert_eq!(
-            cache_status(&outcome(Lookup::Partial, true, true)),
+            status(&outcome(Lookup::Partial, true, true)),
             "heliostat; fwd=partial; stored; collapsed"
         );
         let mut found = outcome(Lookup::Hit, false, false);
         found.second_level = true;
         assert_eq!(
-            cache_status(&found),
+            status(&found),
             "heliostat; hit; ttl=7; detail=\"second level\""
         );
         found.lookup = Lookup::Partial;
         assert_eq!(
-            cache_status(&found),
+            status(&found),
             "heliostat; fwd=partial; detail=\"second level\""
         );
         let mut passed = outcome(Lookup::Hit, false, true);
         passed.bypass = Some("at-modifier");
         assert_eq!(
-            cache_status(&passed),
+            status(&passed),
             "heliostat; fwd=bypass; collapsed; detail=\"at-modifier\""
         );
         let mut stale = outcome(Lookup::Stale, false, false);
         stale.ttl_seconds = -5;
         stale.detail = Some("it \"broke\"\r\n".into());
         assert_eq!(
-            cache_status(&stale),
+            status(&stale),
             "heliostat; hit; ttl=-5; detail=\"it 'broke'  \""
         );
     }

@@ -189,7 +189,8 @@ impl Front {
             // Names of upstreams are not revealed to clients without access.
             let named = path.starts_with("/prometheus/");
             let api = named.then_some(Api::Prometheus);
-            let of_prometheus = endpoint::is_of_prometheus(&path);
+            let mirror = matches!(route, Some(Route::Mirror(_)));
+            let of_prometheus = !mirror && endpoint::is_of_prometheus(&path);
             let api = api.or_else(|| route.and_then(Route::api));
             (route, api, of_prometheus)
         };

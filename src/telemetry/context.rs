@@ -52,6 +52,9 @@ impl Trace {
     /// Returns the trace that a request with `headers` belongs to. Headers that are not valid, or longer
     /// than the standard asks to pass on, are ignored.
     pub(super) fn sent(headers: &HeaderMap) -> Self {
+        if !headers.contains_key(&TRACEPARENT) {
+            return Self::default();
+        }
         let mut parents = headers.get_all(&TRACEPARENT).iter();
         let parent = parents.next().filter(|p| is_parent(p.as_bytes()));
         let Some(parent) = parent.filter(|_| parents.next().is_none()) else {

@@ -14,6 +14,9 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) fn client(proxies: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let trusted = |address: &IpAddr| proxies.iter().any(|n| n.contains(address));
     let mut client = peer.to_canonical();
+    if !trusted(&client) {
+        return client;
+    }
     let lines = headers.get_all(FORWARDED_FOR).iter().rev();
     let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|b| *b == b','));
     while trusted(&client) {
