@@ -123,9 +123,7 @@ impl Http {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(60))
-            .tcp_keepalive(Duration::from_secs(30))
-            // Read by us, which reads more of them.
-            .no_gzip();
+            .tcp_keepalive(Duration::from_secs(30));
         // What is sent into a path that is gone is noticed before the attempt runs out of time.
         #[cfg(target_os = "linux")]
         let builder = builder.tcp_user_timeout(UNACKNOWLEDGED);

@@ -676,7 +676,7 @@ async fn long_answers_are_packed_for_those_who_ask() {
     let names: Vec<String> = (0..5000).map(|n| format!("label_{n}")).collect();
     let face = Face::start("", move |_, _| success(names.clone())).await;
     let plain = face.get("labels").await;
-    let client = reqwest::Client::builder().gzip(false).build();
+    let client = reqwest::Client::builder().build();
     let request = client
         .unwrap()
         .get(format!("{}/api/v1/labels", face.server.url));
