@@ -11,7 +11,7 @@ use crate::model::{Error, Evidence, Kind, Millis, TargetUrl};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::{Span, Trace};
 
-/// Which attempt of a call it is.
+/// The place of an attempt in its call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
     /// Number of earlier attempts at the call.
@@ -30,7 +30,7 @@ impl Turn {
     };
 }
 
-/// The addresses that one call, with what is made beside it, has been tried at.
+/// The addresses that one call, with the attempts beside it, has been tried at.
 #[derive(Debug, Default)]
 pub(super) struct Tries(Mutex<Tried>);
 
@@ -45,8 +45,8 @@ impl Tries {
     }
 }
 
-/// Counts an attempt as under way, and then by how it ended. One that is dropped has ended too:
-/// the upstream was called.
+/// Counts an attempt as in flight, and then by its outcome. One that is dropped has ended too: the
+/// upstream was called.
 pub(super) struct Attempt<'a> {
     metrics: &'a UpstreamMetrics,
     outcome: &'static str,
@@ -67,7 +67,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// It asks `url` by `method`. Gives the trace of the request, which is a part of `trace`.
+    /// Takes in that it asks `url` by `method`. Returns the trace of the request, which is a part
+    /// of `trace`.
     pub(super) fn to(&mut self, url: &TargetUrl, method: &Method, trace: &Trace) -> Trace {
         self.span.text("http.request.method", method);
         self.span.text("server.address", &url.host());
@@ -75,13 +76,13 @@ impl<'a> Attempt<'a> {
         trace.within(&self.span)
     }
 
-    /// It was answered with `status`.
+    /// Takes in that it was answered with `status`.
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.span
             .number("http.response.status_code", status.as_u16());
     }
 
-    /// It ended with `result`, at `now`.
+    /// Ends it with `result`, at `now`.
     pub(super) fn end<T>(mut self, result: &Result<T, Error>, now: Millis) {
         self.outcome = outcome(result);
         if let Err(error) = result {
@@ -132,7 +133,7 @@ pub(super) fn ended<T>(result: &Result<T, Error>, timed_out: bool) -> Ended {
     }
 }
 
-/// The metric label of an attempt's result.
+/// Returns the metric label of an attempt's result.
 fn outcome<T>(result: &Result<T, Error>) -> &'static str {
     let error = match result {
         Ok(_) => return "ok",

@@ -1,5 +1,5 @@
-//! Requests signed for AWS (Signature Version 4). reqsign signs them and finds the credentials,
-//! where AWS' own tools find them; HTTP, files and the environment it gets from us.
+//! Requests signed for AWS (Signature Version 4). reqsign signs them and finds the credentials in
+//! the places of AWS' own tools; Heliostat provides HTTP, files and the environment.
 
 mod credentials;
 mod io;
@@ -24,11 +24,11 @@ use crate::reloadable::Reloadable;
 
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 
-/// The most that this machine's clock may differ from AWS' before a refused signature is put down
-/// to it, in milliseconds. AWS itself takes requests that are at most 5 min off.
+/// The largest difference between this machine's clock and AWS' at which a refused signature is not
+/// blamed on the clock, in milliseconds. AWS itself accepts requests that are at most 5 min off.
 const SKEW: Millis = 60_000;
 
-/// Codes of errors about credentials that have ended or are not known any more.
+/// Codes of errors about credentials that have ended or are no longer known.
 const ENDED: [&str; 5] = [
     "ExpiredToken",
     "ExpiredTokenException",
@@ -46,10 +46,10 @@ const UNSIGNED: [&str; 5] = [
     "IncompleteSignature",
 ];
 
-/// Keys as the configuration says them.
+/// Keys of the configuration.
 #[derive(Clone)]
 pub struct Keys {
-    /// The id of the access key.
+    /// The ID of the access key.
     pub access_key: String,
     /// The secret.
     pub secret_key: String,
@@ -82,15 +82,15 @@ pub struct AwsSettings {
     pub profile: Option<String>,
     /// The role that is assumed with the credentials.
     pub role: Option<Role>,
-    /// Where STS is, if not where it usually is.
+    /// The URL of STS, if not the usual one.
     pub sts_url: Option<TargetUrl>,
     /// The variables of the environment that may matter.
     pub environment: BTreeMap<String, String>,
-    /// The way to STS, which is that to the upstream.
+    /// The transport to STS, which is that to the upstream.
     pub transport: Arc<dyn Transport>,
-    /// The way to sources of credentials on this machine: without a proxy.
+    /// The transport to sources of credentials on this machine: without a proxy.
     pub local: Arc<dyn Transport>,
-    /// Where the time comes from.
+    /// The source of the time.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -112,7 +112,7 @@ impl AwsSigner {
         }
     }
 
-    /// Where the credentials in use come from, once there are some.
+    /// Returns the source of the credentials in use, once there are some.
     pub fn source(&self) -> Option<String> {
         self.credentials.source()
     }
@@ -171,7 +171,7 @@ impl AwsSigner {
     }
 }
 
-/// The headers that prove `outgoing`.
+/// Returns the headers that authenticate `outgoing`.
 async fn signed_headers(
     signer: &RequestSigner,
     outgoing: &Outgoing,
@@ -181,13 +181,13 @@ async fn signed_headers(
         Some((path, query)) => (path, format!("?{query}")),
         None => (&*outgoing.url, String::new()),
     };
-    // Every service but S3 signs the path encoded once more than it is sent.
+    // Every service except S3 signs the path encoded once more than it is sent.
     let uri: Uri = format!("{}{query}", path.replace('%', "%25")).parse()?;
     let mut request = http::Request::new(());
     *request.method_mut() = outgoing.method.clone();
     *request.uri_mut() = uri;
     let (mut parts, ()) = request.into_parts();
-    // What HTTP, proxies and traces add is not signed.
+    // Headers that HTTP, proxies and traces add are not signed.
     let signed = |name: &HeaderName| *name == CONTENT_TYPE || name.as_str().starts_with("x-amz-");
     let headers = outgoing.headers.iter().filter(|(name, _)| signed(name));
     parts
@@ -205,15 +205,15 @@ async fn signed_headers(
     Ok(parts.headers)
 }
 
-/// All but what RFC 3986 calls unreserved.
+/// All characters except those that RFC 3986 calls unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// Writes `query`, which is that of a form, as the signature's rules do, so that there is no second
-/// way to read it: in a form a plus is a space, and `~` may be encoded and `*` not.
+/// Returns `query`, which is that of a form, in the spelling of the signature's rules, so that it
+/// has only one reading: in a form a plus is a space, and `~` may be encoded and `*` not.
 fn strict(query: &str) -> String {
     let pairs: Vec<String> = url::form_urlencoded::parse(query.as_bytes())
         .map(|(name, value)| {

@@ -1,5 +1,5 @@
-//! Stands for signed requests in a build without the cargo feature `aws`, in which no configuration
-//! can ask for them.
+//! A stand-in for signed requests in a build without the cargo feature `aws`, in which no
+//! configuration can ask for them.
 
 use super::transport::Outgoing;
 use crate::adapters::Response;
@@ -12,7 +12,7 @@ pub enum AwsSigner {}
 pub(super) enum Signed {}
 
 impl AwsSigner {
-    /// Where the credentials in use come from.
+    /// Returns the source of the credentials in use.
     pub fn source(&self) -> Option<String> {
         match *self {}
     }

@@ -14,7 +14,7 @@ use crate::model::Millis;
 const HOUR: Millis = 3_600_000;
 const DAY: Millis = 24 * HOUR;
 
-/// A stretch of the calendar of UTC.
+/// A period of the calendar of UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Period {
     Hour,
@@ -23,7 +23,7 @@ pub(super) enum Period {
 }
 
 impl Period {
-    /// Its name for clients.
+    /// Returns its name for clients.
     fn name(self) -> &'static str {
         match self {
             Self::Hour => "hour",
@@ -41,7 +41,7 @@ impl Period {
         }
     }
 
-    /// Which one it is at `now`, counted from the epoch.
+    /// Returns its index at `now`, counted from the epoch.
     fn index(self, now: Millis) -> i64 {
         match self {
             Self::Hour | Self::Day => now.div_euclid(self.millis()),
@@ -49,7 +49,7 @@ impl Period {
         }
     }
 
-    /// When number `index` ends.
+    /// Returns the end of number `index`.
     fn end(self, index: i64) -> Millis {
         match self {
             Self::Hour | Self::Day => (index + 1) * self.millis(),
@@ -58,8 +58,9 @@ impl Period {
     }
 }
 
-/// The month that `day` since the epoch lies in, in months since January 1970; by the proleptic
-/// Gregorian calendar (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`).
+/// Returns the month of `day`, in months since January 1970 and days since the epoch; by the
+/// proleptic Gregorian calendar (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms",
+/// `civil_from_days`).
 fn month(day: i64) -> i64 {
     let day = day + 719_468;
     let era = day.div_euclid(146_097);
@@ -71,7 +72,8 @@ fn month(day: i64) -> i64 {
     (era * 400 + year) * 12 + month + 2 - 1970 * 12
 }
 
-/// The first day, since the epoch, of month `index` since January 1970 (`days_from_civil`, ibidem).
+/// Returns the first day, since the epoch, of month `index` since January 1970 (`days_from_civil`,
+/// ibidem).
 fn first_day(index: i64) -> i64 {
     let months = index + 1970 * 12 - 2;
     let (year, month) = (months.div_euclid(12), months.rem_euclid(12));
@@ -92,19 +94,19 @@ pub(super) struct Budgets {
 struct Window {
     period: Period,
     allowed: u32,
-    /// Which hour, day or month since the epoch.
+    /// The index of the hour, day or month since the epoch.
     index: i64,
     used: u32,
     /// The usage in the file: ahead of the real one, so that a crash does not lose calls and not
     /// every call is written.
     written: u32,
-    /// The window before this one, and what was used of it.
+    /// The window before this one, and its usage.
     before: (i64, u32),
 }
 
 impl Window {
-    /// Which window it is at `now`. A clock that steps back a little renews nothing; one that does so
-    /// by more than a window was wrong before.
+    /// Returns the index of the window at `now`. A clock that steps back a little renews nothing;
+    /// one that steps back by more than a window was wrong before.
     fn index_at(&self, now: Millis) -> i64 {
         let index = self.period.index(now);
         match index < self.index - 1 {
@@ -113,7 +115,7 @@ impl Window {
         }
     }
 
-    /// Goes on to the window that it is at `now`.
+    /// Moves on to the window at `now`.
     fn go_on(&mut self, now: Millis) {
         let index = self.index_at(now);
         if index > self.index {
@@ -122,7 +124,7 @@ impl Window {
             self.used = 0;
             self.written = 0;
         } else if index < self.index {
-            // What was used while the clock was wrong counts, too.
+            // Calls made while the clock was wrong count, too.
             if self.before.0 == index {
                 self.used = self.used.saturating_add(self.before.1);
             }
@@ -172,7 +174,7 @@ impl Budgets {
         file.map_or(Duration::ZERO, BudgetFile::unsaved)
     }
 
-    /// Counts what `before` has counted, whose place this takes.
+    /// Takes over the counts of `before`, which this replaces.
     pub(super) fn continue_from(&self, before: &Self) {
         let counted = before.windows().clone();
         let mut windows = self.windows();
@@ -189,7 +191,7 @@ impl Budgets {
         }
     }
 
-    /// The state of each, at the wall time `now`.
+    /// Returns the state of each, at the wall time `now`.
     pub(super) fn state(&self, now: Millis) -> Vec<BudgetState> {
         let windows = self.windows();
         let state = |window: &Window| {
@@ -205,14 +207,15 @@ impl Budgets {
         windows.iter().map(state).collect()
     }
 
-    /// When the budget that is spent at the wall time `now` is renewed, if one is.
+    /// Returns the time until the budget that is spent at the wall time `now` is renewed, if one
+    /// is.
     pub(super) fn spent(&self, now: Millis) -> Option<Duration> {
         let spent = self.state(now).into_iter().find(|b| b.used >= b.allowed);
         spent.map(|budget| Duration::try_from_secs_f64(budget.renewed_seconds).unwrap_or_default())
     }
 
-    /// Takes `n` out of every budget, at the wall time `now`, or says when the one that does not have
-    /// so much left is renewed. A clock that steps back renews nothing.
+    /// Takes `n` out of every budget, at the wall time `now`, or returns the time until one that
+    /// does not have so much left is renewed. A clock that steps back renews nothing.
     pub(super) fn take(&self, n: u32, now: Millis) -> Result<(), Duration> {
         let mut windows = self.windows();
         for window in windows.iter_mut() {

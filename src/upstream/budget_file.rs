@@ -218,7 +218,7 @@ fn write(path: &Path, windows: Vec<Saved>) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
     let beside = Path::new(&beside);
-    // Whatever is there, such as a link, is not written to.
+    // A file or link that is already there is not written to.
     match std::fs::remove_file(beside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -38,9 +38,9 @@ use crate::telemetry::trace::Trace;
 pub struct CallContext {
     /// The origin of the request.
     pub caller: Caller,
-    /// A number of the lane that is fetched; 0 for what is none. Lanes of one caller take turns.
+    /// The number of the lane that is fetched; 0 for no lane. Lanes of one caller take turns.
     pub lane: u64,
-    /// When the answer is of no use any more.
+    /// The time after which the answer is of no use.
     pub deadline: Instant,
     /// The time that is asked about, with all that may be read for it.
     pub span: Option<TimeRange>,
@@ -54,7 +54,7 @@ pub struct CallContext {
 }
 
 impl CallContext {
-    /// A call for `caller` that is made whoever waits for it, for no lane.
+    /// Returns the context of a call for `caller` that is made whoever waits for it, for no lane.
     pub fn new(caller: Caller, deadline: Instant, trace: Trace) -> Self {
         Self {
             caller,
@@ -83,11 +83,11 @@ pub struct Answered<T> {
     pub provisional: bool,
 }
 
-/// The way to one upstream.
+/// The client of one upstream.
 pub struct UpstreamClient {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) addresses: Arc<Addresses>,
-    /// Told when a breaker opens.
+    /// Notified when a breaker opens.
     pub(super) opened: Arc<Notify>,
     pub(super) headers: Reloadable<HeaderMap>,
     pub(super) signer: Option<AwsSigner>,
@@ -105,7 +105,7 @@ pub struct UpstreamClient {
     pub(super) clock: Arc<dyn Clock>,
 }
 
-/// Limits that several upstreams keep to together.
+/// Limits that several upstreams share.
 #[derive(Clone)]
 pub struct SharedLimits {
     limiter: Limiter,
@@ -120,11 +120,11 @@ pub struct ClientConfig {
     pub urls: Vec<TargetUrl>,
     /// Headers sent with each request.
     pub headers: Reloadable<HeaderMap>,
-    /// Signs each request, where the upstream wants that.
+    /// Signs each request, where the upstream requires that.
     pub signer: Option<AwsSigner>,
     /// The limits on calls to the upstream.
     pub limits: Limits,
-    /// The limits of another upstream, if it keeps to these.
+    /// The limits of another upstream, if this one shares them.
     pub shared: Option<SharedLimits>,
     /// The HTTP method of queries.
     pub method: QueryMethod,
@@ -134,16 +134,16 @@ pub struct ClientConfig {
     pub units: Option<Units>,
     /// How calls of several fetches are made one.
     pub batch: Batch,
-    /// Where what is used of budgets is kept, if anywhere.
+    /// The file in which the usage of budgets is kept, if there is one.
     pub budget_file: Option<PathBuf>,
-    /// Where calls are counted.
+    /// Counters of calls.
     pub metrics: UpstreamMetrics,
-    /// Where the time comes from.
+    /// The source of the time.
     pub clock: Arc<dyn Clock>,
 }
 
 impl UpstreamClient {
-    /// The way to the upstream that `parts` describe.
+    /// Returns the client of the upstream that `parts` describe.
     pub fn new(parts: ClientConfig) -> Self {
         let limits = parts.limits;
         let now = parts.clock.now();
@@ -192,17 +192,18 @@ impl UpstreamClient {
         }
     }
 
-    /// Its addresses, the preferred one first.
+    /// Returns its addresses, the preferred one first.
     pub fn urls(&self) -> impl Iterator<Item = &TargetUrl> {
         self.addresses.urls()
     }
 
-    /// Signs its requests, if they are signed.
+    /// Returns the signer of its requests, if they are signed.
     pub fn signer(&self) -> Option<&AwsSigner> {
         self.signer.as_ref()
     }
 
-    /// A number for the tenant that its configured headers name, if that may change while it runs.
+    /// Returns a number for the tenant that its configured headers name, if that may change at run
+    /// time.
     pub(super) fn tenant(&self) -> Option<u64> {
         tenant(&self.headers)
     }
@@ -212,18 +213,18 @@ impl UpstreamClient {
         self.opened.clone()
     }
 
-    /// When the next address that is left alone may be tried again, if any is.
+    /// Returns the time until the next trial of an address with an open breaker, if there is one.
     pub(super) fn next_trial(&self) -> Option<Duration> {
         self.addresses.next_trial()
     }
 
-    /// Most time of one attempt.
+    /// Returns the longest time of one attempt.
     pub(super) fn timeout(&self) -> Duration {
         self.limits.timeout
     }
 
-    /// Makes `exchange` at each address that is left alone and may be tried again. Its breaker
-    /// learns the result.
+    /// Makes `exchange` at each address with an open breaker that may be tried again. Its breaker
+    /// takes in the result.
     pub(super) async fn try_again<T: Send + 'static>(
         &self,
         exchange: &Exchange<T>,
@@ -265,7 +266,7 @@ impl UpstreamClient {
                 Err(error) => error,
             };
             if let (Evidence::Nothing, Some(mut before)) = (error.evidence, before.take()) {
-                // That it cannot be tried again says less than why it has to be.
+                // The reason why it has to be tried again says more than that it cannot be.
                 before.retry_after = before.retry_after.or(error.retry_after);
                 return Err(before);
             }
@@ -285,7 +286,8 @@ impl UpstreamClient {
                 }
             } else {
                 // The limiter makes the wait that an upstream asks for; one that is too long for
-                // the request is the client's to make. What took long takes as long again.
+                // the request is the client's to make. A slow attempt is expected to be as slow
+                // again.
                 let wait = match error.evidence {
                     Evidence::Load => error.retry_after.unwrap_or_default(),
                     _ => begun.elapsed().max(self.limiter.usual()),
@@ -306,7 +308,7 @@ impl UpstreamClient {
         }
     }
 
-    /// An attempt and, if it is slow and that is wanted, another one beside it. The first to
+    /// Makes an attempt and, if it is slow and hedging is on, another one beside it. The first to
     /// succeed counts.
     async fn hedged<T: Send + 'static>(
         &self,
@@ -346,8 +348,8 @@ impl UpstreamClient {
         }
     }
 
-    /// The error with which a call of `caller` that must be answered by `deadline` would be refused
-    /// now, if it would be.
+    /// Returns the error with which a call of `caller` that must be answered by `deadline` would be
+    /// refused now, if it would be.
     pub fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
         let checked = self
             .limiter
@@ -355,8 +357,8 @@ impl UpstreamClient {
         checked.inspect_err(|e| self.refused(e))
     }
 
-    /// The error with which a call of `caller` would be refused now, if it would be, without a
-    /// trace in metrics.
+    /// Returns the error with which a call of `caller` would be refused now, if it would be,
+    /// without a trace in metrics.
     pub fn refusal(&self, caller: Caller, deadline: Instant) -> Option<Error> {
         let ask = Ask::new(caller, deadline, &self.addresses);
         self.limiter.check(&ask).err().or_else(|| self.spent())
@@ -370,7 +372,7 @@ impl UpstreamClient {
         });
     }
 
-    /// The time that calls usually take.
+    /// Returns the usual latency of calls.
     pub fn usual(&self) -> Duration {
         self.limiter.usual()
     }
@@ -382,7 +384,7 @@ impl UpstreamClient {
         self.metrics.state_unsaved.set(unsaved.as_secs_f64());
     }
 
-    /// The state of its protection, at the wall time `now`.
+    /// Returns the state of its protection, at the wall time `now`.
     pub fn state(&self, now: Millis) -> ProtectionState {
         let (paused, spacing) = self.addresses.resting();
         ProtectionState {
@@ -460,7 +462,7 @@ impl UpstreamClient {
 
 impl Drop for UpstreamClient {
     fn drop(&mut self) {
-        // Whoever waits for a breaker to open waits in vain now.
+        // Calls that wait for an open breaker now wait in vain.
         self.opened.notify_one();
     }
 }

@@ -1,8 +1,8 @@
-//! Shared fetches. A fetch is a task of its own: whoever needs what it will bring waits for it.
+//! Shared fetches. A fetch is a task of its own: all requests that need its result wait for it.
 //!
-//! When the last of them has left, what has not been sent is dropped. A call that has been sent
-//! comes to its end and is stored: the upstream has done the work, and clients that give up and
-//! come again would have it done for nothing again and again.
+//! When the last of them has left, a call that has not been sent is dropped. A call that has been
+//! sent comes to its end and is stored: the upstream has done the work, and clients that give up
+//! and come again would have it done for nothing again and again.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -16,7 +16,7 @@ use crate::telemetry::trace::{Span, Trace};
 
 type FlightOutcome<T> = Option<Result<T, Error>>;
 
-/// One fetch under way, for one of those who wait for it.
+/// One fetch in flight, for one of the requests that wait for it.
 pub struct Flight<T>(Arc<SharedFlight<T>>);
 
 struct SharedFlight<T> {
@@ -55,10 +55,10 @@ impl<T> Drop for Flight<T> {
     }
 }
 
-/// Those who wait for a fetch. The calls that it consists of look here before they are sent: one
-/// that nobody waits for is not.
+/// The requests that wait for a fetch. The calls that it consists of check this before they are
+/// sent: one that nobody waits for is not sent.
 ///
-/// The default is of calls that are made whoever waits.
+/// The default is for calls that are made whoever waits.
 #[derive(Clone, Debug, Default)]
 pub struct Waiters(Option<Arc<CountedWaiters>>);
 
@@ -71,12 +71,12 @@ struct CountedWaiters {
 #[derive(Debug)]
 struct WaiterCount {
     waiting: usize,
-    /// Whether the fetch has ended for want of waiters, so that nobody can join it any more.
+    /// Set once the fetch has ended for want of waiters, so that nobody can join it any more.
     given_up: bool,
 }
 
 impl Waiters {
-    /// One who waits.
+    /// Returns a count of one.
     pub(super) fn one() -> Self {
         Self(Some(Arc::new(CountedWaiters {
             count: Mutex::new(WaiterCount {
@@ -87,7 +87,7 @@ impl Waiters {
         })))
     }
 
-    /// Adds one who waits, unless the fetch has been given up.
+    /// Adds one that waits, unless the fetch has been given up.
     pub(super) fn join(&self) -> bool {
         let Some(counted) = &self.0 else { return true };
         let mut count = lock(&counted.count);
@@ -104,7 +104,7 @@ impl Waiters {
         }
     }
 
-    /// Whether nobody waits any more; then the fetch is given up, and nobody can join it.
+    /// Returns whether nobody waits any more; then the fetch is given up, and nobody can join it.
     pub(super) fn are_gone(&self) -> bool {
         let Some(counted) = &self.0 else { return false };
         let mut count = lock(&counted.count);
@@ -112,7 +112,7 @@ impl Waiters {
         count.given_up
     }
 
-    /// Waits until nobody does any more.
+    /// Waits until nobody waits any more.
     pub(super) async fn gone(&self) {
         let Some(counted) = &self.0 else {
             return std::future::pending().await;
@@ -120,7 +120,7 @@ impl Waiters {
         loop {
             let left = counted.left.notified();
             tokio::pin!(left);
-            // From here on it is told of everyone who leaves.
+            // From here on it is notified of every waiter that leaves.
             left.as_mut().enable();
             if self.are_gone() {
                 return;
@@ -132,7 +132,7 @@ impl Waiters {
 
 type FlightTable<K, T> = HashMap<K, Vec<Arc<SharedFlight<T>>>>;
 
-/// The fetches under way, by what they are of.
+/// The fetches in flight, by key.
 pub struct Flights<K, T> {
     // A plain mutex: it is held for a look-up and never across an await.
     table: Arc<Mutex<FlightTable<K, T>>>,
@@ -148,7 +148,7 @@ impl<K, T> Default for Flights<K, T> {
     }
 }
 
-/// The fetches that together bring what was wanted.
+/// The fetches that together bring what was requested.
 pub struct Joined<T> {
     /// The fetches.
     pub flights: Vec<Flight<T>>,
@@ -157,7 +157,7 @@ pub struct Joined<T> {
 }
 
 impl<T> Joined<T> {
-    /// Shows in `span`, which waits for them, whose fetches they are.
+    /// Records in `span`, which waits for them, the traces of fetches that others began.
     pub fn show(&self, span: &mut Span) {
         span.flag("heliostat.collapsed", self.joined > 0);
         for flight in self.flights.iter().take(self.joined) {
@@ -176,8 +176,9 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// The fetches of `key` that bring all of `wanted`: those under way that overlap it, and, for
-    /// what is left, new ones made by `fetch` as a part of `trace`, for those who wait for it.
+    /// Returns the fetches of `key` that together bring all of `wanted`: those in flight that
+    /// overlap it, and, for the rest, new ones made by `fetch` as a part of `trace`, for their
+    /// waiters.
     pub fn join_or_start<F>(
         &self,
         key: &K,
@@ -213,13 +214,13 @@ where
         Joined { flights, joined }
     }
 
-    /// Lets nobody join the fetches under way that `which` picks any more; those who wait for them
-    /// do so still.
+    /// Lets nobody join the fetches in flight that `which` picks any more; requests that wait for
+    /// them still do.
     pub fn abandon(&self, which: impl Fn(&K) -> bool) {
         lock(&self.table).retain(|key, _| !which(key));
     }
 
-    /// Whether a fetch of `key` is under way.
+    /// Returns whether a fetch of `key` is in flight.
     pub fn is_under_way(&self, key: &K) -> bool {
         lock(&self.table).contains_key(key)
     }
@@ -255,7 +256,7 @@ where
         };
         tokio::spawn(async move {
             let outcome = fetch.await;
-            // Off the table first: whoever comes now finds what it brought in the cache.
+            // Removed first: a request that comes now finds the result in the cache.
             drop(entry);
             sender.send_replace(Some(outcome));
         });

@@ -1,9 +1,9 @@
 //! Pools of connections, and when they are dropped.
 //!
-//! A pool cannot be told to drop its idle connections, but it does so when the client that it is of
-//! is dropped. So a client lives for [`GREATEST_AGE`], that names are looked up again, and one to
-//! which a used connection was lost, or that must have a new one, is replaced by another of its own
-//! for that origin. What is under way ends by the client that it began with.
+//! A pool cannot be told to drop its idle connections, but it does so when its client is dropped.
+//! So a client lives for [`GREATEST_AGE`], so that names are looked up again, and one that lost a
+//! used connection, or that must have a new one, is replaced by another for that origin alone.
+//! Requests in flight end with the client that they began with.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -17,7 +17,7 @@ use crate::reloadable::Reloadable;
 /// The greatest age of connections.
 const GREATEST_AGE: Duration = Duration::from_secs(300);
 
-/// Makes a client without connections.
+/// Builds a client without connections.
 pub type ClientRecipe = Arc<dyn Fn() -> Result<reqwest::Client, String> + Send + Sync>;
 
 /// Scheme, host and port of a URL.
@@ -43,7 +43,7 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Whether a call to `origin` may go over a connection that was used before.
+    /// Returns whether a call to `origin` may go over a connection that was used before.
     pub(super) fn has_answered(&self, origin: &Origin) -> bool {
         let answered = self.answered.read();
         answered
@@ -51,7 +51,7 @@ impl Generation {
             .contains(origin)
     }
 
-    /// `origin` has answered a call.
+    /// Takes in that `origin` has answered a call.
     pub(super) fn answered(&self, origin: &Origin) {
         if !self.has_answered(origin) {
             let answered = self.answered.write();
@@ -73,7 +73,7 @@ pub(super) struct Connections {
 }
 
 struct Clients {
-    /// For all origins that have none of their own.
+    /// The client of all origins that have none of their own.
     shared: Arc<Generation>,
     own: HashMap<Origin, Arc<Generation>>,
 }
@@ -94,7 +94,7 @@ impl Connections {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The client for a call to `origin`; a new one, if it must have a `new` connection.
+    /// Returns the client for a call to `origin`; a new one, if it must have a `new` connection.
     pub(super) async fn current(
         &self,
         origin: &Origin,
@@ -126,7 +126,7 @@ impl Connections {
         Ok(made)
     }
 
-    /// The client for a call to `origin` that lost a used connection of `lost`.
+    /// Returns the client for a call to `origin` that lost a used connection of `lost`.
     pub(super) async fn after(
         &self,
         origin: &Origin,
@@ -134,7 +134,7 @@ impl Connections {
     ) -> Result<Arc<Generation>, Error> {
         let newer = |clients: &Clients| {
             let own = clients.own.get(origin)?;
-            // Another call that lost one was here before.
+            // Another call that lost a connection has replaced the client already.
             (own.born >= lost.born && !Arc::ptr_eq(own, lost)).then(|| own.clone())
         };
         if let Some(own) = newer(&self.clients()) {
@@ -150,7 +150,7 @@ impl Connections {
     }
 }
 
-/// A client of `recipe`: reading the system's authorities takes milliseconds.
+/// Returns a client of `recipe`: reading the system's authorities takes milliseconds.
 async fn made(recipe: ClientRecipe) -> Result<Arc<Generation>, Error> {
     let make = recipe.clone();
     let client = tokio::task::spawn_blocking(move || make()).await;

@@ -1,4 +1,4 @@
-//! Content codings of what upstreams answer.
+//! Content codings of upstreams' answers.
 
 use std::io::Read;
 
@@ -9,11 +9,12 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 
 use crate::model::{Error, Kind};
 
-/// Bodies up to so many bytes are decoded where they came in.
+/// Bodies of up to this many bytes are decoded on the thread that received them.
 const INLINE: usize = 32 << 10;
 
-/// `body`, of at most `most` bytes, without the coding that `headers` name, if that is gzip: its name
-/// may be in any case, and `x-gzip` is another (RFC 9110, 8.4.1). Other codings belong to the answer.
+/// Returns `body`, of at most `most` bytes, without the coding that `headers` name, if that is
+/// gzip: its name may be in any case, and `x-gzip` is an alias (RFC 9110, 8.4.1). Other codings
+/// belong to the answer.
 pub(super) async fn decoded(
     headers: &mut HeaderMap,
     body: Bytes,
@@ -53,7 +54,7 @@ fn unzipped(body: &[u8], most: usize) -> Result<Bytes, Error> {
     Ok(Bytes::from(decoded))
 }
 
-/// The error for an answer of more than `most` bytes.
+/// Returns the error for an answer of more than `most` bytes.
 pub(super) fn too_large(most: usize) -> Error {
     let message = format!("the upstream's answer is larger than {most} bytes (max_response)");
     Error::new(Kind::AnswerTooLarge, message)

@@ -1,5 +1,5 @@
-//! The log of failures: what an upstream says is cut and escaped, and an upstream that fails at each
-//! call does not fill the log.
+//! The log of failures: texts of an upstream are cut and escaped, and an upstream that fails at
+//! each call does not fill the log.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,8 +27,8 @@ struct Window {
 }
 
 impl FailureLog {
-    /// Logs `error` of the upstream `name`. What only says that a question has no answer is not a
-    /// failure of the upstream.
+    /// Logs `error` of the upstream `name`. An error that only says that a query has no answer is
+    /// not a failure of the upstream.
     pub(super) fn log(&self, name: &str, error: &Error) {
         if error.kind.origin() != Origin::Upstream {
             return;
@@ -70,7 +70,7 @@ impl FailureLog {
     }
 }
 
-/// `text` on one line, without control characters, and cut.
+/// Returns `text` on one line, without control characters, and cut.
 pub(super) fn one_line(text: &str) -> String {
     crate::adapters::quoted(text, LONGEST)
 }

@@ -1,8 +1,8 @@
-//! Where clients may not lead us, by the addresses that connections are really made to.
+//! The addresses that clients may lead Heliostat to, checked where connections are really made.
 //!
-//! A name is checked by what it resolves to when a connection is made, and that very address is
-//! connected to. So a name that resolves to something else the second time (DNS rebinding) gains
-//! nothing.
+//! A name is checked by the addresses it resolves to when a connection is made, and that very
+//! address is connected to. So a name that resolves to something else the second time (DNS
+//! rebinding) gains nothing.
 
 use std::fmt;
 use std::io;
@@ -17,12 +17,12 @@ use url::Url;
 use crate::model::address::refused;
 use crate::model::{Error, Kind, Pattern, TargetUrl};
 
-/// Which addresses the targets of clients may have.
+/// The addresses that targets of clients may have.
 #[derive(Clone, Debug)]
 pub struct Guard {
     /// Patterns of targets. An address that one of them names by itself is allowed.
     pub named: Vec<Pattern>,
-    /// Networks that are allowed though they are not public.
+    /// Networks that are allowed although they are not public.
     pub networks: Vec<IpNet>,
 }
 
@@ -40,7 +40,8 @@ impl Guard {
     }
 }
 
-/// Look-ups of names at once. They take threads, and names that do not resolve take them for long.
+/// Concurrent look-ups of names. They take threads, and names that do not resolve take them for
+/// long.
 static LOOKUPS: Semaphore = Semaphore::const_new(32);
 
 /// Resolves names without a guard.
@@ -55,10 +56,10 @@ impl Resolve for Lookups {
     }
 }
 
-/// The addresses of `name`, with the port 0.
+/// Returns the addresses of `name`, with the port 0.
 async fn look_up(name: String) -> io::Result<Vec<SocketAddr>> {
     let permit = LOOKUPS.acquire().await.map_err(io::Error::other)?;
-    // A look-up goes on though nobody waits for it any more, and counts for as long.
+    // A look-up goes on even if nobody waits for it any more, and counts for as long.
     let found = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         (name.as_str(), 0).to_socket_addrs().map(Iterator::collect)
@@ -91,12 +92,13 @@ impl Resolve for Guard {
     }
 }
 
-/// An address that clients may not lead us to, by what it is.
+/// The kind of an address that clients may not lead Heliostat to.
 #[derive(Debug)]
 pub(super) struct Refused(&'static str);
 
 impl fmt::Display for Refused {
-    /// The address itself is left out: clients could use us to look up names of our network.
+    /// The address itself is left out: otherwise clients could look up names of the internal
+    /// network.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -109,7 +111,7 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Refused {
-    /// The error for clients.
+    /// Returns the error for clients.
     pub(super) fn error(&self) -> Error {
         let mut error = Error::new(Kind::TargetNotAllowed, self.to_string());
         error.field = Some("connectionDetails".to_owned());

@@ -1,4 +1,4 @@
-//! Tries addresses that are left alone again, so that no client's request has to.
+//! Trials of addresses with an open breaker, so that no client's request has to be one.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::telemetry::trace::Trace;
 /// Time between trials that the limits refused.
 const REFUSED: Duration = Duration::from_secs(1);
 
-/// Sees to the addresses of `upstream` as long as it exists: waits until a breaker opens, then
-/// asks its address whether it is well each time the breaker allows one call.
+/// Watches the addresses of `upstream` as long as it exists: waits until a breaker opens, then
+/// tests the address each time the breaker allows a call.
 pub async fn watch(upstream: Weak<Upstream>) {
     while let Some(held) = upstream.upgrade() {
         let opened = held.client.opened();

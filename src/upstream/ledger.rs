@@ -32,7 +32,7 @@ impl Ledger {
         }
     }
 
-    /// Counts on from what `before`, whose place this takes, has taken of its budgets.
+    /// Takes over what `before`, which this replaces, has taken out of its budgets.
     pub(super) fn continue_from(&self, before: &Self) {
         self.budgets.continue_from(&before.budgets);
         let (asked, requested) = before.metrics.totals();

@@ -55,12 +55,12 @@ pub use registry::{Registry, TargetFactory};
 pub use state::{BudgetState, EndpointState, LimiterState, ProtectionState, UnitsState};
 pub use transport::{BoxFuture, Http, Outgoing, Security, Transport};
 
-/// One upstream: how it is spoken to, how it is treated, and the way to it.
+/// One upstream: its protocol, its policies, and its client.
 pub struct Upstream {
-    /// Part of the identity of what is cached of it. One that takes its place in a new
+    /// Part of the identity of cached data. An upstream that replaces this one in a new
     /// configuration, with the same data, shares it.
     pub identity: Identity,
-    /// When its data is fetched again.
+    /// The rules for fetching its data again.
     pub freshness: Freshness,
     /// Settings for reading its data.
     pub reading: Reading,
@@ -69,15 +69,15 @@ pub struct Upstream {
     pub stored_as: Option<std::sync::Arc<[u8]>>,
     /// The protocol that it speaks.
     pub adapter: Box<dyn Adapter>,
-    /// Connection details that it is sent instead of the client's, and whether it is sent any.
+    /// The connection details that are sent to it.
     pub forward: Forward,
-    /// The way to it.
+    /// The client that calls it.
     pub client: UpstreamClient,
     /// Its metrics.
     pub metrics: UpstreamMetrics,
 }
 
-/// Which connection details an upstream is sent.
+/// The connection details that are sent to an upstream.
 #[derive(Clone, PartialEq)]
 pub enum Forward {
     /// None: its protocol has no place for them.
@@ -88,17 +88,18 @@ pub enum Forward {
     Fixed(crate::adapters::Forwarded),
 }
 
-/// The identity of an upstream's data, shared by those that have the same.
+/// The identity of an upstream's data, shared by upstreams with the same data.
 #[derive(Clone)]
 pub struct Identity(Arc<AtomicU64>);
 
 impl Identity {
-    /// An identity that no other data of this process has.
+    /// Returns an identity that no other data of this process has.
     pub fn new() -> Self {
         Self(Arc::new(AtomicU64::new(Self::next())))
     }
 
-    /// From now on the data is other data: nothing that is cached of it is found any more.
+    /// Makes the data count as other data from now on: nothing that is cached of it is found any
+    /// more.
     pub fn renew(&self) {
         self.0.store(Self::next(), Ordering::Release);
     }
@@ -116,7 +117,7 @@ impl Default for Identity {
 }
 
 impl Upstream {
-    /// A number that the data has by which it is cached now: of its identity and of the tenant that
+    /// Returns the number by which the data is cached now: of its identity and of the tenant that
     /// its configured headers name, which may change with a secret's file.
     pub fn id(&self) -> u64 {
         let identity = self.identity.0.load(Ordering::Acquire);
@@ -135,11 +136,11 @@ impl Upstream {
         if let Some(tenant) = self.client.tenant() {
             form.extend(tenant.to_le_bytes());
         }
-        // Only now is it sure which tenant that was.
+        // Only now is it certain which tenant that was.
         (self.id() == id).then_some(form)
     }
 
-    /// Its name, for clients and metrics.
+    /// Returns its name, for clients and metrics.
     pub fn name(&self) -> &str {
         self.metrics.name()
     }

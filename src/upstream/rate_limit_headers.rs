@@ -15,18 +15,18 @@ use crate::model::Millis;
 pub(super) struct RateLimitHeaders {
     /// Calls that may still be made.
     pub(super) remaining: u64,
-    /// Until there are more.
+    /// Time until the reset.
     pub(super) reset: Duration,
 }
 
-/// Seconds beyond this are a time, not a wait: the year 2001.
+/// Seconds beyond this are a point in time, not a wait: the year 2001.
 const EPOCH_SECONDS: f64 = 1e9;
 
 /// The longest reset that is believed.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
 impl RateLimitHeaders {
-    /// The advice in `headers`, at the wall time `now`.
+    /// Returns the limits in `headers`, at the wall time `now`.
     pub(super) fn of(headers: &HeaderMap, now: Millis) -> Option<Self> {
         let (remaining, reset) = structured(headers).or_else(|| {
             let families = ["x-ratelimit", "x-rate-limit", "ratelimit"];
@@ -63,7 +63,7 @@ fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
     first.parse().ok().filter(|n: &f64| n.is_finite())
 }
 
-/// The parameters `r` and `t` of `RateLimit`.
+/// Returns the parameters `r` and `t` of `RateLimit`.
 fn structured(headers: &HeaderMap) -> Option<(f64, f64)> {
     let text = headers.get("ratelimit")?.to_str().ok()?;
     let parameter = |name: &str| {

@@ -7,13 +7,14 @@ use tokio::time::Instant;
 use super::addresses::Addresses;
 use crate::model::{Error, Evidence, Kind};
 
-/// Nobody waits any more for the answer of a call that has not been sent.
+/// Returns the error of a call that has not been sent and that nobody waits for any more.
 pub(super) fn nobody_waits() -> Error {
     let message = "the call was not made: nobody waits for its answer any more";
     Error::new(Kind::DeadlineExceeded, message).shows(Evidence::Nothing)
 }
 
-/// The breakers of all of `addresses` are open, and the next trial is at `trial`.
+/// Returns the error where the breakers of all of `addresses` are open, and the next trial is at
+/// `trial`.
 pub(super) fn breaker_open(addresses: &Addresses, trial: Instant) -> Error {
     let wait = trial.saturating_duration_since(Instant::now());
     let why = addresses.last_failure().map_or_else(String::new, |failed| {
@@ -29,7 +30,7 @@ pub(super) fn breaker_open(addresses: &Addresses, trial: Instant) -> Error {
     error.retry_after(Some(wait.max(Duration::from_secs(1))))
 }
 
-/// All of `addresses` rest, and the first may be called after `wait`.
+/// Returns the error where all of `addresses` rest, and the first may be called after `wait`.
 pub(super) fn pause(addresses: &Addresses, wait: Duration) -> Error {
     let why = addresses
         .last_error()
@@ -40,7 +41,7 @@ pub(super) fn pause(addresses: &Addresses, wait: Duration) -> Error {
         .retry_after(Some(wait.max(Duration::from_secs(1))))
 }
 
-/// The limits leave no room for a call, which could be made after `wait`.
+/// Returns the error where the limits leave no room for a call, which could be made after `wait`.
 pub(super) fn refusal(message: String, wait: Duration) -> Error {
     let wait = wait.clamp(Duration::from_secs(1), Duration::from_secs(3600));
     Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
@@ -53,13 +54,13 @@ pub(super) fn no_call_left(waiting: usize) -> String {
     )
 }
 
-/// A budget of units is spent, and renewed after `wait`.
+/// Returns the error where a budget of units is spent, and renewed after `wait`.
 pub(super) fn units_overspent(wait: Duration) -> Error {
     let message = "the upstream's budget of units is spent (units)";
     Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))
 }
 
-/// A budget is spent, and renewed after `wait`.
+/// Returns the error where a budget is spent, and renewed after `wait`.
 pub(super) fn overspent(wait: Duration) -> Error {
     let message = "the upstream's budget of calls is spent (rate_limit)";
     Error::new(Kind::UpstreamBudget, message).retry_after(Some(wait))

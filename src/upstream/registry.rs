@@ -1,4 +1,4 @@
-//! Which upstream a request's connection details mean.
+//! The choice of an upstream by a request's connection details.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use super::connections::Origin;
 use super::{Forward, SharedLimits, Upstream};
 use crate::model::{Details, Error, Kind, Pattern, TargetUrl};
 
-/// Makes the upstream for an allowed target; the name is for its metrics. It keeps to the limits of
+/// Builds the upstream for an allowed target; the name is for its metrics. It shares the limits of
 /// another with the same host, if there is one.
 pub type TargetFactory =
     Box<dyn Fn(String, TargetUrl, Option<SharedLimits>) -> Arc<Upstream> + Send + Sync>;
@@ -25,7 +25,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// `default` names the upstream for details that name none.
+    /// Returns a registry in which `default` names the upstream for details that name none.
     pub fn new(
         upstreams: Vec<Arc<Upstream>>,
         default: String,
@@ -41,13 +41,13 @@ impl Registry {
         }
     }
 
-    /// Knows the targets that `before` knows, whose place this takes.
+    /// Takes over the targets of `before`, which this replaces.
     pub fn keep_targets_of(&self, before: &Self) {
         let known = before.targets().clone();
         *self.targets() = known;
     }
 
-    /// The identities of all that is known.
+    /// Returns the identities of all that is known.
     pub fn ids(&self) -> HashSet<u64> {
         let upstreams = self.upstreams.iter().map(|u| u.id());
         upstreams
@@ -60,18 +60,18 @@ impl Registry {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The configured upstreams in their order.
+    /// Returns the configured upstreams in their order.
     pub fn upstreams(&self) -> &[Arc<Upstream>] {
         &self.upstreams
     }
 
-    /// The configured upstream `name`, or the default one.
+    /// Returns the configured upstream `name`, or the default one.
     pub fn named(&self, name: Option<&str>) -> Option<&Arc<Upstream>> {
         let name = name.unwrap_or(&self.default);
         self.upstreams.iter().find(|u| u.name() == name)
     }
 
-    /// The upstream that `details` mean, if they may.
+    /// Returns the upstream that `details` pick, if they may.
     pub fn pick(&self, details: &Details) -> Result<Arc<Upstream>, Error> {
         let upstream = self.meant(details)?;
         if upstream.forward == Forward::Nothing {
@@ -118,7 +118,7 @@ impl Registry {
             return Ok(known.clone());
         }
         if targets.len() >= MAX_TARGETS {
-            // Nobody asks those now; their limits start afresh when they are asked again.
+            // Nobody uses those now; their limits start afresh with the next request.
             targets.retain(|_, upstream| Arc::strong_count(upstream) > 1);
         }
         if targets.len() >= MAX_TARGETS {
@@ -139,8 +139,8 @@ impl Registry {
     }
 }
 
-/// Refuses keys of `details` that mean nothing here: the upstream is sent none, so one that is
-/// misspelled would pick another upstream than was meant.
+/// Refuses keys of `details` that have no meaning: the upstream is sent none, so a misspelled key
+/// would pick another upstream than was meant.
 fn known_keys(details: &Details) -> Result<(), Error> {
     let unknown = details
         .rest

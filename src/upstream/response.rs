@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::adapters::{Exchange, Next, Response, date};
 use crate::model::{Error, Kind, Millis};
 
-/// Longest body, in bytes, that is read where it came in: reading holds a thread of the runtime
-/// up, at 2 to 3 ns a byte for less than 1 ms.
+/// Longest body, in bytes, that is read on the thread that received it: reading holds a thread of
+/// the runtime up, at 2 to 3 ns per byte for less than 1 ms.
 const READ_INLINE: usize = 256 << 10;
 
-/// Reads `response`; one that is large on a thread of its own.
+/// Reads `response`; a large one on a thread of its own.
 pub(super) async fn read<T: Send + 'static>(
     exchange: &Exchange<T>,
     response: Response,
@@ -25,8 +25,8 @@ pub(super) async fn read<T: Send + 'static>(
     })
 }
 
-/// The upstream's time when it began to answer: its `Date`, which is whole seconds, rounded
-/// down, of a moment at most `took` later.
+/// Returns the upstream's time when it began to answer: its `Date`, which is in whole seconds,
+/// rounded down, of a moment at most `took` later.
 pub(super) fn as_of(response: &Response, took: Duration) -> Option<Millis> {
     Some(date(response)? - Millis::try_from(took.as_millis()).ok()?)
 }

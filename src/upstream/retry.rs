@@ -1,5 +1,5 @@
-//! A budget for attempts that are made again, so that a failing upstream is not asked more often
-//! than a healthy one.
+//! A budget for retries, so that a failing upstream is not asked much more often than a healthy
+//! one.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -8,10 +8,10 @@ use std::time::Duration;
 /// The credit of one call and the price of one retry: at most one retry for each five calls.
 const CALL: i64 = 1;
 const RETRY: i64 = 5;
-/// Retries that can be saved up; so many are there from the start.
+/// Retries that can be saved up, and that are there from the start.
 const SAVED: i64 = 10 * RETRY;
 
-/// Retries that may be made.
+/// The retries that may be made.
 #[derive(Debug)]
 pub(super) struct RetryBudget(AtomicI64);
 
@@ -22,7 +22,7 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    /// A call is made.
+    /// Takes in that a call is made.
     pub(super) fn called(&self) {
         let add = |n: i64| Some((n + CALL).min(SAVED));
         // The closure never refuses.
@@ -31,7 +31,7 @@ impl RetryBudget {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// Whether a retry may be made; if so, it is taken from the budget.
+    /// Returns whether a retry may be made; if so, it is taken from the budget.
     pub(super) fn take(&self) -> bool {
         let take = |n: i64| (n >= RETRY).then_some(n - RETRY);
         self.0
@@ -44,7 +44,7 @@ impl RetryBudget {
 const BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
-/// A random wait before another attempt: full jitter over an exponential bound.
+/// Returns a random wait before another attempt: full jitter over an exponential bound.
 pub(super) fn backoff(attempt: u32) -> Duration {
     let bound = BACKOFF
         .saturating_mul(2u32.saturating_pow(attempt))

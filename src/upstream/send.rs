@@ -1,4 +1,4 @@
-//! One call: what is sent, what came of it, and what that shows.
+//! One call: sending it, its outcome, and the evidence in it.
 
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ impl UpstreamClient {
         });
         let mut result = match response {
             Ok(response) => {
-                // The earlier of both clocks: if one is fast, nothing is settled too soon by it.
+                // The earlier of both clocks: if one is fast, nothing counts as settled too soon.
                 let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
                 let refused = signed.and_then(|(signer, by)| signer.refused(&response, &by));
                 let read = match refused {
@@ -138,7 +138,7 @@ impl UpstreamClient {
     fn outgoing(&self, url: &TargetUrl, request: &Request) -> Outgoing {
         let ours = self.headers.get();
         let mut headers = HeaderMap::clone(&ours);
-        // What is configured is not for a client to change, such as the tenant that is asked for.
+        // Configured headers, such as the tenant, cannot be changed by a client.
         let theirs = request.headers.iter();
         let theirs = theirs.filter(|(name, _)| !ours.contains_key(name));
         headers.extend(theirs.cloned());
@@ -152,7 +152,8 @@ impl UpstreamClient {
     }
 }
 
-/// Whether `response` is what servers and gateways that let only GET pass say to a POST.
+/// Returns whether `response` is the usual answer to a POST of servers and gateways that let only
+/// GET pass.
 fn refuses_post(response: &Response) -> bool {
     matches!(
         response.status,
@@ -160,7 +161,7 @@ fn refuses_post(response: &Response) -> bool {
     )
 }
 
-/// The same by GET, if `request` is a form that is sent by POST.
+/// Returns the same request by GET, if `request` is a form that is sent by POST.
 fn as_get(request: &Request) -> Option<Request> {
     let is_form = |(name, value): &(HeaderName, HeaderValue)| {
         name == CONTENT_TYPE && value == "application/x-www-form-urlencoded"

@@ -23,8 +23,8 @@ impl UpstreamClient {
         }
     }
 
-    /// Whether a call can be made that nobody waits for: nobody waits for another, and it leaves half of
-    /// all that may be used now.
+    /// Returns whether a call can be made that nobody waits for: no other call waits, and it leaves
+    /// half of the limits unused.
     pub fn has_spare(&self) -> bool {
         let budgets = self.budgets_at(self.clock.now());
         self.limiter.has_spare()

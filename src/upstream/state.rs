@@ -1,8 +1,8 @@
-//! The state of what protects an upstream, for whoever operates it.
+//! The state of an upstream's protection, for operators.
 
 use serde::Serialize;
 
-/// The state of what protects an upstream.
+/// The state of an upstream's protection.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProtectionState {
@@ -21,17 +21,17 @@ pub struct ProtectionState {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LimiterState {
-    /// Calls a second, in the mean.
+    /// Calls per second, in the mean.
     pub per_second: f64,
-    /// Calls that may come at once.
+    /// Calls that may be made at once.
     pub burst: u32,
-    /// Calls under way.
+    /// Calls in flight.
     pub running: usize,
-    /// Calls that may be under way now: `max_concurrency`, or less where that adapts.
+    /// Calls that may be in flight now: `max_concurrency`, or less where that adapts.
     pub may_run: usize,
     /// Calls that wait.
     pub waiting: usize,
-    /// Calls that may wait.
+    /// Most calls that wait.
     pub queue: usize,
     /// Seconds until a pause that the upstream asked for ends.
     pub paused_seconds: Option<f64>,
@@ -85,6 +85,6 @@ pub struct EndpointState {
     pub failures: u32,
     /// Seconds until the breaker lets a call through.
     pub open_seconds: Option<f64>,
-    /// Calls under way to it.
+    /// Calls in flight to it.
     pub running: usize,
 }

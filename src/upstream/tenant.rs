@@ -9,8 +9,8 @@ use crate::reloadable::Reloadable;
 /// Headers by which stores tell tenants apart.
 const TENANT: [&str; 2] = ["x-scope-orgid", "thanos-tenant"];
 
-/// A number for the tenant that `headers` name now, if they come from files and so may change while the
-/// upstream runs.
+/// Returns a number for the tenant that `headers` name now, if they come from files and so may
+/// change at run time.
 pub(super) fn tenant(headers: &Reloadable<HeaderMap>) -> Option<u64> {
     if headers.is_fixed() {
         return None;

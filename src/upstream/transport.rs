@@ -28,7 +28,7 @@ pub struct Outgoing {
     pub method: Method,
     /// The whole URL.
     pub url: String,
-    /// All headers but those of HTTP itself.
+    /// All headers except those of HTTP itself.
     pub headers: HeaderMap,
     /// The body.
     pub body: bytes::Bytes,
@@ -37,7 +37,7 @@ pub struct Outgoing {
 }
 
 impl fmt::Debug for Outgoing {
-    /// Headers and bodies may hold secrets.
+    /// Omits headers and bodies, which may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Outgoing({} …)", self.method)
     }
@@ -60,9 +60,9 @@ pub struct Http {
 pub struct Security<'a> {
     /// Authorities that are trusted besides the system's.
     pub ca: Option<&'a [u8]>,
-    /// The certificate that we prove ourselves with, and its key.
+    /// The certificate and key that Heliostat authenticates itself with.
     pub identity: Option<(&'a [u8], &'a [u8])>,
-    /// Whether whoever answers is believed to be the upstream.
+    /// Set if any server is believed to be the upstream.
     pub insecure: bool,
 }
 
@@ -74,7 +74,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
 const MAX_REDIRECTS: usize = 5;
 
 impl Http {
-    /// Requests by clients of `recipe` to where the configuration says.
+    /// Returns a transport with clients of `recipe`, to addresses of the configuration.
     pub fn new(recipe: Reloadable<ClientRecipe>) -> Result<Self, String> {
         Ok(Self {
             connections: Connections::new(recipe)?,
@@ -82,8 +82,8 @@ impl Http {
         })
     }
 
-    /// Requests to where clients say, as far as `guard` lets them. They never go through a proxy,
-    /// which would look up names where nobody checks the addresses.
+    /// Returns a transport to addresses that clients name, as far as `guard` lets them. It never
+    /// uses a proxy, which would look up names where nobody checks the addresses.
     pub fn guarded(guard: Guard) -> Result<Self, String> {
         let resolver = Arc::new(guard.clone());
         let recipe: ClientRecipe = Arc::new(move || {
@@ -102,7 +102,7 @@ impl Http {
         Self::new(Reloadable::fixed(recipe))
     }
 
-    /// A client with a pool of connections.
+    /// Returns a client with a pool of connections.
     pub fn client(
         builder: reqwest::ClientBuilder,
         security: &Security<'_>,
@@ -119,19 +119,19 @@ impl Http {
         }
         let builder = builder
             .tls_danger_accept_invalid_certs(security.insecure)
-            // Followed by hand: the client would make a GET without a body of a POST.
+            // Followed by Heliostat: the client would make a GET without a body of a POST.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_keepalive(Duration::from_secs(30));
-        // What is sent into a path that is gone is noticed before the attempt runs out of time.
+        // Data that is sent to a peer that is gone is noticed before the attempt runs out of time.
         #[cfg(target_os = "linux")]
         let builder = builder.tcp_user_timeout(UNACKNOWLEDGED);
         let client = builder.build();
         client.map_err(|e| format!("no HTTP client: {}", deepest(&e)))
     }
 
-    /// A builder of clients that look up names, but not too many at once.
+    /// Returns a builder of clients that look up names, but not too many at once.
     pub fn named() -> reqwest::ClientBuilder {
         Self::builder().dns_resolver(Arc::new(Lookups))
     }
@@ -139,7 +139,7 @@ impl Http {
     /// Returns a builder with the settings that all our clients share. Certificates are checked
     /// against the system's roots.
     pub fn builder() -> reqwest::ClientBuilder {
-        // An error means that the process has a provider of cryptography already.
+        // An error means that the process has a crypto provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         reqwest::Client::builder()
             .user_agent(concat!("heliostat/", env!("CARGO_PKG_VERSION")))
@@ -148,9 +148,9 @@ impl Http {
 }
 
 impl Http {
-    /// Sends `request` to `url`. If it goes over a connection that was used before, and that is
-    /// lost before any byte of an answer, the other side has closed it while it was idle, and so
-    /// perhaps all others like it: it is sent again, over a new one, and the idle ones are dropped.
+    /// Sends `request` to `url`. If it uses a connection that was used before, and that is lost
+    /// before any byte of an answer, the other side has closed it while it was idle, and so perhaps
+    /// all others like it: it is sent again, over a new one, and the idle ones are dropped.
     async fn ask(&self, request: &Outgoing, url: &str) -> Result<reqwest::Response, Error> {
         let origin = Origin::of(url);
         let mut generation = self
@@ -175,7 +175,7 @@ impl Http {
     }
 }
 
-/// Whether a connection that had been made was lost before any byte of an answer.
+/// Returns whether an established connection was lost before any byte of an answer.
 fn is_lost(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
     let mut parsed = false;
@@ -235,9 +235,9 @@ impl Transport for Http {
     }
 }
 
-/// Where `response` leads, if the same request may be made there. That is only on the same host
-/// and port: another would get the request's headers, and may be one that is not allowed. A 303
-/// leads to something to be read, which answers no query.
+/// Returns where `response` redirects to, if the same request may be made there. That is only on
+/// the same host and port: another host would get the request's headers, and may be one that is not
+/// allowed. A 303 leads to something to be read, which answers no query.
 fn same_host(response: &reqwest::Response) -> Option<String> {
     if !matches!(response.status().as_u16(), 301 | 302 | 307 | 308) {
         return None;
@@ -251,7 +251,8 @@ fn same_host(response: &reqwest::Response) -> Option<String> {
     same.then(|| to.into())
 }
 
-/// Whether `error` is that we have no more files, ports or memory, and not the other side's.
+/// Returns whether `error` means that this process has no more files, ports or memory, and is not
+/// the other side's.
 fn is_ours(error: &(dyn std::error::Error + 'static)) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     // EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL of Linux.
@@ -259,8 +260,8 @@ fn is_ours(error: &(dyn std::error::Error + 'static)) -> bool {
     code.is_some_and(|code| matches!(code, 24 | 23 | 12 | 105 | 99))
 }
 
-/// The error for an attempt that broke off, in the words of its deepest cause. The URL is left
-/// out: it may not be for the client.
+/// Returns the error for an attempt that broke off, in the words of its deepest cause. The URL is
+/// left out: it may not be for the client.
 fn broken(error: &reqwest::Error) -> Error {
     let mut cause: &dyn std::error::Error = error;
     loop {
@@ -292,7 +293,7 @@ fn broken(error: &reqwest::Error) -> Error {
     )
 }
 
-/// The deepest cause of `error`, which says most.
+/// Returns the deepest cause of `error`, which says most.
 fn deepest(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {

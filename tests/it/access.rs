@@ -291,7 +291,7 @@ async fn the_client_is_whom_a_trusted_proxy_says() {
         assert_eq!(reply.status, 403, "{forwarded:?}");
     }
     // It is also the one that answers are compressed for.
-    let client = heliostat::upstream::Http::builder().no_gzip();
+    let client = heliostat::upstream::Http::builder();
     let client = client.build().unwrap();
     let encoding = async |headers: &[(&str, &str)]| {
         let reply = ask_by(&client, &trusting, "GET /api/v1/labels", headers);

@@ -1,8 +1,8 @@
 //! One address of an upstream: whether a call may go to it.
 //!
-//! An address that failed several times in a row is left to itself for a while (its breaker is
-//! open), then tried with one call. One that cannot take more calls for now rests for as long as it
-//! asks, or a second, longer each time. Either comes back with one call first, then with more.
+//! An address that failed several times in a row gets no calls for a while (its breaker is open),
+//! and then one call as a trial. One that cannot take more calls for now rests for as long as it
+//! asks, or for a second, longer each time. Either comes back with one call first, then with more.
 
 use std::time::Duration;
 
@@ -11,42 +11,42 @@ use tokio::time::Instant;
 use super::outages::Outages;
 use crate::model::Millis;
 
-/// The rest of an address that does not say how long it should be.
+/// The rest of an address that does not say how long it needs.
 const REST: Duration = Duration::from_secs(1);
 
 /// The longest that an address rests because it asks for it.
 pub(crate) const LONGEST_REST: Duration = Duration::from_secs(300);
 
-/// The greatest distance of calls to an address that says how many are left: so it gets a call now
-/// and then, and can say that there are more.
+/// The greatest distance of calls to an address that says how many are left: it still gets a call
+/// now and then, and can say that there are more.
 const LONGEST_SPACING: Duration = Duration::from_secs(60);
 
-/// An address that comes back may have one call at once more after each that succeeds, up to this;
-/// then as many as there are.
+/// An address that comes back may have one more concurrent call after each that succeeds, up to
+/// this number; then any number.
 const BACK: usize = 16;
 
-/// An address none of whose calls is answered for so many times as long as calls usually take, and
-/// for `SILENT` at least, is the last to be asked, as long as it fails or answers.
+/// An address that has answered no call for this many times the usual latency, and for `SILENT` at
+/// least, is asked last until it fails or answers.
 const SILENT_TIMES: u32 = 4;
 const SILENT: Duration = Duration::from_millis(500);
 
-/// When a breaker opens.
+/// The conditions for opening a breaker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BreakerPolicy {
-    /// After so many failures in a row.
+    /// Number of failures in a row.
     pub(super) failures: u32,
-    /// For how long.
+    /// Time for which it stays open.
     pub(super) open: Duration,
-    /// Whether there is no other address.
+    /// Set if there is no other address.
     pub(super) alone: bool,
 }
 
 /// The evidence of a call about the address that it went to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It works: it answered, if only that the question has no answer.
+    /// It works: it answered, if only that the query has no answer.
     Works,
-    /// It does not, for this reason.
+    /// It does not work, for this reason.
     Fails(String),
     /// The call ran out of time. That shows something only if no other call was answered meanwhile.
     TimedOut(String),
@@ -62,32 +62,32 @@ enum Away {
     Resting,
 }
 
-/// Whether a call may go to an address.
+/// The readiness of an address for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
-    /// It may.
+    /// Ready.
     Ready,
     /// Not before the given time.
     From(Instant),
-    /// When a call under way has ended.
+    /// When a call in flight has ended.
     Later,
-    /// No call may, until a trial that can be made at the given time has succeeded.
+    /// Not until a trial that can be made at the given time has succeeded.
     Open(Instant),
 }
 
 /// The state of an address.
 #[derive(Debug)]
 pub(super) struct AddressState {
-    /// Calls under way to it.
+    /// Calls in flight to it.
     pub(super) running: usize,
     /// Failures in a row.
     pub(super) failures: u32,
     /// The message of the last failure.
     pub(super) last_error: Option<String>,
-    /// Where it said of what times it may know nothing.
+    /// The times at which it was away, of which it may have no data.
     pub(super) outages: Outages,
     away: Option<Away>,
-    /// When it went away, and when it may be called again.
+    /// The time at which it went away, and the time from which it may be called again.
     went: Instant,
     until: Instant,
     /// Rests in a row.
@@ -98,9 +98,9 @@ pub(super) struct AddressState {
     spacing: Option<(Duration, Instant)>,
     last_sent: Option<Instant>,
     last_answer: Option<Instant>,
-    /// When it failed, if it has not answered since.
+    /// The time of its last failure, if it has not answered since.
     last_failure: Option<Instant>,
-    /// Since when calls are under way of which none has been answered.
+    /// The time since which calls are in flight of which none has been answered.
     silent_since: Instant,
 }
 
@@ -124,7 +124,7 @@ impl AddressState {
         }
     }
 
-    /// Whether a call may go to it at `now`.
+    /// Returns whether a call may go to it at `now`.
     pub(super) fn readiness(&self, now: Instant) -> Readiness {
         let full = self.slots.is_some_and(|slots| self.running >= slots);
         match self.away {
@@ -139,7 +139,7 @@ impl AddressState {
         }
     }
 
-    /// When the next call may be made, by how far apart calls must be.
+    /// Returns the time of the next call by the distance that calls must keep.
     fn spaced(&self, now: Instant) -> Option<Instant> {
         let (spacing, until) = self.spacing.filter(|(_, until)| *until > now)?;
         Some((self.last_sent? + spacing).min(until))
@@ -151,8 +151,8 @@ impl AddressState {
         Some(spacing)
     }
 
-    /// Whether calls are under way of which none has been answered for long, where calls usually
-    /// take `usual`.
+    /// Returns whether calls are in flight of which none has been answered for long, where calls
+    /// usually take `usual`.
     pub(super) fn is_silent(&self, now: Instant, usual: Duration) -> bool {
         let long = SILENT.max(usual.saturating_mul(SILENT_TIMES));
         self.running > 0 && now.saturating_duration_since(self.silent_since) > long
@@ -165,18 +165,18 @@ impl AddressState {
         self.last_failure.is_some_and(fails)
     }
 
-    /// Whether its breaker is open.
+    /// Returns whether its breaker is open.
     pub(super) fn is_open(&self) -> bool {
         self.away == Some(Away::Failed)
     }
 
-    /// For how long it rests.
+    /// Returns the time for which it rests.
     pub(super) fn resting(&self, now: Instant) -> Option<Duration> {
         let rests = self.away == Some(Away::Resting) && self.until > now;
         rests.then(|| self.until.saturating_duration_since(now))
     }
 
-    /// Its breaker's state by name, and for how long no trial is made.
+    /// Returns the state of its breaker by name, and the time until a trial.
     pub(super) fn breaker(&self, now: Instant) -> (&'static str, Option<Duration>) {
         match self.away {
             Some(Away::Failed) if self.running > 0 && self.until <= now => ("probing", None),
@@ -185,7 +185,7 @@ impl AddressState {
         }
     }
 
-    /// A call goes to it at `now`.
+    /// Takes in that a call goes to it at `now`.
     pub(super) fn sent(&mut self, now: Instant) {
         if self.running == 0 {
             self.silent_since = now;
@@ -204,7 +204,7 @@ impl AddressState {
         wall: Millis,
         verdict: Verdict,
     ) -> bool {
-        // What was sent before it went away says little of now.
+        // The result of a call that was sent before it went away says little about now.
         let old = self.away.is_some() && sent < self.went;
         match verdict {
             Verdict::Works if old => false,
@@ -225,7 +225,8 @@ impl AddressState {
                 self.last_error = Some(error);
                 self.last_failure = Some(now);
                 if !policy.alone {
-                    // Others are asked; of this, one call at a time finds out whether it is back.
+                    // Other addresses are asked; of the calls to this one, one at a time finds out
+                    // whether it is back.
                     self.slots = Some(1);
                 }
                 if !(old && self.is_open()) {
@@ -243,12 +244,12 @@ impl AddressState {
                 if !old {
                     self.rests = self.rests.saturating_add(1);
                 }
-                // Never longer than a breaker would be open, unless that is what it asks for.
+                // Never longer than a breaker would be open, unless the address asks for it.
                 let longest = policy.open.max(REST);
                 let usual = REST.saturating_mul(1 << (self.rests.saturating_sub(1)).min(16));
                 let rest = asked.unwrap_or(usual.min(longest)).min(LONGEST_REST);
                 match self.away {
-                    // A trial that is answered so is none that succeeds.
+                    // A trial with this answer has not succeeded.
                     Some(Away::Failed) => self.leave(Away::Failed, now, policy.open.max(rest)),
                     _ if old && asked.is_none() => {}
                     _ => self.leave(Away::Resting, now, rest),
@@ -260,7 +261,7 @@ impl AddressState {
 
     fn leave(&mut self, away: Away, now: Instant, duration: Duration) {
         let until = now + duration;
-        // What was asked for before is kept to.
+        // An earlier request for a pause stays in force.
         self.until = match self.away {
             Some(before) if before == away => self.until.max(until),
             _ => until,
@@ -270,7 +271,7 @@ impl AddressState {
         self.slots = Some(1);
     }
 
-    /// It said at `now` that `remaining` calls are left until `reset` is over.
+    /// Takes in that it said at `now` that `remaining` calls are left until `reset` is over.
     pub(super) fn advised(
         &mut self,
         now: Instant,

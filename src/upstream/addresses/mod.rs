@@ -25,7 +25,7 @@ pub(super) struct Addresses {
 #[derive(Debug)]
 struct Address {
     url: TargetUrl,
-    // A plain mutex: it is held for a look and never across an await.
+    // A plain mutex: it is held for a look-up and never across an await.
     state: Mutex<AddressState>,
     /// Set once it has refused POST; queries are then sent by GET.
     refuses_post: AtomicBool,
@@ -43,12 +43,12 @@ impl Address {
 pub(super) struct Tried(u64);
 
 impl Tried {
-    /// Whether the call has been tried nowhere yet.
+    /// Returns whether the call has not been tried anywhere yet.
     pub(super) fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The same and the address `index`.
+    /// Returns the same with the address `index`.
     #[must_use]
     pub(super) fn with(self, index: usize) -> Self {
         Self(self.0 | Self::bit(index))
@@ -69,7 +69,7 @@ impl Tried {
 /// The requirements of a call on its address.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wish {
-    /// Where it has been tried already: another is preferred.
+    /// The addresses at which it has been tried already: others are preferred.
     pub(super) tried: Tried,
     /// The time that it asks about: an address that was away then is asked last.
     pub(super) span: Option<TimeRange>,
@@ -80,34 +80,34 @@ pub(super) struct Wish {
 }
 
 impl Wish {
-    /// Whether the same addresses may be called for `other`.
+    /// Returns whether the same addresses may be called for `other`.
     pub(super) fn alike(&self, other: &Self) -> bool {
         self.trial == other.trial && self.only == other.only
     }
 }
 
-/// The addresses as one who waits for them sees them.
+/// The prospects of a call that waits for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outlook {
     /// A call may be made now.
     Ready,
     /// No call may be made before the given time, as all addresses rest.
     From(Instant),
-    /// A call may be made when one under way has ended.
+    /// A call may be made when one in flight has ended.
     Later,
     /// The breakers of all addresses are open; the next trial is at the given time.
     Open(Instant),
 }
 
-/// An address that a call goes to. Dropped without a verdict it shows nothing.
+/// An address that a call goes to. Dropped without a verdict it is no evidence.
 #[derive(Debug)]
 pub(super) struct Chosen {
     addresses: Arc<Addresses>,
-    /// Which one.
+    /// The index of the address.
     pub(super) index: usize,
-    /// When the call was sent.
+    /// The time at which the call was sent.
     sent: Instant,
-    /// Whether its breaker was open, so that this is a trial.
+    /// Set if its breaker was open, so that this is a trial.
     pub(super) trial: bool,
     /// Set if it was away at the time that the call asks about, and another was not.
     pub(super) provisional: bool,
@@ -117,7 +117,7 @@ pub(super) struct Chosen {
 impl Chosen {
     /// Where it is.
     pub(super) fn url(&self) -> &TargetUrl {
-        // The index is one of the list that never changes.
+        // The index is one of a list that never changes.
         #[allow(clippy::indexing_slicing)]
         &self.addresses.all[self.index].url
     }
@@ -128,14 +128,15 @@ impl Chosen {
         address.is_some_and(|a| a.refuses_post.load(Ordering::Relaxed))
     }
 
-    /// It refuses POST and answers GET.
+    /// Takes in that it refuses POST and answers GET.
     pub(super) fn has_refused_post(&self) {
         if let Some(address) = self.addresses.all.get(self.index) {
             address.refuses_post.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The call showed `verdict`, at the wall time `wall`. Whether it is the address that failed.
+    /// Takes in the `verdict` of the call, at the wall time `wall`. Returns whether it is the
+    /// address that failed.
     pub(super) fn end(&mut self, verdict: Verdict, wall: Millis) -> bool {
         let Some(address) = self.addresses.all.get(self.index) else {
             return false;
@@ -147,7 +148,7 @@ impl Chosen {
         state.learn(policy, self.sent, Instant::now(), wall, verdict)
     }
 
-    /// It said that `remaining` calls are left until `reset` is over.
+    /// Takes in that it said that `remaining` calls are left until `reset` is over.
     pub(super) fn advised(&self, remaining: u64, spacing: Duration, reset: Duration) {
         if let Some(address) = self.addresses.all.get(self.index) {
             let now = Instant::now();
@@ -185,12 +186,12 @@ impl Addresses {
         })
     }
 
-    /// Where they are.
+    /// Returns their URLs.
     pub(super) fn urls(&self) -> impl Iterator<Item = &TargetUrl> {
         self.all.iter().map(|a| &a.url)
     }
 
-    /// Whether a call that wants `wish` may be made at `now`.
+    /// Returns the prospects of a call with `wish` at `now`.
     pub(super) fn outlook(&self, wish: &Wish, now: Instant) -> Outlook {
         let mut open = None;
         let mut from = None;
@@ -216,9 +217,9 @@ impl Addresses {
         }
     }
 
-    /// The address for a call that wants `wish`, which is made at `now`: the first of those that
-    /// may be called; rather one that it has not been tried at, that was not away at the time
-    /// asked about, and that answers (calls usually take `usual`).
+    /// Returns the address for a call with `wish` that is made at `now`: the first that may be
+    /// called; preferably one at which it has not been tried, that was not away at the time asked
+    /// about, and that answers (calls usually take `usual`).
     pub(super) fn choose(
         self: &Arc<Self>,
         wish: &Wish,
@@ -267,7 +268,8 @@ impl Addresses {
         })
     }
 
-    /// Whether there is an address that a call has not been `tried` at and that may be called now.
+    /// Returns whether there is an address that a call has not been `tried` at and that may be
+    /// called now.
     pub(super) fn has_other(&self, tried: Tried) -> bool {
         let now = Instant::now();
         let mut others = self.all.iter().enumerate().filter(|(i, _)| !tried.has(*i));
@@ -299,7 +301,7 @@ impl Addresses {
         })
     }
 
-    /// The error of the address that rests.
+    /// Returns the error of the address that rests.
     pub(super) fn last_error(&self) -> Option<String> {
         let mut all = self.all.iter();
         all.find_map(|address| address.state().last_error.clone())
@@ -310,7 +312,7 @@ impl Addresses {
         self.all.iter().filter(|a| a.state().is_open()).count()
     }
 
-    /// Those with an open breaker that may be tried now.
+    /// Returns the addresses with an open breaker that may be tried now.
     pub(super) fn to_try(&self) -> Vec<usize> {
         let now = Instant::now();
         let tried = self.all.iter().enumerate().filter(|(_, a)| {
@@ -320,7 +322,7 @@ impl Addresses {
         tried.map(|(index, _)| index).collect()
     }
 
-    /// When the next of those with an open breaker may be tried, if any has one.
+    /// Returns the time until the next trial of an address with an open breaker, if there is one.
     pub(super) fn next_trial(&self) -> Option<Duration> {
         let now = Instant::now();
         let open = self.all.iter().filter_map(|a| {
@@ -332,7 +334,8 @@ impl Addresses {
         open.min()
     }
 
-    /// For how long all of them rest, and the greatest distance of calls that one asked for.
+    /// Returns the time for which all of them rest, and the greatest distance of calls that one
+    /// asked for.
     pub(super) fn resting(&self) -> (Option<Duration>, Option<Duration>) {
         let now = Instant::now();
         let rests: Option<Vec<_>> = self.all.iter().map(|a| a.state().resting(now)).collect();
@@ -340,7 +343,7 @@ impl Addresses {
         (rests.and_then(|rests| rests.into_iter().min()), spacing)
     }
 
-    /// The state of each.
+    /// Returns the state of each.
     pub(super) fn state(&self) -> Vec<EndpointState> {
         let now = Instant::now();
         let state = |address: &Address| {

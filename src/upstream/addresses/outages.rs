@@ -1,4 +1,4 @@
-//! When an address was away: a store that was down has no data of that time.
+//! The outages of an address: a store that was down has no data of that time.
 
 use std::collections::VecDeque;
 
@@ -11,14 +11,14 @@ const MOST: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct Outages {
     past: VecDeque<TimeRange>,
-    /// When it last answered, or when it first failed if it never did.
+    /// The time of its last answer, or of its first failure if it never answered.
     well: Option<Millis>,
     /// Set from the first failure until the next answer.
     failing: bool,
 }
 
 impl Outages {
-    /// It answered at `now`: an outage is over.
+    /// Takes in that it answered at `now`: an outage is over.
     pub(super) fn answered(&mut self, now: Millis) {
         if self.failing {
             self.failing = false;
@@ -31,7 +31,8 @@ impl Outages {
         self.well = Some(now);
     }
 
-    /// It failed at `now`, or said that it cannot take calls, as a store does while it starts.
+    /// Takes in that it failed at `now`, or said that it cannot take calls, as a store does while
+    /// it starts.
     pub(super) fn failed(&mut self, now: Millis) {
         self.failing = true;
         self.well.get_or_insert(now);

@@ -1,4 +1,4 @@
-//! Where credentials come from, and when they are renewed.
+//! Sources of credentials, and their renewal.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -41,7 +41,7 @@ const RENEWAL: Duration = Duration::from_secs(30);
 /// The longest wait after a renewal that failed; the first is a second, each next twice as long.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Credentials, and where they are from.
+/// Credentials, and their source.
 pub(super) struct Issued {
     /// Without its end, which is by our clock and not by reqsign's.
     pub(super) credential: Credential,
@@ -51,23 +51,24 @@ pub(super) struct Issued {
 
 type Renewal = Shared<BoxFuture<'static, Result<Arc<Issued>, String>>>;
 
-/// The credentials of an upstream. They are renewed by a task of its own, one at a time; what it
-/// brings is for all who wait.
+/// The credentials of an upstream. They are renewed by a task of their own, one at a time, for all
+/// requests that wait.
 pub(super) struct Credentials {
     upstream: String,
     provider: Provider,
     clock: Arc<dyn Clock>,
-    // A plain mutex: it is held for a look and never across an await.
+    // A plain mutex: it is held for a look-up and never across an await.
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     current: Option<Arc<Issued>>,
-    /// When they are to be renewed, by the monotonic clock.
+    /// The time of their renewal, by the monotonic clock.
     due: Duration,
     renewing: Option<Renewal>,
-    /// Renewals that failed in a row, why the last one did, and when the next may be tried.
+    /// Number of renewals that failed in a row, the reason of the last failure, and the time of the
+    /// next attempt.
     failures: u32,
     reason: String,
     next: Duration,
@@ -88,12 +89,12 @@ impl Credentials {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where those in use come from.
+    /// Returns the source of those in use.
     pub(super) fn source(&self) -> Option<String> {
         self.state().current.as_ref().map(|c| c.source.clone())
     }
 
-    /// Returns credentials that are valid now. Where a renewal is due, those in use serve up to
+    /// Returns credentials that are valid now. While a renewal is due, those in use serve up to
     /// their end; without any, this waits for it.
     pub(super) async fn get(self: &Arc<Self>) -> Result<Arc<Issued>, Error> {
         let renewal = {
@@ -123,8 +124,8 @@ impl Credentials {
         renewal.await.map_err(|reason| unavailable(&reason))
     }
 
-    /// Takes `issued`, which were refused, out of use. Returns whether others may be had: a renewal
-    /// that brings the same again changes nothing.
+    /// Takes `issued`, which were refused, out of use. Returns whether a renewal may bring others:
+    /// one that brings the same again changes nothing.
     pub(super) fn end(&self, issued: &Arc<Issued>) -> bool {
         let mut state = self.state();
         match &state.current {
@@ -183,7 +184,7 @@ impl Credentials {
     }
 }
 
-/// For how long credentials that end at `expires` are used before they are renewed.
+/// Returns the time for which credentials that end at `expires` are used before they are renewed.
 fn lifetime(expires: Option<Millis>, now: Millis) -> Duration {
     let Some(expires) = expires else {
         return LOOK_AGAIN;
@@ -240,7 +241,7 @@ impl Provider {
         }
     }
 
-    /// Returns credentials and their source, or why there are none.
+    /// Returns credentials and their source, or the reason why there are none.
     async fn provide(&self) -> Result<(Credential, String), String> {
         let (base, source) = self.base.provide(&self.context).await?;
         let Some(role) = &self.role else {
@@ -251,7 +252,7 @@ impl Provider {
         Ok((credential, format!("role {}, from {source}", role.arn)))
     }
 
-    /// Returns the credentials of `role`, which `base` is to be allowed to assume.
+    /// Returns the credentials of `role`, assumed with `base`.
     async fn assume(&self, role: &Role, base: &Credential) -> Result<Credential, String> {
         let mut request = Outgoing {
             method: Method::POST,
@@ -294,7 +295,7 @@ impl Provider {
     }
 }
 
-/// The form that asks STS for `role`.
+/// Returns the form that asks STS for `role`.
 fn form(role: &Role) -> String {
     let mut form = url::form_urlencoded::Serializer::new(String::new());
     form.append_pair("Action", "AssumeRole")
@@ -312,8 +313,8 @@ fn form(role: &Role) -> String {
 struct Chain(Vec<(String, Source)>);
 
 impl Chain {
-    /// The keys of the configuration, or those of the `profile`, or whatever AWS' tools would find,
-    /// in reqsign's order.
+    /// Returns the keys of the configuration, or the `profile`, or the sources of AWS' tools in
+    /// reqsign's order.
     fn new(keys: Option<Reloadable<Keys>>, profile: Option<String>, region: &str) -> Self {
         fn of(
             name: &str,
@@ -355,8 +356,8 @@ impl Chain {
         ])
     }
 
-    /// Returns the credentials of the first source that has some. One that should have some and fails
-    /// ends the search: what the next has may be those of somebody else.
+    /// Returns the credentials of the first source that has some. A source that should have some
+    /// and fails ends the search: the next may have credentials of somebody else.
     async fn provide(&self, context: &Context) -> Result<(Credential, String), String> {
         for (name, source) in &self.0 {
             match source.provide_credential_dyn(context).await {
@@ -382,7 +383,7 @@ fn line(error: &reqsign_core::Error) -> String {
     line.chars().take(300).collect()
 }
 
-/// Keys that the configuration says, as they are now.
+/// The current keys of the configuration.
 struct FromConfiguration(Reloadable<Keys>);
 
 impl fmt::Debug for FromConfiguration {

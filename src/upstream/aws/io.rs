@@ -12,7 +12,7 @@ use reqsign_core::{CommandExecute, CommandOutput, Error, FileRead, HttpSend, Res
 use crate::model::TargetUrl;
 use crate::upstream::transport::{Outgoing, Transport};
 
-/// Most bytes of an answer, of a file, and of what a command prints.
+/// Most bytes of an answer, of a file, and of a command's output.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 
 /// Most time of a call to a source on this machine, and to any other.
@@ -29,7 +29,7 @@ const METADATA: [&str; 5] = [
     "fd00:ec2::23",
 ];
 
-/// HTTP to where credentials are.
+/// HTTP to sources of credentials.
 pub(super) struct Http {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) local: Arc<dyn Transport>,
@@ -82,17 +82,17 @@ impl HttpSend for Http {
     }
 }
 
-/// Whether `uri` is where STS usually is.
+/// Returns whether `uri` is at the usual address of STS.
 fn is_sts(uri: &Uri) -> bool {
     uri.host().is_some_and(|host| host.starts_with("sts."))
 }
 
-/// The URL below `base` for the path and query of `uri`.
+/// Returns the URL below `base` for the path and query of `uri`.
 fn below(base: &TargetUrl, uri: &Uri) -> String {
     base.join(uri.path_and_query().map_or("/", |p| p.as_str()))
 }
 
-/// Whether `uri` is on this machine, or is a metadata service.
+/// Returns whether `uri` is on this machine, or is a metadata service.
 fn is_local(uri: &Uri) -> bool {
     let host = uri.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -137,7 +137,7 @@ impl CommandExecute for Commands {
         Ok(CommandOutput {
             status: output.status.code().unwrap_or(-1),
             stdout: output.stdout,
-            // It may hold anything; what it prints in errors is not passed on.
+            // It may hold anything; the output in errors is not passed on.
             stderr: Vec::new(),
         })
     }

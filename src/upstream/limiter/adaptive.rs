@@ -1,4 +1,4 @@
-//! A limit of concurrency that adapts to what an upstream can take.
+//! A limit of concurrency that adapts to the load that an upstream can take.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ pub(super) struct Adaptive {
     most: usize,
     /// The shortest time of a call, forgotten slowly.
     shortest: Duration,
-    /// When the limit was last lowered.
+    /// The time at which the limit was last lowered.
     lowered: Option<Instant>,
 }
 
-/// A call that takes so many times as long as the shortest is one of an upstream that is strained.
+/// A call that takes this many times as long as the shortest shows that the upstream is strained.
 const SLOW: u32 = 3;
 
 /// The limit is lowered at most once in this time: calls that fail together are one failure.
 const ONE_FAILURE: Duration = Duration::from_secs(1);
 
 impl Adaptive {
-    /// At most `most` calls.
+    /// Returns a limit of at most `most` calls.
     pub(super) fn new(most: usize) -> Self {
         Self {
             limit: most as f64,
@@ -38,10 +38,11 @@ impl Adaptive {
         self.limit as usize
     }
 
-    /// A call failed or not, and took `took`.
+    /// Takes in a call that failed or not, and took `took`.
     pub(super) fn learn(&mut self, failed: bool, took: Duration) {
         let slow = took > self.shortest * SLOW + Duration::from_millis(50);
-        // A hundredth a call, so that an upstream that has become slower is not slow for ever.
+        // Grows by a hundredth per call, so that an upstream that has become slower is not strained
+        // for ever.
         self.shortest = (self.shortest + self.shortest / 100).min(took);
         if !failed && !slow {
             self.limit = (self.limit + 1.0 / self.limit).min(self.most as f64);

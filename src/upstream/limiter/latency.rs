@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// The mean time of calls and their mean deviation from it, of about the last `WEIGHT` calls
-/// (RFC 6298 estimates round trips alike).
+/// The mean latency of calls and its mean deviation, of about the last `WEIGHT` calls (RFC 6298
+/// estimates round trips alike).
 #[derive(Debug, Default)]
 pub(super) struct Latency {
-    /// Calls that were learned from, up to `WEIGHT`.
+    /// Calls that were taken in, up to `WEIGHT`.
     calls: f64,
     /// Seconds.
     mean: f64,
@@ -14,11 +14,11 @@ pub(super) struct Latency {
     deviation: f64,
 }
 
-/// A new call weighs one in so many, so that a slow one among quick ones moves little.
+/// A new call weighs one in this many, so that a slow one among quick ones changes little.
 const WEIGHT: f64 = 32.0;
 
 impl Latency {
-    /// A call took `took`.
+    /// Takes in a call that took `took`.
     pub(super) fn learn(&mut self, took: Duration) {
         let took = took.as_secs_f64();
         self.calls = (self.calls + 1.0).min(WEIGHT);
@@ -26,7 +26,7 @@ impl Latency {
         self.deviation += ((took - self.mean).abs() - self.deviation) / self.calls;
     }
 
-    /// The mean; zero before the first call has ended.
+    /// Returns the mean; zero before the first call has ended.
     pub(super) fn mean(&self) -> Duration {
         Duration::from_secs_f64(self.mean.max(0.0))
     }

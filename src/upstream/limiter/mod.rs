@@ -1,12 +1,12 @@
-//! Limits on the load of an upstream: calls per second, calls at once, calls that wait.
+//! Limits on the load of an upstream: calls per second, concurrent calls, calls that wait.
 //!
-//! A call is admitted only if it can be answered before its deadline: its turn, by who waits
-//! already, by the rate and by how long calls run, and the time that calls usually take. One that
-//! cannot is refused at once. So however many calls come, those that are made are of use, and the
-//! upstream is used as far as the limits allow.
+//! A call is admitted only if it can be answered before its deadline, given its turn (by the calls
+//! that wait already, the rate, and how long calls run) and the usual latency. One that cannot is
+//! refused at once. So however many calls come, those that are made are of use, and the upstream is
+//! used as far as the limits allow.
 //!
-//! Estimates err. A call whose turn comes too late after all is refused then, and where those who
-//! wait cannot all make it any more, the one whose turn is last gives way.
+//! Estimates can be wrong. A call whose turn comes too late after all is refused then, and where
+//! those that wait can no longer all be in time, the one whose turn is last gives way.
 
 mod adaptive;
 mod latency;
@@ -32,7 +32,7 @@ use crate::model::{Error, Kind, Limits};
 /// The origin of a call: the address of a client, or Heliostat itself.
 pub type Caller = Option<IpAddr>;
 
-/// A call that asks for leave to be made.
+/// A call that asks to be admitted.
 #[derive(Clone, Debug)]
 pub(super) struct Ask {
     /// The origin of the call.
@@ -41,16 +41,16 @@ pub(super) struct Ask {
     pub(super) lane: u64,
     /// Set if it continues the work of an earlier call.
     pub(super) continues: bool,
-    /// When its answer is of no use any more.
+    /// The time after which its answer is of no use.
     pub(super) deadline: Instant,
-    /// Where it may go.
+    /// The addresses that it may go to.
     pub(super) addresses: Arc<Addresses>,
-    /// Which of these it wants.
+    /// Its requirements on the address.
     pub(super) wish: Wish,
 }
 
 impl Ask {
-    /// A call for no lane to one of `addresses`, that goes on with nothing.
+    /// Returns a call for no lane to one of `addresses`, which continues no earlier one.
     pub(super) fn new(caller: Caller, deadline: Instant, addresses: &Arc<Addresses>) -> Self {
         Self {
             caller,
@@ -75,7 +75,7 @@ impl Ask {
     }
 }
 
-/// One who waits for a call.
+/// A call that waits.
 struct Asking {
     ask: Ask,
     admission: oneshot::Sender<Admission>,
@@ -94,21 +94,21 @@ struct SharedLimiter {
 type Admission = Result<Permit, Error>;
 
 struct LimiterQueue {
-    /// Calls under way.
+    /// Calls in flight.
     running: usize,
     /// The number of calls that may run at once, if it adapts.
     adaptive: Option<Adaptive>,
     rate: Rate,
     latency: Latency,
     queue: Queue<Asking>,
-    /// When the queue is looked at again.
+    /// The time at which the queue is checked again.
     wake_at: Option<Instant>,
 }
 
-/// Leave to make one call, which is under way until this is dropped.
+/// The permission to make one call, which is in flight until this is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
-    /// Where it goes. Taken out first when this is dropped: then others may go there.
+    /// Its address. Taken out first when this is dropped: then others may go there.
     chosen: Option<Chosen>,
     limiter: Weak<SharedLimiter>,
 }
@@ -126,14 +126,14 @@ pub(super) enum Ended {
     Answered,
     /// It ran out of time.
     TimedOut,
-    /// It failed in another way, which says nothing of how long calls take.
+    /// It failed in another way, which says nothing about latency.
     Failed,
     /// It failed, and it is not the upstream that failed.
     Unrelated,
 }
 
 impl Permit {
-    /// Where the call goes.
+    /// Returns the address that the call goes to.
     pub(super) fn chosen(&mut self) -> Option<&mut Chosen> {
         self.chosen.as_mut()
     }
@@ -163,7 +163,7 @@ impl Drop for Permit {
     }
 }
 
-/// A ticket of one who waits, given up when dropped.
+/// The ticket of a call that waits, given up when dropped.
 struct Ticket<'a> {
     shared: &'a Arc<SharedLimiter>,
     caller: Caller,
@@ -192,16 +192,16 @@ impl Limiter {
         }))
     }
 
-    /// Waits until a call may be made; the permit is held while it is under way. An error, at once
-    /// where that can be known, if as many calls wait already as may, or if the call would not be
-    /// answered before its deadline.
+    /// Waits until a call may be made; the permit is held while it is in flight. Returns an error,
+    /// at once where that can be known, if the queue is full, or if the call would not be answered
+    /// before its deadline.
     pub(super) async fn admit(&self, ask: Ask) -> Result<Permit, Error> {
         let shared = &self.0;
         let (ticket, admitted) = {
             let mut state = shared.state();
             shared.admissible(&state, &ask)?;
             if state.queue.len() >= shared.limits.queue {
-                // Somebody else has more calls waiting: the last of them gives way.
+                // Another caller has more calls waiting: its last one gives way.
                 shared.shed_last(&mut state);
             }
             let (admission, admitted) = oneshot::channel();
@@ -223,7 +223,7 @@ impl Limiter {
         permit.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the queue was lost")))
     }
 
-    /// Whether nobody waits, and half of what may run and of a burst is left.
+    /// Returns whether nobody waits, and half of the concurrency and of a burst is left.
     pub(super) fn has_spare(&self) -> bool {
         let state = self.0.state();
         let may_run = self.0.at_once(&state);
@@ -244,7 +244,7 @@ impl Limiter {
         self.0.state().queue.entered()
     }
 
-    /// The error with which a call would be refused now, if it would be.
+    /// Returns the error with which a call would be refused now, if it would be.
     pub(super) fn check(&self, ask: &Ask) -> Result<(), Error> {
         self.0.admissible(&self.0.state(), ask)
     }
@@ -268,12 +268,12 @@ impl Limiter {
 
 impl SharedLimiter {
     fn state(&self) -> MutexGuard<'_, LimiterQueue> {
-        // Each change is made whole before anything that could panic.
+        // Each change is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error where as many calls wait as may and nobody else has more of them, where no address
-    /// may be called, or where the call would not be answered before its deadline.
+    /// Returns an error where the queue is full and nobody else has more calls in it, where no
+    /// address may be called, or where the call would not be answered before its deadline.
     fn admissible(&self, state: &LimiterQueue, ask: &Ask) -> Result<(), Error> {
         let now = Instant::now();
         let rests = match ask.outlook(now) {
@@ -290,11 +290,11 @@ impl SharedLimiter {
             return Err(refusal(message, turn));
         }
         if turn.is_zero() {
-            // Even if it should come too late for whoever asks: it costs nobody his turn, is stored
-            // for the next, and tells how long calls take now.
+            // Made even if it should come too late for the client: it delays nobody else, is stored
+            // for the next request, and shows how long calls take now.
             return Ok(());
         }
-        // What is estimated to be just in time would be late half of the time.
+        // A call that is estimated to be just in time would be late half of the time.
         let slack = turn.saturating_sub(rests) / 10;
         if now + turn + slack + state.latency.usual() <= ask.deadline {
             return Ok(());
@@ -326,7 +326,7 @@ impl SharedLimiter {
         adaptive.map_or(self.limits.max_concurrency, Adaptive::limit)
     }
 
-    /// Refuses the one whose turn comes last.
+    /// Refuses the call whose turn comes last.
     fn shed_last(&self, state: &mut LimiterQueue) {
         if let Some((caller, ticket, _)) = state.queue.last() {
             let turn = self.turn(state, Instant::now(), state.queue.len() - 1);
@@ -334,8 +334,8 @@ impl SharedLimiter {
         }
     }
 
-    /// Refuses from the end of the longest line, as long as the last call there has no chance to
-    /// be answered in time.
+    /// Refuses from the end of the longest line, as long as the last call there has no chance to be
+    /// answered in time.
     fn shed_hopeless(&self, state: &mut LimiterQueue) {
         while let Some((_, _, deadline)) = state.queue.last() {
             let now = Instant::now();
@@ -347,8 +347,8 @@ impl SharedLimiter {
         }
     }
 
-    /// Refuses those in the line of `caller`, which has moved, who have no chance to be answered in
-    /// time by its pace: its last ones, and its first.
+    /// Refuses calls in the line of `caller`, which has moved, that have no chance to be answered
+    /// in time by its pace: its last ones, and its first.
     fn shed_late(&self, state: &mut LimiterQueue, caller: Caller, now: Instant) {
         for end in [Queue::last_of, Queue::first_of] {
             while let Some((ticket, deadline, wait)) = end(&state.queue, caller) {
@@ -360,8 +360,8 @@ impl SharedLimiter {
         }
     }
 
-    /// Admits whoever is next, as long as a call may be made now; else sees to it that the queue
-    /// is looked at when one may.
+    /// Admits the next calls, as long as a call may be made now; else has the queue checked again
+    /// when one may.
     fn admit_next(self: &Arc<Self>) {
         loop {
             let mut state = self.state();
@@ -376,7 +376,7 @@ impl SharedLimiter {
             let slots = self.at_once(&state).max(1) as f64;
             let by_slots = state.latency.mean().as_secs_f64() / slots;
             let period = by_slots.max(1.0 / self.limits.per_second);
-            // Most wait for the same addresses, which are looked at once.
+            // Most wait for the same addresses, which are looked up once.
             let mut rest: Option<(*const Addresses, Wish)> = None;
             let mut soonest: Option<Instant> = None;
             let ready = |asking: &Asking| {
@@ -388,7 +388,7 @@ impl SharedLimiter {
                     return false;
                 }
                 match ask.outlook(now) {
-                    // That no address may be called any more, it is told at once.
+                    // A call that can go nowhere any more is refused at once.
                     Outlook::Ready | Outlook::Open(_) => return true,
                     Outlook::From(at) => soonest = Some(soonest.map_or(at, |s| s.min(at))),
                     Outlook::Later => {}
@@ -426,12 +426,12 @@ impl SharedLimiter {
                 }
             });
             drop(state);
-            // Whoever has left meanwhile gives the permit back by dropping it.
+            // If the call has left meanwhile, the permit comes back when it is dropped.
             let _ = admission.send(admitted);
         }
     }
 
-    /// Refuses those whose addresses rest until it is too late for them.
+    /// Refuses calls whose addresses rest until it is too late for them.
     fn refuse_resting(&self, state: &mut LimiterQueue, now: Instant) {
         let usual = state.latency.usual();
         let late = |asking: &Asking| match asking.ask.outlook(now) {
@@ -448,7 +448,7 @@ impl SharedLimiter {
     }
 
     fn wake_after(self: &Arc<Self>, state: &mut LimiterQueue, wait: Duration) {
-        // Timers are exact to the millisecond; one that rings too early would ring again at once.
+        // Timers are exact to the millisecond; one that fires too early would fire again at once.
         let at = Instant::now() + wait.max(Duration::from_micros(1));
         if state.wake_at.is_some_and(|planned| planned <= at) {
             return;
@@ -470,11 +470,11 @@ impl SharedLimiter {
     }
 }
 
-/// Refuses the one with `ticket`, whose turn would come after `wait`.
+/// Refuses the call with `ticket`, whose turn would come after `wait`.
 fn shed(state: &mut LimiterQueue, caller: Caller, ticket: u64, wait: Duration) {
     let waiting = state.queue.len();
     if let Some(left) = state.queue.leave(caller, ticket) {
-        // Whoever has left meanwhile does not mind.
+        // The call may have left meanwhile.
         let _ = left
             .item
             .admission

@@ -1,8 +1,8 @@
 //! Queue of the calls that wait, and their order.
 //!
-//! Callers stand in one line each, and the lines take turns: a dashboard of 500 panels delays the
-//! poll of a check by one call, not by 500. Within a line the lanes take turns, so that a long
-//! range of many calls delays no other by more than one.
+//! Each caller has one line, and the lines take turns: a dashboard of 500 panels delays the poll of
+//! a check by one call, not by 500. Within a line the lanes take turns, so that a long range of
+//! many calls delays no other by more than one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,24 +11,24 @@ use tokio::time::Instant;
 
 use super::Caller;
 
-/// Those who wait. An entry of type `T` is handed back when its turn comes.
+/// The calls that wait. An entry of type `T` is handed back when its turn comes.
 pub(super) struct Queue<T> {
-    /// One line for each caller who waits; the first is next, and goes to the end then.
+    /// One line for each caller; the first is next, and goes to the end then.
     lines: VecDeque<Line<T>>,
     waiting: usize,
     last_ticket: u64,
 }
 
-/// One that waits.
+/// A call that waits.
 pub(super) struct Waiting<T> {
     ticket: u64,
-    /// When its answer is of no use any more.
+    /// The time after which its answer is of no use.
     pub(super) deadline: Instant,
     /// The payload.
     pub(super) item: T,
 }
 
-/// Those who wait for one caller; the first lane is next, and goes to the end then.
+/// The calls of one caller; the first lane is next, and goes to the end then.
 struct Line<T> {
     caller: Caller,
     lanes: VecDeque<Lane<T>>,
@@ -47,11 +47,12 @@ struct Pace {
 
 const PACE_WEIGHT: f64 = 32.0;
 
-/// An interval counts as at most so many times the usual one: a pause is none of the pace.
+/// An interval counts as at most this many times the usual one: a pause is not part of the pace.
 const PACE_CLIP: f64 = 4.0;
 
 impl Pace {
-    /// It was the line's turn at `now`; of lines that move alike it would be each `even` seconds.
+    /// Takes in that it was the line's turn at `now`; lines that move alike would each move every
+    /// `even` seconds.
     fn turn(&mut self, now: Instant, even: f64) {
         if let Some(last) = self.last.replace(now) {
             let most = PACE_CLIP * self.seconds.max(even);
@@ -74,16 +75,16 @@ pub(super) struct Ahead {
     pub(super) by_pace: Duration,
 }
 
-/// Those who wait for data of one lane, by its number.
+/// The calls for data of one lane, by its number.
 struct Lane<T> {
     number: u64,
     waiting: VecDeque<Waiting<T>>,
 }
 
-/// Where a call stands in line.
+/// The place of a call in the queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Whose line it is.
+    /// The caller whose line it is in.
     pub(super) caller: Caller,
     /// The lane that it is for.
     pub(super) lane: u64,
@@ -132,7 +133,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Puts `item` in line, and gives the ticket with which it can leave.
+    /// Puts `item` into the queue, and returns the ticket with which it can leave.
     pub(super) fn enter(&mut self, place: Place, deadline: Instant, item: T) -> u64 {
         self.last_ticket += 1;
         self.waiting += 1;
@@ -157,7 +158,7 @@ impl<T> Queue<T> {
         self.last_ticket
     }
 
-    /// Takes out the one with `ticket`, if it waits still.
+    /// Takes out the call with `ticket`, if it still waits.
     pub(super) fn leave(&mut self, caller: Caller, ticket: u64) -> Option<Waiting<T>> {
         let at = self.lines.iter().position(|l| l.caller == caller)?;
         let line = self.lines.get_mut(at)?;
@@ -169,8 +170,8 @@ impl<T> Queue<T> {
         Some(left)
     }
 
-    /// Takes out the one whose turn it is at `now`, of those that are `ready`, where calls can be
-    /// made each `period` seconds. Work of our own waits until no client does.
+    /// Takes out the call whose turn it is at `now`, of those that are `ready`, where a call can be
+    /// made every `period` seconds. Calls of Heliostat itself wait until no client's does.
     pub(super) fn next(
         &mut self,
         now: Instant,
@@ -203,7 +204,7 @@ impl<T> Queue<T> {
         Some((caller, next))
     }
 
-    /// Takes out those that `pick` picks.
+    /// Takes out the calls that `pick` picks.
     pub(super) fn take_if(&mut self, mut pick: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut picked = Vec::new();
         for line in &mut self.lines {
@@ -226,14 +227,16 @@ impl<T> Queue<T> {
         picked
     }
 
-    /// The first of the line of `caller`, by ticket and deadline, and how long it will wait.
+    /// Returns ticket and deadline of the first call in the line of `caller`, and the time that it
+    /// will wait.
     pub(super) fn first_of(&self, caller: Caller) -> Option<(u64, Instant, Duration)> {
         let line = self.lines.iter().find(|l| l.caller == caller)?;
         let first = line.lanes.front()?.waiting.front()?;
         Some((first.ticket, first.deadline, line.pace.wait(1)))
     }
 
-    /// The last of the line of `caller`, by ticket and deadline, and how long it will wait.
+    /// Returns ticket and deadline of the last call in the line of `caller`, and the time that it
+    /// will wait.
     pub(super) fn last_of(&self, caller: Caller) -> Option<(u64, Instant, Duration)> {
         let line = self.lines.iter().find(|l| l.caller == caller)?;
         let newest = line.newest()?;
@@ -241,8 +244,8 @@ impl<T> Queue<T> {
         Some((newest.ticket, newest.deadline, wait))
     }
 
-    /// The caller and the ticket of the one whose turn comes last, and its deadline: work of our
-    /// own, or the newest of the longest line.
+    /// Returns caller, ticket and deadline of the call whose turn comes last: one of Heliostat
+    /// itself, or the newest of the longest line.
     pub(super) fn last(&self) -> Option<(Caller, u64, Instant)> {
         let longest = |l: &&Line<T>| (l.caller.is_none(), l.waiting);
         let line = self.lines.iter().max_by_key(longest)?;
@@ -250,8 +253,8 @@ impl<T> Queue<T> {
         Some((line.caller, newest.ticket, newest.deadline))
     }
 
-    /// Whether `caller` has fewer in line, with one more, than the caller who has most: then it is
-    /// the other's turn to give way.
+    /// Returns whether `caller` would have fewer calls in its line, with one more, than the caller
+    /// with most: then the other has to give way.
     pub(super) fn has_longer_line_than(&self, caller: Caller) -> bool {
         let own = self.lines.iter().find(|l| l.caller == caller);
         let own = own.map_or(0, |l| l.waiting);

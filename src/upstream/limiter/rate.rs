@@ -1,6 +1,6 @@
-//! Calls a second: governor decides whether a call may be made now, by the generic cell rate
-//! algorithm. How long later calls will have to wait, which governor does not tell, is reckoned by
-//! the same algorithm (ITU-T I.371, annex A).
+//! Calls per second: governor decides whether a call may be made now, by the generic cell rate
+//! algorithm. The waits of later calls, which governor does not tell, are computed by the same
+//! algorithm (ITU-T I.371, annex A).
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -30,18 +30,18 @@ impl Clock for RuntimeClock {
 pub(super) struct Rate {
     limiter: RateLimiter<NotKeyed, InMemoryState, RuntimeClock, NoOpMiddleware<Nanos>>,
     clock: RuntimeClock,
-    /// When a call was taken from the limiter that has not been made yet.
+    /// The time at which a call was taken from the limiter that has not been made yet.
     held: Option<Instant>,
     /// The time of one call.
     period: Duration,
     /// The time that calls may be ahead of the rate.
     tolerance: Duration,
-    /// When the next call would come if calls came evenly; up to `tolerance` earlier is allowed.
+    /// The time of the next call if calls came evenly; up to `tolerance` earlier is allowed.
     due: Instant,
 }
 
 impl Rate {
-    /// `per_second` calls a second in the mean, and up to `burst` at once.
+    /// Returns a rate of `per_second` calls per second in the mean, and up to `burst` at once.
     pub(super) fn new(per_second: f64, burst: u32) -> Self {
         let period = Duration::from_secs_f64(1.0 / per_second.clamp(0.001, 1e6));
         let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
@@ -67,9 +67,9 @@ impl Rate {
         late.saturating_sub(self.tolerance)
     }
 
-    /// Makes sure that a call may be made at `now`; the error is how long it has to wait.
+    /// Checks that a call may be made at `now`; the error is the time that it has to wait.
     pub(super) fn ready(&mut self, now: Instant) -> Result<(), Duration> {
-        // One that was taken long ago must not come on top of a whole burst.
+        // A call that was taken long ago must not come on top of a whole burst.
         let recent = |at: Instant| now.saturating_duration_since(at) < self.period;
         if self.held.is_some_and(recent) {
             return Ok(());
