@@ -211,7 +211,8 @@ impl Engine {
                 };
                 let answered = upstream.client.run(exchange?, &call).await?;
                 let policy = match answered.value.complete {
-                    // What another address may know better once it can be asked is asked again.
+                    // Data that another address may know better is fetched again once that can be
+                    // reached.
                     true if answered.provisional => policy.provisional(),
                     true => policy.resolved(answered.as_of, upstream.freshness.settle),
                     false if answered.value.answer.is_about_query() => CachePolicy::Short,

@@ -208,7 +208,7 @@ impl UpstreamClient {
         tenant(&self.headers)
     }
 
-    /// Told when a breaker opens, and when this is dropped.
+    /// Notified when a breaker opens, and when this is dropped.
     pub(super) fn opened(&self) -> Arc<Notify> {
         self.opened.clone()
     }
@@ -244,8 +244,9 @@ impl UpstreamClient {
         }
     }
 
-    /// Makes one exchange: again elsewhere, if it is the address that failed or cannot take more
-    /// calls and there is another; else again if that is worth it and the budget allows.
+    /// Makes one exchange: again at another address, if it is the address that failed or cannot
+    /// take more calls and there is another; else again if that is worth it and the budget allows
+    /// it.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         exchange: &Late<T>,
@@ -405,7 +406,7 @@ impl UpstreamClient {
         self.limiter.entered()
     }
 
-    /// Waits in line for leave to make a call, as long as anybody waits for its answer.
+    /// Waits in the queue until the call may be made, as long as anybody waits for its answer.
     pub(super) async fn admit(
         &self,
         call: &CallContext,
