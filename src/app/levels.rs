@@ -8,16 +8,20 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::LevelSetup;
 use crate::store::disk::Disk;
+use crate::store::joint::JointLimits;
 
 /// Most time that a request waits for the disk before it asks the upstream.
 const DISK_DEADLINE: Duration = Duration::from_millis(50);
 
-/// Opens the levels of `config`, in the order in which they are asked.
+/// Opens the levels of `config`, in the order in which they are asked, with the limits that replicas
+/// keep together, if they do.
 pub(super) async fn open(
     config: &Config,
     clock: &Arc<dyn Clock>,
-) -> Result<Vec<LevelSetup>, StartError> {
+) -> Result<(Vec<LevelSetup>, Option<Arc<JointLimits>>), StartError> {
     let mut levels = Vec::new();
+    #[cfg_attr(not(feature = "shared"), allow(unused_mut))]
+    let mut joint = None;
     if let Some(settings) = config.cache_disk.clone() {
         let clock = clock.clone();
         let open = move || Disk::open(&settings.dir, settings.size, clock);
@@ -32,12 +36,20 @@ pub(super) async fn open(
     #[cfg(feature = "shared")]
     if let Some(settings) = &config.cache_shared {
         let shared = redis_settings(settings, config).map_err(StartError)?;
+        let level = crate::store::redis::RedisLevel::start(shared, clock.clone());
+        let replicas = &config.replicas;
+        if replicas.share_limits {
+            let (forget_after, without) = (replicas.forget_after, replicas.limits_without_redis);
+            let (limits, asked) = JointLimits::new(forget_after, without, clock.clone());
+            level.keep_limits(&limits, asked, forget_after);
+            joint = Some(limits);
+        }
         levels.push(LevelSetup {
-            level: crate::store::redis::RedisLevel::start(shared, clock.clone()),
+            level,
             deadline: settings.timeout,
         });
     }
-    Ok(levels)
+    Ok((levels, joint))
 }
 
 /// The settings of the shared level; reads the files of its certificates.
@@ -54,7 +66,7 @@ pub(super) fn redis_settings(
     let text = |secret: &Option<Secret>| secret.as_ref().map(|s| s.reveal().to_owned());
     let identity = settings.tls.identity.as_ref();
     let identity = identity.map(|(cert, key)| Ok::<_, String>((read(cert)?, read(key)?)));
-    let name = settings.replica.clone().unwrap_or_else(|| {
+    let name = config.replicas.name.clone().unwrap_or_else(|| {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         format!("{}:{}", host.trim(), config.server.listen.port())
     });

@@ -37,6 +37,7 @@ use crate::front::listen::{self, Listening};
 use crate::front::{Front, FrontSettings};
 use crate::model::{Batch, Millis, MultiSeries, Replicas, TargetUrl};
 use crate::reloadable::Reloadable;
+use crate::store::joint::JointLimits;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
     AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, SharedLimits, Transport,
@@ -63,6 +64,8 @@ pub struct App {
     /// The engine behind them.
     pub engine: Arc<Engine>,
     tls: Option<Reloadable<ServerConfig>>,
+    /// The limits that replicas keep together, if they do.
+    joint: Option<Arc<JointLimits>>,
     config: Config,
     built: Vec<BuiltUpstream>,
     clock: Arc<dyn Clock>,
@@ -84,6 +87,13 @@ impl App {
         Self::make(config, clock, None).await
     }
 
+    /// Gives up the share of the limits that replicas keep together.
+    async fn leave(&self) {
+        if let Some(joint) = &self.joint {
+            joint.leave().await;
+        }
+    }
+
     /// Sets up what `config` describes as the successor of this: unchanged upstreams are kept, and
     /// so is the cache of those with the same data. On failure nothing changes.
     async fn rebuild(&self, config: &Config) -> Result<Self, StartError> {
@@ -97,7 +107,12 @@ impl App {
     ) -> Result<Self, StartError> {
         // The registry comes first: handles created before it would count nothing.
         let registry = metrics::registry();
+        let (levels, joint) = match before {
+            Some(before) => (Vec::new(), before.joint.clone()),
+            None => levels::open(config, &clock).await?,
+        };
         let builder = UpstreamBuilder {
+            joint: joint.clone(),
             clock: clock.clone(),
             state_dir: config.state_dir.clone(),
         };
@@ -169,10 +184,6 @@ impl App {
             .map(|files| reloadables::server(files, &clock))
             .transpose();
         let tls = tls.map_err(StartError)?;
-        let levels = match before {
-            Some(_) => Vec::new(),
-            None => levels::open(config, &clock).await?,
-        };
         // Nothing fails from here on.
         if let Some(before) = before
             && before.config.targets == config.targets
@@ -194,6 +205,7 @@ impl App {
             front,
             engine,
             tls,
+            joint,
             config: config.clone(),
             built,
             since: clock.now(),
@@ -204,6 +216,8 @@ impl App {
 
 /// Builds upstreams from their settings.
 struct UpstreamBuilder {
+    /// The limits that replicas keep together, if they do.
+    joint: Option<Arc<JointLimits>>,
     clock: Arc<dyn Clock>,
     state_dir: Option<PathBuf>,
 }
@@ -336,6 +350,9 @@ impl UpstreamBuilder {
             UpstreamKind::CloudWatch { units, batch, .. } => (Some(units.clone()), *batch),
             _ => (None, Batch::default()),
         };
+        let limits = &settings.limits;
+        let joint = self.joint.as_ref();
+        let joint = joint.map(|j| j.limit(&settings.name, limits.per_second, limits.burst));
         let client = UpstreamClient::new(ClientConfig {
             units,
             batch,
@@ -344,6 +361,7 @@ impl UpstreamBuilder {
             headers: connection.headers,
             signer: connection.signer,
             limits: settings.limits,
+            joint: joint.filter(|_| shared.is_none()),
             shared,
             method: reading.method,
             max_response: reading.max_response,

@@ -208,6 +208,7 @@ pub(super) fn only_at_start(first: &Config, now: &Config) -> Vec<&'static str> {
         ("cache.memory", first.cache_memory == now.cache_memory),
         ("cache.disk", first.cache_disk == now.cache_disk),
         ("cache.shared", first.cache_shared == now.cache_shared),
+        ("replicas", first.replicas == now.replicas),
         ("log.format", first.log.json == now.log.json),
         ("traces", first.traces == now.traces),
     ];

@@ -111,6 +111,8 @@ impl Service {
             async move { app.front.handle(request, &connection).await }
         };
         listen::serve(listener, listening, handler, stop).await;
+        // No call is made any more.
+        running.app().leave().await;
         let flushed = tokio::time::timeout(FLUSH, running.app().engine.flush()).await;
         if flushed.is_err() {
             warn!("the second level of the cache took too long to write; the rest is dropped");

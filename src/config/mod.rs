@@ -41,6 +41,8 @@ pub struct Config {
     pub cache_disk: Option<CacheDisk>,
     /// The second level of the cache that replicas share, if there is one.
     pub cache_shared: Option<CacheShared>,
+    /// What replicas do together that share it.
+    pub replicas: Replicas,
     /// Targets besides the upstreams that connection details may name.
     pub targets: Vec<Pattern>,
     /// Non-public networks that such targets may be in.
@@ -95,8 +97,19 @@ pub struct CacheShared {
     pub secret: Secret,
     /// Most time that a request waits for it.
     pub timeout: Duration,
-    /// The name of this replica, if it is not host and port.
-    pub replica: Option<String>,
+}
+
+/// What replicas do together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replicas {
+    /// The name of this one, if it is not host and port.
+    pub name: Option<String>,
+    /// Whether the limits of upstreams are those of all replicas together.
+    pub share_limits: bool,
+    /// After which time the share of a silent replica belongs to the others.
+    pub forget_after: Duration,
+    /// Calls a second to each upstream that a replica may make that never met the shared level.
+    pub limits_without_redis: f64,
 }
 
 /// The kind of deployment that the URLs of a shared cache belong to.

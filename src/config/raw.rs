@@ -141,6 +141,9 @@ pub(super) enum RawSharedMode {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawReplicas {
     pub(super) name: Option<String>,
+    pub(super) share_limits: bool,
+    pub(super) forget_after: Option<Text<Duration>>,
+    pub(super) limits_without_redis: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -230,6 +230,7 @@ pub(super) fn engine_with(
         urls: vec![TargetUrl::parse("http://source").unwrap()],
         headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),
         limits: Limits::for_tests(),
+        joint: None,
         shared: None,
         method: crate::model::QueryMethod::Auto,
         max_response: usize::MAX,

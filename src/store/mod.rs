@@ -5,6 +5,7 @@
 //! - `guard`: deadlines, a breaker and bounds, so that a level that fails costs nothing but its help
 //! - `disk`: a level on this machine, which survives restarts
 //! - `redis`: a level that replicas share
+//! - `joint`, `standing`: limits that replicas keep together through such a level
 //!
 //! A level keeps bytes under keys and may lose any of them at any time. What they mean, and when
 //! they are asked for, is decided by the engine.
@@ -12,12 +13,14 @@
 pub mod disk;
 mod guard;
 mod invalidation;
+pub mod joint;
 pub mod key;
 pub mod page;
 #[cfg(feature = "shared")]
 pub mod redis;
 #[cfg(test)]
 pub mod sim;
+pub mod standing;
 
 use std::fmt;
 use std::future::Future;

@@ -4,7 +4,7 @@ use metrics::{Gauge, counter, gauge, histogram};
 
 use super::metrics::{
     CLOCK_ERROR, DISK_BYTES, DISK_RECORDS, LEVEL_BREAKERS, LEVEL_BYTES, LEVEL_DROPPED, LEVEL_QUEUE,
-    LEVEL_REQUESTS, LEVEL_SECONDS, LEVEL_UNREADABLE, REPLICAS,
+    LEVEL_REQUESTS, LEVEL_SECONDS, LEVEL_UNREADABLE, LIMIT_SHARE, REPLICAS,
 };
 
 /// The metrics of a second level of the cache.
@@ -72,6 +72,11 @@ pub fn shared_level(replicas: usize, error: Option<std::time::Duration>) {
     if let Some(error) = error {
         gauge!(CLOCK_ERROR).set(error.as_secs_f64());
     }
+}
+
+/// Says which part, from 0 to 1, of the limits of `upstream` this replica keeps to by itself.
+pub fn limit_share(upstream: &str, share: f64) {
+    gauge!(LIMIT_SHARE, "upstream" => upstream.to_owned()).set(share);
 }
 
 /// Counts a value of `level` that could not be read for `reason`.

@@ -58,10 +58,12 @@ pub(super) const DISK_BYTES: &str = "heliostat_second_level_disk_bytes";
 pub(super) const DISK_RECORDS: &str = "heliostat_second_level_disk_records";
 pub(super) const REPLICAS: &str = "heliostat_replicas";
 pub(super) const CLOCK_ERROR: &str = "heliostat_level_clock_error_seconds";
+pub(super) const LIMIT_SHARE: &str = "heliostat_limit_share";
+pub(super) const LIMIT_CALLS: &str = "heliostat_limit_calls_total";
 const CERTIFICATE_EXPIRY: &str = "heliostat_certificate_expiry_timestamp_seconds";
 const BUILD_INFO: &str = "heliostat_build_info";
 
-pub use super::level_metrics::{DiskMetrics, LevelMetrics, shared_level, unreadable};
+pub use super::level_metrics::{DiskMetrics, LevelMetrics, limit_share, shared_level, unreadable};
 pub use super::unit_metrics::UnitMetrics;
 pub use super::upstream_metrics::{Count, Failure, UpstreamMetrics, UpstreamTotals};
 
@@ -299,6 +301,14 @@ fn describe() {
         CLOCK_ERROR,
         Unit::Seconds,
         "By how much this replica may be wrong about the time of the shared second level."
+    );
+    describe_gauge!(
+        LIMIT_SHARE,
+        "The part, from 0 to 1, of an upstream's limits that this replica keeps to by itself while the shared second level is away."
+    );
+    describe_counter!(
+        LIMIT_CALLS,
+        "Calls to an upstream whose limits replicas keep together, by what allowed them: the limit of all (shared), or the part of this replica (share)."
     );
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }

@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use serde::Serialize;
 
 use super::metrics::{
-    BREAKER_OPEN, COALESCED, DROPPED, FILLED_POINTS, IN_FLIGHT, LATE_POINTS, LOOKUPS,
+    BREAKER_OPEN, COALESCED, DROPPED, FILLED_POINTS, IN_FLIGHT, LATE_POINTS, LIMIT_CALLS, LOOKUPS,
     POINTS_SERVED, QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, REPLICA_FILLS, RETRIES, STALE_SERVED,
     STATE_UNSAVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
 };
@@ -284,6 +284,12 @@ impl UpstreamMetrics {
 
     fn comparisons(&self, outcome: &'static str) -> Counter {
         counter!(REPLICA_FILLS, "upstream" => self.name.clone(), "outcome" => outcome)
+    }
+
+    /// Counts a call that was allowed by `shared`, the limit of all replicas, or by `share`, the part
+    /// of this one.
+    pub fn limit_call(&self, source: &'static str) {
+        counter!(LIMIT_CALLS, "upstream" => self.name.clone(), "source" => source).increment(1);
     }
 
     /// Counts a refresh ahead of a poll that ended as `outcome`: `used`, `unused` or `skipped`.

@@ -30,6 +30,7 @@ use crate::model::{
     Batch, Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
 };
 use crate::reloadable::Reloadable;
+use crate::store::joint::JointLimit;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::Trace;
 
@@ -126,6 +127,8 @@ pub struct ClientConfig {
     pub limits: Limits,
     /// The limits of another upstream, if this one shares them.
     pub shared: Option<SharedLimits>,
+    /// The rate that replicas keep together, if they do.
+    pub joint: Option<Arc<JointLimit>>,
     /// The HTTP method of queries.
     pub method: QueryMethod,
     /// Most bytes of a response.
@@ -159,7 +162,7 @@ impl UpstreamClient {
             ];
             let budgets = Budgets::new(&windows, "calls", parts.budget_file, now);
             SharedLimits {
-                limiter: Limiter::new(&limits),
+                limiter: Limiter::new(&limits, parts.joint),
                 budgets: Arc::new(budgets),
             }
         });
@@ -433,6 +436,9 @@ impl UpstreamClient {
         })?;
         let waited = self.clock.monotonic().saturating_sub(queued);
         self.metrics.queue_seconds.record(waited.as_secs_f64());
+        if let Some(source) = permit.source() {
+            self.metrics.limit_call(source);
+        }
         Ok(permit)
     }
 

@@ -35,6 +35,11 @@ pub struct LimiterState {
     pub queue: usize,
     /// Seconds until a pause that the upstream asked for ends.
     pub paused_seconds: Option<f64>,
+    /// The part, from 0 to 1, of what all replicas may do together that this one keeps to by itself
+    /// while they cannot; `None` where limits are its own.
+    pub share: Option<f64>,
+    /// Whether it keeps to that part now.
+    pub alone: bool,
     /// Seconds that calls are kept apart because the upstream said how much is left.
     pub spacing_seconds: Option<f64>,
 }

@@ -58,5 +58,6 @@ mod sigv4;
 mod support;
 mod targets;
 mod tls;
+mod together;
 mod whole;
 mod wrong_config;

@@ -55,7 +55,7 @@ async fn source() -> Scripted {
     .await
 }
 
-fn query(n: u64, start: i64, end: i64) -> Value {
+pub(crate) fn query(n: u64, start: i64, end: i64) -> Value {
     json!({
         "connectionDetails": {},
         "query": { "conditions": [stream(n)], "startTime": start, "endTime": end },
@@ -81,7 +81,7 @@ fn configuration(url: &str, dir: &Path) -> String {
 }
 
 /// A process of its own; it is killed when dropped.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     url: String,
     client: reqwest::Client,
@@ -95,7 +95,7 @@ impl Drop for Process {
 }
 
 impl Process {
-    fn start(folder: &Path, toml: &str) -> Self {
+    pub(crate) fn start(folder: &Path, toml: &str) -> Self {
         let path = folder.join("config.toml");
         std::fs::write(&path, toml).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_heliostat"))
@@ -133,7 +133,17 @@ impl Process {
         Some(serde_json::from_value(answer["telemetry"]["points"].clone()).unwrap())
     }
 
-    async fn metrics(&self) -> String {
+    /// The status of the answer to a query, if there is one.
+    pub(crate) async fn status(&self, body: &Value) -> Option<u16> {
+        let request = self.client.post(format!("{}/api/metric", self.url));
+        let request = request.header("content-type", "application/json");
+        let response = request.body(body.to_string()).send().await.ok()?;
+        let status = response.status().as_u16();
+        response.bytes().await.ok()?;
+        Some(status)
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
         let response = self.client.get(format!("{}/metrics", self.url)).send();
         response.await.unwrap().text().await.unwrap()
     }
@@ -164,7 +174,7 @@ impl Process {
     }
 }
 
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     SystemClock::default().now()
 }
 
@@ -353,10 +363,10 @@ async fn a_change_of_the_folder_waits_for_a_restart() {
 const TIMEOUT: &str = "1s";
 
 /// A Redis of its own; it ends when dropped.
-struct Redis {
+pub(crate) struct Redis {
     child: Child,
-    port: u16,
-    _dir: tempfile::TempDir,
+    pub(crate) port: u16,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Redis {
@@ -372,42 +382,53 @@ impl Redis {
         clippy::disallowed_methods,
         reason = "CI says that nothing may be skipped"
     )]
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         let port = {
             let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
             listener.local_addr().unwrap().port()
         };
         let dir = tempfile::tempdir().unwrap();
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--dir"])
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .spawn();
-        let Ok(child) = child else {
+        let Ok(child) = Self::spawn(port, dir.path()) else {
             let required = std::env::var("HELIOSTAT_REQUIRE_REAL").is_ok_and(|v| v == "1");
             assert!(!required, "redis-server is required");
             println!("skipped: there is no redis-server");
             return None;
         };
-        let redis = Self {
-            child,
-            port,
-            _dir: dir,
-        };
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let redis = Self { child, port, dir };
+        redis.listens().await;
         Some(redis)
     }
 
-    fn cli(&self, arguments: &[&str]) -> String {
+    fn spawn(port: u16, dir: &Path) -> std::io::Result<Child> {
+        Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--dir"])
+            .arg(dir)
+            .stdout(Stdio::null())
+            .spawn()
+    }
+
+    async fn listens(&self) {
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Kills it; another begins in its place, with nothing.
+    pub(crate) async fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(self.port, self.dir.path()).unwrap();
+        self.listens().await;
+    }
+
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
         let mut cli = Command::new("redis-cli");
         let output = cli.args(["-p", &self.port.to_string()]).args(arguments);
         String::from_utf8(output.output().unwrap().stdout).unwrap()
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let mut kill = Command::new("kill");
         kill.args([name, &self.child.id().to_string()]);
         assert!(kill.status().unwrap().success());

@@ -7,7 +7,7 @@ use url::Url;
 use super::{Checker, ConfigError, Place};
 use crate::config::raw::{self, RawSharedMode};
 use crate::config::values::{Secret, SecretSource};
-use crate::config::{CacheDisk, CacheShared, SharedMode};
+use crate::config::{CacheDisk, CacheShared, Replicas, SharedMode};
 
 /// Least bytes of a second level on disk.
 const SMALLEST_DISK: u64 = 16 << 20;
@@ -23,6 +23,14 @@ const DISK: Place = Place {
     section: "cache.disk",
     index: None,
 };
+
+const REPLICAS: Place = Place {
+    section: "replicas",
+    index: None,
+};
+
+/// Shortest and longest time after which a silent replica is forgotten.
+const FORGET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(86_400));
 
 const SHARED: Place = Place {
     section: "cache.shared",
@@ -46,11 +54,55 @@ impl Checker<'_> {
         }))
     }
 
+    /// Returns what replicas do together; `shared` says whether they share a second level.
+    pub(super) fn replicas(
+        &self,
+        raw: &raw::RawReplicas,
+        shared: bool,
+    ) -> Result<Replicas, ConfigError> {
+        let wrong = |key: &str, message: &str| Err(self.error(REPLICAS, key, message));
+        let forget_after = raw
+            .forget_after
+            .as_ref()
+            .map_or(Duration::from_secs(300), |t| t.0);
+        if forget_after < FORGET.0 || forget_after > FORGET.1 {
+            return wrong("forget_after", "must be from \"10s\" to \"1d\"");
+        }
+        let limits_without_redis = raw.limits_without_redis.unwrap_or(0.0);
+        if !(0.0..=1e6).contains(&limits_without_redis) {
+            return wrong(
+                "limits_without_redis",
+                "must be from 0 to 1000000 calls a second",
+            );
+        }
+        if raw.share_limits && !shared {
+            return wrong(
+                "share_limits",
+                "needs what replicas share: set urls in [cache.shared]",
+            );
+        }
+        let name = raw.name.clone().filter(|name| !name.is_empty());
+        if name
+            .as_ref()
+            .is_some_and(|name| name.len() > 200 || name.chars().any(char::is_control))
+        {
+            return wrong(
+                "name",
+                "must be at most 200 bytes, without control characters",
+            );
+        }
+        Ok(Replicas {
+            name,
+            share_limits: raw.share_limits,
+            forget_after,
+            limits_without_redis,
+        })
+    }
+
     /// Returns the second level that replicas share.
     pub(super) fn cache_shared(
         &self,
         raw: &raw::RawCacheShared,
-        replica: Option<&str>,
     ) -> Result<Option<CacheShared>, ConfigError> {
         let wrong = |key: &str, message: String| Err(self.error(SHARED, key, message));
         let timeout = raw
@@ -161,7 +213,6 @@ impl Checker<'_> {
             prefix: prefix.to_owned(),
             secret,
             timeout,
-            replica: replica.filter(|name| !name.is_empty()).map(str::to_owned),
         }))
     }
 }

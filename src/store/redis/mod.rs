@@ -6,6 +6,7 @@
 
 mod beat;
 mod connect;
+mod limits;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;

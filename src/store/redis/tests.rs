@@ -6,10 +6,11 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::model::TimeRange;
 use crate::store::Guarded;
+use crate::store::joint::JointLimits;
 use crate::store::key::{LaneName, UpstreamName};
 
 /// A server of its own; it ends when dropped.
-struct Server {
+pub(super) struct Server {
     child: Child,
     port: u16,
     dir: tempfile::TempDir,
@@ -27,7 +28,7 @@ impl Drop for Server {
     clippy::disallowed_methods,
     reason = "CI says that nothing may be skipped"
 )]
-fn has_server() -> bool {
+pub(super) fn has_server() -> bool {
     let there = Command::new("redis-server")
         .arg("--version")
         .stdout(Stdio::null())
@@ -47,7 +48,7 @@ fn free_port() -> u16 {
 }
 
 impl Server {
-    async fn start(more: &[&str]) -> Self {
+    pub(super) async fn start(more: &[&str]) -> Self {
         Self::start_at(free_port(), more).await
     }
 
@@ -74,7 +75,7 @@ impl Server {
         assert!(kill.status().unwrap().success());
     }
 
-    fn settings(&self) -> RedisSettings {
+    pub(super) fn settings(&self) -> RedisSettings {
         settings(&format!("redis://127.0.0.1:{}", self.port))
     }
 
@@ -411,6 +412,14 @@ async fn a_user_of_an_acl_may_do_all_that_is_needed() {
         .invalidate(Invalidation { upstream, range })
         .await
         .unwrap();
+    let (limits, asked) = JointLimits::new(Duration::from_secs(60), 0.0, level.clock.clone());
+    level.keep_limits(&limits, asked, Duration::from_secs(60));
+    let limit = limits.limit("x", 1000.0, 10);
+    let began = tokio::time::Instant::now();
+    while limit.permits(1).await.map_or(0, |p| p.granted) == 0 {
+        assert!(began.elapsed() < Duration::from_secs(30), "no permit came");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

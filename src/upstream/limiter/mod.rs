@@ -10,11 +10,13 @@
 
 mod adaptive;
 mod latency;
+mod permit;
 mod queue;
 mod rate;
+mod shared;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -22,12 +24,14 @@ use tokio::time::Instant;
 
 use self::adaptive::Adaptive;
 use self::latency::Latency;
+pub(super) use self::permit::{Ended, Permit};
 use self::queue::{Place, Queue};
-use self::rate::Rate;
-use super::addresses::{Addresses, Chosen, Outlook, Wish};
+use self::shared::Pace;
+use super::addresses::{Addresses, Outlook, Wish};
 use super::refusal::{breaker_open, no_call_left, pause, refusal};
 use super::state::LimiterState;
 use crate::model::{Error, Kind, Limits};
+use crate::store::joint::JointLimit;
 
 /// The origin of a call: the address of a client, or Heliostat itself.
 pub type Caller = Option<IpAddr>;
@@ -98,19 +102,11 @@ struct LimiterQueue {
     running: usize,
     /// The number of calls that may run at once, if it adapts.
     adaptive: Option<Adaptive>,
-    rate: Rate,
+    rate: Pace,
     latency: Latency,
     queue: Queue<Asking>,
     /// The time at which the queue is checked again.
     wake_at: Option<Instant>,
-}
-
-/// The permission to make one call, which is in flight until this is dropped.
-#[derive(Debug)]
-pub(super) struct Permit {
-    /// Its address. Taken out first when this is dropped: then others may go there.
-    chosen: Option<Chosen>,
-    limiter: Weak<SharedLimiter>,
 }
 
 impl std::fmt::Debug for SharedLimiter {
@@ -119,51 +115,7 @@ impl std::fmt::Debug for SharedLimiter {
     }
 }
 
-/// The end of a call, as evidence of the load that the upstream can take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// It was answered.
-    Answered,
-    /// It ran out of time.
-    TimedOut,
-    /// It failed in another way, which says nothing about latency.
-    Failed,
-    /// It failed, and it is not the upstream that failed.
-    Unrelated,
-}
-
-impl Permit {
-    /// Returns the address that the call goes to.
-    pub(super) fn chosen(&mut self) -> Option<&mut Chosen> {
-        self.chosen.as_mut()
-    }
-
-    /// Takes in how the call ended, and how long it took.
-    pub(super) fn report(&self, ended: Ended, took: Duration) {
-        let Some(shared) = self.limiter.upgrade() else {
-            return;
-        };
-        let mut state = shared.state();
-        if matches!(ended, Ended::Answered | Ended::TimedOut) {
-            state.latency.learn(took);
-        }
-        if let Some(adaptive) = &mut state.adaptive {
-            adaptive.learn(matches!(ended, Ended::TimedOut | Ended::Failed), took);
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        drop(self.chosen.take());
-        if let Some(shared) = self.limiter.upgrade() {
-            shared.state().running -= 1;
-            shared.admit_next();
-        }
-    }
-}
-
-/// The ticket of a call that waits, given up when dropped.
+/// A ticket of one who waits, given up when dropped.
 struct Ticket<'a> {
     shared: &'a Arc<SharedLimiter>,
     caller: Caller,
@@ -177,19 +129,25 @@ impl Drop for Ticket<'_> {
 }
 
 impl Limiter {
-    pub(super) fn new(limits: &Limits) -> Self {
+    /// Admits calls as `limits` allow; those of a rate that is `joint` are of all replicas. Within a
+    /// runtime if it is.
+    pub(super) fn new(limits: &Limits, joint: Option<Arc<JointLimit>>) -> Self {
         let adaptive = limits.adaptive_concurrency;
-        Self(Arc::new(SharedLimiter {
+        let shared = Arc::new(SharedLimiter {
             limits: *limits,
             state: Mutex::new(LimiterQueue {
                 running: 0,
                 adaptive: adaptive.then(|| Adaptive::new(limits.max_concurrency)),
-                rate: Rate::new(limits.per_second, limits.burst),
+                rate: Pace::new(limits, joint.clone()),
                 latency: Latency::default(),
                 queue: Queue::default(),
                 wake_at: None,
             }),
-        }))
+        });
+        if let Some(joint) = joint {
+            tokio::spawn(shared::refill(Arc::downgrade(&shared), joint));
+        }
+        Self(shared)
     }
 
     /// Waits until a call may be made; the permit is held while it is in flight. Returns an error,
@@ -227,10 +185,9 @@ impl Limiter {
     pub(super) fn has_spare(&self) -> bool {
         let state = self.0.state();
         let may_run = self.0.at_once(&state);
-        let left = (self.0.limits.burst / 2) as usize;
         state.queue.len() == 0
             && state.running < may_run.div_ceil(2)
-            && state.rate.wait(Instant::now(), left).is_zero()
+            && state.rate.has_spare(Instant::now())
     }
 
     /// Returns the latency that all calls except a few stay below.
@@ -260,6 +217,8 @@ impl Limiter {
             may_run: self.0.at_once(&state),
             waiting: state.queue.len(),
             queue: limits.queue,
+            share: state.rate.share(),
+            alone: state.rate.source() == Some("share"),
             paused_seconds: None,
             spacing_seconds: None,
         }
@@ -323,7 +282,8 @@ impl SharedLimiter {
     /// Returns the number of calls that may run at once.
     fn at_once(&self, state: &LimiterQueue) -> usize {
         let adaptive = state.adaptive.as_ref();
-        adaptive.map_or(self.limits.max_concurrency, Adaptive::limit)
+        let calls = adaptive.map_or(self.limits.max_concurrency, Adaptive::limit);
+        state.rate.at_once(calls)
     }
 
     /// Refuses the call whose turn comes last.

@@ -32,6 +32,7 @@ pub(super) struct Rate {
     clock: RuntimeClock,
     /// The time at which a call was taken from the limiter that has not been made yet.
     held: Option<Instant>,
+    burst: u32,
     /// The time of one call.
     period: Duration,
     /// The time that calls may be ahead of the rate.
@@ -52,11 +53,28 @@ impl Rate {
         Self {
             limiter: RateLimiter::direct_with_clock(quota, clock.clone()),
             held: None,
+            burst: burst.get(),
             period,
             tolerance: period.saturating_mul(burst.get() - 1),
             due: clock.0,
             clock,
         }
+    }
+
+    /// The same, of which no call may be made at once now.
+    pub(super) fn empty(per_second: f64, burst: u32) -> Self {
+        let mut rate = Self::new(per_second, burst);
+        if let Some(all) = NonZeroU32::new(rate.burst) {
+            // It is full, so all of them fit.
+            let _ = rate.limiter.check_n(all);
+        }
+        rate.due += rate.period.saturating_mul(rate.burst);
+        rate
+    }
+
+    /// Calls at once.
+    pub(super) fn burst(&self) -> u32 {
+        self.burst
     }
 
     /// Returns the time from `now` that the call after `ahead` others has to wait.

@@ -29,7 +29,7 @@ fn later() -> Instant {
 
 #[tokio::test(start_paused = true)]
 async fn calls_keep_to_the_rate_after_a_burst() {
-    let limiter = Limiter::new(&limits(10.0, 5, 100, 100));
+    let limiter = Limiter::new(&limits(10.0, 5, 100, 100), None);
     let start = Instant::now();
     let mut times = Vec::new();
     for _ in 0..25 {
@@ -43,7 +43,7 @@ async fn calls_keep_to_the_rate_after_a_burst() {
 
 #[tokio::test(start_paused = true)]
 async fn no_more_run_at_once_than_may_and_no_more_wait() {
-    let limiter = Arc::new(Limiter::new(&limits(1000.0, 1000, 2, 3)));
+    let limiter = Arc::new(Limiter::new(&limits(1000.0, 1000, 2, 3), None));
     let first = limiter.admit(ask(None, 0, later())).await.unwrap();
     let second = limiter.admit(ask(None, 0, later())).await.unwrap();
     let waiting: Vec<_> = (0..3)
@@ -71,7 +71,7 @@ async fn no_more_run_at_once_than_may_and_no_more_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_greedy_caller_delays_a_modest_one_by_one_call() {
-    let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000)));
+    let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000), None));
     let start = Instant::now();
     let enter = |who: u8| {
         let limiter = limiter.clone();
@@ -102,7 +102,7 @@ async fn a_greedy_caller_delays_a_modest_one_by_one_call() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lane_with_many_calls_delays_another_by_one() {
-    let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000)));
+    let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000), None));
     let start = Instant::now();
     let enter = |lane: u64| {
         let limiter = limiter.clone();
@@ -122,7 +122,7 @@ async fn a_lane_with_many_calls_delays_another_by_one() {
 
 #[tokio::test(start_paused = true)]
 async fn clients_go_before_work_of_our_own() {
-    let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000)));
+    let limiter = Arc::new(Limiter::new(&limits(10.0, 1, 1000, 1000), None));
     let start = Instant::now();
     let enter = |who: Caller| {
         let limiter = limiter.clone();
@@ -148,11 +148,14 @@ async fn clients_go_before_work_of_our_own() {
 
 #[tokio::test(start_paused = true)]
 async fn concurrency_adapts_to_what_the_upstream_can_take() {
-    let limiter = Limiter::new(&Limits {
-        adaptive_concurrency: true,
-        max_concurrency: 20,
-        ..Limits::for_tests()
-    });
+    let limiter = Limiter::new(
+        &Limits {
+            adaptive_concurrency: true,
+            max_concurrency: 20,
+            ..Limits::for_tests()
+        },
+        None,
+    );
     let at_once = || limiter.0.at_once(&limiter.0.state());
     let call = async |failed: bool, millis: u64| {
         let permit = limiter.admit(ask(None, 0, later())).await.unwrap();
@@ -186,7 +189,7 @@ async fn concurrency_adapts_to_what_the_upstream_can_take() {
 
 #[tokio::test(start_paused = true)]
 async fn who_cannot_make_it_is_refused_at_once_and_told_when_to_come() {
-    let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000)));
+    let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000), None));
     for lane in 0..20 {
         let limiter = limiter.clone();
         tokio::spawn(async move {
@@ -212,7 +215,7 @@ async fn who_cannot_make_it_is_refused_at_once_and_told_when_to_come() {
 
 #[tokio::test(start_paused = true)]
 async fn a_place_in_line_is_given_up_by_leaving() {
-    let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000)));
+    let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000), None));
     drop(limiter.admit(ask(None, 0, later())).await.unwrap());
     let leaving = limiter.admit(ask(None, 0, later()));
     let _ = tokio::time::timeout(Duration::from_millis(10), leaving).await;

@@ -115,6 +115,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         urls: names.iter().map(url).collect(),
         headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),
         limits,
+        joint: None,
         shared: None,
         method: crate::model::QueryMethod::Auto,
         max_response: 1 << 20,

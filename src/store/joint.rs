@@ -1,0 +1,223 @@
+//! Limits that replicas keep together: what an upstream's limiter asks, and what it goes by.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::LevelFailure;
+use super::standing::{Mode, Report, Standing, Verdict, WHOLE};
+use crate::clock::Clock;
+use crate::telemetry::metrics;
+
+/// Asks for permits that wait to be sent; there is one of each upstream at most.
+const ASKS: usize = 1024;
+
+/// What is asked of the level.
+pub enum JointAsk {
+    /// Permits for calls.
+    Permits(PermitAsk),
+    /// To take note that this replica ends; told once it has.
+    Leave(oneshot::Sender<()>),
+}
+
+/// A wish for permits of one upstream.
+pub struct PermitAsk {
+    /// The name of the upstream.
+    pub upstream: String,
+    /// Calls a second of all replicas.
+    pub per_second: f64,
+    /// Calls at once of all replicas.
+    pub burst: f64,
+    /// How many calls are wanted.
+    pub want: u32,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<Permits, LevelFailure>>,
+}
+
+/// What the level says to a [`PermitAsk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permits {
+    /// How many calls may be made.
+    pub granted: u32,
+    /// If none: when one may be.
+    pub wait: Duration,
+}
+
+/// The limits of all upstreams that replicas keep together.
+pub struct JointLimits {
+    clock: Arc<dyn Clock>,
+    standing: Mutex<Standing>,
+    /// Calls a second to each upstream before the level was ever met.
+    without: f64,
+    asks: mpsc::Sender<JointAsk>,
+    limits: Mutex<Vec<Weak<JointLimit>>>,
+}
+
+impl JointLimits {
+    /// Limits of a replica that never met its level, and what its limiters ask of it. A share of
+    /// which nothing was heard for `forget_after` belongs to others; before the level was met,
+    /// `without` calls a second may be made to each upstream.
+    pub fn new(
+        forget_after: Duration,
+        without: f64,
+        clock: Arc<dyn Clock>,
+    ) -> (Arc<Self>, mpsc::Receiver<JointAsk>) {
+        let (asks, asked) = mpsc::channel(ASKS);
+        let joint = Self {
+            standing: Mutex::new(Standing::new(forget_after, clock.monotonic())),
+            clock,
+            without,
+            asks,
+            limits: Mutex::default(),
+        };
+        (Arc::new(joint), asked)
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        // Each change is made whole.
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limits(&self) -> Vec<Arc<JointLimit>> {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.retain(|limit| limit.strong_count() > 0);
+        limits.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Returns the limit of the upstream `name`: `per_second` calls a second and `burst` at once, of
+    /// all replicas.
+    pub fn limit(self: &Arc<Self>, name: &str, per_second: f64, burst: u32) -> Arc<JointLimit> {
+        let limit = Arc::new(JointLimit {
+            name: name.to_owned(),
+            per_second,
+            burst: f64::from(burst.max(1)),
+            joint: self.clone(),
+            wanted: Notify::new(),
+        });
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.push(Arc::downgrade(&limit));
+        limit
+    }
+
+    /// Returns what to go by now.
+    pub fn mode(&self) -> Mode {
+        self.standing().mode(self.clock.monotonic())
+    }
+
+    /// Returns the share of this replica, in millionths.
+    pub fn share(&self) -> u32 {
+        self.standing().share()
+    }
+
+    /// Returns how many replicas were live when the level was heard last; at least 1.
+    pub fn live(&self) -> u32 {
+        self.standing().live()
+    }
+
+    /// Gives up the share of this replica, which makes no call from now on, so that others have it at
+    /// once. Takes half a second at most.
+    pub async fn leave(&self) {
+        let (done, told) = oneshot::channel();
+        if self.asks.try_send(JointAsk::Leave(done)).is_ok() {
+            // Otherwise it is free after a while.
+            let _ = told.await;
+        }
+    }
+
+    /// Returns what to tell with the next beat.
+    pub fn report(&self) -> Report {
+        self.standing().report(self.clock.monotonic())
+    }
+
+    /// Takes over the reply to the beat that was sent at `sent`, by the monotonic clock. Returns
+    /// whether it counts.
+    pub fn replied(&self, verdict: Verdict, sent: Duration) -> bool {
+        let back = self.clock.monotonic();
+        let counts = self.standing().replied(verdict, sent, back);
+        for limit in self.limits() {
+            metrics::limit_share(&limit.name, f64::from(self.share()) / f64::from(WHOLE));
+        }
+        counts
+    }
+}
+
+/// The limit of one upstream.
+pub struct JointLimit {
+    name: String,
+    /// Calls a second, of all replicas.
+    pub per_second: f64,
+    /// Calls at once, of all replicas.
+    pub burst: f64,
+    joint: Arc<JointLimits>,
+    /// Told when somebody waits for permits.
+    wanted: Notify,
+}
+
+impl std::fmt::Debug for JointLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "JointLimit({})", self.name)
+    }
+}
+
+/// Permits may be used for so long after they were asked for. So a second sees at most what is
+/// granted in it and in this time before, which the depth of the bucket leaves room for.
+pub const PERMITS_LAST: Duration = Duration::from_millis(200);
+
+impl JointLimit {
+    /// Returns what to go by now.
+    pub fn mode(&self) -> Mode {
+        self.joint.mode()
+    }
+
+    /// Returns the share of this replica, in millionths.
+    pub fn share(&self) -> u32 {
+        self.joint.share()
+    }
+
+    /// Returns the share of this replica, in millionths; what it would be among those that are live,
+    /// while it has none.
+    pub fn likely_share(&self) -> u32 {
+        match self.joint.share() {
+            0 => WHOLE / self.joint.live(),
+            share => share,
+        }
+    }
+
+    /// Returns calls a second that may be made before the level was ever met.
+    pub fn without(&self) -> f64 {
+        self.joint.without
+    }
+
+    /// Returns how many replicas were live when the level was heard last; at least 1.
+    pub fn live(&self) -> u32 {
+        self.joint.live()
+    }
+
+    /// Says that somebody waits for permits.
+    pub fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Waits until somebody waits for permits.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Asks for permits for `want` calls.
+    pub async fn permits(&self, want: u32) -> Result<Permits, LevelFailure> {
+        let (answer, answered) = oneshot::channel();
+        let room = PERMITS_LAST.as_secs_f64() * self.per_second;
+        let ask = PermitAsk {
+            upstream: self.name.clone(),
+            per_second: self.per_second,
+            burst: (self.burst - room).max(1.0),
+            want,
+            answer,
+        };
+        let gone = || LevelFailure::Error("it is not asked any more".into());
+        let ask = JointAsk::Permits(ask);
+        self.joint.asks.try_send(ask).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
