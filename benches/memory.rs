@@ -17,6 +17,8 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
 use heliostat::clock::{Clock, SystemClock};
@@ -208,6 +210,69 @@ fn many(upstream: &Upstream) {
     );
 }
 
+/// Values of a label, whatever it is: 2.2 MB of JSON.
+fn list_of_values() -> String {
+    let values: Vec<_> = (0..50_000).map(|n| format!("\"value-{n:035}\"")).collect();
+    format!(r#"{{"status":"success","data":[{}]}}"#, values.join(","))
+}
+
+/// Answers every request with `body`, for ever.
+fn answer_all(listener: &TcpListener, body: &str) {
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        while lines.next().is_some_and(|l| l.is_ok_and(|l| !l.is_empty())) {}
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        // A client that has left is no concern of the bench.
+        let _ = stream.write_all(format!("{head}{body}").as_bytes());
+    }
+}
+
+/// Long lists of names or values, one after the other, in a small cache; prints the most memory that this took.
+fn lists() {
+    const LISTS: u32 = 40;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let body = list_of_values();
+    let length = body.len();
+    std::thread::spawn(move || answer_all(&listener, &body));
+    for (path, name) in [("/api/field/value", "values"), ("/api/field/name", "names")] {
+        let server = Server::start(Kind::Heliostat(&format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n[cache]\nmemory = \"16MiB\"\n[[upstream]]\nname = \"lists\"\n\
+             kind = \"prometheus\"\nurls = [\"http://{upstream}\"]\nrate_limit = {{ per_second = 1000 }}\n"
+        )));
+        let started = server.rss();
+        let mut answered = 0;
+        for n in 0..LISTS {
+            let query = format!(
+                r#"{{"connectionDetails":{{}},"query":{{"conditions":[{{"_type":"EqualityCondition","key":"__gauge__","value":{{"_type":"StringValue","value":"m{n}"}}}}],"field":{{"fieldName":"host","fieldType":"STRING","classified":false}},"fieldPrefix":"","limit":100000}}}}"#
+            );
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                query.len()
+            );
+            stream
+                .write_all(format!("{head}{query}").as_bytes())
+                .unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "an answer is one");
+            answered = answer.len();
+        }
+        println!(
+            "{LISTS} lists of {name} of {:.1} MB, answers of {:.1} MB, cache.memory 16 MiB: most {:.1} MiB, {:.1} at the start",
+            length as f64 / 1e6,
+            answered as f64 / 1e6,
+            mib(server.peak() as f64),
+            mib(started as f64),
+        );
+    }
+}
+
 fn main() {
     if was_server() {
         return;
@@ -245,6 +310,8 @@ fn main() {
     for mebibytes in sizes {
         churn(&upstream, *mebibytes);
     }
+    println!();
+    lists();
     if !short {
         many(&upstream);
     }

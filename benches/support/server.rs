@@ -79,9 +79,18 @@ impl Server {
 
     /// The bytes of memory that it holds.
     pub(crate) fn rss(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most bytes of memory that it has held so far.
+    pub(crate) fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let path = format!("/proc/{}/status", self.process.id());
         let text = std::fs::read_to_string(path).unwrap();
-        let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap();
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
         kilobytes << 10
     }
