@@ -174,7 +174,7 @@ pub(super) fn http(settings: &config::Upstream, clock: &Arc<dyn Clock>) -> Resul
         if tls.insecure {
             warn!(
                 upstream,
-                "INSECURE: any certificate is accepted for this upstream, so whoever answers receives its headers (tls.insecure); trust its authority with tls.ca instead"
+                "INSECURE: any certificate is accepted for this upstream, so any server that answers receives its headers (tls.insecure); trust its authority with tls.ca instead"
             );
         }
         let except = reqwest::NoProxy::from_string(&proxy.except);

@@ -98,8 +98,8 @@ fn shown(said: &Value, width: usize, coloured: bool) -> String {
     let text = |key: &str| said.get(key).and_then(Value::as_str).map(plain_text);
     let answer = match text("answer").unwrap_or_default().as_str() {
         "cache" => "from the cache".to_owned(),
-        "expired" => "expired data at once, fetched anew meanwhile".to_owned(),
-        "wait" => "waits for a fetch that is under way".to_owned(),
+        "expired" => "expired data at once, refreshed in the background".to_owned(),
+        "wait" => "waits for a fetch in flight".to_owned(),
         "fetch" => "fetches what is missing".to_owned(),
         "refused" => format!("refused: {}", text("refused").unwrap_or_default()),
         other => other.to_owned(),

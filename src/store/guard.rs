@@ -219,7 +219,7 @@ impl LevelBreaker {
             info!(
                 level = self.level,
                 op = self.op,
-                "second level is well again"
+                "second level of the cache works again"
             );
         }
     }
@@ -233,7 +233,7 @@ impl LevelBreaker {
             warn!(
                 level = self.level,
                 op = self.op,
-                "second level is not asked for a while: {failure}"
+                "second level of the cache is not used for a while: {failure}"
             );
         }
     }

@@ -196,7 +196,7 @@ fn describe() {
     );
     describe_counter!(
         UNITS_REQUESTED,
-        "Units that the queries answered would have asked for without a cache."
+        "Units that the answered queries would have asked for without a cache."
     );
     describe_gauge!(
         COST,
@@ -210,7 +210,7 @@ fn describe() {
     describe_gauge!(
         STATE_UNSAVED,
         Unit::Seconds,
-        "Time for which a change of what is used of budgets has waited to be written to [state] dir; 0 if all is written."
+        "Time for which a change of budget usage has waited to be written to [state] dir; 0 if everything is written."
     );
     describe_counter!(
         COALESCED,
@@ -234,7 +234,7 @@ fn describe() {
     );
     describe_counter!(
         REFRESH_AHEAD,
-        "Refreshes a moment before a steady poll was due, by outcome: the poll came (used), did not come (unused), or no call was to spare (skipped)."
+        "Refreshes a moment before a steady poll was due, by outcome: the poll came (used), did not come (unused), or there was no spare call (skipped)."
     );
     describe_gauge!(
         FILE_ERRORS,

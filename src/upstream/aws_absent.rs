@@ -17,7 +17,10 @@ impl AwsSigner {
         match *self {}
     }
 
-    #[allow(clippy::unused_async, reason = "it stands for what waits")]
+    #[allow(
+        clippy::unused_async,
+        reason = "it holds the place of a call that waits"
+    )]
     pub(super) async fn sign(&self, _: &mut Outgoing) -> Result<Signed, Error> {
         match *self {}
     }

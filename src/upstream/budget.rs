@@ -273,7 +273,9 @@ impl Used {
                 continue;
             };
             if saved.index > latest {
-                warn!("a budget's state is of the future, and not used: was a clock wrong?");
+                warn!(
+                    "the saved state of a budget is from the future and is ignored: was the clock wrong?"
+                );
             } else if saved.index >= window.index {
                 let since = match saved.index == window.index {
                     true => window.used,

@@ -197,7 +197,7 @@ impl File {
 fn read(path: &Path) -> io::Result<Vec<Saved>> {
     let about = std::fs::metadata(path)?;
     if !about.is_file() || about.len() > LONGEST_FILE {
-        let message = "it is no regular file, or too long to be one of ours";
+        let message = "it is not a regular file, or too long for the state of budgets";
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     let contents: Contents = serde_json::from_slice(&std::fs::read(path)?)?;

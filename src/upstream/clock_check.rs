@@ -38,7 +38,7 @@ impl ClockCheck {
         };
         warn!(
             upstream = name,
-            "the clock of this machine is {} {which} the upstream's (its Date header): what is settled and how old data is goes by them",
+            "the clock of this machine is {} {which} the upstream's (its Date header): they decide how old data is and what has settled",
             humantime::format_duration(by)
         );
     }

@@ -266,7 +266,7 @@ async fn credentials_come_from_where_aws_tools_find_them() {
         let server = Server::start_with(&amp("from-none", url, ""), clock.clone(), env).await;
         let reply = ask(&server).await;
         assert_eq!(reply.status, 502, "{}", reply.text);
-        let said = "the upstream's credentials cannot be had: ";
+        let said = "the upstream's credentials are not available: ";
         assert!(
             reply.text.contains(&format!("{said}{expected}")),
             "{}",
@@ -405,8 +405,7 @@ async fn while_renewals_fail_the_old_ones_serve_to_their_end() {
     clock.pass(5 * 60_000);
     let reply = ask(&server).await;
     assert_eq!(reply.status, 502, "{}", reply.text);
-    let said =
-        "the upstream's credentials cannot be had: the container: ECS metadata service error: down";
+    let said = "the upstream's credentials are not available: the container: ECS metadata service error: down";
     assert!(reply.text.contains(said), "{}", reply.text);
     let before = calls.load(Ordering::SeqCst);
     for _ in 0..20 {

@@ -292,7 +292,7 @@ async fn a_set_means_the_samples_of_all_its_metrics() {
     let reply = ask(&server, &set(Some(("PERCENTILE_95", 5 * MINUTE)))).await;
     assert_eq!(reply.status, 404);
     assert!(
-        reply.text.contains("a percentile of several metrics"),
+        reply.text.contains("a percentile over several metrics"),
         "{}",
         reply.text
     );
@@ -440,12 +440,12 @@ async fn troubles_are_told_apart() {
             "AccessDenied: User: u is not authorized to perform: cloudwatch:GetMetricData",
         ),
         (Trouble::Forbidden, 1, 502, "CloudWatch refuses the metric"),
-        (Trouble::OffGrid, 1, 502, "times that were not asked for"),
+        (Trouble::OffGrid, 1, 502, "times that were not requested"),
         (
             Trouble::Missing,
             1,
             502,
-            "did not answer one of the metrics",
+            "lacks one of the requested metrics",
         ),
     ]
     .into_iter()

@@ -207,13 +207,13 @@ impl Column {
             return Err(error.clone());
         }
         if !self.seen {
-            let message = "CloudWatch did not answer one of the metrics that it was asked for";
+            let message = "CloudWatch's answer lacks one of the requested metrics";
             return Err(Error::new(Kind::UpstreamFailed, message));
         }
         let mut points: Vec<(Millis, f64)> = Vec::with_capacity(self.points.len());
         for &(time, value) in &self.points {
             if query.period.floor(time) != time {
-                let message = "CloudWatch answered at times that were not asked for";
+                let message = "CloudWatch answered at times that were not requested";
                 return Err(Error::new(Kind::UpstreamFailed, message));
             }
             match query.range.holds(time) {

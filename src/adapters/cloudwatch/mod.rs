@@ -73,7 +73,7 @@ impl Adapter for CloudWatch {
                 return Err(error);
             }
             if named.metrics().len() > 1 {
-                let message = "a percentile of several metrics cannot be had of CloudWatch: ask for each of them";
+                let message = "CloudWatch cannot compute a percentile over several metrics: query each of them";
                 return Err(Error::new(Kind::MetricNotFound, message));
             }
         }

@@ -144,7 +144,7 @@ impl Named {
                         continue;
                     }
                     return Err(unknown(format!(
-                        "this upstream has the metrics of {region}; another region is another upstream"
+                        "this upstream has the metrics of {region}; configure another upstream for another region"
                     )));
                 }
                 "Resource" => resource(&named.namespace),
@@ -188,7 +188,7 @@ impl Named {
         let metrics = self.dimensions.values().map(Vec::len);
         if metrics.fold(1usize, usize::saturating_mul) > MOST_METRICS {
             return Err(unknown(format!(
-                "the sets mean more than {MOST_METRICS} metrics"
+                "the sets of values select more than {MOST_METRICS} metrics"
             )));
         }
         if let Some(account) = &self.account
@@ -299,7 +299,7 @@ impl Listed {
                         continue;
                     }
                     return Err(unknown(format!(
-                        "this upstream has the metrics of {region}; another region is another upstream"
+                        "this upstream has the metrics of {region}; configure another upstream for another region"
                     )));
                 }
                 "Region" => "Region",

@@ -142,7 +142,7 @@ impl Checks {
             }
             let what = if key.is_some() { "another" } else { "no" };
             let message = format!(
-                "the upstream answered with {what} {API_KEY_HEADER}; it is not the mirror that `api_key` means"
+                "the upstream answered with {what} {API_KEY_HEADER}; it is not the mirror that `api_key` belongs to"
             );
             return Err(Error::new(Kind::UpstreamFailed, message));
         }

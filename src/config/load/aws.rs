@@ -78,7 +78,7 @@ impl Checker<'_> {
         let usual = Batch::default();
         let window = raw.window.as_ref().map_or(usual.window, |t| t.0);
         if window > Duration::from_secs(1) {
-            let message = "must be at most 1s: each call waits so long for more";
+            let message = "must be at most 1s: each call waits this long for more queries";
             return Err(self.error(place, "batch.window", message));
         }
         let queries = match raw.queries {
@@ -154,7 +154,7 @@ impl Checker<'_> {
                 return Err(wrong("service", message.into()));
             }
             (Some(_), Some(_)) => {
-                let message = "is that of the kind of the upstream, and not to be set";
+                let message = "is set by the kind of the upstream; remove it";
                 return Err(wrong("service", message.into()));
             }
             (None, Some(service)) => service.to_owned(),
@@ -286,7 +286,7 @@ impl Checker<'_> {
         for (index, url) in urls.iter().enumerate() {
             let path = url.as_str().split_once("://").map_or("", |(_, rest)| rest);
             if path.contains("//") {
-                let message = "must not have // in its path: AWS would not take the signature";
+                let message = "must not have // in its path: AWS would refuse the signature";
                 return Err(self.error(place, &format!("urls[{index}]"), message));
             }
         }

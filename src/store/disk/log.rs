@@ -343,7 +343,7 @@ impl SegmentLog {
                     warn!(
                         segment = number,
                         lost = length - end,
-                        "a segment of the second level on disk is cut off where it is damaged"
+                        "truncated a damaged segment of the second level on disk"
                     );
                     file.set_len(end)?;
                     length = end;

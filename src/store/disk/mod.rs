@@ -80,7 +80,7 @@ impl Disk {
             None => {
                 // Values of another secret can never be found again.
                 remove_segments(dir).map_err(|e| failed("cannot remove segments", &e))?;
-                let random = || random().ok_or("no random numbers can be had".to_owned());
+                let random = || random().ok_or("the system has no random numbers".to_owned());
                 let [a, b, c, d] = [random()?, random()?, random()?, random()?];
                 let mut secret = [0; 32];
                 let bytes = [a, b, c, d].map(u64::to_le_bytes);

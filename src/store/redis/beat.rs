@@ -136,7 +136,7 @@ pub(super) fn start(level: &Arc<RedisLevel>) {
             match level.beat_or_connect().await {
                 Ok(()) => {
                     if misses > 0 {
-                        info!("the shared second level is there");
+                        info!("connected to the shared second level");
                     }
                     misses = 0;
                 }

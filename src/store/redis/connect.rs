@@ -222,7 +222,7 @@ pub async fn inspect(settings: &RedisSettings) -> Result<(String, Vec<String>), 
             let mut text = String::new();
             flatten(&said, &mut text);
             if text.lines().any(|line| line == "yes") {
-                warnings.push("cluster-require-full-coverage is yes: while one master is away, the whole cluster is; set no".to_owned());
+                warnings.push("cluster-require-full-coverage is yes: while one master is down, the whole cluster is; set no".to_owned());
             }
         }
     }

@@ -195,7 +195,7 @@ fn lifetime(expires: Option<Millis>, now: Millis) -> Duration {
 }
 
 fn unavailable(reason: &str) -> Error {
-    let message = format!("the upstream's credentials cannot be had: {reason}");
+    let message = format!("the upstream's credentials are not available: {reason}");
     Error::new(Kind::UpstreamFailed, message)
 }
 
@@ -290,7 +290,9 @@ impl Provider {
             access_key_id: part("AccessKeyId")?.to_owned(),
             secret_access_key: part("SecretAccessKey")?.to_owned(),
             session_token: Some(part("SessionToken")?.to_owned()),
-            expires_in: Some(expires.map_err(|_| "STS answered an Expiration that is no time")?),
+            expires_in: Some(
+                expires.map_err(|_| "STS answered with an Expiration that is not a time")?,
+            ),
         })
     }
 }

@@ -146,7 +146,7 @@ fn summary(kind: Kind) -> &'static str {
     match kind {
         Kind::InvalidRequest => "The request is not valid",
         Kind::Unauthenticated => "A valid token or password is required",
-        Kind::ClientNotAllowed => "This client may not ask",
+        Kind::ClientNotAllowed => "This client has no access",
         Kind::TargetNotAllowed => "The target is not allowed",
         Kind::MetricNotFound => "No such metric",
         Kind::UnsupportedFieldType => "The field's type is not supported",
@@ -155,7 +155,7 @@ fn summary(kind: Kind) -> &'static str {
         Kind::BodyTooLarge => "The request body is too large",
         Kind::UnsupportedMediaType => "The content type is not supported",
         Kind::TooManyPoints => "Too many points requested",
-        Kind::RequestTimeout => "The request came in too slowly",
+        Kind::RequestTimeout => "The request arrived too slowly",
         Kind::Overloaded => "Heliostat is at capacity",
         Kind::UpstreamBudget => "The upstream's budget is spent",
         Kind::UpstreamBusy => "The upstream is at capacity",
