@@ -10,8 +10,8 @@ const LONGEST_MESSAGE: usize = 300;
 pub(crate) struct AwsError {
     /// Its code, such as `ThrottlingException`; empty where the response names none.
     pub(crate) code: String,
-    /// The first line of its text. What follows in errors about signatures is the request as it
-    /// should have been signed, session token included.
+    /// The first line of its text. Errors about signatures go on to repeat the request as it should
+    /// have been signed, session token included.
     pub(crate) message: String,
 }
 
@@ -33,7 +33,7 @@ impl AwsError {
             .or_else(|| element(&text, "Message"))
             .unwrap_or_default();
         Self {
-            // A name may stand behind that of its service: `com.amazonaws…#Throttling`.
+            // A name may follow that of its service: `com.amazonaws…#Throttling`.
             code: plain(code.rsplit('#').next().unwrap_or_default()),
             message: plain(message),
         }

@@ -1,4 +1,4 @@
-//! Requests to a backend, and how their responses are read.
+//! Requests to a backend, and the reading of their responses.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub struct Response {
     pub body: Bytes,
 }
 
-/// A request and how its response is read. Reading has no effects, so that an exchange can be
+/// A request and the reader of its response. Reading has no effects, so that an exchange can be
 /// made again.
 pub struct Exchange<T> {
     /// The request to send.
@@ -55,10 +55,10 @@ pub enum Next<T> {
     Compare(Box<Comparison<T>>),
 }
 
-/// An answer that lacks something, and how another replica is asked for that.
+/// An answer with gaps, and the request that may fill them from another replica.
 pub struct Comparison<T> {
-    /// The request to a replica that has not been asked for this yet.
+    /// The request to a replica that has not been asked yet.
     pub ask: Exchange<T>,
-    /// What follows if there is none, or none can be asked.
+    /// The result if there is no other replica, or none can be asked.
     pub known: Next<T>,
 }

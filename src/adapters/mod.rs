@@ -1,5 +1,5 @@
-//! Adapters: one file a kind of backend. They do no I/O: an adapter turns what is wanted into an
-//! HTTP request and the response into an answer, or into the next request.
+//! Adapters: one module per kind of backend. They do no I/O: an adapter turns a fetch into an HTTP
+//! request, and the response into an answer or the next request.
 
 pub(crate) mod aws_error;
 pub mod cloudwatch;
@@ -149,18 +149,18 @@ pub enum Route {
     RawPoints,
     /// They are made of summaries of samples.
     Summaries {
-        /// Which samples.
+        /// The selector of the samples.
         selector: Selector,
         /// The treatment of a summary that is a point by itself.
         value: Statistic,
     },
 }
 
-/// A part of a range, and the period of the summaries that a backend keeps of it; it keeps nothing
-/// where there is none.
+/// A part of a range, and the period of the summaries that a backend keeps of it; `None` where it
+/// keeps nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// Which part.
+    /// The part.
     pub range: TimeRange,
     /// The period of its summaries.
     pub period: Option<Step>,
@@ -180,7 +180,7 @@ impl Forwarded {
     /// Returns the details as members of an object.
     pub fn members(&self) -> Map<String, Value> {
         let text = self.0.as_deref();
-        // It was written from such a map.
+        // The text was written from such a map.
         text.map_or_else(Map::new, |text| {
             serde_json::from_str(text).unwrap_or_default()
         })
@@ -188,23 +188,22 @@ impl Forwarded {
 
     /// Returns the bytes that they hold on the heap, about.
     pub fn heap_bytes(&self) -> usize {
-        // An `Arc` counts in two words before the text.
+        // An `Arc` has two counters of a word before the text.
         let text = self.0.as_ref();
         text.map_or(0, |text| heap_block(text.len() + 2 * size_of::<usize>()))
     }
 }
 
-/// A range of one lane's points that is wanted. Its details may hold secrets, so it cannot be
-/// printed.
+/// A range of one lane's points to fetch. Its details may hold secrets, so it cannot be printed.
 #[derive(Clone)]
 pub struct Fetch {
-    /// Which series.
+    /// The series.
     pub selector: Selector,
     /// The field that holds the value.
     pub metric_field: Option<String>,
     /// Raw points, or buckets.
     pub layout: Layout,
-    /// From when to when; on the bucket grid if buckets are wanted.
+    /// The range; on the bucket grid for buckets.
     pub range: TimeRange,
     /// The treatment of NaN.
     pub nan: NanInterpretation,
@@ -214,7 +213,7 @@ pub struct Fetch {
 
 /// A call for the points from `start` on, up to the next part or the end of the fetch.
 pub struct Part {
-    /// Where it starts.
+    /// The time at which it starts.
     pub start: Millis,
     /// The call.
     pub call: PartCall,
@@ -429,7 +428,7 @@ pub(crate) fn quoted(text: &str, longest: usize) -> String {
     quoted
 }
 
-/// Most characters of what an upstream says that is told in an error.
+/// Most characters of an upstream's text in an error.
 const SAID: usize = 500;
 
 /// Returns the error for a status that means "not now", if `response` has one.

@@ -13,7 +13,7 @@ pub(super) struct Samples {
 }
 
 impl Samples {
-    /// Of columns of one length.
+    /// Returns samples of columns of one length.
     pub(super) fn new(times: Vec<Millis>, values: Vec<f64>) -> Self {
         debug_assert_eq!(times.len(), values.len());
         Self { times, values }

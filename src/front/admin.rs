@@ -52,7 +52,7 @@ pub(super) enum Call {
 
 /// The state of the front that the admin API shows.
 pub(super) struct FrontState<'a> {
-    /// Where a reload is requested, if the configuration can be read again.
+    /// The handle for reloads, if the configuration can be read again.
     pub(super) reloads: Option<&'a Reloads>,
     /// The configuration in use.
     pub(super) report: &'a ConfigReport,

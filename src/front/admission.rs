@@ -73,7 +73,7 @@ pub(super) struct Claim {
     evicted: AtomicBool,
     /// The task that waits for the eviction.
     waiting: AtomicWaker,
-    /// Whether the response is being sent.
+    /// Set while the response is being sent.
     sending: AtomicBool,
     /// Bytes of the response that the connection took.
     sent: AtomicU64,
@@ -275,7 +275,7 @@ impl Claim {
         let total = &self.shares.bytes;
         let seen = {
             let mut table = self.shares.table();
-            // Counted before there is room: nobody else takes what is made.
+            // Counted before there is room: nobody else takes the room that is made.
             let all = total.fetch_add(more, Ordering::AcqRel).saturating_add(more);
             let own = self
                 .clients_bytes

@@ -1,4 +1,4 @@
-//! Answers: how a request that has been admitted is read, and given to its API.
+//! Answers: reading an admitted request, and passing it to its API.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::wire::encoding::Encoding;
 
 /// A request's circumstances.
 pub(super) struct Arrival {
-    /// When it arrived, by the monotonic clock.
+    /// The time of its arrival, by the monotonic clock.
     pub(super) at: Duration,
     pub(super) trace: Trace,
     pub(super) client: IpAddr,

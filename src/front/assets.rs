@@ -1,5 +1,5 @@
-//! The files of the page at `/`. They are embedded, name nothing outside, and are the same for
-//! everybody: what is secret comes from the APIs, by their rules.
+//! The files of the page at `/`. They are embedded, refer to nothing outside, and are the same for
+//! everybody: secret data comes from the APIs, by their rules.
 
 use std::sync::LazyLock;
 
@@ -67,12 +67,12 @@ const fn script(path: &'static str, bytes: &'static [u8]) -> AssetFile {
     }
 }
 
-/// Nothing but files and answers of this server, and nobody may show it in a frame.
+/// Only files and answers of this server may be loaded, and no page may show it in a frame.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-/// Headers of every file. A browser asks each time whether its copy is still good.
+/// Headers of every file. A browser checks each time whether its copy is current.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (CONTENT_SECURITY_POLICY, POLICY),
     (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
@@ -91,7 +91,7 @@ struct Prepared {
     zstd: Option<Vec<Bytes>>,
 }
 
-/// Made when the page is first asked for; takes some milliseconds.
+/// Made with the first request for the page; takes some milliseconds.
 static PREPARED: LazyLock<Vec<Prepared>> =
     LazyLock::new(|| FILES.iter().map(Prepared::new).collect());
 
@@ -113,17 +113,17 @@ impl Asset {
     /// The page itself.
     pub(super) const PAGE: Self = Self(0);
 
-    /// All of them.
+    /// Returns all of them.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         (0..FILES.len()).map(Self)
     }
 
-    /// The file at `path`, normalized, if there is one.
+    /// Returns the file at `path`, normalized, if there is one.
     pub(super) fn of(path: &str) -> Option<Self> {
         FILES.iter().position(|file| file.path == path).map(Self)
     }
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::PAGE => "home",
@@ -131,7 +131,8 @@ impl Asset {
         }
     }
 
-    /// The page itself, with the names of upstreams for those who may not ask the admin API.
+    /// Returns the page itself, with the names of upstreams for clients without access to the admin
+    /// API.
     pub(super) fn page<'a>(
         method: &Method,
         headers: &HeaderMap,
@@ -192,7 +193,7 @@ impl Asset {
     }
 }
 
-/// The validator of `bytes`. Weak: it is the same whatever the encoding.
+/// Returns the validator of `bytes`. Weak: it is the same whatever the encoding.
 fn tag(bytes: &[u8]) -> HeaderValue {
     let hash = digest(&SHA256, bytes);
     let short = hash.as_ref().iter().take(8);
@@ -201,7 +202,8 @@ fn tag(bytes: &[u8]) -> HeaderValue {
     tag.unwrap_or(HeaderValue::from_static("W/\"\""))
 }
 
-/// Whether a client that sent `headers` has what `tag` stands for (RFC 9110, section 13.1.2).
+/// Returns whether a client that sent `headers` has the version that `tag` stands for (RFC 9110,
+/// section 13.1.2).
 fn known(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     let opaque = |text: &str| text.trim().trim_start_matches("W/").to_owned();
     let tag = tag.to_str().map(opaque).unwrap_or_default();

@@ -36,7 +36,7 @@ pub struct Body {
     /// Those after it, none of which is empty.
     rest: std::vec::IntoIter<Bytes>,
     left: u64,
-    /// Bytes that are held in memory for it.
+    /// Bytes of memory that are held for it.
     weight: usize,
     claim: Option<Arc<Claim>>,
 }
@@ -85,12 +85,12 @@ impl Body {
         Bytes::from(all)
     }
 
-    /// The bytes of memory that it holds.
+    /// Returns the bytes of memory that it holds.
     pub(super) fn weight(&self) -> usize {
         self.weight
     }
 
-    /// Holds `claim` until all of it has been sent or dropped.
+    /// Makes it hold `claim` until all of it has been sent or dropped.
     pub(super) fn claimed(mut self, claim: Arc<Claim>) -> Self {
         self.claim = Some(claim);
         self

@@ -9,13 +9,13 @@ use http::{HeaderMap, HeaderValue, Uri};
 
 use crate::model::{Error, Kind};
 
-/// Sent with what changes something, by the page.
+/// The header that the page sends with every change.
 const ACTION: HeaderName = HeaderName::from_static("x-heliostat-action");
 /// The header in which a browser says where a request comes from (W3C Fetch Metadata).
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses a request of a browser that does not come from this server's own page. What `changes`
-/// something also needs the header `X-Heliostat-Action`, with any value.
+/// Refuses a request of a browser that does not come from this server's own page. A request that
+/// `changes` something also needs the header `X-Heliostat-Action`, with any value.
 pub(super) fn check(uri: &Uri, headers: &HeaderMap, changes: bool) -> Result<(), Error> {
     let text = |name| headers.get(name).map(HeaderValue::to_str);
     let site = text(FETCH_SITE).map(Result::unwrap_or_default);

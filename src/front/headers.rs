@@ -49,8 +49,9 @@ pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Error> {
     Err(Error::new(Kind::UnsupportedMediaType, message))
 }
 
-/// The encoding for a client at `peer` that sent `headers` (RFC 9110, section 12.5.3). Of two that
-/// it likes as much, gzip: every client reads that, and some read only the first frame of zstd.
+/// Returns the encoding for a client at `peer` that sent `headers` (RFC 9110, section 12.5.3). Of
+/// two with the same weight, gzip: every client reads that, and some read only the first frame of
+/// zstd.
 pub(super) fn accepted_encoding(
     setting: Compression,
     headers: &HeaderMap,

@@ -28,7 +28,7 @@ pub(super) struct LenientStream<S> {
     given: usize,
 }
 
-/// Where in a request the stream is.
+/// The position of the stream in a request.
 #[derive(Debug)]
 enum State {
     /// In its first line.
@@ -200,7 +200,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
             if matches!(this.requests.state, State::Opaque) {
                 return Pin::new(&mut this.stream).poll_read(context, buffer);
             }
-            // The library's buffer is where bytes come in, so that none has to be cleared or copied.
+            // Bytes are read into the library's buffer, so that none has to be cleared or copied.
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
             let fresh = buffer.filled().get(before..).unwrap_or_default();

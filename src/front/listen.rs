@@ -56,7 +56,7 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 pub struct Listening {
     /// Most connections at once. Beyond it the newest of the client with most of them is closed.
     pub connections: usize,
-    /// Whether an address is that of a proxy whose connections serve many clients.
+    /// Returns whether an address is that of a proxy whose connections serve many clients.
     pub trusted: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     /// The TLS that the next connection is served with, if any.
     pub tls: Box<dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync>,

@@ -87,7 +87,7 @@ async fn metric(
 ) -> Result<Response<Body>, Error> {
     let asked = read(body, bounds, request::read_metric).await?;
     shorten(context, &asked.details);
-    // Boxed: hyper moves what is not, for each request.
+    // Boxed: hyper moves an unboxed future for each request.
     let answer = Box::pin(engine.metric(&asked.details, asked.query, context)).await?;
     let head = Bytes::from_static(response::METRIC_HEAD);
     let tail = response::metric_tail(answer.aggregated, answer.partial);

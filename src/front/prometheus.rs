@@ -129,12 +129,12 @@ pub(super) async fn asked(
             if let Some(normal) = &facts.normal {
                 params.set("query", normal);
             }
-            // The client's own limit is none of the answer's.
+            // The client's own limit is not part of the answer.
             params.remove("timeout");
             match engine.evaluation(&upstream, asked.time, context) {
                 None => CachePolicy::Short,
                 Some(Evaluation { time, newest }) => {
-                    // In one spelling for all who ask for it.
+                    // In one spelling for all clients.
                     params.set_time("time", time);
                     lane = lane_of(&facts, asked, time, picked(&head.headers, &TENANT)?);
                     CachePolicy::AtTime {
@@ -181,7 +181,7 @@ pub(super) async fn asked(
     let question = PassthroughRequest {
         path: below.to_owned(),
         params: params.sorted(),
-        // A copy: a slice would hold all that the request came in.
+        // A copy: a slice would hold the whole buffer of the request.
         body: if raw {
             Bytes::copy_from_slice(&body)
         } else {
@@ -282,7 +282,7 @@ fn cacheable(facts: &ExpressionFacts, query: &RangeQuery) -> Result<Millis, &'st
         return Err("trace");
     }
     if !matches!(query.carried.limit.as_str(), "" | "0") {
-        // Which series are left out depends on the window.
+        // The window decides which series are left out.
         return Err("limit");
     }
     match facts.analysis {
@@ -342,9 +342,8 @@ fn set(response: &mut Response<Body>, headers: &[(HeaderName, HeaderValue)]) {
     }
 }
 
-/// Those of `headers` that `names` names, as copies: a slice would hold all of the request's head.
-/// Returns those of `names` that `headers` hold, in copies of their own: a part of the head would keep
-/// all of it in memory.
+/// Returns those of `names` that `headers` hold, in copies of their own: a part of the head would
+/// keep all of it in memory.
 fn picked(
     headers: &HeaderMap,
     names: &[HeaderName],

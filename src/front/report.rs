@@ -31,9 +31,9 @@ pub struct ConfigReport {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReloadReport {
-    /// When, in milliseconds of Unix time.
+    /// The time, in milliseconds of Unix time.
     pub time: Millis,
-    /// Why it changed nothing, if it failed.
+    /// The reason why it changed nothing, if it failed.
     pub error: Option<String>,
 }
 

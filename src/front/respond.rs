@@ -12,7 +12,7 @@ use crate::wire::encoding::Encoding;
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// The value of a header that is short for sure, as it is written.
+/// The value of a header that is certainly short, as it is written.
 struct Line {
     bytes: [u8; 160],
     length: usize,
@@ -82,7 +82,7 @@ pub(super) fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> 
 /// The `Cache-Status` of a remembered error of the upstream.
 const REMEMBERED: &str = "heliostat; hit; detail=\"error\"";
 
-/// What it says where some of the answer came from the second level of the cache just now.
+/// The detail of an answer of which some was read from the second level of the cache just now.
 const SECOND_LEVEL: &str = "; detail=\"second level\"";
 
 /// Adds the `Cache-Status` header to `response`, which says `error`, if the upstream was not asked.

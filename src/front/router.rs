@@ -1,4 +1,4 @@
-//! The routes: which path asks for what.
+//! The routes: the purpose of each path.
 
 use super::assets::Asset;
 use super::auth::Api;

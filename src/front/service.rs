@@ -1,5 +1,5 @@
-//! The service: what each request gets whatever its path asks for: admission, a deadline, the API
-//! key, a log line and metrics.
+//! The service: the steps that are the same for every request: admission, a deadline, the API key,
+//! a log line and metrics.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,11 +57,11 @@ pub struct FrontSettings {
     pub access_log: bool,
     /// The bounds of what a request may hold.
     pub request_bounds: RequestBounds,
-    /// Which of the clients that accept compressed answers get them.
+    /// The clients that get compressed answers, of those that accept them.
     pub compression: Compression,
     /// The rules of access.
     pub access: Arc<AccessControl>,
-    /// Whether every error has status 500.
+    /// Set if every error has status 500.
     pub always_500: bool,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Shared {
     /// The requests in flight, by client.
     pub(super) requests: Arc<Shares>,
     pub(super) draining: AtomicBool,
-    /// Where a reload is requested, if the configuration can be read again.
+    /// The handle for reloads, if the configuration can be read again.
     pub(super) reloads: OnceLock<Reloads>,
     /// The configuration as the admin API shows it.
     pub(super) report: ArcSwap<ConfigReport>,
@@ -298,7 +298,7 @@ impl Front {
         let most = self.settings.max_in_flight_bytes;
         let held = claim.hold(response.body().weight(), most);
         if claim.is_evicted() {
-            // It has been answered so, or gave way just now.
+            // It has been answered with this error, or gave way just now.
             return match held {
                 Ok(()) => response,
                 Err(_) if response.status() == StatusCode::SERVICE_UNAVAILABLE => response,
@@ -366,8 +366,7 @@ impl Front {
         // For the endpoints only: other paths would reveal the names of upstreams.
         let on_api = matches!(route, Some(Route::Prometheus(_)));
         let preflight = on_api && request.method() == Method::OPTIONS;
-        // The page's files hold nothing of anybody's, and a page that cannot load cannot ask for a
-        // token.
+        // The page's files hold no data, and a page that cannot load cannot ask for a token.
         let part = matches!(route, Some(Route::Asset(asset)) if asset != Asset::PAGE);
         let access = &self.settings.access;
         access
@@ -404,9 +403,9 @@ fn shown(text: &str) -> String {
 /// The form in which errors are answered.
 #[derive(Clone, Copy)]
 struct ErrorForm {
-    /// As Prometheus answers them, and not as the mirror API does.
+    /// Set for Prometheus' form, instead of the mirror API's.
     prometheus: bool,
-    /// Whether the request had an `Origin`.
+    /// Set if the request had an `Origin`.
     browser: bool,
 }
 

@@ -19,8 +19,8 @@ pub(super) struct TimeoutStream<S> {
     writing: IdleTimer,
 }
 
-/// A timer for what is waited for. It is not set anew with each wait but when it goes off: most
-/// waits are short, and a connection has one at every request.
+/// A timer for a wait. It is not reset with each wait but when it fires: most waits are short, and
+/// a connection has one at every request.
 #[derive(Debug)]
 struct IdleTimer {
     limit: Duration,
@@ -55,7 +55,7 @@ impl IdleTimer {
             if timer.deadline() >= end {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            // It was set for an earlier wait, which ended in time.
+            // The timer was set for an earlier wait, which ended in time.
             timer.as_mut().reset(end);
         }
     }

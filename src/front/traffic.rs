@@ -36,7 +36,7 @@ struct Live {
     times: [AtomicU64; BUCKETS],
 }
 
-/// The same at a moment.
+/// Its counters at a moment.
 #[derive(Clone, Copy)]
 struct Counted {
     errors: u64,
@@ -169,7 +169,7 @@ impl Default for Traffic {
     }
 }
 
-/// The bucket of a time of so many microseconds.
+/// Returns the bucket of a time in microseconds.
 fn bucket(micros: u64) -> usize {
     let micros = micros.clamp(1, 1 << 40);
     let doublings = micros.ilog2();
@@ -177,14 +177,14 @@ fn bucket(micros: u64) -> usize {
     (doublings as usize * 4 + quarter as usize).min(BUCKETS - 1)
 }
 
-/// Where a bucket begins, in microseconds.
+/// Returns the start of a bucket, in microseconds.
 fn begins(bucket: usize) -> f64 {
     let (doublings, quarter) = (bucket / 4, bucket % 4);
     2f64.powi(doublings as i32) * (1.0 + quarter as f64 / 4.0)
 }
 
-/// The time, in milliseconds, that the share `q` of `times` stays within: between the edges of a
-/// bucket it is taken to rise evenly.
+/// Returns the time, in milliseconds, that the share `q` of `times` does not exceed, interpolated
+/// within a bucket.
 fn quantile(times: &[u64; BUCKETS], q: f64) -> f32 {
     let all: u64 = times.iter().sum();
     let wanted = all as f64 * q;
@@ -291,7 +291,7 @@ impl Traffic {
         let upstream = |upstream: &Arc<Upstream>| {
             let steps = kept.upstreams.get(upstream.name()).map(|(_, steps)| steps);
             let known = steps.map_or(0, VecDeque::len);
-            // Before it was there, nothing happened.
+            // Before it existed, nothing happened.
             let line = |pick: fn(&UpstreamStep) -> u32| -> Vec<u32> {
                 let none = std::iter::repeat_n(0, length.saturating_sub(known));
                 none.chain(steps.into_iter().flatten().map(pick)).collect()

@@ -18,16 +18,16 @@ const READS_AT_ONCE: usize = 256;
 /// Most time of a batch of writes, which nobody waits for.
 const WRITE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Failures in a row after which nothing is asked for a while.
+/// Failures in a row after which the level is not used for a while.
 const FAILURES: u32 = 5;
 
-/// For how long; then one call tries whether it is well.
+/// Time until a trial call.
 const READS_REST: Duration = Duration::from_secs(1);
 
-/// The same of writes, which may fail for want of room while reads go on.
+/// The same for writes, which may fail for want of room while reads go on.
 const WRITES_REST: Duration = Duration::from_secs(10);
 
-/// A level whose failures cost nothing but its help.
+/// A level whose failures cost a request at most its deadline.
 pub struct Guarded {
     level: Arc<dyn CacheLevel>,
     /// Most time of a read.
@@ -39,7 +39,7 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// `level`, of which a read takes at most `deadline`.
+    /// Returns `level`, of which a read takes at most `deadline`.
     pub fn new(level: Arc<dyn CacheLevel>, deadline: Duration) -> Self {
         let name = level.name();
         Self {
@@ -52,37 +52,37 @@ impl Guarded {
         }
     }
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     pub fn name(&self) -> &'static str {
         self.level.name()
     }
 
-    /// Whether other processes write to it.
+    /// Returns whether other processes write to it.
     pub fn is_shared(&self) -> bool {
         self.level.is_shared()
     }
 
-    /// Gives lanes and upstreams their names.
+    /// Returns the names of lanes and upstreams.
     pub fn names(&self) -> &Names {
         self.level.names()
     }
 
-    /// Its state, if known well enough to be used.
+    /// Returns its state, if that is known well enough to be used.
     pub fn state(&self) -> Option<LevelState> {
         self.level.state()
     }
 
-    /// Takes note that the cache in memory takes into account what was invalidated up to `stamp`.
+    /// Takes in that the cache in memory takes the invalidations up to `stamp` into account.
     pub fn applied(&self, stamp: Stamp) {
         self.level.applied(stamp);
     }
 
-    /// Its metrics.
+    /// Returns its metrics.
     pub fn metrics(&self) -> &LevelMetrics {
         &self.metrics
     }
 
-    /// The values of `keys`; `None` if they cannot be had now.
+    /// Returns the values of `keys`; `None` if they are not available now.
     pub async fn read(&self, keys: Vec<ValueKey>) -> Option<Vec<Option<Found>>> {
         let Ok(_permit) = self.reading.try_acquire() else {
             self.metrics.request("read", "skipped", None);
@@ -136,7 +136,7 @@ impl Guarded {
             self.metrics.request(op, "skipped", None);
             return None;
         }
-        // If this is dropped, nothing has been learned.
+        // If this is dropped, it shows nothing.
         let began = Instant::now();
         let outcome = match tokio::time::timeout(deadline, call()).await {
             Ok(outcome) => outcome,
@@ -165,7 +165,7 @@ impl Guarded {
     }
 }
 
-/// Stops asking what fails again and again, but for one trial now and then.
+/// Stops calls to a level that fails again and again, except for a trial now and then.
 struct LevelBreaker {
     level: &'static str,
     op: &'static str,
@@ -176,7 +176,7 @@ struct LevelBreaker {
 #[derive(Default)]
 struct LevelBreakerState {
     failures: u32,
-    /// When the next trial may be made, while it is open.
+    /// The time of the next trial, while it is open.
     open_until: Option<Instant>,
 }
 
@@ -199,7 +199,7 @@ impl LevelBreaker {
         self.lock().open_until.is_some()
     }
 
-    /// Whether a call may be made. While it is open, one may after each rest.
+    /// Returns whether a call may be made. While it is open, one may after each rest.
     fn admits(&self) -> bool {
         let mut state = self.lock();
         let now = Instant::now();

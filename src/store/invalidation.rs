@@ -1,6 +1,6 @@
-//! The invalidations of a level. Nothing is deleted: values say up to which invalidation
-//! they take into account, and a reader drops what later ones pick. So a write that is late,
-//! queued or in flight anywhere cannot bring back what was invalidated, whatever any clock says.
+//! The invalidations of a level. Nothing is deleted: values say up to which invalidation they take
+//! into account, and a reader drops those that later ones pick. So a write that is late, queued or
+//! in flight anywhere cannot bring back invalidated data, whatever any clock says.
 
 use std::collections::VecDeque;
 
@@ -8,17 +8,17 @@ use super::key::UpstreamName;
 use super::page::Stamp;
 use crate::model::{RangeSet, TimeRange};
 
-/// Something that was invalidated.
+/// An invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidation {
-    /// Of which upstream.
+    /// The upstream.
     pub upstream: UpstreamName,
-    /// Which times, of all its lanes.
+    /// The times, for all its lanes.
     pub range: TimeRange,
 }
 
 impl Invalidation {
-    /// The bytes of one entry of [`Invalidations::decode`].
+    /// Returns the bytes of one entry of [`Invalidations::decode`].
     pub fn encode(&self) -> [u8; 32] {
         let Self { upstream, range } = self;
         let mut bytes = [0; 32];
@@ -45,7 +45,7 @@ impl Invalidations {
     /// Most invalidations that are remembered one by one; values older than these are unknown.
     pub const MOST: usize = 256;
 
-    /// No invalidations, of a level that begins with `epoch`.
+    /// Returns the empty list of a level that begins with `epoch`.
     pub fn new(epoch: u64) -> Self {
         Self {
             epoch,
@@ -71,8 +71,8 @@ impl Invalidations {
         }
     }
 
-    /// Those after the one that `stamp` takes into account last, with their numbers; all of them, if
-    /// it is of another list.
+    /// Returns those after the last one that `stamp` takes into account, with their numbers; all of
+    /// them, if it is of another list.
     pub fn since(&self, stamp: Option<Stamp>) -> Vec<(u64, Invalidation)> {
         let same = stamp.filter(|stamp| stamp.epoch == self.epoch);
         let after = same.map_or(0, |stamp| stamp.number);
@@ -96,7 +96,7 @@ impl Invalidations {
         Some(picked.map(|i| i.range).collect())
     }
 
-    /// The bytes that [`Invalidations::decode`] reads.
+    /// Returns the bytes that [`Invalidations::decode`] reads.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(16 + self.list.len() * 32);
         bytes.extend(self.epoch.to_le_bytes());
@@ -107,7 +107,7 @@ impl Invalidations {
         bytes
     }
 
-    /// The invalidations that `bytes` are.
+    /// Returns the invalidations in `bytes`.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (epoch, rest) = bytes.split_first_chunk()?;
         let (floor, mut rest) = rest.split_first_chunk()?;

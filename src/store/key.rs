@@ -47,13 +47,13 @@ impl Canonical {
         pairs.fold(self, |form, (name, value)| form.part(name).part(value))
     }
 
-    /// The bytes of the form.
+    /// Returns the bytes of the form.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// The name of a lane within a level, which tells nothing of what the lane is.
+/// The name of a lane within a level, which reveals nothing about the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneName(pub [u8; 32]);
 
@@ -61,23 +61,23 @@ pub struct LaneName(pub [u8; 32]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamName(pub [u8; 16]);
 
-/// Which value of a lane.
+/// The place of a value in its lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
-    /// The page of so many on the epoch grid.
+    /// The page with this number on the epoch grid.
     Page(i64),
-    /// The key after its last page.
+    /// The tail after its last page.
     Tail,
     /// The newest whole answer of a query.
     Whole,
 }
 
 impl Slot {
-    /// The slot as a number that no other slot has.
+    /// Returns the slot as a number that no other slot has.
     pub(super) fn number(self) -> i64 {
         match self {
             Self::Page(index) => index,
-            // No page begins so far before the epoch.
+            // No page begins that far before the epoch.
             Self::Tail => i64::MIN,
             Self::Whole => i64::MIN + 1,
         }
@@ -94,7 +94,7 @@ pub struct ValueKey {
 }
 
 impl ValueKey {
-    /// The key of `slot` of `lane`.
+    /// Returns the key of `slot` of `lane`.
     pub fn new(lane: &LaneName, slot: Slot) -> Self {
         Self {
             lane: half(&lane.0),
@@ -109,28 +109,28 @@ fn half(name: &[u8; 32]) -> [u8; 16] {
     half
 }
 
-/// Gives names, by HMAC-SHA-256 with a secret that all who share the level have.
+/// Gives names, by HMAC-SHA-256 with a secret that all replicas of the level have.
 pub struct Names(hmac::Key);
 
 impl Names {
-    /// Names by `secret`.
+    /// Returns names by `secret`.
     pub fn new(secret: &[u8]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
     }
 
-    /// The name of the lane `lane` of the upstream whose data is `upstream`.
+    /// Returns the name of the lane `lane` of the upstream whose data is `upstream`.
     pub fn lane(&self, upstream: &[u8], lane: &Canonical) -> LaneName {
         let mut form = Canonical::default();
         form.part(upstream).part(lane.bytes());
         LaneName(self.name(&[FORM, b"lane", form.bytes()]))
     }
 
-    /// The name of an upstream's data.
+    /// Returns the name of an upstream's data.
     pub fn upstream(&self, upstream: &[u8]) -> UpstreamName {
         UpstreamName(half(&self.name(&[FORM, b"data", upstream])))
     }
 
-    /// The key that values of `lane` are sealed with.
+    /// Returns the key that values of `lane` are sealed with.
     pub fn sealing(&self, lane: &[u8; 16]) -> [u8; 32] {
         self.name(&[FORM, b"seal", lane])
     }

@@ -40,19 +40,19 @@ pub type LevelReply<'a, T> = Pin<Box<dyn Future<Output = Result<T, LevelFailure>
 
 /// A store of values by key, which may lose any of them at any time.
 pub trait CacheLevel: Send + Sync {
-    /// Its name in metrics: `disk` or `shared`.
+    /// Returns its name in metrics: `disk` or `shared`.
     fn name(&self) -> &'static str;
 
-    /// Whether other processes write to it.
+    /// Returns whether other processes write to it.
     fn is_shared(&self) -> bool;
 
-    /// Gives lanes and upstreams their names.
+    /// Returns the names of lanes and upstreams.
     fn names(&self) -> &Names;
 
-    /// Its state, if known well enough to be used.
+    /// Returns its state, if that is known well enough to be used.
     fn state(&self) -> Option<LevelState>;
 
-    /// The values of `keys`, in their order.
+    /// Returns the values of `keys`, in their order.
     fn read(&self, keys: Vec<ValueKey>) -> LevelReply<'_, Vec<Option<Found>>>;
 
     /// Writes values, and says for each whether it is there now.
@@ -61,7 +61,7 @@ pub trait CacheLevel: Send + Sync {
     /// Adds an invalidation to its list, and gives its place there.
     fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp>;
 
-    /// Takes note that the cache in memory takes into account what was invalidated up to `stamp`.
+    /// Takes in that the cache in memory takes the invalidations up to `stamp` into account.
     fn applied(&self, stamp: Stamp);
 }
 
@@ -87,9 +87,9 @@ pub struct Replica {
     pub this: bool,
     /// Time since its last heartbeat.
     pub heard: Duration,
-    /// Whether that is recent.
+    /// Set if that is recent.
     pub live: bool,
-    /// Up to which invalidation it has applied all.
+    /// The last invalidation up to which it has applied all.
     pub applied: Stamp,
 }
 
@@ -98,29 +98,30 @@ pub struct Replica {
 pub struct LevelClock {
     /// Milliseconds that the level's time is ahead of the monotonic clock.
     pub offset: Millis,
-    /// By how much that may be wrong, either way.
+    /// The largest error of that, either way.
     pub error: Millis,
     /// Set if it is accurate enough to tell the freshness of data that may still change.
     pub trusted: bool,
 }
 
 impl LevelClock {
-    /// The level's time of a fetch that began at `fetched`, by the monotonic clock: the earliest
-    /// that it can have been.
+    /// Returns the level's time of a fetch that began at `fetched`, by the monotonic clock: the
+    /// earliest that it can have been.
     pub fn stamp(&self, fetched: Duration) -> Millis {
         millis(fetched)
             .saturating_add(self.offset)
             .saturating_sub(self.error)
     }
 
-    /// When a fetch began, by the monotonic clock, that another process stamped with `time`: the
-    /// earliest that it can have been. `None` if that is before the clock began.
+    /// Returns the time, by the monotonic clock, at which a fetch began that another process
+    /// stamped with `time`: the earliest that it can have been. `None` if that is before the clock
+    /// began.
     pub fn fetched(&self, time: Millis) -> Option<Duration> {
         let fetched = time.checked_sub(self.offset)?.checked_sub(self.error)?;
         Some(Duration::from_millis(u64::try_from(fetched).ok()?))
     }
 
-    /// The latest that it can be now, in the level's time.
+    /// Returns the latest that it can be now, in the level's time.
     pub fn latest(&self, now: Duration) -> Millis {
         millis(now)
             .saturating_add(self.offset)
@@ -147,17 +148,17 @@ pub type Mark = [u8; 12];
 /// A value to be written.
 #[derive(Clone, Debug)]
 pub struct Put {
-    /// Under which key.
+    /// Its key.
     pub key: ValueKey,
-    /// The mark of the value whose place it takes; `None` if there must be none.
+    /// The mark of the value that it replaces; `None` if there must be none.
     pub replaces: Option<Mark>,
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// After which time nobody needs it.
+    /// The time after which nobody needs it.
     pub ttl: Duration,
 }
 
-/// Why a level did not answer.
+/// The reason why a level did not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LevelFailure {
     /// It took too long.
@@ -169,7 +170,7 @@ pub enum LevelFailure {
 }
 
 impl LevelFailure {
-    /// The failure as a metric's label.
+    /// Returns the failure as a metric's label.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Timeout => "timeout",

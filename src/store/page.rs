@@ -13,7 +13,7 @@ use crate::model::{MAX_TIME, Millis, Points, Step, TimeRange};
 const POINTS: u8 = 1;
 const TEXT: u8 = 2;
 
-/// How hard zstd tries on texts: its fastest level.
+/// Compression level of zstd for texts: its fastest.
 const TEXT_LEVEL: i32 = 1;
 
 /// Most bytes of a text, unpacked.
@@ -25,7 +25,7 @@ const LEVEL: usize = 2;
 /// Most points of a value.
 const MOST_POINTS: usize = 1 << 18;
 
-/// Most parts of a value that are known since different moments.
+/// Most parts of a value with fetch times of their own.
 const MOST_PARTS: usize = 4096;
 
 /// Bytes before the parts: format, name, slot, cell, epoch, number, four counts.
@@ -34,7 +34,7 @@ const HEAD: usize = 1 + 32 + 8 + 8 + 8 + 8 + 4 * 4;
 /// Bytes of a part.
 const PART: usize = 8 + 8 + 8 + 1;
 
-/// Which invalidations a value takes into account.
+/// The invalidations that a value takes into account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
     /// Identifies the list of invalidations; a level that has lost its list has another.
@@ -43,21 +43,21 @@ pub struct Stamp {
     pub number: u64,
 }
 
-/// A part of a value that is known since one moment.
+/// A part of a value with one fetch time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownSpan {
     /// The known ranges.
     pub range: TimeRange,
-    /// When its fetch began, in milliseconds of the level's time.
+    /// The time at which its fetch began, in milliseconds of the level's time.
     pub fetched: Millis,
     /// Set if the data can no longer change.
     pub settled: bool,
 }
 
-/// A value: all data where its parts are, and nothing of anything else.
+/// A value: all data that exists in its parts, and nothing outside of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
-    /// Which invalidations it takes into account.
+    /// The invalidations that it takes into account.
     pub stamp: Stamp,
     /// Ascending and disjoint, none empty.
     pub parts: Vec<KnownSpan>,
@@ -79,13 +79,13 @@ pub enum BlockContent {
 pub struct ValueId<'a> {
     /// Its lane.
     pub lane: &'a LaneName,
-    /// Which value of the lane.
+    /// The place of the value in the lane.
     pub slot: Slot,
     /// The distance of the lane's points.
     pub cell: Step,
 }
 
-/// Why bytes are not a value.
+/// The reason why bytes are not a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
     /// Another version of the format.
@@ -116,7 +116,7 @@ impl Unreadable {
         Self::Future,
     ];
 
-    /// The reason as a metric's label.
+    /// Returns the reason as a metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Version => "version",
@@ -130,8 +130,8 @@ impl Unreadable {
     }
 }
 
-/// `block` as bytes. `None` if it is too large, or its points do not come out of packing as they
-/// went in: no fault of the codec may change data.
+/// Returns `block` as bytes. `None` if it is too large, or if its points do not survive packing
+/// unchanged: no fault of the codec may change data.
 pub fn encode(place: ValueId<'_>, block: &Block) -> Option<Vec<u8>> {
     let Block {
         stamp: Stamp { epoch, number },
@@ -179,7 +179,8 @@ pub fn encode(place: ValueId<'_>, block: &Block) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The columns of `points`, packed. `None` if they are too many, or do not come out as they went in.
+/// Returns the columns of `points`, packed. `None` if they are too many, or do not survive packing
+/// unchanged.
 fn packed(points: &Points) -> Option<(Vec<u8>, Vec<u8>)> {
     if points.is_empty() {
         return Some((Vec::new(), Vec::new()));
@@ -196,8 +197,8 @@ fn packed(points: &Points) -> Option<(Vec<u8>, Vec<u8>)> {
     same.then_some((times, values))
 }
 
-/// The value that `bytes` are, read when it can have been fetched up to `now`, in milliseconds of
-/// the level's time.
+/// Returns the value in `bytes`, which may have been fetched up to `now`, in milliseconds of the
+/// level's time.
 pub fn decode(place: ValueId<'_>, bytes: &[u8], now: Millis) -> Result<Block, Unreadable> {
     let mut rest = ByteReader(bytes);
     let [format] = rest.array()?;
@@ -259,7 +260,7 @@ pub fn decode(place: ValueId<'_>, bytes: &[u8], now: Millis) -> Result<Block, Un
     })
 }
 
-/// The points of packed columns, if they are `count` and lie within `known`.
+/// Returns the points of packed columns, if they are `count` and lie within `known`.
 fn unpacked_points(
     times: &[u8],
     values: &[u8],
@@ -278,7 +279,7 @@ fn unpacked_points(
     Ok(points)
 }
 
-/// The text of `length` bytes that `packed` is.
+/// Returns the text of `length` bytes in `packed`.
 fn unpacked_text(packed: &[u8], length: usize) -> Result<Vec<u8>, Unreadable> {
     let text = zstd::bulk::decompress(packed, length).map_err(|_| Unreadable::Text)?;
     match text.len() == length {

@@ -15,16 +15,16 @@ const KEPT: [(Millis, Option<Millis>); 4] = [
     (455 * DAY, None),
 ];
 
-/// A part of a range, and the finest period of what CloudWatch has of it; nothing is kept where
-/// there is none.
+/// A part of a range, and the finest period that CloudWatch has of it; `None` where it keeps
+/// nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Aged {
     pub(super) range: TimeRange,
     pub(super) finest: Option<Step>,
 }
 
-/// Cuts `range`, which lies on `grid`, where CloudWatch at `now` keeps its metrics more coarsely, in
-/// order of time. The borders are a little early, as CloudWatch's own clock decides, and lie on
+/// Cuts `range`, which lies on `grid`, where CloudWatch at `now` keeps its metrics more coarsely,
+/// in order of time. The borders are a little early, as CloudWatch's own clock decides, and lie on
 /// `grid`. `interval` is that of the metrics.
 pub(super) fn aged(range: &TimeRange, grid: Step, interval: Step, now: Millis) -> Vec<Aged> {
     let border = |age: Millis| {
@@ -40,7 +40,7 @@ pub(super) fn aged(range: &TimeRange, grid: Step, interval: Step, now: Millis) -
     let mut end = range.end();
     let mut finest = Some(SECOND);
     for (age, next) in KEPT {
-        // Metrics of a minute and more are kept as they are to the second border.
+        // Metrics of a minute and more are kept unchanged up to the second border.
         let early = age < DAY && interval.millis() >= MINUTE;
         let start = border(age);
         if !early && start < end {
@@ -69,24 +69,24 @@ fn part_of(range: TimeRange, finest: Option<Millis>) -> Aged {
     }
 }
 
-/// How old `start` is at `now`: how many of the borders between what is kept lie between them.
+/// Returns the age of `start` at `now`, as the number of retention borders between them.
 pub(super) fn age(start: Millis, now: Millis) -> usize {
     let old = now.saturating_sub(start);
     KEPT.iter().filter(|(age, _)| old > *age).count()
 }
 
-/// The period of summaries where nothing finer than `finest` is kept: that of the metrics, as whole
-/// multiples of what is kept.
+/// Returns the period of summaries where nothing finer than `finest` is kept: that of the metrics,
+/// as whole multiples of the period that is kept.
 pub(super) fn period(interval: Step, finest: Step) -> Step {
     let millis = match interval.millis() {
-        // Below a minute CloudWatch has just these.
+        // Below a minute CloudWatch has only these.
         i if i < MINUTE && finest.millis() <= SECOND => i,
         i => finest.ceil(i),
     };
     Step::new(millis).unwrap_or(finest)
 }
 
-/// Whether CloudWatch takes `size` for a period at all, in milliseconds.
+/// Returns whether CloudWatch accepts `size` as a period, in milliseconds.
 pub(super) fn is_period(size: Step) -> bool {
     let millis = size.millis();
     matches!(millis, 1000 | 5000 | 10_000 | 20_000 | 30_000) || millis % MINUTE == 0

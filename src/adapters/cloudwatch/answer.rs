@@ -70,7 +70,7 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// A number; what JSON has no number for stands in quotes.
+/// A number; one that JSON cannot express is in quotes.
 struct Value(f64);
 
 impl<'de> Deserialize<'de> for Value {
@@ -107,12 +107,12 @@ struct Column {
 pub(super) struct Pages {
     columns: Vec<Column>,
     pub(super) count: u32,
-    /// Whether they began anew, as a token had expired.
+    /// Set once they began again, as a token had expired.
     pub(super) restarted: bool,
 }
 
 impl Pages {
-    /// Of a call of so many `queries`.
+    /// Returns the pages of a call of so many `queries`.
     pub(super) fn new(queries: usize) -> Self {
         Self {
             columns: vec![Column::default(); queries],
@@ -121,7 +121,7 @@ impl Pages {
         }
     }
 
-    /// Of a call of so many `queries` that begins anew.
+    /// Returns the pages of a call of so many `queries` that begins again.
     pub(super) fn restarted(queries: usize) -> Self {
         Self {
             restarted: true,
@@ -195,8 +195,8 @@ impl Pages {
 }
 
 impl Column {
-    /// The points that lie in the range of `query`, in order of time, one a period; what the call asks
-    /// about besides, its `window`, is for others.
+    /// Returns the points that lie in the range of `query`, in order of time, one per period; the
+    /// rest of the call's `window` is for other queries.
     fn read(
         &self,
         query: &StatisticsQuery,
@@ -229,8 +229,8 @@ impl Column {
     }
 }
 
-/// The points of `columns`, of one time after the other, for each time that all of them have; and
-/// whether all have the same.
+/// Returns the points of `columns` for each time that all of them have, one column after the other;
+/// and whether all have the same times.
 fn interleaved(
     columns: &[Vec<(Millis, f64)>],
     nan: NanInterpretation,
@@ -272,7 +272,7 @@ const THROTTLED: [&str; 7] = [
     "TooManyRequestsException",
 ];
 
-/// The error that `response` is, if it is one.
+/// Returns the error in `response`, if it is one.
 pub(super) fn failure(response: &Response) -> Option<Error> {
     if response.status == StatusCode::OK {
         return None;
@@ -311,7 +311,7 @@ pub(super) fn is_bad_token(response: &Response) -> bool {
         && AwsError::read(response).code == "InvalidNextToken"
 }
 
-/// The page in `response`.
+/// Returns the page in `response`.
 pub(super) fn page(response: &Response) -> Result<Page, Error> {
     if let Some(error) = failure(response) {
         return Err(error);

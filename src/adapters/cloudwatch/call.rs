@@ -1,4 +1,4 @@
-//! `GetMetricData`: what is asked, and in which calls.
+//! `GetMetricData`: its queries, and the calls that they are put into.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -17,30 +17,30 @@ use crate::model::{Error, NanInterpretation, Step, TimeRange};
 /// Most points of a call.
 const MOST_POINTS: u64 = 100_800;
 
-/// Most bytes of the queries of a call that several share, about; AWS names no bound.
+/// Most bytes of the queries of a shared call, about; AWS documents no bound.
 const MOST_BYTES: usize = 1 << 20;
 
-/// Most pages that are read for one call before the rest counts as not to be had.
+/// Most pages that are read for one call; the rest counts as unavailable.
 const MOST_PAGES: u32 = 64;
 
 /// The statistics of a summary, in their order.
 pub(super) const SUMMARY: [&str; 4] = ["Sum", "SampleCount", "Minimum", "Maximum"];
 
-/// Some statistics of some metrics, of each period in a range. Several that fit each other can be
-/// asked for in one call.
+/// Some statistics of some metrics, of each period in a range. Several queries that fit each other
+/// can share one call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StatisticsQuery {
-    /// Which metrics.
+    /// The metrics.
     pub(super) metrics: Vec<Metric>,
-    /// Which statistics of each of them, as CloudWatch names them.
+    /// The statistics of each of them, by CloudWatch's names.
     pub(super) statistics: Vec<String>,
     /// The period.
     pub(super) period: Step,
-    /// From when to when, on the grid of the period.
+    /// The range, on the grid of the period.
     pub(super) range: TimeRange,
     /// The treatment of NaN.
     pub(super) nan: NanInterpretation,
-    /// How old it is: calls are limited, and times rounded, by that.
+    /// Its age: it decides the limits of calls and the rounding of times.
     pub(super) age: usize,
     /// Statistics of a metric that are billed as one.
     pub(super) billed: u32,
@@ -125,14 +125,15 @@ impl StatisticsQuery {
     }
 }
 
-/// The units that are billed for so many `statistics` of a metric, where `at_once` are billed as one.
+/// Returns the units that are billed for so many `statistics` of a metric, where `at_once` are
+/// billed as one.
 fn billed(statistics: usize, at_once: u32) -> u32 {
     let statistics = u32::try_from(statistics).unwrap_or(u32::MAX);
     statistics.div_ceil(at_once.max(1))
 }
 
-/// The time that a call for `queries` is about. Periods are counted from its start, so it lies on the
-/// grid of the largest of them.
+/// Returns the time range of a call for `queries`. Periods are counted from its start, so it lies
+/// on the grid of the largest of them.
 fn window<'a>(queries: impl Iterator<Item = &'a StatisticsQuery> + Clone) -> Option<TimeRange> {
     let hull = queries.clone().map(|q| q.range).reduce(|a, b| a.hull(&b))?;
     let coarsest = queries.map(|q| q.period).max_by_key(Step::millis)?;
@@ -142,7 +143,7 @@ fn window<'a>(queries: impl Iterator<Item = &'a StatisticsQuery> + Clone) -> Opt
 /// A call of `GetMetricData`.
 pub(super) struct MetricDataCall {
     queries: Vec<StatisticsQuery>,
-    /// Of each of these, which of those written has each statistic of each of its metrics.
+    /// For each of these, the written query of each statistic of each of its metrics.
     columns: Vec<Vec<usize>>,
     /// The queries of CloudWatch.
     written: Vec<Value>,
@@ -208,7 +209,7 @@ impl MetricDataCall {
         let later = token.is_some();
         exchange("GetMetricData", &body, units, move |response| {
             if later && !before.restarted && is_bad_token(response) {
-                // The token has expired: once more from the first page.
+                // The token has expired: start again from the first page.
                 let none = Pages::restarted(self.written.len());
                 return Ok(Next::More(self.clone().page(None, none)));
             }
@@ -232,7 +233,7 @@ impl MetricDataCall {
     }
 }
 
-/// Query `number` of a call.
+/// Returns query `number` of a call.
 fn write(metric: &Metric, period: Step, statistic: &str, number: usize) -> Value {
     let dimensions = metric.dimensions.iter();
     let dimensions = dimensions.map(|(name, value)| json!({ "Name": name, "Value": value }));
@@ -256,14 +257,14 @@ fn write(metric: &Metric, period: Step, statistic: &str, number: usize) -> Value
     ])
 }
 
-/// An object of those of `members` that have a value.
+/// Returns an object of those of `members` that have a value.
 pub(super) fn object<const N: usize>(members: [(&str, Option<Value>); N]) -> Value {
     let members = members.into_iter();
     let members = members.filter_map(|(name, value)| Some((name.to_owned(), value?)));
     Value::Object(members.collect())
 }
 
-/// An exchange of `operation`.
+/// Returns an exchange of `operation`.
 pub(super) fn exchange<T>(
     operation: &str,
     body: &Value,

@@ -1,4 +1,4 @@
-//! `ListMetrics`: which metrics there are, and what of them a list wants.
+//! `ListMetrics`: the metrics that there are, and the lists made of them.
 
 use std::collections::BTreeSet;
 
@@ -59,8 +59,8 @@ pub(super) enum Wanted {
     Values(String),
 }
 
-/// The request for the metrics that `listed` means, and, if `recent`, that had data in the last
-/// hours.
+/// Returns the request for the metrics that `listed` selects, and, if `recent`, that had data in
+/// the last hours.
 fn request(listed: &Listed, recent: bool, token: Option<&str>) -> Value {
     let dimensions = listed.dimensions.iter();
     let dimensions: Vec<Value> = dimensions
@@ -90,7 +90,7 @@ struct Found {
     pages: u32,
 }
 
-/// The names of fields that the metrics of `listed` have.
+/// Returns the names of fields that the metrics of `listed` have.
 pub(super) fn names(listed: Listed, recent: bool) -> Exchange<FieldNames> {
     walk(
         listed,
@@ -111,7 +111,7 @@ pub(super) fn names(listed: Listed, recent: bool) -> Exchange<FieldNames> {
             let words = WORDS.iter().filter(|w| **w != "Resource");
             let mut fields: Vec<Field> = words.map(|w| Field::text(*w)).collect();
             fields.extend(found.texts.into_iter().map(Field::text));
-            // What StackState offers as the metric field.
+            // StackState offers these as the metric field.
             fields.extend(found.names.into_iter().map(|name| Field {
                 name,
                 kind: FieldType::Number,
@@ -125,7 +125,7 @@ pub(super) fn names(listed: Listed, recent: bool) -> Exchange<FieldNames> {
     )
 }
 
-/// The values that are `wanted` of the metrics of `listed`.
+/// Returns the values that are `wanted` of the metrics of `listed`.
 pub(super) fn values(listed: Listed, recent: bool, wanted: Wanted) -> Exchange<FieldValues> {
     walk(
         listed,
@@ -193,7 +193,7 @@ fn page(response: &Response) -> Result<Page, Error> {
         .map_err(|e| garbage(response, &format!("not an answer of ListMetrics ({e})")))
 }
 
-/// The call that shows whether metrics may be listed.
+/// Returns the call that shows whether metrics may be listed.
 pub(super) fn allowed<T>(then: impl Fn() -> Exchange<T> + Send + Sync + 'static) -> Exchange<T> {
     let body = json!({ "Namespace": "AWS/Usage" });
     exchange("ListMetrics", &body, 0, move |response| {
@@ -202,7 +202,7 @@ pub(super) fn allowed<T>(then: impl Fn() -> Exchange<T> + Send + Sync + 'static)
     })
 }
 
-/// Whether `scope` is only about what had data in the 3 hours before `now`.
+/// Returns whether `scope` is only about data in the 3 hours before `now`.
 pub(super) fn is_recent(scope: &Scope, now: i64) -> bool {
     scope.start.is_some_and(|start| start > now - 3 * 3_600_000)
 }

@@ -28,7 +28,7 @@ use crate::model::{
 
 /// Speaks `GetMetricData` and `ListMetrics` to a region of CloudWatch.
 pub struct CloudWatch {
-    /// The region that it is.
+    /// Its region.
     pub region: String,
     /// The native distance of its points.
     pub interval: Step,
@@ -114,8 +114,8 @@ impl Adapter for CloudWatch {
         let now = self.clock.now();
         let part = |Aged { range, finest }| {
             let period = finest.map(|finest| period(self.interval, finest));
-            // Smaller buckets than the interval hold what is stamped in them; ones that are too
-            // small only for their age hold nothing, as CloudWatch does.
+            // Buckets smaller than the interval hold the summaries whose time lies in them; buckets
+            // that are too small only for their age hold nothing, as in CloudWatch.
             let fits = |p: &Step| {
                 layout == Layout::Raw || *p == self.interval || p.millis() <= grid.millis()
             };
@@ -261,14 +261,14 @@ impl CloudWatch {
     }
 }
 
-/// The statistic that a series of `selector` is.
+/// Returns the statistic that a series of `selector` is.
 fn statistic(selector: &Selector) -> Option<String> {
     let mut conditions = selector.conditions().iter();
     let condition = conditions.find(|c| c.key == "Statistic")?;
     condition.test.values().first().map(ToString::to_string)
 }
 
-/// `selector` of the samples themselves, whatever statistic it names.
+/// Returns `selector` for the samples themselves, whatever statistic it names.
 fn samples(selector: &Selector) -> Selector {
     let others = selector.conditions().iter();
     let others: Vec<Condition> = others.filter(|c| c.key != "Statistic").cloned().collect();

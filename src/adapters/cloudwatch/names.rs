@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::lists::Dimension;
 use crate::model::{Condition, Error, Kind, Scalar, Selector, Statistic, Test, is_region};
 
-/// Keys of conditions that are no dimensions. A dimension of one of these names has a colon before
-/// it.
+/// Keys of conditions that are not dimensions. A dimension with one of these names is written with
+/// a colon before it.
 pub(super) const WORDS: [&str; 7] = [
     "Namespace",
     "MetricName",
@@ -17,8 +17,8 @@ pub(super) const WORDS: [&str; 7] = [
     "Resource",
 ];
 
-/// The dimension that `Resource` means, by namespace: what StackState's own CloudWatch streams call
-/// so.
+/// The dimension that `Resource` stands for, by namespace, as in StackState's own CloudWatch
+/// streams.
 const RESOURCES: [(&str, &str); 22] = [
     ("AWS/ApiGateway", "ApiName"),
     ("AWS/ApplicationELB", "LoadBalancer"),
@@ -44,7 +44,7 @@ const RESOURCES: [(&str, &str); 22] = [
     ("AWS/Usage", "Resource"),
 ];
 
-/// Most metrics that one selector may mean.
+/// Most metrics that one selector may select.
 const MOST_METRICS: usize = 20;
 
 /// Most dimensions of a metric, and the longest names and values, in characters.
@@ -210,7 +210,8 @@ impl Named {
         Ok(())
     }
 
-    /// The conditions and the metric field that all ways to say the same share.
+    /// Returns the conditions and the metric field in the spelling that all equivalent queries
+    /// share.
     pub(super) fn canonical(self) -> (Selector, String) {
         let is = |key: &str, value: String| Condition {
             key: key.to_owned(),
@@ -234,7 +235,7 @@ impl Named {
         (Selector::new(conditions), self.name)
     }
 
-    /// The metrics whose samples it means; none where a set is empty.
+    /// Returns the metrics whose samples it selects; none where a set is empty.
     pub(super) fn metrics(&self) -> Vec<Metric> {
         let mut metrics = vec![Metric {
             namespace: self.namespace.clone(),
@@ -258,19 +259,18 @@ impl Named {
     }
 }
 
-/// Which metrics a list is of. CloudWatch finds exact names and values only; sets are looked at
-/// here.
+/// The metrics of a list. CloudWatch finds exact names and values only; sets are applied here.
 #[derive(Clone, Default)]
 pub(super) struct Listed {
     pub(super) namespace: Option<String>,
     pub(super) name: Option<String>,
-    /// Dimensions with their values, if they may have one only.
+    /// Dimensions with their values, if only one is possible.
     pub(super) dimensions: Vec<(String, Option<String>)>,
     /// Dimensions with the values that they may have.
     sets: Vec<(String, Vec<String>)>,
 }
 
-/// Most dimensions that a list can be asked for.
+/// Most dimensions that a list can be requested for.
 const MOST_LISTED: usize = 10;
 
 impl Listed {
@@ -319,7 +319,7 @@ impl Listed {
         Ok(listed)
     }
 
-    /// Whether a metric of these `dimensions` is one of them.
+    /// Returns whether a metric of these `dimensions` is one of them.
     pub(super) fn takes(&self, dimensions: &[Dimension]) -> bool {
         self.sets.iter().all(|(name, values)| {
             let mut mine = dimensions.iter().filter(|d| d.name == *name);
@@ -334,7 +334,7 @@ fn name_error(message: String) -> Error {
     error
 }
 
-/// A metric to try with: CloudWatch's own calls.
+/// Returns a metric for tests of the connection: CloudWatch's own calls.
 pub(super) fn usage() -> Metric {
     Metric {
         namespace: "AWS/Usage".to_owned(),
@@ -345,13 +345,14 @@ pub(super) fn usage() -> Metric {
     }
 }
 
-/// The dimension that `Resource` means in `namespace`.
+/// Returns the dimension that `Resource` stands for in `namespace`.
 pub(super) fn resource(namespace: &str) -> &'static str {
     let found = RESOURCES.iter().find(|(name, _)| *name == namespace);
     found.map_or("Resource", |(_, dimension)| dimension)
 }
 
-/// The basic statistic that `name` means, as what the summaries of a series are reduced to.
+/// Returns the basic statistic called `name`, as the one that the summaries of a series are reduced
+/// to.
 pub(super) fn basic(name: &str) -> Option<Statistic> {
     Some(match name {
         "Average" => Statistic::Mean,
@@ -363,7 +364,8 @@ pub(super) fn basic(name: &str) -> Option<Statistic> {
     })
 }
 
-/// Whether `name` has the form of an extended statistic: `p99.9`, `tm95`, `IQM`, `PR(0:100)`.
+/// Returns whether `name` has the form of an extended statistic: `p99.9`, `tm95`, `IQM`,
+/// `PR(0:100)`.
 fn is_extended(name: &str) -> bool {
     let number = |text: &str| {
         let digits =

@@ -137,7 +137,7 @@ impl Checks {
             && key.is_none_or(|k| k.as_bytes() != expected.get().as_bytes())
         {
             if !is_json(&response.body) {
-                // No mirror at all, but something before it.
+                // Not a mirror, but something in front of it.
                 return Err(not_a_mirror(response));
             }
             let what = if key.is_some() { "another" } else { "no" };
@@ -177,7 +177,7 @@ fn failure(response: &Response) -> Error {
         }
         _ => {}
     }
-    // What the mirror itself says is about the question.
+    // The mirror's own error is about the query.
     error.shows(Evidence::Question)
 }
 
@@ -193,7 +193,7 @@ struct Pages {
 #[derive(Clone, Default)]
 struct PageRead {
     times: Vec<Millis>,
-    /// Of buckets.
+    /// Ends of buckets.
     ends: Vec<Millis>,
     values: Vec<f64>,
     received: u64,
@@ -227,7 +227,7 @@ impl PageRead {
     }
 }
 
-/// `more` after `all`, without a copy where that is empty.
+/// Appends `more` to `all`, without a copy where that is empty.
 fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
     if all.is_empty() {
         *all = more;
@@ -276,7 +276,7 @@ impl Pages {
             Some(last) if partial && last > start && read.pages < MAX_PAGES => {
                 Ok(Next::More(self.exchange(last, read)))
             }
-            // A mirror that says "partial" and gives nothing new cannot be read further.
+            // A mirror that says "partial" and returns nothing new cannot be read further.
             _ => Ok(Next::Done(self.series(read, !partial))),
         }
     }
@@ -306,7 +306,7 @@ impl Pages {
     }
 
     /// Puts buckets that do not all lie on the grid of `size` into `series`: rolled up to it where
-    /// that is exact, or as they came.
+    /// that is exact, else unchanged.
     fn fit(&self, read: &PageRead, statistic: Statistic, size: Step, series: &mut FetchResult) {
         let dropped = &mut series.dropped;
         let mut buckets = Vec::with_capacity(read.times.len());

@@ -26,13 +26,13 @@ pub(super) struct SampleSeries {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct SampleMatrix {
     pub(super) series: Vec<SampleSeries>,
-    /// Whether the server had nothing to warn of.
+    /// Set if the server had no warnings.
     pub(super) complete: bool,
     /// Samples in the answer.
     pub(super) received: u64,
     /// Native histograms in the answer, which have no single value.
     pub(super) histograms: u64,
-    /// Samples that are another replica's.
+    /// Samples from other replicas.
     pub(super) filled: u64,
 }
 
@@ -57,7 +57,7 @@ impl SampleMatrix {
         }
         for raw in data.result {
             if raw.values.is_none() && raw.histograms.is_none() {
-                // Such as an instant vector, which has a `value` instead: not a known emptiness.
+                // Such as an instant vector, which has a `value` instead: not an empty answer.
                 return Err(garbage(response, "a series without samples"));
             }
             let mut samples = raw.values.unwrap_or_default().0;
@@ -109,8 +109,8 @@ impl SampleMatrix {
     }
 }
 
-/// Whether `body` has more than `most` series, without reading them: a few bytes each may take a
-/// hundred times as much memory. A label of the name `metric` counts as well.
+/// Returns whether `body` has more than `most` series, without reading them: a few bytes each may
+/// take a hundred times as much memory. A label of the name `metric` counts as well.
 fn has_more_series(body: &[u8], most: usize) -> bool {
     const KEY: &[u8] = b"\"metric\"";
     let after = body.windows(KEY.len()).enumerate();
@@ -153,7 +153,8 @@ struct Envelope<'a, T> {
 }
 
 impl<T> Envelope<'_, T> {
-    /// Remarks on the style of a query are not warnings about its data.
+    /// Returns whether it has no warnings about its data; remarks on the style of a query do not
+    /// count.
     fn is_complete(&self) -> bool {
         let remark = |w: &String| w.starts_with("PromQL info");
         !self.is_partial && self.warnings.iter().all(remark)
@@ -180,7 +181,7 @@ fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T
 /// Returns whether `response` has an envelope: `None` if not; else whether it is one of success
 /// that has nothing to warn of.
 pub(super) fn envelope(response: &Response) -> Option<bool> {
-    // What is ignored is not looked at, not even for whether it is text.
+    // Ignored content is not even checked for being text.
     let text = std::str::from_utf8(&response.body).ok()?;
     let envelope: Envelope<'_, IgnoredAny> = serde_json::from_str(text).ok()?;
     Some(envelope.status == "success" && envelope.is_complete())
@@ -196,8 +197,8 @@ pub(super) fn spoken_error(response: &Response) -> Option<Error> {
 /// Messages of Prometheus and VictoriaMetrics for queries that are too large.
 const TOO_MANY: [&str; 3] = ["too many samples", "too many points", "cannot exceed"];
 
-/// The message of VictoriaMetrics for a query that it cannot read. It gives the status 422 to that as to
-/// every other failure of a query.
+/// The messages of VictoriaMetrics for queries that it cannot read. It gives them the status 422,
+/// as it does for every other failure of a query.
 const UNREADABLE: [&str; 8] = [
     "unparsed data",
     "unexpected token",

@@ -32,7 +32,7 @@ use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
 pub use replicas::ReplicaLabels;
 use replicas::{Asking, Spacing, ask};
 
-/// Prometheus answers at most this many steps a series to a range query.
+/// The most steps per series that Prometheus answers a range query with.
 const MAX_STEPS: u32 = 11_000;
 
 /// The first and the largest distance before a range at which the sample before it is looked for.
@@ -45,13 +45,13 @@ const LONGEST_LOOKBACK: Millis = 3_600_000;
 pub struct Prometheus {
     /// The distance of samples: the step of range queries and subqueries.
     pub interval: Step,
-    /// Whether several matching series are an error.
+    /// Set if several matching series are an error.
     pub single_series: bool,
     /// Most series of an answer.
     pub max_series: usize,
     /// Labels that tell replicas apart, if gaps of one are filled from others.
     pub fill: Option<ReplicaLabels>,
-    /// Whether a range selector leaves its left edge out, as Prometheus does from version 3 on.
+    /// Set if a range selector leaves its left edge out, as Prometheus does from version 3 on.
     /// Every pushed down answer tells, and corrects this.
     left_open: Arc<AtomicBool>,
 }
@@ -230,7 +230,7 @@ impl Adapter for Prometheus {
         let expression = label == EXPRESSION;
         let mut pairs = scope(&query.scope)?;
         if expression {
-            // An expression has no values to list; one is asked for so that errors are seen.
+            // An expression has no values to list; one is requested so that errors are seen.
             pairs.push(("limit", "1".to_owned()));
         }
         let label = if expression { "__name__" } else { label };
@@ -280,8 +280,8 @@ impl Adapter for Prometheus {
     }
 }
 
-/// Per-second rates between consecutive samples at most `longest` apart. A value below the one
-/// before it is a counter that began anew at 0.
+/// Returns the per-second rates between consecutive samples at most `longest` apart. A value below
+/// the one before it is a counter that was reset to 0.
 fn rates(samples: &Samples, longest: Millis) -> Samples {
     let valid = || samples.iter().filter(|(_, v)| v.is_finite());
     let pairs = valid().zip(valid().skip(1));
@@ -414,7 +414,7 @@ fn range_query(expression: &str, steps: &Steps, step: Step) -> Request {
 }
 
 fn step_width(step: Step) -> String {
-    // Servers cut what is left of a millisecond, and the double next to 1.003 is a little less.
+    // Servers truncate fractions of a millisecond, and the double next to 1.003 is a little less.
     let cut = step.millis() % 1000 != 0;
     let mut step = seconds(step.millis());
     if cut {
@@ -438,7 +438,7 @@ fn seconds(millis: Millis) -> String {
     let sign = if millis < 0 { "-" } else { "" };
     let millis = millis.unsigned_abs();
     match millis % 1000 {
-        // Some servers read nothing but digits.
+        // Some servers read only digits.
         0 => format!("{sign}{}", millis / 1000),
         rest => format!("{sign}{}.{rest:03}", millis / 1000),
     }

@@ -1,4 +1,4 @@
-//! Requests that are passed on as they came, and answers likewise.
+//! Requests that are passed on unchanged, and their answers.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Prometheus {
             request,
             read: Box::new(move |response| Ok(InstantSeries::of(passed(response, json)?, most))),
             done: Box::new(|series| Ok(Next::Done(series.written()))),
-            // All of the samples that a range selector brings are looked at.
+            // All samples that a range selector returns count.
             spacing: Spacing::Samples {
                 view: TimeRange::ALL,
                 interval: self.interval,
@@ -56,7 +56,7 @@ fn passed(response: &Response, json: bool) -> Result<Passed, Error> {
         }
     } else {
         let spoken = answer::spoken_error(response);
-        // What a path or a method is not known by is said so by most servers.
+        // Most servers say so when they do not know a path or a method.
         let readable = spoken.is_some() || is_text(response) || !json;
         if !status.is_client_error() || status == StatusCode::TOO_MANY_REQUESTS || !readable {
             return Err(failure(response, spoken, json));
@@ -73,7 +73,7 @@ fn failure(response: &Response, spoken: Option<Error>, json: bool) -> Error {
     let mut error = error.unwrap_or_else(|| {
         let error = garbage(response, "not an answer of Prometheus' API");
         match response.status.is_client_error() {
-            // A gateway that lets some paths pass is none that does not work.
+            // A gateway that lets some paths pass is not broken.
             true => error.shows(Evidence::Question),
             false => error,
         }

@@ -90,12 +90,12 @@ fn instant_selector(conditions: &[Condition]) -> Result<String, Error> {
         match condition.key.as_str() {
             GAUGE | COUNTER => text.push_str("__name__"),
             name if is_plain(name) => text.push_str(name),
-            // Prometheus 3 takes other names in quotes; earlier ones say that they do not.
+            // Prometheus 3 accepts other names in quotes; earlier versions refuse them.
             name => quote(&mut text, name),
         }
         match &condition.test {
             Test::Is(number @ Scalar::Number(_)) if whole(&number.to_string()) => {
-                // A label that holds it may have been written as an integer or as a double.
+                // A label may hold the number in the spelling of an integer or of a double.
                 text.push_str("=~");
                 quote(&mut text, &spellings(number).join("|"));
             }

@@ -41,14 +41,14 @@ const SCALAR: &str = "only allowed on instant vector, got scalar";
 /// One row of buckets that one call requests.
 #[derive(Clone)]
 struct Row {
-    /// The query, by whether a range's left edge is left out.
+    /// The query, given whether a range leaves out its left edge.
     query: Arc<dyn Fn(bool) -> String + Send + Sync>,
     /// The query if the expression turns out to be a scalar.
     of_scalar: Option<Arc<dyn Fn(bool) -> String + Send + Sync>>,
     size: Step,
     steps: Arc<Steps>,
     nan: NanInterpretation,
-    /// Whether the answer must be of one series: it cannot be merged, or may not be.
+    /// Set if the answer must be of one series: it cannot be merged, or may not be.
     single: Single,
     /// Most series of an answer.
     most: usize,
@@ -84,7 +84,7 @@ impl Prometheus {
             (None, false) => Single::No,
         };
         if size.millis() < 2 {
-            // A range that leaves out its left edge and holds the other cannot be written.
+            // A range that leaves out its left edge and includes the other cannot be written.
             let message = "the upstream cannot compute buckets of 1 ms; request larger ones";
             return Err(Error::new(Kind::TooManyPoints, message));
         }
@@ -197,8 +197,8 @@ impl Row {
     /// once.
     fn exchange(self, left_open: bool, may_turn: bool) -> Exchange<FetchResult> {
         let size = self.size.millis();
-        // Reaches back to a grid line exactly, so the answer is one more where the left edge
-        // counts in.
+        // Reaches back to a grid line exactly, so the answer is larger by one where the left edge
+        // is included.
         let probe = 2 * size;
         let with_edge = 3.0;
         let query = format!(

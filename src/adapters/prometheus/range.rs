@@ -1,4 +1,4 @@
-//! Range queries as they are, series by series, for the cached range queries of the Prometheus API.
+//! Range queries passed on series by series, for the cached range queries of the Prometheus API.
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -81,7 +81,7 @@ fn read(
         error.said = Some(raw_response(response));
         return Err(error);
     }
-    // Its text is passed on as it is.
+    // Its text is passed on unchanged.
     if std::str::from_utf8(&response.body).is_err() {
         return Err(garbage(response, "not UTF-8"));
     }

@@ -1,4 +1,4 @@
-//! The client's address, where proxies stand between it and us.
+//! The client's address, where there are proxies between it and Heliostat.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -69,7 +69,7 @@ pub struct AccessControl {
 /// An API and its rules.
 struct ProtectedApi {
     api: Api,
-    /// Whether everybody has access.
+    /// Set if everybody has access.
     open: bool,
     rules: Rules,
     denied: AccessMetrics,
@@ -85,7 +85,7 @@ enum Denied {
 }
 
 impl fmt::Debug for AccessControl {
-    /// Shows no rules: they may hold secrets.
+    /// Omits the rules: they may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AccessControl(…)")
     }
@@ -128,7 +128,7 @@ impl AccessControl {
         forwarded::client(&self.proxies, peer, headers)
     }
 
-    /// Whether `peer` is a trusted proxy.
+    /// Returns whether `peer` is a trusted proxy.
     pub fn is_proxy(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.proxies.iter().any(|n| n.contains(&peer))

@@ -16,7 +16,7 @@ const AT_ONCE: usize = 2;
 const QUEUE: usize = 64;
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// There is no room for another comparison.
+/// The error where there is no room for another comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HashLimiterBusy;
 

@@ -1,5 +1,5 @@
-//! The segments of a level on disk: an index in memory, one writer, and which segment goes when
-//! there is no more room.
+//! The segments of a level on disk: an index in memory, one writer, and the choice of the segment
+//! that is removed when there is no more room.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ const SEGMENT: u64 = 64 << 20;
 /// Bytes in memory for each record, about: its place in the index.
 const INDEX_ENTRY: u64 = 64;
 
-/// The index takes at most this part of the size on disk, or so many bytes.
+/// The index takes at most this part of the size on disk, or this many bytes.
 const INDEX_SHARE: u64 = 32;
 const INDEX_LEAST: u64 = 1 << 20;
 
@@ -33,7 +33,7 @@ pub(super) struct SegmentLog {
     segment: u64,
     clock: Arc<dyn Clock>,
     index: Mutex<DiskIndex>,
-    /// Held by the only one who writes.
+    /// Held by the only thread that writes.
     writer: Mutex<DiskWriter>,
     metrics: DiskMetrics,
 }
@@ -61,7 +61,7 @@ impl DiskIndex {
         self.weigh(Some(place), |live, bytes| live + bytes);
     }
 
-    /// Takes the value of `key` out, if it is at `place`. Whether it was.
+    /// Removes the value of `key`, if it is at `place`. Returns whether it was.
     fn remove(&mut self, key: &ValueKey, place: &Location) -> bool {
         if self.places.get(key) != Some(place) {
             return false;
@@ -79,7 +79,7 @@ impl DiskIndex {
     }
 }
 
-/// Where the newest value of a key is.
+/// The place of the newest value of a key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Location {
     segment: u32,
@@ -149,7 +149,7 @@ impl SegmentLog {
         u32::try_from(self.clock.now() / 1000).unwrap_or(0)
     }
 
-    /// The newest value of `key`; one that is damaged is none.
+    /// Returns the newest value of `key`; `None` if it is damaged.
     pub(super) fn read(&self, key: &ValueKey) -> io::Result<Option<Vec<u8>>> {
         let (place, file) = {
             let index = self.index();
@@ -173,7 +173,7 @@ impl SegmentLog {
         Ok(bytes)
     }
 
-    /// Appends a value, after what has to go for it. A value that is too large is left out.
+    /// Appends a value, after making room for it. A value that is too large is left out.
     fn append(
         &self,
         writer: &mut DiskWriter,
@@ -214,7 +214,7 @@ impl SegmentLog {
         record.offset = u32::try_from(length).unwrap_or(u32::MAX);
         let whole = [&record.head(bytes)[..], bytes].concat();
         if let Err(e) = file.write_all_at(&whole, length) {
-            // What is half written is overwritten or cut off.
+            // A half-written record is overwritten or cut off.
             let _ = file.set_len(length);
             return Err(e);
         }
@@ -249,7 +249,7 @@ impl SegmentLog {
         Ok(())
     }
 
-    /// Lets segments go until `bytes` more fit, beside one segment's worth of records that move.
+    /// Removes segments until `bytes` more fit, beside one segment's worth of records that move.
     fn make_room(&self, writer: &mut DiskWriter, bytes: u64) -> io::Result<()> {
         let most = self.size.saturating_sub(2 * self.segment);
         let most_records = (self.size / INDEX_SHARE).max(INDEX_LEAST) / INDEX_ENTRY;
@@ -271,7 +271,7 @@ impl SegmentLog {
                 emptiest.map(|(number, segment)| (*number, segment.live))
             };
             match emptiest {
-                // Most of it has been replaced since: what is still of use moves on.
+                // Most of it has been replaced since: the rest moves on.
                 Some((number, live))
                     if !index_full
                         && writer
@@ -281,20 +281,20 @@ impl SegmentLog {
                 {
                     self.remove_segment(writer, number, true)?;
                 }
-                // All of them are of use: the oldest goes.
+                // All values are current: the oldest segment goes.
                 _ => self.remove_segment(writer, oldest, false)?,
             }
         }
         Ok(())
     }
 
-    /// Removes a segment, after what is still of use in it has moved on, if it is to be `kept`.
+    /// Removes a segment; if it is to be `kept`, after its current values have moved on.
     fn remove_segment(&self, writer: &mut DiskWriter, number: u32, kept: bool) -> io::Result<()> {
         let file = self.index().file(number);
         if let Some(file) = file {
             let records = match segment::listed(&file) {
                 Ok(Some(records)) => records,
-                // What is not listed is found by its place.
+                // Records that are not listed are found by their place.
                 _ => self.records_of(number),
             };
             let now = self.seconds();
@@ -319,7 +319,7 @@ impl SegmentLog {
         fs::remove_file(self.path(number))
     }
 
-    /// The newest values that are in `segment`.
+    /// Returns the newest values that are in `segment`.
     fn records_of(&self, segment: u32) -> Vec<Record> {
         let index = self.index();
         let here = index.places.iter().filter(|(_, p)| p.segment == segment);
@@ -383,7 +383,7 @@ impl Location {
         }
     }
 
-    /// Bytes that it takes in its segment.
+    /// Returns the bytes that it takes in its segment.
     fn size(&self) -> u64 {
         segment::HEAD as u64 + u64::from(self.length)
     }

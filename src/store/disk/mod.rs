@@ -1,5 +1,5 @@
 //! A level on this machine: segments that are only ever appended to. The oldest goes first, so
-//! there is never more than `size` on disk; what is torn or damaged is lost and nothing else.
+//! there is never more than `size` on disk; a torn or damaged record is lost, and nothing else.
 
 mod log;
 mod segment;
@@ -29,10 +29,10 @@ const AT_ONCE: usize = 8;
 /// The mark of every value: there is only one writer.
 const MARK: super::Mark = [0; 12];
 
-/// The file that keeps a second process out.
+/// The lock file, which keeps a second process out.
 const LOCK: &str = "lock";
 
-/// The file with the secret that names are made with, and what has been invalidated.
+/// The file with the secret that names are made with, and the invalidations.
 const STATE: &str = "state";
 
 /// The first bytes of [`STATE`].
@@ -55,8 +55,8 @@ struct DiskShared {
 }
 
 impl Disk {
-    /// Opens the level in `dir`, which is made if it is not there, or begins one. Takes time with
-    /// the number of records. The error says what is wrong with `dir`.
+    /// Opens the level in `dir`, which is created if needed. Takes time with the number of records.
+    /// The error says what is wrong with `dir`.
     pub fn open(dir: &Path, size: u64, clock: Arc<dyn Clock>) -> Result<Self, String> {
         let failed = |what: &str, e: &io::Error| format!("{what} in {}: {e}", dir.display());
         let made = fs::DirBuilder::new()
@@ -116,7 +116,7 @@ impl Disk {
         })
     }
 
-    /// Does `work` where it keeps no connection waiting.
+    /// Does `work` off the threads that serve connections.
     fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&DiskShared) -> io::Result<T> + Send + 'static,
@@ -127,7 +127,7 @@ impl Disk {
             let permit = permit.map_err(|e| LevelFailure::Error(e.to_string()))?;
             let task = tokio::task::spawn_blocking(move || {
                 let done = work(&shared);
-                // It is held for as long as the work takes, whoever still waits for it.
+                // Held for as long as the work takes, whoever still waits for it.
                 drop(permit);
                 done
             });
@@ -163,7 +163,7 @@ impl CacheLevel for Disk {
             invalidations: invalidations
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
-            // Wall clocks step, so it is never said to be fresh what may still change.
+            // Wall clocks step, so data that may still change is never called fresh.
             clock: LevelClock {
                 offset: clock.now().saturating_sub(millis(clock.monotonic())),
                 error: 0,
@@ -215,7 +215,7 @@ fn random() -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
-/// The secret, and what has been invalidated, if `path` holds them whole.
+/// Returns the secret and the invalidations, if `path` holds them whole.
 fn read_state(path: &Path) -> Option<([u8; 32], Invalidations)> {
     let bytes = fs::read(path).ok()?;
     let (mark, rest) = bytes.split_first_chunk()?;

@@ -30,7 +30,7 @@ const LARGEST: u32 = 16 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) key: ValueKey,
-    /// Where it starts.
+    /// The time at which it starts.
     pub(super) offset: u32,
     /// Bytes of its value.
     pub(super) length: u32,
@@ -39,12 +39,12 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Bytes that it takes in its file.
+    /// Returns the bytes that it takes in its file.
     pub(super) fn size(&self) -> u64 {
         HEAD as u64 + u64::from(self.length)
     }
 
-    /// Its head, with the checksum of its `value`.
+    /// Returns its head, with the checksum of its `value`.
     pub(super) fn head(&self, value: &[u8]) -> [u8; HEAD] {
         let mut head = [0; HEAD];
         let fields = [
@@ -68,7 +68,7 @@ impl Record {
     }
 }
 
-/// The checksum of a head, without the place where it is kept.
+/// Returns the checksum of a head, without the place where it is kept.
 fn head_sum(head: &[u8; HEAD]) -> u32 {
     crc32fast::hash(head.split_at(8).1)
 }
@@ -94,7 +94,7 @@ impl RecordReader<'_> {
     }
 }
 
-/// The record at `offset` whose head is `head`, and the checksum of its value.
+/// Returns the record at `offset` whose head is `head`, and the checksum of its value.
 fn read_head(head: &[u8; HEAD], offset: u32) -> Option<(Record, u32)> {
     let mut fields = RecordReader(head);
     let good = fields.next()? == RECORD && fields.number()? == head_sum(head);
@@ -108,14 +108,14 @@ fn read_head(head: &[u8; HEAD], offset: u32) -> Option<(Record, u32)> {
     (good && record.length <= LARGEST).then_some((record, sum))
 }
 
-/// Opens a segment, which only its owner may read; it is made if it is to be `new`.
+/// Opens a segment, which only its owner may read; it is created if it is to be `new`.
 pub(super) fn open(path: &Path, new: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(new).mode(0o600);
     options.open(path)
 }
 
-/// The value of `record`; `None` if it is damaged.
+/// Returns the value of `record`; `None` if it is damaged.
 pub(super) fn read(file: &File, record: &Record) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; usize::try_from(record.size()).unwrap_or(0)];
     file.read_exact_at(&mut bytes, u64::from(record.offset))?;
@@ -132,7 +132,7 @@ pub(super) fn read(file: &File, record: &Record) -> io::Result<Option<Vec<u8>>> 
     Ok(Some(bytes))
 }
 
-/// The list of `records`, which makes their segment full.
+/// Returns the list of `records`, which makes their segment full.
 pub(super) fn list(records: &[Record]) -> Vec<u8> {
     let mut list = Vec::with_capacity(list_size(records.len()));
     for record in records {
@@ -149,12 +149,12 @@ pub(super) fn list(records: &[Record]) -> Vec<u8> {
     list
 }
 
-/// Bytes of the list of so many records.
+/// Returns the bytes of the list of so many records.
 pub(super) fn list_size(records: usize) -> usize {
     records * LISTED + TRAILER
 }
 
-/// The records of a full segment; `None` if it is not full, or its list is damaged.
+/// Returns the records of a full segment; `None` if it is not full, or its list is damaged.
 pub(super) fn listed(file: &File) -> io::Result<Option<Vec<Record>>> {
     let length = file.metadata()?.len();
     let Some(at) = length.checked_sub(TRAILER as u64) else {
@@ -190,8 +190,8 @@ pub(super) fn listed(file: &File) -> io::Result<Option<Vec<Record>>> {
     Ok(Some(records.filter(inside).collect()))
 }
 
-/// The records of a segment from its start up to the first that is torn or damaged, and where
-/// that is. All of the segment is read.
+/// Returns the records of a segment from its start up to the first that is torn or damaged, and the
+/// place of that. All of the segment is read.
 pub(super) fn scan(file: &File) -> io::Result<(Vec<Record>, u64)> {
     let length = file.metadata()?.len();
     let (mut records, mut at) = (Vec::new(), 0u64);

@@ -105,7 +105,7 @@ impl RedisLevel {
         connection.ok_or_else(none)?.ask(command).await
     }
 
-    /// The key that values of `lane` are sealed with.
+    /// Returns the key that values of `lane` are sealed with.
     fn sealing(&self, lane: &[u8; 16]) -> Option<LessSafeKey> {
         let key = self.names.sealing(lane);
         UnboundKey::new(&AES_256_GCM, &key)

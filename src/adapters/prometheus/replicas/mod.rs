@@ -1,9 +1,10 @@
-//! `replicas = "fill"`: what the answer of one replica lacks is taken from the answers of others, series by
-//! series.
+//! `replicas = "fill"`: gaps in the answer of one replica are filled from the answers of others,
+//! series by series.
 //!
-//! Values at evaluation times are filled one by one. Stored samples are filled by gaps of more than two
-//! and a half times their distance, and never nearer to a sample of the first replica than half of that: two
-//! servers scrape a target at different moments, so that their samples side by side would count double.
+//! Values at evaluation times are filled one by one. Stored samples are filled in gaps of more than
+//! two and a half times their distance, and never nearer to a sample of the first replica than half
+//! of that: two servers scrape a target at different moments, so that their samples side by side
+//! would count double.
 
 mod series;
 mod spacing;
@@ -39,7 +40,7 @@ impl ReplicaLabels {
     }
 }
 
-/// Series that one replica answers with.
+/// The series of a replica's answer.
 pub(super) trait Replicated: Clone + Send + Sync + 'static {
     /// Returns the series without the labels that tell replicas apart, each label set once.
     fn unlabelled(self, labels: &ReplicaLabels, spacing: &Spacing) -> Self;
@@ -54,17 +55,17 @@ pub(super) trait Replicated: Clone + Send + Sync + 'static {
 /// The reader of a response.
 type Reader<R> = Box<dyn Fn(&Response) -> Result<R, Error> + Send + Sync>;
 
-/// What follows from the series of an answer, filled or not.
+/// The continuation with the series of an answer, filled or not.
 type GoOn<M, T> = Box<dyn Fn(M) -> Result<Next<T>, Error> + Send + Sync>;
 
-/// How something is asked of a replica.
+/// A request to a replica, and the reading of its answer.
 pub(super) struct Asking<M, T> {
     pub(super) request: Request,
     /// The reader of a response.
     pub(super) read: Reader<M>,
-    /// What follows from the series, filled or not.
+    /// The continuation with the series, filled or not.
     pub(super) done: GoOn<M, T>,
-    /// Where samples are expected.
+    /// The places at which samples are expected.
     pub(super) spacing: Spacing,
     /// The labels that tell replicas apart; without them no other replica is asked.
     pub(super) labels: Option<ReplicaLabels>,
@@ -88,7 +89,7 @@ pub(super) fn ask<M: Replicated, T: 'static>(asking: Asking<M, T>) -> Exchange<T
     )
 }
 
-/// The same where a response may also tell that another request is needed.
+/// The same where a response may also call for another request.
 pub(super) fn ask_or_go_on<M: Replicated, T: 'static>(
     request: Request,
     read: impl Fn(&Response) -> Result<ControlFlow<Exchange<T>, M>, Error> + Send + Sync + 'static,
@@ -121,7 +122,7 @@ pub(super) fn ask_or_go_on<M: Replicated, T: 'static>(
     })
 }
 
-/// What is asked of every replica alike.
+/// A request that is the same for every replica.
 struct Ways<M, T> {
     request: Request,
     read: Reader<ControlFlow<Exchange<T>, M>>,

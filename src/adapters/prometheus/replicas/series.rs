@@ -69,9 +69,9 @@ pub(in crate::adapters::prometheus) struct TextSeries {
     /// In the order of labels.
     pub(in crate::adapters::prometheus) series: Vec<Series>,
     pub(in crate::adapters::prometheus) annotations: Annotations,
-    /// Whether the server had nothing to warn of.
+    /// Set if the server had no warnings.
     pub(in crate::adapters::prometheus) complete: bool,
-    /// Samples that are another replica's.
+    /// Samples from other replicas.
     pub(in crate::adapters::prometheus) filled: u64,
 }
 
@@ -104,7 +104,7 @@ pub(in crate::adapters::prometheus) struct InstantSeries {
     pub(in crate::adapters::prometheus) passed: Passed,
     /// Its series, if its value has any.
     pub(in crate::adapters::prometheus) instant: Option<Instant>,
-    /// Whether they differ from what the replica wrote.
+    /// Set if they differ from the replica's text.
     pub(in crate::adapters::prometheus) changed: bool,
 }
 
@@ -148,8 +148,8 @@ impl Replicated for InstantSeries {
         self
     }
 
-    /// Of a vector no more can be told than that it is empty, of a range of samples only what is lacking
-    /// between them.
+    /// Returns whether it has a gap. For a vector that means that it is empty; for a range of
+    /// samples, a gap between them.
     fn has_gap(&self, spacing: &Spacing) -> bool {
         let Some(instant) = &self.instant else {
             return false;
@@ -188,7 +188,7 @@ impl Replicated for InstantSeries {
     }
 }
 
-/// Takes `labels` off the series, and returns whether any had one.
+/// Removes `labels` from the series, and returns whether any had one.
 fn strip(series: &mut [Series], labels: &ReplicaLabels) -> bool {
     let mut any = false;
     for series in series {

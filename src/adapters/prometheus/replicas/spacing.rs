@@ -1,13 +1,13 @@
-//! Where samples are expected, and which of another replica's fill the gaps.
+//! The places at which samples are expected, and the samples of another replica that fill the gaps.
 
 use std::ops::Range;
 
 use crate::model::{Millis, Step, TimeRange};
 
-/// From more samples than so many it can be told how far apart they usually are.
+/// The number of samples beyond which their usual distance can be told.
 const MANY: usize = 3;
 
-/// Where samples are expected, from which follows what a gap is.
+/// The places at which samples are expected, which define what a gap is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::adapters::prometheus) enum Spacing {
     /// At each evaluation time from `first` to `last`.
@@ -15,7 +15,7 @@ pub(in crate::adapters::prometheus) enum Spacing {
         first: Millis,
         last: Millis,
         step: Step,
-        /// Whether values beside a gap may be of a part of their time only, as buckets are.
+        /// Set if values beside a gap may cover only a part of their time, as buckets do.
         partial: bool,
     },
     /// As they were stored, about `interval` apart, anywhere in `view`.
@@ -95,7 +95,7 @@ impl Spacing {
                 Millis::try_from(present).is_ok_and(|present| present < expected)
             }
             Self::Samples { view, interval } => {
-                // A few that are far apart may have a gap between each two.
+                // A few samples that are far apart may have a gap between each two.
                 let usual = least_distance(times).filter(|_| times.len() > MANY);
                 let usual = usual.map_or(interval.millis(), |usual| rare(usual, interval));
                 gaps(times, view).any(|gap| is_gap(gap.length(), usual))
@@ -117,7 +117,7 @@ impl Spacing {
                 let step = step.millis();
                 let inside = |t: Millis| (first..=last).contains(&t);
                 let has = |times: &[Millis], t| times.binary_search(&t).is_ok();
-                // Beyond the ends nothing is known to be lacking.
+                // Beyond the ends nothing is known to be missing.
                 let whole = |times: &[Millis], t: Millis| {
                     let beside = [t.saturating_sub(step), t.saturating_add(step)];
                     beside.iter().all(|t| !inside(*t) || has(times, *t))
@@ -154,12 +154,12 @@ impl Spacing {
     }
 }
 
-/// A stretch without samples, between two samples or the ends of what was looked at.
+/// A stretch without samples, between two samples or the ends of the range.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     start: Millis,
     end: Millis,
-    /// Whether there is a sample at its start, and at its end.
+    /// Set where there is a sample at its start, and at its end.
     bounded: (bool, bool),
 }
 
