@@ -21,7 +21,7 @@ struct Line {
     took: Duration,
     /// Where its credentials come from, of one whose requests are signed.
     credentials: Option<String>,
-    /// What a metric of it costs at most, of one that bills.
+    /// The highest cost of a metric, for an upstream that bills.
     cost: Option<String>,
     result: Result<(), String>,
 }

@@ -41,7 +41,7 @@ pub struct Config {
     pub cache_disk: Option<CacheDisk>,
     /// The second level of the cache that replicas share, if there is one.
     pub cache_shared: Option<CacheShared>,
-    /// What replicas do together that share it.
+    /// The settings of replicas that share it.
     pub replicas: Replicas,
     /// Targets besides the upstreams that connection details may name.
     pub targets: Vec<Pattern>,
@@ -99,7 +99,7 @@ pub struct CacheShared {
     pub timeout: Duration,
 }
 
-/// What replicas do together.
+/// The settings of replicas that share a level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replicas {
     /// The name of this one, if it is not host and port.
@@ -321,9 +321,9 @@ pub enum UpstreamKind {
     CloudWatch {
         /// Its addresses; at least one.
         urls: Vec<TargetUrl>,
-        /// What it bills.
+        /// The units that it bills.
         units: Units,
-        /// How calls of several fetches are made one.
+        /// The sharing of calls by several fetches.
         batch: Batch,
     },
     /// A server of Prometheus' HTTP API.

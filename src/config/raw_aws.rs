@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::values::{SecretSource, Text};
 use crate::model::TargetUrl;
 
-/// What an upstream bills.
+/// The units that an upstream bills.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawUnits {
@@ -19,7 +19,7 @@ pub(super) struct RawUnits {
     pub(super) statistics: Option<u32>,
 }
 
-/// How calls of several fetches are made one.
+/// The sharing of calls by several fetches.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBatch {
@@ -27,7 +27,7 @@ pub(super) struct RawBatch {
     pub(super) queries: Option<u32>,
 }
 
-/// How requests to AWS are signed.
+/// Settings for signing requests to AWS.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawAws {

@@ -19,7 +19,7 @@ use crate::wire::prometheus::RangeQuery;
 /// The reason why an answer of such an upstream is not cached, for `Cache-Status`.
 const ALIGNED: &str = "aligned by the upstream";
 
-/// How long an upstream is taken to do so after it was seen to.
+/// Time for which an upstream is assumed to align after it was seen to.
 const BELIEVED: Duration = Duration::from_secs(600);
 
 /// Most upstreams that are remembered; beyond it all are forgotten and learned anew.

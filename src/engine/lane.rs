@@ -452,7 +452,7 @@ impl Lane {
     }
 }
 
-/// What sets `expression` apart, in a form that outlives the process.
+/// Returns the identity of `expression`, in a form that outlives the process.
 fn canonical(expression: &Expression) -> Canonical {
     let Expression {
         query,

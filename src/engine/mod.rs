@@ -188,7 +188,8 @@ pub struct RequestContext {
     /// The greatest age of data that may still change which the client accepts, if it says so
     /// (`Cache-Control`). It then gets no expired data either.
     pub max_age: Option<Duration>,
-    /// What it has waited for the second level of the cache, once it is known to be no hit.
+    /// The time that it has waited for the second level of the cache, once it is known not to be a
+    /// hit.
     pub level_wait: Option<Arc<LevelWait>>,
 }
 

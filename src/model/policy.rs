@@ -65,7 +65,7 @@ pub struct Reading {
     pub instant_alignment: InstantAlignment,
     /// Whether what is polled at a steady pace is refreshed before it is asked for again.
     pub refresh_ahead: bool,
-    /// What the addresses of a Prometheus upstream are to each other.
+    /// The relation of the addresses of a Prometheus upstream to each other.
     pub replicas: Replicas,
     /// Labels that tell replicas apart, if gaps are filled.
     pub replica_labels: Vec<String>,
@@ -94,10 +94,10 @@ impl Default for Reading {
     }
 }
 
-/// How calls of several fetches are made one, by upstreams whose protocol allows that.
+/// The sharing of calls by several fetches, for upstreams whose protocol allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// How long a call waits for more.
+    /// Time for which a call waits for more queries.
     pub window: Duration,
     /// Most queries of a call.
     pub queries: usize,
@@ -113,7 +113,7 @@ impl Default for Batch {
     }
 }
 
-/// What an upstream bills, and how much of it may be asked for.
+/// The units that an upstream bills, and the limits on them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Units {
     /// Most units in an hour of UTC.
@@ -124,7 +124,7 @@ pub struct Units {
     pub per_month: Option<u32>,
     /// The price of a unit.
     pub price: f64,
-    /// What the price is in.
+    /// The currency of the price.
     pub currency: String,
     /// Statistics of a metric that are billed as one unit.
     pub statistics: u32,
@@ -206,7 +206,7 @@ pub enum InstantAlignment {
     Exact,
 }
 
-/// What the addresses of an upstream are to each other.
+/// The relation of the addresses of an upstream to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Replicas {

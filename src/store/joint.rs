@@ -13,7 +13,7 @@ use crate::telemetry::metrics;
 /// Asks for permits that wait to be sent; there is one of each upstream at most.
 const ASKS: usize = 1024;
 
-/// What is asked of the level.
+/// A request to the level.
 pub enum JointAsk {
     /// Permits for calls.
     Permits(PermitAsk),
@@ -29,16 +29,16 @@ pub struct PermitAsk {
     pub per_second: f64,
     /// Calls at once of all replicas.
     pub burst: f64,
-    /// How many calls are wanted.
+    /// Number of calls that are wanted.
     pub want: u32,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Result<Permits, LevelFailure>>,
 }
 
-/// What the level says to a [`PermitAsk`].
+/// The answer of the level to a [`PermitAsk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permits {
-    /// How many calls may be made.
+    /// Number of calls that may be made.
     pub granted: u32,
     /// If none: when one may be.
     pub wait: Duration,

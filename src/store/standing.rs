@@ -1,12 +1,12 @@
-//! What a replica knows of its part of the limits that all keep together, and whether it may go by
-//! what the level says or has to keep to its part.
+//! The knowledge of a replica about its part of the limits that all keep together, and whether it
+//! may go by the level's answers or has to keep to its part.
 //!
-//! The parts of all replicas never sum above the whole, whatever is lost on the way. The level
-//! counts for each the larger of what it says it believes and what it was granted last, and grants
-//! only what the others leave. A replica says with each beat which reply it got last: once that is
-//! [`SILENT`] old, the level takes its part off what all use together, and only after [`AWAY`] does
-//! the replica begin to use it by itself. A reply that took longer than [`LATEST_REPLY`] does not
-//! count, so the first always comes before the second.
+//! The parts of all replicas never sum above the whole, whatever is lost on the way. For each the
+//! level counts the larger of the part that it says it believes in and the part that it was granted
+//! last, and grants only what the others leave. With each beat a replica says which reply it got
+//! last: once that is [`SILENT`] old, the level takes its part off the common limit, and only after
+//! [`AWAY`] does the replica begin to use it by itself. A reply that took longer than
+//! [`LATEST_REPLY`] does not count, so the first always comes before the second.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub const SILENT: Millis = 1000;
 /// A replica that was heard within so many milliseconds is live.
 pub const LIVE: Millis = 3000;
 
-/// What a replica may go by.
+/// The limit that a replica may go by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// The limits that the level keeps for all.
@@ -38,7 +38,7 @@ pub enum Mode {
     Alone(Option<u32>),
 }
 
-/// What a replica tells with a beat.
+/// The contents of a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Numbers the beats of a process.
@@ -49,11 +49,11 @@ pub struct Report {
     pub epoch: u64,
     /// The level's time in the last reply.
     pub acked: Millis,
-    /// Whether it ever had a share.
+    /// Set if it ever had a share.
     pub held: bool,
 }
 
-/// What the level replies to a beat.
+/// The reply of the level to a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// The level's time.
@@ -62,7 +62,7 @@ pub struct Verdict {
     pub epoch: u64,
     /// The share from now on, in millionths.
     pub share: u32,
-    /// How many replicas are live.
+    /// Number of live replicas.
     pub live: u32,
 }
 
@@ -74,7 +74,7 @@ pub struct Standing {
     /// When the process began, by the monotonic clock.
     began: Duration,
     sequence: u64,
-    /// Whether it ever had a share.
+    /// Set if it ever had a share.
     held: bool,
     last: Option<Verdict>,
     /// When the beat was sent that this replies to, by the monotonic clock.
@@ -82,7 +82,7 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// That of a process that begins `now`.
+    /// Returns the standing of a process that begins `now`.
     pub fn new(forget_after: Duration, now: Duration) -> Self {
         Self {
             forget_after,

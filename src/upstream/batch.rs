@@ -25,7 +25,7 @@ const MOST_REFUSED: usize = 1000;
 
 type Members = Vec<Member>;
 
-/// What came of a call, and in it of one of its queries.
+/// The outcome of a call, and in it that of one of its queries.
 type MemberOutcome = Result<Answered<Result<FetchResult, Error>>, Error>;
 
 /// The batches of one upstream that are open.
@@ -47,9 +47,9 @@ struct BatchTable {
 /// A call that has not been admitted.
 struct OpenBatch {
     number: u64,
-    /// Whether it is for own work, which waits until no client does.
+    /// Set for Heliostat's own work, which waits until no client does.
     own: bool,
-    /// Whether it may gather more.
+    /// Set while it may take in more queries.
     shared: bool,
     waiters: Waiters,
     members: Members,

@@ -32,7 +32,7 @@ impl Period {
         }
     }
 
-    /// How long it is at most, in milliseconds; its name in the file.
+    /// Returns its greatest length, in milliseconds; its name in the file.
     fn millis(self) -> Millis {
         match self {
             Self::Hour => HOUR,
@@ -82,9 +82,9 @@ fn first_day(index: i64) -> i64 {
     era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
 }
 
-/// What may be used in each hour, day and month of UTC.
+/// The budgets of each hour, day and month of UTC.
 pub(super) struct Budgets {
-    /// What it is of: `calls` or `units`.
+    /// The unit of the budgets: `calls` or `units`.
     of: &'static str,
     used: Arc<Used>,
     file: Option<BudgetFile>,
@@ -243,7 +243,7 @@ impl Budgets {
     }
 }
 
-/// What is used in each window, and what the file says of it.
+/// The usage of each window, and the usage in the file.
 struct Used(Mutex<Vec<Window>>);
 
 impl Used {

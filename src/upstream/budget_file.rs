@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 /// Most time that the start waits for the file. It is read all the same when its folder comes back.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a change may wait to be written before the log says so.
+/// Time that a change may wait to be written before the log says so.
 const OVERDUE: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize, Serialize)]
@@ -30,7 +30,7 @@ struct Contents {
     windows: Vec<Saved>,
 }
 
-/// What the file says of one hour, day or month.
+/// The usage of one hour, day or month, as stored in the file.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub(super) struct Saved {
     pub(super) millis: Millis,
@@ -57,7 +57,7 @@ struct File {
     progress: Mutex<Progress>,
 }
 
-/// How the file is read and written.
+/// The reading and writing of the file.
 #[derive(Clone, Copy)]
 struct Disk {
     read: fn(&Path) -> io::Result<Vec<Saved>>,
@@ -66,7 +66,7 @@ struct Disk {
 
 const DISK: Disk = Disk { read, write };
 
-/// What is written, and what waits for it.
+/// The usage that is being written, and the usage that waits for it.
 #[derive(Debug, Default)]
 struct Progress {
     /// Since when there has been something that the file does not say.

@@ -133,9 +133,9 @@ pub struct ClientConfig {
     pub method: QueryMethod,
     /// Most bytes of a response.
     pub max_response: usize,
-    /// What it bills, if it does.
+    /// The units that it bills, if it does.
     pub units: Option<Units>,
-    /// How calls of several fetches are made one.
+    /// The sharing of calls by several fetches.
     pub batch: Batch,
     /// The file in which the usage of budgets is kept, if there is one.
     pub budget_file: Option<PathBuf>,

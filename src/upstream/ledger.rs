@@ -1,5 +1,5 @@
-//! What an upstream bills: units that were asked for, and that would have been, budgets of them, and
-//! money.
+//! The units that an upstream bills: those asked for, those that a cache avoided, budgets of them,
+//! and money.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What calls take out of the budgets of calls and of units.
+//! The usage of the budgets of calls and of units.
 
 use std::time::Duration;
 

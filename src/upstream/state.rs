@@ -10,7 +10,7 @@ pub struct ProtectionState {
     pub limiter: LimiterState,
     /// Budgets of calls and of units.
     pub budgets: Vec<BudgetState>,
-    /// What is billed, of one that bills.
+    /// The units that it bills, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub units: Option<UnitsState>,
     /// Its addresses and their breakers, the preferred one first.
@@ -38,7 +38,7 @@ pub struct LimiterState {
     /// The part, from 0 to 1, of what all replicas may do together that this one keeps to by itself
     /// while they cannot; `None` where limits are its own.
     pub share: Option<f64>,
-    /// Whether it keeps to that part now.
+    /// Set while it keeps to that part.
     pub alone: bool,
     /// Seconds that calls are kept apart because the upstream said how much is left.
     pub spacing_seconds: Option<f64>,
@@ -48,19 +48,19 @@ pub struct LimiterState {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetState {
-    /// What it is of: `calls` or `units`.
+    /// The unit of the budget: `calls` or `units`.
     pub of: &'static str,
     /// `hour`, `day` or `month`, of UTC.
     pub per: &'static str,
-    /// What may be used in it.
+    /// The size of the budget.
     pub allowed: u32,
-    /// What was used in it.
+    /// The usage of the budget.
     pub used: u32,
     /// Seconds until it begins anew.
     pub renewed_seconds: f64,
 }
 
-/// What an upstream bills, since its settings took effect.
+/// The units that an upstream bills, since its settings took effect.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UnitsState {
@@ -70,11 +70,11 @@ pub struct UnitsState {
     pub requested: u64,
     /// The difference.
     pub avoided: u64,
-    /// What was asked for, in money.
+    /// The price of the units asked for.
     pub cost: f64,
     /// The same of what was avoided.
     pub cost_avoided: f64,
-    /// What the money is in.
+    /// The currency of the prices.
     pub currency: String,
 }
 

@@ -687,7 +687,7 @@ async fn explain_says_what_would_be_asked() {
     assert_eq!(gone["answer"], "cache", "nothing is kept so long");
 }
 
-/// What the admin API says of the only upstream's protection.
+/// Returns the state of the only upstream's protection, by the admin API.
 pub(crate) async fn state(server: &Server) -> Value {
     let request = server
         .client()

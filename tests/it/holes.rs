@@ -480,7 +480,7 @@ fn fleet(shift: i64, hole: (i64, i64)) -> Vec<Written> {
     all
 }
 
-/// What Heliostat says of two real stores, against what it should.
+/// Two real stores, and Heliostat in front of them.
 struct Real {
     server: Server,
     clock: Arc<TestClock>,

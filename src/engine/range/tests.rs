@@ -77,7 +77,7 @@ fn direct(first: Millis, last: Millis, step: Millis, now: Millis) -> String {
 /// The body of an answer without series.
 const NO_SERIES: &str = r#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#;
 
-/// How an answer says that it lacks something.
+/// The warning of an answer with gaps.
 const WARNED: &str = r#","warnings":["a store is down"]"#;
 const PARTIAL: &str = r#","isPartial":true"#;
 

@@ -1,4 +1,4 @@
-//! What waits to be written to a level, bounded in bytes.
+//! The writes that wait for a level, bounded in bytes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ pub(super) const PIECE_BYTES: usize = 512;
 /// Most bytes that wait.
 const MOST_BYTES: usize = 16 << 20;
 
-/// What waits to be written to a level.
+/// The writes that wait for a level.
 #[derive(Default)]
 pub(super) struct WriteQueue {
     // A plain mutex: it is held for a look-up and never across an await.
@@ -41,7 +41,7 @@ struct Waiting {
     writing: usize,
 }
 
-/// What is to be written together.
+/// The data that is written together.
 pub(super) struct Batch {
     pub(super) lanes: Vec<LaneWrite>,
     pub(super) answers: Vec<WholeWrite>,
@@ -53,7 +53,7 @@ enum Place {
     Answer(WholeKey),
 }
 
-/// What waits of one lane.
+/// The data of one lane that waits.
 pub(super) struct LaneWrite {
     pub(super) lane: Lane,
     pub(super) pieces: Vec<(Arc<Piece>, Stamp)>,
@@ -116,7 +116,7 @@ impl WriteQueue {
         true
     }
 
-    /// What is to be written next.
+    /// Takes what is to be written next.
     pub(super) fn take(&self) -> Batch {
         let mut waiting = self.lock();
         let mut batch = Batch {

@@ -96,7 +96,7 @@ impl Tier {
         (!piece.segments.is_empty()).then_some(piece)
     }
 
-    /// What the level has of `range` of `lane`.
+    /// Reads `range` of `lane` from the level.
     pub(super) async fn read(self: &Arc<Self>, lane: &Lane, range: &TimeRange) -> Option<Piece> {
         let state = self.level.state()?;
         let named = self.named(lane)?;

@@ -168,7 +168,7 @@ impl Fleet {
         (self.make)(world, &clock, memory)
     }
 
-    /// What a member is told of a request that comes now.
+    /// Returns the context of a request to a member that comes now.
     pub(super) fn context(&self, member: usize) -> crate::engine::RequestContext {
         let (machine, world) = &self.members[member];
         let mut context = world.clocks.context(Encoding::Identity);
@@ -256,7 +256,7 @@ pub(super) enum FleetOp {
     Other(WorldOp),
 }
 
-/// What happens to a world besides queries.
+/// An event in a world besides queries.
 #[derive(Clone, Debug)]
 pub(super) enum WorldOp {
     Pass(Millis),
@@ -284,7 +284,7 @@ fn fault() -> impl Strategy<Value = SimFault> {
     ]
 }
 
-/// How long before now something ends, and how long it is.
+/// Returns a strategy for a window: the time from its end to now, and its length.
 pub(super) fn window() -> impl Strategy<Value = (Millis, Millis)> + Clone {
     let back = prop_oneof![3 => -20_000i64..60_000, 2 => 0i64..400_000];
     let len = prop_oneof![1i64..90_000, 1i64..500_000];

@@ -1,5 +1,5 @@
-//! How long a request waits for the second level: as long as one read of it may take, however many
-//! ranges it asks for one after the other.
+//! The wait of a request for the second level: as long as one read of it may take, however many
+//! ranges it reads one after the other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::SecondLevel;
 use crate::engine::{CacheOutcome, RequestContext, Timing};
 
-/// How long a request has waited for the second level, and whether that had something for it.
+/// The time that a request has waited for the second level, and whether that had something for it.
 #[derive(Debug, Default)]
 pub struct LevelWait {
     micros: AtomicU64,

@@ -23,7 +23,7 @@ const MOST_PAGES: usize = 256;
 /// Most bytes of a value.
 pub(super) const MOST_VALUE: usize = 1 << 20;
 
-/// How often a lane is tried whose values others write at the same time.
+/// The most attempts at a lane whose values others write at the same time.
 pub(super) const ATTEMPTS: u32 = 3;
 
 /// Starts to write what is queued for `tier`, until that is dropped.

@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use super::{Content, WholeEntry, WholeKey};
 use crate::upstream::Flights;
 
-/// What an entry takes besides what it holds: what moka and the allocator keep for it.
+/// Bytes of an entry besides its contents: the bookkeeping of moka and the allocator.
 const ENTRY_OVERHEAD: usize = 600;
 
 /// Answers that were fetched, and fetches in flight.

@@ -16,7 +16,7 @@ use crate::store::LevelFailure;
 use crate::store::joint::{JointAsk, JointLimits, PERMITS_LAST, PermitAsk, Permits};
 use crate::store::standing::{LATEST_REPLY, Report, Verdict};
 
-/// How often a replica reports.
+/// The interval of a replica's reports.
 const EVERY: Duration = Duration::from_millis(250);
 
 /// After so many beats in a row without a reply that counts, it is logged.
@@ -34,10 +34,10 @@ const RUN: &str = "
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
 ";
 
-/// What is known of the replicas: `KEYS[1]` is a hash of the state of all and of `m:NAME`, one for
-/// each, which is instance, number of its last beat, when it was heard, the time of the reply that it
-/// got last, its claim (the larger of the share that it believes in and the one it was granted), and
-/// whether that is of before data was lost and not confirmed yet.
+/// Reads the state of the replicas: `KEYS[1]` is a hash of the state of all and of `m:NAME`, one
+/// for each, which is instance, number of its last beat, when it was heard, the time of the last
+/// reply that it got, its claim (the larger of the share that it believes in and the one it was
+/// granted), and whether that is from before data was lost and not confirmed yet.
 const READ: &str = "
 local fields = redis.call('HGETALL', KEYS[1])
 local state, members = {}, {}
@@ -216,7 +216,7 @@ impl Scripts {
     }
 }
 
-/// What a beat replies: time, epoch, share, live replicas.
+/// The reply to a beat: time, epoch, share, live replicas.
 type BeatReply = (i64, u64, u32, u32);
 
 /// A replica, as the scripts know it.

@@ -33,7 +33,8 @@ impl Permit {
         self.chosen.as_mut()
     }
 
-    /// What the call is allowed by, if replicas keep the limit together: `shared` or `share`.
+    /// Returns the limit that allowed the call, if replicas keep limits together: `shared` or
+    /// `share`.
     pub(in crate::upstream) fn source(&self) -> Option<&'static str> {
         self.limiter.upgrade()?.state().rate.source()
     }

@@ -41,7 +41,7 @@ pub(super) struct JointPace {
     /// Calls that may be made until then.
     permits: u32,
     until: Instant,
-    /// What `rate` is for: the mode, and the share that is reckoned with.
+    /// The basis of `rate`: the mode, and the share that is assumed.
     mode: Mode,
     share: u32,
     /// The rate of this replica's share: kept to while it is alone, else to reckon when calls will be
@@ -65,7 +65,8 @@ impl Pace {
         })
     }
 
-    /// How long from `now` the call after `ahead` others has to wait, as far as that is known.
+    /// Returns the time from `now` that the call after `ahead` others has to wait, as far as it is
+    /// known.
     pub(super) fn wait(&self, now: Instant, ahead: usize) -> Duration {
         match self {
             Self::Own(rate) => rate.wait(now, ahead),
@@ -106,7 +107,7 @@ impl Pace {
         rate.is_some_and(|rate| rate.wait(now, (rate.burst() / 2) as usize).is_zero())
     }
 
-    /// How many of `calls` at once may be this replica's.
+    /// Returns the part of `calls` at once that may be this replica's.
     pub(super) fn at_once(&self, calls: usize) -> usize {
         match self {
             Self::Own(_) => calls,
@@ -122,7 +123,7 @@ impl Pace {
         }
     }
 
-    /// What calls are allowed by, if replicas keep the limit together: `shared` or `share`.
+    /// Returns the limit that allows calls, if replicas keep limits together: `shared` or `share`.
     pub(super) fn source(&self) -> Option<&'static str> {
         match self {
             Self::Own(_) => None,

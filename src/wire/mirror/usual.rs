@@ -49,7 +49,7 @@ fn once<T>(member: &mut Option<T>, value: T) -> Option<()> {
     member.replace(value).is_none().then_some(())
 }
 
-/// What has not been read of a body. What is not of the usual form is `None`.
+/// The rest of a body that has not been read. A body of an unusual form is `None`.
 struct Reader<'a> {
     rest: &'a [u8],
 }

@@ -50,7 +50,7 @@ fn value(clocks: &Clocks, series: Millis, time: Millis, now: Millis) -> i64 {
     }
 }
 
-/// What a list has at `now`, but for its changes by hand.
+/// Returns the version of a list at `now`, without its changes by hand.
 fn era(now: Millis) -> Millis {
     now.div_euclid(ERA)
 }

@@ -12,7 +12,7 @@ use crate::engine::whole::{Content, WholeQuery};
 use crate::model::RawResponse;
 use crate::wire::mirror::response;
 
-/// How long an answer may be cached, as far as that is written down.
+/// The time for which an answer may be cached, as far as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum StoredPolicy {
@@ -21,7 +21,7 @@ pub(super) enum StoredPolicy {
     Settled,
 }
 
-/// What is written before the body of an answer, as JSON behind its length.
+/// The head of a stored answer, as JSON after its length.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Head {

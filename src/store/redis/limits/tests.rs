@@ -38,7 +38,7 @@ impl Random {
 struct Replica {
     instance: u64,
     standing: Standing,
-    /// How far its clock is ahead.
+    /// The time that its clock is ahead.
     ahead: Duration,
     /// When it beats next.
     next: Millis,
@@ -59,7 +59,7 @@ struct World {
     now: Millis,
     /// By how much the level's clock is ahead.
     ahead: Millis,
-    /// How often it began.
+    /// Number of its starts.
     run: u64,
     /// Its time when it heard a replica last.
     processed: Millis,
@@ -70,7 +70,7 @@ struct World {
     beats: u64,
     /// Most that was used at once, in millionths.
     most: u32,
-    /// What happened, the latest last.
+    /// The events, the latest last.
     log: Vec<String>,
 }
 
@@ -182,8 +182,9 @@ impl World {
         self.late.push((now + after, command));
     }
 
-    /// What all together and those who are alone may use, in millionths. Those count who were heard
-    /// within `FORGET`, and whose share is not of a level that began anew without them.
+    /// Checks the sum, in millionths, of what all may use together and what those who are alone may
+    /// use. Replicas count that were heard within `FORGET`, and whose share is not of a level that
+    /// began anew without them.
     fn check(&mut self) {
         let (now, time) = (self.now, self.level_time());
         let mut together = redis::cmd("EVAL");

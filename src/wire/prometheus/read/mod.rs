@@ -24,7 +24,7 @@ pub struct Matrix {
 /// A successful answer to an instant query whose value has series.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Instant {
-    /// Whether it is a vector, with one sample a series; else it is a matrix.
+    /// Set for a vector, with one sample per series; otherwise it is a matrix.
     pub vector: bool,
     /// In the order of the answer.
     pub series: Vec<Series>,

@@ -24,7 +24,7 @@ fn every(distance: Millis, from: Millis, to: Millis) -> Vec<Millis> {
     (from..to).step_by(distance as usize).collect()
 }
 
-/// What both have together.
+/// Returns the times that both have together.
 fn union(spacing: &Spacing, mine: &[Millis], theirs: &[Millis]) -> Vec<Millis> {
     let taken = spacing.taken(mine, theirs);
     let taken = taken.into_iter().flatten().map(|at| theirs[at]);
