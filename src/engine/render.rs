@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::model::{Layout, Millis, Points, TimeRange};
 use crate::wire::encoding::{Encoding, PackedText, Text};
-use crate::wire::number::{read_time, write_bucket, write_point};
+use crate::wire::number::{read_time, write_next_bucket, write_point};
 
 /// Number of neighbouring points that are packed together. At the ends of an answer up to one block
 /// less a point stays plain; smaller blocks pack worse.
@@ -65,10 +65,14 @@ impl Rendered {
         let mut offsets = Vec::with_capacity(starts.len() + more);
         text.extend_from_slice(head);
         offsets.extend_from_slice(starts);
+        // The end of the last bucket.
+        let mut end = None;
         for (time, value) in points.iter().skip(done) {
             match layout {
                 Layout::Raw => write_point(&mut text, time, value),
-                Layout::Buckets { size, .. } => write_bucket(&mut text, time, size, value),
+                Layout::Buckets { size, .. } => {
+                    end = Some(write_next_bucket(&mut text, time, size, value, end.take()));
+                }
             }
             text.push(b',');
             match u32::try_from(text.len()) {

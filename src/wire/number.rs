@@ -1,5 +1,7 @@
 //! Numbers and points as JSON text.
 
+use std::ops::Range;
+
 use crate::model::{Millis, Step};
 
 /// Appends a finite `value` in its shortest form that reads back the same, as `serde_json`
@@ -25,6 +27,34 @@ pub fn write_point(out: &mut Vec<u8>, time: Millis, value: f64) {
 /// Appends `[value,start,end]`.
 pub fn write_bucket(out: &mut Vec<u8>, start: Millis, size: Step, value: f64) {
     write_span(out, start, start.saturating_add(size.millis()), value);
+}
+
+/// A time, and where its digits stand in a text.
+pub type WrittenTime = (Millis, Range<usize>);
+
+/// Appends `[value,start,end]`, and returns the end. As a rule the bucket before this one ends where it
+/// starts: if that is `before`, its digits are copied.
+pub fn write_next_bucket(
+    out: &mut Vec<u8>,
+    start: Millis,
+    size: Step,
+    value: f64,
+    before: Option<WrittenTime>,
+) -> WrittenTime {
+    out.push(b'[');
+    write_f64(out, value);
+    out.push(b',');
+    match before.filter(|(time, at)| *time == start && at.end <= out.len()) {
+        Some((_, at)) => out.extend_from_within(at),
+        None => write_i64(out, start),
+    }
+    out.push(b',');
+    let end = start.saturating_add(size.millis());
+    let at = out.len();
+    write_i64(out, end);
+    let at = at..out.len();
+    out.push(b']');
+    (end, at)
 }
 
 /// Appends `[value,start,end]`.

@@ -330,12 +330,8 @@ impl Pages {
 }
 
 fn on_grid(bucket: &Bucket, size: Step) -> bool {
-    bucket.range
-        == TimeRange::clamped(
-            size.floor(bucket.range.start()),
-            size.floor(bucket.range.start())
-                .saturating_add(size.millis()),
-        )
+    let start = size.floor(bucket.range.start());
+    bucket.range == TimeRange::clamped(start, start.saturating_add(size.millis()))
 }
 
 #[cfg(test)]

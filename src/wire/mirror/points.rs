@@ -1,5 +1,6 @@
 //! The points of another mirror's answer, read straight into columns.
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
 
@@ -22,10 +23,12 @@ pub struct Telemetry {
 /// Reads another mirror's answer to `/api/metric`. Positions are taken from its `dataFormat`;
 /// without one, from the order that the protocol uses.
 pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
-    let answer: MetricAnswer = serde_json::from_slice(body)
-        .map_err(|e| bad(format!("the answer is not metric telemetry: {e}")))?;
+    let (answer, mut columns) = match usual(body) {
+        Some(read) => read,
+        None => complete(body)?,
+    };
     let Inner {
-        points: PointColumns(mut columns),
+        points: _,
         data_format,
         is_partial,
         tag,
@@ -56,10 +59,10 @@ pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
         // No columns if there are no points.
         Ok(columns.get_mut(at).map(std::mem::take).unwrap_or_default())
     };
-    let values = column("value")?;
+    let values = column("value")?.values();
     let (times, ends) = if aggregated {
-        let starts = times(&column("startTimestamp")?)?;
-        let ends = times(&column("endTimestamp")?)?;
+        let starts = column("startTimestamp")?.times()?;
+        let ends = column("endTimestamp")?.times()?;
         if starts.iter().zip(&ends).any(|(start, end)| start >= end) {
             return Err(bad(
                 "telemetry.points: a bucket ends before it starts".into()
@@ -67,7 +70,7 @@ pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
         }
         (starts, Some(ends))
     } else {
-        (times(&column("timestamp")?)?, None)
+        (column("timestamp")?.times()?, None)
     };
     Ok(Telemetry {
         times,
@@ -88,6 +91,220 @@ fn times(numbers: &[f64]) -> Result<Vec<Millis>, Error> {
             .ok_or_else(|| bad(format!("telemetry.points: {number} is not a timestamp")))
     };
     numbers.iter().map(time).collect()
+}
+
+/// The numbers at one position of all points.
+enum Column {
+    /// Whole numbers of at most 15 digits, which doubles hold exactly.
+    Whole(Vec<Millis>),
+    /// Any numbers; NaN stands for null.
+    Any(Vec<f64>),
+}
+
+impl Default for Column {
+    fn default() -> Self {
+        Self::Whole(Vec::new())
+    }
+}
+
+impl Column {
+    fn push(&mut self, number: Number) {
+        match (&mut *self, number) {
+            (Self::Whole(all), Number::Whole(n)) => all.push(n),
+            (Self::Any(all), Number::Whole(n)) => all.push(n as f64),
+            (Self::Any(all), Number::Any(n)) => all.push(n),
+            (Self::Whole(all), Number::Any(n)) => {
+                let mut any = Vec::with_capacity(all.capacity());
+                any.extend(all.iter().map(|n| *n as f64));
+                any.push(n);
+                *self = Self::Any(any);
+            }
+        }
+    }
+
+    fn reserve(&mut self, more: usize) {
+        match self {
+            Self::Whole(all) => all.reserve_exact(more),
+            Self::Any(all) => all.reserve_exact(more),
+        }
+    }
+
+    fn values(self) -> Vec<f64> {
+        match self {
+            Self::Whole(all) => all.into_iter().map(|n| n as f64).collect(),
+            Self::Any(all) => all,
+        }
+    }
+
+    fn times(self) -> Result<Vec<Millis>, Error> {
+        match self {
+            Self::Whole(all) => Ok(all),
+            Self::Any(all) => times(&all),
+        }
+    }
+}
+
+/// Reads any answer, and words what is wrong with one.
+fn complete(body: &[u8]) -> Result<(MetricAnswer, Vec<Column>), Error> {
+    let mut answer: MetricAnswer = serde_json::from_slice(body)
+        .map_err(|e| bad(format!("the answer is not metric telemetry: {e}")))?;
+    let columns = std::mem::take(&mut answer.telemetry.points.0);
+    Ok((answer, columns.into_iter().map(Column::Any).collect()))
+}
+
+/// Reads an answer of the usual form: its points are read here, number by number, and the rest, as if
+/// there were no points, by the complete reader. `None` if it is of another form, right or wrong.
+fn usual(body: &[u8]) -> Option<(MetricAnswer, Vec<Column>)> {
+    const POINTS: &[u8] = b"\"points\"";
+    let before = memmem::find(body, POINTS)?;
+    let (head, rest) = body.split_at_checked(before + POINTS.len())?;
+    // In the object `telemetry`, and in none below it.
+    let mut outside = Scanner { rest: head };
+    for part in [&b"{"[..], b"\"telemetry\"", b":", b"{"] {
+        outside.skip(part)?;
+    }
+    if outside.rest.iter().any(|b| matches!(b, b'{' | b'}')) {
+        return None;
+    }
+    let mut scanner = Scanner { rest };
+    scanner.skip(b":")?;
+    let columns = scanner.points()?;
+    let without = [head, b":[]", scanner.rest].concat();
+    let answer: MetricAnswer = serde_json::from_slice(&without).ok()?;
+    Some((answer, columns))
+}
+
+/// A number as it was read.
+#[derive(Clone, Copy)]
+enum Number {
+    Whole(i64),
+    Any(f64),
+}
+
+/// Powers of ten that doubles hold exactly, and with which a quotient is rounded once (W. D. Clinger,
+/// "How to read floating point numbers accurately", 1990).
+const TENS: [f64; 16] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+];
+
+/// What has not been read of an answer. What is not of the usual form is `None`.
+struct Scanner<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Scanner<'a> {
+    fn peek(&mut self) -> Option<u8> {
+        loop {
+            match self.rest.split_first()? {
+                (b' ' | b'\n' | b'\r' | b'\t', rest) => self.rest = rest,
+                (byte, _) => return Some(*byte),
+            }
+        }
+    }
+
+    fn skip(&mut self, expected: &[u8]) -> Option<()> {
+        self.peek()?;
+        self.rest = self.rest.strip_prefix(expected)?;
+        Some(())
+    }
+
+    /// Reads an array of points, one column for each position; none if there are no points.
+    fn points(&mut self) -> Option<Vec<Column>> {
+        let mut columns = Vec::new();
+        self.skip(b"[")?;
+        if self.skip(b"]").is_some() {
+            return Some(columns);
+        }
+        let start = self.rest.len();
+        self.skip(b"[")?;
+        loop {
+            let mut column = Column::default();
+            column.push(self.number()?);
+            columns.push(column);
+            if self.skip(b",").is_none() {
+                break;
+            }
+            if columns.len() == WIDEST {
+                return None;
+            }
+        }
+        self.skip(b"]")?;
+        // Points are of about one length.
+        let more = self.rest.len() / (start - self.rest.len()).max(1) + 1;
+        columns.iter_mut().for_each(|column| column.reserve(more));
+        while self.skip(b",").is_some() {
+            self.skip(b"[")?;
+            for (i, column) in columns.iter_mut().enumerate() {
+                if i > 0 {
+                    self.skip(b",")?;
+                }
+                column.push(self.number()?);
+            }
+            self.skip(b"]")?;
+        }
+        self.skip(b"]")?;
+        Some(columns)
+    }
+
+    fn number(&mut self) -> Option<Number> {
+        self.peek()?;
+        let text = self.rest;
+        let mut negative = false;
+        if let Some(rest) = self.rest.strip_prefix(b"-") {
+            (negative, self.rest) = (true, rest);
+        }
+        let (mut mantissa, mut decimals) = (0i64, 0);
+        let first = self.rest.first().copied();
+        let whole = self.digits(&mut mantissa);
+        if whole == 0 {
+            self.rest = text.strip_prefix(b"null")?;
+            return Some(Number::Any(f64::NAN));
+        }
+        if first == Some(b'0') && whole > 1 {
+            return None;
+        }
+        if let Some(rest) = self.rest.strip_prefix(b".") {
+            self.rest = rest;
+            decimals = self.digits(&mut mantissa);
+            if decimals == 0 {
+                return None;
+            }
+        }
+        let power = matches!(self.rest.first(), Some(b'e' | b'E'));
+        if whole + decimals > 15 || power {
+            return self.long(text).map(Number::Any);
+        }
+        let signed = if negative { -mantissa } else { mantissa };
+        match TENS.get(decimals) {
+            Some(_) if decimals == 0 && !(negative && mantissa == 0) => Some(Number::Whole(signed)),
+            // Of a zero the sign would be lost.
+            Some(ten) if negative => Some(Number::Any(-(mantissa as f64 / ten))),
+            Some(ten) => Some(Number::Any(mantissa as f64 / ten)),
+            None => None,
+        }
+    }
+
+    /// Reads digits on to `number`, and returns how many there are.
+    fn digits(&mut self, number: &mut i64) -> usize {
+        let mut count = 0;
+        while let Some((digit @ b'0'..=b'9', rest)) = self.rest.split_first() {
+            *number = number
+                .wrapping_mul(10)
+                .wrapping_add(i64::from(digit - b'0'));
+            self.rest = rest;
+            count += 1;
+        }
+        count
+    }
+
+    /// Reads the number that `text` begins with, which has many digits or a power of ten.
+    fn long(&mut self, text: &'a [u8]) -> Option<f64> {
+        let of_number = |b: &u8| matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+        let length = text.iter().take_while(|b| of_number(b)).count();
+        let (number, rest) = text.split_at_checked(length)?;
+        self.rest = rest;
+        serde_json::from_slice(number).ok()
+    }
 }
 
 #[derive(Deserialize)]
@@ -191,6 +408,7 @@ impl<'de> Visitor<'de> for Further<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn read(points: &str, rest: &str) -> Result<Telemetry, String> {
         let body = format!(r#"{{"telemetry":{{"points":{points}{rest}}}}}"#);
@@ -208,6 +426,88 @@ mod tests {
         assert_eq!(found.ends, Some(vec![20, 30]));
         let found = read("[]", r#","isPartial":true"#).unwrap();
         assert!(found.times.is_empty() && found.values.is_empty() && found.partial);
+    }
+
+    /// Texts of values in points: of numbers that JSON has, and of some that it does not.
+    fn number() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<u64>()
+                .prop_map(|bits| f64::from_bits(bits))
+                .prop_filter("finite", |n| n.is_finite())
+                .prop_map(|n| serde_json::to_string(&n).unwrap()),
+            "-?[0-9]{1,18}",
+            "-?[0-9]{1,12}\\.[0-9]{0,12}",
+            "-?[0-9]{1,3}(\\.[0-9]{1,3})?[eE][+-]?[0-9]{1,3}",
+            prop::sample::select(vec![
+                "null",
+                "-0",
+                "0",
+                "-0.0",
+                "00",
+                "01",
+                ".5",
+                "+1",
+                "1.",
+                "-",
+                "",
+                "true",
+                "\"1\"",
+                "[]",
+                "nul",
+                "9007199254740993",
+                "0.1",
+                "1e400",
+                "123456789012345",
+                "1234567890123456",
+            ])
+            .prop_map(str::to_owned),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_quick_reader_reads_what_the_complete_one_reads(
+            rows in prop::collection::vec(prop::collection::vec(number(), 1..4), 0..5),
+            even in 0usize..4,
+            space in prop::sample::select(vec!["", " ", "\n\t"]),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+            head in prop::sample::select(vec![
+                "", "\"dataFormat\":[\"timestamp\",\"value\"],", "\"x\":{\"points\":[[1,2]]},", "\"points\":[],",
+            ]),
+        ) {
+            let rows = rows.iter().map(|row| {
+                let row = row.iter().cycle().take(if even > 0 { even } else { row.len() });
+                let row: Vec<_> = row.cloned().collect();
+                format!("[{}]", row.join(&format!("{space},")))
+            });
+            let rows: Vec<_> = rows.collect();
+            let mut body = format!(
+                r#"{{"telemetry":{{{head}"points":{space}[{}]{space},"isPartial":true}}}}"#,
+                rows.join(&format!(",{space}"))
+            );
+            if let Some(cut) = cut {
+                body.truncate(cut.index(body.len()));
+            }
+            if let Some((answer, columns)) = usual(body.as_bytes()) {
+                let (whole, expected) = complete(body.as_bytes()).unwrap();
+                prop_assert_eq!(answer.telemetry.data_format, whole.telemetry.data_format);
+                let bits = |columns: Vec<Column>| -> Vec<Vec<u64>> {
+                    let columns = columns.into_iter().map(Column::values);
+                    columns.map(|c| c.iter().map(|n| n.to_bits()).collect()).collect()
+                };
+                prop_assert_eq!(bits(columns), bits(expected), "{}", body);
+            }
+        }
+    }
+
+    #[test]
+    fn usual_answers_are_read_quickly() {
+        let buckets = br#"{"telemetry":{"points":[[1.5,60000,120000],[null,120000,180000]],"dataFormat":["value","startTimestamp","endTimestamp"],"isPartial":false,"_type":"AggregatedMetricTelemetry"},"_type":"MetricsResponse"}"#;
+        let (_, columns) = usual(buckets).expect("it is usual");
+        assert!(matches!(&columns[1], Column::Whole(times) if *times == [60_000, 120_000]));
+        assert!(usual(br#"{"telemetry":{"points":[]}}"#).is_some());
+        let elsewhere = br#"{"x":{"points":[[1,2]]},"telemetry":{"points":[]}}"#;
+        assert!(usual(elsewhere).is_none());
     }
 
     #[test]
