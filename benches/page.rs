@@ -16,8 +16,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use heliostat::clock::{Clock, SystemClock};
@@ -59,15 +58,21 @@ fn look(address: SocketAddr) -> usize {
 }
 
 /// A page that is open until `closed`; its first look comes after `offset`.
-fn page(address: SocketAddr, offset: Duration, closed: &AtomicBool) {
-    let begun = Instant::now();
-    let mut next = offset;
-    while !closed.load(Ordering::Relaxed) {
-        if begun.elapsed() >= next {
-            look(address);
-            next += EVERY;
-        }
-        std::thread::sleep(Duration::from_millis(5));
+fn page(address: SocketAddr, offset: Duration, closed: &(Mutex<bool>, Condvar)) {
+    // A thread that wakes up to look at a clock would cost the machine more than a page does.
+    let wait = |until: Instant| {
+        let (closed, changed) = closed;
+        let left = until.saturating_duration_since(Instant::now());
+        let open = |closed: &mut bool| !*closed;
+        *changed
+            .wait_timeout_while(closed.lock().unwrap(), left, open)
+            .unwrap()
+            .0
+    };
+    let mut next = Instant::now() + offset;
+    while !wait(next) {
+        look(address);
+        next += EVERY;
     }
 }
 
@@ -99,7 +104,7 @@ fn main() {
     let (mut alone, mut beside) = (Sample::default(), Sample::default());
     for _ in 0..rounds {
         alone.add(hits());
-        let closed = AtomicBool::new(false);
+        let closed = (Mutex::new(false), Condvar::new());
         std::thread::scope(|scope| {
             for n in 0..PAGES {
                 let (closed, offset) = (&closed, EVERY * n / PAGES);
@@ -107,7 +112,8 @@ fn main() {
                 scope.spawn(move || page(server.address, offset, closed));
             }
             beside.add(hits());
-            closed.store(true, Ordering::Relaxed);
+            *closed.0.lock().unwrap() = true;
+            closed.1.notify_all();
         });
     }
     println!("one look at the overview: {} bytes", look(server.address));

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::{CACHE_CONTROL, ETAG};
 use http::request::Parts;
-use http::{Method, Response};
+use http::{HeaderValue, Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::body::Body;
@@ -14,7 +15,7 @@ use super::reloads::Reloads;
 use super::report::ConfigReport;
 use super::respond;
 use super::traffic::{MemoryReport, Traffic};
-use super::{mirror, prometheus};
+use super::{assets, mirror, prometheus};
 use crate::engine::{
     Engine, Explanation, Invalidated, LaneDescription, LaneStats, Replica, RequestContext,
     Selection, Upstream,
@@ -144,6 +145,8 @@ pub(super) async fn answer(
     body: Bytes,
     context: RequestContext,
 ) -> Result<Response<Body>, Error> {
+    // What changes seldom, and is asked for again and again by the page, has a validator.
+    let mut validator = None;
     let said = match call {
         Call::Upstreams => {
             let one = |upstream: &Arc<Upstream>| state(upstream, known.report, context.wall);
@@ -180,15 +183,40 @@ pub(super) async fn answer(
             json!({ "level": logs::level().map(admin::level_name) }).to_string()
         }
         Call::Reload => reload(known.reloads).await?.to_string(),
-        Call::Config => serde_json::to_string(known.report).map_err(|e| internal(&e))?,
+        Call::Config => {
+            let reload = known.report.reload.as_ref().map_or(0, |reload| reload.time);
+            validator = Some(format!("W/\"{:x}-{reload:x}\"", known.report.read_time));
+            serde_json::to_string(known.report).map_err(|e| internal(&e))?
+        }
         Call::Traffic => {
             let (bytes, bound) = engine.weight();
             let memory = MemoryReport { bytes, bound };
-            let report = known.traffic.report(memory, engine.upstreams());
-            serde_json::to_string(&report).map_err(|e| internal(&e))?
+            let rendered = known.traffic.rendered(memory, engine.upstreams());
+            let (traffic, begun) = rendered.map_err(|e| internal(&e))?;
+            let response = respond::json([traffic]);
+            return Ok(validated(response, &format!("W/\"{begun:x}\""), head));
         }
     };
-    Ok(respond::json([Bytes::from(said)]))
+    let response = respond::json([Bytes::from(said)]);
+    Ok(match validator {
+        Some(tag) => validated(response, &tag, head),
+        None => response,
+    })
+}
+
+/// Returns `response` with its validator `tag`, or without a body if the client has what it stands for.
+fn validated(mut response: Response<Body>, tag: &str, head: &Parts) -> Response<Body> {
+    let Ok(tag) = HeaderValue::from_str(tag) else {
+        return response;
+    };
+    if assets::known(&head.headers, &tag) {
+        response = Response::new(Body::default());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(ETAG, tag);
+    response
 }
 
 /// Runs `work`, whose time grows with the cache, off the threads that serve connections.

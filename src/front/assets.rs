@@ -204,7 +204,7 @@ fn tag(bytes: &[u8]) -> HeaderValue {
 
 /// Returns whether a client that sent `headers` has the version that `tag` stands for (RFC 9110,
 /// section 13.1.2).
-fn known(headers: &HeaderMap, tag: &HeaderValue) -> bool {
+pub(super) fn known(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     let opaque = |text: &str| text.trim().trim_start_matches("W/").to_owned();
     let tag = tag.to_str().map(opaque).unwrap_or_default();
     let known = headers.get_all(IF_NONE_MATCH).iter();

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::engine::Upstream;
@@ -44,6 +45,9 @@ struct Counted {
 }
 
 struct Kept {
+    /// The report of the last step as JSON, once somebody has asked for it: whoever asks in the same step
+    /// is answered the same bytes.
+    rendered: Option<Bytes>,
     times: VecDeque<Millis>,
     apis: [(Counted, VecDeque<ApiStep>); APIS.len()],
     upstreams: HashMap<String, (UpstreamTotals, VecDeque<UpstreamStep>)>,
@@ -158,6 +162,7 @@ impl Default for Live {
 impl Default for Traffic {
     fn default() -> Self {
         let kept = Kept {
+            rendered: None,
             times: VecDeque::with_capacity(STEPS),
             apis: Default::default(),
             upstreams: HashMap::new(),
@@ -233,6 +238,7 @@ impl Traffic {
     /// Ends a step at `now`.
     pub(super) fn step(&self, now: Millis, upstreams: &[Arc<Upstream>]) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.rendered = None;
         push(&mut kept.times, now);
         for (live, (before, steps)) in self.live.iter().zip(&mut kept.apis) {
             let counted = live.counted();
@@ -270,14 +276,31 @@ impl Traffic {
         }
     }
 
-    /// Returns what was kept.
-    pub(super) fn report(
+    /// Returns the traffic as JSON, as it is at the first request of a step, and when the step began, in
+    /// milliseconds of Unix time.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written as JSON.
+    pub(super) fn rendered(
         &self,
         memory: MemoryReport,
         upstreams: &[Arc<Upstream>],
-    ) -> TrafficReport {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = kept.times.len();
+    ) -> serde_json::Result<(Bytes, Millis)> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = kept.times.back().copied().unwrap_or_default();
+        if let Some(rendered) = &kept.rendered {
+            return Ok((rendered.clone(), begun));
+        }
+        let rendered = Bytes::from(serde_json::to_vec(&kept.report(memory, upstreams))?);
+        kept.rendered = Some(rendered.clone());
+        Ok((rendered, begun))
+    }
+}
+
+impl Kept {
+    fn report(&self, memory: MemoryReport, upstreams: &[Arc<Upstream>]) -> TrafficReport {
+        let length = self.times.len();
         let api = |(api, (_, steps)): (&&'static str, &(Counted, VecDeque<ApiStep>))| {
             let time = |time: f32| (!time.is_nan()).then_some(time);
             ApiReport {
@@ -289,7 +312,7 @@ impl Traffic {
             }
         };
         let upstream = |upstream: &Arc<Upstream>| {
-            let steps = kept.upstreams.get(upstream.name()).map(|(_, steps)| steps);
+            let steps = self.upstreams.get(upstream.name()).map(|(_, steps)| steps);
             let known = steps.map_or(0, VecDeque::len);
             // Before it existed, nothing happened.
             let line = |pick: fn(&UpstreamStep) -> u32| -> Vec<u32> {
@@ -325,9 +348,9 @@ impl Traffic {
         };
         TrafficReport {
             step_millis: STEP.as_millis() as u64,
-            times: kept.times.iter().copied().collect(),
+            times: self.times.iter().copied().collect(),
             memory,
-            apis: APIS.iter().zip(&kept.apis).map(api).collect(),
+            apis: APIS.iter().zip(&self.apis).map(api).collect(),
             upstreams: upstreams.iter().map(upstream).collect(),
         }
     }
@@ -364,7 +387,23 @@ mod tests {
 
     fn said(traffic: &Traffic) -> serde_json::Value {
         let memory = MemoryReport { bytes: 1, bound: 2 };
-        serde_json::to_value(traffic.report(memory, &[])).unwrap()
+        serde_json::from_slice(&traffic.rendered(memory, &[]).unwrap().0).unwrap()
+    }
+
+    #[test]
+    fn all_who_ask_in_one_step_share_the_same_bytes() {
+        let traffic = Traffic::default();
+        let ask = |bytes| {
+            let memory = MemoryReport { bytes, bound: 9 };
+            traffic.rendered(memory, &[]).unwrap()
+        };
+        let (first, begun) = ask(1);
+        assert_eq!(begun, 0);
+        assert_eq!(ask(2).0.as_ptr(), first.as_ptr());
+        traffic.step(5000, &[]);
+        let (second, begun) = ask(2);
+        assert_eq!(begun, 5000);
+        assert_ne!(second, first);
     }
 
     #[test]
