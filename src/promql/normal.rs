@@ -26,7 +26,8 @@ enum Position {
 /// The parts still to be written, the next one last.
 enum Task {
     Part(Id, Position),
-    Text(&'static str),
+    Comma,
+    Close,
     /// The text after the parentheses or brackets of a node: its end.
     End(Id),
     /// The text between the operands of a node.
@@ -39,14 +40,16 @@ pub(super) fn write(tree: &Tree<'_>, root: Id) -> String {
     let mut tasks = vec![Task::Part(root, Position::Free)];
     while let Some(task) = tasks.pop() {
         match task {
-            Task::Text(text) => out.push_str(text),
+            Task::Comma => out.push_str(", "),
+            Task::Close => out.push(')'),
             Task::Part(id, place) => begin(tree, id, place, &mut out, &mut tasks),
             Task::Between(id) => {
                 if let Some(ExprNode::Binary {
                     operator, matching, ..
                 }) = tree.node(id)
                 {
-                    let _ = write!(out, " {}", operator.text);
+                    out.push(' ');
+                    out.push_str(operator.text);
                     if let Some(matching) = matching {
                         write_matching(&mut out, matching);
                     }
@@ -74,8 +77,8 @@ pub(super) fn write(tree: &Tree<'_>, root: Id) -> String {
 fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut Vec<Task>) {
     let Some(node) = tree.node(id) else { return };
     match node {
-        ExprNode::Number(text, None) => out.push_str(text),
-        ExprNode::Number(_, Some(value)) => write_number(out, *value),
+        ExprNode::Number(value) => write_number(out, *value),
+        ExprNode::Written(text) | ExprNode::Metric(text) => out.push_str(text),
         ExprNode::Text(text) => write_string(out, &unquoted(text)),
         ExprNode::Selector(selector) => write_selector(out, selector),
         ExprNode::Subquery(subquery) => {
@@ -88,7 +91,7 @@ fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut
                 tasks.push(Task::Part(inside, place));
             } else {
                 out.push('(');
-                tasks.extend([Task::Text(")"), Task::Part(inside, Position::Free)]);
+                tasks.extend([Task::Close, Task::Part(inside, Position::Free)]);
             }
         }
         ExprNode::Sign(sign, inner) => {
@@ -111,7 +114,7 @@ fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut
         } => {
             out.push_str(function.map_or("", |f| f.name));
             out.push('(');
-            tasks.push(Task::Text(")"));
+            tasks.push(Task::Close);
             list(arguments.iter().copied(), tasks);
         }
         ExprNode::Aggregate {
@@ -121,9 +124,9 @@ fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut
             expression,
         } => {
             out.push_str(aggregation.name);
-            write_grouping(out, grouping.as_ref());
+            write_grouping(out, grouping.as_deref());
             out.push('(');
-            tasks.push(Task::Text(")"));
+            tasks.push(Task::Close);
             list(parameter.iter().copied().chain([*expression]), tasks);
         }
     }
@@ -135,7 +138,7 @@ fn list(parts: impl DoubleEndedIterator<Item = Id>, tasks: &mut Vec<Task>) {
     while let Some(part) = parts.next() {
         tasks.push(Task::Part(part, Position::Free));
         if parts.peek().is_some() {
-            tasks.push(Task::Text(", "));
+            tasks.push(Task::Comma);
         }
     }
 }
@@ -147,7 +150,7 @@ fn is_redundant(tree: &Tree<'_>, inside: Id, place: Position) -> bool {
         // `up offset 5m - 10m` is left to who wrote it so.
         (_, Some(ExprNode::Selector(selector))) => return selector.shift.is_none(),
         (_, Some(ExprNode::Call { .. } | ExprNode::Aggregate { .. })) => return true,
-        (_, Some(ExprNode::Number(_, value))) => return value.is_some(),
+        (_, Some(ExprNode::Number(_) | ExprNode::Metric(_))) => return true,
         (_, Some(ExprNode::Sign(..))) => MULTIPLICATION,
         (_, Some(ExprNode::Binary { operator, .. })) => operator.precedence,
         _ => return false,

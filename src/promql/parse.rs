@@ -31,10 +31,11 @@ pub(super) fn parse_selector(text: &str) -> Result<(Tree<'_>, Id), Unreadable> {
 /// Operators and brackets that wait for an operand.
 enum Pending<'a> {
     Paren,
-    Call(&'a str, Vec<Id>),
-    Aggregate(&'static Aggregation, Option<Grouping<'a>>, Vec<Id>),
+    /// The function, and where its arguments begin.
+    Call(&'a str, Id),
+    Aggregate(&'static Aggregation, Option<Box<Grouping<'a>>>, Id),
     Sign(&'static str),
-    Binary(Id, Operator, Option<Box<Matching<'a>>>),
+    Binary(Id, &'static Operator, Option<Box<Matching<'a>>>),
 }
 
 pub(super) struct Parser<'a> {
@@ -43,6 +44,8 @@ pub(super) struct Parser<'a> {
     pub(super) token: Token<'a>,
     pub(super) tree: Tree<'a>,
     frames: Vec<Pending<'a>>,
+    /// The arguments of all calls that are pending.
+    arguments: Vec<Id>,
 }
 
 impl<'a> Parser<'a> {
@@ -54,6 +57,7 @@ impl<'a> Parser<'a> {
             token,
             tree: Tree::default(),
             frames: Vec::new(),
+            arguments: Vec::new(),
         })
     }
 
@@ -149,11 +153,11 @@ impl<'a> Parser<'a> {
             }
             TokenKind::Number => {
                 self.advance()?;
-                let value = match quantity(token.text).ok_or(Unreadable)? {
-                    Quantity::Number(value) => is_plain(token.text).then_some(value),
-                    Quantity::Duration(_) => None,
+                let number = match quantity(token.text).ok_or(Unreadable)? {
+                    Quantity::Number(value) if is_plain(token.text) => ExprNode::Number(value),
+                    _ => ExprNode::Written(token.text),
                 };
-                self.tree.add(ExprNode::Number(token.text, value)).map(Some)
+                self.tree.add(number).map(Some)
             }
             TokenKind::Text => {
                 self.advance()?;
@@ -170,13 +174,14 @@ impl<'a> Parser<'a> {
         let word = self.advance()?.text;
         let called = self.token.kind == TokenKind::LeftParen;
         if let Some(value) = number_word(word) {
-            return self.tree.add(ExprNode::Number(word, Some(value))).map(Some);
+            return self.tree.add(ExprNode::Number(value)).map(Some);
         }
         let grouped = self.at_word("by") || self.at_word("without");
         if let Some(aggregation) = aggregation_named(word).filter(|_| called || grouped) {
             let grouping = self.grouping()?;
             self.expect(TokenKind::LeftParen)?;
-            let frame = Pending::Aggregate(aggregation, grouping, Vec::new());
+            let first = self.next_argument()?;
+            let frame = Pending::Aggregate(aggregation, grouping, first);
             self.frames.push(frame);
             return Ok(None);
         }
@@ -193,9 +198,10 @@ impl<'a> Parser<'a> {
         }
         self.advance()?;
         if self.accept(TokenKind::RightParen)? {
-            return self.call(word, Vec::new()).map(Some);
+            return self.call(word, Box::default()).map(Some);
         }
-        self.frames.push(Pending::Call(word, Vec::new()));
+        let first = self.next_argument()?;
+        self.frames.push(Pending::Call(word, first));
         Ok(None)
     }
 
@@ -231,9 +237,9 @@ impl<'a> Parser<'a> {
     /// Ends an argument with `operand`.
     fn argument(&mut self, operand: Id) -> Result<(), Unreadable> {
         let whole = self.reduce(operand, 0)?;
-        match self.frames.last_mut() {
-            Some(Pending::Call(_, arguments) | Pending::Aggregate(_, _, arguments)) => {
-                arguments.push(whole);
+        match self.frames.last() {
+            Some(Pending::Call(..) | Pending::Aggregate(..)) => {
+                self.arguments.push(whole);
                 Ok(())
             }
             _ => Err(Unreadable),
@@ -246,19 +252,22 @@ impl<'a> Parser<'a> {
         self.advance()?;
         match self.frames.pop() {
             Some(Pending::Paren) => self.tree.add(ExprNode::Paren(whole)),
-            Some(Pending::Call(name, mut arguments)) => {
-                arguments.push(whole);
+            Some(Pending::Call(name, first)) => {
+                self.arguments.push(whole);
+                let arguments = self.arguments.drain(first as usize..).collect();
                 self.call(name, arguments)
             }
-            Some(Pending::Aggregate(aggregation, before, mut arguments)) => {
+            Some(Pending::Aggregate(aggregation, before, first)) => {
                 let grouping = match before {
                     Some(grouping) => Some(grouping),
                     None => self.grouping()?,
                 };
-                let parameter = (arguments.len() == 1).then(|| arguments.remove(0));
-                if !arguments.is_empty() {
-                    return Err(Unreadable);
-                }
+                let parameter = match self.arguments.get(first as usize..) {
+                    Some([parameter]) => Some(*parameter),
+                    Some([]) => None,
+                    _ => return Err(Unreadable),
+                };
+                self.arguments.truncate(first as usize);
                 self.tree.add(ExprNode::Aggregate {
                     aggregation,
                     grouping,
@@ -270,7 +279,12 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn call(&mut self, name: &'a str, arguments: Vec<Id>) -> Result<Id, Unreadable> {
+    /// The place of the first argument of a call that begins.
+    fn next_argument(&self) -> Result<Id, Unreadable> {
+        Id::try_from(self.arguments.len()).map_err(|_| Unreadable)
+    }
+
+    fn call(&mut self, name: &'a str, arguments: Box<[Id]>) -> Result<Id, Unreadable> {
         let function = function(name);
         self.tree.as_written |= function.is_none();
         self.tree.add(ExprNode::Call {
@@ -280,14 +294,14 @@ impl<'a> Parser<'a> {
     }
 
     /// `by (…)` or `without (…)`, if that follows.
-    fn grouping(&mut self) -> Result<Option<Grouping<'a>>, Unreadable> {
+    fn grouping(&mut self) -> Result<Option<Box<Grouping<'a>>>, Unreadable> {
         let without = self.at_word("without");
         if !without && !self.at_word("by") {
             return Ok(None);
         }
         self.advance()?;
         let labels = self.labels()?;
-        Ok(Some(Grouping { without, labels }))
+        Ok(Some(Box::new(Grouping { without, labels })))
     }
 
     /// Names of labels in parentheses.
@@ -388,39 +402,44 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The operator that `token` is.
-fn operator(token: Token<'_>) -> Option<Operator> {
+/// All operators.
+static OPERATORS: [Operator; 16] = {
     use Family::{Arithmetic, Comparison, Set};
-    let (text, precedence, family) = match token.kind {
-        TokenKind::Equal => ("==", 3, Comparison),
-        TokenKind::NotEqual => ("!=", 3, Comparison),
-        TokenKind::Less => ("<", 3, Comparison),
-        TokenKind::LessOrEqual => ("<=", 3, Comparison),
-        TokenKind::Greater => (">", 3, Comparison),
-        TokenKind::GreaterOrEqual => (">=", 3, Comparison),
-        TokenKind::Add => ("+", 4, Arithmetic),
-        TokenKind::Sub => ("-", 4, Arithmetic),
-        TokenKind::Mul => ("*", MULTIPLICATION, Arithmetic),
-        TokenKind::Div => ("/", MULTIPLICATION, Arithmetic),
-        TokenKind::Mod => ("%", MULTIPLICATION, Arithmetic),
-        TokenKind::Pow => ("^", POWER, Arithmetic),
-        TokenKind::Word => {
-            let words = [
-                ("or", 1, Set),
-                ("and", 2, Set),
-                ("unless", 2, Set),
-                ("atan2", MULTIPLICATION, Arithmetic),
-            ];
-            let mut words = words.into_iter();
-            words.find(|(word, ..)| token.text.eq_ignore_ascii_case(word))?
+    const fn operator(text: &'static str, precedence: u8, family: Family) -> Operator {
+        Operator {
+            text,
+            precedence,
+            family,
         }
-        _ => return None,
-    };
-    Some(Operator {
-        text,
-        precedence,
-        family,
-    })
+    }
+    [
+        operator("==", 3, Comparison),
+        operator("!=", 3, Comparison),
+        operator("<", 3, Comparison),
+        operator("<=", 3, Comparison),
+        operator(">", 3, Comparison),
+        operator(">=", 3, Comparison),
+        operator("+", 4, Arithmetic),
+        operator("-", 4, Arithmetic),
+        operator("*", MULTIPLICATION, Arithmetic),
+        operator("/", MULTIPLICATION, Arithmetic),
+        operator("%", MULTIPLICATION, Arithmetic),
+        operator("^", POWER, Arithmetic),
+        operator("or", 1, Set),
+        operator("and", 2, Set),
+        operator("unless", 2, Set),
+        operator("atan2", MULTIPLICATION, Arithmetic),
+    ]
+};
+
+/// The operator that `token` is.
+fn operator(token: Token<'_>) -> Option<&'static Operator> {
+    let mut all = OPERATORS.iter();
+    match token.kind {
+        TokenKind::Text | TokenKind::Number => None,
+        TokenKind::Word => all.find(|o| token.text.eq_ignore_ascii_case(o.text)),
+        _ => all.find(|o| token.text == o.text),
+    }
 }
 
 /// Whether every server reads the number `text`, and as the same: newer ones read `1_000` only, and

@@ -28,7 +28,10 @@ impl<'a> Parser<'a> {
                 return Err(Unreadable);
             }
         }
-        self.tree.add(ExprNode::Selector(Box::new(selector)))
+        self.tree.add(match selector.name.filter(|_| !braces) {
+            Some(name) => ExprNode::Metric(name),
+            None => ExprNode::Selector(Box::new(selector)),
+        })
     }
 
     fn matcher(&mut self) -> Result<Matcher<'a>, Unreadable> {
@@ -80,9 +83,7 @@ impl<'a> Parser<'a> {
             })));
         }
         self.expect(TokenKind::RightBracket)?;
-        let Some(ExprNode::Selector(selector)) = self.tree.node_mut(operand) else {
-            return Err(Unreadable);
-        };
+        let selector = self.tree.selector_mut(operand).ok_or(Unreadable)?;
         // `up @ start() [5m]` is read, as Prometheus does.
         let at_time = matches!(selector.shift.at, Some(At::Time(_)));
         if selector.range.is_some() || selector.shift.offset.is_some() || at_time {
@@ -120,7 +121,7 @@ impl<'a> Parser<'a> {
             return Err(Unreadable);
         }
         self.tree.as_written |= !plain;
-        let shift = self.shift(operand)?;
+        let shift = self.tree.shift_mut(operand).ok_or(Unreadable)?;
         match shift.offset.replace((negative, length)) {
             None => Ok(()),
             Some(_) => Err(Unreadable),
@@ -148,18 +149,10 @@ impl<'a> Parser<'a> {
                 At::Time(time)
             }
         };
-        match self.shift(operand)?.at.replace(at) {
+        let shift = self.tree.shift_mut(operand).ok_or(Unreadable)?;
+        match shift.at.replace(at) {
             None => Ok(()),
             Some(_) => Err(Unreadable),
-        }
-    }
-
-    /// The shift of a selector or a subquery.
-    fn shift(&mut self, operand: Id) -> Result<&mut Shift<'a>, Unreadable> {
-        match self.tree.node_mut(operand) {
-            Some(ExprNode::Selector(selector)) => Ok(&mut selector.shift),
-            Some(ExprNode::Subquery(subquery)) => Ok(&mut subquery.shift),
-            _ => Err(Unreadable),
         }
     }
 

@@ -9,8 +9,9 @@ use super::functions::{Aggregation, Function};
 use super::literal::{unquoted, write_string};
 use super::regex;
 
-/// The place of a node.
-pub(super) type Id = usize;
+/// The place of a node. Half a word: expressions are shorter than 4 GiB, and the less memory a node takes
+/// the faster a long one is read.
+pub(super) type Id = u32;
 
 /// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,28 +179,31 @@ pub(super) struct Matching<'a> {
 
 #[derive(Debug)]
 pub(super) enum ExprNode<'a> {
-    /// A number as it is written; its value, unless servers differ in how they read it.
-    Number(&'a str, Option<f64>),
+    Number(f64),
+    /// A number or a duration that servers differ in how they read, as it is written.
+    Written(&'a str),
     /// A string with its quotes.
     Text(&'a str),
+    /// A selector of nothing but the name of a metric.
+    Metric(&'a str),
     Selector(Box<SeriesSelector<'a>>),
     Subquery(Box<Subquery<'a>>),
     Paren(Id),
     Sign(&'static str, Id),
     Binary {
         left: Id,
-        operator: Operator,
+        operator: &'static Operator,
         /// Not there where nothing is said of it, as in most sums.
         matching: Option<Box<Matching<'a>>>,
         right: Id,
     },
     Call {
         function: Option<&'static Function>,
-        arguments: Vec<Id>,
+        arguments: Box<[Id]>,
     },
     Aggregate {
         aggregation: &'static Aggregation,
-        grouping: Option<Grouping<'a>>,
+        grouping: Option<Box<Grouping<'a>>>,
         parameter: Option<Id>,
         expression: Id,
     },
@@ -225,19 +229,45 @@ pub(super) struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     pub(super) fn node(&self, id: Id) -> Option<&ExprNode<'a>> {
-        self.nodes.get(id)
+        self.nodes.get(id as usize)
     }
 
-    pub(super) fn node_mut(&mut self, id: Id) -> Option<&mut ExprNode<'a>> {
-        self.nodes.get_mut(id)
+    /// Returns the node `id`, to be given a range or a shift.
+    fn node_mut(&mut self, id: Id) -> Option<&mut ExprNode<'a>> {
+        let node = self.nodes.get_mut(id as usize)?;
+        if let ExprNode::Metric(name) = node {
+            let selector = SeriesSelector {
+                name: Some(name),
+                ..SeriesSelector::default()
+            };
+            *node = ExprNode::Selector(Box::new(selector));
+        }
+        Some(node)
+    }
+
+    /// Returns the selector `id`, to be changed.
+    pub(super) fn selector_mut(&mut self, id: Id) -> Option<&mut SeriesSelector<'a>> {
+        match self.node_mut(id)? {
+            ExprNode::Selector(selector) => Some(selector),
+            _ => None,
+        }
+    }
+
+    /// Returns the shift of the selector or subquery `id`.
+    pub(super) fn shift_mut(&mut self, id: Id) -> Option<&mut Shift<'a>> {
+        match self.node_mut(id)? {
+            ExprNode::Selector(selector) => Some(&mut selector.shift),
+            ExprNode::Subquery(subquery) => Some(&mut subquery.shift),
+            _ => None,
+        }
     }
 
     pub(super) fn kind(&self, id: Id) -> Type {
-        self.facts.get(id).map_or(Type::Any, |f| f.kind)
+        self.facts.get(id as usize).map_or(Type::Any, |f| f.kind)
     }
 
     pub(super) fn is_literal(&self, id: Id) -> bool {
-        self.facts.get(id).is_some_and(|f| f.literal)
+        self.facts.get(id as usize).is_some_and(|f| f.literal)
     }
 
     /// Returns the node inside the parentheses of `id`, if it has any.
@@ -250,7 +280,7 @@ impl<'a> Tree<'a> {
 
     /// Says that the selector or subquery `id` is of another type now.
     pub(super) fn becomes(&mut self, id: Id, kind: Type) {
-        if let Some(facts) = self.facts.get_mut(id) {
+        if let Some(facts) = self.facts.get_mut(id as usize) {
             facts.kind = kind;
         }
     }
@@ -259,16 +289,18 @@ impl<'a> Tree<'a> {
     /// `promql/parser/parse.go`).
     pub(super) fn add(&mut self, node: ExprNode<'a>) -> Result<Id, Unreadable> {
         let facts = self.check(&node).ok_or(Unreadable)?;
+        let id = Id::try_from(self.nodes.len()).map_err(|_| Unreadable)?;
         self.nodes.push(node);
         self.facts.push(facts);
-        Ok(self.nodes.len() - 1)
+        Ok(id)
     }
 
     fn check(&self, node: &ExprNode<'a>) -> Option<NodeFacts> {
         let (mut kind, mut literal) = (Type::Scalar, false);
         match node {
-            ExprNode::Number(..) => literal = true,
+            ExprNode::Number(_) | ExprNode::Written(_) => literal = true,
             ExprNode::Text(_) => (kind, literal) = (Type::String, true),
+            ExprNode::Metric(_) => kind = Type::Vector,
             ExprNode::Selector(selector) => {
                 selector.check()?;
                 kind = Type::Vector;
@@ -293,8 +325,8 @@ impl<'a> Tree<'a> {
             } => {
                 let types = (self.kind(*left), self.kind(*right));
                 match matching {
-                    Some(matching) => matching.check(*operator, types)?,
-                    None => Matching::default().check(*operator, types)?,
+                    Some(matching) => matching.check(operator, types)?,
+                    None => Matching::default().check(operator, types)?,
                 }
                 literal = self.is_literal(*left) && self.is_literal(*right);
                 kind = match types {
@@ -380,7 +412,7 @@ impl Matching<'_> {
     }
 
     /// Whether `operator` may have it between operands of `types`.
-    fn check(&self, operator: Operator, (left, right): (Type, Type)) -> Option<()> {
+    fn check(&self, operator: &Operator, (left, right): (Type, Type)) -> Option<()> {
         let fits = left.is_operand() && right.is_operand();
         let comparison = operator.family == Family::Comparison;
         if !fits || self.returns_bool && !comparison {

@@ -35,7 +35,8 @@ pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
     let mut open = vec![(root, Base::Evaluation(0), false)];
     while let Some((id, base, called)) = open.pop() {
         match tree.node(id) {
-            None | Some(ExprNode::Number(..) | ExprNode::Text(_)) => {}
+            None | Some(ExprNode::Number(_) | ExprNode::Written(_) | ExprNode::Text(_)) => {}
+            Some(ExprNode::Metric(_)) => found.read(base),
             Some(ExprNode::Selector(selector)) => found.select(selector, base, called),
             Some(ExprNode::Subquery(subquery)) => {
                 let Subquery {
@@ -99,6 +100,15 @@ impl Found {
     fn select(&mut self, selector: &SeriesSelector<'_>, base: Base, called: bool) {
         let base = self.shifted(base, &selector.shift);
         self.length(selector.range);
+        self.read(base);
+        let named = selector.name.is_some();
+        if called && !named && !selector.matchers.iter().any(Matcher::names_metric) {
+            self.because(Reason::NamesMayCollide);
+        }
+    }
+
+    /// Samples up to `base` are read.
+    fn read(&mut self, base: Base) {
         if let Some(reads) = &mut self.reads {
             match base {
                 Base::Evaluation(lag) => reads.lag = reads.lag.min(lag),
@@ -106,10 +116,6 @@ impl Found {
                     reads.fixed = Some(reads.fixed.map_or(time, |known| known.max(time)));
                 }
             }
-        }
-        let named = selector.name.is_some();
-        if called && !named && !selector.matchers.iter().any(Matcher::names_metric) {
-            self.because(Reason::NamesMayCollide);
         }
     }
 
