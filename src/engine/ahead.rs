@@ -4,6 +4,7 @@
 //! It makes no calls that would not be made anyway, one per poll; after a poll that did not come it
 //! stops.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,33 +44,52 @@ pub(super) enum Polled {
     Instant(WholeKey),
 }
 
-/// The pace of the polls of something.
+/// Polls that are remembered: of four clients two each, at phases of their own.
+const REMEMBERED: usize = 8;
+
+/// The pace of the polls of something, of one client or of several that poll it at one pace.
 #[derive(Default)]
 struct Pace {
-    /// Number of polls so far, which tells one poll from the next.
-    asked: u64,
-    last: Duration,
-    interval: Option<Duration>,
+    /// The last polls, oldest first.
+    polls: VecDeque<Duration>,
     /// Set once it has been refreshed for the next poll.
     refreshed: bool,
 }
 
 impl Pace {
     /// Takes in a poll at `now`, and returns the interval if it is at least the third at a steady
-    /// pace.
+    /// pace: two polls lie one interval, and two of them, before it. What other clients polled in between
+    /// does not matter.
     fn learn(&mut self, now: Duration) -> Option<Duration> {
-        let passed = now.saturating_sub(self.last);
-        let before = self.interval.replace(passed).filter(|_| self.asked > 1);
-        self.asked += 1;
-        self.last = now;
-        let usual = before?;
-        let steady = usual.abs_diff(passed) <= usual / TOLERANCE;
-        if steady {
+        let intervals = self.polls.iter().rev().filter_map(|last| {
+            let interval = now.checked_sub(*last)?;
+            let steady = |first: &&Duration| {
+                let before = last.saturating_sub(**first);
+                before.abs_diff(interval) <= interval / TOLERANCE
+            };
+            let first = self.polls.iter().find(steady)?;
             // A poll that is a little early or late does not move the next one by as much.
-            self.interval = Some((usual + passed) / 2);
+            Some(now.saturating_sub(*first) / 2)
+        });
+        let interval = { intervals }.find(|interval| (SHORTEST..=LONGEST).contains(interval));
+        // Several at once are one.
+        if self.last().is_none_or(|last| now >= last + SHORTEST / 2) {
+            if self.polls.len() == REMEMBERED {
+                self.polls.pop_front();
+            }
+            self.polls.push_back(now);
         }
-        let interval = self.interval.filter(|_| steady)?;
-        (SHORTEST..=LONGEST).contains(&interval).then_some(interval)
+        interval
+    }
+
+    fn last(&self) -> Option<Duration> {
+        self.polls.back().copied()
+    }
+
+    /// Returns whether the poll that was expected at `due` has come.
+    fn has_come(&self, due: Duration, interval: Duration) -> bool {
+        self.last()
+            .is_some_and(|last| last + interval / TOLERANCE >= due)
     }
 }
 
@@ -88,12 +108,13 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
 }
 
 impl Engine {
-    /// Takes in a poll of `range` of `lane`.
+    /// Takes in a poll of `range` of `lane`, which is `fresh` or not.
     pub(super) fn lane_polled(
         self: &Arc<Self>,
         lane: &Lane,
         range: TimeRange,
         source: Source,
+        fresh: bool,
         context: &RequestContext,
     ) {
         let settle = lane.upstream.freshness.settle;
@@ -102,30 +123,38 @@ impl Engine {
         }
         let key = Polled::Lane(lane.key.clone());
         let (lane, grid) = (lane.clone(), lane.grid());
-        self.polled(key, &lane.upstream.clone(), context, move |engine, due| {
-            let later = due.later;
-            let range = TimeRange::clamped(range.start(), range.end().saturating_add(later));
-            let range = range.aligned(grid);
-            let (lane, context) = (lane.clone(), due.context);
-            (engine.fresh(&lane, &range, &context).is_none()).then(|| {
-                let engine = engine.clone();
-                let call = async move {
-                    let planning = context.span("plan");
-                    let view = engine.view(&lane, range, source, &context, planning);
-                    view.await.is_ok()
-                };
-                Box::pin(call) as RefreshFuture
-            })
-        });
+        self.polled(
+            key,
+            &lane.upstream.clone(),
+            fresh,
+            context,
+            move |engine, due| {
+                let later = due.later;
+                let range = TimeRange::clamped(range.start(), range.end().saturating_add(later));
+                let range = range.aligned(grid);
+                let (lane, context) = (lane.clone(), due.context);
+                (engine.fresh(&lane, &range, &context).is_none()).then(|| {
+                    let engine = engine.clone();
+                    let call = async move {
+                        let planning = context.span("plan");
+                        let view = engine.view(&lane, range, source, &context, planning);
+                        view.await.is_ok()
+                    };
+                    Box::pin(call) as RefreshFuture
+                })
+            },
+        );
     }
 
-    /// Takes in `request`, if it is an instant query for its newest evaluation time.
+    /// Takes in `request`, whose answer is `fresh` or not, if it is an instant query for its newest
+    /// evaluation time.
     pub(super) fn instant_polled(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         method: &Method,
         request: &PassthroughRequest,
         policy: &CachePolicy,
+        fresh: bool,
         context: &RequestContext,
     ) {
         let CachePolicy::AtTime { reads, .. } = *policy else {
@@ -136,7 +165,7 @@ impl Engine {
         };
         let (of, method, request) = (upstream.clone(), method.clone(), request.clone());
         let key = Polled::Instant(newest);
-        self.polled(key, upstream, context, move |engine, due| {
+        self.polled(key, upstream, fresh, context, move |engine, due| {
             let now = Some(due.context.wall);
             let Evaluation { time, newest } = engine.evaluation(&of, now, &due.context)?;
             let request = request.at(time);
@@ -162,11 +191,13 @@ impl Engine {
     }
 
     /// Takes in a poll of `key`, and if the pace is steady, has `refresh` make it fresh a moment
-    /// before the next one. `refresh` returns nothing if it will be fresh then anyway.
+    /// before the next one. `refresh` returns nothing if it will be fresh then anyway. Of the polls that one
+    /// fetch answers only the first counts: the others, which find it `fresh`, need none of their own.
     pub(super) fn polled(
         self: &Arc<Self>,
         key: Polled,
         upstream: &Arc<Upstream>,
+        fresh: bool,
         context: &RequestContext,
         refresh: impl FnOnce(&Arc<Self>, Due) -> Option<RefreshFuture> + Send + 'static,
     ) {
@@ -174,12 +205,15 @@ impl Engine {
             return;
         }
         let pace = self.memory.paces.0.get_with(key, Arc::default);
-        let (interval, asked) = {
+        let interval = {
             let mut pace = lock(&pace);
-            if std::mem::take(&mut pace.refreshed) {
+            let refreshed = std::mem::take(&mut pace.refreshed);
+            if refreshed {
                 upstream.metrics.refreshed_ahead("used");
+            } else if fresh {
+                return;
             }
-            (pace.learn(context.arrived), pace.asked)
+            pace.learn(context.arrived)
         };
         let Some(interval) = interval else {
             return;
@@ -193,8 +227,8 @@ impl Engine {
             let lead = LEAD.max(usual + usual / 2 + LEAD / 4).min(interval / 2);
             tokio::time::sleep(interval - lead).await;
             let now = engine.clock.monotonic();
-            // Another poll has come, or time has not passed as the runtime's clock says.
-            if lock(&pace).asked != asked || now + 2 * lead < due || now > due {
+            // The poll has come already, or time has not passed as the runtime's clock says.
+            if lock(&pace).has_come(due, interval) || now + 2 * lead < due || now > due {
                 return;
             }
             let deadline = tokio::time::Instant::now() + interval;
@@ -219,7 +253,7 @@ impl Engine {
             }
             {
                 let mut pace = lock(&pace);
-                if pace.asked != asked {
+                if pace.has_come(due, interval) {
                     // The poll came while it was refreshed, and shared the call.
                     upstream.metrics.refreshed_ahead("used");
                     return;
@@ -228,7 +262,7 @@ impl Engine {
             }
             tokio::time::sleep(lead + interval / TOLERANCE).await;
             let mut pace = lock(&pace);
-            if pace.asked == asked && std::mem::take(&mut pace.refreshed) {
+            if !pace.has_come(due, interval) && std::mem::take(&mut pace.refreshed) {
                 upstream.metrics.refreshed_ahead("unused");
             }
         });
@@ -264,6 +298,19 @@ mod tests {
         assert_eq!(steady(&[100, 110, 123]), None);
         assert_eq!(steady(&[100, 110, 123, 136]), Some(13));
         assert_eq!(steady(&[100, 100, 100]), None, "three at once");
+        assert_eq!(steady(&[100, 103, 110]), None);
+        assert_eq!(steady(&[100, 103, 110, 113]), None);
+        assert_eq!(
+            steady(&[100, 103, 110, 113, 120]),
+            Some(10),
+            "the first of two"
+        );
+        assert_eq!(
+            steady(&[100, 103, 110, 113, 120, 123]),
+            Some(10),
+            "the second"
+        );
+        assert_eq!(steady(&[100, 110, 114, 120]), Some(10), "and a stray one");
         assert_eq!(steady(&[100, 5000, 9900]), None, "longer than an hour");
     }
 }

@@ -104,14 +104,18 @@ impl Engine {
         let source = source(&lane, &range);
         let upstream = &lane.upstream;
         if let [polled] = &sub_ranges[..] {
-            self.lane_polled(&lane, *polled, source, context);
             self.look_again(&lane, polled, source, context);
         }
+        let alone = sub_ranges.len() == 1;
         // Only what is no hit counts what it waits for.
         let mut counting: Option<Box<(RequestContext, Arc<LevelWait>)>> = None;
         for sub_range in sub_ranges {
             let planning = context.span("plan");
-            let view = match self.fresh(&lane, &sub_range, context) {
+            let fresh = self.fresh(&lane, &sub_range, context);
+            if alone {
+                self.lane_polled(&lane, sub_range, source, fresh.is_some(), context);
+            }
+            let view = match fresh {
                 Some(view) => {
                     planned(planning, view.lookup, 0);
                     view

@@ -173,13 +173,14 @@ impl Engine {
         context: &RequestContext,
     ) -> Result<CachedResponse, Error> {
         let key = WholeIdentity::new(upstream, WholeQuery::Response(request.clone()));
+        let fresh = self.fresh_whole(upstream, &key, context).is_some();
         if let Some(lane) = lane
-            && self.fresh_whole(upstream, &key, context).is_none()
+            && !fresh
             && let Some(answer) = self.out_of_lane(upstream, lane, context)
         {
             return self.cached_response(&key, answer, context).await;
         }
-        self.instant_polled(upstream, &method, &request, &policy, context);
+        self.instant_polled(upstream, &method, &request, &policy, fresh, context);
         let answer = self.fetch_response(upstream, method, request, policy, context);
         self.cached_response(&key, answer.await?, context).await
     }

@@ -97,10 +97,11 @@ impl Engine {
         let lane = Lane::of_expression(upstream.clone(), expression);
         let mut fetching = Duration::ZERO;
         let mut waited = None;
-        self.lane_polled(&lane, range, Source::Upstream, context);
         self.look_again(&lane, &range, Source::Upstream, context);
         let planning = context.span("plan");
-        let view = match self.fresh(&lane, &range, context) {
+        let fresh = self.fresh(&lane, &range, context);
+        self.lane_polled(&lane, range, Source::Upstream, fresh.is_some(), context);
+        let view = match fresh {
             Some(view) => {
                 planned(planning, view.lookup, 0);
                 view
