@@ -266,6 +266,7 @@ fn cloudwatch(response: &Response, names: &FieldNamesQuery, values: &FieldValues
     }
     let minute = Step::new(60_000).expect("a step");
     let adapter = CloudWatch {
+        rules: Vec::new(),
         region: "eu-west-1".into(),
         interval: minute,
         statistics: 5,

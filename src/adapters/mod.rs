@@ -5,6 +5,7 @@ pub(crate) mod aws_error;
 pub mod cloudwatch;
 mod exchange;
 pub mod mirror;
+mod part;
 pub mod prometheus;
 mod samples;
 
@@ -17,13 +18,14 @@ use serde_json::{Map, Value};
 
 use crate::model::{
     Bucket, Error, Evidence, Expression, Field, FieldNames, FieldNamesQuery, FieldValues,
-    FieldValuesQuery, Kind, Layout, MetricQuery, Millis, NanInterpretation, Points, RangeLimits,
-    RawResponse, Selector, Statistic, Step, TimeRange, heap_block,
+    FieldValuesQuery, Kind, Layout, MetricQuery, Millis, NanInterpretation, Pace, Points,
+    RangeLimits, RawResponse, Selector, Statistic, Step, TimeRange, heap_block,
 };
 use crate::wire::prometheus::Series;
 
 pub use self::cloudwatch::StatisticsQuery;
 pub use self::exchange::{Comparison, Exchange, Next, Read, Request, Response};
+pub use self::part::{Part, PartCall};
 
 /// The protocol of one kind of backend.
 pub trait Adapter: Send + Sync {
@@ -46,10 +48,17 @@ pub trait Adapter: Send + Sync {
         None
     }
 
+    /// Returns the pace of a metric, where it is not the upstream's.
+    fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<Pace> {
+        let _ = (selector, metric_field);
+        None
+    }
+
     /// Returns the parts of `range`, on the grid of `layout`, in order of time, each with the period
-    /// of the summaries that the backend keeps of it. Asked for of a [`Route::Summaries`] only.
-    fn kept(&self, range: &TimeRange, layout: Layout) -> Vec<Kept> {
-        let _ = (range, layout);
+    /// of the summaries that the backend keeps of it, of points that are `interval` apart. Asked for
+    /// of a [`Route::Summaries`] only.
+    fn kept(&self, range: &TimeRange, layout: Layout, interval: Step) -> Vec<Kept> {
+        let _ = (range, layout, interval);
         Vec::new()
     }
 
@@ -209,45 +218,6 @@ pub struct Fetch {
     pub nan: NanInterpretation,
     /// Connection details to pass on.
     pub details: Forwarded,
-}
-
-/// A call for the points from `start` on, up to the next part or the end of the fetch.
-pub struct Part {
-    /// The time at which it starts.
-    pub start: Millis,
-    /// The call.
-    pub call: PartCall,
-}
-
-/// The call for a part.
-pub enum PartCall {
-    /// One of its own.
-    Alone(Exchange<FetchResult>),
-    /// One that it may share with parts of other fetches.
-    Shared(StatisticsQuery),
-}
-
-impl PartCall {
-    /// Returns the exchange of one that shares its call with nothing.
-    #[cfg(test)]
-    pub(crate) fn alone(self) -> Exchange<FetchResult> {
-        match self {
-            Self::Alone(exchange) => exchange,
-            Self::Shared(_) => panic!("a call that others may share"),
-        }
-    }
-
-    /// Returns its method and path, and the units that are billed for it if it is made alone.
-    pub fn described(&self) -> (String, u32) {
-        let of = |request: &Request| {
-            let call = format!("{} {}", request.method, request.path);
-            (call, request.units)
-        };
-        match self {
-            Self::Alone(exchange) => of(&exchange.request),
-            Self::Shared(query) => of(&StatisticsQuery::call(vec![query.clone()]).request),
-        }
-    }
 }
 
 /// The result of a [`Fetch`].

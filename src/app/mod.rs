@@ -325,11 +325,12 @@ impl UpstreamBuilder {
                     });
                 (mirror(), forward)
             }
-            UpstreamKind::CloudWatch { units, .. } => {
+            UpstreamKind::CloudWatch { units, rules, .. } => {
                 let aws = settings.aws.as_ref();
                 let adapter: Box<dyn Adapter> = Box::new(CloudWatch {
                     region: aws.map_or_else(String::new, |aws| aws.region.clone()),
                     interval: reading.interval,
+                    rules: rules.clone(),
                     statistics: units.statistics,
                     clock: self.clock.clone(),
                 });

@@ -37,12 +37,15 @@ pub(super) fn stored_as(settings: &config::Upstream) -> Option<Arc<[u8]>> {
             let details = details.map(|d| serde_json::Value::Object(d.clone()).to_string());
             form.maybe(details);
         }
-        UpstreamKind::Prometheus { urls: _ }
-        | UpstreamKind::CloudWatch {
+        UpstreamKind::Prometheus { urls: _ } => {}
+        UpstreamKind::CloudWatch {
             urls: _,
             units: _,
             batch: _,
-        } => {}
+            rules,
+        } => {
+            form.list(rules.iter().map(|rule| format!("{rule:?}")));
+        }
     }
     if !second_level {
         return None;

@@ -25,7 +25,8 @@ pub use load::{ConfigError, certificate_at, listens_at, load, parse};
 pub use values::Secret;
 
 use crate::model::{
-    Batch, Compression, Freshness, Limits, Pattern, Reading, Setting, TargetUrl, Units,
+    Batch, Compression, Freshness, Limits, NamespaceRule, Pattern, Reading, Setting, TargetUrl,
+    Units,
 };
 
 /// The whole configuration.
@@ -325,6 +326,8 @@ pub enum UpstreamKind {
         units: Units,
         /// The sharing of calls by several fetches.
         batch: Batch,
+        /// Rules for namespaces; the first that fits holds.
+        rules: Vec<NamespaceRule>,
     },
     /// A server of Prometheus' HTTP API.
     Prometheus {
@@ -358,12 +361,18 @@ impl UpstreamKind {
         }
     }
 
-    /// Returns whether an upstream of `other` has the same data, whatever it bills.
+    /// Returns whether an upstream of `other` has the same data and is read in the same way, whatever
+    /// it bills.
     fn has_data_of(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::CloudWatch { urls, .. }, Self::CloudWatch { urls: theirs, .. }) => {
-                urls == theirs
-            }
+            (
+                Self::CloudWatch { urls, rules, .. },
+                Self::CloudWatch {
+                    urls: its_urls,
+                    rules: its_rules,
+                    ..
+                },
+            ) => (urls, rules) == (its_urls, its_rules),
             _ => self == other,
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-pub(super) use super::raw_aws::{RawAws, RawBatch, RawUnits};
+pub(super) use super::raw_aws::{RawAws, RawBatch, RawNamespace, RawUnits};
 use super::usual::Usual;
 use super::values::{SecretSource, Size, Text, table, tables};
 use super::{ErrorStatus, Upstream as Settings, UpstreamKind};
@@ -247,6 +247,8 @@ pub(super) struct RawUpstream {
     pub(super) units: RawUnits,
     #[serde(deserialize_with = "table")]
     pub(super) batch: RawBatch,
+    #[serde(deserialize_with = "tables")]
+    pub(super) namespace: Vec<RawNamespace>,
     pub(super) interval: Option<Text<Duration>>,
     pub(super) settle: Option<Text<Duration>>,
     pub(super) refresh: Option<Text<Duration>>,

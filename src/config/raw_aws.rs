@@ -19,6 +19,17 @@ pub(super) struct RawUnits {
     pub(super) statistics: Option<u32>,
 }
 
+/// A rule for the metrics of a namespace.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawNamespace {
+    pub(super) name: Option<String>,
+    pub(super) metrics: Vec<String>,
+    pub(super) interval: Option<Text<Duration>>,
+    pub(super) settle: Option<Text<Duration>>,
+    pub(super) refresh: Option<Text<Duration>>,
+}
+
 /// The sharing of calls by several fetches.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -117,7 +117,7 @@ impl Engine {
         fresh: bool,
         context: &RequestContext,
     ) {
-        let settle = lane.upstream.freshness.settle;
+        let settle = lane.freshness().settle;
         if range.end() <= context.wall.saturating_sub(settle) {
             return;
         }

@@ -86,7 +86,6 @@ impl Engine {
         let query = upstream.adapter.canonical(query)?;
         let units = || upstream.adapter.units(&query);
         upstream.client.requested(units);
-        let sub_ranges = self.sub_ranges(&upstream, &query)?;
         let range = query.range;
         let layout = query.layout;
         let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
@@ -101,6 +100,7 @@ impl Engine {
             fetching: Duration::ZERO,
         };
         let lane = Lane::of(upstream, details, query);
+        let sub_ranges = self.sub_ranges(&lane, &range)?;
         let source = source(&lane, &range);
         let upstream = &lane.upstream;
         if let [polled] = &sub_ranges[..] {
@@ -184,9 +184,9 @@ impl Engine {
     ) -> Result<Explanation, Error> {
         let upstream = self.registry.pick(details)?;
         let query = upstream.adapter.canonical(query)?;
-        let sub_ranges = self.sub_ranges(&upstream, &query)?;
         let range = query.range;
         let lane = Lane::of(upstream.clone(), details, query);
+        let sub_ranges = self.sub_ranges(&lane, &range)?;
         let source = source(&lane, &range);
         let explained = sub_ranges.into_iter();
         let explained = explained.map(|sub_range| self.explain(&lane, sub_range, source, context));
@@ -194,18 +194,19 @@ impl Engine {
         Ok(Explanation::new(&upstream, explained, None, context))
     }
 
-    /// Returns the ranges to make known, one after the other: the buckets that meet the query's
-    /// range, or that range in sub-ranges that can be read raw. None for an empty range.
+    /// Returns the ranges of `lane` to make known, one after the other: the buckets that meet `range`,
+    /// or that range in sub-ranges that can be read raw. None for an empty range.
     fn sub_ranges(
         &self,
-        upstream: &Upstream,
-        query: &MetricQuery,
+        lane: &Lane,
+        range: &TimeRange,
     ) -> Result<SmallVec<[TimeRange; 1]>, Error> {
-        if query.range.is_empty() {
+        if range.is_empty() {
             return Ok(SmallVec::new());
         }
-        if let Layout::Buckets { size, .. } = query.layout {
-            let buckets = size.cells_in(&query.range);
+        let (upstream, interval) = (&lane.upstream, lane.interval());
+        if let Layout::Buckets { size, .. } = lane.layout() {
+            let buckets = size.cells_in(range);
             if buckets > u64::from(self.max_points) {
                 let message = format!(
                     "the range has {buckets} buckets of {} ms; at most {} are allowed (server.max_points)",
@@ -214,21 +215,20 @@ impl Engine {
                 );
                 return Err(too_many("query.aggregation.bucketSizeMillis", message));
             }
-            let aligned = query.range.aligned(size);
-            let raw = upstream.reading.interval.cells_in(&aligned);
+            let aligned = range.aligned(size);
+            let raw = interval.cells_in(&aligned);
             let most = u64::from(upstream.reading.raw_points_max) * MAX_SUB_RANGES;
             if upstream.reading.aggregate == Aggregate::Local && raw > most {
                 let message = format!(
                     "the buckets span {raw} points at the upstream's interval of {} ms; at most {most} can be aggregated in one query; ask for a shorter range, or set aggregate to \"auto\" or \"upstream\"",
-                    upstream.reading.interval.millis(),
+                    interval.millis(),
                 );
                 return Err(too_many("query.endTime", message));
             }
             return Ok(smallvec![aligned]);
         }
         let points = u64::from(upstream.reading.raw_points_max);
-        let interval = upstream.reading.interval;
-        let cells = interval.cells_in(&query.range);
+        let cells = interval.cells_in(range);
         if cells > points * MAX_SUB_RANGES {
             let message = format!(
                 "the range spans {cells} points at the upstream's interval of {} ms; at most {} can be read raw in one query; ask for a shorter range or an aggregation",
@@ -238,7 +238,7 @@ impl Engine {
             return Err(too_many("query.endTime", message));
         }
         let sub_range = interval.times(upstream.reading.raw_points_max).millis();
-        let (start, end) = (query.range.start(), query.range.end());
+        let (start, end) = (range.start(), range.end());
         let next = |from: &Millis| Some(from + sub_range).filter(|from| *from < end);
         let from = std::iter::successors(Some(start), next);
         Ok(from
@@ -282,7 +282,7 @@ impl Engine {
 impl AnswerBuilder {
     /// Adds the part of `view` in `range` that is shown.
     fn add(&mut self, view: View, lane: &Lane, range: &TimeRange, context: &RequestContext) {
-        let outcome = outcome(&view, &lane.upstream);
+        let outcome = outcome(&view, lane.freshness().refresh);
         self.outcome = Some(match self.outcome.take() {
             None => outcome,
             Some(before) => both(before, outcome),
@@ -338,7 +338,7 @@ fn source(lane: &Lane, range: &TimeRange) -> Source {
     let Layout::Buckets { size, .. } = lane.layout() else {
         return Source::Upstream;
     };
-    let raw = upstream.reading.interval.cells_in(&range.aligned(size));
+    let raw = lane.interval().cells_in(&range.aligned(size));
     match upstream.reading.aggregate {
         Aggregate::Local => Source::RawPoints,
         Aggregate::Upstream => Source::Upstream,

@@ -177,10 +177,7 @@ impl ChunkCache {
     ) -> usize {
         let mut changed = 0;
         for key in self.keys(which) {
-            let lane = Lane {
-                upstream: upstream.clone(),
-                key: key.lane.clone(),
-            };
+            let lane = Lane::with_key(upstream.clone(), key.lane.clone());
             let frame = lane.frame(key.index);
             let gone = range.aligned(lane.grid());
             if gone.intersection(&frame.span).is_none() {

@@ -377,7 +377,7 @@ impl Engine {
                 let report = |(part, (summaries, period)): (TimeRange, (Lane, Step))| {
                     let range = part.aligned(period);
                     let mut report = self.stretch(&summaries, range, Source::Upstream, context)?;
-                    let interval = lane.upstream.reading.interval;
+                    let interval = lane.interval();
                     let length = Duration::from_millis(period.millis().unsigned_abs());
                     report.kept = (period != interval)
                         .then(|| humantime::format_duration(length).to_string());

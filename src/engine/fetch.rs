@@ -303,8 +303,8 @@ impl Engine {
 /// Returns the policy that ranges of `lane` are planned with.
 pub(super) fn policy(lane: &Lane, context: &RequestContext) -> Policy {
     Policy {
-        freshness: context.freshness(&lane.upstream.freshness),
-        ahead: lane.upstream.freshness.refresh,
+        freshness: context.freshness(&lane.freshness()),
+        ahead: lane.freshness().refresh,
         grid: lane.grid(),
         cell: lane.cell(),
         metered: false,

@@ -1,13 +1,14 @@
 //! Lanes: what is cached under one identity.
 
-use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
 
 use super::chunk::Frame;
+use super::gathered::Gathered;
 use crate::adapters::{Data, Forwarded, LabeledSeries, Route};
 use crate::model::{
-    Details, Expression, Layout, MetricQuery, Millis, NanInterpretation, Points, Selector, Step,
-    TimeRange, heap_block,
+    Details, Expression, Freshness, Layout, MetricQuery, Millis, NanInterpretation, Pace, Points,
+    Selector, Step, TimeRange, heap_block,
 };
 use crate::store::key::Canonical;
 use crate::upstream::{Forward, Upstream};
@@ -28,6 +29,8 @@ pub struct Lane {
     pub(crate) upstream: Arc<Upstream>,
     /// The identity that no other lane has.
     pub(crate) key: LaneKey,
+    /// Its pace, where that is not the upstream's.
+    pace: Option<Pace>,
 }
 
 /// The identity of a lane, cheap to clone, hashed once.
@@ -74,49 +77,9 @@ fn keys() -> &'static RandomState {
     KEYS.get_or_init(RandomState::new)
 }
 
-/// Gathers what is hashed, since one long write costs less than many short ones.
-struct Gathered {
-    hasher: DefaultHasher,
-    bytes: [u8; 128],
-    length: usize,
-}
-
-impl Gathered {
-    fn pass_on(&mut self) {
-        let gathered = self.bytes.get(..self.length).unwrap_or_default();
-        self.hasher.write(gathered);
-        self.length = 0;
-    }
-}
-
-impl Hasher for Gathered {
-    fn finish(&self) -> u64 {
-        let mut hasher = self.hasher.clone();
-        hasher.write(self.bytes.get(..self.length).unwrap_or_default());
-        hasher.finish()
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if self.length + bytes.len() > self.bytes.len() {
-            self.pass_on();
-        }
-        match self.bytes.get_mut(self.length..self.length + bytes.len()) {
-            Some(place) => {
-                place.copy_from_slice(bytes);
-                self.length += bytes.len();
-            }
-            None => self.hasher.write(bytes),
-        }
-    }
-}
-
 impl LaneKey {
     fn new(identity: Identity) -> Self {
-        let mut gathered = Gathered {
-            hasher: keys().build_hasher(),
-            bytes: [0; 128],
-            length: 0,
-        };
+        let mut gathered = Gathered::new(keys().build_hasher());
         identity.hash(&mut gathered);
         Self {
             hash: gathered.finish(),
@@ -247,10 +210,45 @@ impl Lane {
             upstream: upstream.id(),
             subject,
         };
+        Self::with_key(upstream, LaneKey::new(identity))
+    }
+
+    /// Returns the lane of `upstream` that has the identity `key`.
+    pub(super) fn with_key(upstream: Arc<Upstream>, key: LaneKey) -> Self {
+        let pace = match key.subject() {
+            Subject::Metric {
+                selector,
+                metric_field,
+                ..
+            }
+            | Subject::Summaries {
+                selector,
+                metric_field,
+                ..
+            } => upstream.adapter.pace(selector, metric_field.as_deref()),
+            Subject::Expression(_) => None,
+        };
         Self {
             upstream,
-            key: LaneKey::new(identity),
+            key,
+            pace,
         }
+    }
+
+    /// Returns when its data is fetched again.
+    pub(crate) fn freshness(&self) -> Freshness {
+        let usual = self.upstream.freshness;
+        self.pace.map_or(usual, |pace| Freshness {
+            settle: pace.settle,
+            refresh: pace.refresh,
+            ..usual
+        })
+    }
+
+    /// Returns the native distance of its points.
+    pub(crate) fn interval(&self) -> Step {
+        let usual = self.upstream.reading.interval;
+        self.pace.map_or(usual, |pace| pace.interval)
     }
 
     /// Returns the lane of the raw points that this one's buckets are made of; an expression has
@@ -394,7 +392,7 @@ impl Lane {
         match (self.subject(), self.layout()) {
             (Subject::Expression(expression), _) => expression.step,
             (Subject::Summaries { period, .. }, _) => *period,
-            (_, Layout::Raw) => self.upstream.reading.interval,
+            (_, Layout::Raw) => self.interval(),
             (_, Layout::Buckets { size, .. }) => size,
         }
     }

@@ -51,6 +51,7 @@ mod derive;
 mod encoded;
 mod explain;
 mod fetch;
+mod gathered;
 mod instant;
 mod invalidate;
 mod known_steps;

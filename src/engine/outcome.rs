@@ -6,7 +6,6 @@ use super::fetch::{Degraded, View};
 use super::plan::Lookup;
 use crate::model::Millis;
 use crate::telemetry::metrics::UpstreamMetrics;
-use crate::upstream::Upstream;
 
 /// The phases of an answer's time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,8 +81,8 @@ impl CacheOutcome {
     }
 }
 
-/// Returns the part that the cache had in `view`.
-pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
+/// Returns the part that the cache had in `view`, of data that is served for `refresh`.
+pub(super) fn outcome(view: &View, refresh: Duration) -> CacheOutcome {
     let mut outcome = CacheOutcome {
         lookup: view.lookup,
         stored: view.stored,
@@ -96,7 +95,7 @@ pub(super) fn outcome(view: &View, upstream: &Upstream) -> CacheOutcome {
         reason, age, edge, ..
     }) = &view.degraded
     {
-        let since = age.saturating_sub(upstream.freshness.refresh);
+        let since = age.saturating_sub(refresh);
         outcome.expired(reason, since, Some(*edge));
     }
     outcome

@@ -102,7 +102,7 @@ impl Fetching {
         let answered = upstream.fetch(part.call, &call).await?;
         let series = answered.value;
         count(upstream, &series);
-        let settled_before = answered.as_of.saturating_sub(upstream.freshness.settle);
+        let settled_before = answered.as_of.saturating_sub(self.lane.freshness().settle);
         // Data that another address may know better is fetched again once that can be reached.
         let settled_before = match answered.provisional {
             true => Millis::MIN,

@@ -48,7 +48,7 @@ impl Engine {
         source: Source,
         context: &RequestContext,
     ) {
-        let freshness = &lane.upstream.freshness;
+        let freshness = lane.freshness();
         let recheck = Millis::try_from(freshness.recheck.as_millis()).unwrap_or(0);
         let settled = context.wall.saturating_sub(freshness.settle);
         // A request for old data has no use for points that come late.

@@ -50,12 +50,13 @@ pub(super) fn made_of(lane: &Lane, range: &TimeRange) -> Vec<(TimeRange, Option<
     let Some((selector, _)) = summarized(lane) else {
         return Vec::new();
     };
-    let kept = lane.upstream.adapter.kept(range, lane.layout()).into_iter();
+    let adapter = &lane.upstream.adapter;
+    let kept = adapter.kept(range, lane.layout(), lane.interval());
     let part = |Kept { range, period }| {
         let summaries = period.and_then(|p| Some((lane.summaries(&selector, p)?, p)));
         (range, summaries)
     };
-    kept.map(part).collect()
+    kept.into_iter().map(part).collect()
 }
 
 /// Returns the part of `range`, on the grid of `period`, that is fetched for `lane`, and the rest
@@ -66,7 +67,7 @@ pub(super) fn until_now(
     period: Step,
     context: &RequestContext,
 ) -> (TimeRange, Segment) {
-    let ahead = lane.upstream.freshness.refresh.as_millis();
+    let ahead = lane.freshness().refresh.as_millis();
     let to = context
         .wall
         .saturating_add(Millis::try_from(ahead).unwrap_or(0));

@@ -27,7 +27,8 @@ pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};
 pub use policy::{
     Aggregate, Batch, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits,
-    MultiSeries, QueryMethod, RangeLimits, Reading, Replicas, StepAlignment, Units,
+    MultiSeries, NamespaceRule, Pace, QueryMethod, RangeLimits, Reading, Replicas, StepAlignment,
+    Units,
 };
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,

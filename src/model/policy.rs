@@ -94,6 +94,49 @@ impl Default for Reading {
     }
 }
 
+/// The pace of some metrics of an upstream, where it is not the upstream's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The native distance of their points.
+    pub interval: Step,
+    /// Data older than this, in milliseconds, no longer changes.
+    pub settle: Millis,
+    /// Time for which data that may still change is served.
+    pub refresh: Duration,
+}
+
+/// A rule for the metrics of a namespace of CloudWatch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceRule {
+    /// The namespace.
+    pub namespace: String,
+    /// Names of metrics; none stands for all.
+    pub metrics: Vec<String>,
+    /// Their pace.
+    pub pace: Pace,
+}
+
+impl NamespaceRule {
+    /// Returns the rules that hold where the configuration has none for the metrics: those that AWS
+    /// itself puts a few times a day.
+    pub fn built_in() -> [Self; 2] {
+        let hours = |n: u64| Duration::from_secs(3600 * n);
+        let rule = |namespace: &str, metrics: &[&str], interval: u64, settle: u64| Self {
+            namespace: namespace.to_owned(),
+            metrics: metrics.iter().map(|m| (*m).to_owned()).collect(),
+            pace: Pace {
+                interval: Step::SECOND.times(u32::try_from(3600 * interval).unwrap_or(1)),
+                settle: Millis::try_from(hours(settle).as_millis()).unwrap_or(0),
+                refresh: hours(1),
+            },
+        };
+        [
+            rule("AWS/S3", &["BucketSizeBytes", "NumberOfObjects"], 24, 72),
+            rule("AWS/Billing", &[], 6, 24),
+        ]
+    }
+}
+
 /// The sharing of calls by several fetches, for upstreams whose protocol allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {

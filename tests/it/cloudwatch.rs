@@ -772,3 +772,51 @@ async fn units_are_counted_priced_and_budgeted() {
     clock.pass(DAY as u64);
     read(&ask(&server, &hour(&f, now + DAY)).await);
 }
+
+#[tokio::test]
+async fn metrics_that_come_seldom_are_asked_for_seldom() {
+    let clock = TestClock::at(NOW);
+    let store = CloudWatchStore::start(clock.clone()).await;
+    let rule = "[[upstream.namespace]]\nname = \"AWS/EC2\"\nmetrics = [\"CPUUtilization\"]\ninterval = \"5m\"\nrefresh = \"5m\"";
+    let server = Server::start_at(&store.section("seldom", rule), clock.clone()).await;
+    let bucket = metric_of("AWS/S3", "BucketSizeBytes", &[("BucketName", "b")]);
+    let requests = metric_of("AWS/S3", "AllRequests", &[("BucketName", "b")]);
+    let cpu = metric_of("AWS/EC2", "CPUUtilization", &[("InstanceId", "i")]);
+    let day = |n: i64| NOW - NOW.rem_euclid(DAY) - n * DAY;
+    store.put_now(&bucket, (1..30).map(|n| (day(n), n as f64)));
+    store.put_now(&requests, samples(NOW - 2 * HOUR, NOW + 6 * HOUR, 1));
+    let each = 5 * MINUTE;
+    let cpus = (-24..72).map(|n| (NOW - NOW.rem_euclid(each) + n * each, n as f64));
+    store.put_now(&cpu, cpus);
+    // A point a day, however small the periods that are kept: of 20 days two parts by age.
+    let month = query(&bucket, (day(20), NOW), None);
+    let expected: Points = (1..=20).rev().map(|n| (day(n), n as f64)).collect();
+    assert_eq!(read(&ask(&server, &month).await), expected);
+    let sums = query(&bucket, (day(20), NOW), Some(("MAX", DAY)));
+    assert_eq!(read(&ask(&server, &sums).await), expected);
+    let units = store.metered().0;
+    assert!(units <= 2, "{units}");
+    for body in store.peer.seen().iter().map(crate::scripted::Seen::json) {
+        for query in body["MetricDataQueries"].as_array().unwrap() {
+            assert_eq!(query["MetricStat"]["Period"], 86_400);
+        }
+    }
+    // Polled each minute for two hours: once a refresh, which is an hour, five minutes, or two.
+    for (metric, range, buckets, least) in [
+        (&bucket, 2 * DAY, ("MAX", DAY), 1),
+        (&cpu, HOUR, ("MEAN", each), 24),
+        (&requests, HOUR, ("SUM", MINUTE), 60),
+    ] {
+        let before = store.metered().0;
+        for _ in 0..120 {
+            let now = heliostat::clock::Clock::now(&*clock);
+            read(&ask(&server, &query(metric, (now - range, now), Some(buckets))).await);
+            clock.pass(MINUTE as u64);
+        }
+        let units = store.metered().0 - before;
+        assert!(
+            (least..=least + 2).contains(&units),
+            "{metric:?}: {units} units"
+        );
+    }
+}

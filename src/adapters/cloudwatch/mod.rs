@@ -23,7 +23,8 @@ use super::{Adapter, Exchange, Fetch, Forwarded, Kept, Next, Part, PartCall, Rou
 use crate::clock::Clock;
 use crate::model::{
     Condition, Error, Field, FieldNames, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind,
-    Layout, MetricQuery, NanInterpretation, Selector, Statistic, Step, TimeRange,
+    Layout, MetricQuery, NamespaceRule, NanInterpretation, Pace, Selector, Statistic, Step,
+    TimeRange,
 };
 
 /// Speaks `GetMetricData` and `ListMetrics` to a region of CloudWatch.
@@ -32,6 +33,8 @@ pub struct CloudWatch {
     pub region: String,
     /// The native distance of its points.
     pub interval: Step,
+    /// Rules for namespaces; the first that fits holds.
+    pub rules: Vec<NamespaceRule>,
     /// Statistics of a metric that are billed as one.
     pub statistics: u32,
     /// The clock for ages of data.
@@ -106,25 +109,34 @@ impl Adapter for CloudWatch {
         })
     }
 
-    fn kept(&self, range: &TimeRange, layout: Layout) -> Vec<Kept> {
+    fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<Pace> {
+        let namespace = value_of(selector, "Namespace")?;
+        let rule = self.rules.iter().find(|rule| {
+            let named = |name: &str| rule.metrics.iter().any(|m| m == name);
+            rule.namespace == namespace
+                && (rule.metrics.is_empty() || metric_field.is_some_and(named))
+        });
+        rule.map(|rule| rule.pace)
+    }
+
+    fn kept(&self, range: &TimeRange, layout: Layout, interval: Step) -> Vec<Kept> {
         let grid = match layout {
             Layout::Raw => Step::MILLI,
             Layout::Buckets { size, .. } => size,
         };
         let now = self.clock.now();
         let part = |Aged { range, finest }| {
-            let period = finest.map(|finest| period(self.interval, finest));
+            let period = finest.map(|finest| period(interval, finest));
             // Buckets smaller than the interval hold the summaries whose time lies in them; buckets
             // that are too small only for their age hold nothing, as in CloudWatch.
-            let fits = |p: &Step| {
-                layout == Layout::Raw || *p == self.interval || p.millis() <= grid.millis()
-            };
+            let fits =
+                |p: &Step| layout == Layout::Raw || *p == interval || p.millis() <= grid.millis();
             Kept {
                 range,
                 period: period.filter(fits),
             }
         };
-        let parts = aged(range, grid, self.interval, now).into_iter();
+        let parts = aged(range, grid, interval, now).into_iter();
         parts.map(part).collect()
     }
 
@@ -137,6 +149,8 @@ impl Adapter for CloudWatch {
     fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error> {
         let named = self.named(&fetch.selector, fetch.metric_field.as_deref())?;
         let now = self.clock.now();
+        let pace = self.pace(&fetch.selector, fetch.metric_field.as_deref());
+        let interval = pace.map_or(self.interval, |pace| pace.interval);
         match (fetch.layout, &named.statistic) {
             (Layout::Buckets { statistic, size }, None) => {
                 let Some(quantile) = statistic.quantile() else {
@@ -146,7 +160,7 @@ impl Adapter for CloudWatch {
                     ));
                 };
                 let statistic = format!("p{}", (quantile * 100.0).round());
-                let kept = aged(&fetch.range, size, self.interval, now).into_iter();
+                let kept = aged(&fetch.range, size, interval, now).into_iter();
                 let has = |a: &Aged| a.finest.is_some_and(|f| size.millis() % f.millis() == 0);
                 let parts = kept.filter(has).flat_map(|aged| {
                     self.parts(&named, vec![statistic.clone()], size, aged.range, fetch.nan)
@@ -154,9 +168,9 @@ impl Adapter for CloudWatch {
                 Ok(parts.collect())
             }
             (_, Some(statistic)) => {
-                let kept = aged(&fetch.range, Step::MILLI, self.interval, now).into_iter();
+                let kept = aged(&fetch.range, Step::MILLI, interval, now).into_iter();
                 let parts = kept.filter_map(|aged| {
-                    let period = period(self.interval, aged.finest?);
+                    let period = period(interval, aged.finest?);
                     let range = aged.range.aligned(period);
                     Some(self.parts(&named, vec![statistic.clone()], period, range, fetch.nan))
                 });
@@ -263,8 +277,13 @@ impl CloudWatch {
 
 /// Returns the statistic that a series of `selector` is.
 fn statistic(selector: &Selector) -> Option<String> {
+    value_of(selector, "Statistic")
+}
+
+/// Returns the value that `selector` has for `key`.
+fn value_of(selector: &Selector, key: &str) -> Option<String> {
     let mut conditions = selector.conditions().iter();
-    let condition = conditions.find(|c| c.key == "Statistic")?;
+    let condition = conditions.find(|c| c.key == key)?;
     condition.test.values().first().map(ToString::to_string)
 }
 

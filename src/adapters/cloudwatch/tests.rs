@@ -26,6 +26,7 @@ fn adapter() -> CloudWatch {
     CloudWatch {
         region: "eu-west-1".into(),
         interval: Step::new(MINUTE).unwrap(),
+        rules: Vec::new(),
         statistics: 5,
         clock: Arc::new(Fixed),
     }

@@ -8,7 +8,7 @@ use super::{Checker, ConfigError, Place};
 use crate::config::aws::{Aws, AwsKeys, AwsRole};
 use crate::config::raw;
 use crate::config::{Upstream, UpstreamKind};
-use crate::model::{Batch, TargetUrl, Units, is_region, partition};
+use crate::model::{Batch, NamespaceRule, Pace, Step, TargetUrl, Units, is_region, partition};
 
 impl Checker<'_> {
     /// Returns the addresses of an upstream of kind `cloudwatch`, which are those of its region if the
@@ -22,15 +22,8 @@ impl Checker<'_> {
             let message = "is needed, such as { region = \"eu-west-1\" }";
             return Err(self.error(place, "aws", message));
         };
-        let millis = raw.interval.as_ref().map(|i| i.0.as_millis());
-        let good = |m: u128| {
-            matches!(m, 1000 | 5000 | 10_000 | 20_000 | 30_000)
-                || (m > 0 && m.is_multiple_of(60_000))
-        };
-        if millis.is_some_and(|m| !good(m)) {
-            let message =
-                "must be one of CloudWatch's periods: 1s, 5s, 10s, 20s, 30s, or whole minutes";
-            return Err(self.error(place, "interval", message));
+        if let Some(interval) = &raw.interval {
+            self.period(place, "interval", interval.0)?;
         }
         if !raw.urls.is_empty() {
             return self.urls(place, raw::RawKind::CloudWatch, &raw.urls);
@@ -39,6 +32,67 @@ impl Checker<'_> {
         let url = format!("https://monitoring.{}.{suffix}", aws.region);
         let url = TargetUrl::parse(&url).map_err(|e| self.error(place, "aws.region", e))?;
         Ok(vec![url])
+    }
+
+    /// Returns `period`, if CloudWatch has such periods.
+    fn period(&self, place: Place, key: &str, period: Duration) -> Result<Step, ConfigError> {
+        let millis = period.as_millis();
+        let good = matches!(millis, 1000 | 5000 | 10_000 | 20_000 | 30_000)
+            || (millis > 0 && millis.is_multiple_of(60_000));
+        let step = i64::try_from(millis).ok().and_then(Step::new);
+        step.filter(|_| good).ok_or_else(|| {
+            let message =
+                "must be one of CloudWatch's periods: 1s, 5s, 10s, 20s, 30s, or whole minutes";
+            self.error(place, key, message)
+        })
+    }
+
+    /// Returns the rules for namespaces, those of the section first.
+    pub(super) fn rules(
+        &self,
+        place: Place,
+        raw: &raw::RawUpstream,
+    ) -> Result<Vec<NamespaceRule>, ConfigError> {
+        let kind = UpstreamKind::CloudWatch {
+            urls: Vec::new(),
+            units: Units::default(),
+            batch: Batch::default(),
+            rules: Vec::new(),
+        };
+        let usual = raw.settings(String::new(), kind);
+        let rule = |(index, rule): (usize, &raw::RawNamespace)| {
+            let key = |name: &str| format!("namespace[{index}].{name}");
+            let namespace = rule.name.clone().filter(|name| !name.is_empty());
+            let namespace = namespace.ok_or_else(|| {
+                let message = "is needed: a namespace of CloudWatch, such as \"AWS/EC2\"";
+                self.error(place, &key("name"), message)
+            })?;
+            if rule.interval.is_none() && rule.settle.is_none() && rule.refresh.is_none() {
+                let message = "changes nothing: set interval, settle or refresh";
+                return Err(self.error(place, &key("name"), message));
+            }
+            Ok(NamespaceRule {
+                namespace,
+                metrics: rule.metrics.clone(),
+                pace: Pace {
+                    interval: match &rule.interval {
+                        Some(interval) => self.period(place, &key("interval"), interval.0)?,
+                        None => usual.reading.interval,
+                    },
+                    settle: match &rule.settle {
+                        Some(settle) => raw::millis(settle.0),
+                        None => usual.freshness.settle,
+                    },
+                    refresh: rule
+                        .refresh
+                        .as_ref()
+                        .map_or(usual.freshness.refresh, |t| t.0),
+                },
+            })
+        };
+        let own = raw.namespace.iter().enumerate().map(rule);
+        let built_in = NamespaceRule::built_in().into_iter().map(Ok);
+        own.chain(built_in).collect()
     }
 
     /// Returns what an upstream bills.

@@ -61,6 +61,11 @@ impl Checker<'_> {
                 &[RawKind::CloudWatch],
             ),
             (
+                "namespace",
+                !raw.namespace.is_empty(),
+                &[RawKind::CloudWatch],
+            ),
+            (
                 "units",
                 raw.units != raw::RawUnits::default(),
                 &[RawKind::CloudWatch],

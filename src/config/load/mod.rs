@@ -427,6 +427,7 @@ impl Checker<'_> {
                 urls,
                 units: self.units(place, &raw.units)?,
                 batch: self.batch(place, &raw.batch)?,
+                rules: self.rules(place, raw)?,
             },
             raw::RawKind::Prometheus => UpstreamKind::Prometheus { urls },
         })

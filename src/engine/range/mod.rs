@@ -138,7 +138,7 @@ impl Engine {
                 .await?;
         }
         rendering.end();
-        let mut cache = outcome(&view, upstream);
+        let mut cache = outcome(&view, upstream.freshness.refresh);
         count(&view, &shown, &cache, upstream);
         let mut timing = Timing {
             plan: gathered_at.saturating_sub(begun).saturating_sub(fetching),

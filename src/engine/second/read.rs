@@ -84,7 +84,7 @@ impl Tier {
         let segment = |part: &KnownSpan| {
             Some(Segment {
                 range: part.range,
-                fetched: self.fetched(state, part, lane.upstream.freshness.refresh)?,
+                fetched: self.fetched(state, part, lane.freshness().refresh)?,
                 settled: part.settled,
             })
         };
