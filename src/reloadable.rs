@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_follows_its_file_and_stays_when_the_file_is_no_good() {
+    fn a_value_follows_its_file_and_stays_while_the_file_is_invalid() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("n");
         std::fs::write(&path, "1").unwrap();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_holds_is_not_shown() {
+    fn contents_are_not_shown_in_debug_output() {
         assert!(!format!("{:?}", Reloadable::fixed("s3cret")).contains("s3cret"));
     }
 }

@@ -260,7 +260,7 @@ async fn a_miss_is_told_step_by_step_and_a_hit_has_no_attempt() {
 }
 
 #[tokio::test]
-async fn failures_show() {
+async fn failed_spans_have_the_status_error() {
     const TRACE: &str = "11111111111111111111111111111111";
     let traced = Traced::start("failing", "mirror", |_, _| Answer {
         status: 500,
@@ -349,7 +349,7 @@ async fn a_request_without_a_trace_begins_one() {
 }
 
 #[tokio::test]
-async fn who_waits_for_the_fetch_of_another_names_it() {
+async fn a_span_that_waits_for_another_fetch_links_to_it() {
     const FIRST: &str = "33333333333333333333333333333333";
     const SECOND: &str = "44444444444444444444444444444444";
     let traced = Traced::start("shared", "mirror", |_, _| Answer {

@@ -170,7 +170,7 @@ mod tests {
         }
 
         #[test]
-        fn what_cancels_out_leaves_what_is_left(
+        fn cancelling_terms_leave_the_exact_rest(
             values in prop::collection::vec(-1000i32..1000, 1..200),
             at in 0usize..200,
         ) {

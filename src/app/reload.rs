@@ -225,7 +225,7 @@ mod tests {
     use crate::front::Reloads;
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_no_good_is_tried_again_until_it_is() {
+    async fn an_invalid_configuration_is_tried_again_until_it_is_valid() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
         std::fs::write(&path, "a").unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_changed_when_it_says_something_new_twice() {
+    fn a_file_has_changed_once_two_checks_see_the_same_new_contents() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
         std::fs::write(&path, "a").unwrap();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_may_ask_is_not_made_anew_unless_that_changes() {
+    async fn access_rules_are_rebuilt_only_if_they_change() {
         let env = std::collections::BTreeMap::new();
         let config = |text: &str| crate::config::parse(text, "c.toml", &env).unwrap();
         let clock = Arc::new(crate::clock::SystemClock::default());

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_listens_everywhere_is_asked_on_this_machine() {
+    fn a_wildcard_listener_is_probed_on_loopback() {
         for (listen, reached) in [
             ("0.0.0.0:7007", "127.0.0.1:7007"),
             ("[::]:80", "[::1]:80"),

@@ -380,7 +380,7 @@ fn errors_say_what_is_wrong() {
 }
 
 #[test]
-fn the_connection_is_fine_and_a_double_slash_is_too() {
+fn a_connection_test_succeeds_with_a_double_slash_too() {
     let body = answer("//api/connection", br#"{"connectionDetails":{}}"#, NOW).unwrap();
     assert_eq!(response::read_connection(&body), Ok(Ok(())));
 }

@@ -565,7 +565,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_law_holds_to_the_bit_when_nothing_may_be_old(
+    fn cached_answers_equal_direct_ones_to_the_bit_when_nothing_may_be_old(
         ops in prop::collection::vec(op(), 1..40),
         aggregate in prop::sample::select(vec![Aggregate::Local, Aggregate::Upstream, Aggregate::Auto]),
     ) {
@@ -573,7 +573,7 @@ proptest! {
     }
 
     #[test]
-    fn the_law_holds_up_to_the_refresh_time(
+    fn cached_answers_equal_direct_ones_up_to_the_refresh_time(
         ops in prop::collection::vec(op(), 1..40),
         aggregate in prop::sample::select(vec![Aggregate::Local, Aggregate::Upstream, Aggregate::Auto]),
     ) {
@@ -814,7 +814,7 @@ async fn all_of_an_upstream_is_dropped_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn caps_are_stated() {
+async fn errors_about_caps_state_the_cap() {
     let world = World::new(0, Aggregate::Auto);
     let refused = |asked: MetricQuery| {
         let world = &world;

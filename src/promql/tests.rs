@@ -8,7 +8,7 @@ const DAY: Millis = 86_400_000;
 const KEPT: &str = "kept";
 
 #[test]
-fn what_may_be_kept_and_why_not() {
+fn expressions_are_classified_with_the_reason_against_caching() {
     let table = [
         ("up", KEPT),
         ("up{job=\"a\",instance!~\"b.*\"}", KEPT),
@@ -323,7 +323,7 @@ fn spellings_of_one_expression_have_one_normal_form() {
 }
 
 #[test]
-fn what_is_not_surely_read_stays_as_it_is_written() {
+fn doubtful_expressions_stay_as_they_are_written() {
     for text in [
         " up + ",
         " rand( ) ",
@@ -531,7 +531,7 @@ fn regular_expressions_are_judged_as_by_go() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
-    fn no_text_is_too_odd(
+    fn any_text_is_read_without_a_panic(
         parts in prop::collection::vec(prop::sample::select(&[
             "up", "a:b", "{", "}", "(", ")", "[", "]", "5m", ":", "1h30m", "\"x\"", "'", "`", "\\",
             "offset", "-", "@", "start()", "end()", "1e400", "0x", "0x1f", "-0x", "09", "1_0", ".",

@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_not_taken() {
+    fn calls_beyond_the_budget_are_not_taken_from_it() {
         let windows = [(Period::Day, Some(10)), (Period::Month, Some(15))];
         let budgets = Budgets::new(&windows, "units", None, 20_000 * DAY);
         let now = 20_000 * DAY;

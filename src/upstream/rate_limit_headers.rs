@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_spread_over_the_time_that_is_left() {
+    fn remaining_calls_are_spread_over_the_remaining_time() {
         let advice = |remaining, reset| RateLimitHeaders {
             remaining,
             reset: Duration::from_secs(reset),

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_to_be_forgotten_is_read_strictly() {
+    fn invalidation_requests_are_read_strictly() {
         let read = |body: &str| read_invalidate(body.as_bytes()).map_err(|e| e.to_string());
         let all = read(r#"{"upstream":"a"}"#).unwrap();
         assert_eq!((all.selector, all.query, all.range), (None, None, None));

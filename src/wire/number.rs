@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_whole_numbers_is_none() {
+    fn numbers_beyond_whole_ones_are_none() {
         for number in [f64::NAN, f64::INFINITY, -f64::INFINITY, 9.0e15, -9.0e15] {
             assert_eq!(whole(number), None);
         }

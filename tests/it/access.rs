@@ -88,7 +88,7 @@ async fn start(access: &str) -> (Server, Scripted) {
 }
 
 #[tokio::test]
-async fn each_face_has_rules_of_its_own() {
+async fn each_api_has_rules_of_its_own() {
     let (server, upstream) = start(&format!(
         "[access.mirror]\ntokens = [{:?}]\n[access.prometheus]\ntokens = [{:?}]\nusers = {{ grafana = {:?} }}\n[access.metrics]\nusers = {{ prom = {:?} }}",
         hash_of("mirror-token"),
@@ -168,7 +168,7 @@ async fn each_face_has_rules_of_its_own() {
 }
 
 #[tokio::test]
-async fn who_is_turned_away_is_told_in_the_words_of_the_api() {
+async fn refusals_have_the_error_format_of_the_api() {
     let access = format!(
         "[access.mirror]\ntokens = [{0:?}]\n[access.prometheus]\nnetworks = [\"10.0.0.0/8\"]\n",
         hash_of("t")

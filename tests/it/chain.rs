@@ -104,17 +104,17 @@ async fn metrics_agree(name: &str, aggregate: &str) {
 }
 
 #[tokio::test]
-async fn metrics_are_those_of_one_from_raw_points() {
+async fn a_chain_answers_buckets_of_raw_points_as_a_single_heliostat() {
     metrics_agree("chain-local", "local").await;
 }
 
 #[tokio::test]
-async fn metrics_are_those_of_one_from_buckets() {
+async fn a_chain_answers_buckets_as_a_single_heliostat() {
     metrics_agree("chain-upstream", "upstream").await;
 }
 
 #[tokio::test]
-async fn names_and_values_are_those_of_one() {
+async fn a_chain_answers_names_and_values_as_a_single_heliostat() {
     let chain = Chain::start("chain-names", "auto").await;
     let ask = |query: Value| json!({ "connectionDetails": {}, "query": query });
     for query in [
@@ -154,7 +154,7 @@ async fn names_and_values_are_those_of_one() {
 }
 
 #[tokio::test]
-async fn errors_are_those_of_one() {
+async fn a_chain_answers_errors_as_a_single_heliostat() {
     let chain = Chain::start("chain-errors", "auto").await;
     let unknown = json!({ "conditions": [{ "key": "name", "value": "no.such.metric" }] });
     let answer = chain

@@ -112,7 +112,7 @@ async fn a_bad_query_fails_alone_and_is_asked_alone_from_then_on() {
 }
 
 #[tokio::test]
-async fn one_failure_of_many_is_asked_once_more() {
+async fn one_failed_query_of_many_is_sent_again() {
     let clock = TestClock::at(NOW);
     let store = CloudWatchStore::start(clock.clone()).await;
     let server = server(&store, "failure", LONG, &clock).await;
@@ -145,7 +145,7 @@ async fn one_failure_of_many_is_asked_once_more() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_asked_beside() {
+async fn queries_that_do_not_fit_get_a_call_of_their_own() {
     let clock = TestClock::at(NOW);
     let store = CloudWatchStore::start(clock.clone()).await;
     let server = server(&store, "beside", LONG, &clock).await;
@@ -233,7 +233,7 @@ async fn a_budget_is_spent_to_the_last_unit() {
 }
 
 #[tokio::test]
-async fn what_nobody_waits_for_is_not_asked() {
+async fn queries_that_nobody_waits_for_are_not_sent() {
     let clock = TestClock::at(NOW);
     let store = CloudWatchStore::start(clock.clone()).await;
     let server = server(&store, "left", LONG, &clock).await;

@@ -67,7 +67,7 @@ async fn they_show_a_certificate_and_a_token_and_believe_an_authority() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_well_is_well_whatever_its_file_says_by_now() {
+async fn the_health_of_a_server_does_not_depend_on_its_current_file() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start("").await;
     let address = server.url.strip_prefix("http://").unwrap();

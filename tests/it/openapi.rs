@@ -194,7 +194,7 @@ fn every_case_is_as_described() {
 }
 
 #[test]
-fn what_is_wrong_is_not_as_described() {
+fn the_description_rejects_wrong_requests() {
     let document = document();
     let operation = &document["paths"]["/api/metric"]["post"];
     let schema = request_schema(operation);

@@ -302,7 +302,7 @@ async fn spellings_of_one_expression_share_an_answer() {
 }
 
 #[tokio::test]
-async fn those_who_ask_at_once_share_a_call() {
+async fn concurrent_requests_share_a_call() {
     let script = |_: usize, seen: &Seen| Answer {
         gate: true,
         ..success(match seen.path.contains("query_range") {
@@ -409,7 +409,7 @@ async fn errors_of_the_origin_are_its_own() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again() {
+async fn temporary_failures_are_retried() {
     let script = |n: usize, _: &Seen| match n {
         0 => Answer {
             text: Some("<p>a gateway</p>".into()),
@@ -636,7 +636,7 @@ async fn clients_say_how_old_answers_may_be() {
 }
 
 #[tokio::test]
-async fn ranges_pass_with_the_reason() {
+async fn range_queries_that_cannot_be_cached_pass_with_the_reason() {
     let face = Face::start("", |n, _| success(n)).await;
     let reply = face
         .form(

@@ -108,7 +108,7 @@ async fn what_did_not_change_stays_cached_and_the_rest_is_as_described() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_no_good_changes_nothing() {
+async fn an_invalid_configuration_changes_nothing() {
     let source = mirror(false).await;
     let good = upstream("steady", &source.url, "");
     let server = Server::start_at(&good, TestClock::at(NOW)).await;
@@ -127,7 +127,7 @@ async fn a_configuration_that_is_no_good_changes_nothing() {
 }
 
 #[tokio::test]
-async fn requests_in_hand_finish_under_the_configuration_they_came_with() {
+async fn requests_in_flight_finish_under_the_configuration_they_came_with() {
     let (slow, other) = (mirror(true).await, mirror(false).await);
     let old = "[server]\napi_key = \"old\"\n".to_owned() + &upstream("slow", &slow.url, "");
     let server = Server::start_at(&old, TestClock::at(NOW)).await;
@@ -244,7 +244,7 @@ async fn tls_can_be_switched_on() {
 }
 
 #[tokio::test]
-async fn requests_in_hand_still_have_their_demonstration() {
+async fn requests_in_flight_still_have_their_demonstration() {
     let demo = |latency: &str| {
         let demo = format!("demo = {{ latency = {latency:?} }}\nmax_concurrency = 1\nretries = 0");
         format!("{ADMIN}[[upstream]]\nname = \"shown\"\nkind = \"demo\"\n{demo}\n")
@@ -279,7 +279,7 @@ async fn requests_in_hand_still_have_their_demonstration() {
 }
 
 #[tokio::test]
-async fn a_file_without_a_word_is_no_configuration() {
+async fn an_empty_file_is_not_a_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("c.toml");
     let listen = "[server]\nlisten = \"127.0.0.1:0\"\n";

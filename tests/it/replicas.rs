@@ -191,7 +191,7 @@ async fn slow_questions_do_not_stop_the_others() {
 }
 
 #[tokio::test]
-async fn a_sick_url_is_noticed_by_nobody_while_another_is_well() {
+async fn a_failing_url_goes_unnoticed_while_another_works() {
     let clock = TestClock::at(NOW);
     let key = [("x-mirror-api-key".to_owned(), "k".to_owned())];
     let busy = |status: u16, after: Option<&str>| Answer {

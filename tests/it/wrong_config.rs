@@ -139,7 +139,7 @@ fn check(path: &Path, env: &BTreeMap<String, String>) -> (Option<i32>, String) {
 }
 
 #[test]
-fn check_says_it_and_leaves_with_2() {
+fn check_reports_an_invalid_configuration_and_exits_with_2() {
     let folder = tempfile::tempdir().unwrap();
     files(folder.path());
     let dir = folder.path().to_str().unwrap();
@@ -177,7 +177,7 @@ fn check_says_it_and_leaves_with_2() {
 }
 
 #[test]
-fn what_looks_wrong_and_is_not_is_taken() {
+fn unusual_but_valid_configurations_are_accepted() {
     let taken = |text: &str| config::parse(text, "c.toml", &BTreeMap::new()).map(drop);
     let built_in = include_str!("../../config.toml");
     let whole = built_in.replace(

@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn all_ways_to_say_the_same_are_one() {
+    fn equivalent_queries_have_one_canonical_form() {
         let expected = Ok("Duration FunctionName=f Namespace=AWS/Lambda".to_owned());
         let lambda: (&str, &[&str]) = ("Namespace", &["AWS/Lambda"]);
         for (pairs, field) in [

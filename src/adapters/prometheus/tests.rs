@@ -464,7 +464,7 @@ fn warnings_make_an_answer_incomplete_and_remarks_do_not() {
 }
 
 #[test]
-fn errors_have_the_kind_that_they_speak_of() {
+fn errors_of_the_store_get_the_kind_that_they_describe() {
     let said = |status, kind: &str, error: &str| {
         let body = json!({ "status": "error", "errorType": kind, "error": error });
         let error = refused(&raw(), &answer(status, &body.to_string()));

@@ -423,7 +423,7 @@ secret = "hidden-10"
     }
 
     #[test]
-    fn what_is_said_to_be_in_effect_is() {
+    fn settings_said_to_be_in_effect_are() {
         let secrets = [
             (
                 "HIDDEN",

@@ -338,7 +338,7 @@ fn a_coarse_step_does_not_take_over_a_tail_that_has_expired() {
 const OLD: Millis = 1_699_920_000_000;
 
 #[test]
-fn what_is_known_is_not_asked_again() {
+fn known_values_are_not_fetched_again() {
     run(async {
         let world = World::new(10_000);
         let first = world.ask(OLD, OLD + 300_000, 15_000).await.unwrap();

@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_proved_right_costs_nothing_the_second_time_and_the_rest_always_does() {
+    async fn a_proven_password_is_not_compared_again_and_a_wrong_one_always_is() {
         let (known, open, shut) = (
             users(),
             PasswordHashLimiter::of(1, 1),
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_sends_the_same_at_once_shares_one_comparison() {
+    async fn equal_credentials_at_once_share_one_comparison() {
         let (known, hash_limiter) = (users(), PasswordHashLimiter::of(1, 1));
         for (pair, expected) in [("ann:secret", Ok(())), ("ann:wrong", Err(Fault::Wrong))] {
             let header = basic(pair);
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_leave_at_once_leave_nothing_behind() {
+    fn waiters_that_leave_at_once_leave_nothing_behind() {
         let list = Mutex::default();
         let together = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_too_long_or_gives_up_leaves_nothing_behind() {
+    async fn waiters_that_time_out_or_give_up_leave_nothing_behind() {
         let (known, shut) = (users(), PasswordHashLimiter::of(0, 1));
         let header = basic("ann:secret");
         let before = tokio::time::Instant::now();

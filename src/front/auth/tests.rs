@@ -77,7 +77,7 @@ async fn networks_and_credentials_must_both_hold() {
 }
 
 #[tokio::test]
-async fn the_admin_face_is_closed_without_credentials() {
+async fn the_admin_api_is_closed_without_credentials() {
     let net = ["10.0.0.0/8"];
     for networks in [&[][..], &net] {
         let closed = asked(Api::Admin, rules(networks, false), "10.1.2.3", true).await;

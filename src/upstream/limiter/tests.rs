@@ -188,7 +188,7 @@ async fn concurrency_adapts_to_what_the_upstream_can_take() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_cannot_make_it_is_refused_at_once_and_told_when_to_come() {
+async fn calls_that_cannot_be_in_time_are_refused_at_once_with_a_time_to_retry() {
     let limiter = Arc::new(Limiter::new(&limits(1.0, 1, 1000, 1000), None));
     for lane in 0..20 {
         let limiter = limiter.clone();

@@ -240,7 +240,7 @@ async fn retries_end_with_their_number_and_their_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_worth_it_is_not_tried_again() {
+async fn failures_that_would_recur_are_not_retried() {
     let hosts = Arc::new(Hosts::default());
     let limits = Limits {
         retries: 3,
@@ -343,7 +343,7 @@ async fn a_slow_attempt_gets_another_beside_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_that_fails_is_left_alone_and_tried_again_by_us() {
+async fn the_breaker_of_a_failing_address_opens_and_heliostat_sends_the_trials() {
     let hosts = Arc::new(Hosts::default());
     hosts.set("a", Does::Refuse);
     let limits = Limits {

@@ -210,7 +210,7 @@ async fn an_upstream_that_becomes_slow_is_asked_what_it_can_answer_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_gives_way_to_who_has_less_in_it() {
+async fn a_full_queue_gives_way_to_a_caller_with_fewer_calls() {
     let hosts = Arc::new(Hosts::default());
     hosts.set("a", QUICK);
     let limits = Limits {

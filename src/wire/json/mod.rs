@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn one_member_has_bounds_of_its_own() {
+    fn one_member_of_a_body_has_bounds_of_its_own() {
         let bounds = Some(MemberBounds {
             name: "a",
             values: 3,

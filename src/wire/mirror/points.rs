@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_telemetry_is_told() {
+    fn answers_that_are_not_telemetry_are_reported() {
         let aggregated = r#","_type":"AggregatedMetricTelemetry""#;
         for (points, rest, why) in [
             ("[[1, 2], [1]]", "", "points differ in length"),

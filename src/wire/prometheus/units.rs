@@ -267,7 +267,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_too_odd(text in "[0-9a-zTZ:+.é-]{0,30}") {
+        fn any_text_is_read_without_a_panic(text in "[0-9a-zTZ:+.é-]{0,30}") {
             let _ = (read_time(&text), read_duration(&text));
         }
     }

@@ -89,7 +89,7 @@ fn white_space_and_order_of_members_do_not_matter() {
 }
 
 #[test]
-fn what_is_not_a_matrix_is_said() {
+fn answers_that_are_not_a_matrix_are_reported() {
     let with = |result: &str| {
         format!(
             "{{\"status\":\"success\",\"data\":{{\"resultType\":\"matrix\",\"result\":{result}}}}}"
@@ -172,7 +172,7 @@ fn series_are_put_in_the_order_of_labels() {
 
 proptest! {
     #[test]
-    fn no_bytes_are_too_odd(
+    fn any_bytes_are_read_without_a_panic(
         edits in prop::collection::vec((0..ANSWER.len(), any::<u8>(), 0..4u8), 1..6),
     ) {
         let mut bytes = ANSWER.as_bytes().to_vec();
