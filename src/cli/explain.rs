@@ -40,18 +40,26 @@ pub(super) struct Explain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CoverageKind {
     Settled,
+    Second,
     Tail,
     Expired,
     Nothing,
 }
 
 impl CoverageKind {
-    const ALL: [Self; 4] = [Self::Settled, Self::Tail, Self::Expired, Self::Nothing];
+    const ALL: [Self; 5] = [
+        Self::Settled,
+        Self::Second,
+        Self::Tail,
+        Self::Expired,
+        Self::Nothing,
+    ];
 
     /// Its character, its colour as of ECMA-48, and its words.
     fn look(self) -> (char, u8, &'static str) {
         match self {
             Self::Settled => ('█', 32, "settled"),
+            Self::Second => ('▆', 34, "second level"),
             Self::Tail => ('▓', 36, "may still change, fresh"),
             Self::Expired => ('▒', 31, "expired, fetched again"),
             Self::Nothing => ('░', 33, "not known, fetched"),
@@ -98,6 +106,7 @@ fn shown(said: &Value, width: usize, coloured: bool) -> String {
     let text = |key: &str| said.get(key).and_then(Value::as_str).map(plain_text);
     let answer = match text("answer").unwrap_or_default().as_str() {
         "cache" => "from the cache".to_owned(),
+        "secondLevel" => "from memory and the second level of the cache".to_owned(),
         "expired" => "expired data at once, refreshed in the background".to_owned(),
         "wait" => "waits for a fetch in flight".to_owned(),
         "fetch" => "fetches what is missing".to_owned(),
@@ -153,6 +162,7 @@ fn known(range: &Value, t: Millis) -> CoverageKind {
     match list(range, "cached").find(holds) {
         None => CoverageKind::Nothing,
         Some(part) if fresh(part).is_some_and(|seconds| seconds < 0.0) => CoverageKind::Expired,
+        Some(part) if part.get("secondLevel") == Some(&Value::Bool(true)) => CoverageKind::Second,
         Some(part) if part.get("settled") == Some(&Value::Bool(true)) => CoverageKind::Settled,
         Some(_) => CoverageKind::Tail,
     }

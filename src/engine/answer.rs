@@ -176,7 +176,7 @@ impl Engine {
     }
 
     /// Explains how `query` would be answered.
-    pub fn explain_metric(
+    pub async fn explain_metric(
         &self,
         details: &Details,
         query: MetricQuery,
@@ -188,9 +188,10 @@ impl Engine {
         let lane = Lane::of(upstream.clone(), details, query);
         let sub_ranges = self.sub_ranges(&lane, &range)?;
         let source = source(&lane, &range);
-        let explained = sub_ranges.into_iter();
-        let explained = explained.map(|sub_range| self.explain(&lane, sub_range, source, context));
-        let explained = explained.collect::<Result<_, _>>()?;
+        let mut explained = Vec::new();
+        for sub_range in sub_ranges {
+            explained.push(self.explain(&lane, sub_range, source, context).await?);
+        }
         Ok(Explanation::new(&upstream, explained, None, context))
     }
 

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::cache::Chunks;
+use super::chunk::Segment;
 use super::fetch::{Source, policy};
 use super::lane::Lane;
 use super::parts::parts;
 use super::plan::{Known, Lookup, classify, lifetime};
 use super::revalidate::while_revalidating;
+use super::second::peek::{Peek, gained};
 use super::summaries::{made_of, routed};
 use super::{Engine, RequestContext};
 use crate::model::{Error, Millis, RangeSet, Step, TimeRange};
@@ -44,6 +47,8 @@ pub struct Explanation {
 pub enum AnswerSource {
     /// All of it is cached and fresh.
     Cache,
+    /// All of it is in memory or in the second level of the cache.
+    SecondLevel,
     /// Cached data that has just expired, while it is fetched.
     Expired,
     /// A fetch that is in flight.
@@ -91,6 +96,9 @@ pub struct RangeReport {
     /// Set if expired data is served at once while it is fetched again.
     #[serde(skip)]
     expired: bool,
+    /// Whether some of it is in the second level only.
+    #[serde(skip)]
+    second_level: bool,
 }
 
 /// A range of time: milliseconds of Unix time, the end left out, and the same as text.
@@ -135,6 +143,9 @@ pub struct Cached {
     pub settled: bool,
     /// Seconds for which it is still fresh; less than 0 where it has expired.
     pub fresh_seconds: f64,
+    /// Whether it is in the second level of the cache and not in memory.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub second_level: bool,
 }
 
 /// A part of a range that would be fetched.
@@ -181,6 +192,9 @@ pub struct ResponseReport {
     pub age_seconds: Option<f64>,
     /// Seconds for which it is still fresh; less than 0 where it has expired.
     pub fresh_seconds: Option<f64>,
+    /// Whether it is in the second level of the cache and not in memory.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub second_level: bool,
     /// Set if a fetch of it is in flight.
     pub under_way: bool,
 }
@@ -193,7 +207,11 @@ fn left(lifetime: Duration, age: Duration) -> f64 {
 impl ResponseReport {
     /// Returns the report of an answer that was fetched `age` ago and is fresh for `lifetime`, if
     /// it is cached.
-    pub(super) fn of(known: Option<(Duration, Duration)>, under_way: bool) -> Self {
+    pub(super) fn of(
+        known: Option<(Duration, Duration)>,
+        second_level: bool,
+        under_way: bool,
+    ) -> Self {
         let held = match known {
             None => Lookup::Miss,
             Some((age, lifetime)) if age < lifetime => Lookup::Hit,
@@ -203,12 +221,14 @@ impl ResponseReport {
             held: held.name(),
             age_seconds: known.map(|(age, _)| age.as_secs_f64()),
             fresh_seconds: known.map(|(age, lifetime)| left(lifetime, age)),
+            second_level,
             under_way,
         }
     }
 
     fn origin(&self) -> AnswerSource {
         match self.held == Lookup::Hit.name() {
+            true if self.second_level => AnswerSource::SecondLevel,
             true => AnswerSource::Cache,
             false if self.under_way => AnswerSource::Wait,
             false => AnswerSource::Fetch,
@@ -247,6 +267,7 @@ impl Explanation {
 impl RangeReport {
     fn origin(&self) -> AnswerSource {
         match &self.made_of {
+            _ if self.missing.is_empty() && self.second_level => AnswerSource::SecondLevel,
             _ if self.missing.is_empty() => AnswerSource::Cache,
             _ if self.expired => AnswerSource::Expired,
             Some(raw) => {
@@ -262,15 +283,24 @@ impl RangeReport {
 }
 
 impl Engine {
-    /// Returns the report of `range` of `lane`, whose points come from `source`.
-    pub(super) fn explain(
+    /// Returns the report of `range` of `lane`, whose points come from `source`. The second level is
+    /// read for it, and nothing is kept.
+    pub(super) async fn explain(
         &self,
         lane: &Lane,
         range: TimeRange,
         source: Source,
         context: &RequestContext,
     ) -> Result<RangeReport, Error> {
-        let mut stretch = self.stretch(lane, range, source, context)?;
+        let mut peek = Peek::default();
+        let mut stretch = self.stretch(lane, range, source, context, &mut peek)?;
+        // What buckets are made of is looked at once it is known that they are not there.
+        for _ in 0..2 {
+            if !self.peek(&mut peek, context).await {
+                break;
+            }
+            stretch = self.stretch(lane, range, source, context, &mut peek)?;
+        }
         let chunks = self.memory.cache.look_up(lane, &range);
         stretch.expired = while_revalidating(lane, &range, &chunks, context).is_some();
         Ok(stretch)
@@ -284,19 +314,29 @@ impl Engine {
         range: TimeRange,
         source: Source,
         context: &RequestContext,
+        peek: &mut Peek,
     ) -> Result<RangeReport, Error> {
-        let chunks = self.memory.cache.look_up(lane, &range);
-        let plan = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+        let mut chunks = self.memory.cache.look_up(lane, &range);
+        let mut plan = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
         let policy = policy(lane, context);
         let now = context.now().monotonic;
+        let held = chunks.coverage();
+        let (mut from_level, mut gone) = (Vec::new(), RangeSet::new());
+        if source == Source::Upstream
+            && let Some(piece) = peek.of(lane, &plan.missing)
+        {
+            (from_level, gone) = gained(&held, piece);
+            chunks.update(lane, &Chunks::beside(lane, piece));
+            plan = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+        }
         let coverage = chunks.coverage();
         let none = RangeSet::new();
         let Known { fresh, known, .. } =
             classify(&range, &coverage, &none, &policy, &context.now());
         let mut cached = Vec::new();
-        for segment in &coverage {
-            let Some(part) = segment.range.intersection(&range) else {
-                continue;
+        let mut add = |segment: &Segment, part: &TimeRange, second_level| {
+            let Some(part) = part.intersection(&range) else {
+                return;
             };
             let age = now.saturating_sub(segment.fetched);
             let lifetime = lifetime(segment, &policy);
@@ -305,8 +345,18 @@ impl Engine {
                 age_seconds: age.as_secs_f64(),
                 settled: segment.settled,
                 fresh_seconds: left(lifetime, age),
+                second_level,
             });
+        };
+        for segment in &held {
+            for part in gone.missing_from(segment.range).iter() {
+                add(segment, part, false);
+            }
         }
+        for segment in &from_level {
+            add(segment, &segment.range, true);
+        }
+        cached.sort_by_key(|part| part.period.start_time);
         let flights = self.memory.flights.under_way(&lane.key);
         let mut asked = plan.missing.iter().filter_map(|m| m.intersection(&range));
         let fetched = asked.all(|part| flights.missing_from(part).is_empty());
@@ -328,7 +378,7 @@ impl Engine {
         }
         let hull = plan.missing.iter().copied().reduce(|a, b| a.hull(&b));
         let mut parts = match hull {
-            Some(hull) => self.parts_of(lane, hull, source, context)?,
+            Some(hull) => self.parts_of(lane, hull, source, context, peek)?,
             None => Vec::new(),
         };
         let made_of = parts.pop().map(Box::new);
@@ -349,6 +399,7 @@ impl Engine {
             kept: None,
             derived: source != Source::Upstream,
             expired: false,
+            second_level: !gone.is_empty(),
         })
     }
 
@@ -360,6 +411,7 @@ impl Engine {
         range: TimeRange,
         source: Source,
         context: &RequestContext,
+        peek: &mut Peek,
     ) -> Result<Vec<RangeReport>, Error> {
         match source {
             Source::Upstream => Ok(Vec::new()),
@@ -367,7 +419,7 @@ impl Engine {
                 let raw = lane.raw().into_iter();
                 let report = |raw: Lane| {
                     let source = routed(&raw).unwrap_or(Source::Upstream);
-                    self.stretch(&raw, range, source, context)
+                    self.stretch(&raw, range, source, context, peek)
                 };
                 raw.map(report).collect()
             }
@@ -376,7 +428,8 @@ impl Engine {
                 let parts = parts.filter_map(|(part, of)| Some((part, of?)));
                 let report = |(part, (summaries, period)): (TimeRange, (Lane, Step))| {
                     let range = part.aligned(period);
-                    let mut report = self.stretch(&summaries, range, Source::Upstream, context)?;
+                    let mut report =
+                        self.stretch(&summaries, range, Source::Upstream, context, peek)?;
                     let interval = lane.interval();
                     let length = Duration::from_millis(period.millis().unsigned_abs());
                     report.kept = (period != interval)

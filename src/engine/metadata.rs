@@ -214,26 +214,28 @@ impl Engine {
     }
 
     /// Explains how a query for the names of fields would be answered.
-    pub fn explain_names(
+    pub async fn explain_names(
         &self,
         details: &Details,
         query: &FieldNamesQuery,
         context: &RequestContext,
     ) -> Result<Explanation, Error> {
         self.explain_metadata(details, MetadataQuery::Names(query.clone()), context)
+            .await
     }
 
     /// Explains how a query for the values of a field would be answered.
-    pub fn explain_values(
+    pub async fn explain_values(
         &self,
         details: &Details,
         query: &FieldValuesQuery,
         context: &RequestContext,
     ) -> Result<Explanation, Error> {
         self.explain_metadata(details, MetadataQuery::Values(query.clone()), context)
+            .await
     }
 
-    fn explain_metadata(
+    async fn explain_metadata(
         &self,
         details: &Details,
         mut query: MetadataQuery,
@@ -247,7 +249,7 @@ impl Engine {
             false => WholeQuery::Page(details, query),
         };
         let key = WholeIdentity::new(&upstream, query);
-        let whole = self.report_whole(&upstream, &key, context);
+        let whole = self.report_whole(&upstream, &key, context).await;
         Ok(Explanation::new(
             &upstream,
             Vec::new(),

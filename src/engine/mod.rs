@@ -85,7 +85,7 @@ pub use outcome::{CacheOutcome, Timing};
 pub use passthrough::PassthroughRequest;
 pub use plan::Lookup;
 pub use range::RangeRequest;
-pub use second::{LevelSetup, LevelWait};
+pub use second::{LevelReport, LevelSetup, LevelWait};
 pub use whole::CachePolicy;
 
 use tokio::time::Instant;
@@ -104,7 +104,7 @@ use whole::WholeCache;
 
 use crate::clock::Clock;
 use crate::model::{Details, Error, Freshness, Kind, Millis};
-pub use crate::store::Replica;
+pub use crate::store::{BreakerState, LevelHoldings, Replica};
 use crate::telemetry::trace::Span;
 pub use crate::upstream::{CallContext, Upstream};
 use crate::upstream::{Flights, Registry};

@@ -143,7 +143,7 @@ impl CachePolicy {
 
 impl Engine {
     /// Explains how `request` would be answered.
-    pub fn explain_response(
+    pub async fn explain_response(
         &self,
         upstream: &Arc<Upstream>,
         request: PassthroughRequest,
@@ -151,7 +151,7 @@ impl Engine {
         context: &RequestContext,
     ) -> Explanation {
         let key = WholeIdentity::new(upstream, WholeQuery::Response(request));
-        let whole = self.report_whole(upstream, &key, context);
+        let whole = self.report_whole(upstream, &key, context).await;
         let mut explained = Explanation::new(upstream, Vec::new(), Some(whole), context);
         if let CachePolicy::NoStore(reason) = policy {
             explained.bypass = Some(reason);

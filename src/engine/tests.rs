@@ -831,7 +831,8 @@ async fn errors_about_caps_state_the_cap() {
     let context = local.clocks.context(Encoding::Identity);
     let explained = local
         .engine
-        .explain_metric(&Details::default(), all_of_time, &context);
+        .explain_metric(&Details::default(), all_of_time, &context)
+        .await;
     assert_eq!(explained.unwrap_err().kind, Kind::TooManyPoints);
     assert!(local.calls().is_empty());
     let raw_cap = refused(query(0, 2000 * 16 * INTERVAL + 1, Layout::Raw)).await;

@@ -403,19 +403,28 @@ impl Engine {
         entry
     }
 
-    /// Returns the cached state of `key`, without a call to an upstream.
-    pub(super) fn report_whole(
+    /// Returns the cached state of `key`, without a call to an upstream. The second level is read for
+    /// it, and nothing is kept.
+    pub(super) async fn report_whole(
         &self,
-        upstream: &Upstream,
+        upstream: &Arc<Upstream>,
         key: &WholeKey,
         context: &RequestContext,
     ) -> ResponseReport {
         let freshness = context.freshness(&upstream.freshness);
-        let known = self.memory.whole.entries.get(key).map(|entry| {
+        let mut known = self.memory.whole.entries.get(key).map(|entry| {
             let lifetime = entry.policy.lifetime(&freshness).unwrap_or_default();
             (entry.age(context), lifetime)
         });
-        ResponseReport::of(known, self.memory.whole.flights.is_under_way(key))
+        let mut second_level = false;
+        if known.is_none_or(|(age, lifetime)| age >= lifetime)
+            && let Some((age, lifetime)) = self.peek_whole(upstream, key, context).await
+            && known.is_none_or(|(held, _)| age < held)
+        {
+            (known, second_level) = (Some((age, lifetime)), true);
+        }
+        let under_way = self.memory.whole.flights.is_under_way(key);
+        ResponseReport::of(known, second_level, under_way)
     }
 }
 

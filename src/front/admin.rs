@@ -17,8 +17,8 @@ use super::respond;
 use super::traffic::{MemoryReport, Traffic};
 use super::{assets, mirror, prometheus};
 use crate::engine::{
-    Engine, Explanation, Invalidated, LaneDescription, LaneStats, Replica, RequestContext,
-    Selection, Upstream,
+    BreakerState, Engine, Explanation, Invalidated, LaneDescription, LaneStats, LevelHoldings,
+    LevelReport, Replica, RequestContext, Selection, Upstream,
 };
 use crate::model::{Error, Kind, Layout, Millis};
 use crate::telemetry::logs;
@@ -253,7 +253,53 @@ fn cache(engine: &Engine) -> Value {
             "hottest": held.hottest.iter().map(hot).collect::<Vec<_>>(),
         })
     });
-    json!({ "upstreams": cache_stats.collect::<Vec<_>>() })
+    let levels = engine.levels();
+    json!({
+        "upstreams": cache_stats.collect::<Vec<_>>(),
+        "levels": levels.iter().map(level).collect::<Vec<_>>(),
+    })
+}
+
+/// Returns the state of a second level of the cache.
+fn level(level: &LevelReport) -> Value {
+    let LevelReport {
+        name,
+        shared,
+        usable,
+        holdings,
+        queue_bytes,
+        reads,
+        writes,
+        clock_error,
+        replicas,
+    } = level;
+    let breaker = |state: &BreakerState| json!({ "open": state.open, "of": state.of, "failure": state.failure });
+    let mut said = Map::new();
+    let mut say = |name: &str, value: Value| said.insert(name.to_owned(), value);
+    say("level", json!(name));
+    say("shared", json!(shared));
+    say("usable", json!(usable));
+    say("queueBytes", json!(queue_bytes));
+    let breakers = json!({ "read": breaker(reads), "write": breaker(writes) });
+    say("breakers", breakers);
+    if let Some(LevelHoldings {
+        bytes,
+        limit,
+        values,
+    }) = holdings
+    {
+        say("bytes", json!(bytes));
+        say("limitBytes", json!(limit));
+        say("values", json!(values));
+    }
+    if *shared {
+        say(
+            "clockErrorSeconds",
+            json!(clock_error.map(|e| e.as_secs_f64())),
+        );
+        say("liveReplicas", json!(replicas));
+    }
+    Value::Object(said)
 }
 
 fn hot(lane: &LaneStats) -> Value {
@@ -290,7 +336,7 @@ async fn explain(
 ) -> Result<Explanation, Error> {
     if let Some(method) = mirror::Method::of(path) {
         allow(&head.method, &mirror::METHODS)?;
-        return mirror::explain(engine, method, &body, bounds, context);
+        return mirror::explain(engine, method, &body, bounds, context).await;
     }
     let Some(endpoint) = prometheus::ApiEndpoint::of(path) else {
         let message = format!(
@@ -301,10 +347,11 @@ async fn explain(
     let asked = prometheus::asked(engine, endpoint, head, path, body, &mut context).await?;
     match asked {
         (upstream, prometheus::Asked::Range(request)) => {
-            engine.explain_range(&upstream, request, &context)
+            engine.explain_range(&upstream, request, &context).await
         }
         (upstream, prometheus::Asked::Whole { question, keep, .. }) => {
-            Ok(engine.explain_response(&upstream, question, &keep, &context))
+            let explained = engine.explain_response(&upstream, question, &keep, &context);
+            Ok(explained.await)
         }
     }
 }

@@ -155,7 +155,7 @@ async fn read<Q: Send + 'static>(
 }
 
 /// Explains how a request with this `body` would be answered.
-pub(super) fn explain(
+pub(super) async fn explain(
     engine: &Engine,
     method: Method,
     body: &[u8],
@@ -171,17 +171,20 @@ pub(super) fn explain(
         Method::FieldNames => {
             let asked = request::read_field_names(body, bounds)?;
             shorten(context, &asked.details);
-            engine.explain_names(&asked.details, &asked.query, context)
+            let explained = engine.explain_names(&asked.details, &asked.query, context);
+            explained.await
         }
         Method::FieldValues => {
             let asked = request::read_field_values(body, bounds)?;
             shorten(context, &asked.details);
-            engine.explain_values(&asked.details, &asked.query, context)
+            let explained = engine.explain_values(&asked.details, &asked.query, context);
+            explained.await
         }
         Method::Metric => {
             let asked = request::read_metric(body, bounds)?;
             shorten(context, &asked.details);
-            engine.explain_metric(&asked.details, asked.query, context)
+            let explained = engine.explain_metric(&asked.details, asked.query, context);
+            explained.await
         }
     }
 }

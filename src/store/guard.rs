@@ -9,7 +9,9 @@ use tracing::{info, warn};
 
 use super::key::{Names, ValueKey};
 use super::page::Stamp;
-use super::{CacheLevel, Found, Invalidation, LevelFailure, LevelReply, LevelState, Put};
+use super::{
+    CacheLevel, Found, Invalidation, LevelFailure, LevelHoldings, LevelReply, LevelState, Put,
+};
 use crate::telemetry::metrics::LevelMetrics;
 
 /// Most reads at once; beyond it a read is skipped.
@@ -21,11 +23,11 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(1);
 /// Failures in a row after which the level is not used for a while.
 const FAILURES: u32 = 5;
 
-/// Time until a trial call.
-const READS_REST: Duration = Duration::from_secs(1);
+/// For how long; then one call tries whether it is well.
+const REST: Duration = Duration::from_secs(1);
 
-/// The same for writes, which may fail for want of room while reads go on.
-const WRITES_REST: Duration = Duration::from_secs(10);
+/// The same where there is no room to write, while reads go on.
+const FULL_REST: Duration = Duration::from_secs(10);
 
 /// A level whose failures cost a request at most its deadline.
 pub struct Guarded {
@@ -33,8 +35,9 @@ pub struct Guarded {
     /// Most time of a read.
     deadline: Duration,
     reading: Semaphore,
-    reads: LevelBreaker,
-    writes: LevelBreaker,
+    /// Of each part one, as of writes.
+    reads: Vec<LevelBreaker>,
+    writes: Vec<LevelBreaker>,
     metrics: LevelMetrics,
 }
 
@@ -42,12 +45,16 @@ impl Guarded {
     /// Returns `level`, of which a read takes at most `deadline`.
     pub fn new(level: Arc<dyn CacheLevel>, deadline: Duration) -> Self {
         let name = level.name();
+        let breakers = |op| {
+            let parts = 0..level.parts().max(1);
+            parts.map(|_| LevelBreaker::new(name, op)).collect()
+        };
         Self {
+            reads: breakers("read"),
+            writes: breakers("write"),
             level,
             deadline,
             reading: Semaphore::new(READS_AT_ONCE),
-            reads: LevelBreaker::new(name, "read", READS_REST),
-            writes: LevelBreaker::new(name, "write", WRITES_REST),
             metrics: LevelMetrics::new(name),
         }
     }
@@ -82,34 +89,64 @@ impl Guarded {
         &self.metrics
     }
 
-    /// Returns the values of `keys`; `None` if they are not available now.
+    /// The part that has the values of the lane of `key`: parts fail by themselves, and have breakers
+    /// of their own.
+    pub fn part(&self, key: &ValueKey) -> usize {
+        self.level.part(key)
+    }
+
+    /// The size of its contents, if it knows.
+    pub fn holdings(&self) -> Option<LevelHoldings> {
+        self.level.holdings()
+    }
+
+    /// The values of `keys`, all of one part; `None` if they cannot be had now.
     pub async fn read(&self, keys: Vec<ValueKey>) -> Option<Vec<Option<Found>>> {
         let Ok(_permit) = self.reading.try_acquire() else {
             self.metrics.request("read", "skipped", None);
             return None;
         };
+        self.found("read", self.deadline, keys).await
+    }
+
+    /// The same for those who write, for whom nobody waits: it may take longer.
+    pub async fn look(&self, keys: Vec<ValueKey>) -> Option<Vec<Option<Found>>> {
+        self.found("look", WRITE_DEADLINE, keys).await
+    }
+
+    async fn found(
+        &self,
+        op: &'static str,
+        deadline: Duration,
+        keys: Vec<ValueKey>,
+    ) -> Option<Vec<Option<Found>>> {
         let count = keys.len();
+        let breaker = self
+            .reads
+            .get(keys.first().map_or(0, |key| self.part(key)))?;
         let read = || self.level.read(keys);
         let outcome = |found: &Vec<Option<Found>>| match found.iter().any(Option::is_some) {
             true => "hit",
             false => "miss",
         };
-        let found = self.call("read", &self.reads, self.deadline, read, outcome);
-        let found = found.await?;
+        let found = self.call(op, breaker, deadline, read, outcome).await?;
         let bytes = found.iter().flatten().filter_map(|f| f.bytes.as_ref());
         self.metrics.bytes("read", bytes.map(Vec::len).sum());
         (found.len() == count).then_some(found)
     }
 
-    /// Writes values, and says for each whether it is there now; `None` if that failed.
+    /// Writes values, all of one part, and says for each whether it is there now; `None` if that
+    /// failed.
     pub async fn write(&self, puts: Vec<Put>) -> Option<Vec<bool>> {
         let (count, bytes) = (puts.len(), puts.iter().map(|put| put.bytes.len()).sum());
+        let part = puts.first().map_or(0, |put| self.part(&put.key));
+        let breaker = self.writes.get(part)?;
         let write = || self.level.write(puts);
         let outcome = |written: &Vec<bool>| match written.iter().all(|w| *w) {
             true => "written",
             false => "conflict",
         };
-        let written = self.call("write", &self.writes, WRITE_DEADLINE, write, outcome);
+        let written = self.call("write", breaker, WRITE_DEADLINE, write, outcome);
         let written = written.await?;
         self.metrics.bytes("written", bytes);
         (written.len() == count).then_some(written)
@@ -159,17 +196,35 @@ impl Guarded {
 
     /// Sets the gauges; called when they are read.
     pub fn observe(&self) {
-        let open = [&self.reads, &self.writes];
-        self.metrics
-            .breakers_open(open.iter().filter(|b| b.is_open()).count());
+        let [reads, writes] = self.breakers();
+        self.metrics.breakers_open(reads.open + writes.open);
     }
+
+    /// The state of the breakers of reads and of writes.
+    pub fn breakers(&self) -> [BreakerState; 2] {
+        [&self.reads, &self.writes].map(|all| BreakerState {
+            open: all.iter().filter(|b| b.is_open()).count(),
+            of: all.len(),
+            failure: all.iter().find_map(LevelBreaker::failure),
+        })
+    }
+}
+
+/// The state of the breakers of one operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BreakerState {
+    /// The number of those that are open.
+    pub open: usize,
+    /// The number of all, of each part one.
+    pub of: usize,
+    /// The failure for which one is open.
+    pub failure: Option<String>,
 }
 
 /// Stops calls to a level that fails again and again, except for a trial now and then.
 struct LevelBreaker {
     level: &'static str,
     op: &'static str,
-    rest: Duration,
     state: Mutex<LevelBreakerState>,
 }
 
@@ -178,14 +233,16 @@ struct LevelBreakerState {
     failures: u32,
     /// The time of the next trial, while it is open.
     open_until: Option<Instant>,
+    /// How long it waits for the next, and why.
+    rest: Duration,
+    failure: String,
 }
 
 impl LevelBreaker {
-    fn new(level: &'static str, op: &'static str, rest: Duration) -> Self {
+    fn new(level: &'static str, op: &'static str) -> Self {
         Self {
             level,
             op,
-            rest,
             state: Mutex::default(),
         }
     }
@@ -199,7 +256,13 @@ impl LevelBreaker {
         self.lock().open_until.is_some()
     }
 
-    /// Returns whether a call may be made. While it is open, one may after each rest.
+    /// The failure for which it is open.
+    fn failure(&self) -> Option<String> {
+        let state = self.lock();
+        state.open_until.map(|_| state.failure.clone())
+    }
+
+    /// Whether a call may be made. While it is open, one may after each rest.
     fn admits(&self) -> bool {
         let mut state = self.lock();
         let now = Instant::now();
@@ -207,7 +270,7 @@ impl LevelBreaker {
             None => true,
             Some(until) if until > now => false,
             Some(_) => {
-                state.open_until = Some(now + self.rest);
+                state.open_until = Some(now + state.rest);
                 true
             }
         }
@@ -228,8 +291,10 @@ impl LevelBreaker {
         let mut state = self.lock();
         state.failures = state.failures.saturating_add(1);
         let full = matches!(failure, LevelFailure::Full(_));
+        state.rest = if full { FULL_REST } else { REST };
+        state.failure = failure.to_string();
         if (state.failures >= FAILURES || full) && state.open_until.is_none() {
-            state.open_until = Some(Instant::now() + self.rest);
+            state.open_until = Some(Instant::now() + state.rest);
             warn!(
                 level = self.level,
                 op = self.op,
@@ -265,11 +330,11 @@ mod tests {
         }
         let most = FAILURES + u32::try_from(began.elapsed().as_secs()).unwrap() + 1;
         assert!(waited <= most, "{waited} reads waited");
-        assert!(level.reads.is_open());
+        assert!(level.reads[0].is_open());
         sim.hang(false);
-        tokio::time::sleep(READS_REST).await;
+        tokio::time::sleep(REST).await;
         assert_eq!(level.read(vec![key]).await, Some(vec![None]));
-        assert!(!level.reads.is_open());
+        assert!(!level.reads[0].is_open());
     }
 
     #[tokio::test(start_paused = true)]
@@ -296,7 +361,7 @@ mod tests {
         sim.fill(false);
         assert_eq!(level.write(Vec::new()).await, None, "it rests");
         assert_eq!(level.read(Vec::new()).await, Some(Vec::new()));
-        tokio::time::sleep(WRITES_REST).await;
+        tokio::time::sleep(FULL_REST).await;
         assert_eq!(level.write(Vec::new()).await, Some(Vec::new()));
     }
 }

@@ -28,7 +28,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use guard::Guarded;
+pub use guard::{BreakerState, Guarded};
 pub use invalidation::{Invalidation, Invalidations};
 
 use crate::model::Millis;
@@ -43,7 +43,23 @@ pub trait CacheLevel: Send + Sync {
     /// Returns its name in metrics: `disk` or `shared`.
     fn name(&self) -> &'static str;
 
-    /// Returns whether other processes write to it.
+    /// The number of its parts that fail by themselves, as nodes of a cluster do.
+    fn parts(&self) -> usize {
+        1
+    }
+
+    /// The part, less than their number, that has the values of the lane of `key`.
+    fn part(&self, key: &ValueKey) -> usize {
+        let _ = key;
+        0
+    }
+
+    /// The size of its contents, if it knows.
+    fn holdings(&self) -> Option<LevelHoldings> {
+        None
+    }
+
+    /// Whether other processes write to it.
     fn is_shared(&self) -> bool;
 
     /// Returns the names of lanes and upstreams.
@@ -63,6 +79,17 @@ pub trait CacheLevel: Send + Sync {
 
     /// Takes in that the cache in memory takes the invalidations up to `stamp` into account.
     fn applied(&self, stamp: Stamp);
+}
+
+/// The size of the contents of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelHoldings {
+    /// Bytes of all values.
+    pub bytes: u64,
+    /// The upper bound of these bytes.
+    pub limit: u64,
+    /// The number of values.
+    pub values: usize,
 }
 
 /// The known state of a level.

@@ -161,7 +161,7 @@ impl Engine {
     }
 
     /// Explains how `request` would be answered.
-    pub fn explain_range(
+    pub async fn explain_range(
         &self,
         upstream: &Arc<Upstream>,
         request: RangeRequest,
@@ -172,7 +172,9 @@ impl Engine {
         let lane = Lane::of_expression(upstream.clone(), expression);
         // As an answer would: what a lane of finer steps has counts as cached.
         self.thinned(&lane, &range, context);
-        let stretch = self.explain(&lane, range, Source::Upstream, context)?;
+        let stretch = self
+            .explain(&lane, range, Source::Upstream, context)
+            .await?;
         let mut explained = Explanation::new(upstream, vec![stretch], None, context);
         explained.bypass = aligned;
         Ok(explained)

@@ -7,12 +7,15 @@
 
 mod content;
 mod invalidate;
+mod levels;
+pub(super) mod peek;
 mod queue;
 mod read;
 mod wait;
 mod whole;
 mod write;
 
+pub use levels::LevelReport;
 pub use wait::LevelWait;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -135,21 +135,9 @@ pub(super) async fn read(
         return Ok(None);
     };
     let since = engine.memory.generation();
-    let mut all: Option<Piece> = None;
-    for tier in &second.tiers {
-        let settled = all.iter().flat_map(|p| &p.segments).filter(|s| s.settled);
-        let settled: RangeSet = settled.map(|s| s.range).collect();
-        let missing = settled.missing_from(range);
-        let (Some(first), Some(last)) = (missing.ranges().first(), missing.ranges().last()) else {
-            break;
-        };
-        let found = tier.read(&lane, &first.hull(last)).await;
-        all = match (all, found) {
-            (Some(all), Some(found)) => Some(all.joined(&found, grain(&lane))),
-            (all, found) => found.or(all),
-        };
-    }
-    let Some(piece) = all else { return Ok(None) };
+    let Some(piece) = second.gather(&lane, range).await else {
+        return Ok(None);
+    };
     let large = piece.data.len() * size_of::<f64>() > READ_INLINE;
     let store = move || {
         let store = || engine.memory.cache.store(&lane, &piece);

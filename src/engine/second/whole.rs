@@ -4,6 +4,7 @@
 mod text;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::text::{StoredPolicy, read, text};
 use super::{Named, READ_INLINE, SecondLevel, Tier};
@@ -11,7 +12,7 @@ use crate::engine::metadata::MetadataQuery;
 use crate::engine::passthrough::PassthroughRequest;
 use crate::engine::whole::{CachePolicy, WholeEntry, WholeIdentity, WholeKey, WholeQuery};
 use crate::engine::{Engine, RequestContext};
-use crate::model::{MAX_TIME, Millis, RangeSet, Step, TimeRange};
+use crate::model::{Freshness, MAX_TIME, Millis, RangeSet, Step, TimeRange};
 use crate::store::LevelState;
 use crate::store::key::{Canonical, Slot, ValueKey};
 use crate::store::page::{self, Block, BlockContent, KnownSpan, Stamp, ValueId};
@@ -207,7 +208,7 @@ impl Engine {
         let query = Arc::new(query);
         for tier in &second.tiers {
             let mut fresh = false;
-            for (time, entry) in tier.read_whole(upstream, key, &query).await {
+            for Answer { time, entry } in tier.read_whole(upstream, key, &query).await {
                 let lifetime = entry.policy.lifetime(&upstream.freshness);
                 let age = self.clock.monotonic().saturating_sub(entry.fetched);
                 let same = time == query.time;
@@ -234,20 +235,40 @@ impl Engine {
     }
 }
 
+/// An answer that a level has.
+pub(super) struct Answer {
+    /// Its evaluation time, as it was asked for.
+    time: Option<String>,
+    entry: WholeEntry,
+}
+
+impl Answer {
+    /// Its age and for how long it is fresh, if it is one to `query`.
+    pub(super) fn judged(
+        &self,
+        query: &StoredQuery,
+        context: &RequestContext,
+        freshness: &Freshness,
+    ) -> Option<(Duration, Duration)> {
+        let lifetime = self.entry.policy.lifetime(freshness)?;
+        let age = context.arrived.saturating_sub(self.entry.fetched);
+        (self.time == query.time).then_some((age, lifetime))
+    }
+}
+
 impl Tier {
     fn named_whole(&self, upstream: &Upstream, key: &WholeKey, form: &Canonical) -> Option<Named> {
         let upstream = upstream.stored_as(key.upstream)?;
         Some(Named::new(self, &upstream, form))
     }
 
-    /// The answers to `query`, which is under `key`, that the level has, each with its evaluation
-    /// time.
-    async fn read_whole(
+    /// The answers to `query`, which is under `key`, that the level has.
+    pub(super) async fn read_whole(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         key: &WholeKey,
         query: &Arc<StoredQuery>,
-    ) -> Vec<(Option<String>, WholeEntry)> {
+    ) -> Vec<Answer> {
         let (state, named) = (
             self.level.state(),
             self.named_whole(upstream, key, &query.form),
@@ -285,7 +306,7 @@ impl Tier {
         state: &LevelState,
         slot: Slot,
         bytes: &[u8],
-    ) -> Option<(Option<String>, WholeEntry)> {
+    ) -> Option<Answer> {
         let (value, unknown) = self.value(named, state, (slot, CELL), bytes)?;
         let read = match (&value.parts[..], value.content) {
             ([part], BlockContent::Text(text)) => {
@@ -313,7 +334,10 @@ impl Tier {
             policy,
             fetched,
         };
-        Some((head.time, entry))
+        Some(Answer {
+            time: head.time,
+            entry,
+        })
     }
 
     /// Writes `answers`, each in place of one that was fetched earlier.
@@ -362,7 +386,7 @@ impl Tier {
         let settled = policy == StoredPolicy::Settled;
         let slot = query.settled().filter(|_| settled).unwrap_or(Slot::Whole);
         let key = ValueKey::new(&named.lane, slot);
-        let Some(found) = self.level.read(vec![key]).await else {
+        let Some(found) = self.level.look(vec![key]).await else {
             return Err((answer, "resting"));
         };
         let fetched = state.clock.stamp(answer.entry.fetched);

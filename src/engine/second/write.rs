@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use super::queue::{Batch, LaneWrite, weight};
 use super::{Named, Tier, grain, known, line_span, page_span, pages, value};
 use crate::engine::chunk::Piece;
@@ -161,11 +163,16 @@ impl Tier {
             let unseen = slots.filter(|slot| !job.has.contains_key(slot));
             keys.extend(unseen.map(|slot| (at, slot, ValueKey::new(&job.named.lane, slot))));
         }
-        for keys in keys.chunks(CALL_VALUES) {
-            let read = self
-                .level
-                .read(keys.iter().map(|(_, _, key)| *key).collect());
-            let found = read.await;
+        // Parts fail by themselves.
+        let part = |(_, _, key): &(usize, Slot, ValueKey)| self.level.part(key);
+        keys.sort_by_key(part);
+        let calls = keys.chunk_by(|a, b| part(a) == part(b));
+        let calls = calls.flat_map(|keys| keys.chunks(CALL_VALUES));
+        let looks = calls.map(async |keys| {
+            let wanted = keys.iter().map(|(_, _, key)| *key).collect();
+            (keys, self.level.look(wanted).await)
+        });
+        for (keys, found) in join_all(looks).await {
             let failed = found.is_none();
             let found = found.unwrap_or_default().into_iter();
             let found = found.chain(std::iter::repeat(None));
@@ -250,6 +257,23 @@ impl Tier {
                 puts.push((at, put));
             }
         }
+        // Parts fail by themselves.
+        let mut parts: BTreeMap<usize, Vec<(usize, Put)>> = BTreeMap::new();
+        for (at, put) in puts {
+            let part = parts.entry(self.level.part(&put.key)).or_default();
+            part.push((at, put));
+        }
+        let written = parts.into_values().map(|puts| self.write_part(puts));
+        for (at, outcome) in join_all(written).await.into_iter().flatten() {
+            if let Some(job) = jobs.get_mut(at) {
+                job.failed = job.failed.or(outcome);
+            }
+        }
+    }
+
+    /// Writes `puts` to one part, call by call, and says of each why it failed, if it did.
+    async fn write_part(&self, puts: Vec<(usize, Put)>) -> Vec<(usize, Option<&'static str>)> {
+        let mut outcomes = Vec::with_capacity(puts.len());
         let mut puts = puts.into_iter().peekable();
         while puts.peek().is_some() {
             let (mut call, mut of, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -268,11 +292,10 @@ impl Tier {
                     Some(written) if written.get(i) == Some(&true) => None,
                     Some(_) => Some("conflict"),
                 };
-                if let Some(job) = jobs.get_mut(at) {
-                    job.failed = job.failed.or(outcome);
-                }
+                outcomes.push((at, outcome));
             }
         }
+        outcomes
     }
 }
 

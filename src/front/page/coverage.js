@@ -16,8 +16,7 @@ export const KINDS = {
 export function parts(stretch, from, to) {
   const layers = [];
   for (const known of stretch.cached ?? []) {
-    const level = known.secondLevel || known.level === "second";
-    const kind = known.freshSeconds < 0 ? "expired" : level ? "second" : known.settled ? "settled" : "tail";
+    const kind = known.freshSeconds < 0 ? "expired" : known.secondLevel ? "second" : known.settled ? "settled" : "tail";
     layers.push({ from: known.startTime, to: known.endTime, kind, age: known.ageSeconds, order: 0 });
   }
   for (const missing of stretch.missing ?? []) {
@@ -68,8 +67,8 @@ export class Coverage {
       const raw = stretches.map((s) => s.madeOf).filter(Boolean);
       if (raw.length) rows.push(["raw", raw.flatMap((s) => parts(s, Math.max(from, s.startTime), Math.min(to, s.endTime)))]);
     } else {
-      const { held, ageSeconds } = explanation.whole ?? { held: "miss" };
-      const kind = held === "hit" ? "whole" : held === "stale" ? "expired" : "fetched";
+      const { held, ageSeconds, secondLevel } = explanation.whole ?? { held: "miss" };
+      const kind = held === "hit" ? (secondLevel ? "second" : "whole") : held === "stale" ? "expired" : "fetched";
       rows.push(["answer", [{ from, to, kind, age: ageSeconds ?? undefined }]]);
     }
     this.lines.replaceChildren(...rows.map(([name, found]) => el("div.line", {}, el("span", {}, name),

@@ -284,7 +284,7 @@ export class Explore {
     this.result.replaceChildren(
       el(`span.badge${kind ? `.${kind}` : ""}`, { title: status ?? "", id: "outcome" }, words),
       el("span", {}, el("b", {}, String(points)), ` ${points === 1 ? "point" : "points"}${series.length > 1 ? ` of ${series.length} series` : ""}, ${look.what}`),
-      el("span", { title: response.headers.get("Server-Timing") ?? "" }, ...["plan", "fetch", "render"].filter((name) => timing[name] !== undefined).flatMap((name, at) => [at ? " · " : "", `${name} `, el("b", {}, span(timing[name] / 1000))])),
+      el("span", { title: response.headers.get("Server-Timing") ?? "" }, ...["plan", "second", "fetch", "render"].filter((name) => timing[name] !== undefined).flatMap((name, at) => [at ? " · " : "", `${name} `, el("b", {}, span(timing[name] / 1000))])),
       el("span.quiet", {}, `${span(took / 1000)} to this page, ${bytes(look.size)}`));
     const messages = [];
     if (look.partial) messages.push(notice("warn", "The answer was cut short (isPartial)"));

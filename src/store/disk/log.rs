@@ -12,8 +12,8 @@ use tracing::warn;
 
 use super::segment::{self, Record};
 use crate::clock::Clock;
-use crate::store::Put;
 use crate::store::key::ValueKey;
+use crate::store::{LevelHoldings, Put};
 use crate::telemetry::metrics::{self, DiskMetrics};
 
 /// Most bytes of a segment; of a small level a sixteenth.
@@ -117,6 +117,15 @@ impl SegmentLog {
     /// Returns the number of values.
     pub(super) fn len(&self) -> usize {
         self.index().places.len()
+    }
+
+    /// Returns the size of what is there.
+    pub(super) fn holdings(&self) -> LevelHoldings {
+        LevelHoldings {
+            bytes: self.writer().total(),
+            limit: self.size,
+            values: self.len(),
+        }
     }
 
     /// Appends values.

@@ -18,8 +18,8 @@ use self::log::{SegmentLog, remove_segments};
 use super::key::{Names, ValueKey};
 use super::page::Stamp;
 use super::{
-    CacheLevel, Found, Invalidation, Invalidations, LevelClock, LevelFailure, LevelReply,
-    LevelState, Put, millis,
+    CacheLevel, Found, Invalidation, Invalidations, LevelClock, LevelFailure, LevelHoldings,
+    LevelReply, LevelState, Put, millis,
 };
 use crate::clock::Clock;
 
@@ -150,6 +150,10 @@ impl CacheLevel for Disk {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn holdings(&self) -> Option<LevelHoldings> {
+        Some(self.shared.log.holdings())
     }
 
     fn names(&self) -> &Names {

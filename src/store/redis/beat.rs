@@ -133,7 +133,12 @@ pub(super) fn start(level: &Arc<RedisLevel>) {
         let mut misses = 0;
         loop {
             let Some(level) = weak.upgrade() else { return };
-            match level.beat_or_connect().await {
+            let began = level.clock.monotonic();
+            let beaten = level.beat_or_connect().await;
+            let took = level.clock.monotonic().saturating_sub(began);
+            let outcome = beaten.as_ref().map_or_else(LevelFailure::label, |()| "hit");
+            level.metrics.request("heartbeat", outcome, Some(took));
+            match beaten {
                 Ok(()) => {
                     if misses > 0 {
                         info!("connected to the shared second level");

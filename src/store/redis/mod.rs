@@ -22,10 +22,15 @@ use super::key::{Names, Slot, ValueKey};
 use super::page::Stamp;
 use super::{CacheLevel, Found, Invalidation, LevelFailure, LevelReply, LevelState, Mark, Put};
 use crate::clock::Clock;
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, LevelMetrics};
 
 /// Most keys of one command.
 const KEYS_AT_ONCE: usize = 64;
+
+/// Slots of a cluster, and how many of them, which most often are of one node, are a part that
+/// fails by itself.
+const SLOTS: u16 = 16_384;
+const SLOTS_OF_PART: u16 = 1024;
 
 /// Sets a value if the one in its place has the mark that is expected, or there is none and none
 /// is.
@@ -61,6 +66,7 @@ pub struct RedisLevel {
     applied: Mutex<Option<Stamp>>,
     /// Identifies this process among the replicas.
     instance: u64,
+    metrics: LevelMetrics,
 }
 
 impl RedisLevel {
@@ -74,13 +80,14 @@ impl RedisLevel {
             beat: RwLock::default(),
             applied: Mutex::default(),
             instance: random().unwrap_or_default(),
+            metrics: LevelMetrics::new("shared"),
         });
         beat::start(&level);
         level
     }
 
     fn key(&self, key: &ValueKey) -> String {
-        let lane: String = key.lane.iter().map(|b| format!("{b:02x}")).collect();
+        let lane = lane(key);
         let prefix = &self.settings.prefix;
         match key.slot {
             tail if tail == Slot::Tail.number() => format!("{prefix}:{{{lane}}}:t"),
@@ -184,6 +191,20 @@ impl CacheLevel for RedisLevel {
         true
     }
 
+    fn parts(&self) -> usize {
+        match self.settings.mode {
+            RedisMode::Cluster => usize::from(SLOTS / SLOTS_OF_PART),
+            RedisMode::Single | RedisMode::Sentinel(_) => 1,
+        }
+    }
+
+    fn part(&self, key: &ValueKey) -> usize {
+        match self.settings.mode {
+            RedisMode::Cluster => usize::from(slot(&lane(key)) / SLOTS_OF_PART),
+            RedisMode::Single | RedisMode::Sentinel(_) => 0,
+        }
+    }
+
     fn names(&self) -> &Names {
         &self.names
     }
@@ -237,6 +258,23 @@ impl CacheLevel for RedisLevel {
             Ok(Stamp { epoch, number })
         })
     }
+}
+
+/// The lane of `key`, as it is written between braces.
+fn lane(key: &ValueKey) -> String {
+    key.lane.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The slot of a cluster that has keys with `tag` between braces: CRC-16 (XMODEM) of the tag
+/// ("Redis cluster specification", key distribution model).
+fn slot(tag: &str) -> u16 {
+    let crc = tag.bytes().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ u16::from(byte) << 8, |crc, _| match crc & 0x8000 {
+            0 => crc << 1,
+            _ => crc << 1 ^ 0x1021,
+        })
+    });
+    crc % SLOTS
 }
 
 fn random() -> Option<u64> {

@@ -133,6 +133,12 @@ fn put(key: ValueKey, replaces: Option<Mark>, bytes: &[u8]) -> Put {
     }
 }
 
+#[test]
+fn slots_are_those_of_the_specification() {
+    assert_eq!(slot("123456789"), 0x31c3);
+    assert_eq!(slot("foo"), 12_182);
+}
+
 #[tokio::test]
 async fn values_are_written_where_nothing_else_was_and_read_back() {
     if !has_server() {
