@@ -3,8 +3,11 @@
 //!
 //! One Heliostat fetches what is asked for; another, which knows nothing, is asked the same: beside it
 //! over one Redis, or after it over one folder. Redis is left out where there is no `redis-server`.
+//! Then: a process that is killed and started over a week of many lanes; how long it takes to open a
+//! disk, and how much is on it; and hits beside misses while Redis does not answer.
 //!
-//! `cargo bench --bench second_level`: a minute. With `-- --short` some seconds.
+//! `cargo bench --bench second_level`: some minutes and 12 GiB of disk. With `-- --short` some
+//! seconds.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -23,6 +26,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use heliostat::clock::{Clock, SystemClock};
+use heliostat::store::disk::Disk;
+use heliostat::store::key::{LaneName, Slot, ValueKey};
+use heliostat::store::{CacheLevel, Put};
 use support::asking::{Ask, DAY, Shape};
 use support::load::{Cache, Client};
 use support::quantile;
@@ -78,6 +84,191 @@ fn times(server: &Server, shape: Shape, points: i64, lanes: u32, expected: Cache
     asks.collect()
 }
 
+fn signal(process: u32, name: &str) {
+    let mut kill = Command::new("kill");
+    assert!(
+        kill.args([name, &process.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// Bytes of all files in `dir`.
+fn on_disk(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).unwrap();
+    files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum()
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Kills a process that has fetched a week of each lane, and asks another for the last hour.
+fn restart(upstream: &Upstream, lanes: u32) {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("cache");
+    let config = upstream.config("256MiB");
+    let disk = format!("{config}\n[cache.disk]\ndir = {dir:?}\n");
+    upstream.set_latency(0);
+    let shape = Shape::Buckets;
+    let first = Server::start(Kind::Heliostat(&disk));
+    times(
+        &first,
+        shape,
+        7 * DAY / shape.step(),
+        lanes,
+        Cache::Forwarded,
+    );
+    written(&first, "disk");
+    signal(first.process_id(), "-9");
+    drop(first);
+    let began = Instant::now();
+    let second = Server::start(Kind::Heliostat(&disk));
+    let started = began.elapsed();
+    // An answer of which the upstream were asked would not be a hit.
+    let mut found = times(&second, shape, 60, lanes, Cache::Hit);
+    let hits = &mut times(&second, shape, 60, lanes, Cache::Hit);
+    println!(
+        "restart after kill -9: {lanes} lanes of a week, {} MiB on disk; listening after {started:.1?}; \
+         no call; first answers p50 {}, p99 {} (hits {}, {})",
+        on_disk(&dir) / MIB,
+        quantile(&mut found, 0.5),
+        quantile(&mut found, 0.99),
+        quantile(hits, 0.5),
+        quantile(hits, 0.99),
+    );
+}
+
+/// Fills a disk of `gib` beyond its size, and opens it.
+fn opening(gib: u64) {
+    const VALUE: usize = 4096;
+    let folder = tempfile::tempdir().unwrap();
+    let size = gib << 30;
+    let open = || {
+        let clock = std::sync::Arc::new(SystemClock::default());
+        Disk::open(folder.path(), size, clock).unwrap()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let disk = open();
+    let (mut n, mut most) = (0u64, 0);
+    while n * VALUE as u64 <= size / 10 * 11 {
+        let put = |n: u64| {
+            let mut lane = [0; 32];
+            lane[..8].copy_from_slice(&n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+            let bytes = n.to_le_bytes().repeat(VALUE / 8);
+            Put {
+                key: ValueKey::new(&LaneName(lane), Slot::Page(1)),
+                replaces: None,
+                bytes,
+                ttl: Duration::from_secs(604_800),
+            }
+        };
+        let puts = (n..n + 256).map(put).collect();
+        runtime.block_on(disk.write(puts)).unwrap();
+        n += 256;
+        if n.is_multiple_of(4096) {
+            most = most.max(on_disk(folder.path()));
+        }
+    }
+    drop(disk);
+    let began = Instant::now();
+    let disk = open();
+    let took = began.elapsed();
+    let holdings = disk.holdings().unwrap();
+    println!(
+        "disk of {gib} GiB: {} values of 4 KiB; opened in {took:.0?}; at most {} MiB on disk, of {}",
+        holdings.values,
+        most / MIB,
+        size / MIB,
+    );
+    assert!(most <= size);
+}
+
+/// Hits of one lane, and misses of one after the other beside them, for so long.
+fn beside(server: &Server, long: Duration, lane: &mut u32) -> (Vec<Duration>, Vec<Duration>) {
+    let shape = Shape::Raw;
+    let end = (SystemClock::default().now() / DAY - 1) * DAY;
+    let ask = |lane| Ask {
+        shape,
+        lane,
+        start: end - 60 * shape.step(),
+        end,
+    };
+    let client = || Client::connect(server.address, "/api/metric", shape);
+    let (mut one, mut two) = (client(), client());
+    let until = Instant::now() + long;
+    let timed = |client: &mut Client, ask: &Ask, expected| {
+        let began = Instant::now();
+        client.ask(ask, expected);
+        began.elapsed()
+    };
+    std::thread::scope(|scope| {
+        let hits = scope.spawn(|| {
+            let mut took = Vec::new();
+            while Instant::now() < until {
+                took.push(timed(&mut one, &ask(1), Cache::Hit));
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            took
+        });
+        let mut misses = Vec::new();
+        while Instant::now() < until {
+            *lane += 1;
+            misses.push(timed(&mut two, &ask(*lane), Cache::Forwarded));
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        (hits.join().unwrap(), misses)
+    })
+}
+
+/// What a Redis that does not answer does to hits and misses, and how soon it is used again.
+fn stopped(upstream: &Upstream, long: Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(redis) = Redis::start(folder.path()) else {
+        return;
+    };
+    upstream.set_latency(0);
+    let shared = format!(
+        "{}\n[cache.shared]\nurls = [\"redis://127.0.0.1:{}\"]\nsecret = \"a secret of the bench\"\n",
+        upstream.config("256MiB"),
+        redis.port
+    );
+    let server = Server::start(Kind::Heliostat(&shared));
+    while server.metric("heliostat_replicas ") < 1.0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    times(&server, Shape::Raw, 60, 1, Cache::Forwarded);
+    let mut lane = 1;
+    let show = |name: &str, (mut hits, mut misses): (Vec<Duration>, Vec<Duration>)| {
+        let late = misses.iter().filter(|m| **m > Duration::from_millis(45));
+        let late = late.count();
+        println!(
+            "{name:<16} hits p50 {}, p99 {}; {} misses p50 {}, {late} over 45 ms, longest {}",
+            quantile(&mut hits, 0.5),
+            quantile(&mut hits, 0.99),
+            misses.len(),
+            quantile(&mut misses, 0.5),
+            quantile(&mut misses, 1.0),
+        );
+    };
+    show("Redis well", beside(&server, long, &mut lane));
+    signal(redis.child.id(), "-STOP");
+    show("Redis stopped", beside(&server, long, &mut lane));
+    signal(redis.child.id(), "-CONT");
+    let began = Instant::now();
+    let read =
+        "heliostat_second_level_requests_total{level=\"shared\",op=\"read\",outcome=\"miss\"} ";
+    let before = server.metric(read);
+    while server.metric(read) <= before {
+        beside(&server, Duration::from_millis(20), &mut lane);
+    }
+    println!("asked again {:.1?} after it goes on", began.elapsed());
+    show("Redis well again", beside(&server, long, &mut lane));
+}
+
 fn written(server: &Server, level: &str) {
     let queue = format!("heliostat_second_level_queue_bytes{{level={level:?}}} ");
     while server.metric(&queue) > 0.0 {
@@ -102,10 +293,8 @@ fn main() {
     if was_server() {
         return;
     }
-    let lanes = match std::env::args().any(|a| a == "--short") {
-        true => 20,
-        false => 400,
-    };
+    let short = std::env::args().any(|a| a == "--short");
+    let lanes = if short { 20 } else { 400 };
     let upstream = Upstream::start();
     upstream.set_latency(50);
     let config = upstream.config("256MiB");
@@ -151,4 +340,8 @@ fn main() {
         let hits = times(&second, shape, points, lanes, Cache::Hit);
         row("shared", shape, points, [fetched, found, hits]);
     }
+    restart(&upstream, if short { 50 } else { 10_000 });
+    opening(if short { 1 } else { 10 });
+    let long = if short { 2 } else { 10 };
+    stopped(&upstream, Duration::from_secs(long));
 }

@@ -95,6 +95,13 @@ impl Sim {
         self.lock().faults = faults;
     }
 
+    /// Changes the bytes of every value.
+    pub fn damage(&self, change: impl Fn(&mut Vec<u8>)) {
+        for (_, bytes) in self.lock().now.values_mut() {
+            change(bytes);
+        }
+    }
+
     /// Loses what `which` picks.
     pub fn evict(&self, mut which: impl FnMut(&ValueKey) -> bool) {
         self.lock().now.retain(|key, _| !which(key));

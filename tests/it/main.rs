@@ -32,6 +32,7 @@ mod faults;
 mod first_minutes;
 mod fuzz;
 mod holes;
+mod level_faults;
 mod limits;
 mod moto;
 mod openapi;

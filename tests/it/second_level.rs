@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use crate::scripted::{Answer, Scripted, Seen};
 use crate::support::{ADMIN, ADMIN_TOKEN, Server, metric};
 
-const INTERVAL: i64 = 15_000;
-const HOUR: i64 = 3_600_000;
-const DAY: i64 = 24 * HOUR;
+pub(crate) const INTERVAL: i64 = 15_000;
+pub(crate) const HOUR: i64 = 3_600_000;
+pub(crate) const DAY: i64 = 24 * HOUR;
 
 /// The value of a stream at a time: there is only one truth.
 fn truth(stream: u64, time: i64) -> f64 {
@@ -29,7 +29,7 @@ fn stream(n: u64) -> Value {
 }
 
 /// A mirror that has everything up to now.
-async fn source() -> Scripted {
+pub(crate) async fn source() -> Scripted {
     let clock = Arc::new(SystemClock::default());
     let now = clock.clone();
     Scripted::start(clock, move |_, seen| {
@@ -63,7 +63,7 @@ pub(crate) fn query(n: u64, start: i64, end: i64) -> Value {
 }
 
 /// Returns the expected answer to a query, except for the newest points.
-fn expected(n: u64, start: i64, end: i64) -> Vec<Vec<f64>> {
+pub(crate) fn expected(n: u64, start: i64, end: i64) -> Vec<Vec<f64>> {
     let first = (start + INTERVAL - 1).div_euclid(INTERVAL);
     let last = (end - 1).div_euclid(INTERVAL);
     let times = (first..=last).map(|k| k * INTERVAL);
@@ -72,7 +72,7 @@ fn expected(n: u64, start: i64, end: i64) -> Vec<Vec<f64>> {
         .collect()
 }
 
-fn configuration(url: &str, dir: &Path) -> String {
+pub(crate) fn configuration(url: &str, dir: &Path) -> String {
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\n[cache.disk]\ndir = {dir:?}\nsize = \"64MiB\"\n{ADMIN}\
          [[upstream]]\nname = \"kept\"\nkind = \"mirror\"\nurls = [{url:?}]\n\
@@ -83,8 +83,8 @@ fn configuration(url: &str, dir: &Path) -> String {
 /// A process of its own; it is killed when dropped.
 pub(crate) struct Process {
     child: Child,
-    url: String,
-    client: reqwest::Client,
+    pub(crate) url: String,
+    pub(crate) client: reqwest::Client,
 }
 
 impl Drop for Process {
@@ -122,7 +122,7 @@ impl Process {
         }
     }
 
-    async fn ask(&self, body: &Value) -> Option<Vec<Vec<f64>>> {
+    pub(crate) async fn ask(&self, body: &Value) -> Option<Vec<Vec<f64>>> {
         let request = self.client.post(format!("{}/api/metric", self.url));
         let request = request.header("content-type", "application/json");
         let response = request.body(body.to_string()).send().await.ok()?;
@@ -149,7 +149,7 @@ impl Process {
     }
 
     /// Waits until all that was fetched has been written to `level`.
-    async fn written(&self, level: &str) {
+    pub(crate) async fn written(&self, level: &str) {
         loop {
             let text = self.metrics().await;
             let of = |name: &str, labels: &str| {
@@ -166,7 +166,7 @@ impl Process {
         }
     }
 
-    fn signal(&mut self, name: &str) {
+    pub(crate) fn signal(&mut self, name: &str) {
         let mut kill = Command::new("kill");
         kill.args([name, &self.child.id().to_string()]);
         assert!(kill.status().unwrap().success());
@@ -434,20 +434,24 @@ impl Redis {
         assert!(kill.status().unwrap().success());
     }
 
-    fn configuration(&self, url: &str, name: &str, timeout: &str) -> String {
+    pub(crate) fn configuration(&self, url: &str, name: &str, timeout: &str) -> String {
+        Self::configuration_at(self.port, url, name, timeout)
+    }
+
+    pub(crate) fn configuration_at(port: u16, url: &str, name: &str, timeout: &str) -> String {
         format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n[cache.shared]\nurls = [\"redis://127.0.0.1:{}\"]\n\
              secret = \"a secret of the tests\"\ntimeout = \"{timeout}\"\n[replicas]\nname = {name:?}\n{ADMIN}\
              [[upstream]]\nname = \"kept\"\nkind = \"mirror\"\nurls = [{url:?}]\n\
              rate_limit = {{ per_second = 100000, burst = 100000 }}\n",
-            self.port
+            port
         )
     }
 }
 
 impl Process {
     /// Calls the admin API, and gives its answer.
-    async fn admin(&self, call: &str, body: Option<Value>) -> Value {
+    pub(crate) async fn admin(&self, call: &str, body: Option<Value>) -> Value {
         let url = format!("{}/admin/v1/{call}", self.url);
         let request = match body {
             None => self.client.get(url),
@@ -476,7 +480,7 @@ impl Process {
     }
 
     /// Waits until so many replicas are live.
-    async fn replicas(&self, count: usize) -> Value {
+    pub(crate) async fn replicas(&self, count: usize) -> Value {
         let clock = SystemClock::default();
         let began = clock.monotonic();
         loop {

@@ -509,3 +509,50 @@ fn a_level_that_hangs_costs_a_request_its_deadline_at_most() {
         }
     });
 }
+
+#[test]
+fn a_request_of_many_ranges_waits_no_longer_than_one() {
+    runtime().block_on(async {
+        let fleet = Fleet::new(1, None, Aggregate::Local);
+        let end = fleet.clocks().truth() - HOUR;
+        // Its raw points are read in eight stretches, one after the other.
+        let asked = query(end - 16_000 * INTERVAL, end, Layout::Raw);
+        fleet.sim.hang(true);
+        let began = tokio::time::Instant::now();
+        let answer = fleet.ask(0, &asked).await.unwrap();
+        let took = began.elapsed();
+        assert!(took <= Duration::from_millis(60), "{took:?}");
+        assert!(answer.timing.second >= Duration::from_millis(50));
+        assert!(answer.timing.second <= Duration::from_millis(60));
+        check(&fleet.members[0].1, &asked, &Ok(answer), REFRESH);
+    });
+}
+
+#[test]
+fn what_another_version_has_written_is_a_miss_and_is_replaced() {
+    runtime().block_on(async {
+        let mut fleet = Fleet::new(1, None, Aggregate::Local);
+        let end = fleet.clocks().truth() - HOUR;
+        let asked = query(end - HOUR / 4, end, Layout::Raw);
+        for damage in [
+            |bytes: &mut Vec<u8>| bytes[0] = 99,
+            |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2),
+            |bytes: &mut Vec<u8>| bytes.clear(),
+        ] {
+            fleet.ask(0, &asked).await.unwrap();
+            fleet.flush().await;
+            fleet.sim.damage(damage);
+            fleet.restart(0);
+            fleet.members[0].1.calls();
+            let answer = fleet.ask(0, &asked).await;
+            check(&fleet.members[0].1, &asked, &answer, REFRESH);
+            assert!(!fleet.members[0].1.calls().is_empty());
+            fleet.flush().await;
+            fleet.restart(0);
+            fleet.members[0].1.calls();
+            let answer = fleet.ask(0, &asked).await;
+            check(&fleet.members[0].1, &asked, &answer, REFRESH);
+            assert_eq!(fleet.members[0].1.calls(), [], "it is there again");
+        }
+    });
+}

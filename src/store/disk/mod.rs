@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::log::{SegmentLog, remove_segments};
 use super::key::{Names, ValueKey};
@@ -75,7 +75,9 @@ impl Disk {
             }
             Err(fs::TryLockError::Error(e)) => return Err(failed("cannot lock", &e)),
         }
-        let (secret, invalidations) = match read_state(&dir.join(STATE)) {
+        let known = read_state(&dir.join(STATE));
+        let anew = known.is_none();
+        let (secret, invalidations) = match known {
             Some(state) => state,
             None => {
                 // Values of another secret can never be found again.
@@ -90,7 +92,13 @@ impl Disk {
                 (secret, Invalidations::new(random()?))
             }
         };
-        write_state(dir, &secret, &invalidations).map_err(|e| failed("cannot write", &e))?;
+        match write_state(dir, &secret, &invalidations) {
+            // What was there before can be read.
+            Err(e) if e.kind() == io::ErrorKind::StorageFull && !anew => {
+                warn!(dir = %dir.display(), "second level on disk has no room to write: {e}");
+            }
+            written => written.map_err(|e| failed("cannot write", &e))?,
+        }
         let began = clock.monotonic();
         let log = SegmentLog::open(dir, size, clock.clone());
         let log = log.map_err(|e| failed("cannot read", &e))?;

@@ -587,3 +587,86 @@ async fn a_master_is_found_through_its_sentinels_again_and_again() {
     drop(sentinels);
     let _ = replica.dir.path();
 }
+
+/// A certificate for this machine that `issuer` signs, and its key, in PEM.
+fn signed(issuer: &rcgen::CertifiedIssuer<'static, rcgen::KeyPair>) -> (String, String) {
+    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let params = rcgen::CertificateParams::new(names).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, issuer).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+fn authority(name: &str) -> rcgen::CertifiedIssuer<'static, rcgen::KeyPair> {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name.to_owned());
+    let key = rcgen::KeyPair::generate().unwrap();
+    rcgen::CertifiedIssuer::self_signed(params, key).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_with_tls_is_trusted_by_its_authority_and_trusts_ours() {
+    if !has_server() {
+        return;
+    }
+    let ours = authority("ours");
+    let (certificate, key) = signed(&ours);
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, pem: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let port = free_port();
+    let server = Server::start_at(
+        port,
+        &[
+            "--port",
+            "0",
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            &write("server.crt", &certificate),
+            "--tls-key-file",
+            &write("server.key", &key),
+            "--tls-ca-cert-file",
+            &write("ca.crt", &ours.pem()),
+        ],
+    )
+    .await;
+    let pem = |(certificate, key): (String, String)| (certificate.into_bytes(), key.into_bytes());
+    let right = RedisSettings {
+        ca: Some(ours.pem().into_bytes()),
+        identity: Some(pem(signed(&ours))),
+        ..settings(&format!("rediss://127.0.0.1:{}", server.port))
+    };
+    let level = start(right.clone()).await;
+    let tail = self::key(1, Slot::Tail);
+    let written = level.write(vec![put(tail, None, b"v")]).await;
+    assert_eq!(written, Ok(vec![true]));
+    assert!(level.read(vec![tail]).await.unwrap()[0].is_some());
+    let theirs = authority("theirs");
+    for wrong in [
+        RedisSettings {
+            ca: Some(theirs.pem().into_bytes()),
+            ..right.clone()
+        },
+        RedisSettings {
+            identity: Some(pem(signed(&theirs))),
+            ..right.clone()
+        },
+        RedisSettings {
+            identity: None,
+            ..right.clone()
+        },
+        RedisSettings {
+            urls: vec![format!("redis://127.0.0.1:{}", server.port)],
+            ..right
+        },
+    ] {
+        assert!(inspect(&wrong).await.is_err());
+    }
+}
