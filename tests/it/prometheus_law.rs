@@ -747,24 +747,59 @@ async fn what_is_still_being_written_is_answered_as_the_origin_does() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn instant_queries_are_answered_as_the_origin_does_for_the_time_that_they_state() {
+    instants_lists_and_errors("law-instant", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exact_instant_queries_are_answered_as_the_origin_does_for_the_time_asked_for() {
+    instants_lists_and_errors("law-exact", true).await;
+}
+
+/// Asks instant queries of all kinds, lists and mistakes while data comes in.
+async fn instants_lists_and_errors(name: &'static str, exact: bool) {
     const TICKS: i64 = 60;
-    let mut now = START + HOUR;
-    let Some(rig) = Rig::new("law-instant", now, "64MiB", "").await else {
+    let alignment = if exact { "exact" } else { "refresh" };
+    let more = format!("instant_alignment = \"{alignment}\"");
+    // Later than a host comes up whose samples lists would not have yet.
+    let mut now = START + HOUR + 3 * MINUTE;
+    let Some(mut rig) = Rig::new(name, now, "64MiB", &more).await else {
         return;
     };
     let all = data();
-    rig.write(&all, START - MINUTE, now).await;
-    let mut written = now;
-    let (mut dice, mut hits, mut wrong) = (Dice(31), 0, String::new());
+    rig.write(&all, START - MINUTE, now + 1).await;
+    let mut written = now + 1;
+    let mistakes = [
+        "sum(g",
+        "rate(g)",
+        "no_such_function(g)",
+        "g * on (host) build",
+        "",
+    ];
+    let others = [
+        "g offset 1m",
+        "g offset 90m",
+        "g @ 1700003000",
+        "g @ end()",
+        "max_over_time(g[10m:1m] offset 1m)",
+        "nh",
+        "g[2m]",
+        "\"text\"",
+        "time()",
+        "timestamp(g)",
+        "none",
+        "  sum  by (host)(g)  # a comment",
+    ];
+    let texts = [KEPT, &mistakes, &others].concat();
+    let (mut dice, mut hits, mut errors, mut wrong) = (Dice(31), 0, 0, String::new());
     for _ in 0..TICKS {
         let passed = 500 * (1 + dice.roll(12));
         now += passed;
         rig.clock.pass(passed as u64);
         // Nothing comes late, so that a value stays what it was.
-        rig.write(&all, written, now).await;
-        written = now;
-        for _ in 0..8 {
-            let text = KEPT[pick(&mut dice, KEPT.len())];
+        rig.write(&all, written, now + 1).await;
+        written = now + 1;
+        for _ in 0..12 {
+            let text = texts[pick(&mut dice, texts.len())];
             if dice.roll(4) == 0 {
                 let end = now / 10_000 * 10_000;
                 let window = Window {
@@ -776,41 +811,68 @@ async fn instant_queries_are_answered_as_the_origin_does_for_the_time_that_they_
             }
             let back = [0, dice.roll(3_000), dice.roll(100_000), dice.roll(HOUR)];
             let at = now - back[dice.roll(4) as usize];
-            let reply = rig
-                .face(&Ask::get(
-                    "query",
-                    &[("query", text), ("time", &time(at, &mut dice))],
-                ))
-                .await;
-            hits += usize::from(reply.header("cache-status").contains("; hit"));
-            let data = &reply.json()["data"];
-            let stated = match data["resultType"].as_str() {
-                Some("vector") => data["result"][0]["value"][0].as_f64(),
-                Some("scalar") => data["result"][0].as_f64(),
-                _ => None,
-            };
-            let Some(stated) = stated else {
-                continue;
-            };
-            let millis = (stated * 1000.0).round() as i64;
+            let mut ask = Ask::get("query", &[("query", text), ("time", &time(at, &mut dice))]);
+            ask.post = dice.roll(2) == 0;
+            let mut reply = rig.face(&ask).await;
+            if dice.roll(3) == 0 {
+                // Of the same once more what is cached is compared, a mistake too.
+                reply = rig.face(&ask).await;
+            }
+            let said = reply.header("cache-status").to_owned();
+            hits += usize::from(said.contains("; hit"));
+            errors += usize::from(reply.status != 200 && said.contains("; hit"));
             let settled = at <= now - 2 * MINUTE;
-            let due = if settled { at } else { at / 10_000 * 10_000 };
-            assert_eq!(millis, due, "{text} at {at}, now {now}");
-            let exact = format!("{stated}");
+            let due = if settled || exact {
+                at
+            } else {
+                at / 10_000 * 10_000
+            };
+            let first = &reply.json()["data"]["result"][0];
+            let stated = match (&first["value"], &first["histogram"]) {
+                (value, _) if !value.is_null() => value[0].as_f64(),
+                (_, histogram) => histogram[0].as_f64(),
+            };
+            if let Some(stated) = stated {
+                assert_eq!(
+                    (stated * 1000.0).round() as i64,
+                    due,
+                    "{text} at {at}, now {now}"
+                );
+            }
+            // What is said of a mistake counts places in the text that was sent on.
+            let sent = heliostat::promql::canonical(text);
+            let due = format!("{}.{:03}", due / 1000, due % 1000);
             let direct = rig
-                .direct(&Ask::get("query", &[("query", text), ("time", &exact)]))
+                .direct(&Ask::get("query", &[("query", &sent), ("time", &due)]))
                 .await;
-            if unordered(&reply.text) != unordered(&direct.text) {
-                let said = reply.header("cache-status");
+            let same = unordered(&reply.text) == unordered(&direct.text);
+            if reply.status != direct.status || !same {
                 writeln!(
                     wrong,
-                    "{text} at {exact}: {said}\n  {}\n  {}",
+                    "{text} at {due}: {said}\n  {}\n  {}",
                     reply.text, direct.text
                 )
                 .unwrap();
             }
         }
+        // Names, values and series of a window that slides along.
+        let (start, end) = ((now - 30 * MINUTE) / 1000, now / 1000);
+        let (start, end) = (start.to_string(), end.to_string());
+        let window = [("start", &start[..]), ("end", &end[..])];
+        let selector = [("match[]", "g"), ("match[]", "{__name__=\"nh\"}")];
+        for (path, params) in [
+            ("labels", window.to_vec()),
+            ("label/host/values", window.to_vec()),
+            ("series", [&window[..], &selector].concat()),
+            ("series", [&window[..], &[("match[]", "{")]].concat()),
+        ] {
+            let mut list = Ask::get(path, &params);
+            list.post = path != "label/host/values" && dice.roll(2) == 0;
+            rig.compare(&list, false).await;
+        }
     }
     assert!(wrong.is_empty(), "{wrong}");
+    assert!(rig.wrong.is_empty(), "{}", rig.wrong);
     assert!(hits >= 100, "{hits} hits");
+    assert!(errors >= 5, "{errors} errors were remembered");
 }
