@@ -25,6 +25,7 @@
 //! - [`adapters`]: one kind of backend each, without I/O
 //! - [`demo`]: the built-in demonstration source
 //! - [`tls`], [`files`], [`reloadable`]: certificates and keys; bounded reading of files; values that are reloaded when their files change
+//! - [`work`]: long work off the threads that serve
 //! - [`telemetry`]: logs, metrics and traces; [`clock`]: the only place that reads the machine's clocks
 //!
 //! Other modules use [`engine::Engine`]; the parts of the engine are public for the benches, which
@@ -48,3 +49,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 pub mod wire;
+pub mod work;

@@ -40,8 +40,8 @@ use crate::reloadable::Reloadable;
 use crate::store::joint::JointLimits;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, SharedLimits, Transport,
-    Upstream, UpstreamClient, watch,
+    AnswerMemory, AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, SharedLimits,
+    Transport, Upstream, UpstreamClient, watch,
 };
 use crate::wire::mirror::request::RequestBounds;
 
@@ -63,6 +63,8 @@ pub struct App {
     pub front: Arc<Front>,
     /// The engine behind them.
     pub engine: Arc<Engine>,
+    /// The memory that answers of upstreams are read into.
+    answers: Arc<AnswerMemory>,
     tls: Option<Reloadable<ServerConfig>>,
     /// The limits that replicas keep together, if they do.
     joint: Option<Arc<JointLimits>>,
@@ -111,9 +113,16 @@ impl App {
             Some(before) => (Vec::new(), before.joint.clone()),
             None => levels::open(config, &clock).await?,
         };
+        // Answers of upstreams have half of the bytes in flight, requests and responses the other half.
+        let answer_bytes = config.server.max_in_flight_bytes / 2;
+        let answers = match before {
+            Some(app) => app.answers.clone(),
+            None => AnswerMemory::new(answer_bytes),
+        };
         let builder = UpstreamBuilder {
             joint: joint.clone(),
             clock: clock.clone(),
+            answers: answers.clone(),
             state_dir: config.state_dir.clone(),
         };
         // A client loads the system's authorities; most upstreams can share one.
@@ -158,7 +167,7 @@ impl App {
             request_timeout: server.request_timeout,
             max_body: server.max_body,
             max_in_flight: server.max_in_flight,
-            max_in_flight_bytes: server.max_in_flight_bytes,
+            max_in_flight_bytes: server.max_in_flight_bytes - answer_bytes,
             access_log: config.log.access,
             request_bounds: RequestBounds {
                 details: server.max_details,
@@ -185,6 +194,7 @@ impl App {
             .transpose();
         let tls = tls.map_err(StartError)?;
         // Nothing fails from here on.
+        answers.resize(answer_bytes);
         if let Some(before) = before
             && before.config.targets == config.targets
             && before.config.target_networks == config.target_networks
@@ -204,6 +214,7 @@ impl App {
         Ok(Self {
             front,
             engine,
+            answers,
             tls,
             joint,
             config: config.clone(),
@@ -219,6 +230,7 @@ struct UpstreamBuilder {
     /// The limits that replicas keep together, if they do.
     joint: Option<Arc<JointLimits>>,
     clock: Arc<dyn Clock>,
+    answers: Arc<AnswerMemory>,
     state_dir: Option<PathBuf>,
 }
 
@@ -366,6 +378,7 @@ impl UpstreamBuilder {
             shared,
             method: reading.method,
             max_response: reading.max_response,
+            answers: self.answers.clone(),
             budget_file: self
                 .state_dir
                 .as_ref()

@@ -32,7 +32,7 @@ async fn elsewhere_if_long<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     match length > BLOCKING {
-        true => tokio::task::spawn_blocking(read).await.ok(),
+        true => crate::work::elsewhere(read).await.ok(),
         false => Some(read()),
     }
 }

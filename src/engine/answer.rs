@@ -260,7 +260,7 @@ impl Engine {
         }
         let (engine, lane) = (self.clone(), lane.clone());
         let task = move || engine.render(&lane, slices, encoding);
-        let rendered = tokio::task::spawn_blocking(task).await;
+        let rendered = crate::work::elsewhere(task).await;
         rendered.map_err(|e| Error::new(Kind::Internal, format!("rendering failed: {e}")))
     }
 

@@ -62,6 +62,15 @@ impl Hasher for AsItIs {
 
 type Hashing = BuildHasherDefault<AsItIs>;
 
+/// Frees what a cache has dropped on this thread. moka leaves that to the epochs of crossbeam, where it
+/// would stay until some dozens of entries have followed, and an entry may be of thirty megabytes. Two
+/// epochs have to pass, and one does at a flush unless another thread is in the midst of a look-up.
+pub(super) fn free_dropped() {
+    for _ in 0..4 {
+        crossbeam_epoch::pin().flush();
+    }
+}
+
 /// Chunks of all lanes.
 pub struct ChunkCache {
     chunks: Cache<ChunkKey, Arc<Chunk>, Hashing>,
@@ -125,8 +134,9 @@ impl ChunkCache {
 
     /// Evicts what is over the bound now. moka by itself does that some hundred writes later,
     /// which may be a hundred chunks of half a megabyte.
-    fn make_room(&self) {
+    pub(super) fn make_room(&self) {
         self.chunks.run_pending_tasks();
+        free_dropped();
     }
 
     /// Weighs `chunk` again, which has been rendered since it was stored, unless another has

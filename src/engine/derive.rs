@@ -115,7 +115,7 @@ async fn buckets(
     let parts = split(range, size, threads as u32);
     let parts = parts.into_iter().map(|range| {
         let chunks = chunks.clone();
-        tokio::task::spawn_blocking(move || part(&chunks, statistic, size, &range))
+        crate::work::elsewhere(move || part(&chunks, statistic, size, &range))
     });
     let parts = try_join_all(parts).await.map_err(|e| {
         let message = format!("points could not be aggregated: {e}");

@@ -123,7 +123,7 @@ impl Engine {
                             response.packed(encoding);
                         }
                     };
-                    let packed = tokio::task::spawn_blocking(pack).await;
+                    let packed = crate::work::elsewhere(pack).await;
                     packed.map_err(|e| {
                         Error::new(Kind::Internal, format!("encoding an answer failed: {e}"))
                     })?;

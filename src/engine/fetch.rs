@@ -286,7 +286,7 @@ impl Engine {
                 .unwrap_or_else(|| Chunks::beside(&of, &piece))
         };
         let chunks = match large {
-            true => tokio::task::spawn_blocking(put).await.map_err(|e| {
+            true => crate::work::elsewhere(put).await.map_err(|e| {
                 let message = format!("what was fetched could not be stored: {e}");
                 Error::new(Kind::Internal, message)
             })?,

@@ -302,7 +302,7 @@ async fn page_of(entry: &Arc<WholeEntry>, query: MetadataQuery) -> Result<Conten
         Content::List(list) => list.answer(&query, false),
         _ => Vec::new(),
     };
-    let written = tokio::task::spawn_blocking(write).await;
+    let written = crate::work::elsewhere(write).await;
     let written = written.map_err(|e| {
         let message = format!("writing a list failed: {e}");
         Error::new(Kind::Internal, message)

@@ -170,6 +170,13 @@ impl Memory {
             second,
         })
     }
+
+    /// Evicts what is over its bound, and frees what has been evicted. To be called every few seconds:
+    /// what other threads hold for a moment stays until then.
+    pub fn tidy(&self) {
+        self.cache.make_room();
+        self.whole.make_room();
+    }
 }
 
 /// The properties of a request besides its query.

@@ -179,7 +179,7 @@ async fn points(chunks: &Chunks, lane: &Lane, range: TimeRange) -> Result<Points
     if total <= BLOCKING {
         return Ok(make());
     }
-    let made = tokio::task::spawn_blocking(make).await;
+    let made = crate::work::elsewhere(make).await;
     made.map_err(|e| {
         Error::new(
             Kind::Internal,

@@ -23,7 +23,8 @@ use crate::model::{
 };
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::{
-    BoxFuture, ClientConfig, Forward, Identity, Outgoing, Transport, UpstreamClient,
+    AnswerMemory, AnswerShare, BoxFuture, ClientConfig, Forward, Identity, Outgoing, Transport,
+    UpstreamClient,
 };
 use crate::wire::encoding::Encoding;
 use crate::wire::mirror::request::{RequestBounds, read_metric};
@@ -152,7 +153,11 @@ pub(super) struct Source {
 }
 
 impl Transport for Source {
-    fn send(&self, request: Outgoing, _: usize) -> BoxFuture<'_, Result<Response, Error>> {
+    fn send(
+        &self,
+        request: Outgoing,
+        _: Arc<AnswerShare>,
+    ) -> BoxFuture<'_, Result<Response, Error>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             if self.failing.load(Ordering::SeqCst) {
@@ -234,6 +239,7 @@ pub(super) fn engine_with(
         shared: None,
         method: crate::model::QueryMethod::Auto,
         max_response: usize::MAX,
+        answers: AnswerMemory::new(usize::MAX),
         budget_file: None,
         metrics: metrics.clone(),
         clock: clock.clone(),

@@ -12,6 +12,8 @@ use std::task::Poll;
 
 use foldhash::fast::RandomState;
 use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 /// Sweeps that a response may take no progress in before it is ended.
 const STALLED_SWEEPS: u32 = 4;
@@ -29,6 +31,9 @@ pub(super) struct Shares {
     next: AtomicU64,
     /// Bytes that all claims hold.
     bytes: AtomicUsize,
+    /// Told when bytes are given back while responses wait for room, and how many of these wait.
+    freed: Notify,
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -172,11 +177,13 @@ impl Shares {
     }
 
     /// Counts `more` bytes of a claim that holds `before`, if all claims together hold at most `most`
-    /// then, or no other claim holds any.
+    /// then, or the others hold none; next to none are enough for one that holds more than `most`.
     fn reserve(&self, more: usize, before: usize, most: usize) -> bool {
         let fits = |held: usize| {
             let all = held.checked_add(more)?;
-            (all <= most || held <= before).then_some(all)
+            let others = held.saturating_sub(before);
+            let alone = others == 0 || (before.saturating_add(more) > most && others <= most / 4);
+            (all <= most || alone).then_some(all)
         };
         let order = Ordering::AcqRel;
         let reserved = self.bytes.fetch_update(order, Ordering::Acquire, fits);
@@ -241,8 +248,8 @@ impl Table {
 }
 
 impl Claim {
-    /// Sets the bytes that it holds to `bytes`, of at most `most` of all clients together. If no other
-    /// claim holds any, it may hold more than that: one answer must not be too large for ever.
+    /// Sets the bytes that it holds to `bytes`, of at most `most` of all clients together. If the others
+    /// hold next to none, it may hold more than that: one answer must not be too large for ever.
     ///
     /// # Errors
     ///
@@ -268,6 +275,27 @@ impl Claim {
         };
         self.count_back(back);
         held.map(|_| ()).map_err(|_| Full)
+    }
+
+    /// Does the same as [`hold`](Self::hold), and waits for room until `deadline`.
+    pub(super) async fn hold_by(
+        &self,
+        bytes: usize,
+        most: usize,
+        deadline: Instant,
+    ) -> Result<(), Full> {
+        let _waits = Waits::start(&self.shares.waiting);
+        loop {
+            let freed = self.shares.freed.notified();
+            tokio::pin!(freed);
+            // From here on it is told of what is given back.
+            freed.as_mut().enable();
+            let held = self.hold(bytes, most);
+            let waits = held.is_err() && self.bytes.load(Ordering::Acquire) != GONE;
+            if !waits || timeout_at(deadline, freed).await.is_err() {
+                return held;
+            }
+        }
     }
 
     /// Counts `more` bytes for which other clients' claims have to give way.
@@ -308,6 +336,9 @@ impl Claim {
         if bytes > 0 {
             self.clients_bytes.fetch_sub(bytes, Ordering::AcqRel);
             self.shares.bytes.fetch_sub(bytes, Ordering::AcqRel);
+            if self.shares.waiting.load(Ordering::Acquire) > 0 {
+                self.shares.freed.notify_waiters();
+            }
         }
     }
 
@@ -364,6 +395,22 @@ impl Claim {
             return false;
         }
         self.stalled.fetch_add(1, Ordering::Relaxed) >= STALLED_SWEEPS
+    }
+}
+
+/// One that is counted as waiting until this is dropped.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn start(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -442,6 +489,29 @@ mod tests {
         alone.hold(1000, 100).unwrap();
         drop(alone);
         assert_eq!(shares.totals(), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_waits_for_room() {
+        let shares = Arc::new(Shares::default());
+        let claim = || shares.claim(Some(address(1)), 100, None).unwrap();
+        let (first, second) = (claim(), claim());
+        first.hold(80, 100).unwrap();
+        let deadline = Instant::now() + std::time::Duration::from_secs(10);
+        let late = second.hold_by(30, 100, deadline).await;
+        assert_eq!((late, Instant::now()), (Err(Full), deadline));
+        let deadline = deadline + std::time::Duration::from_secs(10);
+        let (held, ()) = tokio::join!(second.hold_by(30, 100, deadline), async {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            drop(first);
+        });
+        held.unwrap();
+        // One that is larger than all there is has to wait until the others hold next to nothing.
+        let large = claim();
+        assert_eq!(large.hold(1000, 100), Err(Full));
+        second.hold(25, 100).unwrap();
+        large.hold(1000, 100).unwrap();
+        assert_eq!(claim().hold(1, 100), Err(Full));
     }
 
     #[test]

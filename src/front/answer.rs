@@ -9,6 +9,7 @@ use futures_util::future::Either;
 use http::header::ORIGIN;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::admission::Claim;
 use super::assets::Asset;
@@ -24,6 +25,9 @@ use crate::model::{Error, Kind};
 use crate::telemetry::metrics;
 use crate::telemetry::trace::Trace;
 use crate::wire::encoding::Encoding;
+
+/// Responses of so many bytes wait until there is room for them.
+const LARGE: usize = 64 << 10;
 
 /// A request's circumstances.
 pub(super) struct Arrival {
@@ -133,9 +137,21 @@ impl Front {
         let body = request.into_body();
         async move {
             good?;
-            let body = self.read(body, claim.as_deref()).await?;
+            let claim = claim.as_deref();
+            let body = self.read(body, claim).await?;
             let bounds = self.settings.request_bounds;
-            mirror::answer(&self.engine, method, body, bounds, &mut context).await
+            let again = body.clone();
+            let deadline = context.deadline;
+            let response = mirror::answer(&self.engine, method, body, bounds, &mut context).await?;
+            match self.without_room(response, claim) {
+                Ok(response) => Ok(response),
+                Err(bytes) => {
+                    let make = || async move {
+                        mirror::answer(&self.engine, method, again, bounds, &mut context).await
+                    };
+                    Box::pin(self.once_there_is_room(bytes, claim, deadline, make)).await
+                }
+            }
         }
     }
 
@@ -172,12 +188,63 @@ impl Front {
             prometheus::options()
         } else {
             let (head, body) = request.into_parts();
-            let body = self.read(body, arrival.claim.as_deref()).await?;
+            let claim = arrival.claim.clone();
+            let claim = claim.as_deref();
+            let body = self.read(body, claim).await?;
             let context = self.context_of(&head.headers, arrival);
-            prometheus::answer(&self.engine, endpoint, &head, body, context).await?
+            let deadline = context.deadline;
+            let make = || {
+                let (body, context) = (body.clone(), context.clone());
+                prometheus::answer(&self.engine, endpoint, &head, body, context)
+            };
+            match self.without_room(make().await?, claim) {
+                Ok(response) => response,
+                Err(bytes) => {
+                    self.once_there_is_room(bytes, claim, deadline, make)
+                        .await?
+                }
+            }
         };
         prometheus::finish(&mut response, browser);
         Ok(response)
+    }
+
+    /// Returns `response` if it is small or there is room for its bytes; else how many they are. It is
+    /// dropped then: what waits holds no memory.
+    fn without_room(
+        &self,
+        response: Response<Body>,
+        claim: Option<&Claim>,
+    ) -> Result<Response<Body>, usize> {
+        let bytes = response.body().weight();
+        let most = self.settings.max_in_flight_bytes;
+        match claim {
+            Some(claim) if bytes >= LARGE && claim.hold(bytes, most).is_err() => Err(bytes),
+            _ => Ok(response),
+        }
+    }
+
+    /// Waits until there is room for `bytes` of a response, which `make` makes again then, as a rule from
+    /// the cache.
+    async fn once_there_is_room<F>(
+        &self,
+        bytes: usize,
+        claim: Option<&Claim>,
+        deadline: Instant,
+        make: impl FnOnce() -> F,
+    ) -> Result<Response<Body>, Error>
+    where
+        F: Future<Output = Result<Response<Body>, Error>>,
+    {
+        if let Some(claim) = claim {
+            let most = self.settings.max_in_flight_bytes;
+            let held = claim.hold_by(bytes, most, deadline).await;
+            held.map_err(|full| {
+                metrics::gave_way("bytes");
+                full.of_bytes(most)
+            })?;
+        }
+        make().await
     }
 
     /// Reads the body of a request, whose bytes are charged to its claim.
@@ -206,7 +273,7 @@ impl Front {
         at: Duration,
         trace: Trace,
     ) -> RequestContext {
-        let deadline = tokio::time::Instant::now() + self.settings.request_timeout;
+        let deadline = Instant::now() + self.settings.request_timeout;
         RequestContext {
             arrived: at,
             wall: self.shared.clock.now(),

@@ -274,7 +274,7 @@ impl Full {
     pub(super) fn of_bytes(self, most: usize) -> Error {
         let message = format!(
             "requests and responses of {most} bytes are already in flight, and no other client holds \
-             more of them (server.max_in_flight_bytes)"
+             more of them (half of server.max_in_flight_bytes)"
         );
         Error::new(Kind::Overloaded, message)
     }

@@ -150,7 +150,7 @@ async fn read<Q: Send + 'static>(
     if body.len() <= LARGE_BODY {
         return reader(&body, bounds);
     }
-    let read = tokio::task::spawn_blocking(move || reader(&body, bounds)).await;
+    let read = crate::work::elsewhere(move || reader(&body, bounds)).await;
     read.map_err(|e| Error::new(Kind::Internal, format!("reading the request failed: {e}")))?
 }
 

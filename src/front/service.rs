@@ -171,9 +171,11 @@ impl Front {
         self.shared.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Ends responses that make no progress. Called every five seconds.
+    /// Ends responses that make no progress, and frees what the cache has dropped. Called every five
+    /// seconds.
     pub fn sweep(&self) {
         self.shared.requests.sweep();
+        self.engine.memory().tidy();
     }
 
     /// Answers `request`, which came on `connection`.

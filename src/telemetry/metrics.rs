@@ -18,6 +18,7 @@ const LOG_LINES_DROPPED: &str = "heliostat_log_lines_dropped_total";
 const NOT_HTTP: &str = "heliostat_unreadable_requests_total";
 const IN_FLIGHT_REQUESTS: &str = "heliostat_in_flight_requests";
 const IN_FLIGHT_BYTES: &str = "heliostat_in_flight_bytes";
+const ANSWER_BYTES: &str = "heliostat_upstream_answer_bytes";
 pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
 const CACHE_BYTES: &str = "heliostat_cache_bytes";
 const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
@@ -137,6 +138,11 @@ fn describe() {
         IN_FLIGHT_BYTES,
         Unit::Bytes,
         "Bytes of request and response bodies in flight."
+    );
+    describe_gauge!(
+        ANSWER_BYTES,
+        Unit::Bytes,
+        "Bytes of upstream answers that are being read."
     );
     describe_counter!(
         LOOKUPS,
@@ -439,6 +445,11 @@ pub fn in_flight(requests: usize, bytes: usize) {
     counter!(NOT_HTTP).increment(0);
     gauge!(IN_FLIGHT_REQUESTS).set(requests as f64);
     gauge!(IN_FLIGHT_BYTES).set(bytes as f64);
+}
+
+/// Sets the bytes of upstream answers that are being read.
+pub fn answer_bytes(bytes: usize) {
+    gauge!(ANSWER_BYTES).set(bytes as f64);
 }
 
 /// Sets what all that is cached may weigh.

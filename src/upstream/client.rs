@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::addresses::{Addresses, Wish};
+use super::answer_memory::AnswerMemory;
 use super::attempt::{Tries, Turn};
 use super::aws::AwsSigner;
 use super::batch::Batches;
@@ -100,6 +101,7 @@ pub struct UpstreamClient {
     pub(super) limits: Limits,
     pub(super) method: QueryMethod,
     pub(super) max_response: usize,
+    pub(super) answers: Arc<AnswerMemory>,
     pub(super) metrics: UpstreamMetrics,
     pub(super) failures: FailureLog,
     pub(super) clock_check: ClockCheck,
@@ -137,6 +139,8 @@ pub struct ClientConfig {
     pub units: Option<Units>,
     /// The sharing of calls by several fetches.
     pub batch: Batch,
+    /// The memory that answers are read into.
+    pub answers: Arc<AnswerMemory>,
     /// The file in which the usage of budgets is kept, if there is one.
     pub budget_file: Option<PathBuf>,
     /// Counters of calls.
@@ -180,6 +184,7 @@ impl UpstreamClient {
             limits,
             method: parts.method,
             max_response: parts.max_response,
+            answers: parts.answers,
             metrics: parts.metrics,
             failures: FailureLog::default(),
             clock_check: ClockCheck::default(),

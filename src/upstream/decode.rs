@@ -1,24 +1,32 @@
 //! Content codings of upstreams' answers.
 
-use std::io::Read;
+use std::io::{BufReader, Read};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use bytes::buf::Reader;
 use flate2::bufread::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 
+use super::answer_memory::AnswerShare;
 use crate::model::{Error, Kind};
 
-/// Bodies of up to this many bytes are decoded on the thread that received them.
+/// Bodies of up to this many bytes are decoded on the thread that received them, up to as many bytes at
+/// once as follow.
 const INLINE: usize = 32 << 10;
+const STEP_INLINE: usize = 128 << 10;
 
-/// Returns `body`, of at most `most` bytes, without the coding that `headers` name, if that is
-/// gzip: its name may be in any case, and `x-gzip` is an alias (RFC 9110, 8.4.1). Other codings
-/// belong to the answer.
+/// The bytes that are decoded at once on another thread.
+const STEP: usize = 4 << 20;
+
+/// Returns `body` without the coding that `headers` name, if that is gzip: its name may be in any
+/// case, and `x-gzip` is an alias (RFC 9110, 8.4.1). Other codings belong to the answer. The result
+/// holds `share`, which grows with it.
 pub(super) async fn decoded(
     headers: &mut HeaderMap,
-    body: Bytes,
-    most: usize,
+    body: Vec<u8>,
+    share: Arc<AnswerShare>,
 ) -> Result<Bytes, Error> {
     let coding = headers.get(CONTENT_ENCODING).and_then(|c| c.to_str().ok());
     let coding = coding.unwrap_or_default().trim();
@@ -27,31 +35,68 @@ pub(super) async fn decoded(
         .any(|gzip| coding.eq_ignore_ascii_case(gzip))
         || body.is_empty()
     {
-        return Ok(body);
+        return Ok(share.holding(body));
     }
     headers.remove(CONTENT_ENCODING);
     headers.remove(CONTENT_LENGTH);
-    if body.len() <= INLINE {
-        return unzipped(&body, most);
+    let encoded = body.len();
+    let mut decoding = Decoding::new(body, share.max());
+    let mut step = match encoded <= INLINE {
+        true => STEP_INLINE,
+        false => STEP,
+    };
+    while !decoding.ended {
+        // One byte more than it may have shows that it is too large.
+        let more = step.min(share.max().saturating_add(1) - decoding.decoded.len());
+        share.reserve(&mut decoding.decoded, more, encoded).await?;
+        decoding = match step {
+            STEP_INLINE => decoding.step(step)?,
+            _ => {
+                let decoded = crate::work::elsewhere(move || decoding.step(step)).await;
+                decoded
+                    .map_err(|e| Error::new(Kind::Internal, format!("decoding failed: {e}")))??
+            }
+        };
+        step = STEP;
     }
-    let unzipped = tokio::task::spawn_blocking(move || unzipped(&body, most)).await;
-    unzipped.unwrap_or_else(|e| Err(Error::new(Kind::Internal, format!("decoding failed: {e}"))))
+    let decoded = decoding.decoded;
+    Ok(share.holding(decoded))
 }
 
-fn unzipped(body: &[u8], most: usize) -> Result<Bytes, Error> {
-    let mut decoded = Vec::new();
-    let bound = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
-    let read = MultiGzDecoder::new(body)
-        .take(bound)
-        .read_to_end(&mut decoded);
-    read.map_err(|e| {
-        let message = format!("the upstream broke off: its answer is not valid gzip: {e}");
-        Error::new(Kind::UpstreamUnreachable, message)
-    })?;
-    if decoded.len() > most {
-        return Err(too_large(most));
+/// A body on the way to its plain form.
+struct Decoding {
+    decoder: MultiGzDecoder<BufReader<Reader<Bytes>>>,
+    decoded: Vec<u8>,
+    max: usize,
+    ended: bool,
+}
+
+impl Decoding {
+    fn new(body: Vec<u8>, max: usize) -> Self {
+        let reader = bytes::Buf::reader(Bytes::from(body));
+        Self {
+            decoder: MultiGzDecoder::new(BufReader::new(reader)),
+            decoded: Vec::new(),
+            max,
+            ended: false,
+        }
     }
-    Ok(Bytes::from(decoded))
+
+    /// Decodes the next `step` bytes.
+    fn step(mut self, step: usize) -> Result<Self, Error> {
+        let step = step.min(self.max.saturating_add(1) - self.decoded.len());
+        let bound = u64::try_from(step).unwrap_or(u64::MAX);
+        let mut some = (&mut self.decoder).take(bound);
+        let read = some.read_to_end(&mut self.decoded).map_err(|e| {
+            let message = format!("the upstream broke off: its answer is not valid gzip: {e}");
+            Error::new(Kind::UpstreamUnreachable, message)
+        })?;
+        if self.decoded.len() > self.max {
+            return Err(too_large(self.max));
+        }
+        self.ended = read < step;
+        Ok(self)
+    }
 }
 
 /// Returns the error for an answer of more than `most` bytes.
@@ -68,6 +113,9 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use http::HeaderValue;
+    use tokio::time::Instant;
+
+    use crate::upstream::answer_memory::AnswerMemory;
 
     fn gzip(text: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -78,7 +126,8 @@ mod tests {
     async fn read(coding: &'static str, body: Vec<u8>) -> Result<Bytes, Kind> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
-        let decoded = decoded(&mut headers, body.into(), 100_000).await;
+        let share = AnswerMemory::new(1 << 20).share(100_000, Instant::now());
+        let decoded = decoded(&mut headers, body, share).await;
         assert_eq!(headers.is_empty(), coding != "snappy");
         decoded.map_err(|e| e.kind)
     }

@@ -2,6 +2,7 @@
 //! concurrency cap and a breaker, and is made again where that is safe and worth it.
 
 mod addresses;
+mod answer_memory;
 mod attempt;
 #[cfg(feature = "aws")]
 mod aws;
@@ -42,6 +43,7 @@ use crate::adapters::Adapter;
 use crate::model::{Freshness, Reading};
 use crate::telemetry::metrics::UpstreamMetrics;
 
+pub use answer_memory::{AnswerMemory, AnswerShare};
 pub use aws::AwsSigner;
 #[cfg(feature = "aws")]
 pub use aws::{AwsSettings, Keys, Role};

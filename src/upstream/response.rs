@@ -18,7 +18,7 @@ pub(super) async fn read<T: Send + 'static>(
         return (exchange.read)(&response);
     }
     let read = exchange.read.clone();
-    let reading = tokio::task::spawn_blocking(move || read(&response));
+    let reading = crate::work::elsewhere(move || read(&response));
     reading.await.unwrap_or_else(|ended| {
         let message = format!("the upstream's answer could not be read: {ended}");
         Err(Error::new(Kind::Internal, message))

@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout_at};
 
 use super::addresses::Chosen;
 use super::attempt::{Attempt, Turn, ended, verdict};
@@ -50,8 +51,11 @@ impl UpstreamClient {
         let trace = counted.to(&url, &request.method, &call.trace);
         trace.send(&mut outgoing.headers);
         let wall = self.clock.now();
+        let share = || self.answers.share(self.max_response, call.deadline);
+        let (first, second) = (share(), share());
         let send = async {
-            let response = self.transport.send(outgoing, self.max_response).await?;
+            let sent = self.transport.send(outgoing, first.clone());
+            let response = sent.await?;
             let get = get.as_ref().filter(|_| !by_get && refuses_post(&response));
             let Some(get) = get else { return Ok(response) };
             let mut outgoing = self.outgoing(&url, get);
@@ -59,14 +63,16 @@ impl UpstreamClient {
                 signer.sign(&mut outgoing).await?;
             }
             trace.send(&mut outgoing.headers);
-            let by_get = self.transport.send(outgoing, self.max_response).await?;
+            let by_get = self.transport.send(outgoing, second.clone()).await?;
             if refuses_post(&by_get) {
                 return Ok(response);
             }
             chosen.has_refused_post();
             Ok(by_get)
         };
-        let sent = tokio::time::timeout(self.limits.timeout, send).await;
+        let waited = || first.waited() + second.waited();
+        let sent = within(self.limits.timeout, send, waited).await;
+        drop((first, second));
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
 
@@ -148,6 +154,29 @@ impl UpstreamClient {
             headers,
             body: request.body.clone(),
             new_connection: false,
+        }
+    }
+}
+
+/// Returns what `send` brings within `limit`; `waited` says how much of the time so far does not count.
+async fn within<T>(
+    limit: Duration,
+    send: impl Future<Output = T>,
+    waited: impl Fn() -> Duration,
+) -> Result<T, Elapsed> {
+    tokio::pin!(send);
+    let begun = Instant::now();
+    let mut end = begun + limit;
+    loop {
+        match timeout_at(end, &mut send).await {
+            Ok(sent) => return Ok(sent),
+            Err(elapsed) => {
+                let later = begun + limit + waited();
+                if later <= end {
+                    return Err(elapsed);
+                }
+                end = later;
+            }
         }
     }
 }

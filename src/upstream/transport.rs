@@ -7,10 +7,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use http::header::{ACCEPT_ENCODING, LOCATION};
 use http::{HeaderMap, HeaderValue, Method};
 
+use super::answer_memory::AnswerShare;
 use super::connections::{ClientRecipe, Connections, Origin};
 use super::decode::{decoded, too_large};
 use super::guard::{Guard, Lookups, Refused};
@@ -45,8 +45,12 @@ impl fmt::Debug for Outgoing {
 
 /// Sends requests. Tests have one without sockets.
 pub trait Transport: Send + Sync {
-    /// Sends `request` and reads the whole response, of at most `max_bytes`.
-    fn send(&self, request: Outgoing, max_bytes: usize) -> BoxFuture<'_, Result<Response, Error>>;
+    /// Sends `request` and reads the whole response, whose bytes take from `share`.
+    fn send(
+        &self,
+        request: Outgoing,
+        share: Arc<AnswerShare>,
+    ) -> BoxFuture<'_, Result<Response, Error>>;
 }
 
 /// HTTP over TCP or TLS.
@@ -188,7 +192,11 @@ fn is_lost(error: &reqwest::Error) -> bool {
 }
 
 impl Transport for Http {
-    fn send(&self, request: Outgoing, max_bytes: usize) -> BoxFuture<'_, Result<Response, Error>> {
+    fn send(
+        &self,
+        request: Outgoing,
+        share: Arc<AnswerShare>,
+    ) -> BoxFuture<'_, Result<Response, Error>> {
         Box::pin(async move {
             let mut request = request;
             let encodings = request.headers.entry(ACCEPT_ENCODING);
@@ -218,14 +226,16 @@ impl Transport for Http {
             };
             let status = response.status();
             let mut headers = response.headers().clone();
-            let mut body = BytesMut::new();
+            let mut body = Vec::new();
             while let Some(chunk) = response.chunk().await.map_err(|e| broken(&e))? {
-                if body.len() + chunk.len() > max_bytes {
-                    return Err(too_large(max_bytes));
+                let length = body.len() + chunk.len();
+                if length > share.max() {
+                    return Err(too_large(share.max()));
                 }
+                share.reserve(&mut body, chunk.len(), 0).await?;
                 body.extend_from_slice(&chunk);
             }
-            let body = decoded(&mut headers, body.freeze(), max_bytes).await?;
+            let body = decoded(&mut headers, body, share).await?;
             Ok(Response {
                 status,
                 headers,

@@ -10,7 +10,9 @@ use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use crate::adapters::samples::Samples;
 use crate::adapters::{Response, SAID, busy, garbage, quoted};
 use crate::model::{Error, Kind, Millis};
+use crate::wire::json::FirstStrings;
 use crate::wire::number::whole;
+use crate::wire::prometheus::most_labels;
 
 /// The labels of a series and their values.
 pub(super) type Labels = BTreeMap<String, String>;
@@ -41,6 +43,11 @@ impl SampleMatrix {
     pub(super) fn read(response: &Response, most: usize) -> Result<Self, Error> {
         if has_more_series(&response.body, most) {
             let message = format!("the answer has more than {most} series (max_series)");
+            return Err(Error::new(Kind::TooManyPoints, message));
+        }
+        let labels = most_labels(most);
+        if has_more_labels(&response.body, labels) {
+            let message = format!("the answer has more than {labels} labels (max_series)");
             return Err(Error::new(Kind::TooManyPoints, message));
         }
         let envelope: Envelope<'_, ApiData> = read(response)?;
@@ -123,16 +130,39 @@ fn has_more_series(body: &[u8], most: usize) -> bool {
     keys.take(most.saturating_add(1)).count() > most
 }
 
+/// Whether `body` has more than `most` labels, without reading them: strings that are members of an object.
+/// Quotes within strings are escaped, so that `":"` is found between strings only.
+fn has_more_labels(body: &[u8], most: usize) -> bool {
+    let next = |at: usize| {
+        let rest = body.get(at + 1..).unwrap_or_default();
+        rest.iter().find(|b| !b.is_ascii_whitespace())
+    };
+    let colons = body.iter().enumerate().filter(|(_, b)| **b == b':');
+    let labels = colons.filter(|(at, _)| next(*at) == Some(&b'"'));
+    labels.take(most.saturating_add(1)).count() > most
+}
+
 /// Checks that the answer is one of success.
 pub(super) fn check(response: &Response) -> Result<(), Error> {
     read::<IgnoredAny>(response).map(|_| ())
 }
 
+/// Most names or values of a list. In memory a short one takes fifty bytes.
+const MOST_LISTED: usize = 500_000;
+
+/// Most of a list of warnings that is read.
+const MOST_WARNINGS: usize = 1000;
+
 /// Reads a list of names or values, and whether it is whole.
 pub(super) fn strings(response: &Response) -> Result<(Vec<String>, bool), Error> {
-    let envelope: Envelope<'_, Vec<String>> = read(response)?;
+    let envelope: Envelope<'_, FirstStrings<MOST_LISTED>> = read(response)?;
     let complete = envelope.is_complete();
-    Ok((envelope.data.unwrap_or_default(), complete))
+    let listed = envelope.data.unwrap_or_default();
+    if listed.more {
+        let message = format!("the answer has more than {MOST_LISTED} names or values");
+        return Err(Error::new(Kind::AnswerTooLarge, message));
+    }
+    Ok((listed.strings, complete))
 }
 
 #[derive(Deserialize)]
@@ -146,7 +176,7 @@ struct Envelope<'a, T> {
     #[serde(default)]
     error: String,
     #[serde(default)]
-    warnings: Vec<String>,
+    warnings: FirstStrings<MOST_WARNINGS>,
     // VictoriaMetrics says so when a storage node did not answer.
     #[serde(rename = "isPartial", default)]
     is_partial: bool,
@@ -157,7 +187,8 @@ impl<T> Envelope<'_, T> {
     /// count.
     fn is_complete(&self) -> bool {
         let remark = |w: &String| w.starts_with("PromQL info");
-        !self.is_partial && self.warnings.iter().all(remark)
+        let warnings = &self.warnings;
+        !self.is_partial && !warnings.more && warnings.strings.iter().all(remark)
     }
 }
 

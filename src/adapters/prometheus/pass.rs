@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 
@@ -87,6 +88,8 @@ fn is_text(response: &Response) -> bool {
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"))
 }
 
+/// Returns `response` to be passed on, in memory of its own: its body takes from the memory for answers
+/// that are being read.
 pub(super) fn raw_response(response: &Response) -> Arc<RawResponse> {
     let headers = OF_BODY.iter().filter_map(|name| {
         let value = response.headers.get(name)?;
@@ -95,14 +98,13 @@ pub(super) fn raw_response(response: &Response) -> Arc<RawResponse> {
     Arc::new(RawResponse {
         status: response.status,
         headers: headers.collect(),
-        body: response.body.clone(),
+        body: Bytes::copy_from_slice(&response.body),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, Method};
 
     use crate::model::{Kind, Step};

@@ -1,7 +1,6 @@
 //! Range queries passed on series by series, for the cached range queries of the Prometheus API.
 
 use http::StatusCode;
-use serde::Deserialize;
 
 use super::pass::raw_response;
 use super::replicas::{Asking, Spacing, TextSeries, ask};
@@ -10,7 +9,8 @@ use crate::adapters::{
     Annotations, Data, FetchResult, LabeledSeries, Next, Part, PartCall, Response, garbage,
 };
 use crate::model::{Error, Expression, Kind, Millis, RangeLimits, Step, TimeRange};
-use crate::wire::prometheus::{Extras, Unread, read_matrix};
+use crate::wire::json::FirstStrings;
+use crate::wire::prometheus::{Extras, Unread, most_labels, read_matrix};
 
 impl Prometheus {
     /// Returns the values of `expression` at its times in `range`, in parts that one call can carry
@@ -90,6 +90,11 @@ fn read(
             let message = format!("the answer has more than {most} series (max_series)");
             Error::new(Kind::TooManyPoints, message)
         }
+        Unread::TooManyLabels => {
+            let labels = most_labels(most);
+            let message = format!("the answer has more than {labels} labels (max_series)");
+            Error::new(Kind::TooManyPoints, message)
+        }
         // An error with a status of success has a message that is better than ours.
         Unread::NotAMatrix => match answer::check(response) {
             Ok(()) => garbage(response, "not a matrix"),
@@ -144,10 +149,9 @@ impl Annotations {
     pub(crate) fn of(extras: &Extras) -> Self {
         let list = |name| {
             let json = extras.get(name);
-            let list = json.and_then(|json| {
-                Vec::<String>::deserialize(&mut serde_json::Deserializer::from_slice(json)).ok()
-            });
-            let mut list = list.unwrap_or_default();
+            let list =
+                json.and_then(|json| serde_json::from_slice::<FirstStrings<1000>>(json).ok());
+            let mut list = list.unwrap_or_default().strings;
             list.sort();
             list.dedup();
             list

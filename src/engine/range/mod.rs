@@ -196,7 +196,7 @@ impl Engine {
             _ => {
                 let (engine, lane) = (self.clone(), lane.clone());
                 let pack = move || engine.packed(&lane, &chunks, &shown, encoding);
-                let packed = tokio::task::spawn_blocking(pack).await;
+                let packed = crate::work::elsewhere(pack).await;
                 packed.map_err(|e| Error::new(Kind::Internal, format!("packing failed: {e}")))
             }
         }

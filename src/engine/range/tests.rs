@@ -17,7 +17,7 @@ use crate::adapters::prometheus::Prometheus;
 use crate::engine::Lookup;
 use crate::engine::tests::{Clocks, Keeping, engine_over};
 use crate::model::{Aggregate, Step};
-use crate::upstream::{BoxFuture, Outgoing, Transport};
+use crate::upstream::{AnswerShare, BoxFuture, Outgoing, Transport};
 use crate::wire::encoding::Encoding;
 use crate::wire::prometheus::Params;
 
@@ -97,7 +97,11 @@ struct Source {
 }
 
 impl Transport for Source {
-    fn send(&self, request: Outgoing, _: usize) -> BoxFuture<'_, Result<Response, Error>> {
+    fn send(
+        &self,
+        request: Outgoing,
+        _: Arc<AnswerShare>,
+    ) -> BoxFuture<'_, Result<Response, Error>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             if self.failing.load(Ordering::SeqCst) {

@@ -119,7 +119,7 @@ impl Tier {
             pieces.reduce(|all, piece| all.joined(&piece, grain(&lane)))
         };
         match large {
-            true => tokio::task::spawn_blocking(read).await.ok()?,
+            true => crate::work::elsewhere(read).await.ok()?,
             false => read(),
         }
     }
@@ -144,7 +144,7 @@ pub(super) async fn read(
         engine.memory.if_current(since, store)
     };
     Ok(match large {
-        true => tokio::task::spawn_blocking(store).await.ok().flatten(),
+        true => crate::work::elsewhere(store).await.ok().flatten(),
         false => store(),
     })
 }

@@ -293,7 +293,7 @@ impl Tier {
             values.iter().filter_map(entry).collect()
         };
         match large {
-            true => tokio::task::spawn_blocking(read).await.unwrap_or_default(),
+            true => crate::work::elsewhere(read).await.unwrap_or_default(),
             false => read(),
         }
     }
@@ -426,7 +426,7 @@ impl Tier {
                 false => Ok(Some(bytes)),
             }
         };
-        let encoded = tokio::task::spawn_blocking(encode).await;
+        let encoded = crate::work::elsewhere(encode).await;
         let bytes = match encoded.unwrap_or(Err("resting")) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Ok(()),

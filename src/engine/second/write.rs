@@ -99,7 +99,7 @@ impl Tier {
         for _ in 0..2 {
             self.look(&mut jobs, &state).await;
             let tier = self.clone();
-            let planned = tokio::task::spawn_blocking(move || {
+            let planned = crate::work::elsewhere(move || {
                 for job in &mut jobs {
                     job.plan();
                 }
@@ -236,7 +236,7 @@ impl Tier {
                 });
                 encoded.collect::<Option<Vec<_>>>()
             };
-            let Ok(encoded) = tokio::task::spawn_blocking(encode).await else {
+            let Ok(encoded) = crate::work::elsewhere(encode).await else {
                 continue;
             };
             let Some(encoded) = encoded else {

@@ -6,6 +6,7 @@ use moka::ops::compute::Op;
 use moka::sync::Cache;
 
 use super::{Content, WholeEntry, WholeKey};
+use crate::engine::cache::free_dropped;
 use crate::upstream::Flights;
 
 /// Bytes of an entry besides its contents: the bookkeeping of moka and the allocator.
@@ -75,9 +76,13 @@ impl WholeCache {
 
     pub(super) fn insert(&self, key: WholeKey, entry: Arc<WholeEntry>) {
         self.entries.insert(key, entry);
-        // Entries over the bound are evicted now; by itself moka does that some hundred writes
-        // later.
+        self.make_room();
+    }
+
+    /// Evicts entries over the bound now; by itself moka does that some hundred writes later.
+    pub(in crate::engine) fn make_room(&self) {
         self.entries.run_pending_tasks();
+        free_dropped();
     }
 
     /// Weighs `entry` again, which has been encoded since it was stored, unless another has taken
@@ -88,6 +93,6 @@ impl WholeCache {
             Some(held) if Arc::ptr_eq(held.value(), entry) => Op::Put(entry.clone()),
             _ => Op::Nop,
         });
-        self.entries.run_pending_tasks();
+        self.make_room();
     }
 }

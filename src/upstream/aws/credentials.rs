@@ -24,6 +24,7 @@ use crate::adapters::aws_error::{AwsError, element};
 use crate::clock::Clock;
 use crate::model::{Error, Kind, Millis, TargetUrl, partition};
 use crate::reloadable::Reloadable;
+use crate::upstream::answer_memory::AnswerMemory;
 use crate::upstream::transport::{Outgoing, Transport};
 
 /// The time before their end at which credentials are renewed, and the interval at which
@@ -270,7 +271,11 @@ impl Provider {
         let signer = RequestSigner::new("sts", &self.region);
         let signed = signed_headers(&signer, &request, base).await;
         request.headers.extend(signed.map_err(|e| e.to_string())?);
-        let sent = tokio::time::timeout(RENEWAL, self.transport.send(request, MAX_BYTES)).await;
+        let sent = tokio::time::timeout(
+            RENEWAL,
+            self.transport.send(request, AnswerMemory::apart(MAX_BYTES)),
+        )
+        .await;
         let response = sent.map_err(|_| "STS did not answer in time".to_owned())?;
         let response = response.map_err(|e| e.to_string())?;
         if response.status != StatusCode::OK {

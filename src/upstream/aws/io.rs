@@ -10,6 +10,7 @@ use http::{Request, Response, Uri};
 use reqsign_core::{CommandExecute, CommandOutput, Error, FileRead, HttpSend, Result};
 
 use crate::model::TargetUrl;
+use crate::upstream::answer_memory::AnswerMemory;
 use crate::upstream::transport::{Outgoing, Transport};
 
 /// Most bytes of an answer, of a file, and of a command's output.
@@ -69,7 +70,10 @@ impl HttpSend for Http {
             body,
             new_connection: false,
         };
-        let sent = tokio::time::timeout(limit, transport.send(outgoing, MAX_BYTES));
+        let sent = tokio::time::timeout(
+            limit,
+            transport.send(outgoing, AnswerMemory::apart(MAX_BYTES)),
+        );
         let sent = sent.await.map_err(|_| {
             let limit = humantime::format_duration(limit);
             Error::unexpected(format!("no answer within {limit}"))

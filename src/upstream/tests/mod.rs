@@ -60,7 +60,11 @@ impl Hosts {
 }
 
 impl Transport for Hosts {
-    fn send(&self, request: Outgoing, _: usize) -> BoxFuture<'_, Result<Response, Error>> {
+    fn send(
+        &self,
+        request: Outgoing,
+        _: Arc<AnswerShare>,
+    ) -> BoxFuture<'_, Result<Response, Error>> {
         Box::pin(async move {
             let url = TargetUrl::parse(&request.url).unwrap();
             let host = url.host().to_owned();
@@ -119,6 +123,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
         shared: None,
         method: crate::model::QueryMethod::Auto,
         max_response: 1 << 20,
+        answers: AnswerMemory::new(usize::MAX),
         budget_file: None,
         metrics: metrics.clone(),
         clock: Arc::new(SystemClock::default()),

@@ -3,6 +3,7 @@
 //! A document is read into a tree that borrows its text, as far as that has no escapes; a path is
 //! put together only for an error.
 
+mod bounded;
 mod read;
 
 use std::borrow::Cow;
@@ -10,7 +11,8 @@ use std::fmt;
 
 use serde_json::{Number, Value};
 
-pub use read::{MemberBounds, parse, parse_within};
+pub use bounded::FirstStrings;
+pub use read::{MemberBounds, parse, parse_answer, parse_within};
 
 use crate::model::Error;
 

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
 
 use crate::model::{Error, Kind, Millis};
+use crate::wire::json::FirstStrings;
 
 /// Another mirror's answer to `/api/metric`: its points in columns of one length, in the order
 /// that they came in.
@@ -35,7 +36,7 @@ pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
     } = answer.telemetry;
     let width = columns.len();
     let aggregated = match &data_format {
-        Some(names) => names.iter().any(|n| n == "startTimestamp"),
+        Some(names) => names.strings.iter().any(|n| n == "startTimestamp"),
         None => tag.as_deref() == Some("AggregatedMetricTelemetry") || width == 3,
     };
     let usual: &[&str] = if aggregated {
@@ -44,7 +45,7 @@ pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
         &["value", "timestamp"]
     };
     let names: Vec<&str> = match &data_format {
-        Some(names) => names.iter().map(String::as_str).collect(),
+        Some(names) => names.strings.iter().map(String::as_str).collect(),
         None => usual.to_vec(),
     };
     if width != 0 && width != names.len() {
@@ -316,7 +317,7 @@ struct MetricAnswer {
 struct Inner {
     points: PointColumns,
     #[serde(rename = "dataFormat")]
-    data_format: Option<Vec<String>>,
+    data_format: Option<FirstStrings<WIDEST>>,
     #[serde(rename = "isPartial", default)]
     is_partial: Option<bool>,
     #[serde(rename = "_type")]

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::field::{FieldDescriptor, field_type};
 use crate::model::{Error, Field, FieldNames, FieldValue, FieldValues, Kind};
-use crate::wire::json::{Node, parse};
+use crate::wire::json::{Node, parse_answer, parse_within};
 
 /// The text before the points of an answer.
 pub const METRIC_HEAD: &[u8] = br#"{"telemetry":{"points":["#;
@@ -169,7 +169,7 @@ fn summary(kind: Kind) -> &'static str {
 
 /// Reads another mirror's answer to `/api/connection`: `Err` holds its failure.
 pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
-    let value = parse(body)?;
+    let value = parse_answer(body)?;
     let root = Node::root(&value);
     let status = root.member("status");
     match status.string()? {
@@ -186,7 +186,7 @@ pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
 
 /// Reads another mirror's answer to `/api/field/name`: the fields, and whether some are left out.
 pub fn read_field_names(body: &[u8]) -> Result<FieldNames, Error> {
-    let value = parse(body)?;
+    let value = parse_answer(body)?;
     let root = Node::root(&value);
     let field = |node: Node<'_>| {
         let classified = node.member("classified").optional_bool()?;
@@ -207,7 +207,7 @@ pub fn read_field_names(body: &[u8]) -> Result<FieldNames, Error> {
 
 /// Reads another mirror's answer to `/api/field/value`.
 pub fn read_field_values(body: &[u8]) -> Result<FieldValues, Error> {
-    let value = parse(body)?;
+    let value = parse_answer(body)?;
     let root = Node::root(&value);
     let entry = |node: Node<'_>| {
         let value = node.member("value").string()?;
@@ -229,13 +229,17 @@ pub fn read_field_values(body: &[u8]) -> Result<FieldValues, Error> {
 
 /// Returns what kind of error another mirror's body speaks of, if it is an error of the protocol.
 pub fn read_error(body: &[u8]) -> Option<Error> {
-    let value: Value = serde_json::from_slice(body).ok()?;
-    let text = |key: &str| value.get(key).and_then(Value::as_str);
+    let value = parse_within(body, None).ok()?;
+    let root = Node::root(&value);
+    let text = |key: &str| {
+        let member = root.member(key);
+        member.optional_string().ok().flatten().map(str::to_owned)
+    };
     let details = || {
         let said = text("details").or_else(|| text("summary"));
-        said.unwrap_or("no details given").to_owned()
+        said.unwrap_or_else(|| "no details given".to_owned())
     };
-    Some(match text("_type")? {
+    Some(match text("_type")?.as_str() {
         "MetricStoreConnectionError" => Error::new(Kind::UpstreamFailed, details()),
         "MetricNotFoundError" => {
             Error::new(Kind::MetricNotFound, details()).about(text("metric").unwrap_or_default())

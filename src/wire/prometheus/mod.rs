@@ -12,7 +12,7 @@ pub mod units;
 pub mod write;
 
 pub use params::{InstantQuery, Params, RangeQuery};
-pub use read::{Extras, Instant, Matrix, Unread, read_instant, read_matrix};
+pub use read::{Extras, Instant, Matrix, Unread, most_labels, read_instant, read_matrix};
 pub use series::{Metric, Series, Track, heap_bytes, merge, thin, unpacked_bytes};
 pub use units::write_time;
 pub use write::{error_type, write_error, write_instant, write_matrix, write_vector};

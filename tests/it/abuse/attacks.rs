@@ -16,7 +16,7 @@ pub(super) async fn large_fields(target: &Target) {
     let zeros = vec!["0"; 500_000].join(",");
     let long = "p".repeat(1_000_000);
     let times = r#""startTime":1600000000000,"endTime":1600000600000"#;
-    let field = r#""field":{"fieldName":"a","fieldType":{"_type":"StringFieldType"}}"#;
+    let field = r#""field":{"fieldName":"a","fieldType":"STRING"}"#;
     let refused = [
         (
             "/api/metric",

@@ -42,6 +42,41 @@ pub(super) async fn exchange(
         .map_err(|_| io::ErrorKind::TimedOut)?
 }
 
+/// Sends `request` from `client`, and returns the start of the answer and the length of its body, which is
+/// not kept.
+pub(super) async fn download(
+    address: SocketAddr,
+    client: Ipv4Addr,
+    request: &[u8],
+) -> io::Result<(String, usize)> {
+    let whole = async {
+        let mut stream = connect(address, client).await?;
+        stream.write_all(request).await?;
+        let mut start = Vec::new();
+        let end = loop {
+            if let Some(at) = start.windows(4).position(|w| w == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if stream.read_buf(&mut start).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        };
+        let mut length = start.len() - end;
+        start.truncate(1000);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match stream.read(&mut buffer).await? {
+                0 => break,
+                read => length += read,
+            }
+        }
+        Ok((String::from_utf8_lossy(&start).into_owned(), length))
+    };
+    timeout(Duration::from_secs(60), whole)
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)?
+}
+
 /// A POST of `body` to `path`.
 pub(super) fn post(path: &str, body: &str) -> Vec<u8> {
     let head = format!(

@@ -23,7 +23,7 @@ use crate::engine::whole::Content;
 use crate::engine::{Evaluation, Lookup, RangeRequest};
 use crate::model::RawResponse;
 use crate::model::{Aggregate, Details, Field, FieldType, FieldValuesQuery, Kind, Scope, Selector};
-use crate::upstream::{BoxFuture, Outgoing, Transport};
+use crate::upstream::{AnswerShare, BoxFuture, Outgoing, Transport};
 use crate::wire::prometheus::{Params, RangeQuery, write_time};
 
 /// A list changes so often.
@@ -108,7 +108,7 @@ impl Transport for Source {
     fn send(
         &self,
         request: Outgoing,
-        _: usize,
+        _: Arc<AnswerShare>,
     ) -> BoxFuture<'_, Result<Response, crate::model::Error>> {
         Box::pin(async move {
             tokio::task::yield_now().await;

@@ -1,12 +1,15 @@
 //! The answer to a range query, read into slices of its own bytes.
 
-use std::collections::BTreeMap;
+mod labels;
+
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+
+use labels::LabelMap;
 
 use super::series::{Metric, Series, Track};
 use crate::model::Millis;
@@ -69,6 +72,8 @@ pub enum Unread {
     NotAMatrix,
     /// More series than the cap.
     TooManySeries,
+    /// More labels than [`most_labels`].
+    TooManyLabels,
     /// Two series have the same labels, or samples are not in the order of time.
     Disordered,
     /// 4 GiB or more.
@@ -81,10 +86,20 @@ impl fmt::Display for Unread {
             Self::Malformed(at) => write!(f, "malformed at byte {at}"),
             Self::NotAMatrix => f.write_str("not a successful matrix"),
             Self::TooManySeries => f.write_str("more series than the cap"),
+            Self::TooManyLabels => f.write_str("more labels than the cap"),
             Self::Disordered => f.write_str("series or samples out of order"),
             Self::TooLong => f.write_str("4 GiB or more"),
         }
     }
+}
+
+/// Most members of an answer, and of its `data`.
+const MOST_MEMBERS: usize = 64;
+
+/// Returns the most labels that an answer of at most `max_series` series may have in all: 32 for each, and a
+/// thousand. In memory a short one takes a hundred bytes.
+pub fn most_labels(max_series: usize) -> usize {
+    max_series.saturating_mul(32).saturating_add(1000)
 }
 
 /// Reads the answer `body`, of at most `max_series` series.
@@ -114,6 +129,7 @@ fn read_series(body: &Bytes, max_series: usize, kinds: &[&str]) -> Result<Instan
         body,
         at: 0,
         vectors: kinds.contains(&"vector"),
+        labels_left: most_labels(max_series),
     };
     let (mut answer, mut success, mut data) = (Instant::default(), false, false);
     reader.object(|r, name| {
@@ -122,7 +138,7 @@ fn read_series(body: &Bytes, max_series: usize, kinds: &[&str]) -> Result<Instan
             "data" => data = r.data(max_series, kinds, &mut answer)?,
             _ => {
                 let (_, json) = r.json::<IgnoredAny>()?;
-                answer.extras.top.push((name, json));
+                r.add(&mut answer.extras.top, name, json)?;
             }
         }
         Ok(())
@@ -141,6 +157,8 @@ struct Reader<'a> {
     at: usize,
     /// Whether series may have a single sample.
     vectors: bool,
+    /// The labels that may still come.
+    labels_left: usize,
 }
 
 impl Reader<'_> {
@@ -213,6 +231,20 @@ impl Reader<'_> {
         }
     }
 
+    /// Adds a member to `members`.
+    fn add(
+        &self,
+        members: &mut Vec<(String, Bytes)>,
+        name: String,
+        json: Bytes,
+    ) -> Result<(), Unread> {
+        if members.len() >= MOST_MEMBERS {
+            return Err(self.malformed());
+        }
+        members.push((name, json));
+        Ok(())
+    }
+
     /// Reads the member `data` into `answer`, and returns whether it has series of one of `kinds`.
     fn data(
         &mut self,
@@ -241,7 +273,7 @@ impl Reader<'_> {
                 }
                 _ => {
                     let (_, json) = r.json::<IgnoredAny>()?;
-                    answer.extras.data.push((name, json));
+                    r.add(&mut answer.extras.data, name, json)?;
                 }
             }
             Ok(())
@@ -278,7 +310,9 @@ impl Reader<'_> {
         self.object(|r, name| {
             match name.as_str() {
                 "metric" => {
-                    let (labels, text) = r.json::<BTreeMap<String, String>>()?;
+                    let (LabelMap(labels), text) = r.json::<LabelMap>()?;
+                    let left = r.labels_left.checked_sub(labels.len());
+                    r.labels_left = left.ok_or(Unread::TooManyLabels)?;
                     let labels = labels.into_iter().collect();
                     metric = Some(Arc::new(Metric { labels, text }));
                 }

@@ -105,6 +105,21 @@ fn answers_that_are_not_a_matrix_are_reported() {
     assert_eq!(read(&with("[]")).unwrap().series, []);
     assert!(read(&many(10)).is_ok());
     assert_eq!(read(&many(11)), Err(Unread::TooManySeries));
+    let labels = |n: usize| (0..n).map(|n| format!("\"l{n}\":\"\"")).collect::<Vec<_>>();
+    let labelled = |n: usize| {
+        let labels = labels(n).join(",");
+        with(&format!("[{{\"metric\":{{{labels}}},\"values\":[]}}]"))
+    };
+    assert_eq!(most_labels(10), 1320);
+    assert!(read(&labelled(1320)).is_ok());
+    assert_eq!(read(&labelled(1321)), Err(Unread::TooManyLabels));
+    assert!(matches!(read(&labelled(4097)), Err(Unread::Malformed(_))));
+    let members = |n: usize| {
+        let members = labels(n).join(",");
+        format!("{{{members},{}", &with("[]")[1..])
+    };
+    assert!(read(&members(64)).is_ok());
+    assert!(matches!(read(&members(65)), Err(Unread::Malformed(_))));
     let twice = format!("[{},{}]", series(1), series(1));
     assert_eq!(read(&with(&twice)), Err(Unread::Disordered));
     let back = "[{\"metric\":{},\"values\":[[2,\"1\"],[1,\"1\"]]}]";

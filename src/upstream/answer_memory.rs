@@ -1,0 +1,502 @@
+//! The memory for answers that are being read, bounded for all upstreams together.
+//!
+//! The size of an answer is known when it has been read, so its share grows with it. While a quarter of
+//! the memory is used, all grow at once. Beyond it one large answer at a time does, the oldest, until it has
+//! been read; the others pause, and their connections with them. So answers wait for each other and
+//! cannot block each other: the oldest has
+//! more than half of the memory. Should that not be enough, the
+//! newest that pauses gives way. An answer that is alone may be larger than all of the memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::model::{Error, Kind};
+use crate::telemetry::metrics;
+
+/// Answers up to so many bytes need no share: calls at once are bounded by `max_concurrency`.
+const FREE: usize = 64 << 10;
+
+/// Answers up to so many bytes need not wait for larger ones, as long as they have an eighth of the
+/// memory at most.
+const SMALL: usize = 512 << 10;
+
+/// The least by which a share grows.
+const PIECE: usize = 256 << 10;
+
+/// How long the oldest answer may bring nothing until the next one may grow, too.
+const STALLED: Duration = Duration::from_secs(1);
+
+/// How often an answer that waits looks whether the oldest has stalled.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The capacity of the buffers that answers beyond [`SMALL`] are read into: untouched, it takes no memory.
+/// glibc's `malloc` maps blocks of this size by themselves and gives them back when they are freed. Smaller
+/// ones teach it to keep blocks of their size (it raises `M_MMAP_THRESHOLD`, up to 32 MiB).
+const MAPPED: usize = 33 << 20;
+
+/// The memory for answers that are being read.
+pub struct AnswerMemory {
+    most: AtomicUsize,
+    table: Mutex<GrowingAnswers>,
+    changed: Notify,
+}
+
+impl fmt::Debug for AnswerMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AnswerMemory({} of {})", self.used(), self.most())
+    }
+}
+
+#[derive(Default)]
+struct GrowingAnswers {
+    used: usize,
+    next: u64,
+    /// By age, the oldest first.
+    growing: BTreeMap<u64, Growing>,
+}
+
+struct Growing {
+    bytes: usize,
+    stage: Stage,
+    /// Whether it has to give way.
+    gives_way: bool,
+}
+
+/// What an answer is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is being read, and had enough at this time.
+    Reads(Instant),
+    /// It waits for more.
+    Waits,
+    /// It has been read, and its share gets smaller only.
+    Whole,
+}
+
+/// What an answer that wants more has to do.
+#[derive(Debug, PartialEq, Eq)]
+enum Growth {
+    Grow,
+    Wait,
+    /// It waits, and the newest has been told to give way.
+    Displace,
+    GiveWay,
+}
+
+impl AnswerMemory {
+    /// Returns memory of `most` bytes.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most: AtomicUsize::new(most),
+            table: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Changes the bytes that it has. Answers that are being read keep what they have.
+    pub fn resize(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns a share for one answer of at most `max` bytes, which waits for others until `deadline`.
+    pub fn share(self: &Arc<Self>, max: usize, deadline: Instant) -> Arc<AnswerShare> {
+        Arc::new(AnswerShare {
+            memory: self.clone(),
+            max,
+            deadline,
+            place: Mutex::default(),
+        })
+    }
+
+    /// Returns a share for an answer of at most `max` bytes, a few, that waits for none.
+    pub(super) fn apart(max: usize) -> Arc<AnswerShare> {
+        Self::new(usize::MAX).share(max, Instant::now())
+    }
+
+    fn most(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes that are used.
+    pub fn used(&self) -> usize {
+        self.table().used
+    }
+
+    fn table(&self) -> MutexGuard<'_, GrowingAnswers> {
+        // Numbers are changed without anything that can panic in between.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GrowingAnswers {
+    /// Sets the bytes of the answer `id`.
+    fn set(&mut self, id: u64, bytes: usize, stage: Stage) {
+        if let Some(mine) = self.growing.get_mut(&id) {
+            self.used = self.used - mine.bytes + bytes;
+            mine.bytes = bytes;
+            mine.stage = stage;
+        }
+        metrics::answer_bytes(self.used);
+    }
+
+    /// Decides whether the answer `id` may have `bytes` now, of `most` of all.
+    fn turn(&mut self, id: u64, bytes: usize, most: usize, now: Instant) -> Growth {
+        let Some(mine) = self.growing.get(&id).filter(|mine| !mine.gives_way) else {
+            return Growth::GiveWay;
+        };
+        let before = mine.bytes;
+        let others = self.used - before;
+        let all = others + bytes;
+        if all <= most / 4 || others == 0 {
+            return Growth::Grow;
+        }
+        if bytes <= SMALL && all <= most {
+            let small = self.growing.values();
+            let small = small.filter(|one| one.bytes <= SMALL && one.stage != Stage::Whole);
+            let small: usize = small.map(|one| one.bytes).sum();
+            if small - before + bytes <= most / 8 {
+                return Growth::Grow;
+            }
+        }
+        // Whoever brings nothing for a while does not keep the others waiting.
+        let takes_turn = |(_, other): &(&u64, &Growing)| match other.stage {
+            Stage::Reads(since) => other.bytes > SMALL && now < since + STALLED,
+            Stage::Waits => true,
+            Stage::Whole => false,
+        };
+        let older = self.growing.range(..id);
+        if older.into_iter().any(|other| takes_turn(&other)) {
+            return Growth::Wait;
+        }
+        if all <= most {
+            return Growth::Grow;
+        }
+        // Those that are read, or are about to be, give their shares back by themselves.
+        let others = self.growing.iter().filter(|(other, _)| **other != id);
+        let mut all_wait = others.filter(|(_, other)| other.bytes > 0);
+        if all_wait.all(|(_, other)| other.stage == Stage::Waits) {
+            let newest = self.growing.iter_mut().rfind(|(_, one)| one.bytes > 0);
+            if let Some((newest, one)) = newest.filter(|(_, one)| !one.gives_way) {
+                one.gives_way = true;
+                return match *newest == id {
+                    true => Growth::GiveWay,
+                    false => Growth::Displace,
+                };
+            }
+        }
+        Growth::Wait
+    }
+}
+
+/// The share of one answer, given back when it is dropped.
+pub struct AnswerShare {
+    memory: Arc<AnswerMemory>,
+    max: usize,
+    deadline: Instant,
+    place: Mutex<SharePlace>,
+}
+
+/// The place of an answer in the table, and how long it waited.
+#[derive(Default)]
+struct SharePlace {
+    id: Option<u64>,
+    bytes: usize,
+    waited: Duration,
+    waits_since: Option<Instant>,
+}
+
+impl AnswerShare {
+    /// Returns the most bytes that the answer may have.
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Returns how long the answer has waited for others. That time is not the upstream's.
+    pub(super) fn waited(&self) -> Duration {
+        let place = self.place();
+        let since = place.waits_since;
+        place.waited + since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Waits until the share has room for `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Overloaded`] if there is none before the deadline, or the answer had to give way.
+    async fn grow(&self, bytes: usize) -> Result<(), Error> {
+        let id = {
+            let mut place = self.place();
+            if bytes <= place.bytes.max(FREE) {
+                return Ok(());
+            }
+            place.id.unwrap_or_else(|| {
+                let mut table = self.memory.table();
+                let id = table.next;
+                table.next += 1;
+                let new = Growing {
+                    bytes: 0,
+                    stage: Stage::Waits,
+                    gives_way: false,
+                };
+                table.growing.insert(id, new);
+                place.id = Some(id);
+                id
+            })
+        };
+        let bytes = bytes.next_multiple_of(PIECE);
+        let waiting = RoomWait(self);
+        let mut waits = false;
+        loop {
+            let changed = self.memory.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let now = Instant::now();
+            let turn = {
+                let mut table = self.memory.table();
+                let most = self.memory.most();
+                let turn = table.turn(id, bytes, most, now);
+                match turn {
+                    Growth::Grow => table.set(id, bytes, Stage::Reads(now)),
+                    Growth::Wait | Growth::Displace | Growth::GiveWay => {
+                        if let Some(mine) = table.growing.get_mut(&id) {
+                            mine.stage = Stage::Waits;
+                        }
+                    }
+                }
+                turn
+            };
+            if turn == Growth::Displace || (turn == Growth::Wait && !waits) {
+                // That this one waits may be what another waits for. (It wakes itself, too, once.)
+                waits = true;
+                self.memory.changed.notify_waiters();
+            }
+            match turn {
+                Growth::Grow => {
+                    drop(waiting);
+                    self.place().bytes = bytes;
+                    return Ok(());
+                }
+                Growth::Wait | Growth::Displace if now < self.deadline => {
+                    self.place().waits_since.get_or_insert(now);
+                    let _ = timeout_at(self.deadline.min(now + LOOK), changed).await;
+                }
+                Growth::Wait | Growth::Displace | Growth::GiveWay => return Err(self.no_room()),
+            }
+        }
+    }
+
+    /// Waits until the share has room for `body` and `more` bytes, besides `others`, and reserves these.
+    ///
+    /// # Errors
+    ///
+    /// As [`grow`](Self::grow).
+    pub(super) async fn reserve(
+        &self,
+        body: &mut Vec<u8>,
+        more: usize,
+        others: usize,
+    ) -> Result<(), Error> {
+        let length = body.len() + more;
+        self.grow(length + others).await?;
+        if length > SMALL && body.capacity() < length {
+            body.reserve_exact(length.max(MAPPED).max(2 * body.capacity()) - body.len());
+        }
+        Ok(())
+    }
+
+    /// Returns `body`, which has been read, with this share: it is given back with the last slice of it.
+    pub(super) fn holding(self: Arc<Self>, body: Vec<u8>) -> Bytes {
+        let id = self.place().id;
+        match id {
+            None => Bytes::from(body),
+            Some(id) => {
+                self.memory.table().set(id, body.len(), Stage::Whole);
+                self.memory.changed.notify_waiters();
+                Bytes::from_owner(ChargedBody { body, _share: self })
+            }
+        }
+    }
+
+    fn no_room(&self) -> Error {
+        let most = self.memory.most();
+        let message = format!(
+            "the answers of upstreams that are being read take all of the {most} bytes that there are for \
+             them (half of server.max_in_flight_bytes)"
+        );
+        Error::new(Kind::Overloaded, message).retry_after(Some(Duration::from_secs(1)))
+    }
+
+    fn place(&self) -> MutexGuard<'_, SharePlace> {
+        // Plain values are set.
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A wait that ends when this is dropped.
+struct RoomWait<'a>(&'a AnswerShare);
+
+impl Drop for RoomWait<'_> {
+    fn drop(&mut self) {
+        let mut place = self.0.place();
+        if let Some(since) = place.waits_since.take() {
+            place.waited += since.elapsed();
+        }
+    }
+}
+
+impl Drop for AnswerShare {
+    fn drop(&mut self) {
+        let id = self.place().id;
+        if let Some(id) = id {
+            let mut table = self.memory.table();
+            table.set(id, 0, Stage::Whole);
+            table.growing.remove(&id);
+            drop(table);
+            self.memory.changed.notify_waiters();
+        }
+    }
+}
+
+/// A body and its share.
+struct ChargedBody {
+    body: Vec<u8>,
+    _share: Arc<AnswerShare>,
+}
+
+impl AsRef<[u8]> for ChargedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn deadline() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    /// Reads an answer of `bytes` in pieces that take a millisecond each, and holds it for `held`.
+    async fn read(
+        memory: Arc<AnswerMemory>,
+        bytes: usize,
+        held: Duration,
+    ) -> Result<Duration, Kind> {
+        let share = memory.share(usize::MAX, deadline());
+        let mut length = 0;
+        while length < bytes {
+            length = bytes.min(length + 100_000);
+            share.grow(length).await.map_err(|e| e.kind)?;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let waited = share.waited();
+        let body = share.holding(vec![0; bytes]);
+        tokio::time::sleep(held).await;
+        drop(body);
+        Ok(waited)
+    }
+
+    /// Reads so many answers of as many bytes at once, and watches the bytes that are used.
+    async fn read_all(
+        memory: &Arc<AnswerMemory>,
+        count: usize,
+        bytes: usize,
+    ) -> (Vec<Result<Duration, Kind>>, usize) {
+        let answers = (0..count).map(|_| read(memory.clone(), bytes, Duration::from_millis(5)));
+        let mut most = 0;
+        let watch = async {
+            loop {
+                most = most.max(memory.used());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let results = tokio::select! {
+            results = futures_util::future::join_all(answers) => results,
+            () = watch => unreachable!(),
+        };
+        assert_eq!(memory.used(), 0);
+        assert!(memory.table().growing.is_empty());
+        (results, most)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_wait_for_each_other_within_the_bound() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let (results, most) = read_all(&memory, 16, 19_000_000).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert!(most <= 32 * MIB, "{most}");
+        // The last one has waited for the others.
+        assert!(results.iter().flatten().max() > Some(&Duration::from_secs(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_answers_do_not_wait_for_large_ones() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let large = (0..8).map(|_| read(memory.clone(), 19_000_000, Duration::from_secs(1)));
+        let large = futures_util::future::join_all(large);
+        let small = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            read(memory.clone(), SMALL, Duration::ZERO).await
+        };
+        let (large, small) = tokio::join!(large, small);
+        assert_eq!(small, Ok(Duration::ZERO));
+        assert!(large.iter().all(Result::is_ok), "{large:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_gives_way_where_all_would_wait_for_ever() {
+        let memory = AnswerMemory::new(32 * MIB);
+        // Two of them are too large for what the first quarter leaves.
+        let (results, most) = read_all(&memory, 4, 30 * MIB).await;
+        assert!(results[0].is_ok(), "{results:?}");
+        assert_eq!(results[3], Err(Kind::Overloaded));
+        assert!(most <= 32 * MIB, "{most}");
+        // One alone may be larger than all there is.
+        let (results, most) = read_all(&memory, 1, 50 * MIB).await;
+        assert_eq!(results, [Ok(Duration::ZERO)]);
+        assert!(most >= 50 * MIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_brings_nothing_keeps_no_other_waiting() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let stalled = memory.share(usize::MAX, deadline());
+        stalled.grow(10 * MIB).await.unwrap();
+        let waited = read(memory.clone(), 19_000_000, Duration::ZERO).await;
+        let waited = waited.unwrap();
+        assert!(waited > STALLED / 2 && waited < 2 * STALLED, "{waited:?}");
+        drop(stalled);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_answer_waits_beyond_its_deadline() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let first = memory.share(usize::MAX, deadline());
+        first.grow(31 * MIB).await.unwrap();
+        let body = first.holding(vec![0; 31 * MIB]);
+        let second = memory.share(usize::MAX, deadline());
+        let begun = Instant::now();
+        let refused = second.grow(2 * MIB).await.unwrap_err();
+        assert_eq!(refused.kind, Kind::Overloaded);
+        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        // The memory is free as soon as the last slice is.
+        let slice = body.slice(5..6);
+        drop(body);
+        assert_eq!(memory.used(), 31 * MIB);
+        drop(slice);
+        assert_eq!(memory.used(), 0);
+        second.grow(2 * MIB).await.unwrap();
+    }
+}
