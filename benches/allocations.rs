@@ -32,14 +32,19 @@ const HITS: i64 = 1000;
 /// Windows that slide do so over so many positions.
 const SLIDES: i64 = 200;
 
-/// Allocations and allocated bytes of a request that is asked `HITS` times, window after window.
-fn count(config: Option<&str>, shape: Shape, points: i64, slide: i64) -> (u64, u64) {
+/// Allocations and allocated bytes of a request that is asked `HITS` times, window after window;
+/// with a second level of the cache, if `second` says so.
+fn count(config: Option<&str>, second: bool, shape: Shape, points: i64, slide: i64) -> (u64, u64) {
+    let folder = tempfile::tempdir().unwrap();
     let runtime = server::runtime(false);
     let (address, started) = mpsc::channel();
     let announce = move |at| address.send(at).unwrap();
     match config {
         Some(config) => {
-            let config = config.to_owned();
+            let mut config = config.to_owned();
+            if second {
+                config += &format!("[cache.disk]\ndir = {:?}\n", folder.path());
+            }
             runtime.spawn(async move { server::heliostat(&config, announce).await });
         }
         None => {
@@ -122,18 +127,38 @@ fn main() {
     let config = Upstream::start().config("1GiB");
     let config = Some(config.as_str());
     let cases = [
-        ("bare hyper, as many bytes", None, Shape::Buckets, 0),
-        ("hit, fixed window", config, Shape::Buckets, 0),
-        ("hit, sliding, aligned", config, Shape::Buckets, MINUTE),
-        ("hit, sliding, not aligned", config, Shape::Buckets, 61_000),
-        ("hit, raw points", config, Shape::Raw, 0),
+        ("bare hyper, as many bytes", None, false, Shape::Buckets, 0),
+        ("hit, fixed window", config, false, Shape::Buckets, 0),
+        (
+            "the same, a disk behind it",
+            config,
+            true,
+            Shape::Buckets,
+            0,
+        ),
+        (
+            "hit, sliding, aligned",
+            config,
+            false,
+            Shape::Buckets,
+            MINUTE,
+        ),
+        (
+            "hit, sliding, not aligned",
+            config,
+            false,
+            Shape::Buckets,
+            61_000,
+        ),
+        ("hit, raw points", config, false, Shape::Raw, 0),
+        ("the same, a disk behind it", config, true, Shape::Raw, 0),
     ];
     println!("allocations a request (and bytes allocated), at so many points");
     let [a, b, c] = SIZES.map(|s| s.to_string());
     println!("{:<30}{a:>16}{b:>16}{c:>16}", "");
-    for (name, config, shape, slide) in cases {
+    for (name, config, second, shape, slide) in cases {
         let [a, b, c] = SIZES.map(|points| {
-            let (times, bytes) = count(config, shape, points, slide);
+            let (times, bytes) = count(config, second, shape, points, slide);
             format!("{times} ({bytes} B)")
         });
         println!("{name:<30}{a:>16}{b:>16}{c:>16}");

@@ -6,7 +6,7 @@
 //! Then: a process that is killed and started over a week of many lanes; how long it takes to open a
 //! disk, and how much is on it; and hits beside misses while Redis does not answer.
 //!
-//! `cargo bench --bench second_level`: some minutes and 12 GiB of disk. With `-- --short` some
+//! `cargo bench --bench second_level`: some minutes and 5 GiB of disk. With `-- --short` some
 //! seconds.
 #![allow(
     missing_docs,
@@ -341,7 +341,7 @@ fn main() {
         row("shared", shape, points, [fetched, found, hits]);
     }
     restart(&upstream, if short { 50 } else { 10_000 });
-    opening(if short { 1 } else { 10 });
+    opening(if short { 1 } else { 4 });
     let long = if short { 2 } else { 10 };
     stopped(&upstream, Duration::from_secs(long));
 }

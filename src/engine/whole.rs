@@ -274,6 +274,7 @@ impl Engine {
             let known = known.filter(|entry| bypass.is_none() && !entry.content.is_error());
             known.or_else(|| self.memory.whole.behind(newest?))
         };
+        let begun = self.clock.monotonic();
         let (counting, wait) = context.counting();
         let context = &counting;
         let mut known_now = known();
@@ -295,7 +296,6 @@ impl Engine {
             bypass,
             ..CacheOutcome::nothing_asked()
         };
-        let begun = self.clock.monotonic();
         planned(planning, cache.lookup, 1);
         let fetched = match remembered {
             Some(error) => Err(error),
