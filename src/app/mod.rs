@@ -89,6 +89,15 @@ impl App {
         Self::make(config, clock, None).await
     }
 
+    /// The same for a command that ends soon, while a service may run under the same `config`: without the
+    /// second levels of the cache, which the service holds.
+    pub async fn beside(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let mut config = config.clone();
+        config.cache_disk = None;
+        config.cache_shared = None;
+        Self::build(&config, clock).await
+    }
+
     /// Gives up the share of the limits that replicas keep together.
     async fn leave(&self) {
         if let Some(joint) = &self.joint {

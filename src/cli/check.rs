@@ -71,12 +71,7 @@ pub(super) fn run(config: &Config) -> ExitCode {
 
 async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
     let clock = Arc::new(SystemClock::default());
-    let mut tried = config.clone();
-    // A service that runs holds it.
-    tried.cache_disk = None;
-    // It is tried by itself.
-    tried.cache_shared = None;
-    let app = App::build(&tried, clock.clone()).await?;
+    let app = App::beside(config, clock.clone()).await?;
     let mut lines = Vec::new();
     for upstream in &config.upstreams {
         let details = Details {

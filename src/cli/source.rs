@@ -61,7 +61,9 @@ impl Source {
 /// Queries an engine in this process, without a server.
 async fn in_process(config: &Config, method: Method, body: &[u8]) -> Result<Reply, String> {
     let clock = Arc::new(SystemClock::default());
-    let app = App::build(config, clock).await.map_err(|e| e.to_string())?;
+    let app = App::beside(config, clock)
+        .await
+        .map_err(|e| e.to_string())?;
     let response = visibly("the upstream", app.front.ask(method, body)).await;
     Ok(Reply {
         status: response.status(),

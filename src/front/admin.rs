@@ -191,7 +191,9 @@ pub(super) async fn answer(
         Call::Traffic => {
             let (bytes, bound) = engine.weight();
             let memory = MemoryReport { bytes, bound };
-            let rendered = known.traffic.rendered(memory, engine.upstreams());
+            let rendered = known
+                .traffic
+                .rendered(memory, || levels(engine), engine.upstreams());
             let (traffic, begun) = rendered.map_err(|e| internal(&e))?;
             let response = respond::json([traffic]);
             return Ok(validated(response, &format!("W/\"{begun:x}\""), head));
@@ -253,11 +255,15 @@ fn cache(engine: &Engine) -> Value {
             "hottest": held.hottest.iter().map(hot).collect::<Vec<_>>(),
         })
     });
-    let levels = engine.levels();
     json!({
         "upstreams": cache_stats.collect::<Vec<_>>(),
-        "levels": levels.iter().map(level).collect::<Vec<_>>(),
+        "levels": levels(engine),
     })
+}
+
+/// Returns the states of the second levels of the cache, in the order in which they are asked.
+fn levels(engine: &Engine) -> Vec<Value> {
+    engine.levels().iter().map(level).collect()
 }
 
 /// Returns the state of a second level of the cache.

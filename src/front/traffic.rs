@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::engine::Upstream;
 use crate::model::Millis;
@@ -87,6 +88,8 @@ pub(super) struct TrafficReport {
     /// Ends of the steps, in milliseconds of Unix time.
     times: Vec<Millis>,
     memory: MemoryReport,
+    /// The second levels of the cache, as `GET /admin/v1/cache` tells them.
+    levels: Vec<Value>,
     apis: Vec<ApiReport>,
     upstreams: Vec<UpstreamTraffic>,
 }
@@ -285,6 +288,7 @@ impl Traffic {
     pub(super) fn rendered(
         &self,
         memory: MemoryReport,
+        levels: impl FnOnce() -> Vec<Value>,
         upstreams: &[Arc<Upstream>],
     ) -> serde_json::Result<(Bytes, Millis)> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -292,14 +296,23 @@ impl Traffic {
         if let Some(rendered) = &kept.rendered {
             return Ok((rendered.clone(), begun));
         }
-        let rendered = Bytes::from(serde_json::to_vec(&kept.report(memory, upstreams))?);
+        let rendered = Bytes::from(serde_json::to_vec(&kept.report(
+            memory,
+            levels(),
+            upstreams,
+        ))?);
         kept.rendered = Some(rendered.clone());
         Ok((rendered, begun))
     }
 }
 
 impl Kept {
-    fn report(&self, memory: MemoryReport, upstreams: &[Arc<Upstream>]) -> TrafficReport {
+    fn report(
+        &self,
+        memory: MemoryReport,
+        levels: Vec<Value>,
+        upstreams: &[Arc<Upstream>],
+    ) -> TrafficReport {
         let length = self.times.len();
         let api = |(api, (_, steps)): (&&'static str, &(Counted, VecDeque<ApiStep>))| {
             let time = |time: f32| (!time.is_nan()).then_some(time);
@@ -350,6 +363,7 @@ impl Kept {
             step_millis: STEP.as_millis() as u64,
             times: self.times.iter().copied().collect(),
             memory,
+            levels,
             apis: APIS.iter().zip(&self.apis).map(api).collect(),
             upstreams: upstreams.iter().map(upstream).collect(),
         }
@@ -387,7 +401,7 @@ mod tests {
 
     fn said(traffic: &Traffic) -> serde_json::Value {
         let memory = MemoryReport { bytes: 1, bound: 2 };
-        serde_json::from_slice(&traffic.rendered(memory, &[]).unwrap().0).unwrap()
+        serde_json::from_slice(&traffic.rendered(memory, Vec::new, &[]).unwrap().0).unwrap()
     }
 
     #[test]
@@ -395,7 +409,7 @@ mod tests {
         let traffic = Traffic::default();
         let ask = |bytes| {
             let memory = MemoryReport { bytes, bound: 9 };
-            traffic.rendered(memory, &[]).unwrap()
+            traffic.rendered(memory, Vec::new, &[]).unwrap()
         };
         let (first, begun) = ask(1);
         assert_eq!(begun, 0);

@@ -67,6 +67,36 @@ async fn they_show_a_certificate_and_a_token_and_believe_an_authority() {
 }
 
 #[tokio::test]
+async fn they_ask_by_a_configuration_whose_second_level_the_server_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let toml = format!(
+        "[cache.disk]\ndir = {:?}\nsize = \"64MiB\"\n[[upstream]]\nname = \"beside\"\nkind = \"demo\"\ndemo = {{ latency = \"1ms\" }}\n",
+        folder.join("level"),
+    );
+    std::fs::write(folder.join("config.toml"), &toml).unwrap();
+    let server = Server::start_at(&toml, TestClock::at(1_790_000_000_000)).await;
+    let address = server.url.strip_prefix("http://").unwrap();
+    for words in [
+        &["check", "--config", "config.toml"][..],
+        &["values", "host", "--config", "config.toml"],
+        &[
+            "query",
+            "--config",
+            "config.toml",
+            "--last",
+            "1h",
+            "name=cpu.usage_percent",
+            "host=web-1",
+        ],
+    ] {
+        let done = run(folder, address, words).await;
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{words:?}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn the_health_of_a_server_does_not_depend_on_its_current_file() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start("").await;

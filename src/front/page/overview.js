@@ -50,7 +50,7 @@ export class Overview {
   }
 
   show_tiles(traffic, config) {
-    const { stepMillis: step, apis, upstreams, memory } = traffic;
+    const { stepMillis: step, apis, upstreams, memory, levels } = traffic;
     const asked = apis.filter((a) => a.api !== "admin");
     const rate = (values) => sum(recent(values, 15, step)) / (recent(values, 15, step).length * step / 1000 || 1);
     const now = sum(asked.map((a) => rate(a.requests)));
@@ -59,12 +59,12 @@ export class Overview {
     const lookups = upstreams.map((u) => u.total).reduce((all, t) => [all[0] + t.hit, all[1] + t.hit + t.stale + t.partial + t.miss, all[2] + t.pointsFromCache, all[3] + t.pointsFromCache + t.pointsFromUpstream], [0, 0, 0, 0]);
     const quick = asked.map((a) => [a.api, last(a.p50), last(a.p99)]).filter(([, p50]) => p50 !== undefined);
     const reload = config.reload;
-    const tile = (name, value, more, extra) => el("div.tile", {}, el("span.name", {}, name), el("span.value", {}, value), extra, el("span.more", {}, more));
     this.tiles.replaceChildren(
       tile("Requests a second", number(now, 3), `${count(sum(asked.map((a) => sum(a.requests))))} in 15 min, ${errors ? `${count(errors)} failed` : "none failed"}`),
       tile("Response time", quick.length ? span(quick[0][1] / 1000) : "–", quick.length ? quick.map(([api, p50, p99]) => `${api}: half in ${span(p50 / 1000)}, 99 % in ${span(p99 / 1000)}`).join("; ") : "no request in 15 min"),
       tile("Answered from memory", percent(lookups[1] ? lookups[0] / lookups[1] : null), lookups[1] ? `of ${count(lookups[1])} ${lookups[1] === 1 ? "query" : "queries"} since the start; ${percent(lookups[3] ? lookups[2] / lookups[3] : null)} of the points` : "no query since the start"),
       tile("Cache", bytes(memory.bytes), `${memory.bytes / memory.bound < 0.001 ? "less than 0.1 %" : percent(memory.bytes / memory.bound)} of ${bytes(memory.bound)}`, meter(memory.bytes / memory.bound)),
+      ...levels.map(level_tile),
       tile("Configuration", reload && reload.error ? el("span.bad-text", {}, "reload failed") : config.warnings.length ? `${config.warnings.length} ${config.warnings.length === 1 ? "warning" : "warnings"}` : "in effect",
         reload?.error ? reload.error : el("span", {}, `read ${span((Date.now() - config.readTime) / 1000)} ago`, config.restart.length ? `; a restart would change ${config.restart.join(", ")}` : "", `; Heliostat ${config.version}`)));
   }
@@ -88,6 +88,16 @@ export class Overview {
 
 // Metered stores bill thousandths of a cent.
 const money = (value, currency) => `${value.toFixed(value < 1 ? 4 : 2)} ${currency}`;
+
+const tile = (name, value, more, extra) => el("div.tile", {}, el("span.name", {}, name), el("span.value", {}, value), extra, el("span.more", {}, more));
+
+// A second level of the cache: how full, who shares it, and whether it answers.
+function level_tile({ level, usable, bytes: held, limitBytes: limit, values, liveReplicas: replicas, breakers }) {
+  const failure = breakers.read.failure ?? breakers.write.failure;
+  const value = !usable || breakers.read.open === breakers.read.of ? el("span.bad-text", {}, "away") : limit ? bytes(held) : "in use";
+  const more = failure ?? (limit ? `${percent(held / limit)} of ${bytes(limit)}; ${count(values)} values` : `${replicas} ${replicas === 1 ? "replica" : "replicas"}`);
+  return tile(`Second level: ${level}`, value, more, limit ? meter(held / limit) : null);
+}
 
 const meter = (share) => el(`div.meter${share > 0.98 ? ".full" : ""}`, {}, el("i", { style: { width: `${Math.min(100, share * 100)}%` } }));
 
