@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use crate::model::{
     Bucket, Error, Evidence, Expression, Field, FieldNames, FieldNamesQuery, FieldValues,
-    FieldValuesQuery, Kind, Layout, MetricQuery, Millis, NanInterpretation, Pace, Points,
+    FieldValuesQuery, Kind, Layout, MetricPace, MetricQuery, Millis, NanInterpretation, Points,
     RangeLimits, RawResponse, Selector, Statistic, Step, TimeRange, heap_block,
 };
 use crate::wire::prometheus::Series;
@@ -49,7 +49,7 @@ pub trait Adapter: Send + Sync {
     }
 
     /// Returns the pace of a metric, where it is not the upstream's.
-    fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<Pace> {
+    fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<MetricPace> {
         let _ = (selector, metric_field);
         None
     }

@@ -35,7 +35,7 @@ use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
 use crate::front::listen::{self, Listening};
 use crate::front::{Front, FrontSettings};
-use crate::model::{Batch, Millis, MultiSeries, Replicas, TargetUrl};
+use crate::model::{Batching, Millis, MultiSeries, Replicas, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::store::joint::JointLimits;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
@@ -370,7 +370,7 @@ impl UpstreamBuilder {
         let metrics = UpstreamMetrics::new(&settings.name);
         let (units, batch) = match &settings.kind {
             UpstreamKind::CloudWatch { units, batch, .. } => (Some(units.clone()), *batch),
-            _ => (None, Batch::default()),
+            _ => (None, Batching::default()),
         };
         let limits = &settings.limits;
         let joint = self.joint.as_ref();

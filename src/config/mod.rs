@@ -25,7 +25,7 @@ pub use load::{ConfigError, certificate_at, listens_at, load, parse};
 pub use values::Secret;
 
 use crate::model::{
-    Batch, Compression, Freshness, Limits, NamespaceRule, Pattern, Reading, Setting, TargetUrl,
+    Batching, Compression, Freshness, Limits, NamespaceRule, Pattern, Reading, Setting, TargetUrl,
     Units,
 };
 
@@ -325,7 +325,7 @@ pub enum UpstreamKind {
         /// The units that it bills.
         units: Units,
         /// The sharing of calls by several fetches.
-        batch: Batch,
+        batch: Batching,
         /// Rules for namespaces; the first that fits holds.
         rules: Vec<NamespaceRule>,
     },

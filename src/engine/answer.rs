@@ -84,8 +84,7 @@ impl Engine {
         let begun = self.clock.monotonic();
         let upstream = self.registry.pick(details)?;
         let query = upstream.adapter.canonical(query)?;
-        let units = || upstream.adapter.units(&query);
-        upstream.client.requested(units);
+        let units = upstream.adapter.units(&query);
         let range = query.range;
         let layout = query.layout;
         let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
@@ -165,6 +164,7 @@ impl Engine {
         if let Some(counting) = counting {
             counting.1.show(&mut cache, &mut timing);
         }
+        lane.upstream.client.requested(units);
         Ok(Answer {
             points,
             encoding,

@@ -7,8 +7,8 @@ use super::chunk::Frame;
 use super::gathered::Gathered;
 use crate::adapters::{Data, Forwarded, LabeledSeries, Route};
 use crate::model::{
-    Details, Expression, Freshness, Layout, MetricQuery, Millis, NanInterpretation, Pace, Points,
-    Selector, Step, TimeRange, heap_block,
+    Details, Expression, Freshness, Layout, MetricPace, MetricQuery, Millis, NanInterpretation,
+    Points, Selector, Step, TimeRange, heap_block,
 };
 use crate::store::key::Canonical;
 use crate::upstream::{Forward, Upstream};
@@ -30,7 +30,7 @@ pub struct Lane {
     /// The identity that no other lane has.
     pub(crate) key: LaneKey,
     /// Its pace, where that is not the upstream's.
-    pace: Option<Pace>,
+    pace: Option<MetricPace>,
 }
 
 /// The identity of a lane, cheap to clone, hashed once.

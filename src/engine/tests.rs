@@ -17,7 +17,7 @@ use crate::adapters::mirror::Mirror;
 use crate::adapters::{Adapter, Response};
 use crate::aggregate::aggregate;
 use crate::model::{
-    Aggregate, Batch, Freshness, IncompleteBuckets, InstantAlignment, Kind, Layout, Limits,
+    Aggregate, Batching, Freshness, IncompleteBuckets, InstantAlignment, Kind, Layout, Limits,
     MetricQuery, MultiSeries, Points, RangeLimits, Reading, Selector, Statistic, Step,
     StepAlignment, TargetUrl, TimeRange,
 };
@@ -229,7 +229,7 @@ pub(super) fn engine_with(
     let metrics = UpstreamMetrics::new("law");
     let client = UpstreamClient::new(ClientConfig {
         units: None,
-        batch: Batch::default(),
+        batch: Batching::default(),
         signer: None,
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],

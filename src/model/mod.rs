@@ -26,9 +26,9 @@ pub use fields::{Field, FieldNames, FieldType, FieldValue, FieldValues};
 pub use heap::{heap_block, heap_headers};
 pub use points::{Bucket, Points};
 pub use policy::{
-    Aggregate, Batch, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits,
-    MultiSeries, NamespaceRule, Pace, QueryMethod, RangeLimits, Reading, Replicas, StepAlignment,
-    Units,
+    Aggregate, Batching, Compression, Freshness, IncompleteBuckets, InstantAlignment, Limits,
+    MetricPace, MultiSeries, NamespaceRule, QueryMethod, RangeLimits, Reading, Replicas,
+    StepAlignment, Units,
 };
 pub use query::{
     Details, FieldNamesQuery, FieldValuesQuery, Layout, MetricQuery, NanInterpretation, Scope,

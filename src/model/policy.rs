@@ -96,7 +96,7 @@ impl Default for Reading {
 
 /// The pace of some metrics of an upstream, where it is not the upstream's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct MetricPace {
     /// The native distance of their points.
     pub interval: Step,
     /// Data older than this, in milliseconds, no longer changes.
@@ -113,7 +113,7 @@ pub struct NamespaceRule {
     /// Names of metrics; none stands for all.
     pub metrics: Vec<String>,
     /// Their pace.
-    pub pace: Pace,
+    pub pace: MetricPace,
 }
 
 impl NamespaceRule {
@@ -124,7 +124,7 @@ impl NamespaceRule {
         let rule = |namespace: &str, metrics: &[&str], interval: u64, settle: u64| Self {
             namespace: namespace.to_owned(),
             metrics: metrics.iter().map(|m| (*m).to_owned()).collect(),
-            pace: Pace {
+            pace: MetricPace {
                 interval: Step::SECOND.times(u32::try_from(3600 * interval).unwrap_or(1)),
                 settle: Millis::try_from(hours(settle).as_millis()).unwrap_or(0),
                 refresh: hours(1),
@@ -139,14 +139,14 @@ impl NamespaceRule {
 
 /// The sharing of calls by several fetches, for upstreams whose protocol allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct Batching {
     /// Time for which a call waits for more queries.
     pub window: Duration,
     /// Most queries of a call.
     pub queries: usize,
 }
 
-impl Default for Batch {
+impl Default for Batching {
     /// Returns that of CloudWatch, which takes 500 queries.
     fn default() -> Self {
         Self {

@@ -15,7 +15,7 @@ use super::refusal::{nobody_waits, units_overspent};
 use super::transport::BoxFuture;
 use super::{Upstream, UpstreamClient};
 use crate::adapters::{FetchResult, PartCall, StatisticsQuery};
-use crate::model::{Batch, Error, Evidence, Kind};
+use crate::model::{Batching, Error, Evidence, Kind};
 
 /// Open batches that a query is compared with, the newest first.
 const COMPARED: usize = 16;
@@ -23,14 +23,14 @@ const COMPARED: usize = 16;
 /// Queries that are known to be refused.
 const MOST_REFUSED: usize = 1000;
 
-type Members = Vec<Member>;
+type Members = Vec<BatchMember>;
 
 /// The outcome of a call, and in it that of one of its queries.
 type MemberOutcome = Result<Answered<Result<FetchResult, Error>>, Error>;
 
 /// The batches of one upstream that are open.
 pub(super) struct Batches {
-    limits: Batch,
+    limits: Batching,
     // A plain mutex: it is held to change a batch and never across an await.
     state: Mutex<BatchTable>,
 }
@@ -56,7 +56,7 @@ struct OpenBatch {
 }
 
 /// One fetch's part of a batch.
-struct Member {
+struct BatchMember {
     number: u64,
     query: StatisticsQuery,
     answer: oneshot::Sender<MemberOutcome>,
@@ -112,7 +112,7 @@ struct Placed {
 }
 
 impl Batches {
-    pub(super) fn new(limits: Batch) -> Self {
+    pub(super) fn new(limits: Batching) -> Self {
         Self {
             limits,
             state: Mutex::default(),
@@ -155,7 +155,7 @@ impl Batches {
                 (batch, Some(waiters))
             }
         };
-        batch.members.push(Member {
+        batch.members.push(BatchMember {
             number: member,
             query,
             answer: sender,
@@ -197,7 +197,7 @@ impl UpstreamClient {
             return Ok(members);
         };
         let mut taken: u32 = 0;
-        let fits = |member: &Member| {
+        let fits = |member: &BatchMember| {
             taken = taken.saturating_add(member.query.units());
             taken <= left
         };

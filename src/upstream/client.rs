@@ -28,7 +28,7 @@ use super::transport::Transport;
 use crate::adapters::{Exchange, Next};
 use crate::clock::Clock;
 use crate::model::{
-    Batch, Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
+    Batching, Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
 };
 use crate::reloadable::Reloadable;
 use crate::store::joint::JointLimit;
@@ -138,7 +138,7 @@ pub struct ClientConfig {
     /// The units that it bills, if it does.
     pub units: Option<Units>,
     /// The sharing of calls by several fetches.
-    pub batch: Batch,
+    pub batch: Batching,
     /// The memory that answers are read into.
     pub answers: Arc<AnswerMemory>,
     /// The file in which the usage of budgets is kept, if there is one.

@@ -5,12 +5,12 @@ use std::sync::OnceLock;
 use crate::adapters::Exchange;
 use crate::model::{Error, Kind};
 
-type Make<T> = Box<dyn Fn() -> Result<Exchange<T>, Error> + Send + Sync>;
+type MakeExchange<T> = Box<dyn Fn() -> Result<Exchange<T>, Error> + Send + Sync>;
 
 /// An exchange that there is once its call has been admitted. All attempts make the same.
 pub(super) struct Late<T> {
     made: OnceLock<Result<Exchange<T>, Error>>,
-    make: Make<T>,
+    make: MakeExchange<T>,
 }
 
 impl<T> Late<T> {

@@ -70,7 +70,8 @@ impl Ledger {
     pub(super) fn state(&self) -> UnitsState {
         let (asked, requested) = self.metrics.totals();
         let avoided = requested.saturating_sub(asked);
-        let money = |units: u64| units as f64 * self.units.price;
+        // To a billionth: what lies below is only how numbers are stored.
+        let money = |units: u64| (units as f64 * self.units.price * 1e9).round() / 1e9;
         UnitsState {
             asked,
             requested,

@@ -16,10 +16,11 @@ impl UpstreamClient {
         }
     }
 
-    /// Counts the units that a query would have cost without a cache, if the upstream bills any.
-    pub fn requested(&self, units: impl FnOnce() -> u32) {
+    /// Counts the `units` that a query that was answered would have cost without a cache, if the
+    /// upstream bills any.
+    pub fn requested(&self, units: u32) {
         if let Some(ledger) = &self.ledger {
-            ledger.requested(units());
+            ledger.requested(units);
         }
     }
 

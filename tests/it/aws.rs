@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use heliostat::clock::Clock;
+use heliostat::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::prometheus::{Store, free_port, installed};
@@ -593,4 +593,131 @@ async fn a_real_prometheus_behind_signatures_that_botocore_checks() {
     let reply = server.post("/api/connection", &details).await;
     let failed: Value = serde_json::from_str(&reply.text).unwrap();
     assert_eq!(failed["status"], "FAILURE", "{failed}");
+}
+
+/// The program, whose log is kept.
+struct Program {
+    child: std::process::Child,
+    url: String,
+    log: std::thread::JoinHandle<Vec<String>>,
+}
+
+fn program(folder: &std::path::Path, toml: &str) -> Program {
+    use std::io::BufRead;
+    let path = folder.join("config.toml");
+    std::fs::write(&path, toml).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_heliostat"))
+        .args(["--config".as_ref(), path.as_os_str()])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    let (sender, url) = std::sync::mpsc::channel();
+    let log = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        for line in lines.map_while(Result::ok) {
+            let mut words = line.split_whitespace();
+            if let Some(url) = words.find(|w| w.starts_with("http://127.0.0.1:")) {
+                let _ = sender.send(url.to_owned());
+            }
+            all.push(line);
+        }
+        all
+    });
+    let url = url.recv().unwrap();
+    Program { child, url, log }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_secret_is_shown_anywhere() {
+    let clock = Arc::new(SystemClock::default());
+    // A store that refuses, and says everything that it was sent; and a collector of traces.
+    let peer = Scripted::start(clock, |_, seen| {
+        if seen.path.starts_with("/v1/traces") {
+            return Answer::json(json!({}));
+        }
+        let authorization = seen.headers.get("authorization").cloned().unwrap_or_default();
+        let signature = authorization.rsplit("Signature=").next().unwrap_or_default();
+        let message = format!(
+            "The signature does not match.\n\nThe canonical request was\nx-amz-security-token:{}\n{signature}",
+            seen.headers.get("x-amz-security-token").cloned().unwrap_or_default(),
+        );
+        refuse("SignatureDoesNotMatch", &message)
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("secret"), SECRET).unwrap();
+    let url = &peer.url;
+    let toml = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"trace\"\n[traces]\nendpoint = \"{url}/v1/traces\"\n{}[[upstream]]\nname = \"secretive\"\nkind = \"cloudwatch\"\nurls = [{url:?}]\nretries = 0\naws = {{ region = \"eu-west-1\", access_key = \"AKIDSECRETIVE\", secret_key = {{ file = {:?} }}, session_token = {TOKEN:?} }}\n",
+        crate::support::ADMIN,
+        folder.path().join("secret"),
+    );
+    let Program {
+        mut child,
+        url,
+        log,
+    } = program(folder.path(), &toml);
+    let client = heliostat::upstream::Http::builder().build().unwrap();
+    let details = json!({ "connectionDetails": {} });
+    let now = SystemClock::default().now();
+    let query = crate::cloudwatch::query(
+        &crate::cloudwatch::lambda("f"),
+        (now - 3_600_000, now),
+        Some(("MEAN", 60_000)),
+    );
+    let metric = json!({ "connectionDetails": {}, "query": query });
+    let mut shown = Vec::new();
+    for (path, body) in [
+        ("/api/connection", Some(&details)),
+        ("/api/metric", Some(&metric)),
+        ("/admin/v1/explain/api/metric", Some(&metric)),
+        ("/admin/v1/upstreams", None),
+        ("/admin/v1/config", None),
+        ("/admin/v1/traffic", None),
+        ("/metrics", None),
+    ] {
+        let at = format!("{url}{path}");
+        let request = match body {
+            Some(body) => client.post(at).body(body.to_string()),
+            None => client.get(at),
+        };
+        let request = request.header("content-type", "application/json");
+        let request = request.bearer_auth(crate::support::ADMIN_TOKEN);
+        let text = request.send().await.unwrap().text().await.unwrap();
+        shown.push((path.to_owned(), text));
+    }
+    assert!(
+        shown[1].1.contains("SignatureDoesNotMatch"),
+        "{}",
+        shown[1].1
+    );
+    let check = Command::new(env!("CARGO_BIN_EXE_heliostat"))
+        .arg("check")
+        .arg("--config")
+        .arg(folder.path().join("config.toml"))
+        .output()
+        .unwrap();
+    let said = [check.stdout, check.stderr].concat();
+    shown.push(("check".into(), String::from_utf8_lossy(&said).into_owned()));
+    // It sends its last traces, and says its last words, when it is told to stop.
+    let stop = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(stop.unwrap().success());
+    child.wait().unwrap();
+    shown.push(("log".into(), log.join().unwrap().join("\n")));
+    let mut traces = 0;
+    for seen in peer.seen() {
+        if seen.path.starts_with("/v1/traces") {
+            traces += 1;
+            let text = String::from_utf8_lossy(&seen.body).into_owned();
+            shown.push(("a trace".into(), text));
+        }
+    }
+    assert!(traces > 0 || !cfg!(feature = "otlp"), "traces were sent");
+    for (place, text) in &shown {
+        assert!(!text.is_empty(), "{place} is empty");
+        for secret in [SECRET, TOKEN, "Signature="] {
+            assert!(!text.contains(secret), "{place} shows {secret}: {text}");
+        }
+    }
 }

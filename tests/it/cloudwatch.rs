@@ -763,6 +763,8 @@ async fn units_are_counted_priced_and_budgeted() {
     let refused = "heliostat_upstream_rejected_total{upstream=\"billed\",reason=\"units\"}";
     assert_eq!(server.metric(refused).await, 2.0);
     assert_eq!(store.metered().0, 3);
+    // What is refused is not avoided: one answer more, of what is known.
+    assert_eq!(state(&server).await["units"]["requested"], 13);
     // Lists cost nothing, another price changes nothing else, and a restart forgets nothing.
     server.reload(&config.replace("0.25", "0.5")).await.unwrap();
     assert_eq!(state(&server).await["units"]["cost"], 1.5);

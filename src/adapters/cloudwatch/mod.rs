@@ -23,7 +23,7 @@ use super::{Adapter, Exchange, Fetch, Forwarded, Kept, Next, Part, PartCall, Rou
 use crate::clock::Clock;
 use crate::model::{
     Condition, Error, Field, FieldNames, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind,
-    Layout, MetricQuery, NamespaceRule, NanInterpretation, Pace, Selector, Statistic, Step,
+    Layout, MetricPace, MetricQuery, NamespaceRule, NanInterpretation, Selector, Statistic, Step,
     TimeRange,
 };
 
@@ -109,7 +109,7 @@ impl Adapter for CloudWatch {
         })
     }
 
-    fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<Pace> {
+    fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<MetricPace> {
         let namespace = value_of(selector, "Namespace")?;
         let rule = self.rules.iter().find(|rule| {
             let named = |name: &str| rule.metrics.iter().any(|m| m == name);

@@ -104,6 +104,10 @@ impl Named {
                 .and_modify(|both| both.retain(|v| values.contains(v)))
                 .or_insert(values);
         }
+        if keys.contains_key("~") {
+            let message = "expressions (~) are not supported for CloudWatch: name Namespace, the metric field and dimensions";
+            return Err(unknown(message));
+        }
         let one = |key: &str| match keys.get(key).map(Vec::as_slice) {
             None => Ok(None),
             Some([value]) => Ok(Some(value.clone())),

@@ -8,7 +8,9 @@ use super::{Checker, ConfigError, Place};
 use crate::config::aws::{Aws, AwsKeys, AwsRole};
 use crate::config::raw;
 use crate::config::{Upstream, UpstreamKind};
-use crate::model::{Batch, NamespaceRule, Pace, Step, TargetUrl, Units, is_region, partition};
+use crate::model::{
+    Batching, MetricPace, NamespaceRule, Step, TargetUrl, Units, is_region, partition,
+};
 
 impl Checker<'_> {
     /// Returns the addresses of an upstream of kind `cloudwatch`, which are those of its region if the
@@ -56,7 +58,7 @@ impl Checker<'_> {
         let kind = UpstreamKind::CloudWatch {
             urls: Vec::new(),
             units: Units::default(),
-            batch: Batch::default(),
+            batch: Batching::default(),
             rules: Vec::new(),
         };
         let usual = raw.settings(String::new(), kind);
@@ -74,7 +76,7 @@ impl Checker<'_> {
             Ok(NamespaceRule {
                 namespace,
                 metrics: rule.metrics.clone(),
-                pace: Pace {
+                pace: MetricPace {
                     interval: match &rule.interval {
                         Some(interval) => self.period(place, &key("interval"), interval.0)?,
                         None => usual.reading.interval,
@@ -128,8 +130,8 @@ impl Checker<'_> {
     }
 
     /// Returns how calls of several fetches are made one.
-    pub(super) fn batch(&self, place: Place, raw: &raw::RawBatch) -> Result<Batch, ConfigError> {
-        let usual = Batch::default();
+    pub(super) fn batch(&self, place: Place, raw: &raw::RawBatch) -> Result<Batching, ConfigError> {
+        let usual = Batching::default();
         let window = raw.window.as_ref().map_or(usual.window, |t| t.0);
         if window > Duration::from_secs(1) {
             let message = "must be at most 1s: each call waits this long for more queries";
@@ -141,7 +143,7 @@ impl Checker<'_> {
             Some(n @ 4..=500) => n as usize,
             Some(_) => return Err(self.error(place, "batch.queries", "must be from 4 to 500")),
         };
-        Ok(Batch { window, queries })
+        Ok(Batching { window, queries })
     }
 
     /// Returns how requests to the upstream of `settings` are signed, if they are.

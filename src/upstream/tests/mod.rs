@@ -17,7 +17,7 @@ use crate::adapters::mirror::Mirror;
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::clock::SystemClock;
 use crate::model::{
-    Aggregate, Batch, Error, Evidence, IncompleteBuckets, Kind, Limits, MultiSeries, Step,
+    Aggregate, Batching, Error, Evidence, IncompleteBuckets, Kind, Limits, MultiSeries, Step,
     TargetUrl,
 };
 
@@ -113,7 +113,7 @@ fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream>
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
     let client = UpstreamClient::new(ClientConfig {
         units: None,
-        batch: Batch::default(),
+        batch: Batching::default(),
         signer: None,
         transport: hosts.clone(),
         urls: names.iter().map(url).collect(),
