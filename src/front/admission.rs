@@ -212,13 +212,16 @@ impl Table {
     /// that were looked at, to be dropped outside of the lock, and whether each was removed.
     fn make_room(&mut self, missing: usize, own: usize) -> Result<Vec<(Arc<Claim>, bool)>, Full> {
         let bytes = |holder: &Holder| holder.bytes.load(Ordering::Acquire);
-        let spare = self.clients.values().map(|h| bytes(h).saturating_sub(own));
+        let may_give_way = |(client, _): &(&Option<IpAddr>, &mut Holder)| client.is_some();
+        let clients = self.clients.iter().filter(|(client, _)| client.is_some());
+        let spare = clients.map(|(_, h)| bytes(h).saturating_sub(own));
         if spare.fold(0, usize::saturating_add) < missing {
             return Err(Full);
         }
         let (mut seen, mut freed) = (Vec::new(), 0usize);
         while freed < missing {
-            let largest = self.clients.values_mut().max_by_key(|h| bytes(h));
+            let clients = self.clients.iter_mut().filter(may_give_way);
+            let largest = clients.map(|(_, h)| h).max_by_key(|h| bytes(h));
             let Some(largest) = largest.filter(|h| bytes(h) > own) else {
                 // The claims of a client come in pieces: one that was removed was larger than needed.
                 break;
@@ -340,6 +343,11 @@ impl Claim {
                 self.shares.freed.notify_waiters();
             }
         }
+    }
+
+    /// Returns whether it holds any bytes.
+    pub(super) fn holds(&self) -> bool {
+        !matches!(self.bytes.load(Ordering::Acquire), 0 | GONE)
     }
 
     /// Returns whether it gave way to another client.

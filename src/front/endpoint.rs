@@ -185,6 +185,12 @@ impl ApiEndpoint {
     }
 }
 
+/// Returns whether the endpoint at `path`, normalized, reads its parameters from a form, too.
+pub(super) fn takes_form(path: &str) -> bool {
+    let endpoint = ApiEndpoint::of(path).filter(|endpoint| *endpoint != ApiEndpoint::Read);
+    endpoint.is_some_and(|endpoint| endpoint.methods().contains(&Method::POST))
+}
+
 /// Returns the name of the upstream in `path`, if it has one, and the rest from `/api/v1/` on.
 pub(super) fn split(path: &str) -> Option<(Option<&str>, &str)> {
     if path.starts_with("/api/v1/") {

@@ -7,10 +7,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use memchr::memchr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::admission::Claim;
+use super::long_target::{LongTarget, TargetRead};
 
 /// The longest header that is followed, in bytes.
 const LONGEST_HEADER: usize = 64 << 10;
@@ -26,6 +30,10 @@ pub(super) struct LenientStream<S> {
     /// Bytes for the library that found no room in its buffer, and how many of them it has.
     ready: Vec<u8>,
     given: usize,
+    /// A request whose first line may be longer than the library reads.
+    long: Option<LongTarget>,
+    /// The connection's claim, which is charged for such a request.
+    claim: Option<Arc<Claim>>,
 }
 
 /// The position of the stream in a request.
@@ -49,6 +57,11 @@ struct Requests {
 }
 
 impl Requests {
+    /// Returns whether nothing of a request has been followed yet.
+    fn is_between(&self) -> bool {
+        matches!(self.state, State::Start) && self.line.is_empty()
+    }
+
     /// Follows `input`, and returns it with request targets encoded if any had to be.
     fn follow(&mut self, input: &[u8]) -> Option<Vec<u8>> {
         let mut encoded: Option<Vec<u8>> = None;
@@ -164,7 +177,8 @@ fn encode(byte: u8, out: &mut Vec<u8>) {
 }
 
 impl<S> LenientStream<S> {
-    pub(super) fn new(stream: S) -> Self {
+    /// Returns `stream`, whose `claim` is charged for long request targets.
+    pub(super) fn new(stream: S, claim: Option<Arc<Claim>>) -> Self {
         Self {
             stream,
             requests: Requests {
@@ -173,7 +187,15 @@ impl<S> LenientStream<S> {
             },
             ready: Vec::new(),
             given: 0,
+            long: None,
+            claim,
         }
+    }
+
+    /// Gives the library `bytes`, with targets encoded.
+    fn pass(&mut self, bytes: Vec<u8>) {
+        self.ready = self.requests.follow(&bytes).unwrap_or(bytes);
+        self.given = 0;
     }
 }
 
@@ -194,6 +216,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
                     // Nothing is kept for an idle connection.
                     this.ready = Vec::new();
                     this.given = 0;
+                    if let Some(claim) = &this.claim
+                        && claim.holds()
+                    {
+                        // What is less always fits.
+                        let _ = claim.hold(0, usize::MAX);
+                    }
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -204,6 +232,25 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
             let fresh = buffer.filled().get(before..).unwrap_or_default();
+            if let Some(mut long) = this.long.take() {
+                let ended = fresh.is_empty();
+                match long.read(fresh, this.claim.as_ref()) {
+                    TargetRead::More => this.long = Some(long),
+                    TargetRead::Pass(bytes) if bytes.is_empty() && ended => {
+                        return Poll::Ready(Ok(()));
+                    }
+                    TargetRead::Pass(bytes) => this.pass(bytes),
+                }
+                buffer.set_filled(before);
+                continue;
+            }
+            if this.requests.is_between() {
+                this.long = LongTarget::begin(fresh);
+                if this.long.is_some() {
+                    buffer.set_filled(before);
+                    continue;
+                }
+            }
             match this.requests.follow(fresh) {
                 None => return Poll::Ready(Ok(())),
                 Some(encoded) => {
@@ -251,7 +298,7 @@ mod tests {
 
     /// Returns the output for `input`, which arrives in pieces of `size`.
     fn passed(input: &[u8], size: usize) -> Vec<u8> {
-        let mut stream = LenientStream::new(());
+        let mut stream = LenientStream::new((), None);
         let mut out = Vec::new();
         for piece in input.chunks(size) {
             let encoded = stream.requests.follow(piece);
@@ -276,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_usual_request_is_not_copied() {
-        let mut requests = LenientStream::new(()).requests;
+        let mut requests = LenientStream::new((), None).requests;
         let usual = b"POST /api/metric HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\"<>";
         for _ in 0..3 {
             assert_eq!(requests.follow(usual), None);

@@ -228,11 +228,12 @@ async fn serve_stream<S, H, F>(
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let peer = connection.peer;
+    let claim = connection.claim.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = handler(request, connection.clone());
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let stream = TokioIo::new(LenientStream::new(stream));
+    let stream = TokioIo::new(LenientStream::new(stream, Some(claim)));
     let served = http.serve_connection(stream, service);
     if let Err(e) = watcher.watch(served.into_owned()).await {
         let refused = e

@@ -28,6 +28,7 @@ mod endpoint;
 mod headers;
 mod lenient;
 pub mod listen;
+mod long_target;
 pub mod mirror;
 mod pages;
 mod path;

@@ -18,7 +18,6 @@ const LOG_LINES_DROPPED: &str = "heliostat_log_lines_dropped_total";
 const NOT_HTTP: &str = "heliostat_unreadable_requests_total";
 const IN_FLIGHT_REQUESTS: &str = "heliostat_in_flight_requests";
 const IN_FLIGHT_BYTES: &str = "heliostat_in_flight_bytes";
-const ANSWER_BYTES: &str = "heliostat_upstream_answer_bytes";
 pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
 const CACHE_BYTES: &str = "heliostat_cache_bytes";
 const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
@@ -66,7 +65,7 @@ const BUILD_INFO: &str = "heliostat_build_info";
 
 pub use super::level_metrics::{DiskMetrics, LevelMetrics, limit_share, shared_level, unreadable};
 pub use super::unit_metrics::UnitMetrics;
-pub use super::upstream_metrics::{Count, Failure, UpstreamMetrics, UpstreamTotals};
+pub use super::upstream_metrics::{Count, Failure, UpstreamMetrics, UpstreamTotals, answer_bytes};
 
 /// Bounds of histogram buckets. A hit takes some tens of microseconds, so they start there.
 const SECONDS: [f64; 18] = [
@@ -140,7 +139,7 @@ fn describe() {
         "Bytes of request and response bodies in flight."
     );
     describe_gauge!(
-        ANSWER_BYTES,
+        super::upstream_metrics::ANSWER_BYTES,
         Unit::Bytes,
         "Bytes of upstream answers that are being read."
     );
@@ -445,11 +444,6 @@ pub fn in_flight(requests: usize, bytes: usize) {
     counter!(NOT_HTTP).increment(0);
     gauge!(IN_FLIGHT_REQUESTS).set(requests as f64);
     gauge!(IN_FLIGHT_BYTES).set(bytes as f64);
-}
-
-/// Sets the bytes of upstream answers that are being read.
-pub fn answer_bytes(bytes: usize) {
-    gauge!(ANSWER_BYTES).set(bytes as f64);
 }
 
 /// Sets what all that is cached may weigh.

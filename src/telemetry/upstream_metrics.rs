@@ -13,6 +13,13 @@ use super::metrics::{
 };
 use super::removed;
 
+pub(super) const ANSWER_BYTES: &str = "heliostat_upstream_answer_bytes";
+
+/// Sets the bytes of upstream answers that are being read.
+pub fn answer_bytes(bytes: usize) {
+    gauge!(ANSWER_BYTES).set(bytes as f64);
+}
+
 /// A counter of `/metrics` whose value can be read back.
 #[derive(Clone, Debug)]
 pub struct Count {

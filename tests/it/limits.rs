@@ -68,3 +68,47 @@ async fn targets_may_hold_what_prometheus_reads() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
 }
+
+#[tokio::test]
+async fn long_targets_are_read_as_prometheus_reads_them() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let upstream = Scripted::start(TestClock::at(1_200_000_000), |_, _| {
+        Answer::json(
+            json!({ "status": "success", "data": { "resultType": "vector", "result": [] } }),
+        )
+    })
+    .await;
+    let toml = format!(
+        "[[upstream]]\nname = \"long\"\nkind = \"prometheus\"\nurls = [{:?}]",
+        upstream.url
+    );
+    let server = Server::start(&toml).await;
+    let address = server.url.trim_start_matches("http://");
+    for length in [1_000, 70_000, 900_000] {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET /api/v1/query?query=up{{a=\"{}\"}}&time=1100000 HTTP/1.1\r\nhost: x\r\n",
+            "x".repeat(length)
+        );
+        // Twice on one connection: the second one is a hit.
+        stream
+            .write_all(format!("{request}\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = vec![0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200", "{length}");
+        let last = format!("{request}connection: close\r\n\r\n");
+        stream.write_all(last.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(
+            answer.matches("HTTP/1.1 200 OK").count(),
+            1,
+            "{length}: {answer}"
+        );
+    }
+    let seen = upstream.seen();
+    assert!(!seen.is_empty());
+}

@@ -40,15 +40,15 @@ pub fn parse(body: &[u8]) -> Result<Json<'_>, Error> {
     read(body, usize::MAX, None)
 }
 
-/// Most values that an answer of an upstream may hold: some 280,000 of the mirror API's values of fields.
-const ANSWER_VALUES: usize = 2_000_000;
+/// Most values that an answer of an upstream may hold: some 250,000 of the mirror API's values of fields.
+const ANSWER_VALUES: usize = 1_800_000;
 
 /// Parses `body`, which an upstream answered, as JSON.
 ///
 /// # Errors
 ///
-/// [`Kind::InvalidRequest`](crate::model::Kind::InvalidRequest) if it is not JSON, or holds more than two
-/// million values.
+/// [`Kind::InvalidRequest`](crate::model::Kind::InvalidRequest) if it is not JSON, or holds more than
+/// 1.8 million values.
 pub fn parse_answer(body: &[u8]) -> Result<Json<'_>, Error> {
     read(body, ANSWER_VALUES, None)
 }

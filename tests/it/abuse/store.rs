@@ -94,7 +94,7 @@ async fn answer(
             "/api/field/name" => format!(r#"{tail}],"isPartial":false}}"#),
             _ => tail.to_owned(),
         };
-        format!("{head}{}{tail}", one.repeat(50_000_000 / one.len()))
+        format!("{head}{}{tail}", one.repeat(24_000_000 / one.len()))
     };
     let bytes = match path.as_str() {
         "/api/metric" => Bytes::from_static(POINTS.as_bytes()),
@@ -115,14 +115,14 @@ async fn answer(
         }
         _ if tiny && path.ends_with("/values") => store.made("values", || strings("")),
         _ if tiny => store.made("labels", || {
-            // 5,000 series of 600 labels.
+            // 3,000 series of 600 labels.
             let labels: Vec<_> = (0..600).map(|n| format!("\"l{n}\":\"\"")).collect();
             let one = format!(
                 r#"{{"metric":{{{}}},"values":[[1600000000,"1"]]}}"#,
                 labels.join(",")
             );
             let mut all = String::new();
-            for n in 0..5_000 {
+            for n in 0..3_000 {
                 let _ = write!(
                     all,
                     "{}{}",
