@@ -158,7 +158,17 @@ def main():
         name = f"SHARED_CACHE_{key.upper()}"
         assert env[name]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": key}, env
         assert env[f"HELIOSTAT_CACHE__SHARED__{key.upper()}"]["value"] == '{ env = "' + name + '" }', env
+    assert env["HELIOSTAT_CACHE__SHARED__PREFIX"]["value"].startswith("h1:"), env
+    assert env["HELIOSTAT_REPLICAS__SHARE_LIMITS"]["value"] == "true", env
+    assert env["HELIOSTAT_REPLICAS__NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name", env
     assert "SHARED_CACHE_SECRET" not in {e["name"] for e in small["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]}
+
+    assert small["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    scaled = render({"global": {"apiKey": "k"}, "autoscaling": {"enabled": True}})
+    assert "replicas" not in scaled["Deployment"]["spec"], scaled["Deployment"]["spec"]
+    scaler = scaled["HorizontalPodAutoscaler"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == scaled["Deployment"]["metadata"]["name"], scaler
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 6), scaler
 
     none = render({"global": {"apiKey": "k"}, "podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}})
     assert set(none) == {"Deployment", "Service", "ConfigMap", "Secret"}, set(none)

@@ -85,6 +85,7 @@ pub(super) fn redis_settings(
         identity: identity.transpose()?,
         prefix: settings.prefix.clone(),
         secret: settings.secret.reveal().to_owned(),
+        fetch_once: config.replicas.fetch_once,
         name,
     })
 }

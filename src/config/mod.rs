@@ -107,6 +107,8 @@ pub struct Replicas {
     pub name: Option<String>,
     /// Whether the limits of upstreams are those of all replicas together.
     pub share_limits: bool,
+    /// Whether one of them fetches what several lack.
+    pub fetch_once: bool,
     /// After which time the share of a silent replica belongs to the others.
     pub forget_after: Duration,
     /// Calls a second to each upstream that a replica may make that never met the shared level.

@@ -142,6 +142,7 @@ pub(super) enum RawSharedMode {
 pub(super) struct RawReplicas {
     pub(super) name: Option<String>,
     pub(super) share_limits: bool,
+    pub(super) fetch_once: Option<bool>,
     pub(super) forget_after: Option<Text<Duration>>,
     pub(super) limits_without_redis: Option<f64>,
 }

@@ -7,9 +7,9 @@ use super::cache::Chunks;
 use super::chunk::Piece;
 use super::invalidate::Generation;
 use super::lane::Lane;
-use super::parts::fetch_one;
 use super::plan::{Lookup, Plan, Policy, fresh, plan};
 use super::revalidate::fall_back;
+use super::second::once;
 use super::{Engine, RequestContext, planned};
 use crate::model::{Bucket, Error, Kind, Layout, Millis, RangeSet, Step, TimeRange};
 use crate::telemetry::trace::Span;
@@ -230,7 +230,7 @@ impl Engine {
         let boarded = flights.join_or_start(&lane.key, missing, trace, |range, waiters| {
             let mut within = within.clone();
             within.call.waiters = waiters;
-            fetch_one(self.clone(), lane.clone(), range, within)
+            once::fetch(self.clone(), lane.clone(), range, within)
         });
         boarded.show(&mut span);
         if boarded.joined > 0 {

@@ -7,11 +7,13 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::key::{Names, ValueKey};
+use super::key::{LaneName, Names, Slot, ValueKey};
 use super::page::Stamp;
 use super::{
-    CacheLevel, Found, Invalidation, LevelFailure, LevelHoldings, LevelReply, LevelState, Put,
+    CacheLevel, Found, Invalidation, Lease, LevelFailure, LevelHoldings, LevelReply, LevelState,
+    Put,
 };
+use crate::model::TimeRange;
 use crate::telemetry::metrics::LevelMetrics;
 
 /// Most reads at once; beyond it a read is skipped.
@@ -150,6 +152,31 @@ impl Guarded {
         let written = written.await?;
         self.metrics.bytes("written", bytes);
         (written.len() == count).then_some(written)
+    }
+
+    /// Whether replicas take leases of lanes in it.
+    pub fn leases(&self) -> bool {
+        self.level.leases()
+    }
+
+    /// Takes the lease of `lane` for `range`, unless another replica has it; `None` if the level
+    /// cannot be asked.
+    pub async fn lease(&self, lane: &LaneName, range: TimeRange) -> Option<Lease> {
+        let outcome = |lease: &Lease| match lease {
+            Lease::Mine => "miss",
+            Lease::Others(_) => "hit",
+        };
+        let take = || self.level.lease(lane, range);
+        let part = self.part(&ValueKey::new(lane, Slot::Tail));
+        let breaker = self.reads.get(part)?;
+        self.call("take", breaker, self.deadline, take, outcome)
+            .await
+    }
+
+    /// Gives up the lease of `lane`. If that fails, it lapses.
+    pub async fn release(&self, lane: &LaneName) {
+        let released = self.level.release(lane);
+        let _ = tokio::time::timeout(WRITE_DEADLINE, released).await;
     }
 
     /// Adds an invalidation to its list. An operator waits for it, whatever the breaker says.

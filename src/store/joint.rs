@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::LevelFailure;
-use super::standing::{Mode, Report, Standing, Verdict, WHOLE};
+use super::standing::{Mode, Report, ShareVerdict, Standing, WHOLE};
 use crate::clock::Clock;
 use crate::telemetry::metrics;
 
@@ -132,7 +132,7 @@ impl JointLimits {
 
     /// Takes over the reply to the beat that was sent at `sent`, by the monotonic clock. Returns
     /// whether it counts.
-    pub fn replied(&self, verdict: Verdict, sent: Duration) -> bool {
+    pub fn replied(&self, verdict: ShareVerdict, sent: Duration) -> bool {
         let back = self.clock.monotonic();
         let counts = self.standing().replied(verdict, sent, back);
         for limit in self.limits() {
@@ -175,13 +175,10 @@ impl JointLimit {
         self.joint.share()
     }
 
-    /// Returns the share of this replica, in millionths; what it would be among those that are live,
-    /// while it has none.
+    /// Returns the share of this replica, in millionths; what it will be among those that are live,
+    /// while it has less.
     pub fn likely_share(&self) -> u32 {
-        match self.joint.share() {
-            0 => WHOLE / self.joint.live(),
-            share => share,
-        }
+        self.joint.share().max(WHOLE / self.joint.live())
     }
 
     /// Returns calls a second that may be made before the level was ever met.

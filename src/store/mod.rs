@@ -31,8 +31,8 @@ use std::time::Duration;
 pub use guard::{BreakerState, Guarded};
 pub use invalidation::{Invalidation, Invalidations};
 
-use crate::model::Millis;
-use key::{Names, ValueKey};
+use crate::model::{Millis, TimeRange};
+use key::{LaneName, Names, ValueKey};
 use page::Stamp;
 
 /// The answer of a level, in its time.
@@ -76,6 +76,21 @@ pub trait CacheLevel: Send + Sync {
 
     /// Adds an invalidation to its list, and gives its place there.
     fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp>;
+
+    /// Whether replicas take leases of lanes in it.
+    fn leases(&self) -> bool {
+        false
+    }
+
+    /// Takes the lease of `lane` for `range`, unless another replica has it.
+    fn lease(&self, _lane: &LaneName, _range: TimeRange) -> LevelReply<'_, Lease> {
+        Box::pin(async { Ok(Lease::Mine) })
+    }
+
+    /// Gives up the lease of `lane`, if this replica has it.
+    fn release(&self, _lane: &LaneName) -> LevelReply<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Takes in that the cache in memory takes the invalidations up to `stamp` into account.
     fn applied(&self, stamp: Stamp);
@@ -158,6 +173,15 @@ impl LevelClock {
 
 fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// The lease of a lane: its holder fetches, and others wait for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// This replica has it now.
+    Mine,
+    /// Another has it, and fetches this range.
+    Others(TimeRange),
 }
 
 /// A value that a level has.

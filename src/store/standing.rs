@@ -55,7 +55,7 @@ pub struct Report {
 
 /// The reply of the level to a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ShareVerdict {
     /// The level's time.
     pub time: Millis,
     /// The epoch; another begins when the level has lost data.
@@ -76,7 +76,7 @@ pub struct Standing {
     sequence: u64,
     /// Set if it ever had a share.
     held: bool,
-    last: Option<Verdict>,
+    last: Option<ShareVerdict>,
     /// When the beat was sent that this replies to, by the monotonic clock.
     sent: Duration,
 }
@@ -111,7 +111,7 @@ impl Standing {
 
     /// Takes over the reply to the last beat, sent and returned at these times. Returns whether it
     /// counts.
-    pub fn replied(&mut self, verdict: Verdict, sent: Duration, back: Duration) -> bool {
+    pub fn replied(&mut self, verdict: ShareVerdict, sent: Duration, back: Duration) -> bool {
         let counts = back.saturating_sub(sent) <= LATEST_REPLY;
         if counts {
             self.last = Some(verdict);

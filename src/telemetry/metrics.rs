@@ -60,6 +60,7 @@ pub(super) const REPLICAS: &str = "heliostat_replicas";
 pub(super) const CLOCK_ERROR: &str = "heliostat_level_clock_error_seconds";
 pub(super) const LIMIT_SHARE: &str = "heliostat_limit_share";
 pub(super) const LIMIT_CALLS: &str = "heliostat_limit_calls_total";
+pub(super) const LEASES: &str = "heliostat_leases_total";
 const CERTIFICATE_EXPIRY: &str = "heliostat_certificate_expiry_timestamp_seconds";
 const BUILD_INFO: &str = "heliostat_build_info";
 
@@ -314,6 +315,10 @@ fn describe() {
     describe_counter!(
         LIMIT_CALLS,
         "Calls to an upstream whose limits replicas keep together, by what allowed them: the limit of all (shared), or the part of this replica (share)."
+    );
+    describe_counter!(
+        LEASES,
+        "Fetches that replicas make once for all, by outcome: this one made it (taken), another did (waited), another was too slow (overtaken), it could not be told (alone)."
     );
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }

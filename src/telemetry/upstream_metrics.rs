@@ -7,9 +7,9 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use serde::Serialize;
 
 use super::metrics::{
-    BREAKER_OPEN, COALESCED, DROPPED, FILLED_POINTS, IN_FLIGHT, LATE_POINTS, LIMIT_CALLS, LOOKUPS,
-    POINTS_SERVED, QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, REPLICA_FILLS, RETRIES, STALE_SERVED,
-    STATE_UNSAVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
+    BREAKER_OPEN, COALESCED, DROPPED, FILLED_POINTS, IN_FLIGHT, LATE_POINTS, LEASES, LIMIT_CALLS,
+    LOOKUPS, POINTS_SERVED, QUEUE_SECONDS, REFRESH_AHEAD, REJECTED, REPLICA_FILLS, RETRIES,
+    STALE_SERVED, STATE_UNSAVED, UPSTREAM_POINTS, UPSTREAM_REQUESTS, UPSTREAM_SECONDS,
 };
 use super::removed;
 
@@ -291,6 +291,12 @@ impl UpstreamMetrics {
 
     fn comparisons(&self, outcome: &'static str) -> Counter {
         counter!(REPLICA_FILLS, "upstream" => self.name.clone(), "outcome" => outcome)
+    }
+
+    /// Counts a fetch that replicas make once for all, by its outcome: `taken`, `waited`, `overtaken`
+    /// or `alone`.
+    pub fn leased(&self, outcome: &'static str) {
+        counter!(LEASES, "upstream" => self.name.clone(), "outcome" => outcome).increment(1);
     }
 
     /// Counts a call that was allowed by `shared`, the limit of all replicas, or by `share`, the part

@@ -166,6 +166,20 @@ impl Process {
         }
     }
 
+    /// Asks it to end.
+    pub(crate) fn terminate(&self) {
+        let mut kill = Command::new("kill");
+        kill.args(["-TERM", &self.child.id().to_string()]);
+        assert!(kill.status().unwrap().success());
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        // One that has ended and was not waited for has no memory.
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        status.is_ok_and(|text| text.contains("State:\tZ"))
+    }
+
     pub(crate) fn signal(&mut self, name: &str) {
         let mut kill = Command::new("kill");
         kill.args([name, &self.child.id().to_string()]);

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::scripted::{Answer, Scripted};
-use crate::second_level::{Process, Redis, now, query};
+use crate::second_level::{Process, Redis, expected, now, query, source};
 use crate::support::metric;
 
 const HOUR: i64 = 3_600_000;
@@ -109,7 +109,7 @@ fn configuration(redis: u16, upstream: &str, name: &str) -> String {
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\ndrain_grace = \"0s\"\n\
          [cache.shared]\nurls = [\"redis://127.0.0.1:{redis}\"]\nsecret = \"a secret of the tests\"\n\
-         [replicas]\nname = {name:?}\nshare_limits = true\n{}\
+         timeout = \"50ms\"\n[replicas]\nname = {name:?}\nshare_limits = true\n{}\
          [[upstream]]\nname = \"counted\"\nkind = \"mirror\"\nurls = [{upstream:?}]\nretries = 0\n\
          max_concurrency = 200\nrate_limit = {{ per_second = {PER_SECOND}, burst = {BURST} }}\n",
         crate::support::ADMIN
@@ -269,4 +269,202 @@ async fn four_replicas_keep_a_limit_together_whatever_becomes_of_redis() {
     check("a burst");
     goes_on.store(false, Ordering::Relaxed);
     asking.join_all().await;
+}
+
+/// A configuration of a replica that shares data and no limits.
+fn sharing(redis: u16, upstream: &str, name: &str) -> String {
+    format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\ndrain_grace = \"0s\"\n\
+         [cache.shared]\nurls = [\"redis://127.0.0.1:{redis}\"]\nsecret = \"a secret of the tests\"\n\
+         timeout = \"1s\"\n[replicas]\nname = {name:?}\n{}\
+         [[upstream]]\nname = \"kept\"\nkind = \"mirror\"\nurls = [{upstream:?}]\nretries = 0\n\
+         rate_limit = {{ per_second = 100000, burst = 100000 }}\n",
+        crate::support::ADMIN
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_replicas_asked_in_turn_cost_what_one_would() {
+    const STREAMS: u64 = 1000;
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let source = source().await;
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let start = |(n, folder): (usize, &tempfile::TempDir)| {
+        let toml = sharing(redis.port, &source.url, &format!("r{n}"));
+        Arc::new(Process::start(folder.path(), &toml))
+    };
+    let processes: Vec<_> = folders.iter().enumerate().map(start).collect();
+    for process in &processes {
+        process.replicas(4).await;
+    }
+    let end = now() - HOUR;
+    let mut asking = JoinSet::new();
+    for first in 0..4 {
+        let processes = processes.clone();
+        asking.spawn(async move {
+            for n in (first..STREAMS).step_by(4) {
+                let body = query(n, end - HOUR, end);
+                for turn in 0..4 {
+                    let process = &processes[((n + turn) % 4) as usize];
+                    let got = process.ask(&body).await.unwrap();
+                    assert_eq!(got, expected(n, end - HOUR, end));
+                }
+            }
+        });
+    }
+    asking.join_all().await;
+    let calls = source.seen().len();
+    println!("{calls} calls for {STREAMS} streams, asked of four replicas in turn");
+    assert!(calls as u64 * 10 <= STREAMS * 11, "{calls} calls");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_hangs_while_it_fetches_delays_no_other_and_overwrites_nothing() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let clock = Arc::new(SystemClock::default());
+    let end = now() - HOUR;
+    // The value is the number of the call; the first two hang.
+    let upstream = Scripted::start(clock.clone(), move |n, _| Answer {
+        gate: n < 2,
+        ..Answer::json(json!({ "_type": "MetricsResponse", "telemetry": {
+            "_type": "RawMetricTelemetry", "points": [[n, end - HOUR]],
+            "dataFormat": ["value", "timestamp"], "isPartial": false,
+        } }))
+    })
+    .await;
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let start = |n: usize| {
+        let toml = sharing(redis.port, &upstream.url, &format!("r{n}"));
+        Process::start(folders[n].path(), &toml)
+    };
+    let (hangs, mut dies, other) = (Arc::new(start(0)), start(1), start(2));
+    for process in [&hangs, &dies, &other] {
+        process.replicas(3).await;
+    }
+    // One that answers late.
+    let (late, first) = (hangs.clone(), query(1, end - HOUR, end));
+    let asked = first.clone();
+    let slow = tokio::spawn(async move { late.ask(&asked).await });
+    upstream.asked(1).await;
+    let half = Duration::from_secs(7);
+    let ask = async |process: &Process, body: &serde_json::Value| {
+        let began = clock.monotonic();
+        let got = process.ask(body).await.unwrap();
+        let took = clock.monotonic() - began;
+        assert!(took < half, "it took {took:?}");
+        got[0][0]
+    };
+    // One that dies.
+    let second = query(2, end - HOUR, end);
+    let dying = async { dies.ask(&second).await };
+    tokio::select! {
+        _ = dying => panic!("it hangs"),
+        () = upstream.asked(2) => {}
+    }
+    dies.signal("-KILL");
+    assert_eq!(ask(&other, &second).await, 2.0);
+    assert_eq!(ask(&other, &first).await, 3.0);
+    other.written("shared").await;
+    upstream.open();
+    slow.await.unwrap().unwrap();
+    // What it brings is older than what is there: there may be nothing to write.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let reader = start(3);
+    reader.replicas(3).await;
+    assert_eq!(ask(&reader, &first).await, 3.0, "what is newer stays");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_rolling_update_drops_no_request_keeps_the_limit_and_stays_warm() {
+    const STREAMS: u64 = 30;
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let counting = Counting::start().await;
+    let configured = |name: &str, new: bool| {
+        let toml = configuration(redis.port, &counting.upstream.url, name);
+        // The new one differs in what does not change the data.
+        let more = if new {
+            "max_stale = \"2h\"\nqueue = 500\n"
+        } else {
+            ""
+        };
+        toml.replace("timeout = \"50ms\"", "timeout = \"1s\"") + more
+    };
+    let folders: Vec<_> = (0..6).map(|_| tempfile::tempdir().unwrap()).collect();
+    let start = |n: usize| {
+        let toml = configured(&format!("r{n}"), n >= 3);
+        Arc::new(Process::start(folders[n].path(), &toml))
+    };
+    let service: Arc<Mutex<Vec<Arc<Process>>>> = Arc::default();
+    for n in 0..3 {
+        service.lock().unwrap().push(start(n));
+    }
+    let pick = |service: &Mutex<Vec<Arc<Process>>>, n: u64| {
+        let service = service.lock().unwrap();
+        service[n as usize % service.len()].clone()
+    };
+    let has_share = async |process: &Process| {
+        let share = "heliostat_limit_share{upstream=\"counted\"}";
+        metric(&process.metrics().await, share) > 0.0
+    };
+    for n in 0..3 {
+        let process = pick(&service, n);
+        process.replicas(3).await;
+        until("it has a share", async || has_share(&process).await).await;
+    }
+    let old = now() - 50 * HOUR;
+    let warm = |n: u64| query(1_000_000 + n, old, old + HOUR);
+    for n in 0..STREAMS {
+        assert_eq!(pick(&service, n).status(&warm(n)).await, Some(200));
+    }
+    for n in 0..3 {
+        pick(&service, n).written("shared").await;
+    }
+    // Clients ask all the time, for what is in no cache.
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let mut asking = JoinSet::new();
+    for _ in 0..4 {
+        let (service, goes_on) = (service.clone(), goes_on.clone());
+        asking.spawn(async move {
+            let mut asked = 0;
+            while goes_on.load(Ordering::Relaxed) {
+                let n = NEXT.fetch_add(1, Ordering::Relaxed);
+                let process = pick(&service, n);
+                let status = process.status(&query(n, old, old + HOUR)).await;
+                assert_eq!(status, Some(200), "a request was dropped");
+                asked += 1;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            asked
+        });
+    }
+    for n in 0..3 {
+        let new = start(3 + n);
+        new.replicas(4).await;
+        until("it has a share", async || has_share(&new).await).await;
+        let ends = {
+            let mut service = service.lock().unwrap();
+            service.push(new);
+            service.remove(0)
+        };
+        ends.terminate();
+        let gone = async || ends.has_ended();
+        until("it ends", gone).await;
+        pick(&service, 2).replicas(3).await;
+    }
+    goes_on.store(false, Ordering::Relaxed);
+    let asked: i32 = asking.join_all().await.into_iter().sum();
+    let most = counting.most_in_a_second();
+    println!("{asked} requests during the update; at most {most} calls in a second");
+    assert!(most <= PER_SECOND + BURST, "{most} calls in a second");
+    let calls = counting.count();
+    for n in 0..STREAMS {
+        assert_eq!(pick(&service, n).status(&warm(n)).await, Some(200));
+    }
+    assert_eq!(counting.count(), calls, "what was known is fetched again");
 }

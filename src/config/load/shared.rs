@@ -94,6 +94,7 @@ impl Checker<'_> {
         Ok(Replicas {
             name,
             share_limits: raw.share_limits,
+            fetch_once: raw.fetch_once.unwrap_or(true),
             forget_after,
             limits_without_redis,
         })

@@ -8,6 +8,7 @@
 mod content;
 mod invalidate;
 mod levels;
+pub(super) mod once;
 pub(super) mod peek;
 mod queue;
 mod read;

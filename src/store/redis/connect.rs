@@ -42,6 +42,8 @@ pub struct RedisSettings {
     pub prefix: String,
     /// Keys are hashed and values sealed with it.
     pub secret: String,
+    /// Whether replicas take leases, so that one of them fetches for all.
+    pub fetch_once: bool,
     /// The name of this replica.
     pub name: String,
 }

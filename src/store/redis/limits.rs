@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{RedisLevel, random};
 use crate::store::LevelFailure;
 use crate::store::joint::{JointAsk, JointLimits, PERMITS_LAST, PermitAsk, Permits};
-use crate::store::standing::{LATEST_REPLY, Report, Verdict};
+use crate::store::standing::{LATEST_REPLY, Report, ShareVerdict};
 
 /// The interval of a replica's reports.
 const EVERY: Duration = Duration::from_millis(250);
@@ -217,10 +217,10 @@ impl Scripts {
 }
 
 /// The reply to a beat: time, epoch, share, live replicas.
-type BeatReply = (i64, u64, u32, u32);
+type ShareReply = (i64, u64, u32, u32);
 
 /// A replica, as the scripts know it.
-pub(super) struct Member<'a> {
+pub(super) struct MemberId<'a> {
     pub(super) name: &'a str,
     pub(super) instance: u64,
     pub(super) forget_after: Duration,
@@ -231,7 +231,7 @@ impl Scripts {
     pub(super) fn beat(
         &self,
         key: &str,
-        member: &Member<'_>,
+        member: &MemberId<'_>,
         report: &Report,
         leaves: bool,
     ) -> redis::Cmd {
@@ -338,7 +338,7 @@ async fn answers(
 impl Keeper {
     async fn report(&self, joint: &JointLimits, leaves: bool) -> Result<(), LevelFailure> {
         let level = &self.level;
-        let member = Member {
+        let member = MemberId {
             name: &level.settings.name,
             instance: level.instance,
             forget_after: self.forget_after,
@@ -347,9 +347,9 @@ impl Keeper {
         let report = joint.report();
         let shares = level.together("shares");
         let command = self.scripts.beat(&shares, &member, &report, leaves);
-        let reply = timeout(LATEST_REPLY, level.ask::<BeatReply>(&command));
+        let reply = timeout(LATEST_REPLY, level.ask::<ShareReply>(&command));
         let (time, epoch, share, live) = reply.await.map_err(|_| LevelFailure::Timeout)??;
-        let verdict = Verdict {
+        let verdict = ShareVerdict {
             time,
             epoch,
             share,

@@ -18,10 +18,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use self::beat::Beat;
 use self::connect::Connection;
 pub use self::connect::{RedisMode, RedisSettings, inspect};
-use super::key::{Names, Slot, ValueKey};
+use super::key::{LaneName, Names, Slot, ValueKey};
 use super::page::Stamp;
-use super::{CacheLevel, Found, Invalidation, LevelFailure, LevelReply, LevelState, Mark, Put};
+use super::{
+    CacheLevel, Found, Invalidation, Lease, LevelFailure, LevelReply, LevelState, Mark, Put,
+};
 use crate::clock::Clock;
+use crate::model::TimeRange;
 use crate::telemetry::metrics::{self, LevelMetrics};
 
 /// Most keys of one command.
@@ -52,6 +55,21 @@ if #list > most then
 end
 redis.call('HSET', KEYS[1], 'floor', string.format('%d', floor), 'list', list)
 return floor + #list / #ARGV[2]";
+
+/// Takes a lease, unless somebody has it: gives what its holder has said of it, or nothing.
+const LEASE: &str = "
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return '' end
+return redis.call('GETRANGE', KEYS[1], 0, -1)";
+
+/// Gives up a lease, if its holder is the one that is named.
+const RELEASE: &str = "
+if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) == ARGV[1] then
+  redis.call('SET', KEYS[1], '', 'PX', 1)
+end
+return 1";
+
+/// After so long a lease lapses.
+const LEASE_LASTS: Duration = Duration::from_secs(10);
 
 /// A level that replicas share.
 pub struct RedisLevel {
@@ -94,6 +112,12 @@ impl RedisLevel {
             whole if whole == Slot::Whole.number() => format!("{prefix}:{{{lane}}}:w"),
             page => format!("{prefix}:{{{lane}}}:p{page}"),
         }
+    }
+
+    fn lease_key(&self, lane: &LaneName) -> String {
+        let lane = ValueKey::new(lane, Slot::Tail).lane;
+        let lane: String = lane.iter().map(|b| format!("{b:02x}")).collect();
+        format!("{}:{{{lane}}}:l", self.settings.prefix)
     }
 
     /// A key of what all replicas do together.
@@ -216,6 +240,42 @@ impl CacheLevel for RedisLevel {
 
     fn applied(&self, stamp: Stamp) {
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(stamp);
+    }
+
+    fn leases(&self) -> bool {
+        self.settings.fetch_once
+    }
+
+    fn lease(&self, lane: &LaneName, range: TimeRange) -> LevelReply<'_, Lease> {
+        let key = self.lease_key(lane);
+        Box::pin(async move {
+            let mine = format!("{:016x}", self.instance);
+            let mut command = redis::cmd("EVAL");
+            command.arg(LEASE).arg(1).arg(key);
+            command
+                .arg(format!("{mine} {} {}", range.start(), range.end()))
+                .arg(u64::try_from(LEASE_LASTS.as_millis()).unwrap_or(u64::MAX >> 12));
+            let held: String = self.ask(&command).await?;
+            let mut words = held.split(' ');
+            if held.is_empty() || words.next() == Some(&mine) {
+                return Ok(Lease::Mine);
+            }
+            let mut time = || words.next()?.parse().ok();
+            let theirs = time().zip(time()).and_then(|(s, e)| TimeRange::new(s, e));
+            let garbage = || LevelFailure::Error("a lease is not what this version says".into());
+            theirs.map(Lease::Others).ok_or_else(garbage)
+        })
+    }
+
+    fn release(&self, lane: &LaneName) -> LevelReply<'_, ()> {
+        let key = self.lease_key(lane);
+        Box::pin(async move {
+            let mut command = redis::cmd("EVAL");
+            command.arg(RELEASE).arg(1).arg(key);
+            command.arg(format!("{:016x}", self.instance));
+            let _: i64 = self.ask(&command).await?;
+            Ok(())
+        })
     }
 
     fn read(&self, keys: Vec<ValueKey>) -> LevelReply<'_, Vec<Option<Found>>> {

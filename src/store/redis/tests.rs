@@ -102,6 +102,7 @@ fn settings(url: &str) -> RedisSettings {
         identity: None,
         prefix: "h1".into(),
         secret: "a secret of the test".into(),
+        fetch_once: true,
         name: "test".into(),
     }
 }

@@ -26,7 +26,7 @@ use self::adaptive::Adaptive;
 use self::latency::Latency;
 pub(super) use self::permit::{Ended, Permit};
 use self::queue::{Place, Queue};
-use self::shared::Pace;
+use self::shared::LimiterPace;
 use super::addresses::{Addresses, Outlook, Wish};
 use super::refusal::{breaker_open, no_call_left, pause, refusal};
 use super::state::LimiterState;
@@ -102,7 +102,7 @@ struct LimiterQueue {
     running: usize,
     /// The number of calls that may run at once, if it adapts.
     adaptive: Option<Adaptive>,
-    rate: Pace,
+    rate: LimiterPace,
     latency: Latency,
     queue: Queue<Asking>,
     /// The time at which the queue is checked again.
@@ -138,7 +138,7 @@ impl Limiter {
             state: Mutex::new(LimiterQueue {
                 running: 0,
                 adaptive: adaptive.then(|| Adaptive::new(limits.max_concurrency)),
-                rate: Pace::new(limits, joint.clone()),
+                rate: LimiterPace::new(limits, joint.clone()),
                 latency: Latency::default(),
                 queue: Queue::default(),
                 wake_at: None,

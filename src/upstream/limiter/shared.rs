@@ -27,7 +27,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// The rate of an upstream.
 #[derive(Debug)]
-pub(super) enum Pace {
+pub(super) enum LimiterPace {
     /// Of this process.
     Own(Rate),
     /// Of all replicas.
@@ -49,7 +49,7 @@ pub(super) struct JointPace {
     rate: Option<Rate>,
 }
 
-impl Pace {
+impl LimiterPace {
     pub(super) fn new(limits: &Limits, joint: Option<Arc<JointLimit>>) -> Self {
         let Some(limit) = joint else {
             return Self::Own(Rate::new(limits.per_second, limits.burst));
@@ -85,7 +85,7 @@ impl Pace {
         }
     }
 
-    /// Makes the call at `now` that [`Pace::ready`] has allowed.
+    /// Makes the call at `now` that [`LimiterPace::ready`] has allowed.
     pub(super) fn take(&mut self, now: Instant) {
         match self {
             Self::Own(rate) => rate.take(now),
@@ -232,7 +232,7 @@ impl SharedLimiter {
     /// For how many calls permits are wanted now.
     fn wanted(&self) -> u32 {
         let state = self.state();
-        let Pace::Joint(pace) = &state.rate else {
+        let LimiterPace::Joint(pace) = &state.rate else {
             return 0;
         };
         let has = pace.permits > 0 && Instant::now() < pace.until;
@@ -246,7 +246,7 @@ impl SharedLimiter {
 
     /// Takes `permits` over, which are good `until` then, and makes the calls that wait for them.
     fn permitted(self: &Arc<Self>, permits: u32, until: Instant) {
-        if let Pace::Joint(pace) = &mut self.state().rate {
+        if let LimiterPace::Joint(pace) = &mut self.state().rate {
             pace.permits = permits;
             pace.until = until;
         }

@@ -61,8 +61,6 @@ struct World {
     ahead: Millis,
     /// Number of its starts.
     run: u64,
-    /// Its time when it heard a replica last.
-    processed: Millis,
     replicas: BTreeMap<String, Replica>,
     instances: u64,
     /// Beats that are still on their way: when they arrive, and what they are.
@@ -87,7 +85,6 @@ impl World {
             now: 1_000_000,
             ahead: 0,
             run: 0,
-            processed: 0,
             replicas: BTreeMap::new(),
             instances: 0,
             late: Vec::new(),
@@ -124,7 +121,7 @@ impl World {
         let now = self.now;
         let replica = self.replicas.get_mut(name).unwrap();
         let report = replica.standing.report(at(now) + replica.ahead);
-        let member = Member {
+        let member = MemberId {
             name,
             instance: replica.instance,
             forget_after: FORGET,
@@ -147,7 +144,7 @@ impl World {
         if reply_lost || leaves {
             return;
         }
-        let verdict = Verdict {
+        let verdict = ShareVerdict {
             time,
             epoch,
             share,
@@ -162,9 +159,8 @@ impl World {
         }
     }
 
-    fn send(&mut self, mut command: redis::Cmd) -> Result<BeatReply, redis::RedisError> {
+    fn send(&mut self, mut command: redis::Cmd) -> Result<ShareReply, redis::RedisError> {
         let time = self.level_time();
-        self.processed = time;
         command.arg(self.run).arg(time).query(&mut self.connection)
     }
 
@@ -173,7 +169,7 @@ impl World {
         let now = self.now;
         let replica = self.replicas.get_mut(name).unwrap();
         let report = replica.standing.report(at(now) + replica.ahead);
-        let member = Member {
+        let member = MemberId {
             name,
             instance: replica.instance,
             forget_after: FORGET,
@@ -282,9 +278,20 @@ fn history(world: &mut World, seed: u64, steps: u64) -> u32 {
                         .unwrap();
                 }
             }
-            // A step is noticed by a replica that has been heard just before.
-            70..72 if world.level_time() - world.processed < 250 => {
-                world.ahead += i64::try_from(random.below(4000)).unwrap() - 2000;
+            70 => {
+                // A small step back, or one forward.
+                world.ahead += i64::try_from(random.below(2200)).unwrap() - 200;
+            }
+            71 => {
+                // Any step is noticed by the next beat that comes before long.
+                let heard = world.replicas.iter().find(|(_, r)| !r.cut_off);
+                if let Some(name) = heard.map(|(name, _)| name.clone()) {
+                    world.beat(&name, false, false, 2, false);
+                    world.ahead += i64::try_from(random.below(4000)).unwrap() - 2000;
+                    world.now += 5;
+                    world.beat(&name, false, false, 2, false);
+                    world.check();
+                }
             }
             72..75 => {
                 // The level is away from all for a while.
