@@ -3,7 +3,8 @@
 //! Everything runs in this process on loopback: an upstream that takes 400 ms and is allowed 50
 //! calls a second, a Heliostat in front of it, and 64 connections that poll 2,000 streams, far
 //! more than the upstream could answer. Each answer's buckets are compared with what the upstream
-//! holds: none may be missing or wrong beyond the age that the answer admits.
+//! holds: none may be missing or wrong beyond the age that the answer admits. Then come overload of up to
+//! ten times what is allowed, and stores that are partly sick.
 //!
 //! `cargo bench --bench protection`, or `-- --short` for a run of some seconds.
 #![allow(
@@ -15,6 +16,8 @@
     clippy::disallowed_methods
 )]
 
+#[path = "protection/overload.rs"]
+mod overload;
 mod support;
 
 use std::collections::BTreeMap;
@@ -558,4 +561,7 @@ fn main() {
     for part in parts {
         runtime.block_on(run(part, times));
     }
+    let pace = overload::Pace::new(short);
+    runtime.block_on(overload::overload(pace));
+    runtime.block_on(overload::sick(pace));
 }

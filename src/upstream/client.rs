@@ -386,13 +386,6 @@ impl UpstreamClient {
         self.limiter.usual()
     }
 
-    /// Sets the metrics that change with time alone.
-    pub fn observe(&self) {
-        let units = self.ledger.as_ref().map(Ledger::unsaved);
-        let unsaved = self.budgets.unsaved().max(units.unwrap_or_default());
-        self.metrics.state_unsaved.set(unsaved.as_secs_f64());
-    }
-
     /// Returns the state of its protection, at the wall time `now`.
     pub fn state(&self, now: Millis) -> ProtectionState {
         let (paused, spacing) = self.addresses.resting();

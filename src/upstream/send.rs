@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
-use super::addresses::Chosen;
+use super::addresses::{Chosen, SILENT};
 use super::attempt::{Attempt, Turn, ended, verdict};
 use super::client::{Answered, CallContext, UpstreamClient};
 use super::limiter::Permit;
@@ -17,6 +17,9 @@ use super::response::{as_of, read};
 use super::transport::Outgoing;
 use crate::adapters::{Exchange, Next, Request, Response};
 use crate::model::{Error, Evidence, Kind, QueryMethod, TargetUrl};
+
+/// The failure of a call that is made elsewhere because its address is silent.
+const GIVEN_UP: &str = "the URL answers none of several calls, while another is well";
 
 impl UpstreamClient {
     /// Makes the call that `permit` is for.
@@ -71,7 +74,17 @@ impl UpstreamClient {
             Ok(by_get)
         };
         let waited = || first.waited() + second.waited();
-        let sent = within(self.limits.timeout, send, waited).await;
+        let mut given_up = false;
+        let sent = tokio::select! {
+            sent = within(self.limits.timeout, send, waited) => sent.map_err(|_| {
+                let limit = humantime::format_duration(self.limits.timeout);
+                format!("the upstream did not answer within {limit} (timeout)")
+            }),
+            () = self.given_up(chosen, waited) => {
+                given_up = true;
+                Err(GIVEN_UP.to_owned())
+            }
+        };
         drop((first, second));
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
@@ -83,11 +96,8 @@ impl UpstreamClient {
             self.apply_rate_limit_headers(response, chosen);
         }
         let timed_out = sent.is_err();
-        let response = sent.unwrap_or_else(|_| {
-            let limit = humantime::format_duration(self.limits.timeout);
-            let message = format!("the upstream did not answer within {limit} (timeout)");
-            Err(Error::new(Kind::DeadlineExceeded, message))
-        });
+        let response =
+            sent.unwrap_or_else(|message| Err(Error::new(Kind::DeadlineExceeded, message)));
         let mut result = match response {
             Ok(response) => {
                 // The earlier of both clocks: if one is fast, nothing counts as settled too soon.
@@ -109,8 +119,8 @@ impl UpstreamClient {
         if let Some(verdict) = verdict(&result, timed_out) {
             let failed = chosen.end(verdict, self.clock.now());
             if let Err(error) = &mut result
-                && failed
                 && timed_out
+                && (failed || given_up)
             {
                 error.evidence = Evidence::Address;
             }
@@ -120,12 +130,32 @@ impl UpstreamClient {
         if open > 0 {
             self.opened.notify_one();
         }
-        permit.report(ended(&result, timed_out), begun.elapsed());
+        // How long it would have taken is not known.
+        let slow = timed_out && !given_up;
+        permit.report(ended(&result, slow), begun.elapsed());
         if let Err(error) = &result {
             self.failures.log(self.metrics.name(), error);
         }
         counted.end(&result, self.clock.now());
         result
+    }
+
+    /// Waits until the call to `chosen` is better made elsewhere: its address answers none of several calls,
+    /// while another is well. That is a retry, so few are given up where it is the questions that are slow.
+    async fn given_up(&self, chosen: &Chosen, waited: impl Fn() -> Duration) {
+        if chosen.is_alone() {
+            return std::future::pending().await;
+        }
+        loop {
+            let (now, usual) = (Instant::now(), self.limiter.usual());
+            match chosen.given_up_at(now, usual) {
+                Some(at) if at > now => tokio::time::sleep_until(at).await,
+                // It may have been answered already, and wait for memory.
+                Some(_) if !waited().is_zero() => tokio::time::sleep(SILENT).await,
+                Some(_) if self.retries.take() => return,
+                _ => tokio::time::sleep(SILENT).await,
+            }
+        }
     }
 
     /// Keeps to what an address says is left of its budget, where that is less than ours.

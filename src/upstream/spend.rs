@@ -3,11 +3,19 @@
 use std::time::Duration;
 
 use super::client::UpstreamClient;
+use super::ledger::Ledger;
 use super::refusal::{overspent, units_overspent};
 use super::state::BudgetState;
 use crate::model::{Error, Millis};
 
 impl UpstreamClient {
+    /// Sets the metrics that change with time alone.
+    pub fn observe(&self) {
+        let units = self.ledger.as_ref().map(Ledger::unsaved);
+        let unsaved = self.budgets.unsaved().max(units.unwrap_or_default());
+        self.metrics.state_unsaved.set(unsaved.as_secs_f64());
+    }
+
     /// Counts on from what was taken of the budgets of `before`, whose place this takes.
     pub fn continue_from(&self, before: &Self) {
         self.budgets.continue_from(&before.budgets);

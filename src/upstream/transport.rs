@@ -15,7 +15,7 @@ use super::connections::{ClientRecipe, Connections, Origin};
 use super::decode::{decoded, too_large};
 use super::guard::{Guard, Lookups, Refused};
 use crate::adapters::Response;
-use crate::model::{Error, Kind};
+use crate::model::{Error, Evidence, Kind};
 use crate::reloadable::Reloadable;
 
 /// A future on the heap.
@@ -219,7 +219,9 @@ impl Transport for Http {
                             "the upstream answered HTTP {}, a redirect that leads to another host or too far; it is not followed",
                             status.as_u16()
                         );
-                        return Err(Error::new(Kind::UpstreamFailed, message));
+                        // No store redirects: it is a gateway that wants a login, say.
+                        let error = Error::new(Kind::UpstreamFailed, message);
+                        return Err(error.shows(Evidence::Stranger));
                     }
                 }
                 redirects += 1;

@@ -47,6 +47,7 @@ mod prometheus_law;
 mod prometheus_traps;
 mod promql;
 mod promtool;
+mod real_replicas;
 mod relay;
 mod reload;
 mod remote_write;

@@ -342,11 +342,16 @@ impl Store {
 
     /// Starts it again over what it has stored.
     pub(crate) async fn start_again(&mut self) {
-        self.child = spawn(self.name, &self.args, &self.folder);
+        self.launch();
         self.is_ready().await;
     }
 
-    async fn is_ready(&self) {
+    /// The same, without waiting until it is ready.
+    pub(crate) fn launch(&mut self) {
+        self.child = spawn(self.name, &self.args, &self.folder);
+    }
+
+    pub(crate) async fn is_ready(&self) {
         let client = heliostat::upstream::Http::builder().build().unwrap();
         for _ in 0..200 {
             let asked = client
@@ -359,6 +364,13 @@ impl Store {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("{} did not become ready", self.name);
+    }
+
+    /// Sends it a signal, such as `STOP`.
+    pub(crate) fn signal(&self, signal: &str) {
+        let process = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &process]).status();
+        assert!(sent.unwrap().success());
     }
 
     async fn prometheus(data: &Data) -> Option<Self> {

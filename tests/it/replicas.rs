@@ -202,10 +202,17 @@ async fn a_failing_url_goes_unnoticed_while_another_works() {
             .collect(),
         ..page(status)
     };
-    let sick: [(&str, Answer, usize); 8] = [
+    let redirect = |to: &str| Answer {
+        headers: [("location".to_owned(), to.to_owned())].into(),
+        ..page(302)
+    };
+    let sick: [(&str, Answer, usize); 10] = [
         ("bad-gateway", page(502), 1),
         ("gateway-timeout", page(504), 1),
         ("login-page", page(200), 1),
+        // A redirect on the same host is followed a few times.
+        ("login-loop", redirect("/login"), 8),
+        ("login-elsewhere", redirect("http://login.example/"), 1),
         ("not-found", page(404), 1),
         ("starting", busy(503, None), 1),
         ("long-rest", busy(503, Some("60")), 1),

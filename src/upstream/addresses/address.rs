@@ -28,7 +28,7 @@ const BACK: usize = 16;
 /// An address that has answered no call for this many times the usual latency, and for `SILENT` at
 /// least, is asked last until it fails or answers.
 const SILENT_TIMES: u32 = 4;
-const SILENT: Duration = Duration::from_millis(500);
+pub(crate) const SILENT: Duration = Duration::from_millis(500);
 
 /// The conditions for opening a breaker.
 #[derive(Clone, Copy, Debug)]
@@ -154,8 +154,12 @@ impl AddressState {
     /// Returns whether calls are in flight of which none has been answered for long, where calls
     /// usually take `usual`.
     pub(super) fn is_silent(&self, now: Instant, usual: Duration) -> bool {
-        let long = SILENT.max(usual.saturating_mul(SILENT_TIMES));
-        self.running > 0 && now.saturating_duration_since(self.silent_since) > long
+        self.running > 0 && now > self.silent_from(usual)
+    }
+
+    /// Returns from when on it is silent if it answers none of the calls under way.
+    pub(super) fn silent_from(&self, usual: Duration) -> Instant {
+        self.silent_since + SILENT.max(usual.saturating_mul(SILENT_TIMES))
     }
 
     /// Returns whether it has failed since its last answer, no longer ago than a breaker stays

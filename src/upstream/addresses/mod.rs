@@ -13,7 +13,7 @@ use self::address::{AddressState, BreakerPolicy, Readiness};
 use super::state::EndpointState;
 use crate::model::{Limits, Millis, TargetUrl, TimeRange};
 
-pub(super) use self::address::Verdict;
+pub(super) use self::address::{SILENT, Verdict};
 
 /// All addresses, the preferred one first.
 #[derive(Debug)]
@@ -133,6 +133,34 @@ impl Chosen {
         if let Some(address) = self.addresses.all.get(self.index) {
             address.refuses_post.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Returns when the call is to be given up because its address answers none of several, where calls
+    /// usually take `usual`; `None` if it is not, as things are: it is the only one, or a trial, or no
+    /// other address is better.
+    pub(super) fn given_up_at(&self, now: Instant, usual: Duration) -> Option<Instant> {
+        let addresses = &self.addresses;
+        // One slow question says nothing of the address, nor do the first calls of all.
+        if self.trial || usual.is_zero() {
+            return None;
+        }
+        let state = addresses.all.get(self.index)?.state();
+        let several = state.running > 1 || state.is_suspect(now, addresses.policy);
+        let silent = state.silent_from(usual);
+        drop(state);
+        let better = |(index, other): (usize, &Address)| {
+            let state = other.state();
+            index != self.index
+                && state.readiness(now) == Readiness::Ready
+                && !state.is_silent(now, usual)
+                && !state.is_suspect(now, addresses.policy)
+        };
+        (several && addresses.all.iter().enumerate().any(better)).then_some(silent)
+    }
+
+    /// Returns whether there is no other address.
+    pub(super) fn is_alone(&self) -> bool {
+        self.addresses.policy.alone
     }
 
     /// Takes in the `verdict` of the call, at the wall time `wall`. Returns whether it is the

@@ -348,6 +348,41 @@ async fn a_slow_attempt_gets_another_beside_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_to_an_address_that_falls_silent_are_made_elsewhere() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", QUICK);
+    hosts.set("b", QUICK);
+    let upstream = upstream(&hosts, &["a", "b"], Limits::for_tests());
+    for _ in 0..50 {
+        assert_eq!(call(&upstream).await, Ok(()));
+    }
+    assert_eq!(hosts.counts(), [times("a", 50)]);
+    hosts.set("a", Does::Never);
+    let began = Instant::now();
+    let calls = (0..8).map(|_| call(&upstream));
+    let answers = futures_util::future::join_all(calls).await;
+    assert_eq!(answers, [Ok(()); 8]);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(hosts.counts(), [times("a", 8), times("b", 8)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_slow_question_is_not_made_elsewhere() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", QUICK);
+    hosts.set("b", QUICK);
+    let upstream = upstream(&hosts, &["a", "b"], Limits::for_tests());
+    for _ in 0..50 {
+        assert_eq!(call(&upstream).await, Ok(()));
+    }
+    hosts.counts();
+    hosts.set("a", Does::Answer(Duration::from_secs(4)));
+    assert_eq!(call(&upstream).await, Ok(()));
+    assert_eq!(hosts.counts(), [times("a", 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_breaker_of_a_failing_address_opens_and_heliostat_sends_the_trials() {
     let hosts = Arc::new(Hosts::default());
     hosts.set("a", Does::Refuse);
