@@ -236,6 +236,43 @@ impl Bench {
         self.beside_misses("(b)", points, &miss, hits, fixed);
     }
 
+    /// Hits at a given load, while a thousand clients ask at once for what nobody has asked for.
+    fn storm(&self, points: i64) {
+        const MISSES: u64 = 1000;
+        /// Well within what the machine bears.
+        const PER_SECOND: f64 = 1000.0;
+        self.upstream.set_latency(0);
+        let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
+        let ask = self.ask(Shape::Buckets, LANE, points, 0);
+        verify(server.address, &ask);
+        let target = Target::heliostat(server.address, Shape::Buckets);
+        let hits = || {
+            let start = Barrier::new(CONNECTIONS as usize);
+            let duration = self.amount.waiting;
+            open(&target, CONNECTIONS, PER_SECOND, duration, &start, |_| {
+                (ask, Cache::Hit)
+            })
+        };
+        let mut alone = hits();
+        let (mut beside, mut misses) = std::thread::scope(|scope| {
+            let hitting = scope.spawn(hits);
+            std::thread::sleep(self.amount.waiting / 4);
+            let miss = |_| (self.new_ask(points), Cache::Forwarded);
+            let misses = closed(&target, MISSES, Until::Asked(MISSES), miss);
+            (hitting.join().unwrap(), misses)
+        });
+        println!(
+            "{:<42}{points:>7}  at {PER_SECOND:.0} requests/s: p99 {:.1} ms; beside {MISSES} misses at once {:.1} ms, \
+             the slowest {:.1} ms (misses: p50 {:.1}, p99 {:.1} ms)",
+            "(i) hits beside a storm of misses",
+            alone.quantile(0.99) / 1000.0,
+            beside.quantile(0.99) / 1000.0,
+            beside.quantile(1.0) / 1000.0,
+            misses.quantile(0.5) / 1000.0,
+            misses.quantile(0.99) / 1000.0,
+        );
+    }
+
     /// Many streams, polled one after the other.
     fn streams(&self, points: i64) {
         const STREAMS: u32 = 10_000;
@@ -522,4 +559,5 @@ fn main() {
         bench.streams(*points);
     }
     bench.popularity();
+    bench.storm(60);
 }

@@ -4,7 +4,11 @@
 //! first filled nearly full with lanes of one shape, and the growth of memory is compared with
 //! the weight of what is cached; then they are made to replace several times what they hold.
 //!
-//! `cargo bench --bench memory`: a minute or so; or `-- --short`.
+//! Idle connections are opened to an empty server, and what each takes of its memory is printed: before
+//! its first request, and after it.
+//!
+//! `cargo bench --bench memory`: a minute or so; or `-- --short`; or `-- --lanes 1000000`, which caches so
+//! many lanes of an hour and asks for some of them and for all: some minutes, and 5 kB of memory a lane.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -19,10 +23,10 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use heliostat::clock::{Clock, SystemClock};
-use support::asking::{Ask, DAY, Shape};
+use support::asking::{Ask, DAY, Shape, mixed};
 use support::load::{Cache, Target, Until, closed};
 use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
@@ -194,19 +198,80 @@ fn churn(upstream: &Upstream, mebibytes: u64) {
     );
 }
 
-/// Many small lanes at once, as many installations have them.
-fn many(upstream: &Upstream) {
-    const LANES: u32 = 100_000;
-    let mut filled = Filled::start(upstream, "1GiB");
-    filled.ask(&FILLINGS[0], LANES, 1);
-    let all = f64::from(LANES) * FILLINGS[0].points as f64;
+/// Caches many small lanes at once, as many installations have them, and asks for 10,000 of them and for
+/// all.
+fn many(upstream: &Upstream, lanes: u32) {
+    const FEW: u64 = 10_000;
+    let filling = &FILLINGS[0];
+    let mut filled = Filled::start(upstream, "8GiB");
+    let first = filled.lane;
+    filled.ask(filling, lanes, 1);
+    let all = f64::from(lanes) * filling.points as f64;
     println!(
-        "\n{LANES} lanes of {}: RSS {:.1} MiB, grown by {:.1}, weighed {:.1} MiB: {:.1} bytes a point",
-        FILLINGS[0].name,
+        "\n{lanes} lanes of {}: RSS {:.1} MiB, grown by {:.1}, weighed {:.1} MiB: {:.1} bytes a point",
+        filling.name,
         mib(filled.server.rss() as f64),
         mib(filled.grown()),
         mib(filled.weighed()),
         filled.grown() / all,
+    );
+    let span = filling.points * filling.shape.step();
+    let target = Target::heliostat(filled.server.address, filling.shape);
+    let hits = |of: u64| {
+        let next = |n: u64| {
+            let lane = first + (mixed(n) % of) as u32;
+            let ask = Ask {
+                shape: filling.shape,
+                lane,
+                start: filled.end - span,
+                end: filled.end,
+            };
+            (ask, Cache::Hit)
+        };
+        closed(
+            &target,
+            CONNECTIONS,
+            Until::Passed(Duration::from_secs(3)),
+            next,
+        )
+    };
+    let mut few = hits(FEW);
+    let mut many = hits(lanes.into());
+    let (few, many) = (few.quantile(0.99), many.quantile(0.99));
+    println!(
+        "p99 of hits of {FEW} of them {few:.0} µs, of all {many:.0} µs: {:.2} times",
+        many / few
+    );
+}
+
+/// Prints what idle connections take of the server's memory, without the kernel's share.
+fn idle(upstream: &Upstream, connections: usize) {
+    let server = Server::start(Kind::Heliostat(&upstream.config("64MiB")));
+    let health = b"GET /healthz HTTP/1.1\r\nhost: bench\r\n\r\n";
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(health).unwrap();
+        let mut answer = [0; 1024];
+        let length = stream.read(&mut answer).unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+    };
+    let connect = || TcpStream::connect(server.address).unwrap();
+    // Some code and threads are there before anything counts.
+    let mut first = connect();
+    (0..100).for_each(|_| ask(&mut first));
+    let before = server.rss();
+    let mut open: Vec<TcpStream> = (0..connections).map(|_| connect()).collect();
+    // The last has been accepted once it is answered.
+    if let Some(last) = open.last_mut() {
+        ask(last);
+    }
+    let accepted = server.rss();
+    open.iter_mut().for_each(ask);
+    let asked = server.rss();
+    let each = |rss: u64| rss.saturating_sub(before) as f64 / connections as f64 / 1024.0;
+    println!(
+        "\n{connections} idle connections: {:.1} KiB each before their first request, {:.1} KiB after it",
+        each(accepted),
+        each(asked),
     );
 }
 
@@ -279,6 +344,12 @@ fn main() {
     }
     let short = std::env::args().any(|a| a == "--short");
     let upstream = Upstream::start();
+    let lanes = std::env::args().skip_while(|a| a != "--lanes").nth(1);
+    if let Some(lanes) = lanes {
+        many(&upstream, lanes.parse().expect("a number of lanes"));
+        return;
+    }
+    idle(&upstream, if short { 500 } else { 8_000 });
     let sizes: &[u64] = if short { &[64] } else { &[64, 256] };
     println!(
         "{:>7}  {:<34}{:>8}{:>13}{:>13}{:>10}{:>14}{:>12}",
@@ -313,6 +384,6 @@ fn main() {
     println!();
     lists();
     if !short {
-        many(&upstream);
+        many(&upstream, 100_000);
     }
 }
