@@ -433,7 +433,7 @@ mod tests {
     fn number() -> impl Strategy<Value = String> {
         prop_oneof![
             any::<u64>()
-                .prop_map(|bits| f64::from_bits(bits))
+                .prop_map(f64::from_bits)
                 .prop_filter("finite", |n| n.is_finite())
                 .prop_map(|n| serde_json::to_string(&n).unwrap()),
             "-?[0-9]{1,18}",
