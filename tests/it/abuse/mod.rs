@@ -77,7 +77,7 @@ const ATTACKS: &[(&str, u64, Attack)] = &[
     ("D15: unfinished heads", MEMORY, |t| {
         Box::pin(attacks::unfinished_heads(t))
     }),
-    ("D17: answers of tiny strings", MEMORY, |t| {
+    ("D17: answers of tiny strings", 256, |t| {
         Box::pin(large::tiny_strings(t))
     }),
     ("D18: hits of large answers", 256, |t| {
