@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::chunk::{Chunk, Piece, Segment};
 use super::lane::{Lane, LaneKey};
 use crate::model::TimeRange;
-use crate::telemetry::metrics::CacheMetrics;
+use crate::telemetry::cache_metrics::CacheMetrics;
 use crate::upstream::Upstream;
 
 /// Bytes of an entry besides those of key and value: moka's bookkeeping, and what the allocator

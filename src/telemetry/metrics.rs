@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 
 use metrics::{
-    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
-    gauge, histogram,
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -19,10 +19,10 @@ const NOT_HTTP: &str = "heliostat_unreadable_requests_total";
 const IN_FLIGHT_REQUESTS: &str = "heliostat_in_flight_requests";
 const IN_FLIGHT_BYTES: &str = "heliostat_in_flight_bytes";
 pub(super) const LOOKUPS: &str = "heliostat_cache_lookups_total";
-const CACHE_BYTES: &str = "heliostat_cache_bytes";
-const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
+pub(super) const CACHE_BYTES: &str = "heliostat_cache_bytes";
+pub(super) const CACHE_CHUNKS: &str = "heliostat_cache_chunks";
 const CACHE_LIMIT: &str = "heliostat_cache_limit_bytes";
-const EVICTIONS: &str = "heliostat_cache_evictions_total";
+pub(super) const EVICTIONS: &str = "heliostat_cache_evictions_total";
 pub(super) const POINTS_SERVED: &str = "heliostat_points_served_total";
 pub(super) const STALE_SERVED: &str = "heliostat_stale_answers_total";
 pub(super) const UPSTREAM_REQUESTS: &str = "heliostat_upstream_requests_total";
@@ -401,27 +401,6 @@ impl AccessMetrics {
 
     fn denied(&self, reason: &'static str) -> Counter {
         counter!(ACCESS_DENIED, "api" => self.api, "reason" => reason)
-    }
-}
-
-/// Handles to the cache's own metrics.
-#[derive(Clone, Debug)]
-pub struct CacheMetrics {
-    /// Weight of the cached chunks.
-    pub bytes: Gauge,
-    /// Number of cached chunks.
-    pub chunks: Gauge,
-    /// Chunks evicted because the cache was full.
-    pub evictions: Counter,
-}
-
-impl Default for CacheMetrics {
-    fn default() -> Self {
-        Self {
-            bytes: gauge!(CACHE_BYTES),
-            chunks: gauge!(CACHE_CHUNKS),
-            evictions: counter!(EVICTIONS),
-        }
     }
 }
 

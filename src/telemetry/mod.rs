@@ -1,5 +1,6 @@
 //! Observability: metrics, logs and traces.
 
+pub mod cache_metrics;
 mod context;
 mod level_metrics;
 mod log_writer;

@@ -53,18 +53,18 @@ struct File {
     path: PathBuf,
     restore: Restore,
     save: Save,
-    disk: Disk,
+    disk: FileAccess,
     progress: Mutex<Progress>,
 }
 
 /// The reading and writing of the file.
 #[derive(Clone, Copy)]
-struct Disk {
+struct FileAccess {
     read: fn(&Path) -> io::Result<Vec<Saved>>,
     write: fn(&Path, Vec<Saved>) -> io::Result<()>,
 }
 
-const DISK: Disk = Disk { read, write };
+const DISK: FileAccess = FileAccess { read, write };
 
 /// The usage that is being written, and the usage that waits for it.
 #[derive(Debug, Default)]
@@ -85,7 +85,13 @@ impl BudgetFile {
         Self::over(DISK, path, restore, save, PATIENCE)
     }
 
-    fn over(disk: Disk, path: PathBuf, restore: Restore, save: Save, patience: Duration) -> Self {
+    fn over(
+        disk: FileAccess,
+        path: PathBuf,
+        restore: Restore,
+        save: Save,
+        patience: Duration,
+    ) -> Self {
         let progress = Progress {
             running: true,
             ..Progress::default()
@@ -245,7 +251,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_folder_that_is_away_and_it_is_read_and_written_when_it_is_back() {
-        let away = Disk {
+        let away = FileAccess {
             read: |_| {
                 until_it_is_back();
                 Ok(vec![Saved {

@@ -22,9 +22,9 @@ pub type ClientRecipe = Arc<dyn Fn() -> Result<reqwest::Client, String> + Send +
 
 /// Scheme, host and port of a URL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Origin(String);
+pub(super) struct UrlOrigin(String);
 
-impl Origin {
+impl UrlOrigin {
     pub(super) fn of(url: &str) -> Self {
         let after = url.find("://").map_or(0, |at| at + 3);
         let rest = url.get(after..).unwrap_or_default();
@@ -34,17 +34,17 @@ impl Origin {
 }
 
 /// A client and its pool.
-pub(super) struct Generation {
+pub(super) struct PooledClient {
     pub(super) client: reqwest::Client,
     recipe: ClientRecipe,
     born: Instant,
     /// The origins that have answered a call, to which there may be idle connections.
-    answered: RwLock<HashSet<Origin>>,
+    answered: RwLock<HashSet<UrlOrigin>>,
 }
 
-impl Generation {
+impl PooledClient {
     /// Returns whether a call to `origin` may go over a connection that was used before.
-    pub(super) fn has_answered(&self, origin: &Origin) -> bool {
+    pub(super) fn has_answered(&self, origin: &UrlOrigin) -> bool {
         let answered = self.answered.read();
         answered
             .unwrap_or_else(PoisonError::into_inner)
@@ -52,7 +52,7 @@ impl Generation {
     }
 
     /// Takes in that `origin` has answered a call.
-    pub(super) fn answered(&self, origin: &Origin) {
+    pub(super) fn answered(&self, origin: &UrlOrigin) {
         if !self.has_answered(origin) {
             let answered = self.answered.write();
             let mut answered = answered.unwrap_or_else(PoisonError::into_inner);
@@ -74,8 +74,8 @@ pub(super) struct Connections {
 
 struct Clients {
     /// The client of all origins that have none of their own.
-    shared: Arc<Generation>,
-    own: HashMap<Origin, Arc<Generation>>,
+    shared: Arc<PooledClient>,
+    own: HashMap<UrlOrigin, Arc<PooledClient>>,
 }
 
 impl Connections {
@@ -97,9 +97,9 @@ impl Connections {
     /// Returns the client for a call to `origin`; a new one, if it must have a `new` connection.
     pub(super) async fn current(
         &self,
-        origin: &Origin,
+        origin: &UrlOrigin,
         new: bool,
-    ) -> Result<Arc<Generation>, Error> {
+    ) -> Result<Arc<PooledClient>, Error> {
         let recipe = ClientRecipe::clone(&self.recipe.get());
         let now = Instant::now();
         {
@@ -129,9 +129,9 @@ impl Connections {
     /// Returns the client for a call to `origin` that lost a used connection of `lost`.
     pub(super) async fn after(
         &self,
-        origin: &Origin,
-        lost: &Arc<Generation>,
-    ) -> Result<Arc<Generation>, Error> {
+        origin: &UrlOrigin,
+        lost: &Arc<PooledClient>,
+    ) -> Result<Arc<PooledClient>, Error> {
         let newer = |clients: &Clients| {
             let own = clients.own.get(origin)?;
             // Another call that lost a connection has replaced the client already.
@@ -151,7 +151,7 @@ impl Connections {
 }
 
 /// Returns a client of `recipe`: reading the system's authorities takes milliseconds.
-async fn made(recipe: ClientRecipe) -> Result<Arc<Generation>, Error> {
+async fn made(recipe: ClientRecipe) -> Result<Arc<PooledClient>, Error> {
     let make = recipe.clone();
     let client = tokio::task::spawn_blocking(move || make()).await;
     let client = client.unwrap_or_else(|e| Err(e.to_string()));
@@ -159,8 +159,8 @@ async fn made(recipe: ClientRecipe) -> Result<Arc<Generation>, Error> {
     Ok(generation(&recipe, client))
 }
 
-fn generation(recipe: &ClientRecipe, client: reqwest::Client) -> Arc<Generation> {
-    Arc::new(Generation {
+fn generation(recipe: &ClientRecipe, client: reqwest::Client) -> Arc<PooledClient> {
+    Arc::new(PooledClient {
         client,
         recipe: recipe.clone(),
         born: Instant::now(),
@@ -179,7 +179,7 @@ mod tests {
             ("https://[::1]:1", "https://[::1]:1"),
             ("https://host?x", "https://host"),
         ] {
-            assert_eq!(Origin::of(url).0, origin);
+            assert_eq!(UrlOrigin::of(url).0, origin);
         }
     }
 
@@ -194,9 +194,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn clients_are_replaced_by_age_and_where_a_connection_was_lost() {
         let connections = connections();
-        let [a, b] = ["http://a", "http://b"].map(Origin::of);
+        let [a, b] = ["http://a", "http://b"].map(UrlOrigin::of);
         let first = connections.current(&a, false).await.unwrap();
-        let same = |x: &Arc<Generation>, y: &Arc<Generation>| Arc::ptr_eq(x, y);
+        let same = |x: &Arc<PooledClient>, y: &Arc<PooledClient>| Arc::ptr_eq(x, y);
         assert!(same(&first, &connections.current(&b, false).await.unwrap()));
         let second = connections.after(&a, &first).await.unwrap();
         assert!(!same(&first, &second));

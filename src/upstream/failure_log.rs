@@ -17,10 +17,10 @@ const LONGEST: usize = 500;
 
 /// Writes the failures of one upstream to the log.
 #[derive(Debug, Default)]
-pub(super) struct FailureLog(Mutex<Option<Window>>);
+pub(super) struct FailureLog(Mutex<Option<LineWindow>>);
 
 #[derive(Clone, Copy, Debug)]
-struct Window {
+struct LineWindow {
     since: Instant,
     lines: u32,
     left_out: u64,
@@ -51,7 +51,7 @@ impl FailureLog {
     /// Returns the number of lines that were left out before this one, if it may be written.
     fn may_write(&self, now: Instant) -> Option<u64> {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = Window {
+        let fresh = LineWindow {
             since: now,
             lines: 0,
             left_out: 0,
@@ -59,7 +59,7 @@ impl FailureLog {
         let current = window.get_or_insert(fresh);
         if now.duration_since(current.since) >= Duration::from_secs(1) {
             let left_out = current.left_out;
-            *current = Window { left_out, ..fresh };
+            *current = LineWindow { left_out, ..fresh };
         }
         if current.lines >= LINES {
             current.left_out += 1;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::connections::Origin;
+use super::connections::UrlOrigin;
 use super::{Forward, SharedLimits, Upstream};
 use crate::model::{Details, Error, Kind, Pattern, TargetUrl};
 
@@ -125,10 +125,10 @@ impl Registry {
             let message = format!("{MAX_TARGETS} targets are in use at once");
             return Err(Error::new(Kind::Overloaded, message));
         }
-        let origin = Origin::of(url.as_str());
+        let origin = UrlOrigin::of(url.as_str());
         let same_host = |u: &&Arc<Upstream>| {
             let mut urls = u.client.urls();
-            urls.any(|url| Origin::of(url.as_str()) == origin)
+            urls.any(|url| UrlOrigin::of(url.as_str()) == origin)
         };
         let beside = self.upstreams.iter().find(same_host);
         let beside = beside.or_else(|| targets.values().find(same_host));

@@ -11,7 +11,7 @@ use http::header::{ACCEPT_ENCODING, LOCATION};
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::answer_memory::AnswerShare;
-use super::connections::{ClientRecipe, Connections, Origin};
+use super::connections::{ClientRecipe, Connections, UrlOrigin};
 use super::decode::{decoded, too_large};
 use super::guard::{Guard, Lookups, Refused};
 use crate::adapters::Response;
@@ -156,7 +156,7 @@ impl Http {
     /// before any byte of an answer, the other side has closed it while it was idle, and so perhaps
     /// all others like it: it is sent again, over a new one, and the idle ones are dropped.
     async fn ask(&self, request: &Outgoing, url: &str) -> Result<reqwest::Response, Error> {
-        let origin = Origin::of(url);
+        let origin = UrlOrigin::of(url);
         let mut generation = self
             .connections
             .current(&origin, request.new_connection)
