@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const MOST: u64 = 20_000;
 
 /// The shortest time before a poll is due at which its refresh begins.
 const LEAD: Duration = Duration::from_millis(200);
+
+/// How long a refresh waits that no call is to spare for.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The paces that count: shorter ones are hits anyway, and longer ones are not worth a waiting
 /// task.
@@ -94,11 +98,29 @@ impl Pace {
 }
 
 /// The paces at which lanes and instant queries are polled.
-pub(super) struct Paces(Cache<Polled, Arc<Mutex<Pace>>>);
+pub(super) struct Paces {
+    known: Cache<Polled, Arc<Mutex<Pace>>>,
+    /// Number of refreshes that were planned.
+    planned: AtomicU32,
+}
 
 impl Default for Paces {
     fn default() -> Self {
-        Self(Cache::new(MOST))
+        Self {
+            known: Cache::new(MOST),
+            planned: AtomicU32::new(0),
+        }
+    }
+}
+
+impl Paces {
+    /// Returns how long before a poll its refresh begins, where it takes `lead`: between that and twice
+    /// as long, so that what is polled at one moment is not refreshed at one.
+    fn begin(&self, lead: Duration) -> Duration {
+        let planned = self.planned.fetch_add(1, Ordering::Relaxed);
+        // Multiples of the golden ratio fill an interval evenly, however many there are.
+        let part = (f64::from(planned) * 0.618_033_988_75).fract();
+        lead + lead.mul_f64(part)
     }
 }
 
@@ -204,7 +226,7 @@ impl Engine {
         if !upstream.reading.refresh_ahead || context.max_age.is_some() {
             return;
         }
-        let pace = self.memory.paces.0.get_with(key, Arc::default);
+        let pace = self.memory.paces.known.get_with(key, Arc::default);
         let interval = {
             let mut pace = lock(&pace);
             let refreshed = std::mem::take(&mut pace.refreshed);
@@ -224,7 +246,8 @@ impl Engine {
         let wall = context.wall.saturating_add(later);
         tokio::spawn(async move {
             let usual = upstream.client.usual();
-            let lead = LEAD.max(usual + usual / 2 + LEAD / 4).min(interval / 2);
+            let lead = LEAD.max(usual + usual / 2 + LEAD / 4);
+            let lead = engine.memory.paces.begin(lead).min(interval / 2);
             tokio::time::sleep(interval - lead).await;
             let now = engine.clock.monotonic();
             // The poll has come already, or time has not passed as the runtime's clock says.
@@ -244,9 +267,18 @@ impl Engine {
             let Some(call) = refresh(&engine, Due { context, later }) else {
                 return;
             };
-            if !upstream.client.has_spare() {
-                upstream.metrics.refreshed_ahead("skipped");
-                return;
+            // Others that are refreshed at this moment leave room for it soon.
+            let mut patience = lead.saturating_sub(usual);
+            while !upstream.client.has_spare() {
+                if patience.is_zero() {
+                    upstream.metrics.refreshed_ahead("skipped");
+                    return;
+                }
+                patience = patience.saturating_sub(AGAIN);
+                tokio::time::sleep(AGAIN).await;
+                if lock(&pace).has_come(due, interval) {
+                    return;
+                }
             }
             if !call.await {
                 return;
@@ -283,6 +315,17 @@ pub(super) type RefreshFuture = std::pin::Pin<Box<dyn Future<Output = bool> + Se
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refreshes_for_one_moment_begin_apart() {
+        let paces = Paces::default();
+        let lead = Duration::from_millis(600);
+        let mut begun: Vec<_> = (0..12).map(|_| paces.begin(lead).as_millis()).collect();
+        begun.sort_unstable();
+        assert!(begun.iter().all(|at| (600..1200).contains(at)), "{begun:?}");
+        let apart = begun.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(apart.max() < Some(120), "{begun:?}");
+    }
 
     #[test]
     fn three_times_at_nearly_the_same_distance_are_a_pace() {
