@@ -8,8 +8,6 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::removed;
-
 const REQUESTS: &str = "heliostat_requests_total";
 const REQUEST_SECONDS: &str = "heliostat_request_duration_seconds";
 const ACCESS_DENIED: &str = "heliostat_access_denied_total";
@@ -66,7 +64,9 @@ const BUILD_INFO: &str = "heliostat_build_info";
 
 pub use super::level_metrics::{DiskMetrics, LevelMetrics, limit_share, shared_level, unreadable};
 pub use super::unit_metrics::UnitMetrics;
-pub use super::upstream_metrics::{Count, Failure, UpstreamMetrics, UpstreamTotals, answer_bytes};
+pub use super::upstream_metrics::{
+    Count, Failure, UpstreamMetrics, UpstreamTotals, answer_bytes, upstream_gone,
+};
 
 /// Bounds of histogram buckets. A hit takes some tens of microseconds, so they start there.
 const SECONDS: [f64; 18] = [
@@ -472,11 +472,4 @@ pub fn reloaded(good: bool, now: i64) {
 fn in_use(now: i64) {
     gauge!(RELOAD_OK).set(1.0);
     gauge!(RELOAD_TIME).set(now as f64 / 1000.0);
-}
-
-/// Says that there is no upstream `name` any more: nothing of it is open, and its series are shown no
-/// longer.
-pub fn upstream_gone(name: &str) {
-    gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(0.0);
-    removed::add(name);
 }

@@ -350,3 +350,10 @@ fn rejected(upstream: &str, reason: &'static str) -> Counter {
 fn dropped(upstream: &str, reason: &'static str) -> Counter {
     counter!(DROPPED, "upstream" => upstream.to_owned(), "reason" => reason)
 }
+
+/// Says that there is no upstream `name` any more: nothing of it is open, and its series are shown no
+/// longer.
+pub fn upstream_gone(name: &str) {
+    gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(0.0);
+    removed::add(name);
+}
