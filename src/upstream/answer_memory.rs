@@ -117,6 +117,7 @@ impl AnswerMemory {
     }
 
     /// Returns a share for an answer of at most `max` bytes, a few, that waits for none.
+    #[cfg(feature = "aws")]
     pub(super) fn apart(max: usize) -> Arc<AnswerShare> {
         Self::new(usize::MAX).share(max, Instant::now())
     }

@@ -27,8 +27,18 @@ fn clock() -> Arc<Fixed> {
     Arc::new(Fixed(AtomicI64::new(1_800_000_000_000)))
 }
 
+/// Opens `dir`. A process that another test starts has the lock of a disk that was just dropped, too, until
+/// its own program runs.
 fn open(dir: &Path) -> Disk {
-    Disk::open(dir, SIZE, clock()).unwrap()
+    for _ in 0..10_000 {
+        match Disk::open(dir, SIZE, clock()) {
+            Err(error) if error.starts_with("another process uses ") => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} stays locked", dir.display());
 }
 
 fn key(lane: u8, slot: i64) -> ValueKey {
