@@ -1,4 +1,4 @@
-//! What `refresh_ahead` is worth: streams that are polled once a minute and a dashboard that is refreshed
+//! The worth of `refresh_ahead`: streams that are polled once a minute and a dashboard that is refreshed
 //! every ten seconds, in front of a store that takes 400 ms for each answer, with and without it.
 //!
 //! Both Heliostats run at the same time, in real time, each with a store of its own that counts its calls.
@@ -34,7 +34,7 @@ use tokio::time::{Instant, sleep_until};
 const LATENCY: Duration = Duration::from_millis(400);
 const STEP: i64 = 15;
 
-/// What is polled, and for how long.
+/// The polls, and how long they go on.
 #[derive(Clone, Copy)]
 struct Load {
     streams: u32,
@@ -130,7 +130,7 @@ impl Times {
     }
 }
 
-/// What came of one Heliostat.
+/// The outcome for one Heliostat.
 struct Outcome {
     /// Of the polls after the third.
     polls: Times,

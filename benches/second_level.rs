@@ -224,7 +224,7 @@ fn beside(server: &Server, long: Duration, lane: &mut u32) -> (Vec<Duration>, Ve
     })
 }
 
-/// What a Redis that does not answer does to hits and misses, and how soon it is used again.
+/// Prints the effect of a Redis that does not answer on hits and misses, and how soon it is used again.
 fn stopped(upstream: &Upstream, long: Duration) {
     let folder = tempfile::tempdir().unwrap();
     let Some(redis) = Redis::start(folder.path()) else {

@@ -26,7 +26,7 @@ use super::support::{self, Client, quantile};
 const MINUTE: i64 = 60_000;
 const INTERVAL: i64 = 15_000;
 
-/// What the limits allow, in calls a second.
+/// The rate that the limits allow, in calls a second.
 const LIMIT: f64 = 50.0;
 /// How long the upstream of the overload takes, and how many calls at once make `LIMIT`.
 const TAKES: Duration = Duration::from_millis(80);
@@ -177,7 +177,7 @@ impl Store {
     }
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, PartialEq)]
 enum End {
     Fresh,

@@ -21,8 +21,7 @@ use crate::upstream::CallContext;
 /// Most lanes for which the progress is remembered.
 const MOST: u64 = 20_000;
 
-/// A part of `recheck`: the time after settling at which data is looked at, and the span of data
-/// that is looked at at once.
+/// A part of `recheck`: the delay after settling until data is looked at again, and the span of each look.
 const PART: Millis = 10;
 
 /// The longest that a second look may take.

@@ -28,7 +28,7 @@ pub(super) struct LongTarget {
     line: Option<usize>,
 }
 
-/// What is to be done with a request.
+/// The next step with a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TargetRead {
     /// More of it has to be read.

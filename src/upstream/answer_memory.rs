@@ -2,10 +2,9 @@
 //!
 //! The size of an answer is known when it has been read, so its share grows with it. While a quarter of
 //! the memory is used, all grow at once. Beyond it one large answer at a time does, the oldest, until it has
-//! been read; the others pause, and their connections with them. So answers wait for each other and
-//! cannot block each other: the oldest has
-//! more than half of the memory. Should that not be enough, the
-//! newest that pauses gives way. An answer that is alone may be larger than all of the memory.
+//! been read; the others pause, and their connections with them. So answers wait for each other and cannot
+//! block each other: the oldest has more than half of the memory. If that is not enough, the newest that
+//! pauses gives way. An answer that is alone may be larger than all of the memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -69,7 +68,7 @@ struct Growing {
     gives_way: bool,
 }
 
-/// What an answer is doing.
+/// The stage of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// It is being read, and had enough at this time.
@@ -80,7 +79,7 @@ enum Stage {
     Whole,
 }
 
-/// What an answer that wants more has to do.
+/// The decision about an answer that needs more memory.
 #[derive(Debug, PartialEq, Eq)]
 enum Growth {
     Grow,

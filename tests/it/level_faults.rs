@@ -17,7 +17,7 @@ use crate::scripted::{Answer, Scripted, Seen};
 use crate::second_level::{DAY, HOUR, Process, Redis, configuration, expected, now, query, source};
 use crate::support::{ADMIN, metric};
 
-/// What befalls the replies of a server.
+/// A fault in the replies of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Way {
@@ -95,7 +95,7 @@ async fn passed(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Option<Arc
     }
 }
 
-/// What an answer says of itself.
+/// The headers of an answer that tell where it came from.
 struct Told {
     status: String,
     /// Milliseconds that it waited for a second level, if it asked one.

@@ -27,14 +27,14 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// The distance of polls, of each API.
 const PACE: Duration = Duration::from_millis(100);
 
-/// What one client saw.
+/// One poll, as its client saw it.
 struct Poll {
     asked: Duration,
     took: Duration,
     status: u16,
     /// Whether it was answered with expired data.
     expired: bool,
-    /// What is wrong with an answer of status 200.
+    /// The fault of an answer of status 200, if it has one.
     wrong: Option<String>,
     /// Whether this process had no turn for long meanwhile, so that its time means nothing.
     stalled: bool,
@@ -101,7 +101,7 @@ impl Load {
     }
 }
 
-/// What is wrong with the answer `text`, which was asked for at `now`: both servers have a sample each
+/// Returns the fault of the answer `text`, which was asked for at `now`: both servers have a sample each
 /// interval.
 fn wrong(text: &str, mirror: bool, now: i64) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_str(text).ok()?;

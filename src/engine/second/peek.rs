@@ -1,4 +1,4 @@
-//! What would come of the second level for a query: it is read, and nothing is kept.
+//! A look into the second level for an explanation: what is read is not kept.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::engine::{Engine, RequestContext};
 use crate::model::{RangeSet, TimeRange};
 use crate::upstream::Upstream;
 
-/// What the second level has of the lanes of a query.
+/// The data that the second level has of the lanes of a query.
 #[derive(Default)]
 pub(in crate::engine) struct Peek {
     found: Vec<(LaneKey, Piece)>,
@@ -19,7 +19,7 @@ pub(in crate::engine) struct Peek {
 }
 
 impl Peek {
-    /// What the level has of `lane`, in which `missing` is to be looked for if it is not known yet.
+    /// The data that the level has of `lane`, in which `missing` is to be looked for if it is not known yet.
     pub(in crate::engine) fn of(&mut self, lane: &Lane, missing: &[TimeRange]) -> Option<&Piece> {
         let known = self.found.iter().position(|(key, _)| *key == lane.key);
         if known.is_none()
@@ -99,7 +99,7 @@ impl Engine {
 }
 
 impl SecondLevel {
-    /// What the levels have of `range` of `lane`, each asked for what those before it lack.
+    /// Returns the data that the levels have of `range` of `lane`; each is asked for what those before it lack.
     pub(super) async fn gather(&self, lane: &Lane, range: TimeRange) -> Option<Piece> {
         let mut all: Option<Piece> = None;
         for tier in &self.tiers {

@@ -188,7 +188,7 @@ const TENS: [f64; 16] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
 ];
 
-/// What has not been read of an answer. What is not of the usual form is `None`.
+/// The rest of an answer that has not been read yet. Its readers return `None` for other than the usual form.
 struct Scanner<'a> {
     rest: &'a [u8],
 }
