@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
+use der::{Decode, SliceReader, Tag};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
-use x509_cert::Certificate;
-use x509_cert::der::Decode;
 
 /// The protocols offered to clients, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -60,12 +60,30 @@ pub fn server(cert: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<Serve
 /// Returns when the first certificate of the chain in `cert` expires, in seconds of Unix time.
 pub fn expiry(cert: &[u8]) -> Option<u64> {
     let chain = CertificateDer::pem_slice_iter(cert).flatten();
-    let ends = chain.filter_map(|der| {
-        let certificate = Certificate::from_der(&der).ok()?;
-        let end = certificate.tbs_certificate().validity().not_after;
-        Some(end.to_unix_duration().as_secs())
-    });
-    ends.min()
+    chain.filter_map(|der| not_after(&der).ok()).min()
+}
+
+/// Returns the end of the validity of `certificate`, in seconds of Unix time (RFC 5280, section 4.1).
+fn not_after(certificate: &[u8]) -> der::Result<u64> {
+    let certificate = AnyRef::from_der(certificate)?;
+    let mut parts = SliceReader::new(certificate.value())?;
+    let to_be_signed = AnyRef::decode(&mut parts)?;
+    let mut fields = SliceReader::new(to_be_signed.value())?;
+    let mut next = || AnyRef::decode(&mut fields);
+    // The version is optional; the serial number, the signature's algorithm and the issuer follow.
+    if next()?.tag().is_context_specific() {
+        next()?;
+    }
+    next()?;
+    next()?;
+    let mut validity = SliceReader::new(next()?.value())?;
+    AnyRef::decode(&mut validity)?;
+    let end = AnyRef::decode(&mut validity)?;
+    let end = match end.tag() {
+        Tag::UtcTime => end.decode_as::<UtcTime>()?.to_unix_duration(),
+        _ => end.decode_as::<GeneralizedTime>()?.to_unix_duration(),
+    };
+    Ok(end.as_secs())
 }
 
 /// Checks that `cert` and `key` are a client certificate and its key.
@@ -120,4 +138,35 @@ fn roots(key: &'static str, pem: &[u8]) -> Result<RootCertStore, PemError> {
             .map_err(|e| wrong(key, format!("contains an unusable certificate: {e}")))?;
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn ending(year: i32) -> String {
+        let mut params = CertificateParams::new(vec!["a.example".into()]).unwrap();
+        params.not_after = date_time_ymd(year, 1, 2);
+        let key = KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().pem()
+    }
+
+    #[test]
+    fn of_a_chain_the_first_end_counts() {
+        // Times from 2050 on are written in another way.
+        let (soon, late) = (ending(2030), ending(2055));
+        assert_eq!(expiry(soon.as_bytes()), Some(1_893_542_400));
+        assert_eq!(expiry(late.as_bytes()), Some(2_682_460_800));
+        let chain = format!("{late}{soon}");
+        assert_eq!(expiry(chain.as_bytes()), Some(1_893_542_400));
+        // One that cannot be read does not count.
+        let broken = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+        assert_eq!(expiry(broken.as_bytes()), None);
+        assert_eq!(
+            expiry(format!("{broken}{late}").as_bytes()),
+            Some(2_682_460_800)
+        );
+    }
 }

@@ -168,6 +168,11 @@ impl Batches {
         }
     }
 
+    /// Returns the number of queries whose calls have not been made.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().open.iter().map(|b| b.members.len()).sum()
+    }
+
     /// Closes batch `number`, and returns its members; none, if it is closed already.
     fn close(&self, number: u64) -> Members {
         let mut state = self.state();

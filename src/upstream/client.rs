@@ -396,7 +396,7 @@ impl UpstreamClient {
                 ..self.limiter.state()
             },
             budgets: self.budgets_at(now),
-            units: self.ledger.as_ref().map(Ledger::state),
+            units: (self.ledger.as_ref()).map(|ledger| ledger.state(self.batches.waiting())),
             endpoints: self.addresses.state(),
         }
     }

@@ -66,13 +66,14 @@ impl Ledger {
         self.metrics.requested(units);
     }
 
-    /// Returns what has been counted.
-    pub(super) fn state(&self) -> UnitsState {
+    /// Returns what has been counted, while `waiting` queries wait for their calls.
+    pub(super) fn state(&self, waiting: usize) -> UnitsState {
         let (asked, requested) = self.metrics.totals();
         let avoided = requested.saturating_sub(asked);
         // To a billionth: what lies below is only how numbers are stored.
         let money = |units: u64| (units as f64 * self.units.price * 1e9).round() / 1e9;
         UnitsState {
+            waiting,
             asked,
             requested,
             avoided,

@@ -64,6 +64,8 @@ pub struct BudgetState {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UnitsState {
+    /// Queries that wait until the call is made that they share.
+    pub waiting: usize,
     /// Units that were asked for.
     pub asked: u64,
     /// Units that the queries would have asked for without a cache.

@@ -727,7 +727,7 @@ async fn units_are_counted_priced_and_budgeted() {
     read(&ask(&server, &hour(&g, now)).await);
     let counted = state(&server).await;
     let expected = json!({
-        "asked": 3, "requested": 12, "avoided": 9, "cost": 0.75, "costAvoided": 2.25, "currency": "EUR",
+        "waiting": 0, "asked": 3, "requested": 12, "avoided": 9, "cost": 0.75, "costAvoided": 2.25, "currency": "EUR",
     });
     assert_eq!(counted["units"], expected);
     let budgets = counted["budgets"].as_array().unwrap().iter();

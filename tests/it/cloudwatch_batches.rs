@@ -31,12 +31,17 @@ fn hour(metric: &Metric) -> Value {
     query(metric, (NOW - HOUR, NOW), Some(("MEAN", 5 * MINUTE)))
 }
 
-/// Lets the server do what it can do.
-async fn settled(server: &Server) {
-    // All others have their turn before each of these.
-    for _ in 0..50 {
-        server.get("/healthz").await;
-    }
+/// Waits until so many `queries` wait for their calls.
+async fn waiting(server: &Server, queries: usize) {
+    until(server, |state| state["units"]["waiting"] == queries).await;
+}
+
+/// Waits until the state of the upstream `holds`.
+async fn until(server: &Server, holds: impl Fn(&Value) -> bool) {
+    let looking = async { while !holds(&state(server).await) {} };
+    let most = Duration::from_secs(60);
+    let looked = tokio::time::timeout(most, looking).await;
+    assert!(looked.is_ok(), "{}", state(server).await);
 }
 
 /// Takes up all `calls` that may be made at once, until so many answers are let through.
@@ -63,12 +68,13 @@ async fn ask_all(
     hold(server, store, 1).await;
     store.trouble(troubles);
     let before = store.metered();
+    let all = queries.len();
     let asked = queries.into_iter().map(|query| {
         let server = server.clone();
         tokio::spawn(async move { ask(&server, &query).await })
     });
     let asked: Vec<_> = asked.collect();
-    settled(server).await;
+    waiting(server, all).await;
     store.peer.open();
     let replies = join_all(asked).await.into_iter().map(Result::unwrap);
     let replies = replies.collect();
@@ -105,12 +111,8 @@ async fn panels_that_open_at_once_share_a_few_calls() {
     });
     let asking: Vec<_> = asking.collect();
     // Three calls are full, and the fourth takes the rest.
-    let full = async { while state(&server).await["limiter"]["waiting"] != 4 {} };
-    tokio::time::timeout(Duration::from_secs(60), full)
-        .await
-        .unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    settled(&server).await;
+    waiting(&server, 500).await;
+    until(&server, |state| state["limiter"]["waiting"] == 4).await;
     (0..4).for_each(|_| store.peer.open());
     // All calls are made before any is answered: it takes one round trip more.
     store.peer.asked(8).await;
@@ -278,18 +280,23 @@ async fn queries_that_nobody_waits_for_are_not_sent() {
             tokio::spawn(async move { ask(&server, &query).await })
         });
         let asked: Vec<_> = asked.collect();
-        settled(&server).await;
+        waiting(&server, 4).await;
         for (n, asked) in asked.iter().enumerate() {
             if !staying.contains(&n) {
                 asked.abort();
             }
         }
-        settled(&server).await;
+        waiting(&server, staying.len()).await;
         store.peer.open();
         for (n, asked) in asked.into_iter().enumerate() {
             assert_eq!(asked.await.is_ok(), staying.contains(&n));
         }
-        settled(&server).await;
+        let idle = |state: &Value| {
+            ["waiting", "running"]
+                .iter()
+                .all(|n| state["limiter"][n] == 0)
+        };
+        until(&server, idle).await;
         assert_eq!(store.metered().1 - before, calls);
         if calls == 1 {
             let body = store.peer.seen().last().unwrap().json();
