@@ -7,21 +7,21 @@ use super::tree::Type::{Matrix as M, Scalar as S, String as T, Vector as V};
 #[derive(Debug)]
 pub(super) struct Function {
     pub(super) name: &'static str,
-    /// The types of its arguments; the last one also is that of all further ones.
+    /// The types of its arguments; the last one applies to all further ones.
     pub(super) arguments: &'static [Type],
-    /// Least and most arguments.
+    /// The least and the greatest number of arguments.
     pub(super) count: (usize, usize),
     pub(super) result: Type,
-    /// The dependencies of its value.
+    /// What its value depends on.
     pub(super) depends: Depends,
 }
 
-/// The dependencies of a function's value at a time.
+/// What the value of a function at a time depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depends {
     /// Its arguments at that time, or the samples of a range that ends there.
     Time,
-    /// The range and the step that are asked for.
+    /// The range and the step of the query.
     Window,
 }
 
@@ -51,19 +51,20 @@ const fn of_window(name: &'static str) -> Function {
     }
 }
 
-/// As many as one likes.
+/// Any number of arguments.
 const ANY: usize = usize::MAX;
 
-/// By name. All of Prometheus 2.42, and those that came since and are as plain.
+/// The functions by name: all of Prometheus 2.42, and those added since that are as simple.
 ///
 /// `time`, `timestamp`, `hour` and the like are functions of the evaluation time. A subquery is
-/// evaluated at multiples of its step since the epoch, whatever the window ("Subquery", Prometheus
-/// documentation), without a step at the origin's own evaluation interval. `sort` and its like
-/// order instant queries only; a range query is ordered by labels. `absent` and `scalar` have a
-/// value at each time. `label_replace` and `label_join` may make one series of two; Prometheus from
-/// 2.5x on refuses a window in which both are, though no evaluation time has both
-/// (prometheus/prometheus#15114), and what was cached piece by piece is then answered instead.
-/// `info` is left out: it is experimental, and looks series up by the window.
+/// evaluated at multiples of its step since the epoch, independently of the window ("Subquery",
+/// Prometheus documentation); without a step, at the origin's own evaluation interval. `sort` and
+/// its variants order the results of instant queries only; the result of a range query is ordered
+/// by labels. `absent` and `scalar` have a value at each time. `label_replace` and `label_join` may
+/// merge two series into one; Prometheus from 2.5x on refuses a window that contains both, although
+/// no single evaluation time does (prometheus/prometheus#15114). In that case Heliostat answers
+/// with the values that it has cached one by one. `info` is left out: it is experimental, and it
+/// looks series up by the window.
 static FUNCTIONS: &[Function] = &[
     plain("abs", &[V], V),
     plain("absent", &[V], V),
@@ -154,7 +155,7 @@ static FUNCTIONS: &[Function] = &[
     ranged("year", &[V], (0, 1), V),
 ];
 
-/// The function `name`, whose case counts.
+/// Returns the function `name`, which is case-sensitive.
 pub(super) fn function(name: &str) -> Option<&'static Function> {
     let found = FUNCTIONS.binary_search_by(|f| f.name.cmp(name)).ok()?;
     FUNCTIONS.get(found)
@@ -188,7 +189,7 @@ const fn aggregation(name: &'static str, parameter: Option<Type>) -> Aggregation
     Aggregation { name, parameter }
 }
 
-/// The aggregation `name`, whose case does not count.
+/// Returns the aggregation `name`, which is case-insensitive.
 pub(super) fn aggregation_named(name: &str) -> Option<&'static Aggregation> {
     AGGREGATIONS
         .iter()

@@ -1,15 +1,15 @@
-//! The words and signs of an expression, one after the other.
+//! Splits an expression into tokens.
 
 use super::Unreadable;
 
 /// The kind of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenKind {
-    /// Nothing follows.
+    /// The end of the text.
     End,
     /// A keyword, or the name of a metric, a label or a function.
     Word,
-    /// A word that begins like a number: a number or a duration.
+    /// A number or a duration: a word that begins with a digit or a dot.
     Number,
     /// A string with its quotes; its escapes are valid.
     Text,
@@ -43,19 +43,19 @@ pub(super) enum TokenKind {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Token<'a> {
     pub(super) kind: TokenKind,
-    /// As it is written.
+    /// The token as it is written.
     pub(super) text: &'a str,
 }
 
-/// Reads tokens from the front of a text, each byte of it once.
+/// Reads tokens from the front of a text and looks at each byte once.
 pub(super) struct Lexer<'a> {
     text: &'a str,
     at: usize,
-    /// Whether a `[` is open. A colon there stands by itself and is no part of a word.
+    /// Whether a `[` is open. Inside brackets a colon is a token of its own and not part of a word.
     in_brackets: bool,
 }
 
-/// U+FFFD, which Prometheus takes for a broken character wherever it stands in a string.
+/// U+FFFD, which Prometheus treats as invalid UTF-8 wherever it occurs in a string.
 const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 
 impl<'a> Lexer<'a> {
@@ -67,7 +67,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// The next token.
+    /// Returns the next token.
     pub(super) fn token(&mut self) -> Result<Token<'a>, Unreadable> {
         self.skip_blanks();
         let start = self.at;
@@ -76,7 +76,7 @@ impl<'a> Lexer<'a> {
         Ok(Token { kind, text })
     }
 
-    /// Whether the next sign is a `(`.
+    /// Returns whether the next token is a `(`.
     pub(super) fn parenthesis_follows(&self) -> bool {
         let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
         rest.iter().find(|b| !is_space(**b)) == Some(&b'(')
@@ -86,7 +86,7 @@ impl<'a> Lexer<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// Takes the next byte if `wanted` holds of it.
+    /// Takes the next byte if it satisfies `wanted`.
     fn accept(&mut self, wanted: impl Fn(u8) -> bool) -> bool {
         let taken = self.peek().is_some_and(wanted);
         self.at += usize::from(taken);
@@ -110,7 +110,7 @@ impl<'a> Lexer<'a> {
 
     fn scan(&mut self) -> Result<TokenKind, Unreadable> {
         let Some(first) = self.peek() else {
-            // An unclosed bracket is refused by whoever waits for the other.
+            // The parser reports an unclosed bracket when it expects the closing one.
             return Ok(TokenKind::End);
         };
         self.at += 1;
@@ -123,7 +123,7 @@ impl<'a> Lexer<'a> {
                 if std::mem::replace(&mut self.in_brackets, true) {
                     return Err(Unreadable);
                 }
-                // No comment is read here.
+                // Comments are not allowed here.
                 self.accept_run(is_space);
                 if self.peek() == Some(b'#') {
                     return Err(Unreadable);
@@ -167,7 +167,7 @@ impl<'a> Lexer<'a> {
         })
     }
 
-    /// Everything that may belong to a number or duration whose first byte was taken. Neither is
+    /// Reads the rest of a number or duration whose first byte has been taken. Neither may be
     /// followed directly by a letter, a digit or a dot.
     fn number(&mut self) -> Result<TokenKind, Unreadable> {
         let start = self.at - 1;
@@ -178,7 +178,7 @@ impl<'a> Lexer<'a> {
             if let Some((b'e' | b'E', before)) = taken.split_last() {
                 let hexadecimal = matches!(before, [b'0', b'x' | b'X', ..]);
                 if hexadecimal && self.peek().is_some_and(is_sign) {
-                    // `0x1e+5` is a sum to some versions of Prometheus and an error to others.
+                    // Some versions of Prometheus read `0x1e+5` as a sum, others refuse it.
                     return Err(Unreadable);
                 }
                 if !hexadecimal && !std::mem::replace(&mut exponent, true) {
@@ -191,7 +191,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A string in `quote`, which was taken.
+    /// Reads the rest of a string in `quote`, which has been taken.
     fn quoted(&mut self, quote: u8) -> Result<TokenKind, Unreadable> {
         loop {
             match self.peek() {
@@ -210,7 +210,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A string in backticks, the first of which was taken.
+    /// Reads the rest of a string in backticks, the first of which has been taken.
     fn raw(&mut self) -> Result<TokenKind, Unreadable> {
         loop {
             match self.peek() {
@@ -224,7 +224,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Takes a byte of a string.
+    /// Takes one character of a string.
     fn character(&mut self) -> Result<(), Unreadable> {
         let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
         if rest.starts_with(REPLACEMENT) {
@@ -241,8 +241,8 @@ pub(super) enum Escaped {
     Char(char),
 }
 
-/// Returns the meaning of the escape that begins `rest`, behind its backslash, stands for in a string in `quote`, and
-/// how long it is. As in Go.
+/// Returns what the escape at the start of `rest`, after its backslash, stands for in a string in
+/// `quote`, and its length. The rules are Go's.
 pub(super) fn escape(rest: &[u8], quote: u8) -> Option<(Escaped, usize)> {
     let first = *rest.first()?;
     let simple = |byte| Some((Escaped::Byte(byte), 1));
@@ -277,7 +277,7 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// Whether a word may begin with `byte`.
+/// Returns whether a word may begin with `byte`.
 fn is_word(byte: u8) -> bool {
     byte == b'_' || byte.is_ascii_alphabetic()
 }

@@ -1,4 +1,4 @@
-//! Numbers, durations and strings: what they mean, and the one way in which we write them.
+//! Numbers, durations and strings: their values, and the one way in which Heliostat writes them.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -19,7 +19,7 @@ const UNITS: [(&str, i64); 7] = [
 /// The longest duration, in milliseconds: Prometheus counts nanoseconds in 64 bits.
 pub(super) const LONGEST: i64 = i64::MAX / 1_000_000;
 
-/// The meaning of a token that begins like a number.
+/// The value of a token that begins like a number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Quantity {
     Number(f64),
@@ -27,7 +27,7 @@ pub(super) enum Quantity {
     Duration(i64),
 }
 
-/// Returns the meaning of `text`, or `None` if it is neither a number nor a duration.
+/// Returns the value of `text`, or `None` if it is neither a number nor a duration.
 pub(super) fn quantity(text: &str) -> Option<Quantity> {
     match number(text) {
         Some(value) => Some(Quantity::Number(value)),
@@ -35,8 +35,8 @@ pub(super) fn quantity(text: &str) -> Option<Quantity> {
     }
 }
 
-/// The value of a number, read as Go reads it: `0x` begins hexadecimal integers, a zero octal ones;
-/// an underscore stands between digits, which only newer servers read.
+/// Returns the value of a number by Go's rules: `0x` begins hexadecimal integers, a zero octal
+/// ones; an underscore may separate digits, which only newer servers accept.
 fn number(text: &str) -> Option<f64> {
     let digits: Cow<'_, str> = if text.contains('_') {
         Cow::Owned(without_underscores(text)?)
@@ -59,7 +59,8 @@ fn number(text: &str) -> Option<f64> {
     digits.parse::<f64>().ok().filter(|value| value.is_finite())
 }
 
-/// `text` without the underscores between its digits, or behind `0x`; `None` if one stands elsewhere.
+/// Returns `text` without the underscores between its digits or after `0x`; `None` if one is
+/// elsewhere.
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let hexadecimal = text.starts_with("0x") || text.starts_with("0X");
@@ -76,8 +77,8 @@ fn without_underscores(text: &str) -> Option<String> {
     Some(text.replace('_', ""))
 }
 
-/// The milliseconds of a duration such as `1h30m`: units from the longest to the shortest, each at
-/// most once.
+/// Returns the milliseconds of a duration such as `1h30m`: units from the longest to the shortest,
+/// each at most once.
 fn duration(text: &str) -> Option<i64> {
     let (mut rest, mut units, mut sum) = (text, UNITS.iter(), 0i64);
     while !rest.is_empty() {
@@ -100,7 +101,7 @@ pub(super) fn write_duration(out: &mut String, millis: i64) {
     }
 }
 
-/// Writes a number that is not negative, so that it reads as the same number.
+/// Writes a number that is not negative, in a form that parses to the same number.
 pub(super) fn write_number(out: &mut String, value: f64) {
     let _ = if value.is_nan() {
         write!(out, "NaN")
@@ -113,7 +114,7 @@ pub(super) fn write_number(out: &mut String, value: f64) {
     };
 }
 
-/// The bytes that a string stands for; `text` is a token with its quotes. They need not be UTF-8.
+/// Returns the bytes of a string; `text` is a token with its quotes. They need not be UTF-8.
 pub(super) fn unquoted(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
     let (Some(quote), Some(inner)) = (bytes.first(), bytes.get(1..bytes.len() - 1)) else {
@@ -129,7 +130,7 @@ pub(super) fn unquoted(text: &str) -> Cow<'_, [u8]> {
             out.push(*first);
             continue;
         }
-        // The lexer let valid escapes pass only.
+        // The lexer lets only valid escapes pass.
         let Some((escaped, length)) = escape(after, *quote) else {
             continue;
         };
@@ -142,7 +143,7 @@ pub(super) fn unquoted(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// Writes `value` as a string in double quotes that reads as the same bytes.
+/// Writes `value` as a string in double quotes that parses to the same bytes.
 pub(super) fn write_string(out: &mut String, value: &[u8]) {
     out.push('"');
     for chunk in value.utf8_chunks() {
@@ -153,7 +154,7 @@ pub(super) fn write_string(out: &mut String, value: &[u8]) {
                 '\n' => out.push_str("\\n"),
                 '\r' => out.push_str("\\r"),
                 '\t' => out.push_str("\\t"),
-                // It is refused where it stands as it is.
+                // Prometheus refuses the character itself.
                 '\u{fffd}' => out.push_str("\\ufffd"),
                 '\0'..='\u{1f}' | '\u{7f}' => {
                     let _ = write!(out, "\\x{:02x}", u32::from(char));

@@ -1,22 +1,22 @@
-//! PromQL, as far as a cache must understand it: may the values of a range query be kept one by
-//! one, by evaluation time? How new are the samples that a value comes from? And which spellings mean
-//! the same? Pure, and linear in the length of the text: nothing recurses with its nesting, no regular
-//! expression is compiled.
+//! PromQL, as far as a cache has to understand it. Can the values of a range query be cached one by
+//! one, by evaluation time? How new are the samples that a value is computed from? Which spellings
+//! mean the same? Pure, and linear in the length of the text: nothing recurses with its nesting,
+//! and no regular expression is compiled.
 //!
-//! - `lexer`, `literal`: the words and signs, and what numbers, durations and strings mean
+//! - `lexer`, `literal`: tokens, and the values of numbers, durations and strings
 //! - `parse`, `selector`: the grammar of Prometheus from 2.42 to 3.x
-//! - `tree`, `functions`, `regex`: what is read, and the checks of Prometheus
+//! - `tree`, `functions`, `regex`: the syntax tree, and the checks that Prometheus makes
 //! - `walk`: what the values depend on
-//! - `normal`: the one spelling
+//! - `normal`: the normal form
 //!
 //! Prometheus evaluates a range query as the same expression at `start`, `start + step`, … up to
 //! `end`, each time from the samples at or before that time ("Expression queries", HTTP API of
-//! Prometheus; `promql/engine.go`). So a value belongs to its evaluation time alone, whatever the
-//! window, unless the expression says otherwise. Those that do are found here by parsing.
+//! Prometheus; `promql/engine.go`). So a value depends on its evaluation time alone and not on the
+//! window, unless the expression says otherwise. Parsing finds the expressions that do.
 //!
-//! A limit that no cache can lift: Prometheus does not order the series that an operator or a function
-//! brings forth within the expression, so an aggregation over them may differ in the last digits
-//! of a sum, or in which of equals `topk` takes, from one asking to the next.
+//! One limit remains: Prometheus does not order the series that an operator or a function produces
+//! within the expression, so an aggregation over them may differ between two evaluations in the
+//! last digits of a sum, or in which of several equal series `topk` selects.
 
 mod functions;
 mod lexer;
@@ -36,26 +36,26 @@ use tree::Type;
 #[cfg(test)]
 mod tests;
 
-/// Whether the values of a range query may be kept by evaluation time.
+/// Whether the values of a range query can be cached by evaluation time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Analysis {
-    /// The value at time `t` depends on `t` and on samples at or before `t - lag` only. Any
-    /// window whose step and phase meet `t` gives the same value.
+    /// The value at time `t` depends only on `t` and on samples at or before `t - lag`. Every
+    /// window whose step and phase include `t` has the same value.
     PerInstant {
         /// Milliseconds between `t` and the newest sample that the value at `t` may read: the
-        /// least offset in the expression. A value of yesterday's data (`offset 1d`) is settled
-        /// as soon as yesterday's data is. [`crate::model::MAX_TIME`] where no sample is read.
+        /// smallest offset in the expression. A value of yesterday's data (`offset 1d`) is settled
+        /// as soon as yesterday's data is. [`crate::model::MAX_TIME`] if no sample is read.
         lag: Millis,
     },
-    /// The whole query goes to the origin each time.
+    /// The whole query is sent to the origin each time.
     PassThrough(Reason),
 }
 
-/// Why an expression is not kept by evaluation time.
+/// The reason why the values of an expression are not cached by evaluation time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// It is not read here: MetricsQL, something newer, or a mistake that the origin had better
-    /// explain itself.
+    /// The expression cannot be parsed: MetricsQL, newer syntax, or a mistake that the origin
+    /// itself can explain best.
     NotUnderstood,
     /// A range vector or a string; the origin refuses both in a range query.
     NotAVector,
@@ -63,16 +63,16 @@ pub enum Reason {
     /// that time has passed, which may be long after the evaluation time.
     At,
     /// `@ start()`, `@ end()`, `start()`, `end()`, `range()`, `step()`: the value depends on the
-    /// window, or on the step, which is not the same for all who share values.
+    /// window, or on the step, which may differ between queries that share values.
     Window,
-    /// A negative offset: the value at `t` reads samples after `t`, which may not be there yet.
-    /// Mimir and Cortex do not cache these either (`results_cache.go`).
+    /// A negative offset: the value at `t` reads samples after `t`, which may not exist yet. Mimir
+    /// and Cortex do not cache these either (`results_cache.go`).
     NegativeOffset,
-    /// `topk(scalar(x), …)`: from 2.5x to 3.3 Prometheus takes the parameter of an aggregation
-    /// from the first time of the window alone (prometheus/prometheus#15971).
+    /// `topk(scalar(x), …)`: versions 2.5x to 3.3 of Prometheus take the parameter of an
+    /// aggregation from the first time of the window only (prometheus/prometheus#15971).
     VaryingParameter,
-    /// A function of series that may differ in name only. It takes the names off, and Prometheus
-    /// then refuses a window in which two of them meet, though no single evaluation time has both
+    /// A function of series that may differ in name only. It removes the names, and Prometheus then
+    /// refuses a window in which two of them collide, although no single evaluation time has both
     /// (prometheus/prometheus#14695).
     NamesMayCollide,
     /// A function that is not known to depend on the evaluation time alone.
@@ -80,7 +80,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// A few words for `Cache-Status`: letters, digits and dashes.
+    /// Returns the reason in a few words for `Cache-Status`: letters, digits and dashes.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotUnderstood => "not-understood",
@@ -98,38 +98,38 @@ impl Reason {
 /// The analysis of a text that may be an expression.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExpressionFacts {
-    /// Whether the values of a range query over it may be kept by evaluation time.
+    /// Whether the values of a range query over it can be cached by evaluation time.
     pub analysis: Analysis,
-    /// The newest samples that an instant query reads; none where that cannot be told.
+    /// The newest samples that an instant query reads; `None` if that is unknown.
     pub reads: Option<Reads>,
     /// Set if its value is known to be an instant vector.
     pub vector: bool,
-    /// The spelling by which it is known, where that is another than its own.
+    /// Its normal form, if that differs from the text itself.
     pub normal: Option<String>,
 }
 
-/// The newest samples that the value of an instant query comes from.
+/// The newest samples that the value of an instant query is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reads {
-    /// The least offset from the evaluation time; negative where later samples are read.
+    /// The smallest offset from the evaluation time; negative if later samples are read.
     lag: Millis,
     /// The latest time that `@` names, less its offset.
     fixed: Option<Millis>,
 }
 
 impl Reads {
-    /// The time of the newest sample that the value at `time` may come from.
+    /// Returns the time of the newest sample that the value at `time` may be computed from.
     pub fn newest(&self, time: Millis) -> Millis {
         let newest = time.saturating_sub(self.lag);
         self.fixed.map_or(newest, |fixed| fixed.max(newest))
     }
 }
 
-/// The error for a text that is not an expression, or not one that is understood.
+/// The error for a text that cannot be parsed.
 #[derive(Clone, Copy, Debug)]
 struct Unreadable;
 
-/// The analysis of a text that is not understood.
+/// The analysis of a text that cannot be parsed.
 pub const NOT_UNDERSTOOD: ExpressionFacts = ExpressionFacts {
     analysis: Analysis::PassThrough(Reason::NotUnderstood),
     reads: None,
@@ -137,9 +137,9 @@ pub const NOT_UNDERSTOOD: ExpressionFacts = ExpressionFacts {
     normal: None,
 };
 
-/// Reads `text`. Never fails: what is not understood passes through as it is written.
+/// Reads `text`. Never fails: what cannot be parsed is passed on as it is written.
 ///
-/// It takes some microseconds, and time in proportion to the length.
+/// Takes a few microseconds, in proportion to the length.
 pub fn read(text: &str) -> ExpressionFacts {
     let Ok((tree, root)) = parse::parse(text) else {
         return NOT_UNDERSTOOD;
@@ -157,19 +157,19 @@ pub fn read(text: &str) -> ExpressionFacts {
     }
 }
 
-/// Whether the values of a range query over `text` may be kept by evaluation time.
+/// Returns whether the values of a range query over `text` can be cached by evaluation time.
 pub fn classify(text: &str) -> Analysis {
     read(text).analysis
 }
 
-/// The text by which an expression is known in the cache, and by which the upstream is asked: its
-/// normal form, or `text` itself where it has none.
+/// Returns the text that identifies an expression in the cache and that is sent to the upstream:
+/// its normal form, or `text` itself if it has none.
 ///
-/// White space and comments, parentheses without effect, the place of `by` and `without`, the order of
-/// matchers and of the labels of a list, quotes, trailing commas and the spelling of numbers and
-/// durations make no difference. A spelling that only newer servers read, such as `{"a.b"}` or `[300]`,
-/// stays, so that an older one refuses it. Positions in what the upstream says of it are those in this
-/// text.
+/// White space and comments, parentheses without effect, the place of `by` and `without`, the order
+/// of matchers and of the labels of a list, quotes, trailing commas and the spelling of numbers and
+/// durations make no difference. A spelling that only newer servers read, such as `{"a.b"}` or
+/// `[300]`, is kept, so that an older one refuses it. Positions in the upstream's error messages
+/// refer to this text.
 pub fn canonical(text: &str) -> Cow<'_, str> {
     match read(text).normal {
         Some(normal) => Cow::Owned(normal),
@@ -177,8 +177,8 @@ pub fn canonical(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Selectors of series, as in `match[]`, in their normal form and sorted; as they are if one of them is
-/// not understood, so that the upstream finds the same mistake first.
+/// Returns selectors of series, as in `match[]`, in their normal form and sorted. If one of them
+/// cannot be parsed, they stay as they are, so that the upstream reports the same mistake first.
 pub fn canonical_selectors(written: Vec<String>) -> Vec<String> {
     let normal = |text: &String| {
         let (tree, root) = parse::parse_selector(text).ok()?;

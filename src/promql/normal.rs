@@ -1,5 +1,5 @@
-//! Writes an expression in its normal form: one spelling of all those that every server reads as the
-//! same. Nothing is reckoned, and operands stay where they are.
+//! Writes an expression in its normal form: one spelling for all those that every server reads as
+//! the same. Nothing is evaluated, and operands keep their order.
 
 use std::fmt::Write as _;
 
@@ -9,15 +9,15 @@ use super::tree::{
     SeriesSelector, Shift, Tree,
 };
 
-/// Where a part stands, which says whether it needs parentheses.
+/// The position of a part, which determines whether it needs parentheses.
 #[derive(Clone, Copy, Debug)]
 enum Position {
-    /// Where anything may stand.
+    /// A position where any expression may stand.
     Free,
     /// Before or behind an operator of this precedence.
     Left(u8),
     Right(u8),
-    /// Behind a sign.
+    /// After a sign.
     Signed,
     /// Before the brackets of a subquery.
     Subquery,
@@ -34,7 +34,7 @@ enum Task {
     Between(Id),
 }
 
-/// The normal form of `tree`.
+/// Returns the normal form of `tree`.
 pub(super) fn write(tree: &Tree<'_>, root: Id) -> String {
     let mut out = String::new();
     let mut tasks = vec![Task::Part(root, Position::Free)];
@@ -73,7 +73,7 @@ pub(super) fn write(tree: &Tree<'_>, root: Id) -> String {
     out
 }
 
-/// Writes how the part `id` begins, and leaves the rest to be done.
+/// Writes the beginning of the part `id`, and queues the rest.
 fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut Vec<Task>) {
     let Some(node) = tree.node(id) else { return };
     match node {
@@ -132,7 +132,7 @@ fn begin(tree: &Tree<'_>, id: Id, place: Position, out: &mut String, tasks: &mut
     }
 }
 
-/// Leaves `parts` to be written with commas between them.
+/// Queues `parts` with commas between them.
 fn list(parts: impl DoubleEndedIterator<Item = Id>, tasks: &mut Vec<Task>) {
     let mut parts = parts.rev().peekable();
     while let Some(part) = parts.next() {
@@ -143,11 +143,11 @@ fn list(parts: impl DoubleEndedIterator<Item = Id>, tasks: &mut Vec<Task>) {
     }
 }
 
-/// Whether `inside` reads as the same part of the whole without parentheses.
+/// Returns whether the parentheses around `inside` can be dropped without a change of meaning.
 fn is_redundant(tree: &Tree<'_>, inside: Id, place: Position) -> bool {
     let precedence = match (place, tree.node(inside)) {
         (Position::Free, _) => return true,
-        // `up offset 5m - 10m` is left to who wrote it so.
+        // Servers differ in how they read `up offset 5m - 10m`, so it stays as written.
         (_, Some(ExprNode::Selector(selector))) => return selector.shift.is_none(),
         (_, Some(ExprNode::Call { .. } | ExprNode::Aggregate { .. })) => return true,
         (_, Some(ExprNode::Number(_) | ExprNode::Metric(_))) => return true,
@@ -159,7 +159,7 @@ fn is_redundant(tree: &Tree<'_>, inside: Id, place: Position) -> bool {
     match place {
         Position::Free => true,
         Position::Left(outer) => precedence > outer || precedence == outer && outer != POWER,
-        // Behind an operator a sign is of what follows it.
+        // After an operator a sign applies to what follows it.
         Position::Right(_) if sign => true,
         Position::Right(outer) => precedence > outer || precedence == outer && outer == POWER,
         Position::Signed => !sign && precedence > MULTIPLICATION,
@@ -174,7 +174,7 @@ fn write_selector(out: &mut String, selector: &SeriesSelector<'_>) {
         .iter()
         .map(|m| (sort_name(m), m))
         .collect();
-    // Of one label they stay in order: `absent` takes its labels from the first.
+    // Matchers of one label keep their order: `absent` takes its labels from the first.
     matchers.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (n, (_, matcher)) in matchers.iter().enumerate() {
         out.push(if n == 0 { '{' } else { ',' });
@@ -195,7 +195,7 @@ fn write_selector(out: &mut String, selector: &SeriesSelector<'_>) {
     write_shift(out, &selector.shift);
 }
 
-/// By what a matcher is sorted: its label.
+/// Returns the sort key of a matcher: its label.
 fn sort_name<'a>(matcher: &Matcher<'a>) -> std::borrow::Cow<'a, [u8]> {
     match matcher.test {
         None => std::borrow::Cow::Borrowed(b"__name__"),
@@ -235,7 +235,7 @@ fn write_signed(out: &mut String, value: f64) {
 }
 
 fn write_grouping(out: &mut String, grouping: Option<&Grouping<'_>>) {
-    // No `by` and an empty one are the same; an empty `without` is not.
+    // An empty `by` is the same as none; an empty `without` is not.
     let Some(grouping) = grouping.filter(|g| g.without || !g.labels.is_empty()) else {
         return;
     };

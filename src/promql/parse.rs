@@ -1,5 +1,5 @@
-//! Reads an expression: a precedence parser with a stack of its own, so that no nesting is too deep
-//! for it. Every token is looked at once.
+//! Parses an expression: a precedence parser with its own stack, so that no nesting is too deep.
+//! Every token is looked at once.
 //!
 //! The grammar is that of Prometheus (`promql/parser/generated_parser.y` and `lex.go`), from 2.42 on.
 
@@ -11,12 +11,12 @@ use super::tree::{
     ExprNode, Family, Grouping, Id, Label, MULTIPLICATION, Matching, Operator, POWER, Tree,
 };
 
-/// The tree of `text`, and its root.
+/// Parses `text`; returns the tree and its root.
 pub(super) fn parse(text: &str) -> Result<(Tree<'_>, Id), Unreadable> {
     Parser::new(text)?.expression()
 }
 
-/// A tree that holds `text`, a selector of series as in `match[]`.
+/// Parses `text`, a selector of series as in `match[]`; returns the tree that holds it.
 pub(super) fn parse_selector(text: &str) -> Result<(Tree<'_>, Id), Unreadable> {
     let mut parser = Parser::new(text)?;
     let name = match parser.token.kind {
@@ -31,7 +31,7 @@ pub(super) fn parse_selector(text: &str) -> Result<(Tree<'_>, Id), Unreadable> {
 /// Operators and brackets that wait for an operand.
 enum Pending<'a> {
     Paren,
-    /// The function, and where its arguments begin.
+    /// The function, and the position of its first argument.
     Call(&'a str, Id),
     Aggregate(&'static Aggregation, Option<Box<Grouping<'a>>>, Id),
     Sign(&'static str),
@@ -40,11 +40,11 @@ enum Pending<'a> {
 
 pub(super) struct Parser<'a> {
     lexer: Lexer<'a>,
-    /// The token that is looked at.
+    /// The current token.
     pub(super) token: Token<'a>,
     pub(super) tree: Tree<'a>,
     frames: Vec<Pending<'a>>,
-    /// The arguments of all calls that are pending.
+    /// The arguments of all pending calls.
     arguments: Vec<Id>,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Goes on to the next token; returns the one before.
+    /// Advances to the next token and returns the one before.
     pub(super) fn advance(&mut self) -> Result<Token<'a>, Unreadable> {
         let next = self.lexer.token()?;
         Ok(std::mem::replace(&mut self.token, next))
@@ -82,7 +82,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Whether the keyword `word`, whose case does not count, is looked at.
+    /// Returns whether the current token is the keyword `word`, in any case.
     pub(super) fn at_word(&self, word: &str) -> bool {
         self.token.kind == TokenKind::Word && self.token.text.eq_ignore_ascii_case(word)
     }
@@ -132,7 +132,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// An operand, or `None` where what has begun waits for one.
+    /// Reads an operand, or returns `None` after a prefix that still needs one.
     fn operand(&mut self) -> Result<Option<Id>, Unreadable> {
         let token = self.token;
         match token.kind {
@@ -205,7 +205,7 @@ impl<'a> Parser<'a> {
         Ok(None)
     }
 
-    /// Makes a whole of `operand` and what waits for it and binds as `precedence` or closer.
+    /// Combines `operand` with the pending operators that bind at least as tightly as `precedence`.
     fn reduce(&mut self, mut operand: Id, precedence: u8) -> Result<Id, Unreadable> {
         loop {
             let binds = match self.frames.last() {
@@ -279,7 +279,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The place of the first argument of a call that begins.
+    /// Returns the position of the first argument of a new call.
     fn next_argument(&self) -> Result<Id, Unreadable> {
         Id::try_from(self.arguments.len()).map_err(|_| Unreadable)
     }
@@ -293,7 +293,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// `by (…)` or `without (…)`, if that follows.
+    /// Reads `by (…)` or `without (…)`, if that follows.
     fn grouping(&mut self) -> Result<Option<Box<Grouping<'a>>>, Unreadable> {
         let without = self.at_word("without");
         if !without && !self.at_word("by") {
@@ -304,7 +304,7 @@ impl<'a> Parser<'a> {
         Ok(Some(Box::new(Grouping { without, labels })))
     }
 
-    /// Names of labels in parentheses.
+    /// Reads the names of labels in parentheses.
     fn labels(&mut self) -> Result<Vec<Label<'a>>, Unreadable> {
         self.expect(TokenKind::LeftParen)?;
         let mut labels = Vec::new();
@@ -355,7 +355,8 @@ impl<'a> Parser<'a> {
         Ok(matching)
     }
 
-    /// `fill (0)`, `fill_left (0)` and `fill_right (0)`, which are keywords before a parenthesis only.
+    /// Reads `fill (0)`, `fill_left (0)` and `fill_right (0)`, which are keywords only before a
+    /// parenthesis.
     fn fill(&mut self, matching: &mut Matching<'a>) -> Result<(), Unreadable> {
         while self.lexer.parenthesis_follows() {
             let sides = if self.at_word("fill") {
@@ -380,7 +381,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// A number with or without a sign.
+    /// Reads a number with or without a sign.
     pub(super) fn signed_number(&mut self) -> Result<f64, Unreadable> {
         let negative = self.token.kind == TokenKind::Sub;
         if negative || self.token.kind == TokenKind::Add {
@@ -396,13 +397,13 @@ impl<'a> Parser<'a> {
             _ => None,
         };
         let value = value.ok_or(Unreadable)?;
-        // What is not read by all as the same must not be made so.
+        // A spelling that servers read differently must not be normalised.
         self.tree.as_written |= !is_plain(token.text);
         Ok(if negative { -value } else { value })
     }
 }
 
-/// All operators.
+/// All binary operators.
 static OPERATORS: [Operator; 16] = {
     use Family::{Arithmetic, Comparison, Set};
     const fn operator(text: &'static str, precedence: u8, family: Family) -> Operator {
@@ -432,7 +433,7 @@ static OPERATORS: [Operator; 16] = {
     ]
 };
 
-/// The operator that `token` is.
+/// Returns the operator that `token` stands for.
 fn operator(token: Token<'_>) -> Option<&'static Operator> {
     let mut all = OPERATORS.iter();
     match token.kind {
@@ -442,14 +443,14 @@ fn operator(token: Token<'_>) -> Option<&'static Operator> {
     }
 }
 
-/// Whether every server reads the number `text`, and as the same: newer ones read `1_000` only, and
-/// `010` is eight to Prometheus and ten to others.
+/// Returns whether every server reads the number `text`, and with the same value: only newer ones
+/// read `1_000`, and `010` is eight for Prometheus and ten for others.
 fn is_plain(text: &str) -> bool {
     let leading_zero = matches!(text.as_bytes(), [b'0', b'0'..=b'9', ..]);
     !leading_zero && !text.contains('_')
 }
 
-/// The number that `word` is.
+/// Returns the number that `word` stands for.
 fn number_word(word: &str) -> Option<f64> {
     let is = |number: &str| word.eq_ignore_ascii_case(number);
     if is("inf") {
@@ -464,7 +465,7 @@ const SOFT: [&str; 8] = [
     "and", "by", "end", "offset", "or", "start", "unless", "without",
 ];
 
-/// Keywords that may not.
+/// Keywords that may not be the name of a metric.
 const HARD: [&str; 6] = [
     "atan2",
     "bool",
@@ -479,7 +480,7 @@ fn is_metric(word: &str) -> bool {
     !hard && number_word(word).is_none()
 }
 
-/// Whether `word` is no name of a function, whatever its case.
+/// Returns whether `word` is a keyword, in any case, and not the name of a function.
 fn is_keyword(word: &str) -> bool {
     let mut keywords = SOFT.iter().chain(&HARD);
     keywords.any(|k| word.eq_ignore_ascii_case(k))

@@ -1,21 +1,21 @@
-//! Regular expressions, as far as they must be known: whether Prometheus takes one, and whether it
-//! matches the empty string. One look at each character; nothing is compiled.
+//! Checks regular expressions as far as the cache needs it: whether Prometheus accepts one, and
+//! whether it matches the empty string. Looks at each character once; nothing is compiled.
 
-/// Most characters that an expression comes to with its repetitions written out. Go refuses more
-/// than 3,355,443 instructions; what is near to that we do not vouch for.
+/// The most characters of an expression with its repetitions expanded. Go refuses more than
+/// 3,355,443 instructions; this stays well below that.
 const MOST_INSTANCES: u64 = 2_000_000;
 
-/// The count of a Unicode class; Go bounds the ranges of all of them together, too.
+/// The size assumed for a Unicode class; Go limits the ranges of all of them together, too.
 const UNICODE_CLASS: u64 = 1000;
 
-/// Deeper groups we do not vouch for; Go refuses 1,000.
+/// The deepest nesting of groups that is checked; Go refuses 1,000.
 const DEEPEST: usize = 200;
 
-/// Most repetitions, all that are inside of one another multiplied (`repeatIsValid` in Go's
+/// The most repetitions, multiplied over nested ones (`repeatIsValid` in Go's
 /// `regexp/syntax/parse.go`).
 const MOST_REPETITIONS: u64 = 1000;
 
-/// Classes by name, behind their `[`.
+/// Named classes, without their leading `[`.
 const NAMED: [&str; 14] = [
     ":alnum:]",
     ":alpha:]",
@@ -33,8 +33,9 @@ const NAMED: [&str; 14] = [
     ":xdigit:]",
 ];
 
-/// Whether a regular expression that is anchored at both ends matches the empty string; `Some(None)`
-/// if it holds something that is not looked into, `None` if Go's `regexp/syntax` refuses it.
+/// Returns whether a regular expression that is anchored at both ends matches the empty string;
+/// `Some(None)` if it contains something that is not checked, `None` if Go's `regexp/syntax`
+/// refuses it.
 pub(super) fn scan(pattern: &[u8]) -> Option<Option<bool>> {
     let Ok(text) = std::str::from_utf8(pattern) else {
         return Some(None);
@@ -47,13 +48,13 @@ pub(super) fn scan(pattern: &[u8]) -> Option<Option<bool>> {
     .run()
 }
 
-/// The properties of a part: of a character, a group, or what stands side by side.
+/// The properties of a part: of a character, a group, or a sequence.
 #[derive(Clone, Copy)]
 struct PatternPart {
     matches_empty: bool,
-    /// The greatest product of repetitions inside.
+    /// The greatest product of nested repetitions.
     repetitions: u64,
-    /// Number of characters once repetitions are written out.
+    /// The number of characters with repetitions expanded.
     instances: u64,
 }
 
@@ -63,15 +64,15 @@ const CHARACTER: PatternPart = PatternPart {
     instances: 1,
 };
 
-/// The inside of a group that is not closed yet.
+/// The contents of a group that is still open.
 struct OpenGroup {
     /// Whether an alternative before this one matches the empty string.
     matches_empty: bool,
-    /// The total of this alternative, without `last`.
+    /// The properties of this alternative, without `last`.
     before: PatternPart,
-    /// The part that a repetition would repeat.
+    /// The part that a repetition would apply to.
     last: Option<PatternPart>,
-    /// Whether `last` is repeated already.
+    /// Whether `last` already has a repetition.
     repeated: bool,
 }
 
@@ -96,7 +97,7 @@ impl OpenGroup {
         self.last = Some(part);
     }
 
-    /// Takes what can no longer be repeated to what is before.
+    /// Merges `last`, which can no longer be repeated, into `before`.
     fn settle(&mut self) {
         self.repeated = false;
         if let Some(last) = self.last.take() {
@@ -123,9 +124,9 @@ impl OpenGroup {
 
 struct Scan<'a> {
     rest: &'a str,
-    /// The groups that are open, the whole first.
+    /// The open groups, the outermost (the whole expression) first.
     open: Vec<OpenGroup>,
-    /// Whether all has been looked into.
+    /// Whether everything was checked.
     sure: bool,
 }
 
@@ -136,7 +137,7 @@ impl Scan<'_> {
                 '(' => self.open_group()?,
                 ')' => {
                     let closed = self.open.pop()?.close();
-                    // The whole is no group.
+                    // The whole expression is not a group.
                     self.open.last_mut()?.push(closed);
                 }
                 '|' => self.open.last_mut()?.alternative(),
@@ -171,7 +172,7 @@ impl Scan<'_> {
         Some(char)
     }
 
-    /// Takes `text` if it stands next.
+    /// Takes `text` if it comes next.
     fn accept(&mut self, text: &str) -> bool {
         let after = self.rest.strip_prefix(text);
         self.rest = after.unwrap_or(self.rest);
@@ -188,16 +189,17 @@ impl Scan<'_> {
             let is_flag = |c: char| "imsU-".contains(c);
             let after = self.rest.trim_start_matches(is_flag);
             let flags = self.rest.strip_suffix(after).unwrap_or_default();
-            // `-` once at most, and something to switch off behind it.
+            // At most one `-`, followed by at least one flag to switch off.
             let plain = !flags.is_empty() && !flags.contains('-');
             self.rest = after;
             if plain && self.accept(")") {
-                // A repetition behind it would be of what is before it: seldom, and odd.
+                // A repetition after it would apply to what precedes it, which is rare and not
+                // checked.
                 self.sure &= !self.rest.starts_with(['*', '+', '?', '{']);
                 return Some(());
             }
             if !plain || !self.accept(":") {
-                // Names of groups, and what Go does not know.
+                // Names of groups, and syntax that Go does not have.
                 self.sure = false;
                 return Some(());
             }
@@ -207,7 +209,8 @@ impl Scan<'_> {
         Some(())
     }
 
-    /// The bounds of a repetition behind its `{`, which stands for itself if they are none.
+    /// Reads the bounds of a repetition after its `{`; without valid bounds the brace stands for
+    /// itself.
     fn bounds(&mut self) -> Option<(u64, Option<u64>)> {
         let is_bound = |b: &u8| b.is_ascii_digit() || *b == b',';
         let length = self.rest.bytes().take_while(is_bound).count();
@@ -216,7 +219,7 @@ impl Scan<'_> {
         let number = |text: &str| {
             let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
             let zeros = text.len() > 1 && text.starts_with('0');
-            // What is longer is too many in any case.
+            // Longer numbers are too large in any case.
             let short = text.get(..9).unwrap_or(text);
             (plain && !zeros).then(|| short.parse::<u64>().ok())?
         };
@@ -254,7 +257,7 @@ impl Scan<'_> {
         Some(())
     }
 
-    /// A class of characters behind its `[`.
+    /// Reads a class of characters after its `[`.
     fn class(&mut self) -> Option<()> {
         self.accept("^");
         let mut first = true;
@@ -275,7 +278,7 @@ impl Scan<'_> {
                 char => Some(char),
             };
             first = false;
-            // A `-` before the end stands for itself.
+            // A `-` at the end stands for itself.
             let Some(low) =
                 low.filter(|_| self.rest.starts_with('-') && !self.rest.starts_with("-]"))
             else {
@@ -295,7 +298,7 @@ impl Scan<'_> {
         }
     }
 
-    /// The character that `\` and `char` stand for.
+    /// Returns the character that `\` and `char` stand for.
     fn escaped(&mut self, char: char) -> Option<char> {
         match char {
             'a' => Some('\u{7}'),
@@ -305,7 +308,7 @@ impl Scan<'_> {
             'r' => Some('\r'),
             'v' => Some('\u{b}'),
             _ if char.is_ascii() && !char.is_ascii_alphanumeric() => Some(char),
-            // A single digit but 0 would be a reference, which Go does not know.
+            // A single digit other than 0 would be a back-reference, which Go does not have.
             '0'..='7' => {
                 let mut value = u32::from(char) - u32::from('0');
                 let mut lone = char != '0';
@@ -318,7 +321,7 @@ impl Scan<'_> {
                 }
                 char::from_u32(value).filter(|_| !lone)
             }
-            // What follows would have to be looked into.
+            // The characters that follow would have to be parsed.
             'x' | 'p' | 'P' | 'Q' => {
                 self.sure = false;
                 Some(char)
@@ -331,7 +334,7 @@ impl Scan<'_> {
         match self.take()? {
             'd' | 'D' | 's' | 'S' | 'w' | 'W' => self.push(CHARACTER),
             'A' | 'z' | 'B' => self.push(empty(true)),
-            // Nothing is a word's edge in an empty string.
+            // The empty string has no word boundary.
             'b' => self.push(empty(false)),
             'p' | 'P' => {
                 self.sure &= ["L", "M", "N", "P", "S", "Z"]
@@ -350,7 +353,7 @@ impl Scan<'_> {
     }
 }
 
-/// Returns an assertion, which matches a place and no character.
+/// Returns an assertion, which matches a position and no character.
 fn empty(matches_empty: bool) -> PatternPart {
     PatternPart {
         matches_empty,

@@ -1,4 +1,4 @@
-//! Reads selectors, and what stands behind them: ranges, `offset` and `@`.
+//! Parses selectors and what may follow them: ranges, `offset` and `@`.
 
 use super::Unreadable;
 use super::lexer::TokenKind;
@@ -8,11 +8,11 @@ use super::tree::{
     At, ExprNode, Id, Label, Length, Matcher, SeriesSelector, Shift, Subquery, Type,
 };
 
-/// Deeper expressions of durations are not read; they recurse.
+/// The deepest nesting of duration expressions that is read; parsing them recurses.
 const DEEPEST: usize = 20;
 
 impl<'a> Parser<'a> {
-    /// A selector whose name, if it has one, was taken.
+    /// Reads a selector whose name, if it has one, has been taken.
     pub(super) fn selector(&mut self, name: Option<&'a str>) -> Result<Id, Unreadable> {
         let mut selector = SeriesSelector {
             name,
@@ -65,7 +65,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// `operand` with the range or the subquery that is looked at.
+    /// Adds the range or subquery at the current token to `operand`.
     pub(super) fn range(&mut self, operand: Id) -> Result<Id, Unreadable> {
         self.expect(TokenKind::LeftBracket)?;
         let range = self.positive_length()?;
@@ -84,7 +84,7 @@ impl<'a> Parser<'a> {
         }
         self.expect(TokenKind::RightBracket)?;
         let selector = self.tree.selector_mut(operand).ok_or(Unreadable)?;
-        // `up @ start() [5m]` is read, as Prometheus does.
+        // Prometheus accepts `up @ start() [5m]`.
         let at_time = matches!(selector.shift.at, Some(At::Time(_)));
         if selector.range.is_some() || selector.shift.offset.is_some() || at_time {
             return Err(Unreadable);
@@ -94,7 +94,7 @@ impl<'a> Parser<'a> {
         Ok(operand)
     }
 
-    /// Gives `operand` the offset that is looked at.
+    /// Adds the offset at the current token to `operand`.
     pub(super) fn offset(&mut self, operand: Id) -> Result<(), Unreadable> {
         self.advance()?;
         let negative = self.token.kind == TokenKind::Sub;
@@ -117,7 +117,8 @@ impl<'a> Parser<'a> {
             TokenKind::Pow,
         ];
         if !plain && operates.contains(&self.token.kind) {
-            // Whether it is of the durations or of the series is decided by the parser's tables.
+            // The tables of Prometheus' parser decide whether it belongs to the duration or to the
+            // series.
             return Err(Unreadable);
         }
         self.tree.as_written |= !plain;
@@ -128,7 +129,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Gives `operand` the time of the `@` that is looked at.
+    /// Adds the `@` at the current token to `operand`.
     pub(super) fn at(&mut self, operand: Id) -> Result<(), Unreadable> {
         self.advance()?;
         let mut at = None;
@@ -156,7 +157,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The length of a range or a step.
+    /// Reads the length of a range or a step.
     fn positive_length(&mut self) -> Result<Length<'a>, Unreadable> {
         let plain = self.token.kind == TokenKind::Number;
         let first = match plain {
@@ -177,7 +178,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A duration, or a number of seconds, which only newer servers read here.
+    /// Reads a duration, or a number of seconds, which only newer servers accept here.
     fn length(&mut self) -> Result<Length<'a>, Unreadable> {
         let text = self.expect(TokenKind::Number)?.text;
         match quantity(text).ok_or(Unreadable)? {
@@ -190,7 +191,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// An expression of durations behind its first operand, if that was taken: sums, products and
+    /// Reads a duration expression, whose first operand may have been taken: sums, products and
     /// powers.
     fn sum(&mut self, first: Option<Computed>, depth: usize) -> Result<Computed, Unreadable> {
         let mut sum = self.product(first, depth)?;
@@ -235,7 +236,7 @@ impl<'a> Parser<'a> {
         Ok(base.with(exponent, f64::powf))
     }
 
-    /// One operand of an expression of durations.
+    /// Reads one operand of a duration expression.
     fn computed(&mut self, depth: usize) -> Result<Computed, Unreadable> {
         let depth = depth.checked_sub(1).ok_or(Unreadable)?;
         match self.token.kind {
@@ -256,7 +257,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `step()`, `range()`, and the least or the greatest of two.
+    /// Reads `step()`, `range()`, or the minimum or maximum of two durations.
     fn duration_function(&mut self, depth: usize) -> Result<Computed, Unreadable> {
         let is = |parser: &Self, names: &[&str]| names.iter().any(|n| parser.at_word(n));
         let of_window = is(self, &["step", "range"]);
@@ -279,8 +280,8 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The seconds that an expression of durations comes to; `None` where they depend on the window, or
-/// are more than there may be.
+/// The value of a duration expression in seconds; `None` if it depends on the window or is out of
+/// range.
 #[derive(Clone, Copy)]
 struct Computed(Option<f64>);
 

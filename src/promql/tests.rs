@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 const DAY: Millis = 86_400_000;
 
-/// The mark of `PerInstant` with a lag of zero in the table.
+/// The expected value for `PerInstant` with a lag of zero.
 const KEPT: &str = "kept";
 
 #[test]
@@ -61,10 +61,10 @@ fn expressions_are_classified_with_the_reason_against_caching() {
         ("quantile_over_time(scalar(q), up[5m])", KEPT),
         ("up == NaN or up > -Inf", KEPT),
         ("{\"a.b\", \"c.d\"=\"e\"}", KEPT),
-        // Text that only looks like what is looked for.
+        // Text inside strings that looks like syntax.
         ("up{a=\"@ end()\", b=\"offset -5m\"}", KEPT),
         ("start + end", KEPT),
-        // A duration is a number in Prometheus 3, and an offset ends before the sign.
+        // In Prometheus 3 a duration is a number, and an offset ends before the sign.
         ("up offset 5m - 10m", KEPT),
         ("up @ 1700000000", "at-modifier"),
         ("up @ 0", "at-modifier"),
@@ -153,7 +153,7 @@ fn expressions_are_classified_with_the_reason_against_caching() {
         ("up default 0", "not-understood"),
         ("rate(up[5m]) keep_metric_names", "not-understood"),
         ("up @ (end() - 5)", "not-understood"),
-        // More than there may be.
+        // Out of range.
         ("up offset 18446744073709551616", "not-understood"),
         ("up offset 300y", "not-understood"),
         ("rate(up[1e300])", "not-understood"),
@@ -304,7 +304,7 @@ fn spellings_of_one_expression_have_one_normal_form() {
             "label_replace(up, \"a\", \"\\\\\\x00\\xff\\n'\\\"é\\ufffd\", \"\", \"\")",
             &["label_replace(up, 'a', '\\\\\\000\\377\\n\\'\"\\u00e9\\ufffd', ``, '')"],
         ),
-        // What only newer servers read.
+        // Syntax that only newer servers read.
         ("rate(up[300])", &["rate( up[300] )"]),
         ("up > 1_000", &["up>1_000"]),
         ("up > 5m", &["up>5m"]),
@@ -370,7 +370,7 @@ fn selectors_have_a_normal_form_too() {
 
 #[test]
 fn no_length_and_no_nesting_is_too_much() {
-    // What took time in proportion to the square of this would never come to an end.
+    // Anything quadratic would not finish at this length.
     const N: usize = 200_000;
     let hosts: Vec<_> = (0..20_000)
         .map(|n| format!("host-{n}.example.org"))

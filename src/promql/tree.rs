@@ -1,5 +1,5 @@
-//! An expression as a tree. Its nodes lie in one list, each behind its children, so that nothing that
-//! walks or drops it recurses.
+//! The syntax tree of an expression. Its nodes are in one list, each after its children, so that
+//! walking or dropping it does not recurse.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -9,8 +9,8 @@ use super::functions::{Aggregation, Function};
 use super::literal::{unquoted, write_string};
 use super::regex;
 
-/// The place of a node. Half a word: expressions are shorter than 4 GiB, and the less memory a node takes
-/// the faster a long one is read.
+/// The index of a node. 32 bits suffice, since expressions are shorter than 4 GiB, and the less
+/// memory a node takes, the faster a long expression is read.
 pub(super) type Id = u32;
 
 /// The type of a value.
@@ -29,7 +29,7 @@ impl Type {
         self == wanted || self == Self::Any
     }
 
-    /// Whether an operator takes it.
+    /// Returns whether operators accept this type.
     fn is_operand(self) -> bool {
         matches!(self, Self::Scalar | Self::Vector | Self::Any)
     }
@@ -51,17 +51,17 @@ pub(super) struct Operator {
     pub(super) family: Family,
 }
 
-/// The precedence of `*`, which signs have too.
+/// The precedence of `*`, which unary signs share.
 pub(super) const MULTIPLICATION: u8 = 5;
-/// The precedence of `^`, the only operator that groups to the right.
+/// The precedence of `^`, the only right-associative operator.
 pub(super) const POWER: u8 = 6;
 
-/// The name of a label, as it is written: a word, or a string.
+/// The name of a label as it is written: a word, or a string.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Label<'a>(pub(super) &'a str);
 
 impl<'a> Label<'a> {
-    /// The name itself.
+    /// Returns the name itself.
     pub(super) fn name(self) -> Cow<'a, [u8]> {
         match self.0.as_bytes() {
             [b'"' | b'\'' | b'`', ..] => unquoted(self.0),
@@ -69,7 +69,7 @@ impl<'a> Label<'a> {
         }
     }
 
-    /// Appends it: a string stays one, since older servers refuse that.
+    /// Writes the name. A string stays a string, since older servers refuse it.
     pub(super) fn write(self, out: &mut String) {
         match self.0.as_bytes() {
             [b'"' | b'\'' | b'`', ..] => write_string(out, &unquoted(self.0)),
@@ -81,16 +81,16 @@ impl<'a> Label<'a> {
 /// The length of a range, a step or an offset.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Length<'a> {
-    /// A duration in milliseconds, written as all servers read it.
+    /// A duration in milliseconds, in a spelling that all servers read.
     Duration(i64),
-    /// One that only newer servers read, such as a number of seconds, and its milliseconds.
+    /// A spelling that only newer servers read, such as a number of seconds, and its milliseconds.
     Newer(&'a str, i64),
-    /// The milliseconds of an expression of durations; `None` where they depend on the window.
+    /// The milliseconds of a duration expression; `None` if they depend on the window.
     Computed(Option<i64>),
 }
 
 impl Length<'_> {
-    /// Its milliseconds; `None` where they depend on the window.
+    /// Returns its milliseconds; `None` if they depend on the window.
     pub(super) fn millis(self) -> Option<i64> {
         match self {
             Self::Duration(millis) | Self::Newer(_, millis) => Some(millis),
@@ -122,11 +122,11 @@ impl Shift<'_> {
     }
 }
 
-/// The test of a label's value.
+/// A test of a label's value.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matcher<'a> {
     pub(super) label: Label<'a>,
-    /// The operator, and the string behind it; none where `label` is the name of a metric.
+    /// The operator, and the string after it; `None` if `label` is the name of a metric.
     pub(super) test: Option<(&'static str, &'a str)>,
 }
 
@@ -149,7 +149,7 @@ pub(super) struct SeriesSelector<'a> {
     pub(super) shift: Shift<'a>,
 }
 
-/// An expression at the times of a range.
+/// An expression evaluated at the times of a range.
 #[derive(Debug)]
 pub(super) struct Subquery<'a> {
     pub(super) expression: Id,
@@ -158,14 +158,14 @@ pub(super) struct Subquery<'a> {
     pub(super) shift: Shift<'a>,
 }
 
-/// The labels that an aggregation keeps, or those that it leaves out.
+/// The labels that an aggregation keeps or drops.
 #[derive(Debug)]
 pub(super) struct Grouping<'a> {
     pub(super) without: bool,
     pub(super) labels: Vec<Label<'a>>,
 }
 
-/// The matching of series by an operator.
+/// How an operator matches series.
 #[derive(Debug, Default)]
 pub(super) struct Matching<'a> {
     pub(super) returns_bool: bool,
@@ -173,18 +173,18 @@ pub(super) struct Matching<'a> {
     pub(super) labels: Option<(&'static str, Vec<Label<'a>>)>,
     /// `group_left` or `group_right`, and its labels.
     pub(super) group: Option<(&'static str, Vec<Label<'a>>)>,
-    /// The values for series that one side lacks, left and right.
+    /// The values for series that are missing on one side, left and right.
     pub(super) fill: [Option<f64>; 2],
 }
 
 #[derive(Debug)]
 pub(super) enum ExprNode<'a> {
     Number(f64),
-    /// A number or a duration that servers differ in how they read, as it is written.
+    /// A number or a duration that servers read differently, as it is written.
     Written(&'a str),
     /// A string with its quotes.
     Text(&'a str),
-    /// A selector of nothing but the name of a metric.
+    /// A selector that consists only of a metric's name.
     Metric(&'a str),
     Selector(Box<SeriesSelector<'a>>),
     Subquery(Box<Subquery<'a>>),
@@ -193,7 +193,7 @@ pub(super) enum ExprNode<'a> {
     Binary {
         left: Id,
         operator: &'static Operator,
-        /// Not there where nothing is said of it, as in most sums.
+        /// `None` without modifiers, as in most sums.
         matching: Option<Box<Matching<'a>>>,
         right: Id,
     },
@@ -209,21 +209,20 @@ pub(super) enum ExprNode<'a> {
     },
 }
 
-/// The properties of a node, computed when it is made.
+/// The properties of a node, computed when it is created.
 #[derive(Clone, Copy, Debug)]
 struct NodeFacts {
     kind: Type,
-    /// Set if it is written out, and so the same at each time.
+    /// Set if it is a literal, and so the same at each time.
     literal: bool,
 }
 
-/// An expression whose types fit.
+/// A well-typed expression.
 #[derive(Debug, Default)]
 pub(super) struct Tree<'a> {
     nodes: Vec<ExprNode<'a>>,
     facts: Vec<NodeFacts>,
-    /// Set if it contains something that may be read in several ways or is not known: it has no
-    /// normal form.
+    /// Set if it contains something that is ambiguous or unknown: it has no normal form.
     pub(super) as_written: bool,
 }
 
@@ -232,7 +231,7 @@ impl<'a> Tree<'a> {
         self.nodes.get(id as usize)
     }
 
-    /// Returns the node `id`, to be given a range or a shift.
+    /// Returns the node `id`, to add a range or a shift.
     fn node_mut(&mut self, id: Id) -> Option<&mut ExprNode<'a>> {
         let node = self.nodes.get_mut(id as usize)?;
         if let ExprNode::Metric(name) = node {
@@ -245,7 +244,7 @@ impl<'a> Tree<'a> {
         Some(node)
     }
 
-    /// Returns the selector `id`, to be changed.
+    /// Returns the selector `id`, to modify it.
     pub(super) fn selector_mut(&mut self, id: Id) -> Option<&mut SeriesSelector<'a>> {
         match self.node_mut(id)? {
             ExprNode::Selector(selector) => Some(selector),
@@ -278,14 +277,14 @@ impl<'a> Tree<'a> {
         id
     }
 
-    /// Says that the selector or subquery `id` is of another type now.
+    /// Sets the type of the selector or subquery `id`.
     pub(super) fn becomes(&mut self, id: Id, kind: Type) {
         if let Some(facts) = self.facts.get_mut(id as usize) {
             facts.kind = kind;
         }
     }
 
-    /// Adds `node` if the types of its children are those that Prometheus wants (`checkAST` in its
+    /// Adds `node` if its children have the types that Prometheus requires (`checkAST` in its
     /// `promql/parser/parse.go`).
     pub(super) fn add(&mut self, node: ExprNode<'a>) -> Result<Id, Unreadable> {
         let facts = self.check(&node).ok_or(Unreadable)?;
@@ -372,8 +371,8 @@ impl<'a> Tree<'a> {
 }
 
 impl SeriesSelector<'_> {
-    /// Whether Prometheus takes it: its name is set once, its regular expressions are valid as far as
-    /// that can be told, and it does not select everything there is.
+    /// Checks that Prometheus accepts it: its name is set once, its regular expressions are valid
+    /// as far as that can be checked, and it does not select every series.
     fn check(&self) -> Option<()> {
         let mut restricts = self.name.is_some();
         for matcher in &self.matchers {
@@ -411,7 +410,7 @@ impl Matching<'_> {
         !returns_bool && labels.is_none() && group.is_none() && *fill == [None; 2]
     }
 
-    /// Whether `operator` may have it between operands of `types`.
+    /// Checks that `operator` may have this matching between operands of `types`.
     fn check(&self, operator: &Operator, (left, right): (Type, Type)) -> Option<()> {
         let fits = left.is_operand() && right.is_operand();
         let comparison = operator.family == Family::Comparison;

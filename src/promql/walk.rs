@@ -1,28 +1,28 @@
-//! The dependencies of an expression's values.
+//! What the values of an expression depend on.
 
 use super::functions::Depends;
 use super::tree::{At, ExprNode, Id, Length, Matcher, SeriesSelector, Shift, Subquery, Tree};
 use super::{Analysis, Reads, Reason};
 use crate::model::{MAX_TIME, Millis};
 
-/// The origin of the time at which a part is evaluated.
+/// The reference for the time at which a part is evaluated.
 #[derive(Clone, Copy, Debug)]
 enum Base {
-    /// So many milliseconds before the evaluation time.
+    /// This many milliseconds before the evaluation time.
     Evaluation(Millis),
-    /// A time of its own (`@`).
+    /// A fixed time (`@`).
     Fixed(Millis),
 }
 
 /// The findings of a walk over an expression.
 struct Found {
-    /// The first reason not to keep values of a range query.
+    /// The first reason not to cache the values of a range query.
     reason: Option<Reason>,
-    /// The newest samples that are read, unless that cannot be told.
+    /// The newest samples that are read, unless that is unknown.
     reads: Option<Reads>,
 }
 
-/// Returns the dependencies of a range query over `tree`, and the times that an instant query reads.
+/// Returns what a range query over `tree` depends on, and the times that an instant query reads.
 pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
     let mut found = Found {
         reason: None,
@@ -31,7 +31,8 @@ pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
             fixed: None,
         }),
     };
-    // `called` says whether a function, rather than an aggregation, gets the series of a part.
+    // `called` says whether the series of a part are an argument of a function rather than of an
+    // aggregation.
     let mut open = vec![(root, Base::Evaluation(0), false)];
     while let Some((id, base, called)) = open.pop() {
         match tree.node(id) {
@@ -107,7 +108,7 @@ impl Found {
         }
     }
 
-    /// Samples up to `base` are read.
+    /// Records that samples up to `base` are read.
     fn read(&mut self, base: Base) {
         if let Some(reads) = &mut self.reads {
             match base {
@@ -119,7 +120,7 @@ impl Found {
         }
     }
 
-    /// `base` as `shift` moves it.
+    /// Returns `base`, moved by `shift`.
     fn shifted(&mut self, base: Base, shift: &Shift<'_>) -> Base {
         let base = match shift.at {
             None => base,
@@ -155,7 +156,7 @@ impl Found {
         }
     }
 
-    /// A range or a step that depends on the window makes the value depend on it.
+    /// Records that the value depends on the window if a range or a step does.
     fn length(&mut self, length: Option<Length<'_>>) {
         if length.is_some_and(|length| length.millis().is_none()) {
             self.because(Reason::Window);
