@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
-use der::{Decode, SliceReader, Tag};
+use der::{Decode, SliceReader, Tag, Tagged};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -19,9 +19,9 @@ struct Line {
     kind: &'static str,
     address: String,
     took: Duration,
-    /// Where its credentials come from, of one whose requests are signed.
+    /// The source of its credentials, if its requests are signed.
     credentials: Option<String>,
-    /// The highest cost of a metric, for an upstream that bills.
+    /// The highest cost of a metric, if the upstream bills.
     cost: Option<String>,
     result: Result<(), String>,
 }
@@ -91,7 +91,7 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
         };
         let made = app.engine.registry().named(Some(&upstream.name));
         let results = match made {
-            // Each has data that the others lack.
+            // Each server has data that the others lack.
             Some(made) if upstream.reading.replicas == Replicas::Fill => {
                 app.engine.test_each(made, &context).await
             }
@@ -122,13 +122,13 @@ async fn try_all(config: &Config) -> Result<Vec<Line>, crate::app::StartError> {
     Ok(lines)
 }
 
-/// Returns what a metric of `upstream` that is polled all day costs at most, and all of them together,
-/// if it bills.
+/// Returns the highest cost of a metric of `upstream` that is polled all day, and of all of them
+/// together, if it bills.
 fn cost(upstream: &config::Upstream) -> Option<String> {
     let config::UpstreamKind::CloudWatch { units, .. } = &upstream.kind else {
         return None;
     };
-    // A refresh of 0 fetches at each query.
+    // A refresh of 0 fetches for each query.
     let refresh = upstream.freshness.refresh.max(Duration::from_secs(1));
     let a_day = (86_400.0 / refresh.as_secs_f64()).ceil();
     let money = a_day * units.price;

@@ -18,29 +18,29 @@ use crate::config;
 use crate::model::TargetUrl;
 use crate::upstream::{Http, Security};
 
-/// An answer that takes longer is waited for visibly.
+/// The time after which a command shows that it is waiting.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Which server is queried, by what it is believed, and what is shown to it.
+/// The server to query, the authorities that vouch for it, and the credentials it gets.
 #[derive(Debug, Args)]
 pub(super) struct ServerConnection {
     /// The running server to query [default: the one of config.toml or the environment]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
 
-    /// Authorities that are trusted besides the system's, in PEM
+    /// A certificate authority to trust besides the system's, in PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// A certificate to show, in PEM
+    /// A client certificate to present, in PEM
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM
+    /// The private key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 
-    /// A file with the bearer token to show
+    /// A file with the bearer token to send
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -48,11 +48,11 @@ pub(super) struct ServerConnection {
 /// The server that a configuration describes, on this machine.
 pub(super) struct ConfiguredServer {
     address: SocketAddr,
-    /// The certificate that it presents, if it speaks TLS.
+    /// The certificate that it presents, if it serves TLS.
     certificate: Option<PathBuf>,
 }
 
-/// An answer of a server.
+/// A response of a server.
 pub(super) struct Reply {
     pub(super) status: StatusCode,
     /// The header `Cache-Status`, if there was one.
@@ -61,7 +61,7 @@ pub(super) struct Reply {
 }
 
 impl ConfiguredServer {
-    /// Returns the server that is started with the file at `path` and `env`.
+    /// Returns the server that would be started with the file at `path` and `env`.
     pub(super) fn of(path: Option<&Path>, env: &BTreeMap<String, String>) -> Self {
         Self {
             address: reached_at(config::listens_at(path, env)),
@@ -79,7 +79,7 @@ impl ConfiguredServer {
 }
 
 impl Reply {
-    /// Returns the reply, or what the server says is wrong as a sentence.
+    /// Returns the reply, or the server's error as a sentence.
     pub(super) fn accepted(self) -> Result<Self, String> {
         if self.status.is_success() {
             return Ok(self);
@@ -101,7 +101,7 @@ impl Reply {
 }
 
 impl ServerConnection {
-    /// Posts `body`, JSON, to `path` of the server, or gets it where there is no body.
+    /// Posts the JSON `body` to `path` of the server, or gets `path` if there is no body.
     pub(super) async fn ask(
         &self,
         configured: &ConfiguredServer,
@@ -114,7 +114,7 @@ impl ServerConnection {
         };
         let server = TargetUrl::parse(&server).map_err(|e| format!("--server: {e}"))?;
         let url = server.join(path);
-        // What a server on this machine presents is known from its own file.
+        // The certificate of a server on this machine is known from its own configuration.
         let ca = self.ca.as_deref().or(certificate).map(read).transpose()?;
         let security = Security {
             ca: ca.as_deref(),
@@ -161,7 +161,7 @@ impl ServerConnection {
     }
 }
 
-/// Says why `url` gave no answer, by the innermost cause, and what to do.
+/// Returns why `url` gave no answer, by the innermost cause, and what to do.
 fn unreachable(url: &str, error: &reqwest::Error) -> String {
     let mut innermost: &dyn Error = error;
     let mut refused = false;
@@ -189,8 +189,8 @@ fn unreachable(url: &str, error: &reqwest::Error) -> String {
     format!("cannot query {url}: {cause}; {advice}")
 }
 
-/// Waits for `work`, which asks `whom`. On standard error it says so after a second or, where
-/// standard output is no terminal, from the beginning on a terminal.
+/// Waits for `work`, which queries `whom`, and shows on standard error that it does: after a
+/// second, or at once if standard error is a terminal and standard output is not.
 pub(super) async fn visibly<T>(whom: &str, work: impl Future<Output = T>) -> T {
     let terminal = std::io::stderr().is_terminal();
     let hidden = !std::io::stdout().is_terminal();
@@ -220,7 +220,7 @@ pub(super) async fn visibly<T>(whom: &str, work: impl Future<Output = T>) -> T {
         ));
         tokio::select! {
             done = &mut work => {
-                // The line is gone when the answer is there.
+                // The line is removed when the answer arrives.
                 say("\r\x1b[K");
                 return done;
             }

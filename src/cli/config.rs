@@ -6,8 +6,8 @@ use super::terminal::{When, coloured};
 use crate::config::Config;
 use crate::model::SettingOrigin;
 
-/// Returns every key of `config` that has a value, as TOML with what set it in comments; secrets are
-/// masked. Defaults are faint on a `terminal`.
+/// Returns every key of `config` that has a value, as TOML with its origin in a comment; secrets
+/// are masked. Defaults are faint on a `terminal`.
 pub(super) fn shown(config: &Config, env: &BTreeMap<String, String>, terminal: bool) -> String {
     let coloured = coloured(When::Auto, env, terminal);
     let source = config.file().unwrap_or("built-in defaults, no file");

@@ -1,4 +1,5 @@
-//! `heliostat explain`: where the answer to a query would come from, as a bar below which its times stand.
+//! `heliostat explain`: shows where the answer to a query would come from, as a bar above a time
+//! axis.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ pub(super) struct Explain {
     json: bool,
 }
 
-/// Where a part of an answer comes from.
+/// The source of a part of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CoverageKind {
     Settled,
@@ -55,7 +56,7 @@ impl CoverageKind {
         Self::Nothing,
     ];
 
-    /// Its character, its colour as of ECMA-48, and its words.
+    /// Returns its character, its colour (ECMA-48) and its description.
     fn look(self) -> (char, u8, &'static str) {
         match self {
             Self::Settled => ('█', 32, "settled"),
@@ -68,7 +69,7 @@ impl CoverageKind {
 }
 
 impl Explain {
-    /// Asks the server of `source`, and shows what it says.
+    /// Queries the server of `source` and shows its explanation.
     pub(super) fn run(&self, source: &Source, env: &BTreeMap<String, String>) -> ExitCode {
         ended(self.outcome(source, env))
     }
@@ -147,7 +148,7 @@ fn span(value: &Value) -> Option<(Millis, Millis)> {
     Some((time("startTime")?, time("endTime")?))
 }
 
-/// Returns what `range` says of the instant `t`.
+/// Returns what `range` says about the instant `t`.
 fn known(range: &Value, t: Millis) -> CoverageKind {
     let holds = |part: &&Value| span(part).is_some_and(|(start, end)| (start..end).contains(&t));
     for missing in list(range, "missing") {
@@ -168,7 +169,7 @@ fn known(range: &Value, t: Millis) -> CoverageKind {
     }
 }
 
-/// Returns one range, and the raw points that it is made of, each with a bar.
+/// Returns one range, and the raw points that it is made from, each with a bar.
 fn range_shown(range: &Value, indent: &str, width: usize, coloured: bool) -> String {
     let Some((start, end)) = span(range) else {
         return String::new();

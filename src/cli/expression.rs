@@ -1,4 +1,4 @@
-//! Expressions of PromQL: how they are asked for, and their answers.
+//! Expressions of PromQL: their requests and answers.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -7,8 +7,8 @@ use super::query::NamedSeries;
 use super::view::PlotRow;
 use crate::model::{Millis, Step, TimeRange};
 
-/// Returns the path, with its query, of a range query for `expression` to `upstream`. Start and end are on
-/// multiples of `step`, so that the answer can be shared.
+/// Returns the path, with its query string, of a range query for `expression` to `upstream`. Start
+/// and end are multiples of `step`, so that the answer can be shared.
 pub(super) fn path(
     upstream: Option<&str>,
     expression: &str,

@@ -56,7 +56,7 @@ pub(super) struct Values {
     #[arg(value_name = "FIELD=VALUE")]
     conditions: Vec<String>,
 
-    /// Only values that begin so; a value that ends in * stands for those that begin with it
+    /// Only values that begin with TEXT; a value that ends in * stands for all that begin with it
     #[arg(long, value_name = "TEXT", default_value = "")]
     prefix: String,
 

@@ -12,7 +12,7 @@ use super::{complain, say};
 /// The bcrypt cost: about a quarter of a second per hash.
 const COST: u32 = 12;
 
-/// The bytes of a password that bcrypt uses.
+/// The most bytes of a password that bcrypt uses.
 const LONGEST: usize = 71;
 
 #[derive(Debug, Args)]
@@ -61,7 +61,7 @@ fn read() -> Result<String, String> {
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }
 
-/// Returns the line with the hash of `password`.
+/// Returns a line with the hash of `password`.
 fn hashed(password: &str) -> Result<String, String> {
     if password.is_empty() {
         return Err("the password is empty".into());

@@ -11,7 +11,7 @@ use super::client::identified;
 use super::{block_on, complain};
 use crate::upstream::{Http, Security};
 
-/// The time for an answer; a server that takes longer is not ready.
+/// The time-out; a server that takes longer is not ready.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// Arguments of `heliostat health`.
@@ -40,16 +40,17 @@ impl Health {
     }
 
     async fn ask(&self, address: SocketAddr) -> Result<(), String> {
-        // The server is on this machine, whatever proxy the environment names.
+        // The server is on this machine, so proxies from the environment do not apply.
         let builder = Http::builder().no_proxy().timeout(LIMIT);
         let security = Security {
-            // Its certificate is for another name than this address, and it is told no secret.
+            // Its certificate is not for this address, and the probe sends no secret.
             insecure: true,
             ..Security::default()
         };
         let client = identified(builder, security, self.cert.as_deref(), self.key.as_deref())?;
         let mut failure = String::new();
-        // Only the server knows whether it speaks TLS; the configuration may have changed.
+        // Only the server knows whether it uses TLS; the configuration may have changed since it
+        // started.
         for scheme in ["http", "https"] {
             let url = format!("{scheme}://{address}/readyz");
             match client.get(&url).send().await {

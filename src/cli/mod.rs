@@ -124,11 +124,11 @@ pub fn run(cli: &Cli, env: &BTreeMap<String, String>) -> ExitCode {
             ExitCode::SUCCESS
         }
         _ => {
-            // A file that disappears later is an error, not the same as none.
+            // A file that disappears later is an error, not the same as no file.
             let coloured = terminal::coloured(When::Auto, env, std::io::stderr().is_terminal());
             let (path, env) = (file(given).map(Path::to_owned), env.clone());
             let source = ConfigSource {
-                // A pipe cannot be read a second time, or blocks its reader.
+                // A pipe cannot be read twice: a second read would be empty or would block.
                 file: path.clone().filter(|path| path.is_file()),
                 load: Box::new(move || match path.as_deref() {
                     Some(path) if path.exists() && !path.is_file() => Err(ConfigError {
@@ -186,7 +186,7 @@ fn say(text: &(impl AsRef<[u8]> + ?Sized)) {
     let _ = std::io::stdout().write_all(text.as_ref());
 }
 
-/// Runs `work` on a runtime of its own.
+/// Runs `work` on its own runtime.
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, std::io::Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -24,10 +24,10 @@ use crate::model::{
 use crate::wire::mirror::points::read_metric;
 use crate::wire::mirror::request::{method, method_name, method_names, write_metric};
 
-/// Buckets that a chart is asked for where no size is given.
+/// The number of buckets in a chart if no size is given.
 const CHART_BUCKETS: i64 = 240;
 
-/// The height of a chart.
+/// The height of a chart, in lines.
 const HEIGHT: usize = 16;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -38,15 +38,15 @@ pub(super) const EXAMPLES: &str = "Examples:
   heliostat query --from 2026-11-21T00:00 --to 2026-11-22T00:00 --csv name=cpu.usage_percent
   heliostat query --config config.toml --last 1h name=cpu.usage_percent";
 
-/// Which series are asked for, and when.
+/// The series and the range to query.
 #[derive(Debug, Args)]
 pub(super) struct Asked {
-    /// Conditions, such as name=cpu.usage_percent or __gauge__=up; several values of one field
-    /// as host=web-1,host=web-2 are any of them
+    /// Conditions, such as name=cpu.usage_percent or __gauge__=up; several values of one field,
+    /// such as host=web-1,host=web-2, match any of them
     #[arg(value_name = "FIELD=VALUE", required_unless_present = "expr")]
     pub(super) conditions: Vec<String>,
 
-    /// An expression of PromQL instead of conditions, of an upstream that has the Prometheus API
+    /// An expression of PromQL instead of conditions, for an upstream that has the Prometheus API
     #[arg(long, value_name = "PROMQL", conflicts_with_all = ["conditions", "raw", "limit"])]
     pub(super) expr: Option<String>,
 
@@ -127,7 +127,7 @@ impl Asked {
         self.upstream.iter().map(name).collect()
     }
 
-    /// Returns the body of the request for metric values, and what it asks.
+    /// Returns the body of the request for metric values, and the query in it.
     pub(super) fn metric(&self) -> Result<(Vec<u8>, MetricQuery), String> {
         let range = self.range()?;
         let layout = if self.raw {
@@ -156,7 +156,7 @@ impl Asked {
         }
     }
 
-    /// Returns the range that is asked for.
+    /// Returns the range to query.
     pub(super) fn range(&self) -> Result<TimeRange, String> {
         let now = SystemClock::default().now();
         let (from, to) = match &self.from {
@@ -177,20 +177,20 @@ impl Asked {
     }
 }
 
-/// A failure and the exit status that it ends with.
+/// A failure and the exit status to end with.
 pub(super) type Failed = (u8, String);
 
-/// Something that was typed wrong.
+/// Returns the failure for an invalid argument.
 pub(super) fn typed(error: String) -> Failed {
     (2, error)
 }
 
-/// Something that did not work.
+/// Returns the failure for a query that did not succeed.
 pub(super) fn failed(error: String) -> Failed {
     (1, error)
 }
 
-/// Says what went wrong, if something did, and ends with its status.
+/// Prints the error, if there is one, and returns the exit status.
 pub(super) fn ended(outcome: Result<(), Failed>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -202,7 +202,7 @@ pub(super) fn ended(outcome: Result<(), Failed>) -> ExitCode {
 }
 
 impl Query {
-    /// Asks `source`, and shows the answer.
+    /// Queries `source` and shows the answer.
     pub(super) fn run(&self, source: &Source, env: &BTreeMap<String, String>) -> ExitCode {
         ended(self.outcome(source, env))
     }
@@ -283,7 +283,7 @@ impl Query {
         }
     }
 
-    /// Says which field of the query the upstream does not have, and which it has.
+    /// Returns which field of the query the upstream does not have, and which ones it has.
     fn unknown_field(&self, source: &Source, query: &MetricQuery) -> Option<String> {
         let known = fields::names(source, &self.connection, &self.asked.details(), &[]);
         let known = known.ok()?;
@@ -294,7 +294,7 @@ impl Query {
             .collect();
         let mut asked = query.selector.conditions().iter().map(|c| c.key.as_str());
         let unknown = asked.find(|key| !names.contains(key))?;
-        // Of an incomplete list nothing follows.
+        // An incomplete list proves nothing.
         (!known.partial).then(|| {
             let unknown = view::plain_text(unknown);
             let names = view::plain_text(&names.join(", "));

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::front::Reloads;
 use crate::telemetry::logs;
 
-/// Serves `config`, and later configurations of `source`, until a signal to stop; log lines may be
+/// Serves `config`, and later configurations of `source`, until a signal to stop. Log lines may be
 /// `coloured`.
 pub(super) fn run(config: &Config, source: ConfigSource, coloured: bool) -> ExitCode {
     let format = if config.log.json {
@@ -71,7 +71,8 @@ async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std:
     tokio::spawn(reload_on(hangup, service.follow(source)));
     let stopped = OnceLock::new();
     let stop = async {
-        // Who presses Ctrl-C does not want to wait; an orchestrator takes a while to stop sending.
+        // Somebody who presses Ctrl-C does not want to wait; an orchestrator takes a while to stop
+        // sending requests.
         let patient = tokio::select! {
             _ = terminate.recv() => true,
             _ = interrupt.recv() => false,
@@ -93,7 +94,7 @@ async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std:
     Ok(())
 }
 
-/// Reloads the configuration at each `hangup`. The result is in the log.
+/// Reloads the configuration at each `hangup`. The log shows the result.
 async fn reload_on(mut hangup: Signal, reloads: Reloads) {
     while hangup.recv().await.is_some() {
         let _ = reloads.ask().await;

@@ -1,5 +1,5 @@
-//! The source of answers for commands that query: a running server or, with a configuration, an engine in this
-//! process.
+//! Where commands that query get their answers: from a running server or, with a configuration,
+//! from an engine in this process.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::front::mirror::Method;
 
 /// The source of answers.
 pub(super) enum Source {
-    /// A server, by default this one.
+    /// A server, by default the one on this machine.
     Server(ConfiguredServer),
-    /// An engine under this configuration.
+    /// An engine with this configuration.
     Engine(Box<Config>),
 }
 
 impl Source {
-    /// Asks for what `body` says by a method of the mirror API.
+    /// Sends `body` to a method of the mirror API.
     pub(super) fn mirror(
         &self,
         connection: &ServerConnection,

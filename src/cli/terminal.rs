@@ -1,11 +1,11 @@
-//! The terminal: how wide it is, and whether it shows colours.
+//! The terminal: its width, and whether it shows colours.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use clap::{Args, ValueEnum};
 
-/// The width where nothing says another.
+/// The default width.
 const WIDTH: usize = 100;
 
 /// The form in which an answer is shown.
@@ -15,7 +15,7 @@ pub(super) struct Look {
     #[arg(long, value_name = "COLUMNS")]
     width: Option<usize>,
 
-    /// When to use colours; NO_COLOR, CLICOLOR and CLICOLOR_FORCE are heeded
+    /// When to use colours; NO_COLOR, CLICOLOR and CLICOLOR_FORCE are respected
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     color: When,
 }
@@ -46,8 +46,8 @@ impl Look {
     }
 }
 
-/// Returns whether a stream gets colours that is a `terminal` or not, as <https://no-color.org> and
-/// <https://bixense.com/clicolors> say.
+/// Returns whether a stream, which may be a `terminal`, gets colours, by the rules of
+/// <https://no-color.org> and <https://bixense.com/clicolors>.
 pub(super) fn coloured(when: When, env: &BTreeMap<String, String>, terminal: bool) -> bool {
     let set = |name: &str| env.get(name).is_some_and(|value| !value.is_empty());
     let zero = |name: &str| env.get(name).is_some_and(|value| value == "0");

@@ -1,11 +1,11 @@
-//! Times and durations as people type and read them. All are UTC.
+//! Parses and formats times and durations. All times are UTC.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::model::{MAX_TIME, Millis, Step};
 
-/// Whole numbers from here on are milliseconds, smaller ones seconds: in milliseconds this is 1973,
-/// in seconds the year 5138.
+/// Whole numbers from here on are milliseconds, smaller ones are seconds: this is 1973 in
+/// milliseconds and the year 5138 in seconds.
 const FIRST_MILLIS: Millis = 100_000_000_000;
 
 const SECOND: Millis = 1000;
@@ -74,7 +74,7 @@ pub(super) fn show(millis: Millis) -> String {
     text.trim_end_matches('Z').replace('T', " ")
 }
 
-/// Returns a duration as people say it: in its largest unit, and the next one if there is a rest.
+/// Formats a duration in its largest unit, and in the next smaller one if there is a remainder.
 pub(super) fn span_text(millis: Millis) -> String {
     const UNITS: [(Millis, &str); 5] = [
         (DAY, "d"),
@@ -132,7 +132,7 @@ fn since_epoch(text: &str) -> Option<Millis> {
         Ok(millis) if millis >= FIRST_MILLIS => Some(millis),
         Ok(seconds) => seconds.checked_mul(1000),
         Err(_) => {
-            // Below the limit a double holds microseconds, so that rounding is exact to the
+            // Below the limit a double has microsecond precision, so rounding is exact to the
             // millisecond.
             let seconds: f64 = text.parse().ok()?;
             (seconds < FIRST_MILLIS as f64).then_some((seconds * 1000.0).round() as Millis)
@@ -142,7 +142,7 @@ fn since_epoch(text: &str) -> Option<Millis> {
 
 /// Parses a date, alone or with a time of day, in UTC.
 fn calendar(text: &str) -> Option<Millis> {
-    // After a fraction humantime takes any offset for UTC.
+    // After a fraction humantime accepts any offset and ignores it.
     if text.contains('+') && !text.ends_with("+00:00") {
         return None;
     }
@@ -164,7 +164,7 @@ pub(super) struct TimeAxis {
 }
 
 impl TimeAxis {
-    /// Returns how far right of the start `t` is, in dots.
+    /// Returns the distance of `t` from the start, in dots.
     pub(super) fn dot(&self, t: Millis) -> usize {
         let dots = 2 * self.columns - 1;
         if self.start == self.end {
@@ -174,7 +174,7 @@ impl TimeAxis {
         (share * dots as f64).round() as usize
     }
 
-    /// Returns `t` as far as it tells ticks a `step` apart.
+    /// Formats `t` with the precision that distinguishes ticks a `step` apart.
     fn label(&self, t: Millis, step: Millis) -> String {
         let text = show(t);
         let span = self.end - self.start;
@@ -189,12 +189,12 @@ impl TimeAxis {
         part.unwrap_or(&text).to_owned()
     }
 
-    /// Returns the rule with its ticks, and the labels below it.
+    /// Returns the axis with its ticks, and the labels below it.
     pub(super) fn lines(&self) -> (String, String) {
         let span = self.end - self.start;
         let columns = self.columns as Millis;
-        // Labels at the ends are pushed inwards by half their length, and still keep a distance.
-        // The label of an instant off all coarser ticks is as long as any.
+        // Labels at the ends move inwards by half their length and still keep a distance. No label
+        // is longer than that of an instant that is off all coarser ticks.
         let fits = |step: &Millis| {
             let length = self.label(1, *step).len() as Millis;
             step * columns >= span * (length + length / 2 + 2)
@@ -202,7 +202,7 @@ impl TimeAxis {
         let step = TIME_STEPS.into_iter().find(fits).unwrap_or(span);
         let mut rule = vec!['─'; self.columns];
         let mut labels = String::new();
-        // A point of time on its own is its own tick.
+        // A single point in time is its own tick.
         let mut t = if span == 0 {
             self.start
         } else {
@@ -213,7 +213,7 @@ impl TimeAxis {
             let label = self.label(t, step);
             let at = column.saturating_sub(label.len() / 2);
             let at = at.min(self.columns.saturating_sub(label.len()));
-            // Where even the longest step is too short, labels that do not fit are left out.
+            // If the labels do not fit even with the longest step, some are left out.
             if labels.is_empty() || at > labels.len() {
                 labels += &" ".repeat(at - labels.len());
                 labels += &label;

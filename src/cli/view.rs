@@ -4,9 +4,9 @@ use crate::model::{MAX_TIME, Millis};
 
 use super::time::{TimeAxis, show};
 
-/// The narrowest and the widest chart, in columns.
+/// The smallest and the largest width of a chart, in columns.
 const WIDTHS: (usize, usize) = (40, 1000);
-/// The lowest and the highest plot, in lines.
+/// The smallest and the largest height of a plot, in lines.
 const HEIGHTS: (usize, usize) = (5, 200);
 
 /// A point, or a bucket if `end` is given.
@@ -20,26 +20,26 @@ pub(super) struct PlotRow {
     pub(super) value: f64,
 }
 
-/// Series with what is drawn or listed of each.
+/// Series and how to show them.
 pub(super) struct Plot<'a> {
     /// A description of the chart, for the first line.
     pub(super) title: String,
     /// The series, each with its name.
     pub(super) series: &'a [(String, Vec<PlotRow>)],
-    /// The range that was asked for; without one the axis ends at the points.
+    /// The queried range; without one the axis ends at the points.
     pub(super) range: Option<(Millis, Millis)>,
     /// Columns of the terminal.
     pub(super) width: usize,
     /// Lines of the plot.
     pub(super) height: usize,
-    /// Whether colours tell the series apart.
+    /// Whether colours distinguish the series.
     pub(super) coloured: bool,
 }
 
-/// The colours of series, as of ECMA-48: those that are legible on light and dark.
+/// The colours of series (ECMA-48): those that are legible on light and dark backgrounds.
 const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 
-/// Series that are drawn; more cannot be told apart.
+/// The most series that are drawn; more could not be distinguished.
 const MOST_SERIES: usize = 24;
 
 /// Returns the rows as aligned columns under a heading; each line ends with a line break.
@@ -122,7 +122,7 @@ pub(super) fn csv(series: &[(String, Vec<PlotRow>)]) -> String {
     out
 }
 
-/// Returns `text` without what could steer a terminal: it may come from a store.
+/// Returns `text` without characters that control a terminal: it may come from a store.
 pub(super) fn plain_text(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
@@ -239,7 +239,7 @@ fn summary(points: &[(Millis, f64)]) -> String {
     )
 }
 
-/// Returns the median distance between different times, or 0.
+/// Returns the median distance between successive different times, or 0.
 fn usual_distance(points: &[(Millis, f64)]) -> Millis {
     let pairs = points.iter().zip(points.iter().skip(1));
     let mut distances: Vec<Millis> = pairs.map(|(a, b)| b.0 - a.0).filter(|d| *d > 0).collect();
@@ -257,15 +257,16 @@ fn plain(value: f64) -> String {
     }
 }
 
-/// Returns `value` with twelve digits at most: the thirteenth is an error of arithmetic as a rule.
+/// Returns `value` with at most twelve digits: the thirteenth is usually a rounding error.
 fn rounded(value: f64) -> String {
     let digits = format!("{value:.11e}").parse();
     plain(digits.unwrap_or(value))
 }
 
-/// Returns the divisor and the suffix for numbers of `size`, or `None` if no suffix is common.
+/// Returns the divisor and the suffix for numbers of magnitude `size`, or `None` if no suffix is
+/// common.
 fn unit(size: f64) -> Option<(f64, &'static str)> {
-    // Thousandths stay plain: `0.2` reads better than `200m`.
+    // Thousandths get no suffix: `0.2` reads better than `200m`.
     let units = [
         (1e15, 1e15, "P"),
         (1e12, 1e12, "T"),
@@ -284,7 +285,7 @@ fn unit(size: f64) -> Option<(f64, &'static str)> {
 
 /// Returns the decimal exponent of `value`, within the range of normal numbers.
 fn exponent(value: f64) -> i32 {
-    // Powers of ten may come out a little short.
+    // The logarithm of a power of ten may come out a little too small.
     (value.abs().log10() + 1e-9).floor().clamp(-307.0, 308.0) as i32
 }
 
@@ -318,11 +319,11 @@ struct ValueAxis {
 impl ValueAxis {
     /// Creates an axis of `height` lines that covers `low` and `high`.
     fn new(low: f64, high: f64, height: usize) -> Self {
-        // So that the range, rounded up, is still a number. What lies beyond is drawn at the edge.
+        // The range, rounded up, must still be finite. Values beyond it are drawn at the edge.
         let reach = f64::MAX / 16.0;
         let (mut low, mut high) = (low.clamp(-reach, reach), high.clamp(-reach, reach));
         let size = low.abs().max(high.abs());
-        // What differs by less than labels can show is drawn as constant, in the middle.
+        // Values that differ by less than labels can show are drawn as a constant, in the middle.
         if high - low < (size * 1e-12).max(1e-290) {
             let room = if size < 1e-290 { 1.0 } else { size / 10.0 };
             (low, high) = (low - room, high + room);
@@ -331,7 +332,7 @@ impl ValueAxis {
         let least = (high - low) / parts as f64;
         let power = 10f64.powi(exponent(least));
         let round = [1.0, 2.0, 5.0].into_iter().map(|n| n * power);
-        // A hair of tolerance, so that ends on a tick do not add another.
+        // A small tolerance, so that ends that lie on a tick do not add another one.
         let step = round
             .into_iter()
             .find(|step| *step >= least * (1.0 - 1e-9))
@@ -392,9 +393,9 @@ type Dot = (usize, usize);
 /// Dots in braille cells, two wide and four high.
 struct Canvas {
     columns: usize,
-    /// Dots, and the number of the series that was drawn last.
+    /// The dots, and the number of the series that was drawn last.
     cells: Vec<(u8, usize)>,
-    /// The number of the series that is drawn.
+    /// The number of the series that is being drawn.
     colour: usize,
 }
 
@@ -419,7 +420,7 @@ impl Canvas {
         }
     }
 
-    /// A straight line with both its ends.
+    /// Draws a straight line, including both ends.
     fn line(&mut self, from: Dot, to: Dot) {
         let steps = from.0.abs_diff(to.0).max(from.1.abs_diff(to.1));
         let between = |a: usize, b: usize, n: usize| {
@@ -435,7 +436,7 @@ impl Canvas {
         let lines = self.cells.chunks(self.columns);
         lines.map(move |cells| {
             let mut line = String::new();
-            // What has one colour is painted at once.
+            // Characters of one colour are painted together.
             for part in cells.chunk_by(|a, b| a.1 == b.1 && (a.0 == 0) == (b.0 == 0)) {
                 let text: String = part.iter().map(|(bits, _)| braille(*bits)).collect();
                 match part.first() {
@@ -452,7 +453,7 @@ impl Canvas {
 
 /// Returns the character with these dots.
 fn braille(bits: u8) -> char {
-    // A blank of its own leaves nothing behind where fonts draw empty braille as rings.
+    // A space leaves no mark where fonts draw the empty braille character as rings.
     match bits {
         0 => ' ',
         bits => char::from_u32(0x2800 + u32::from(bits)).unwrap_or(' '),

@@ -8,17 +8,17 @@ use crate::model::TargetUrl;
 /// Settings for signing requests to an upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Aws {
-    /// The region that they are signed for, such as `eu-west-1`.
+    /// The region in the signature, such as `eu-west-1`.
     pub region: String,
-    /// The service that they are signed for, such as `aps` or `monitoring`.
+    /// The service in the signature, such as `aps` or `monitoring`.
     pub service: String,
-    /// Keys that the file says.
+    /// The keys in the file.
     pub keys: Option<AwsKeys>,
-    /// The profile, of AWS' own files, whose credentials are used.
+    /// The profile in AWS' own files whose credentials are used.
     pub profile: Option<String>,
-    /// The role that is assumed with the credentials.
+    /// The role to assume with the credentials.
     pub role: Option<AwsRole>,
-    /// Where STS is, if not where it is by default.
+    /// The address of STS, if not the default.
     pub sts_url: Option<TargetUrl>,
     /// `HOME` and the variables of the environment that start with `AWS_`.
     pub environment: BTreeMap<String, Secret>,
@@ -35,14 +35,14 @@ pub struct AwsKeys {
     pub session_token: Option<Secret>,
 }
 
-/// A role that is assumed.
+/// A role to assume.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AwsRole {
     /// `arn:PARTITION:iam::ACCOUNT:role/NAME`.
     pub arn: String,
     /// The external ID that its trust policy requires, if it does.
     pub external_id: Option<String>,
-    /// The name of the session.
+    /// The name of the role's session.
     pub session: String,
 }
 

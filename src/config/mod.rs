@@ -1,7 +1,7 @@
 //! Configuration: a TOML file and overrides from the environment, as validated values.
 //!
-//! `raw` mirrors the file; `load` reads and validates it and locates errors; this module has the
-//! settings that the rest of the program gets.
+//! `raw` mirrors the file; `load` reads and validates it and locates errors; this module defines
+//! the settings that the rest of the program uses.
 
 mod aws;
 mod load;
@@ -38,7 +38,7 @@ pub struct Config {
     pub access: AccessSettings,
     /// Upper bound of the cache in bytes.
     pub cache_memory: u64,
-    /// Where a second level of the cache is kept that survives restarts, if anywhere.
+    /// The second level of the cache on disk, which survives restarts, if there is one.
     pub cache_disk: Option<CacheDisk>,
     /// The second level of the cache that replicas share, if there is one.
     pub cache_shared: Option<CacheShared>,
@@ -68,7 +68,7 @@ impl Config {
         self.document.file()
     }
 
-    /// Returns every key that has a value, with what set it, secrets masked. Takes some
+    /// Returns every key that has a value, with its origin and with secrets masked. Takes some
     /// milliseconds.
     pub fn settings(&self) -> Vec<Setting> {
         self.document.settings(&self.default_upstream)
@@ -80,38 +80,38 @@ impl Config {
 pub struct CacheShared {
     /// `redis://…` or `rediss://…`; at least one.
     pub urls: Vec<String>,
-    /// The kind of server that the URLs lead to.
+    /// The kind of server behind the URLs.
     pub mode: SharedMode,
-    /// A user of its ACL.
+    /// The user of its ACL.
     pub username: Option<String>,
     /// The password of that user, or of the server.
     pub password: Option<Secret>,
-    /// A user of the Sentinels' ACL.
+    /// The user of the Sentinels' ACL.
     pub sentinel_username: Option<String>,
     /// The password of the Sentinels.
     pub sentinel_password: Option<Secret>,
     /// TLS settings for `rediss://`.
     pub tls: ClientTls,
-    /// The start of every key.
+    /// The prefix of every key.
     pub prefix: String,
-    /// Keys are hashed and values sealed with it.
+    /// The secret with which keys are hashed and values are authenticated.
     pub secret: Secret,
-    /// Most time that a request waits for it.
+    /// The longest time that a request waits for it.
     pub timeout: Duration,
 }
 
 /// The settings of replicas that share a level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replicas {
-    /// The name of this one, if it is not host and port.
+    /// The name of this replica; by default its host and port.
     pub name: Option<String>,
     /// Whether the limits of upstreams are those of all replicas together.
     pub share_limits: bool,
-    /// Whether one of them fetches what several lack.
+    /// Whether one replica fetches what several need.
     pub fetch_once: bool,
-    /// After which time the share of a silent replica belongs to the others.
+    /// The time after which the share of a silent replica goes to the others.
     pub forget_after: Duration,
-    /// Calls a second to each upstream that a replica may make that never met the shared level.
+    /// Calls per second to each upstream by a replica that has never reached the shared level.
     pub limits_without_redis: f64,
 }
 
@@ -122,14 +122,14 @@ pub enum SharedMode {
     Single,
     /// Nodes of a cluster.
     Cluster,
-    /// Sentinels that know the master of this name.
+    /// Sentinels that monitor the master of this name.
     Sentinel(String),
 }
 
 /// A second level of the cache on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheDisk {
-    /// A folder of its own.
+    /// The folder, used for nothing else.
     pub dir: PathBuf,
     /// Most bytes on disk.
     pub size: u64,
@@ -142,7 +142,7 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Sent as `X-MIRROR-API-KEY` on every response.
     pub api_key: Secret,
-    /// Longest time from the head of a request to its answer.
+    /// Longest time from the head of a request to its response.
     pub request_timeout: Duration,
     /// Largest request body in bytes.
     pub max_body: usize,
@@ -160,7 +160,7 @@ pub struct Server {
     pub error_status: ErrorStatus,
     /// Which clients get compressed answers.
     pub compression: Compression,
-    /// Time for which new connections are accepted after a signal to stop.
+    /// Time during which new connections are still accepted after a signal to stop.
     pub drain_grace: Duration,
     /// Longest time that requests in flight have to finish after that.
     pub drain_timeout: Duration,
@@ -171,7 +171,7 @@ pub struct Server {
 /// Access rules for all APIs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccessSettings {
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// The mirror API and the page at `/`.
     pub mirror: ApiAccess,
@@ -244,7 +244,7 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorStatus {
-    /// The status that fits the error.
+    /// The status that matches the error.
     #[default]
     Semantic,
     /// 500 for every error, as old mirrors answer.
@@ -281,7 +281,8 @@ pub struct Upstream {
     pub name: String,
     /// Its kind, with what only that kind has.
     pub kind: UpstreamKind,
-    /// Which store and tenant it is in a second level of the cache, whatever its URLs and headers.
+    /// The identity of its store and tenant in a second level of the cache, independent of its URLs
+    /// and headers.
     pub identity: Option<String>,
     /// Whether its data is kept in a second level of the cache.
     pub second_level: bool,
@@ -308,14 +309,14 @@ pub enum UpstreamKind {
     Demo {
         /// The time it takes to answer.
         latency: Duration,
-        /// Calls per second that it answers.
+        /// Calls per second that it accepts.
         per_second: u32,
     },
     /// Another server of the mirror API.
     Mirror {
         /// Its addresses; at least one.
         urls: Vec<TargetUrl>,
-        /// The key that it has to answer with.
+        /// The key that its responses have to contain.
         api_key: Option<Secret>,
         /// The `connectionDetails` sent to it; `None` forwards those of the client.
         connection_details: Option<serde_json::Map<String, serde_json::Value>>,
@@ -326,9 +327,9 @@ pub enum UpstreamKind {
         urls: Vec<TargetUrl>,
         /// The units that it bills.
         units: Units,
-        /// The sharing of calls by several fetches.
+        /// How several fetches share a call.
         batch: Batching,
-        /// Rules for namespaces; the first that fits holds.
+        /// Rules for namespaces; the first that matches applies.
         rules: Vec<NamespaceRule>,
     },
     /// A server of Prometheus' HTTP API.
@@ -363,8 +364,8 @@ impl UpstreamKind {
         }
     }
 
-    /// Returns whether an upstream of `other` has the same data and is read in the same way, whatever
-    /// it bills.
+    /// Returns whether an upstream of kind `other` has the same data and is read in the same way,
+    /// whatever it bills.
     fn has_data_of(&self, other: &Self) -> bool {
         match (self, other) {
             (

@@ -213,7 +213,7 @@ pub(super) enum RawKind {
 }
 
 impl RawKind {
-    /// Returns the name, as in the file.
+    /// Returns the name of the kind, as in the file.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Demo => "demo",
@@ -352,7 +352,7 @@ pub(super) fn duration(value: Option<&Text<Duration>>, default: Duration) -> Dur
 }
 
 impl RawUpstream {
-    /// Whether each of its calls is counted or paid for.
+    /// Returns whether each of its calls is counted or paid for.
     fn is_metered(&self) -> bool {
         let limit = &self.rate_limit;
         limit.per_hour.is_some() || limit.per_day.is_some() || self.aws.is_set()
@@ -417,7 +417,7 @@ impl RawUpstream {
             step_alignment: self.step_alignment.unwrap_or_default(),
             parameters: self.parameters.clone(),
             instant_alignment: self.instant_alignment.unwrap_or_default(),
-            // Calls that are metered are made only for those who ask.
+            // Metered calls are made only on request.
             refresh_ahead: self
                 .refresh_ahead
                 .unwrap_or(usual.refresh_ahead && !self.is_metered()),

@@ -1,4 +1,4 @@
-//! The keys of the file about AWS, and about what an upstream bills.
+//! The keys of the file for AWS, and for the units that an upstream bills.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(super) struct RawNamespace {
     pub(super) refresh: Option<Text<Duration>>,
 }
 
-/// The sharing of calls by several fetches.
+/// How several fetches share a call.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBatch {
@@ -55,7 +55,7 @@ pub(super) struct RawAws {
 }
 
 impl RawAws {
-    /// Returns whether it says anything.
+    /// Returns whether any key is set.
     pub(super) fn is_set(&self) -> bool {
         let Self {
             region,

@@ -1,4 +1,4 @@
-//! The defaults of upstreams, by their kind.
+//! The defaults of upstreams by kind.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Usual {
         let UpstreamKind::CloudWatch { .. } = kind else {
             return usual;
         };
-        // CloudWatch's own metrics converge for some ten minutes, and each call is billed.
+        // CloudWatch's own metrics change for about ten minutes, and each call is billed.
         let minutes = |n: u64| Duration::from_secs(60 * n);
         Self {
             freshness: Freshness {

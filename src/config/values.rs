@@ -49,8 +49,8 @@ impl<'de, T: FromText> Deserialize<'de> for Text<T> {
     }
 }
 
-/// Accepts a table and nothing else. serde by itself would accept an array, and take its values for
-/// those of the keys in order.
+/// Accepts a table and nothing else. serde by itself would accept an array and assign its values to
+/// the keys in order.
 pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -204,8 +204,8 @@ pub struct Secret {
 }
 
 impl PartialEq for Secret {
-    /// Two secrets in the same file are equal, whatever it contained when they were read: their
-    /// users follow the file.
+    /// Two secrets in the same file are equal, whatever it contained when they were read: whoever
+    /// uses them follows changes of the file.
     fn eq(&self, other: &Self) -> bool {
         self.file == other.file && (self.file.is_some() || self.text == other.text)
     }
@@ -242,8 +242,8 @@ impl Secret {
         self.file.as_deref()
     }
 
-    /// Returns the current secret, taking the next of `contents` as those of its file; a secret
-    /// without a file takes none.
+    /// Returns the current secret. A secret in a file takes its text from the next of `contents`;
+    /// one without a file takes none.
     pub fn reread<'a>(
         &self,
         contents: &mut impl Iterator<Item = &'a Vec<u8>>,
@@ -267,14 +267,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The place of a secret, as given in the file.
+/// The source of a secret, as given in the file.
 #[derive(Clone)]
 pub(super) enum SecretSource {
     /// In the configuration file itself.
     Inline(String),
     /// In an environment variable.
     Env(String),
-    /// In a file of its own; a line break at the end is not part of it.
+    /// In a separate file; a line break at its end is not part of the secret.
     File(String),
 }
 

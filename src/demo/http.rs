@@ -1,4 +1,4 @@
-//! Serves the demonstration mirror over HTTP, slow and rate-limited on purpose.
+//! Serves the demonstration mirror over HTTP, deliberately slow and rate-limited.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::front::{Body, BodyLimits, error_response, read_body};
 use crate::model::{Error, Kind};
 
-/// The bounds of the requests that it reads.
+/// The limits of its request bodies.
 const BODY_LIMITS: BodyLimits = BodyLimits {
     max: 1 << 20,
     time: Duration::from_secs(10),
@@ -28,7 +28,8 @@ pub struct DemoServer {
 }
 
 impl DemoServer {
-    /// Returns a server that takes `latency` for each answer and gives at most `per_second`.
+    /// Returns a server that takes `latency` for each answer and accepts at most `per_second`
+    /// requests per second.
     pub fn new(latency: Duration, per_second: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
         let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         Arc::new(Self {
@@ -59,7 +60,7 @@ impl DemoServer {
         };
         let mut response = Response::new(Body::from(body));
         if let Ok(date) = HeaderValue::from_str(&self.date()) {
-            // Set here, so that its data and its date come from one clock.
+            // Set here, so that its data and its date come from the same clock.
             response.headers_mut().insert(DATE, date);
         }
         let json = HeaderValue::from_static("application/json");

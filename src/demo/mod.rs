@@ -1,7 +1,8 @@
-//! The built-in demonstration source: a StackState mirror with invented telemetry.
+//! The built-in demonstration source: a StackState mirror with synthetic telemetry.
 //!
-//! It does no I/O and reads no clock: its answers follow from the request and the given time. Its
-//! data behaves like real data: it has gaps, counter resets, and late points in the newest minute.
+//! It does no I/O and reads no clock: its answers depend only on the request and the given time.
+//! Its data behaves like real data: it has gaps, counter resets, and late points in the newest
+//! minute.
 
 pub mod http;
 mod query;
@@ -12,13 +13,13 @@ use crate::model::{Error, Kind, Millis};
 use crate::wire::mirror::request::{self, RequestBounds};
 use crate::wire::mirror::response;
 
-/// Most points that one query may evaluate over all series that match.
+/// Most points that one query may evaluate over all matching series.
 const POINTS_MAX: u64 = 2_000_000;
 
 /// Answers one call of the mirror API; `path` is for example `/api/metric`, `now` in epoch
 /// milliseconds.
 pub fn answer(path: &str, body: &[u8], now: Millis) -> Result<Vec<u8>, Error> {
-    // A data source's URL often ends in a slash, so paths may start with two.
+    // The URL of a data source often ends in a slash, so a path may begin with two.
     match path.trim_start_matches('/') {
         "api/connection" => {
             request::read_connection(body, RequestBounds::default())?;

@@ -9,13 +9,13 @@ use crate::model::{
 };
 use crate::wire::{mirror::response, number};
 
-/// The one field that holds values.
+/// The only field that holds values.
 const VALUE: &str = "value";
 
 /// The field that holds the name of a metric.
 const NAME: &str = "name";
 
-/// Most field values in an answer to a query without a limit.
+/// Most field values in an answer if the query has no limit.
 const VALUES_DEFAULT: usize = 1000;
 
 /// Answers a query for the names of fields.
@@ -64,15 +64,15 @@ pub(super) fn field_values(query: &FieldValuesQuery) -> Result<Vec<u8>, Error> {
     Ok(response::write_field_values(&page))
 }
 
-/// Answers a query for metric values as they are known at `now`, out of at most `cap` points.
+/// Answers a query for metric values as known at `now`, from at most `cap` points.
 pub(super) fn metric(query: &MetricQuery, now: Millis, cap: u64) -> Result<Vec<u8>, Error> {
     if let Some(field) = query.metric_field.as_deref().filter(|f| *f != VALUE) {
         let message = format!("expected {VALUE:?}, the only field with values, found {field:?}");
         return Err(Error::invalid("query.metricField", message));
     }
     let mut series = select(&query.selector)?;
-    // Points that come in this order within an interval are in order altogether. The sort is
-    // stable, so that those of one time keep the order of their series.
+    // Series that are in this order within one interval are in order over all intervals. The sort
+    // is stable, so that points of one time keep the order of their series.
     series.sort_by_key(|s| s.phase());
     let limit = query.limit.map_or(usize::MAX, at_most);
     match query.layout {
@@ -84,13 +84,13 @@ pub(super) fn metric(query: &MetricQuery, now: Millis, cap: u64) -> Result<Vec<u
     }
 }
 
-/// Returns the series that meet `selector`, in the order in which they were first seen. It is an
-/// error to ask for a metric that no series has.
+/// Returns the series that match `selector`, in the order in which they were first seen. A metric
+/// that no series has is an error.
 fn select(selector: &Selector) -> Result<Vec<&'static DemoSeries>, Error> {
     let conditions = selector.conditions();
     for condition in conditions.iter().filter(|c| c.key == NAME) {
         let asked = condition.test.values();
-        // An empty set names no metric that could be unknown: it is just met by nothing.
+        // An empty set names no unknown metric: it simply matches nothing.
         if !asked.is_empty() && !series::all().iter().any(|s| s.meets(condition)) {
             let names: Vec<_> = asked.iter().map(Scalar::to_string).collect();
             let error = Error::new(
@@ -107,21 +107,21 @@ fn select(selector: &Selector) -> Result<Vec<&'static DemoSeries>, Error> {
         .collect())
 }
 
-/// Returns the part of `range` that can have points: there are none before the epoch or after
+/// Returns the part of `range` that can contain points: there are none before the epoch or after
 /// `now`.
 fn with_points(range: TimeRange, now: Millis) -> TimeRange {
     let start = range.start().max(0);
     TimeRange::clamped(start, range.end().min(now.saturating_add(1)))
 }
 
-/// Returns the places of all points of `series` in `range`, in order of time, missing ones
-/// included.
+/// Returns the positions of all points of `series` in `range`, in order of time, including missing
+/// ones.
 fn places<'a>(
     series: &'a [&'static DemoSeries],
     range: TimeRange,
 ) -> impl Iterator<Item = (&'static DemoSeries, i64)> + 'a {
     let first = range.start().div_euclid(INTERVAL);
-    // Without series there is nothing to find, and no cap would end the search.
+    // Without series nothing can be found, and no cap would end the search.
     let intervals = if series.is_empty() {
         0
     } else {
@@ -132,7 +132,7 @@ fn places<'a>(
         .filter(move |(s, k)| range.holds(k * INTERVAL + s.phase()))
 }
 
-/// Returns the points themselves: at most `limit`, and no more than `cap` are looked at.
+/// Returns the points themselves: at most `limit`, out of at most `cap` that are examined.
 fn raw(
     series: &[&'static DemoSeries],
     range: TimeRange,
@@ -174,7 +174,7 @@ fn evaluate(
     now: Millis,
     cap: u64,
 ) -> Result<Points, Error> {
-    // An empty range within a bucket would still grow to the whole bucket.
+    // Otherwise an empty range within a bucket would grow to the whole bucket.
     if range.is_empty() {
         return Ok(Points::new());
     }

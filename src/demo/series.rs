@@ -1,4 +1,4 @@
-//! The series: hosts, each with its metrics.
+//! The series: hosts and their metrics.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use crate::model::{Condition, Field, FieldType, Millis, Number, Scalar, TimeRang
 /// The longest delay of a point.
 pub(super) const DELAY_MAX: Millis = 60_000;
 
-/// Up to a quarter of an hour is missing, about every other day.
+/// Gaps of up to a quarter of an hour, about every other day.
 const GAPS: Episodes = Episodes {
     salt: Salt::Gap,
     block: 5760,
@@ -31,7 +31,7 @@ struct Host {
 
 struct Region {
     name: &'static str,
-    /// Hours that its time is ahead of UTC.
+    /// Hours by which its local time is ahead of UTC.
     ahead: i64,
 }
 
@@ -54,7 +54,7 @@ const ANY: (f64, f64) = (0.0, f64::MAX);
 const PERCENT: (f64, f64) = (0.0, 100.0);
 const GIB: f64 = 1_073_741_824.0;
 
-/// Returns a metric that goes up and down. The numbers: base, swing, wander, noise, tail, burst.
+/// Returns a metric that goes up and down. The numbers are base, swing, wander, noise, tail, burst.
 const fn level(name: &'static str, n: [f64; 6], bounds: (f64, f64), parts: f64) -> DemoMetric {
     let [base, swing, wander, noise, tail, burst] = n;
     DemoMetric {
@@ -222,7 +222,7 @@ pub(super) fn all() -> &'static [DemoSeries] {
     &ALL
 }
 
-/// Returns the fields that the series `among` have, in order.
+/// Returns the fields of the series `among`, in order.
 pub(super) fn fields(among: &[&DemoSeries]) -> Vec<Field> {
     let first = among.first().map(|s| s.fields.as_slice());
     let field = |(name, value): &(&str, Scalar)| Field {
@@ -233,14 +233,14 @@ pub(super) fn fields(among: &[&DemoSeries]) -> Vec<Field> {
         },
         ..Field::text(*name)
     };
-    // All series have the same ones.
+    // All series have the same fields.
     first.unwrap_or_default().iter().map(field).collect()
 }
 
 impl DemoSeries {
     fn new(host: &Host, metric: &DemoMetric) -> Self {
         let text = |s: &str| Scalar::String(s.to_owned());
-        // Seeds follow from names, so that a new series leaves the others as they are.
+        // Seeds depend on names, so that a new series does not change the others.
         let seed = seed(&format!("{}@{}", metric.name, host.name));
         let port = Number::new(f64::from(host.port));
         Self {
@@ -260,30 +260,30 @@ impl DemoSeries {
         }
     }
 
-    /// Returns the value of a field, if it has it.
+    /// Returns the value of a field, if the series has it.
     pub(super) fn field(&self, name: &str) -> Option<&Scalar> {
         let found = self.fields.iter().find(|(n, _)| *n == name);
         found.map(|(_, value)| value)
     }
 
-    /// Returns whether it meets `condition`.
+    /// Returns whether the series meets `condition`.
     pub(super) fn meets(&self, condition: &Condition) -> bool {
         self.field(&condition.key)
             .is_some_and(|own| condition.test.values().iter().any(|v| equal(own, v)))
     }
 
-    /// Returns the offset of its points in an interval.
+    /// Returns the offset of its points within an interval.
     pub(super) fn phase(&self) -> Millis {
         self.phase
     }
 
-    /// Returns how many points it has in `range`, missing ones included.
+    /// Returns the number of its points in `range`, including missing ones.
     pub(super) fn points_in(&self, range: &TimeRange) -> u64 {
         let before = |t: Millis| (t - self.phase - 1).div_euclid(INTERVAL);
         (before(range.end()) - before(range.start())).unsigned_abs()
     }
 
-    /// Point `k` as it is known at `now`, unless it is missing or did not come in yet.
+    /// Returns point `k` as known at `now`, unless it is missing or has not arrived yet.
     pub(super) fn point(&self, k: i64, now: Millis) -> Option<(Millis, f64)> {
         let time = k * INTERVAL + self.phase;
         let missing = self.gappy && GAPS.progress(self.seed, k).is_some();
@@ -303,14 +303,14 @@ impl DemoSeries {
         if age >= DELAY_MAX {
             return true;
         }
-        // Most are quick; the square of a number below 1 is nearer to 0.
+        // Most delays are short: the square of a number below 1 is closer to 0.
         let slow = unit(self.seed, Salt::Delay, k);
         age >= (slow * slow * DELAY_MAX as f64) as Millis
     }
 }
 
-/// Returns whether a field of value `own` equals `asked`. Types must agree, but for text, which is
-/// also compared with the text of a number or a boolean.
+/// Returns whether a field of value `own` equals `asked`. Types must match, except that text also
+/// equals the text of a number or a boolean.
 fn equal(own: &Scalar, asked: &Scalar) -> bool {
     match (own, asked) {
         (Scalar::String(own), Scalar::Number(_) | Scalar::Bool(_)) => *own == asked.to_string(),

@@ -1,7 +1,7 @@
-//! Signals from a seed and a position. Every value is a pure function, computed in O(1).
+//! Signals computed from a seed and a position. Every value is a pure function, computed in O(1).
 //!
-//! Only basic arithmetic is used, no `sin` and the like: IEEE 754 fixes its results to the last
-//! bit, so that a value is the same on every machine.
+//! Only basic arithmetic is used, no `sin` and the like: IEEE 754 defines its results to the last
+//! bit, so a value is the same on every machine.
 
 use crate::model::Millis;
 
@@ -15,7 +15,7 @@ const POINTS_A_DAY: f64 = (DAY / INTERVAL) as f64;
 /// The purpose of a random draw. Draws for different purposes are independent.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Salt {
-    /// The offset of a series' points in the interval.
+    /// The offset of a series' points within the interval.
     Phase = 1,
     /// The delay of a point.
     Delay,
@@ -25,7 +25,7 @@ pub(super) enum Salt {
     Gap,
     /// Bursts.
     Burst,
-    /// Noise from point to point.
+    /// Noise between successive points.
     Noise,
     /// Noise over minutes.
     Wander,
@@ -53,17 +53,17 @@ fn draw(seed: u64, salt: Salt, n: i64) -> u64 {
     mix(mix(seed ^ salt as u64) ^ n.cast_unsigned())
 }
 
-/// Returns a random number for position `n`, from 0 up to but without 1.
+/// Returns a random number for position `n`, from 0 (inclusive) to 1 (exclusive).
 pub(super) fn unit(seed: u64, salt: Salt, n: i64) -> f64 {
     to_unit(draw(seed, salt, n))
 }
 
 fn to_unit(bits: u64) -> f64 {
-    // The upper 53 bits are what a double holds exactly.
+    // A double holds exactly 53 bits.
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Something that happens now and then: at most once in each block of points.
+/// An event that happens now and then: at most once in each block of points.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Episodes {
     /// The purpose of its draws.
@@ -72,9 +72,9 @@ pub(super) struct Episodes {
     pub(super) block: u32,
     /// The probability per block.
     pub(super) chance: f64,
-    /// Fewest points it lasts.
+    /// Its shortest length, in points.
     pub(super) shortest: u32,
-    /// Most points it lasts; less than a block.
+    /// Its longest length, in points; less than a block.
     pub(super) longest: u32,
 }
 
@@ -95,7 +95,7 @@ impl Episodes {
     }
 }
 
-/// Five minutes of unrest, about once a day.
+/// Five minutes of high values, about once a day.
 const BURSTS: Episodes = Episodes {
     salt: Salt::Burst,
     block: 1920,
@@ -109,9 +109,9 @@ const BURSTS: Episodes = Episodes {
 pub(super) enum Shape {
     /// They go up and down.
     Level(SignalLevel),
-    /// They count up in whole numbers and start at 0 once a day, as of a daily restart.
+    /// They count up in whole numbers and restart at 0 once a day, as after a daily restart.
     Counter {
-        /// The count of a usual day.
+        /// The count of a typical day.
         per_day: f64,
     },
     /// They fall until a clean-up brings them up again.
@@ -120,33 +120,33 @@ pub(super) enum Shape {
         full: f64,
         /// The value right before one.
         low: f64,
-        /// Days between two.
+        /// Days between two clean-ups.
         days: i64,
     },
 }
 
-/// A value that goes up and down: the sum of its parts, held between two bounds.
+/// A value that goes up and down: the sum of its parts, clamped to two bounds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SignalLevel {
     /// The value on a quiet night.
     pub(super) base: f64,
-    /// The addition in the busiest hour of a working day.
+    /// The increase in the busiest hour of a working day.
     pub(super) swing: f64,
     /// The drift over minutes.
     pub(super) wander: f64,
-    /// The jump from point to point.
+    /// The variation between successive points.
     pub(super) noise: f64,
-    /// The addition of the rarest points.
+    /// The increase of the rarest points.
     pub(super) tail: f64,
-    /// The addition at the height of a burst.
+    /// The increase at the peak of a burst.
     pub(super) burst: f64,
-    /// The lowest and the highest value there can be.
+    /// The lowest and the highest possible value.
     pub(super) bounds: (f64, f64),
     /// Parts of one that values are rounded to: 100 for two decimals.
     pub(super) parts: f64,
 }
 
-/// One place in a series.
+/// A position in a series.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SignalPlace {
     /// The number of the point.
@@ -195,8 +195,8 @@ impl SignalLevel {
     }
 }
 
-/// Returns what a counter has counted since its last restart. A steady part makes up for any
-/// jitter, so that it never falls in between.
+/// Returns the count since the last restart. A steady part outweighs the jitter, so that the
+/// counter never decreases.
 fn counter(per_day: f64, seed: u64, place: SignalPlace) -> f64 {
     const STEADY: f64 = 0.3;
     let since = since_reset(seed, place.time, DAY);
@@ -204,7 +204,7 @@ fn counter(per_day: f64, seed: u64, place: SignalPlace) -> f64 {
     let steady = STEADY * since as f64 / DAY as f64;
     let busy = (1.0 - STEADY) * 2.0 * (activity_until(local) - activity_until(local - since));
     let jitter = 0.9 * STEADY / POINTS_A_DAY * unit(seed, Salt::Noise, place.k);
-    // Days differ, but within a day nothing may change the scale: the counter would jump.
+    // Days differ, but the scale must not change within a day, or the counter would jump.
     let restarted = place.time - since;
     let day = 0.85 + 0.3 * unit(seed, Salt::Reset, restarted);
     let scale = per_day * day * weekly(local - since);
@@ -217,31 +217,33 @@ fn since_reset(seed: u64, time: Millis, period: Millis) -> Millis {
     (time - offset).rem_euclid(period)
 }
 
-/// From 0 to 1 and back as `progress` goes from 0 to 1.
+/// Returns a curve that rises from 0 to 1 and falls back as `progress` goes from 0 to 1.
 fn rise_and_fall(progress: f64) -> f64 {
     1.0 - (2.0 * progress - 1.0).abs()
 }
 
-/// From 0 to 1 as `x` does, level at both ends.
+/// Returns a curve from 0 to 1, level at both ends.
 fn smooth(x: f64) -> f64 {
     x * x * (3.0 - 2.0 * x)
 }
 
-/// Returns the day of `local` as it is lived, from 2 at night, and the part of it that has passed.
+/// Returns the day of `local`, which starts at 2 at night, and the part of it that has passed.
 fn lived_day(local: Millis) -> (i64, f64) {
     let awake = local - 2 * HOUR;
     let passed = awake.rem_euclid(DAY) as f64 / DAY as f64;
     (awake.div_euclid(DAY), passed)
 }
 
-/// Returns how much goes on: 0 at 2 at night, 1 at 2 in the afternoon, nearly a sine in between.
+/// Returns the level of activity: 0 at 2 at night, 1 at 2 in the afternoon, nearly a sine in
+/// between.
 fn activity(local: Millis) -> f64 {
     smooth(rise_and_fall(lived_day(local).1))
 }
 
 /// Returns the integral of [`activity`] over days, from the epoch to `local`.
 fn activity_until(local: Millis) -> f64 {
-    // Up to noon the integral of smooth(2u); after it, what is left to the half of the whole day.
+    // Up to noon this is the integral of smooth(2u); after noon, half a day's total minus the
+    // remainder.
     let rising = |u: f64| {
         let x = 2.0 * u;
         (x * x * x - x * x * x * x / 2.0) / 2.0
@@ -255,10 +257,11 @@ fn activity_until(local: Millis) -> f64 {
     day as f64 * 0.5 + today
 }
 
-/// Returns the share of usual activity on the day of the week. It changes at the quietest hour.
+/// Returns the activity on the day of the week, relative to a usual day. It changes at the quietest
+/// hour.
 fn weekly(local: Millis) -> f64 {
     let (day, _) = lived_day(local);
-    // Day 0, the first of January 1970, was a Thursday.
+    // Day 0, 1 January 1970, was a Thursday.
     match day.rem_euclid(7) {
         1 => 0.95,
         2 => 0.6,
@@ -268,7 +271,7 @@ fn weekly(local: Millis) -> f64 {
     }
 }
 
-/// Noise between -1 and 1 without jumps: random every ten minutes, and smooth in between.
+/// Returns noise between -1 and 1 without jumps: random every ten minutes, smooth in between.
 fn wander(seed: u64, k: i64) -> f64 {
     const KNOT: i64 = 40;
     let knot = k.div_euclid(KNOT);

@@ -1,4 +1,4 @@
-//! Tests of the demonstration source as a client meets it, and of what its series promise.
+//! Tests of the demonstration source from a client's view, and of the properties of its series.
 
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ fn with(mut query: Value, key: &str, value: Value) -> Value {
     query
 }
 
-/// The points of an answer (of buckets, their starts) and whether it is partial.
+/// Returns the points of an answer (of buckets, their starts) and whether it is partial.
 fn points(query: &Value, now: Millis) -> (Vec<(Millis, f64)>, bool) {
     let telemetry = points::read_metric(&ask("/api/metric", query, now).unwrap()).unwrap();
     let points = telemetry.times.into_iter().zip(telemetry.values);
@@ -116,7 +116,7 @@ fn points_come_in_late_within_a_minute_and_never_change_after() {
                 assert_eq!(s.point(k, NOW), None);
                 continue;
             };
-            // Between two instants a point appears once and stays as it is.
+            // Between two instants a point appears once and then does not change.
             let mut seen = false;
             for now in (time - 5000..=time + DELAY_MAX).step_by(1000) {
                 let point = s.point(k, now);
@@ -221,7 +221,7 @@ fn an_empty_range_has_no_points_and_no_buckets() {
     assert_eq!(points(&query, NOW), (vec![], false));
 }
 
-/// Asks again from the last point on, as StackState does, while answers are partial.
+/// Continues from the last point, as StackState does, while answers are partial.
 fn page(query: &Value, ask: impl Fn(&Value) -> (Vec<(Millis, f64)>, bool)) -> Vec<(Millis, f64)> {
     let mut query = query.clone();
     let mut all: Vec<(Millis, f64)> = Vec::new();

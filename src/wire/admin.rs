@@ -9,20 +9,20 @@ use crate::model::{Error, MAX_TIME, Selector, TimeRange};
 /// The data to invalidate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Invalidate {
-    /// Of which upstream.
+    /// The upstream.
     pub upstream: String,
-    /// Only series that are asked for with these conditions, and perhaps others.
+    /// Only series whose queries have at least these conditions.
     pub selector: Option<Selector>,
-    /// Only series of this expression of PromQL.
+    /// Only series of this PromQL expression.
     pub query: Option<String>,
-    /// Only in this range.
+    /// Only data in this range.
     pub range: Option<TimeRange>,
 }
 
-/// The names of what a request to invalidate may hold.
+/// The members that a request to invalidate may have.
 const INVALIDATE: [&str; 5] = ["upstream", "conditions", "query", "startTime", "endTime"];
 
-/// Levels of the log by their names, as in the configuration.
+/// The names of log levels, as in the configuration.
 const LEVELS: [(&str, Level); 5] = [
     ("error", Level::ERROR),
     ("warn", Level::WARN),
@@ -31,8 +31,8 @@ const LEVELS: [(&str, Level); 5] = [
     ("trace", Level::TRACE),
 ];
 
-/// Reads the body of a request to invalidate. A member that is misspelled is an error: it would
-/// make more go than was meant.
+/// Reads the body of a request to invalidate. A misspelled member is an error: ignoring it would
+/// invalidate more than was meant.
 pub fn read_invalidate(body: &[u8]) -> Result<Invalidate, Error> {
     let value = parse_within(body, None)?;
     let root = Node::root(&value);
@@ -61,7 +61,7 @@ pub fn read_invalidate(body: &[u8]) -> Result<Invalidate, Error> {
     })
 }
 
-/// Reads the body of a request for a level of the log.
+/// Reads the body of a request to set the log level.
 pub fn read_level(body: &[u8]) -> Result<Level, Error> {
     let value = parse_within(body, None)?;
     let root = Node::root(&value);

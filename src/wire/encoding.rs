@@ -1,9 +1,9 @@
-//! Content encodings of responses. A text is packed once and kept; an answer is joined of packed
-//! and plain texts without packing anything again.
+//! Content encodings of responses. A text is compressed once and kept; an answer is assembled from
+//! compressed and plain texts without compressing anything again.
 //!
-//! - gzip (RFC 1952): one member. A packed text is a run of deflate blocks (RFC 1951) that ends on
-//!   a byte and refers to nothing before it (zlib calls this a full flush); a plain one goes into
-//!   stored blocks; checksums of the parts are combined.
+//! - gzip (RFC 1952): one member. A compressed text is a run of deflate blocks (RFC 1951) that ends
+//! on a byte boundary and refers to nothing before it (zlib calls this a full flush); a plain one
+//! goes into stored blocks; the checksums of the parts are combined.
 //! - zstd (RFC 8878): one frame after the other, plain texts in frames of raw blocks.
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,7 +13,7 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 /// The encoding of a response body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
-    /// Not at all.
+    /// No encoding.
     #[default]
     Identity,
     /// `gzip`
@@ -22,29 +22,29 @@ pub enum Encoding {
     Zstd,
 }
 
-/// A text that is packed in one encoding.
+/// A text compressed in one encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedText {
     bytes: Bytes,
-    /// Length and checksum of the text.
+    /// The length and the checksum of the text.
     length: u32,
     crc: u32,
-    /// The factor for a checksum that this text follows: see [`follow`].
+    /// The factor for the checksum of what precedes this text: see [`follow`].
     shift: u32,
 }
 
 /// A part of a response's body.
 #[derive(Clone, Debug)]
 pub enum Text {
-    /// As it is.
+    /// Uncompressed.
     Plain(Bytes),
-    /// Packed in the encoding of the response.
+    /// Compressed in the encoding of the response.
     Packed(PackedText),
 }
 
-/// zlib's usual level: what is packed is kept, so it may take its time.
+/// zlib's default level: compressed texts are kept, so speed matters less.
 const DEFLATE_LEVEL: u32 = 6;
-/// zstd's usual level.
+/// zstd's default level.
 const ZSTD_LEVEL: i32 = 3;
 
 /// A gzip header without name and time (RFC 1952, section 2.3).
@@ -57,14 +57,14 @@ const DEFLATE_END: [u8; 2] = [3, 0];
 /// Most bytes of a stored block.
 const STORED_MAX: usize = 0xffff;
 
-/// The magic number of a zstd frame, and a descriptor that says: a single segment, its size in
-/// four bytes.
+/// The magic number of a zstd frame, and a descriptor for a single segment with its size in four
+/// bytes.
 const ZSTD_HEAD: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
 /// Most bytes of a block, and so of our frames of one raw block.
 const RAW_MAX: usize = 128 * 1024;
 
 impl Encoding {
-    /// Returns its name in HTTP; none for no encoding.
+    /// Returns its name in HTTP; `None` for no encoding.
     pub fn name(self) -> Option<&'static str> {
         match self {
             Self::Identity => None,
@@ -73,7 +73,7 @@ impl Encoding {
         }
     }
 
-    /// Returns `text` packed, or `None` where that does not make it smaller.
+    /// Returns `text` compressed, or `None` if that does not make it smaller.
     pub fn pack(self, text: &[u8]) -> Option<PackedText> {
         let bytes = match self {
             Self::Identity => None,
@@ -82,7 +82,7 @@ impl Encoding {
         };
         let bytes = bytes.filter(|b| b.len() < text.len())?;
         let length = u32::try_from(text.len()).ok()?;
-        // What 1 becomes when a text of this length and the checksum 0 follows.
+        // The value of 1 followed by a text of this length with the checksum 0.
         let mut one = Hasher::new_with_initial(CRC_ONE);
         one.combine(&Hasher::new_with_initial_len(0, u64::from(length)));
         Some(PackedText {
@@ -93,7 +93,7 @@ impl Encoding {
         })
     }
 
-    /// Returns the body that `parts` make.
+    /// Returns the body assembled from `parts`.
     pub fn join(self, parts: impl IntoIterator<Item = Text>) -> Vec<Bytes> {
         let mut body = Vec::new();
         match self {
@@ -119,26 +119,25 @@ impl Encoding {
 }
 
 impl PackedText {
-    /// Returns the bytes that it holds on the heap.
+    /// Returns the number of heap bytes that it occupies.
     pub fn heap_bytes(&self) -> usize {
         self.bytes.len()
     }
 }
 
-/// Returns `text` as deflate blocks none of which is the last.
+/// Returns `text` as deflate blocks, none of which is the last.
 fn deflated(text: &[u8]) -> Option<Vec<u8>> {
     let mut packer = Compress::new(Compression::new(DEFLATE_LEVEL), false);
-    // With room for all, one call does it; more than this it never needs.
+    // With enough room one call suffices; deflate never needs more than this.
     let mut packed = Vec::with_capacity(text.len() + 64);
     let status = packer.compress_vec(text, &mut packed, FlushCompress::Full);
     let whole = packer.total_in() == text.len() as u64 && packed.len() < packed.capacity();
     (status.ok()? == Status::Ok && whole).then_some(packed)
 }
 
-/// Returns the checksum of a text with the checksum `crc` and of `packed` after it: polynomials
-/// over GF(2) modulo that of CRC-32, the lowest power in the highest bit (M. Adler,
-/// `crc32_combine_op` of zlib). Working out the factor, which depends on the length alone, takes
-/// ten times as long.
+/// Returns the checksum of a text with the checksum `crc` followed by `packed`: polynomials over
+/// GF(2) modulo that of CRC-32, the lowest power in the highest bit (M. Adler, `crc32_combine_op`
+/// of zlib). Computing the factor, which depends only on the length, takes ten times as long.
 fn follow(crc: u32, packed: &PackedText) -> u32 {
     let (mut product, mut power) = (0, crc);
     for bit in (0..u32::BITS).rev() {
@@ -177,7 +176,7 @@ fn gzip(parts: impl IntoIterator<Item = Text>, body: &mut Vec<Bytes>) {
     body.push(end.freeze());
 }
 
-/// Returns what stands before the `length` bytes of a zstd frame of one raw block.
+/// Returns the header of a zstd frame of one raw block of `length` bytes.
 fn raw_frame(length: u32) -> Bytes {
     let mut head = BytesMut::with_capacity(12);
     head.put_slice(&ZSTD_HEAD);
@@ -207,7 +206,7 @@ mod tests {
         let mut text = Vec::new();
         match encoding {
             Encoding::Identity => text.extend_from_slice(body),
-            // One member, nothing after it.
+            // A single member with nothing after it.
             Encoding::Gzip => {
                 let mut reader = flate2::bufread::GzDecoder::new(body);
                 reader.read_to_end(&mut text).unwrap();
@@ -218,7 +217,7 @@ mod tests {
         text
     }
 
-    /// Joins `parts`, each packed if it says so, and unpacks them.
+    /// Joins `parts`, of which those marked are compressed, and decompresses the result.
     fn join_and_unpack(parts: &[(bool, String)]) {
         for encoding in [Encoding::Identity, Encoding::Gzip, Encoding::Zstd] {
             let texts = parts.iter().map(|(pack, text)| {

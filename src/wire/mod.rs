@@ -1,5 +1,5 @@
-//! The mirror API and the Prometheus API as bytes: requests and responses to and from the model.
-//! Pure.
+//! The mirror API and the Prometheus API as bytes: converts requests and responses to and from the
+//! model. Pure.
 
 pub mod admin;
 pub mod encoding;

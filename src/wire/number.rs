@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::model::{Millis, Step};
 
-/// Appends a finite `value` in its shortest form that reads back the same, as `serde_json`
+/// Appends a finite `value` in its shortest form that parses to the same value, as `serde_json`
 /// writes it.
 pub fn write_f64(out: &mut Vec<u8>, value: f64) {
     out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes());
@@ -29,11 +29,11 @@ pub fn write_bucket(out: &mut Vec<u8>, start: Millis, size: Step, value: f64) {
     write_span(out, start, start.saturating_add(size.millis()), value);
 }
 
-/// A time, and where its digits stand in a text.
+/// A time, and the position of its digits in a text.
 pub type WrittenTime = (Millis, Range<usize>);
 
-/// Appends `[value,start,end]`, and returns the end. As a rule the bucket before this one ends where it
-/// starts: if that is `before`, its digits are copied.
+/// Appends `[value,start,end]` and returns the end. A bucket usually starts where the previous one
+/// ends: if that is `before`, its digits are copied.
 pub fn write_next_bucket(
     out: &mut Vec<u8>,
     start: Millis,
@@ -68,10 +68,10 @@ pub fn write_span(out: &mut Vec<u8>, start: Millis, end: Millis, value: f64) {
     out.push(b']');
 }
 
-/// Returns the time, or the start, of the point that `text` begins with, as [`write_point`] and
+/// Returns the time, or the start, of the point at the beginning of `text`, as [`write_point`] and
 /// [`write_span`] write it.
 pub fn read_time(text: &[u8]) -> Option<Millis> {
-    // A number is no longer than 24 bytes, so this looks at few.
+    // A number is at most 24 bytes long, so few bytes are examined.
     let comma = text.iter().position(|b| *b == b',')?;
     let rest = text.get(comma + 1..)?;
     let (negative, digits) = match rest.split_first()? {
@@ -85,11 +85,11 @@ pub fn read_time(text: &[u8]) -> Option<Millis> {
     Some(if negative { -time } else { time })
 }
 
-/// Returns the whole number nearest to `number`, away from 0 where two are; `None` beyond `±9e15`,
-/// where doubles are no longer exact, and for NaN.
+/// Returns the nearest whole number, rounding half away from zero; `None` beyond `±9e15`, where
+/// doubles are no longer exact, and for NaN.
 pub fn whole(number: f64) -> Option<i64> {
     if number.abs() < 9.0e15 {
-        // `f64::round` is a call where the processor has no instruction for it.
+        // Without a suitable instruction of the processor, `f64::round` is a function call.
         let whole = number as i64;
         let rest = number - whole as f64;
         Some(whole + i64::from(rest >= 0.5) - i64::from(rest <= -0.5))

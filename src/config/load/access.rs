@@ -37,7 +37,7 @@ impl Checker<'_> {
         }
         for (name, source) in &raw.users {
             if name.is_empty() || name.contains(|c: char| c == ':' || c.is_control()) {
-                // The name is not shown: what follows a colon may be a password.
+                // The name is not shown: the part after a colon may be a password.
                 let message = "a user's name must not be empty and must not contain colons or control characters; write NAME = \"HASH\"";
                 return Err(self.error(place, "users", message));
             }

@@ -13,8 +13,8 @@ use crate::model::{
 };
 
 impl Checker<'_> {
-    /// Returns the addresses of an upstream of kind `cloudwatch`, which are those of its region if the
-    /// section says no others, once its `aws` and its `interval` are checked.
+    /// Returns the addresses of an upstream of kind `cloudwatch`, by default that of its region,
+    /// after checking its `aws` and `interval`.
     pub(super) fn cloudwatch(
         &self,
         place: Place,
@@ -36,7 +36,7 @@ impl Checker<'_> {
         Ok(vec![url])
     }
 
-    /// Returns `period`, if CloudWatch has such periods.
+    /// Returns `period` if CloudWatch supports it.
     fn period(&self, place: Place, key: &str, period: Duration) -> Result<Step, ConfigError> {
         let millis = period.as_millis();
         let good = matches!(millis, 1000 | 5000 | 10_000 | 20_000 | 30_000)
@@ -49,7 +49,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Returns the rules for namespaces, those of the section first.
+    /// Returns the rules for namespaces, those in the section first.
     pub(super) fn rules(
         &self,
         place: Place,
@@ -97,7 +97,7 @@ impl Checker<'_> {
         own.chain(built_in).collect()
     }
 
-    /// Returns what an upstream bills.
+    /// Returns the units that an upstream bills.
     pub(super) fn units(&self, place: Place, raw: &raw::RawUnits) -> Result<Units, ConfigError> {
         for (key, value) in [
             ("units.per_hour", raw.per_hour),
@@ -129,7 +129,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Returns how calls of several fetches are made one.
+    /// Returns how calls of several fetches are combined.
     pub(super) fn batch(&self, place: Place, raw: &raw::RawBatch) -> Result<Batching, ConfigError> {
         let usual = Batching::default();
         let window = raw.window.as_ref().map_or(usual.window, |t| t.0);
@@ -139,14 +139,14 @@ impl Checker<'_> {
         }
         let queries = match raw.queries {
             None => usual.queries,
-            // CloudWatch takes no more, and a summary is four.
+            // CloudWatch's limit is 500, and a summary takes four.
             Some(n @ 4..=500) => n as usize,
             Some(_) => return Err(self.error(place, "batch.queries", "must be from 4 to 500")),
         };
         Ok(Batching { window, queries })
     }
 
-    /// Returns how requests to the upstream of `settings` are signed, if they are.
+    /// Returns how requests to the upstream of `settings` are signed; `None` if they are not.
     pub(super) fn signed(
         &self,
         place: Place,
@@ -169,8 +169,8 @@ impl Checker<'_> {
         Ok(aws)
     }
 
-    /// Returns how requests for `service` are signed, if the section says so; without one it is to
-    /// say the service.
+    /// Returns how requests for `service` are signed, if `aws` is set; without a `service`, the
+    /// section has to name one.
     fn aws(
         &self,
         place: Place,
@@ -336,8 +336,8 @@ impl Checker<'_> {
         }))
     }
 
-    /// Returns an error about a URL whose requests no signature would fit: AWS signs paths without
-    /// empty parts.
+    /// Returns an error about a URL for which no signature would be valid: AWS signs paths without
+    /// empty segments.
     fn signable(&self, place: Place, urls: &[TargetUrl]) -> Result<(), ConfigError> {
         for (index, url) in urls.iter().enumerate() {
             let path = url.as_str().split_once("://").map_or("", |(_, rest)| rest);

@@ -1,7 +1,7 @@
-//! The configuration in effect, key by key, with where each value comes from and without secrets.
+//! The configuration in effect, key by key, with the origin of each value and without secrets.
 //!
-//! The built-in file names every key that has a default, so what is in effect is that file with the
-//! keys of the loaded one over it.
+//! The built-in file names every key that has a default, so the configuration in effect is that
+//! file overlaid with the loaded one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,12 +17,12 @@ use crate::model::{Setting, SettingOrigin};
 /// The sources that a configuration was read from.
 #[derive(Clone)]
 pub(in crate::config) struct Document {
-    /// The text of the file, and what it is called.
+    /// The text of the file and its name in errors.
     text: String,
     source: String,
-    /// Its contents, with the values of the environment.
+    /// Its contents, including values from the environment.
     table: Table,
-    /// Keys that the environment set, and the names of the variables.
+    /// Keys set by the environment, and the names of the variables.
     overridden: BTreeMap<String, String>,
 }
 
@@ -33,10 +33,10 @@ impl fmt::Debug for Document {
     }
 }
 
-/// Stands in place of a secret.
+/// The text shown instead of a secret.
 const MASK: &str = "(secret)";
 
-/// Words that are no secrets where a secret may be.
+/// Values that are not secret even where a secret may be given.
 const PLAIN_WORDS: [&str; 3] = ["", "none", "forward"];
 
 impl Document {
@@ -49,13 +49,13 @@ impl Document {
         }
     }
 
-    /// Returns the file that it was read from, if it was one.
+    /// Returns the path of the file; `None` for the built-in defaults.
     pub(in crate::config) fn file(&self) -> Option<&str> {
         (self.source != BUILT_IN_NAME).then_some(&*self.source)
     }
 
     /// Returns every key that has a value, in the order of the built-in file; `default` is the
-    /// upstream that serves requests which name none.
+    /// upstream for requests that name none.
     pub(in crate::config) fn settings(&self, default: &str) -> Vec<Setting> {
         let file = File::new(&self.text, &self.source);
         let built_in = File::new(BUILT_IN, "");
@@ -88,7 +88,7 @@ impl Document {
         leaves.into_iter().map(setting).collect()
     }
 
-    /// Returns what is said, over the defaults.
+    /// Returns the loaded values over the defaults.
     fn effective(&self, default: &str) -> Table {
         let mut all = parsed(BUILT_IN);
         let usual = match all.remove("upstream") {
@@ -113,7 +113,7 @@ impl Document {
                 all.remove("demo");
             }
             all.insert("name".into(), name.into());
-            // Without a burst of its own a limit allows one second's calls at once.
+            // A limit without its own burst allows the calls of one second at once.
             let limit = said.get_mut("rate_limit").and_then(Value::as_table_mut);
             let burst = limit.and_then(|limit| {
                 let rate = limit.get("per_second")?;
@@ -152,7 +152,7 @@ impl Document {
         (SettingOrigin::File, place)
     }
 
-    /// Returns `value` of `key` as text, unless it is secret.
+    /// Returns `value` of `key` as text, masked if it is secret.
     fn masked(&self, key: &str, value: &Value) -> String {
         if let Value::Array(elements) = value {
             let element = |(n, value): (usize, &Value)| self.masked(&format!("{key}[{n}]"), value);
@@ -168,8 +168,8 @@ impl Document {
             }
             raw::RawConfig::deserialize(changed).is_ok()
         };
-        // What may be in a variable or a file instead is a secret; what may be any table at all may
-        // hold some.
+        // A key whose value may come from a variable or a file is a secret; a key that may be any
+        // table may contain some.
         let plain = value.as_str().is_some_and(|v| PLAIN_WORDS.contains(&v));
         let pointer = value.is_table() && !takes("anything");
         match plain || pointer || !takes("env") {
@@ -180,11 +180,11 @@ impl Document {
 }
 
 fn parsed(text: &str) -> Table {
-    // The built-in text is tested to be good.
+    // A test makes sure that the built-in text is valid.
     toml::from_str(text).unwrap_or_default()
 }
 
-/// Puts what `over` says into `table`, table by table.
+/// Overlays `table` with `over`, table by table.
 fn merge(table: &mut Table, over: Table) {
     for (key, value) in over {
         match (table.get_mut(&key), value) {
@@ -198,13 +198,13 @@ fn merge(table: &mut Table, over: Table) {
     }
 }
 
-/// Returns whether `table` only says where a secret is.
+/// Returns whether `table` only states where a secret is.
 fn points(table: &Table) -> bool {
     let mut entries = table.iter();
     matches!((entries.next(), entries.next()), (Some((key, Value::String(_))), None) if key == "env" || key == "file")
 }
 
-/// The values in `value`, which stands at `key`, with their keys.
+/// Collects the values below `value`, which has the key `key`, with their keys.
 fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     match value {
         Value::Table(table) if !points(table) && !table.is_empty() => {
@@ -226,7 +226,7 @@ fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     }
 }
 
-/// Returns what stands at `key` below `value`.
+/// Returns the value of `key` below `value`.
 fn at<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     let Some((name, rest)) = first(value, key) else {
         return key.is_empty().then_some(value);
@@ -249,14 +249,14 @@ fn at_mut<'a>(value: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     at_mut(inner, rest)
 }
 
-/// A step on the way to a value.
+/// One step of the path to a value.
 enum KeyStep<'k> {
     Key(&'k str),
     Index(usize),
 }
 
-/// Returns the first step of `key` below `value`, and the rest. Names may hold dots, as those of
-/// headers.
+/// Returns the first step of `key` below `value`, and the rest. Names may contain dots, as headers
+/// do.
 fn first<'k>(value: &Value, key: &'k str) -> Option<(KeyStep<'k>, &'k str)> {
     if let Some(indexed) = key.strip_prefix('[') {
         let (n, rest) = indexed.split_once(']')?;

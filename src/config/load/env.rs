@@ -12,8 +12,8 @@ use crate::config::raw;
 /// The prefix of variables that override keys.
 const PREFIX: &str = "HELIOSTAT_";
 
-/// Returns what `file` says with the values that `env` has for its keys, whose names `file`
-/// remembers, as TOML and as the configuration that it means.
+/// Returns the contents of `file` with the values that `env` has for its keys, as TOML and as the
+/// raw configuration. `file` remembers the names of the variables.
 pub(super) fn read(
     file: &mut File<'_>,
     env: &BTreeMap<String, String>,
@@ -30,8 +30,8 @@ pub(super) fn read(
     Ok((table, raw))
 }
 
-/// Sets the key that the variable `name` refers to in `table`, and returns its path. `value` is
-/// taken as TOML or, if that does not fit, as a string.
+/// Sets the key in `table` that the variable `name` refers to, and returns its path. `value` is
+/// parsed as TOML or, if that fails, used as a string.
 fn overridden(
     table: &toml::Table,
     name: &str,
@@ -75,8 +75,8 @@ fn overridden(
     Err(error(path, message))
 }
 
-/// Sets the value of `keys`, and writes its `path`. An upstream is referred to by its position or
-/// its name.
+/// Sets the value of `keys`, and writes its `path`. An upstream is referred to by its index or its
+/// name.
 fn set(
     table: &mut toml::Table,
     keys: &[String],

@@ -1,4 +1,4 @@
-//! The file as text, to locate errors in it.
+//! The text of the file, used to locate errors in it.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::config::raw;
 pub(super) struct File<'a> {
     text: &'a str,
     source: &'a str,
-    /// The part of it that could be read.
+    /// The part of it that could be parsed.
     table: DeTable<'a>,
     /// Keys overridden by a variable, such as `upstream[0].timeout`, and the name of that variable.
     pub(super) overridden: BTreeMap<String, String>,
@@ -34,7 +34,7 @@ impl<'a> File<'a> {
         self.text
     }
 
-    /// Returns what errors call the file.
+    /// Returns the name of the file in errors.
     pub(super) fn source(&self) -> &'a str {
         self.source
     }
@@ -46,7 +46,7 @@ impl<'a> File<'a> {
         both.map_err(|e| self.toml_error(&e))
     }
 
-    /// Creates an error about `key`, which may be missing in the file.
+    /// Creates an error about `key`, which may be absent from the file.
     pub(super) fn error(&self, key: String, message: String) -> ConfigError {
         let within = |outer: &str| {
             let rest = key.strip_prefix(outer);
@@ -67,7 +67,7 @@ impl<'a> File<'a> {
 
     fn toml_error(&self, error: &toml::de::Error) -> ConfigError {
         let at = error.span().map(|span| span.start);
-        // For a key that is set twice the table has the first.
+        // If a key is set twice, the table has the first value.
         let twice = error.message().starts_with("duplicate key");
         let key = at.map(|at| {
             let known = key_at(&self.table, at).filter(|_| !twice);
@@ -86,8 +86,8 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Returns the key that is set in the line of the byte `at`, or its section, judged by lines: for
-    /// text that is not TOML.
+    /// Returns the key that is set in the line of the byte `at`, or its section. It works line by
+    /// line, for text that is not valid TOML.
     fn key_by_line(&self, at: usize) -> String {
         let before = self.text.get(..at).unwrap_or(self.text);
         let number = before.matches('\n').count();
@@ -123,13 +123,13 @@ impl<'a> File<'a> {
         (line, column)
     }
 
-    /// Returns the position of `key`, or of the part of the file that it belongs to.
+    /// Returns the position of `key`, or of the part of the file that contains it.
     pub(super) fn locate(&self, key: &str) -> Option<(usize, usize)> {
         span(&self.table, key).map(|at| self.position(at))
     }
 }
 
-/// Returns where in `table` the `key` begins, or else the innermost table around it.
+/// Returns the position in `table` of `key`, or else of the innermost table around it.
 fn span(table: &DeTable<'_>, key: &str) -> Option<usize> {
     // Header names may contain dots.
     if let Some((found, _)) = table.get_key_value(key) {
@@ -172,7 +172,7 @@ fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
     found
 }
 
-/// Returns the name of a key for errors, cut at a colon or blank: what follows may be a secret.
+/// Returns the name of a key for errors, cut at a colon or blank: the rest may be a secret.
 fn shown(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-.".contains(c);
     match name.find(|c| !plain(c)) {

@@ -1,4 +1,4 @@
-//! Keys that only some kinds of upstream have: its address, and what is sent to it.
+//! Checks of keys that only some kinds of upstream have: addresses, and what is sent with requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +32,7 @@ impl Checker<'_> {
         let usual = raw::RawUpstream::default().settings(String::new(), none.clone());
         let (set, usual) = (raw.settings(String::new(), none).reading, usual.reading);
         let (limits, usual_limits) = (set.range_limits, usual.range_limits);
-        // The built-in section has all keys.
+        // The built-in section shows all keys.
         let shown = kind == RawKind::Demo;
         let tls = &raw.tls;
         let named = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
@@ -76,7 +76,7 @@ impl Checker<'_> {
                 set.multi_series != usual.multi_series,
                 points,
             ),
-            // Only mirrors use it, but it is often copied with a section.
+            // Only mirrors use it, but it is often copied along with a section.
             ("api_key", raw.api_key.is_some(), remote),
             ("connection_details", details, &[RawKind::Mirror]),
             ("demo", demo, &[RawKind::Demo]),
@@ -146,7 +146,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Checks how gaps are filled from replicas.
+    /// Checks the settings for filling gaps from replicas.
     fn replica_keys(&self, place: Place, raw: &raw::RawUpstream) -> Result<(), ConfigError> {
         let labels = &raw.replica_labels;
         if raw.replicas.unwrap_or_default() == Replicas::Same {
@@ -208,7 +208,7 @@ impl Checker<'_> {
         for (name, source) in raw {
             let key = format!("headers.{name}");
             let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else {
-                // The name may be a whole header, value included: it is cut.
+                // The name may be a whole header with its value, so it is cut.
                 let shown = name.split([':', ' ', '=']).next().unwrap_or_default();
                 let message = format!(
                     "{shown:?}… is not the name of a header; write it as {{ X-Scope-OrgID = \"tenant\" }}"

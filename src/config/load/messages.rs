@@ -9,8 +9,8 @@ pub(super) enum NameLevel {
     Key,
 }
 
-/// Returns `message` without Rust's types and without text of the file that may be a secret. An
-/// error about an unknown name suggests the nearest known one.
+/// Returns `message` without names of Rust types, and without text from the file, which may be a
+/// secret. An error about an unknown name suggests the closest known one.
 pub(super) fn plain(message: &str, level: NameLevel) -> String {
     if message.contains("$__toml_private_datetime") {
         return "a date is not allowed here; text has to be in quotes".to_owned();
@@ -54,7 +54,7 @@ pub(super) fn plain(message: &str, level: NameLevel) -> String {
     syntax.map_or(message, |(_, words)| words).to_owned()
 }
 
-/// Messages of the TOML parser, and their replacements.
+/// Messages of the TOML parser and their replacements.
 const SYNTAX: [(&str, &str); 8] = [
     (
         "string values must be quoted",
@@ -94,7 +94,7 @@ fn names(text: &str) -> (&str, Vec<&str>) {
 fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
     let unknown = unknown.to_ascii_lowercase();
     let edits = |name: &str| strsim::damerau_levenshtein(name, &unknown);
-    // Names that differ by more than half are not suggested.
+    // A name is suggested only if at most half of it differs.
     let near = |name: &&&str| {
         strsim::jaro(name, &unknown) > 0.7 && edits(name) * 2 <= name.len().max(unknown.len())
     };

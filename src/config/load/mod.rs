@@ -44,7 +44,7 @@ const LEAST_IN_FLIGHT: u64 = 64 << 20;
 /// The highest `server.request_timeout`: proxies close connections that wait longer.
 const LONGEST_REQUEST: Duration = Duration::from_secs(300);
 
-/// The longest that it is waited for the state folder.
+/// The longest wait for the state folder to respond.
 const STATE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// An error in the configuration, and its position.
@@ -54,7 +54,7 @@ pub struct ConfigError {
     pub source: String,
     /// Line and column from 1, if known.
     pub position: Option<(usize, usize)>,
-    /// The key at fault, such as `upstream[0].timeout`; empty if it is not a single one.
+    /// The invalid key, such as `upstream[0].timeout`; empty if the error concerns no single key.
     pub key: String,
     /// The problem and what is allowed.
     pub message: String,
@@ -67,7 +67,7 @@ impl fmt::Display for ConfigError {
             write!(f, ":{line}:{column}")?;
         }
         if !self.key.is_empty() {
-            // A quoted key may contain anything; the error stays on one line.
+            // A quoted key may contain anything, but the error stays on one line.
             let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
             let key: String = self.key.chars().map(plain).collect();
             write!(f, ": {key}")?;
@@ -119,7 +119,7 @@ struct Checker<'a> {
     env: &'a BTreeMap<String, String>,
 }
 
-/// The section of a key and, for upstreams, which one.
+/// The section of a key and, for upstreams, the index.
 #[derive(Clone, Copy)]
 struct Place {
     section: &'static str,
@@ -233,7 +233,7 @@ impl Checker<'_> {
             .unwrap_or_default())
     }
 
-    /// Returns the state folder, which has to exist and be writable, if it answers.
+    /// Returns the state folder, which has to exist and be writable, unless it does not respond.
     fn state_dir(&self, raw: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
         let Some(path) = raw.filter(|p| !p.is_empty()).map(PathBuf::from) else {
             return Ok(None);
@@ -241,7 +241,7 @@ impl Checker<'_> {
         let probe = path.join(".heliostat");
         let write = move || std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
         match files::within(STATE_PATIENCE, write) {
-            // A folder that does not answer may do so later: what has to be written waits for it.
+            // A folder that does not respond may do so later; until then, writes wait.
             Ok(Ok(())) | Err(_) => Ok(Some(path)),
             Ok(Err(e)) => {
                 let place = Place {

@@ -1,4 +1,5 @@
-//! Where a server is reached, read leniently: what else is wrong with its configuration does not matter.
+//! The address and the certificate of a server, read leniently: other errors in its configuration
+//! do not matter.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -35,7 +36,7 @@ pub fn certificate_at(path: Option<&Path>, env: &BTreeMap<String, String>) -> Op
     (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
-/// Returns what the file at `path` says before its first line that is not TOML.
+/// Returns the contents of the file at `path` up to its first line that is not valid TOML.
 fn readable(path: &Path) -> Option<toml::Table> {
     let text = String::from_utf8(files::read(path).ok()?).ok()?;
     let lines: Vec<&str> = text.lines().collect();

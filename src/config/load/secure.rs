@@ -36,7 +36,7 @@ impl Checker<'_> {
                     None if name.chars().all(plain) && !name.is_empty() => {
                         format!("the environment variable {name} is not set")
                     }
-                    // The name may be the secret itself: it is not shown.
+                    // The name may be the secret itself, so it is not shown.
                     None => {
                         "env must be the name of an environment variable: letters, digits and '_'"
                             .into()
@@ -142,7 +142,7 @@ impl Checker<'_> {
         self.error(place, key, message)
     }
 
-    /// Returns the proxy of the file, or else of the environment.
+    /// Returns the proxy set in the file, or else in the environment.
     pub(super) fn proxy(
         &self,
         place: Place,

@@ -9,14 +9,14 @@ use crate::config::raw::{self, RawSharedMode};
 use crate::config::values::{Secret, SecretSource};
 use crate::config::{CacheDisk, CacheShared, Replicas, SharedMode};
 
-/// Least bytes of a second level on disk.
+/// The smallest size of a second level on disk.
 const SMALLEST_DISK: u64 = 16 << 20;
 
-/// Longest that a request may wait for the shared level: longer than that is slower than most
-/// upstreams.
+/// The longest time that a request may wait for the shared level: most upstreams are faster than
+/// that.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// Shortest secret; shorter ones can be guessed.
+/// The shortest secret; shorter ones can be guessed.
 const SHORTEST_SECRET: usize = 16;
 
 const DISK: Place = Place {
@@ -29,7 +29,7 @@ const REPLICAS: Place = Place {
     index: None,
 };
 
-/// Shortest and longest time after which a silent replica is forgotten.
+/// The shortest and the longest time after which a silent replica is forgotten.
 const FORGET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(86_400));
 
 const SHARED: Place = Place {
@@ -54,7 +54,7 @@ impl Checker<'_> {
         }))
     }
 
-    /// Returns what replicas do together; `shared` says whether they share a second level.
+    /// Returns the settings of replicas; `shared` says whether they share a second level.
     pub(super) fn replicas(
         &self,
         raw: &raw::RawReplicas,
@@ -150,7 +150,7 @@ impl Checker<'_> {
         let mut schemes = Vec::new();
         for (at, text) in raw.urls.iter().enumerate() {
             let key = format!("urls[{at}]");
-            // What is wrong with it is not repeated: it may hold a password.
+            // The problem is not repeated: the URL may contain a password.
             let Ok(url) = Url::parse(text) else {
                 return wrong(
                     &key,

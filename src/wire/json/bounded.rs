@@ -1,4 +1,4 @@
-//! Lists of strings of strangers, of which no more than a bound is kept.
+//! Lists of strings from untrusted senders, of which only a bounded number is kept.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 pub struct FirstStrings<const MOST: usize> {
     /// The strings, in order.
     pub strings: Vec<String>,
-    /// Whether there are more.
+    /// Whether the list is longer.
     pub more: bool,
 }
 

@@ -1,7 +1,7 @@
-//! JSON values that know their path, so that every error can name the field at fault.
+//! JSON values that know their path, so that every error can name the invalid field.
 //!
-//! A document is read into a tree that borrows its text, as far as that has no escapes; a path is
-//! put together only for an error.
+//! A document is parsed into a tree that borrows from its text, except for strings with escapes. A
+//! path is assembled only for an error.
 
 mod bounded;
 mod read;
@@ -23,13 +23,14 @@ pub enum Json<'a> {
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// A number, which a double or a 64-bit integer can hold.
+    /// A number that fits into a double or a 64-bit integer.
     Number(Number),
-    /// A string without its escapes.
+    /// A string, unescaped.
     String(Cow<'a, str>),
     /// An array.
     Array(Vec<Json<'a>>),
-    /// An object's members in the order of the text; of two of one name the last counts.
+    /// The members of an object in the order of the text; if a name occurs twice, the last one
+    /// counts.
     Object(Vec<(Cow<'a, str>, Json<'a>)>),
 }
 
@@ -43,7 +44,7 @@ impl Json<'_> {
         found.map(|(_, value)| value)
     }
 
-    /// Returns the number of values in it, its own included.
+    /// Returns the number of values in it, including itself.
     pub fn count(&self) -> usize {
         match self {
             Self::Array(elements) => elements.iter().map(Self::count).sum::<usize>() + 1,
@@ -52,7 +53,7 @@ impl Json<'_> {
         }
     }
 
-    /// Returns it as a value that borrows nothing.
+    /// Returns it as an owned value.
     pub fn to_value(&self) -> Value {
         match self {
             Self::Null => Value::Null,
@@ -68,14 +69,14 @@ impl Json<'_> {
     }
 }
 
-/// A JSON value and where it stands.
+/// A JSON value and its path.
 #[derive(Clone, Copy)]
 pub struct Node<'a> {
     value: Option<&'a Json<'a>>,
     place: JsonPath<'a>,
 }
 
-/// Where a value stands: in which other, and as what.
+/// The position of a value: its parent, and its name or index there.
 #[derive(Clone, Copy)]
 enum JsonPath<'a> {
     Document,
@@ -127,7 +128,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Returns the value, or `None` where it is absent or null.
+    /// Returns the value, or `None` if it is absent or null.
     pub fn value(&self) -> Option<&'a Json<'a>> {
         self.value.filter(|v| **v != Json::Null)
     }
@@ -184,12 +185,12 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Returns a string, or `None` where it is absent or null.
+    /// Returns a string, or `None` if it is absent or null.
     pub fn optional_string(&self) -> Result<Option<&'a str>, Error> {
         self.value().map(|_| self.string()).transpose()
     }
 
-    /// True or false, or `None` where it is absent or null.
+    /// Returns a boolean, or `None` if it is absent or null.
     pub fn optional_bool(&self) -> Result<Option<bool>, Error> {
         match self.value() {
             None => Ok(None),
@@ -202,14 +203,14 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     ///
-    /// Names the first one that is, and `limit`, the setting.
+    /// Names the first one that is longer, and `limit`, the setting.
     pub fn check_lengths(&self, most: usize, limit: &str) -> Result<(), Error> {
-        // The nodes below refer to this one for less long than it lives.
+        // The child nodes borrow this one for less than its lifetime.
         check_lengths(self, most, limit)
     }
 
-    /// Returns a whole number from `min` to `max`; `1.5e12` is one, and so is a string of digits: some
-    /// writers of JSON put large numbers in quotes.
+    /// Returns a whole number from `min` to `max`. `1.5e12` and a string of digits count as one:
+    /// some JSON writers put large numbers in quotes.
     pub fn integer(&self, min: i64, max: i64) -> Result<i64, Error> {
         let whole = |n: &Number| {
             n.as_i64().or_else(|| {
@@ -236,7 +237,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Returns a whole number from `min` to `max`, or `None` where it is absent or null.
+    /// Returns a whole number from `min` to `max`, or `None` if it is absent or null.
     pub fn optional_integer(&self, min: i64, max: i64) -> Result<Option<i64>, Error> {
         self.value().map(|_| self.integer(min, max)).transpose()
     }
@@ -276,14 +277,14 @@ fn check_lengths<'n>(node: &'n Node<'n>, most: usize, limit: &str) -> Result<(),
     }
 }
 
-/// Returns `text` if it is a number of at most 19 decimal digits, perhaps negative.
+/// Returns `text` if it is a number of at most 19 decimal digits, with or without a minus sign.
 fn digits(text: &str) -> Option<&str> {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     let good = (1..=19).contains(&unsigned.len()) && unsigned.bytes().all(|b| b.is_ascii_digit());
     good.then_some(text)
 }
 
-/// Returns `value` as JSON, cut short if it is long.
+/// Returns `value` as JSON, truncated if it is long.
 fn excerpt(value: &Json<'_>) -> String {
     const LONGEST: usize = 60;
     match value {

@@ -1,5 +1,5 @@
-//! Reads documents within bounds on what they hold, so that a tree takes memory in proportion to its
-//! text.
+//! Reads documents with limits on their number of values, so that a tree takes memory in proportion
+//! to its text.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -11,13 +11,13 @@ use serde_json::Number;
 use super::Json;
 use crate::model::Error;
 
-/// The values that a document may hold however short it is; a longer one may hold one for each
-/// [`BYTES_A_VALUE`] of its bytes. A tree then takes memory in proportion to the text.
+/// The number of values that even a short document may hold; a longer one may hold one for each
+/// [`BYTES_A_VALUE`] of its bytes.
 const LEAST_VALUES: usize = 16 << 10;
 const BYTES_A_VALUE: usize = 16;
 
-/// The values that an array or an object counts as besides its own: its first allocation has room
-/// for as many.
+/// The number of additional values that an array or an object counts as: its first allocation has
+/// room for this many.
 const CONTAINER: usize = 4;
 
 /// The bounds of one member of a document.
@@ -25,13 +25,13 @@ const CONTAINER: usize = 4;
 pub struct MemberBounds {
     /// The member's name.
     pub name: &'static str,
-    /// Most values in it, its own and those of arrays and objects included.
+    /// Most values in it, including itself and all arrays and objects.
     pub values: usize,
     /// Most bytes of its names and strings together.
     pub text: usize,
 }
 
-/// Parses `body` as JSON, however many values it holds.
+/// Parses `body` as JSON, with any number of values.
 ///
 /// # Errors
 ///
@@ -40,10 +40,10 @@ pub fn parse(body: &[u8]) -> Result<Json<'_>, Error> {
     read(body, usize::MAX, None)
 }
 
-/// Most values that an answer of an upstream may hold: some 250,000 of the mirror API's values of fields.
+/// Most values in an upstream's answer: about 250,000 field values of the mirror API.
 const ANSWER_VALUES: usize = 1_800_000;
 
-/// Parses `body`, which an upstream answered, as JSON.
+/// Parses `body`, an upstream's answer, as JSON.
 ///
 /// # Errors
 ///
@@ -53,7 +53,8 @@ pub fn parse_answer(body: &[u8]) -> Result<Json<'_>, Error> {
     read(body, ANSWER_VALUES, None)
 }
 
-/// Parses `body`, which a client sent, as JSON: an object of which one member may be bounded.
+/// Parses `body`, which a client sent, as JSON: an object, one member of which may have its own
+/// bounds.
 ///
 /// # Errors
 ///
@@ -63,11 +64,11 @@ pub fn parse_within(body: &[u8], member: Option<MemberBounds>) -> Result<Json<'_
     read(body, LEAST_VALUES.max(body.len() / BYTES_A_VALUE), member)
 }
 
-/// Parses `body`, which may hold `most` values.
+/// Parses `body`, which may hold at most `most` values.
 fn read(body: &[u8], most: usize, member: Option<MemberBounds>) -> Result<Json<'_>, Error> {
     let invalid =
         |e: &dyn fmt::Display| Error::invalid("$", format!("the body is not valid JSON: {e}"));
-    // Checked once as a whole: cheaper than each string by itself.
+    // UTF-8 is checked once for the whole text, which is cheaper than for each string.
     let text = std::str::from_utf8(body).map_err(|e| invalid(&e))?;
     let budget = Budget {
         values: Cell::new(most),
@@ -104,13 +105,13 @@ fn read(body: &[u8], most: usize, member: Option<MemberBounds>) -> Result<Json<'
     })
 }
 
-/// The values and the bytes of text that may still be read.
+/// The number of values and bytes of text that may still be read.
 struct Budget {
     values: Cell<usize>,
     text: Cell<usize>,
 }
 
-/// The mark of a budget that was overdrawn.
+/// Marks a budget that was exceeded.
 const SPENT: usize = usize::MAX - 1;
 
 impl Budget {
@@ -120,7 +121,7 @@ impl Budget {
 
     fn spend<E: serde::de::Error>(left: &Cell<usize>, amount: usize) -> Result<(), E> {
         match left.get() {
-            // Without a bound.
+            // Unlimited.
             usize::MAX => Ok(()),
             some if some >= amount && some != SPENT => {
                 left.set(some - amount);
@@ -134,13 +135,13 @@ impl Budget {
     }
 }
 
-/// Reads a value within a budget.
+/// Deserializes a value within a budget.
 #[derive(Clone, Copy)]
 struct Seed<'b> {
     budget: &'b Budget,
-    /// The values that an array or object counts as besides its own.
+    /// The number of additional values that an array or object counts as.
     container: usize,
-    /// The member of this object that has bounds of its own.
+    /// The member of this object that has its own bounds.
     member: Option<&'b (MemberBounds, Budget)>,
 }
 
@@ -152,7 +153,7 @@ impl<'b> Seed<'b> {
         }
     }
 
-    /// The seed of the member `name`.
+    /// Returns the seed for the member `name`.
     fn of_member(self, name: &str) -> Self {
         match self.member.filter(|(bounds, _)| bounds.name == name) {
             Some((_, budget)) => Self {

@@ -1,4 +1,4 @@
-//! `connectionDetails`: which upstream a request is for, and what is passed on to it.
+//! `connectionDetails`: the upstream that a request is for, and the details passed on to it.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -12,11 +12,11 @@ pub(super) fn details(node: &Node<'_>) -> Result<Details, Error> {
     let upstream = node.member("upstream").optional_string()?;
     let mut null = members.iter().filter(|(_, value)| *value == Json::Null);
     if null.any(|(name, _)| name == "upstream") {
-        // It would pick the default one, which is not what was meant.
+        // An invalid name would select the default upstream, which is not what was meant.
         return Err(node.member("upstream").expected("the name of an upstream"));
     }
     let url = target(node)?;
-    // What picked the upstream is ours; the rest may be meant for it.
+    // Members that select the upstream are Heliostat's own; the rest may be meant for the upstream.
     let picks = upstream.is_some() || url.is_some();
     let ours = |name: &str| picks && ["upstream", "url", "host", "port"].contains(&name);
     let rest = members.iter().filter(|(name, _)| !ours(name));
@@ -30,7 +30,7 @@ pub(super) fn details(node: &Node<'_>) -> Result<Details, Error> {
     })
 }
 
-/// The address that `{"url"}` or `{"host", "port"}` names.
+/// Returns the address in `{"url"}` or `{"host", "port"}`.
 fn target(node: &Node<'_>) -> Result<Option<TargetUrl>, Error> {
     let (url, host, port) = (node.member("url"), node.member("host"), node.member("port"));
     if let Some(text) = url.optional_string()?.filter(|t| !t.is_empty()) {
@@ -41,7 +41,7 @@ fn target(node: &Node<'_>) -> Result<Option<TargetUrl>, Error> {
         return Ok(None);
     };
     let port = match port.value() {
-        // The old mirror's form holds the port as text.
+        // The old mirror's form has the port as text.
         Some(Json::String(text)) => text.parse::<u16>().ok().filter(|p| *p > 0),
         _ => port
             .optional_integer(1, 65535)?

@@ -1,4 +1,4 @@
-//! Field descriptors, which both requests and responses hold.
+//! Field descriptors, which occur in both requests and responses.
 
 use serde::Serialize;
 
@@ -33,7 +33,7 @@ impl<'a> FieldDescriptor<'a> {
     }
 }
 
-/// Returns the type that a descriptor names; text if it names none.
+/// Returns the type in a descriptor; text if it names none.
 pub(super) fn field_type(node: &Node<'_>) -> Result<FieldType, Error> {
     let Some(name) = node.optional_string()? else {
         return Ok(FieldType::String);

@@ -1,6 +1,6 @@
-//! The mirror API as bytes: requests and responses to and from the model.
+//! The mirror API as bytes: converts requests and responses to and from the model.
 //!
-//! Facts of the protocol are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
+//! Protocol details are those of StackState's page "Mirroring telemetry" (4.0 to 5.1).
 
 use http::HeaderName;
 
@@ -11,5 +11,5 @@ pub mod request;
 pub mod response;
 mod usual;
 
-/// The header in which a mirror proves itself.
+/// The header with which a mirror authenticates itself.
 pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-mirror-api-key");

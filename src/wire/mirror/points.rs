@@ -1,4 +1,4 @@
-//! The points of another mirror's answer, read straight into columns.
+//! Reads the points of another mirror's answer directly into columns.
 
 use memchr::memmem;
 use serde::Deserialize;
@@ -7,13 +7,13 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, SeqAccess
 use crate::model::{Error, Kind, Millis};
 use crate::wire::json::FirstStrings;
 
-/// Another mirror's answer to `/api/metric`: its points in columns of one length, in the order
-/// that they came in.
+/// Another mirror's answer to `/api/metric`: its points in columns of equal length, in the order
+/// received.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Telemetry {
     /// The times of points, or the starts of buckets.
     pub times: Vec<Millis>,
-    /// Of buckets, when they end, which is after they start.
+    /// The ends of buckets, each after its start; `None` for points.
     pub ends: Option<Vec<Millis>>,
     /// Values; NaN where the mirror sent null.
     pub values: Vec<f64>,
@@ -21,8 +21,8 @@ pub struct Telemetry {
     pub partial: bool,
 }
 
-/// Reads another mirror's answer to `/api/metric`. Positions are taken from its `dataFormat`;
-/// without one, from the order that the protocol uses.
+/// Reads another mirror's answer to `/api/metric`. Its `dataFormat` gives the positions of times
+/// and values; without one, the protocol's order applies.
 pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
     let (answer, mut columns) = match usual(body) {
         Some(read) => read,
@@ -57,7 +57,7 @@ pub fn read_metric(body: &[u8]) -> Result<Telemetry, Error> {
     let mut column = |name: &str| {
         let at = names.iter().position(|n| *n == name);
         let at = at.ok_or_else(|| bad(format!("telemetry.dataFormat: {name:?} is missing")))?;
-        // No columns if there are no points.
+        // There are no columns if there are no points.
         Ok(columns.get_mut(at).map(std::mem::take).unwrap_or_default())
     };
     let values = column("value")?.values();
@@ -85,7 +85,7 @@ fn bad(message: String) -> Error {
     Error::new(Kind::InvalidRequest, message)
 }
 
-/// Timestamps that were read as numbers.
+/// Converts timestamps that were read as numbers.
 fn times(numbers: &[f64]) -> Result<Vec<Millis>, Error> {
     let time = |&number: &f64| {
         crate::wire::number::whole(number)
@@ -145,7 +145,7 @@ impl Column {
     }
 }
 
-/// Reads any answer, and words what is wrong with one.
+/// Reads an answer of any form, and produces the errors.
 fn complete(body: &[u8]) -> Result<(MetricAnswer, Vec<Column>), Error> {
     let mut answer: MetricAnswer = serde_json::from_slice(body)
         .map_err(|e| bad(format!("the answer is not metric telemetry: {e}")))?;
@@ -153,13 +153,14 @@ fn complete(body: &[u8]) -> Result<(MetricAnswer, Vec<Column>), Error> {
     Ok((answer, columns.into_iter().map(Column::Any).collect()))
 }
 
-/// Reads an answer of the usual form: its points are read here, number by number, and the rest, as if
-/// there were no points, by the complete reader. `None` if it is of another form, right or wrong.
+/// Reads an answer of the usual form: its points are read here, number by number, and the remainder
+/// by the complete reader, as if there were no points. Returns `None` if the form is unusual,
+/// whether valid or not.
 fn usual(body: &[u8]) -> Option<(MetricAnswer, Vec<Column>)> {
     const POINTS: &[u8] = b"\"points\"";
     let before = memmem::find(body, POINTS)?;
     let (head, rest) = body.split_at_checked(before + POINTS.len())?;
-    // In the object `telemetry`, and in none below it.
+    // Within the object `telemetry`, but not in a nested object.
     let mut outside = Scanner { rest: head };
     for part in [&b"{"[..], b"\"telemetry\"", b":", b"{"] {
         outside.skip(part)?;
@@ -182,13 +183,13 @@ enum Number {
     Any(f64),
 }
 
-/// Powers of ten that doubles hold exactly, and with which a quotient is rounded once (W. D. Clinger,
-/// "How to read floating point numbers accurately", 1990).
+/// Powers of ten that doubles represent exactly, so that a quotient is rounded only once (W. D.
+/// Clinger, "How to read floating point numbers accurately", 1990).
 const TENS: [f64; 16] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
 ];
 
-/// The rest of an answer that has not been read yet. Its readers return `None` for other than the usual form.
+/// The unread rest of an answer. Its readers return `None` if the form is unusual.
 struct Scanner<'a> {
     rest: &'a [u8],
 }
@@ -209,7 +210,7 @@ impl<'a> Scanner<'a> {
         Some(())
     }
 
-    /// Reads an array of points, one column for each position; none if there are no points.
+    /// Reads an array of points, one column for each position; no columns if there are no points.
     fn points(&mut self) -> Option<Vec<Column>> {
         let mut columns = Vec::new();
         self.skip(b"[")?;
@@ -230,7 +231,7 @@ impl<'a> Scanner<'a> {
             }
         }
         self.skip(b"]")?;
-        // Points are of about one length.
+        // Points have about the same length.
         let more = self.rest.len() / (start - self.rest.len()).max(1) + 1;
         columns.iter_mut().for_each(|column| column.reserve(more));
         while self.skip(b",").is_some() {
@@ -278,14 +279,14 @@ impl<'a> Scanner<'a> {
         let signed = if negative { -mantissa } else { mantissa };
         match TENS.get(decimals) {
             Some(_) if decimals == 0 && !(negative && mantissa == 0) => Some(Number::Whole(signed)),
-            // Of a zero the sign would be lost.
+            // The sign of a zero would be lost.
             Some(ten) if negative => Some(Number::Any(-(mantissa as f64 / ten))),
             Some(ten) => Some(Number::Any(mantissa as f64 / ten)),
             None => None,
         }
     }
 
-    /// Reads digits on to `number`, and returns how many there are.
+    /// Reads digits, appends them to `number`, and returns how many there are.
     fn digits(&mut self, number: &mut i64) -> usize {
         let mut count = 0;
         while let Some((digit @ b'0'..=b'9', rest)) = self.rest.split_first() {
@@ -298,7 +299,7 @@ impl<'a> Scanner<'a> {
         count
     }
 
-    /// Reads the number that `text` begins with, which has many digits or a power of ten.
+    /// Reads the number at the beginning of `text`, which has many digits or an exponent.
     fn long(&mut self, text: &'a [u8]) -> Option<f64> {
         let of_number = |b: &u8| matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
         let length = text.iter().take_while(|b| of_number(b)).count();
@@ -324,7 +325,7 @@ struct Inner {
     tag: Option<String>,
 }
 
-/// One column for each position of a point; NaN stands for null. None if there are no points.
+/// One column for each position of a point; NaN stands for null. Empty if there are no points.
 struct PointColumns(Vec<Vec<f64>>);
 
 impl<'de> Deserialize<'de> for PointColumns {
@@ -350,7 +351,7 @@ impl<'de> Deserialize<'de> for PointColumns {
 /// Most numbers that a point may have.
 const WIDEST: usize = 8;
 
-/// The first point, which tells how many columns there are.
+/// The first point, which determines the number of columns.
 struct First<'a>(&'a mut Vec<Vec<f64>>);
 
 impl<'de> DeserializeSeed<'de> for First<'_> {
@@ -429,7 +430,7 @@ mod tests {
         assert!(found.times.is_empty() && found.values.is_empty() && found.partial);
     }
 
-    /// Texts of values in points: of numbers that JSON has, and of some that it does not.
+    /// Texts of values in points: numbers that are valid JSON, and some that are not.
     fn number() -> impl Strategy<Value = String> {
         prop_oneof![
             any::<u64>()

@@ -1,4 +1,4 @@
-//! Requests of the mirror API, both ways.
+//! Requests of the mirror API, written and read.
 
 use serde_json::{Map, Value, json};
 
@@ -14,8 +14,8 @@ use crate::wire::json::{Json, MemberBounds, Node, parse_within};
 /// The largest `limit` and `offset` of the protocol.
 const MAX_COUNT: i64 = i32::MAX as i64;
 
-/// The protocol's names of aggregation methods, each with its statistic. A statistic's first
-/// name is the one we send.
+/// The protocol's names of aggregation methods, each with its statistic. The first name of a
+/// statistic is the one that Heliostat sends.
 const METHODS: [(&str, Statistic); 15] = [
     ("MEAN", Statistic::Mean),
     ("PERCENTILE_25", Statistic::P25),
@@ -40,22 +40,22 @@ pub fn method_name(statistic: Statistic) -> &'static str {
     found.map_or("MEAN", |(name, _)| name)
 }
 
-/// Returns the statistic of a method's name, without regard to case.
+/// Returns the statistic for the name of a method, in any case.
 pub fn method(name: &str) -> Option<Statistic> {
     let found = METHODS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
     found.map(|(_, statistic)| *statistic)
 }
 
-/// Returns the names of all methods, for messages.
+/// Returns the names of all methods, for error messages.
 pub fn method_names() -> String {
     METHODS.map(|(name, _)| name).join(", ")
 }
 
-/// The bounds of what a request may hold.
+/// The limits on the contents of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestBounds {
-    /// Most bytes of the names and texts in `connectionDetails`; it may hold a value for each 32 of
-    /// them.
+    /// Most bytes of the names and texts in `connectionDetails`; one value is allowed for each 32
+    /// of them.
     pub details: usize,
     /// Most bytes of a name or a text in the query.
     pub value: usize,
@@ -78,10 +78,10 @@ impl RequestBounds {
     }
 }
 
-/// A request of the mirror API: whom it is for, and what it asks.
+/// A request of the mirror API.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request<Q> {
-    /// Whom it is for.
+    /// The upstream that it is for.
     pub details: Details,
     /// The query.
     pub query: Q,
@@ -130,7 +130,7 @@ pub fn read_metric(body: &[u8], bounds: RequestBounds) -> Result<Request<MetricQ
     usual::read_metric(body, bounds).map_or_else(|| read_metric_tree(body, bounds), Ok)
 }
 
-/// Reads the body of `/api/metric` through a tree: any form, and with the words for what is wrong.
+/// Reads the body of `/api/metric` through a tree: accepts any form, and produces the errors.
 pub(super) fn read_metric_tree(
     body: &[u8],
     bounds: RequestBounds,
@@ -175,7 +175,7 @@ fn read<Q>(
     let value = parse_within(body, Some(details_bounds))?;
     let root = Node::root(&value);
     root.object()?;
-    // Nothing in a shorter body is too long.
+    // A shorter body cannot contain a longer value.
     if body.len() > bounds.value {
         root.member("query")
             .check_lengths(bounds.value, "server.max_value")?;
@@ -251,7 +251,7 @@ fn condition(node: &Node<'_>) -> Result<Condition, Error> {
     let test = if typed.is_object() {
         test(&typed.member("value"), &typed.member("_type"))?
     } else {
-        // A bare value says its type itself.
+        // A bare value determines its type.
         test(&typed, &typed.member("_type"))?
     };
     Ok(Condition {
@@ -323,7 +323,7 @@ fn layout(node: &Node<'_>) -> Result<Layout, Error> {
     Ok(Layout::Buckets { statistic, size })
 }
 
-/// Checks a `_type`: it may be absent, or has to be one of `allowed`.
+/// Checks a `_type`: it may be absent, and otherwise has to be one of `allowed`.
 fn tagged(node: &Node<'_>, allowed: &[&str]) -> Result<(), Error> {
     let tag = node.member("_type");
     match tag.optional_string()? {
@@ -398,7 +398,7 @@ fn scope_json(scope: &Scope) -> Map<String, Value> {
     fields
 }
 
-/// Returns the conditions of `selector`, as requests hold them.
+/// Returns the conditions of `selector` as in a request.
 pub fn conditions_json(selector: &Selector) -> Value {
     let conditions = selector.conditions().iter().map(|c| {
         let value = match &c.test {

@@ -1,4 +1,4 @@
-//! Responses of the mirror API, both ways.
+//! Responses of the mirror API, written and read.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ pub fn metric_tail(aggregated: bool, partial: bool) -> &'static [u8] {
     }
 }
 
-/// Returns the answer to `/api/connection`: `failure` says what is wrong, if anything is.
+/// Returns the answer to `/api/connection`, with the reason of the `failure` if there is one.
 pub fn write_connection(failure: Option<&str>) -> Vec<u8> {
     let body = match failure {
         None => json!({ "status": "OK", "_type": "TestConnectionResponse" }),
@@ -80,7 +80,7 @@ struct Entry<'a> {
     value: Cow<'a, str>,
 }
 
-// The references that serde passes on are those of the fields.
+// serde passes references to the fields.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn descriptors<S: Serializer>(fields: &&[Field], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(fields.iter().map(FieldDescriptor::of))
@@ -107,11 +107,11 @@ impl<'a> Entry<'a> {
 }
 
 fn written(body: &impl Serialize) -> Vec<u8> {
-    // Only a map with keys that are no strings fails, and there is none.
+    // Only maps whose keys are not strings fail, and there are none.
     serde_json::to_vec(body).unwrap_or_default()
 }
 
-/// Returns the body of an error. Its `_type` follows from the kind.
+/// Returns the body of an error. Its `_type` depends on the kind.
 pub fn write_error(error: &Error) -> Vec<u8> {
     let details = error.to_string();
     let body = match error.kind {
@@ -167,7 +167,7 @@ fn summary(kind: Kind) -> &'static str {
     }
 }
 
-/// Reads another mirror's answer to `/api/connection`: `Err` holds its failure.
+/// Reads another mirror's answer to `/api/connection`: `Err` contains its failure.
 pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
     let value = parse_answer(body)?;
     let root = Node::root(&value);
@@ -184,7 +184,8 @@ pub fn read_connection(body: &[u8]) -> Result<Result<(), String>, Error> {
     }
 }
 
-/// Reads another mirror's answer to `/api/field/name`: the fields, and whether some are left out.
+/// Reads another mirror's answer to `/api/field/name`: the fields, and whether the list is
+/// incomplete.
 pub fn read_field_names(body: &[u8]) -> Result<FieldNames, Error> {
     let value = parse_answer(body)?;
     let root = Node::root(&value);
@@ -227,7 +228,7 @@ pub fn read_field_values(body: &[u8]) -> Result<FieldValues, Error> {
     })
 }
 
-/// Returns what kind of error another mirror's body speaks of, if it is an error of the protocol.
+/// Returns the error in another mirror's body, if it is an error of the protocol.
 pub fn read_error(body: &[u8]) -> Option<Error> {
     let value = parse_within(body, None).ok()?;
     let root = Node::root(&value);

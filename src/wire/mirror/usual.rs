@@ -1,8 +1,8 @@
-//! The usual form of a request for metric values, read in one pass and without a tree.
+//! Reads requests for metric values of the usual form in one pass, without a tree.
 //!
-//! Only what StackState itself writes is read here: known members, each at most once, strings
-//! without escapes, no whitespace but spaces, short bodies. Everything else is left to the complete
-//! reader, which also words the errors; what is accepted here means the same there.
+//! Only the form that StackState itself writes is accepted: known members, each at most once,
+//! strings without escapes, no white space but spaces, short bodies. Everything else is left to the
+//! complete reader, which also produces the errors; what is accepted here means the same there.
 
 use super::details::details;
 use super::request::{Request, RequestBounds, method};
@@ -12,17 +12,18 @@ use crate::model::{
 };
 use crate::wire::json::{Json, Node};
 
-/// The longest body that is read here, in bytes. The usual request has some hundred; longer ones
-/// are few, and their reader bounds what they hold.
+/// The longest body that is read here, in bytes. The usual request has a few hundred; longer ones
+/// are rare, and the complete reader limits their contents.
 const LONGEST: usize = 4096;
 
-/// Reads the body of `/api/metric`; `None` if it is not of the usual form, right or wrong.
+/// Reads the body of `/api/metric`; `None` if it does not have the usual form, whether valid or
+/// not.
 pub(super) fn read_metric(body: &[u8], bounds: RequestBounds) -> Option<Request<MetricQuery>> {
     if body.len() > LONGEST.min(bounds.value).min(bounds.details) {
         return None;
     }
-    // No escapes, so a string ends with the next quote; and no control characters, which strings must
-    // not hold. Looked for in all of it at once: that is a vector instruction for some bytes.
+    // Without escapes a string ends at the next quote; strings must not contain control characters.
+    // The whole body is searched at once, which takes one vector instruction for several bytes.
     let odd = |odd: bool, byte: &u8| odd | (*byte < b' ') | (*byte == b'\\');
     if body.iter().fold(false, odd) {
         return None;
@@ -44,18 +45,18 @@ pub(super) fn read_metric(body: &[u8], bounds: RequestBounds) -> Option<Request<
     })
 }
 
-/// Sets `member`, which may be there once, to `value`.
+/// Sets `member`, which may occur only once, to `value`.
 fn once<T>(member: &mut Option<T>, value: T) -> Option<()> {
     member.replace(value).is_none().then_some(())
 }
 
-/// The rest of a body that has not been read. A body of an unusual form is `None`.
+/// The rest of the body. Its readers return `None` if the form is unusual.
 struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    /// The next byte that is not a space; `None` at the end.
+    /// Returns the next byte that is not a space; `None` at the end.
     fn peek(&mut self) -> Option<u8> {
         loop {
             match self.rest.split_first()? {
@@ -78,7 +79,7 @@ impl<'a> Reader<'a> {
         Some(rest.is_some())
     }
 
-    /// Reads an object with `member`, which reads the value of the name it is given.
+    /// Reads an object; `member` reads the value of the given name.
     fn object(&mut self, mut member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<()> {
         self.skip(b'{')?;
         if self.skip(b'}').is_some() {
@@ -94,10 +95,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a string that may be no UTF-8.
+    /// Reads a string, which need not be UTF-8.
     fn bytes(&mut self) -> Option<&'a [u8]> {
         self.skip(b'"')?;
-        // Strings are short: to call for a vector instruction would take longer.
+        // Strings are short, so a call of a vectorised search would take longer.
         let end = self.rest.iter().position(|byte| *byte == b'"')?;
         let (string, rest) = self.rest.split_at_checked(end)?;
         self.rest = rest.get(1..)?;
@@ -125,7 +126,7 @@ impl<'a> Reader<'a> {
         whole.then_some(number)
     }
 
-    /// Reads a member that may be null, which is as if it were not there; else it may be there once.
+    /// Reads a member that may be null, which is the same as absent; otherwise it may occur once.
     fn optional<T>(
         &mut self,
         member: &mut Option<T>,
@@ -140,12 +141,12 @@ impl<'a> Reader<'a> {
         Some(())
     }
 
-    /// Reads a `_type`, which may be there once and says `expected`.
+    /// Reads a `_type`, which may occur once and has to be `expected`.
     fn tag(&mut self, seen: &mut bool, expected: &[u8]) -> Option<()> {
         (!std::mem::replace(seen, true) && self.bytes()? == expected).then_some(())
     }
 
-    /// Reads a `_type` that may say anything.
+    /// Reads a `_type` with any value.
     fn any_tag(&mut self, seen: &mut bool) -> Option<()> {
         self.string()?;
         (!std::mem::replace(seen, true)).then_some(())
@@ -180,7 +181,7 @@ impl<'a> Reader<'a> {
             b"endTime" => reader.optional(&mut end, Self::time),
             b"aggregation" => reader.optional(&mut layout, Self::aggregation),
             b"limit" => reader.optional(&mut limit, Self::number),
-            // It changes nothing.
+            // It has no effect.
             b"latestFirst" => reader.optional(&mut latest_first, |reader| {
                 (reader.is(b"true")? || reader.is(b"false")?).then_some(())
             }),
@@ -209,7 +210,7 @@ impl<'a> Reader<'a> {
     }
 
     fn conditions(&mut self) -> Option<Vec<Condition>> {
-        // The usual number of them.
+        // The usual number of conditions.
         let mut conditions = Vec::with_capacity(2);
         self.skip(b'[')?;
         if self.skip(b']').is_some() {
@@ -296,7 +297,7 @@ mod tests {
         })
     }
 
-    /// The paths of all values in `value`, as JSON pointers.
+    /// Returns the paths of all values in `value` as JSON pointers.
     fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
         all.push(at.to_owned());
         match value {
@@ -325,7 +326,7 @@ mod tests {
     }
 
     proptest! {
-        /// Any value of a usual request is replaced, taken away, written twice, or cut through.
+        /// Replaces, removes, duplicates or truncates any value of a usual request.
         #[test]
         fn what_is_read_here_means_what_the_complete_reader_reads(
             place in any::<prop::sample::Index>(),
@@ -353,7 +354,7 @@ mod tests {
                     request.to_string()
                 }
                 1 => {
-                    // A member of this name, again.
+                    // A second member of this name.
                     let name = path.rsplit_once('/').map_or("x", |p| p.1);
                     let parent = all[second.index(all.len())].clone();
                     let marker = "again";

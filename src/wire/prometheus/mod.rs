@@ -1,8 +1,7 @@
-//! The Prometheus HTTP API as bytes: requests, and the answers to range queries as slices of
-//! the origin's own text, so that no number is ever written anew.
+//! The Prometheus HTTP API as bytes: requests, and the answers to range queries as slices of the
+//! origin's own text, so that no number is reformatted.
 //!
-//! Facts of the protocol are those of Prometheus 2.42, `web/api/v1/api.go`, and of its page
-//! "HTTP API".
+//! Protocol details are those of Prometheus 2.42, `web/api/v1/api.go`, and of its page "HTTP API".
 
 pub mod params;
 pub mod read;

@@ -8,13 +8,13 @@ use url::form_urlencoded;
 use super::units::{read_duration, read_time, to_duration, to_millis, write_step, write_time};
 use crate::model::{Error, Millis, Step};
 
-/// Most points a series that Prometheus answers with, less one.
+/// The most points per series in an answer of Prometheus, less one.
 pub const MOST_STEPS: i128 = 11_000;
 
-/// The parameters of a request, those of the form before those of the URL.
+/// The parameters of a request, first those of the form, then those of the URL.
 ///
-/// They are read as Go's `Request.FormValue` does: of several values of one name the first
-/// counts, and a pair that holds a semicolon or a broken escape is left out.
+/// They are parsed as by Go's `Request.FormValue`: of several values for one name the first counts,
+/// and a pair that contains a semicolon or an invalid escape is dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Params(Vec<(String, String)>);
 
@@ -30,24 +30,24 @@ impl Params {
         Self(pairs.filter_map(pair).collect())
     }
 
-    /// Returns the first value of `name`; empty where there is none.
+    /// Returns the first value of `name`; empty if there is none.
     pub fn get(&self, name: &str) -> &str {
         let found = self.0.iter().find(|(n, _)| n == name);
         found.map_or("", |(_, value)| value)
     }
 
-    /// Leaves out the parameters whose names `is_known` does not know.
+    /// Drops the parameters whose names do not satisfy `is_known`.
     pub fn retain(&mut self, is_known: impl Fn(&str) -> bool) {
         self.0.retain(|(name, _)| is_known(name));
     }
 
-    /// All values of `name`, in order.
+    /// Returns all values of `name`, in order.
     pub fn all(&self, name: &str) -> Vec<String> {
         let found = self.0.iter().filter(|(n, _)| n == name);
         found.map(|(_, value)| value.clone()).collect()
     }
 
-    /// Gives `name` other values in place of those it has, as many.
+    /// Replaces the values of `name` by as many others.
     pub fn replace(&mut self, name: &str, values: Vec<String>) {
         let places = self.0.iter_mut().filter(|(n, _)| n == name);
         for ((_, old), new) in places.zip(values) {
@@ -55,21 +55,21 @@ impl Params {
         }
     }
 
-    /// Gives the first `name` another value.
+    /// Replaces the first value of `name`.
     pub fn set(&mut self, name: &str, value: &str) {
         if let Some((_, old)) = self.0.iter_mut().find(|(n, _)| n == name) {
             value.clone_into(old);
         }
     }
 
-    /// The first value of `name` as a time; `None` where there is none or it is no time.
+    /// Returns the first value of `name` as a time; `None` if there is none or it is not a time.
     pub fn time_at(&self, name: &str) -> Option<Millis> {
         let text = self.get(name);
         let read = (!text.is_empty()).then(|| read_time(text))?;
         read.ok().map(to_millis)
     }
 
-    /// Gives `name` the value `time`, whether it has one or not.
+    /// Sets `name` to `time`.
     pub fn set_time(&mut self, name: &str, time: Millis) {
         let value = write_time(time);
         match self.0.iter_mut().find(|(n, _)| n == name) {
@@ -78,7 +78,7 @@ impl Params {
         }
     }
 
-    /// Takes out all values of `name`.
+    /// Removes all values of `name`.
     pub fn remove(&mut self, name: &str) {
         self.0.retain(|(n, _)| n != name);
     }
@@ -88,8 +88,8 @@ impl Params {
         self.0.iter().map(|(n, v)| (n.as_str(), v.as_str()))
     }
 
-    /// Returns all pairs, ordered by name. Of one name they stay in order, so that the first still
-    /// counts.
+    /// Returns all pairs, sorted by name. Pairs with the same name keep their order, so that the
+    /// first still counts.
     pub fn sorted(&self) -> Vec<(String, String)> {
         let mut pairs = self.0.clone();
         pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -124,26 +124,26 @@ impl Params {
     }
 }
 
-/// Parameters that the origin reads, as they were written; empty where absent.
+/// Parameters that are passed on to the origin as they were written; empty if absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Carried {
-    /// Most series to answer with; empty and `0` say all. Which series are left then depends on
+    /// Most series in the answer; empty and `0` mean all. Which series are dropped then depends on
     /// the window.
     pub limit: String,
-    /// Whether the origin is to add figures about the query; anything but empty says yes.
+    /// Whether the origin adds statistics about the query; anything but empty means yes.
     pub stats: String,
-    /// The look-back of samples; it changes the values. Prometheus 2.42 does not know it yet.
+    /// The look-back of samples; it changes the values. Prometheus 2.42 does not have it yet.
     pub lookback_delta: String,
 }
 
 /// A range query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeQuery {
-    /// The expression, as it was written.
+    /// The expression as it was written.
     pub query: String,
     /// The first evaluation time.
     pub start: Millis,
-    /// No evaluation time lies after this one; not before `start`.
+    /// The end of the evaluation times, inclusive; not before `start`.
     pub end: Millis,
     /// The distance between evaluation times.
     pub step: Step,
@@ -169,9 +169,9 @@ impl RangeQuery {
         "lookback_delta",
     ];
 
-    /// Reads the query in `params`. Errors are in the words of Prometheus, in the order in which it
-    /// checks. It knows steps below a millisecond, which it then cannot divide by; here they are
-    /// not positive.
+    /// Reads the query in `params`. Errors have the wording of Prometheus, and checks are made in
+    /// its order. Prometheus accepts steps below a millisecond, by which it then cannot divide;
+    /// here they are refused as not positive.
     pub fn read(params: &Params) -> Result<Self, Error> {
         let start = params.time("start")?;
         let end = params.time("end")?;
@@ -208,15 +208,15 @@ impl RangeQuery {
         })
     }
 
-    /// Returns the form that asks the origin for the same at other times: from `start` to `end`,
-    /// both included. Without `timeout`, `limit` and `stats`, which concern one answer alone.
+    /// Returns the form that asks the origin for the same query from `start` to `end`, both
+    /// inclusive, without `timeout`, `limit` and `stats`, which concern a single answer.
     pub fn form(&self, start: Millis, end: Millis) -> String {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.extend_pairs(self.pairs(start, end));
         form.finish()
     }
 
-    /// Returns the same as names and values.
+    /// Returns the same as pairs of names and values.
     pub fn pairs(&self, start: Millis, end: Millis) -> Vec<(String, String)> {
         let lookback = &self.carried.lookback_delta;
         let mut pairs = vec![
@@ -236,9 +236,9 @@ impl RangeQuery {
 /// An instant query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstantQuery {
-    /// The expression, as it was written.
+    /// The expression as it was written.
     pub query: String,
-    /// The evaluation time; now where there is none.
+    /// The evaluation time; `None` means now.
     pub time: Option<Millis>,
     /// The longest time for the evaluation.
     pub timeout: Option<Duration>,
@@ -259,7 +259,7 @@ impl InstantQuery {
         "lookback_delta",
     ];
 
-    /// Reads the query in `params`. Errors are in the words of Prometheus.
+    /// Reads the query in `params`. Errors have the wording of Prometheus.
     pub fn read(params: &Params) -> Result<Self, Error> {
         let time = match params.get("time") {
             "" => None,
@@ -282,7 +282,7 @@ fn invalid(name: &str, said: &str) -> Error {
     Error::invalid(name, format!("invalid parameter \"{name}\": {said}"))
 }
 
-/// Returns one `name=value`.
+/// Parses one `name=value`.
 fn pair(text: &[u8]) -> Option<(String, String)> {
     if text.is_empty() || text.contains(&b';') {
         return None;
@@ -294,8 +294,8 @@ fn pair(text: &[u8]) -> Option<(String, String)> {
     Some((unescaped(name)?, unescaped(value)?))
 }
 
-/// Returns `text` without its escapes, or `None` where one is broken. Bytes that are not UTF-8
-/// become U+FFFD; no label of Prometheus holds any.
+/// Returns `text` unescaped, or `None` if an escape is invalid. Bytes that are not UTF-8 become
+/// U+FFFD; no label of Prometheus contains any.
 fn unescaped(text: &[u8]) -> Option<String> {
     let mut escapes = text.split(|b| *b == b'%');
     escapes.next();

@@ -14,15 +14,15 @@ use crate::wire::encoding::Encoding;
 /// The labels of a series.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metric {
-    /// Names and values, by name. Their order is that of `labels.Compare` in Prometheus, by which
-    /// it orders the series of a range query: bytes, name by name and value by value.
+    /// Names and values, sorted by name. Metrics are ordered as by `labels.Compare` in Prometheus,
+    /// by which it sorts the series of a range query: bytewise, name by name and value by value.
     pub labels: Vec<(String, String)>,
     /// The JSON object that they were read from.
     pub text: Bytes,
 }
 
 impl Metric {
-    /// Returns the metric with `labels`, by name, in the words of Prometheus.
+    /// Returns the metric with `labels`, which are sorted by name, as Prometheus writes it.
     pub fn of(labels: Vec<(String, String)>) -> Self {
         let mut text = String::from("{");
         for (name, value) in &labels {
@@ -32,7 +32,7 @@ impl Metric {
             for (part, after) in [(name, ":"), (value, "")] {
                 for c in serde_json::Value::from(part.as_str()).to_string().chars() {
                     match c {
-                        // As Go's encoder has it.
+                        // As Go's encoder writes them.
                         '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
                             text.push_str(&format!("\\u{:04x}", u32::from(c)));
                         }
@@ -89,8 +89,8 @@ impl Series {
         }
     }
 
-    /// Adds the samples of `other` that `taken` picks by the times of both, none of which this has, and
-    /// returns how many.
+    /// Adds the samples of `other` that `taken` selects by the times of both, and returns their
+    /// number. This series must have no sample at any of those times.
     pub fn fill(
         &mut self,
         other: &Self,
@@ -126,7 +126,7 @@ impl Series {
             + self.histograms.heap_bytes()
     }
 
-    /// Orders by labels. Most often the texts are the same, which is told faster.
+    /// Compares the labels. Their texts are usually equal, which is faster to check.
     pub fn order(&self, other: &Self) -> Ordering {
         let (a, b) = (&self.metric, &other.metric);
         if Arc::ptr_eq(a, b) || a.text == b.text {
@@ -136,22 +136,22 @@ impl Series {
     }
 }
 
-/// Returns the bytes of texts that have yet to be packed before all of `series` can be answered in
-/// `encoding`.
+/// Returns the bytes of text that still have to be compressed before all of `series` can be served
+/// in `encoding`.
 pub fn unpacked_bytes(series: &[Series], encoding: Encoding) -> usize {
     let tracks = series.iter().flat_map(|s| [&s.values, &s.histograms]);
     let unpacked = tracks.filter(|t| t.kept(encoding).is_some_and(|kept| kept.get().is_none()));
     unpacked.map(|track| track.text.len()).sum()
 }
 
-/// Returns the bytes that `series` hold on the heap.
+/// Returns the number of heap bytes that `series` occupy.
 pub fn heap_bytes(series: &[Series]) -> usize {
     size_of_val(series) + series.iter().map(Series::heap_bytes).sum::<usize>()
 }
 
-/// Returns the samples of `span`: those of `new` in the ranges `news`, those of `old` elsewhere, by
-/// labels. Both lists are ordered by labels, and so is the result. It holds no series without
-/// samples, and shares no samples with either list.
+/// Returns the samples of `span`: in the ranges `news` those of `new`, elsewhere those of `old`.
+/// Both lists are ordered by labels, and so is the result, which contains no series without samples
+/// and shares no samples with either list.
 pub fn merge(old: &[Series], new: &[Series], news: &RangeSet, span: &TimeRange) -> Vec<Series> {
     let none = Track::default();
     let mut merged = Vec::with_capacity(old.len().max(new.len()));
@@ -185,9 +185,9 @@ pub fn merge(old: &[Series], new: &[Series], news: &RangeSet, span: &TimeRange) 
     merged
 }
 
-/// Returns the samples whose times are `phase` and whole steps away: what a query of that step
-/// answers, out of one whose step divides it and whose phase is the same. Series without any are
-/// left out.
+/// Returns the samples whose times are `phase` plus a multiple of `step`: the answer to a query
+/// with that step, made from one whose step divides it and whose phase is the same. Series without
+/// such samples are left out.
 pub fn thin(series: &[Series], step: Step, phase: Millis) -> Vec<Series> {
     let phase = phase.rem_euclid(step.millis());
     let kept = |track: &Track| {
@@ -210,7 +210,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    /// By labels: the samples, by whether they are histograms and by time.
+    /// The samples by their labels, by whether they are histograms, and by time.
     type Model = BTreeMap<String, BTreeMap<(bool, Millis), u32>>;
 
     pub(in crate::wire::prometheus) fn series(model: &Model) -> Vec<Series> {
@@ -221,7 +221,7 @@ pub(super) mod tests {
                 text += &format!("[{t},\"{v}\"],");
                 offsets.push(text.len() as u32);
             }
-            // As in an answer, where no comma follows the last.
+            // As in an answer, where no comma follows the last sample.
             text.pop();
             Track::new(times, text.into(), offsets)
         };
@@ -236,7 +236,7 @@ pub(super) mod tests {
         model.iter().map(of).collect()
     }
 
-    /// Returns the texts of every sample, one by one.
+    /// Returns the text of every sample.
     fn texts(series: &[Series]) -> Vec<(String, Vec<Bytes>)> {
         let each = |track: &Track| -> Vec<Bytes> {
             (0..track.len()).map(|i| track.slice(i..i + 1)).collect()

@@ -12,23 +12,24 @@ use crate::wire::encoding::{Encoding, PackedText, Text};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Track {
     pub(super) times: Vec<Millis>,
-    /// The first and the last of the times; what most cuts need stands here, so that they do not
-    /// fetch the columns into the processor's cache.
+    /// The first and the last time. Most slices need only these, which are stored here so that they
+    /// do not load the columns into the processor's cache.
     hull: Option<(Millis, Millis)>,
-    /// The texts, with a comma between.
+    /// The texts, separated by commas.
     pub(super) text: Bytes,
-    /// Where each text starts, and where one after the last would.
+    /// The offset of each text, and one past the last.
     offsets: Vec<u32>,
-    /// The whole text packed, once it has been asked for; nothing where that makes it no smaller.
+    /// The whole text compressed, once a client has requested it; `None` inside if that makes it no
+    /// smaller.
     gzip: OnceLock<Option<PackedText>>,
     zstd: OnceLock<Option<PackedText>>,
 }
 
-/// Shorter texts are not packed.
+/// Shorter texts are not compressed.
 const WORTH_PACKING: usize = 1024;
 
 impl Track {
-    /// Returns a track of texts that fill `text` from `offsets` on, with a comma between; the last
+    /// Returns a track of texts that fill `text` from `offsets` on, separated by commas; the last
     /// offset is one past the end.
     pub(super) fn new(times: Vec<Millis>, text: Bytes, offsets: Vec<u32>) -> Self {
         debug_assert!(times.is_empty() || offsets.len() == times.len() + 1);
@@ -48,7 +49,7 @@ impl Track {
         &self.times
     }
 
-    /// Returns how many samples there are.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         self.times.len()
     }
@@ -58,12 +59,12 @@ impl Track {
         self.times.is_empty()
     }
 
-    /// Returns where the samples of `range` are.
+    /// Returns the positions of the samples of `range`.
     pub fn within(&self, range: &TimeRange) -> Range<usize> {
         self.before(range.start())..self.before(range.end())
     }
 
-    /// Returns how many samples are earlier than `end`.
+    /// Returns the number of samples earlier than `end`.
     fn before(&self, end: Millis) -> usize {
         let Some((first, last)) = self.hull.filter(|(first, _)| *first < end) else {
             return 0;
@@ -71,7 +72,8 @@ impl Track {
         if last < end {
             return self.len();
         }
-        // Most tracks are evenly spaced: a guess finds the place, a search only where it fails.
+        // Most tracks are evenly spaced, so the position is guessed first and searched for only if
+        // the guess is wrong.
         let part = (end - first) as f64 / (last - first) as f64;
         let guess = (part * (self.len() - 1) as f64).ceil() as usize;
         let meets = self.times.get(guess).is_some_and(|t| *t >= end)
@@ -85,18 +87,18 @@ impl Track {
         self.times.partition_point(|t| *t < end)
     }
 
-    /// Returns the texts of the samples `at`, with commas between; shares the memory of the track.
+    /// Returns the texts of the samples `at`, separated by commas; shares the memory of the track.
     pub fn slice(&self, at: Range<usize>) -> Bytes {
         self.span(at).map_or_else(Bytes::new, |s| self.shared(s))
     }
 
-    /// Returns the same as [`slice`](Self::slice) of the samples of `range`.
+    /// Returns the same as [`slice`](Self::slice) for the samples of `range`.
     pub fn cut(&self, range: &TimeRange) -> Bytes {
         self.span_of(range)
             .map_or_else(Bytes::new, |s| self.shared(s))
     }
 
-    /// Returns where the texts of the samples of `range` are.
+    /// Returns the byte range of the texts of the samples of `range`.
     pub(super) fn span_of(&self, range: &TimeRange) -> Option<Range<usize>> {
         let (first, last) = self.hull?;
         if range.start() <= first && last < range.end() {
@@ -105,7 +107,7 @@ impl Track {
         self.span(self.within(range))
     }
 
-    /// Returns where the texts of the samples `at` are, without a comma at the end.
+    /// Returns the byte range of the texts of the samples `at`, without a trailing comma.
     pub(super) fn span(&self, at: Range<usize>) -> Option<Range<usize>> {
         let start = *self.offsets.get(at.start)? as usize;
         let end = (*self.offsets.get(at.end)? as usize).checked_sub(1)?;
@@ -113,11 +115,12 @@ impl Track {
     }
 
     pub(super) fn shared(&self, span: Range<usize>) -> Bytes {
-        // A span lies within the text.
+        // Every byte range lies within the text.
         self.text.slice(span)
     }
 
-    /// Returns where the whole text in `encoding` is kept; nowhere if it is not to be packed.
+    /// Returns where the whole text compressed with `encoding` is stored; `None` if it is not to be
+    /// compressed.
     pub(super) fn kept(&self, encoding: Encoding) -> Option<&OnceLock<Option<PackedText>>> {
         let kept = match encoding {
             Encoding::Identity => return None,
@@ -127,7 +130,7 @@ impl Track {
         (self.text.len() >= WORTH_PACKING).then_some(kept)
     }
 
-    /// Returns the texts of the samples `span`, packed where they are all there are.
+    /// Returns the texts of the samples in `span`, compressed if these are all samples.
     pub(super) fn encoded(&self, span: Range<usize>, encoding: Encoding) -> Text {
         let whole = span == (0..self.text.len());
         let kept = self.kept(encoding).filter(|_| whole);
@@ -142,8 +145,8 @@ impl Track {
         self.text.get(span).unwrap_or_default()
     }
 
-    /// Returns the bytes that it holds on the heap. Those of a track that was just read are part of
-    /// the whole answer, which stays as long as the track does.
+    /// Returns the number of heap bytes that it occupies. A track that was just read is a part of
+    /// the whole answer, which stays in memory as long as the track does.
     pub fn heap_bytes(&self) -> usize {
         let packed = [&self.gzip, &self.zstd].into_iter();
         let packed = packed.filter_map(|p| p.get()?.as_ref().map(PackedText::heap_bytes));
@@ -153,8 +156,8 @@ impl Track {
             + packed.sum::<usize>()
     }
 
-    /// Returns the samples of `span`: those of `new` in the ranges `news`, those of `old`
-    /// elsewhere.
+    /// Returns the samples of `span`: in the ranges `news` those of `new`, elsewhere those of
+    /// `old`.
     pub(super) fn spliced(old: &Self, new: &Self, news: &RangeSet, span: &TimeRange) -> Self {
         let mut runs: Vec<(&Self, Range<usize>)> = Vec::new();
         let mut at = span.start();
@@ -170,7 +173,8 @@ impl Track {
         Self::joined(&runs)
     }
 
-    /// Returns the samples of `mine` and those of `others` at the positions `taken`, in order of time.
+    /// Returns the samples of `mine` and those of `others` at the positions `taken`, in order of
+    /// time.
     pub(super) fn woven(mine: &Self, others: &Self, taken: &[Range<usize>]) -> Self {
         let mut runs: Vec<(&Self, Range<usize>)> = Vec::new();
         let mut next = 0;
@@ -194,7 +198,7 @@ impl Track {
         Self::joined(&runs)
     }
 
-    /// Returns the samples of `runs`, one after the other, in memory of their own.
+    /// Returns the samples of `runs`, one run after the other, in newly allocated memory.
     pub(super) fn joined(runs: &[(&Self, Range<usize>)]) -> Self {
         let spans = || {
             let spanned = runs
@@ -204,7 +208,7 @@ impl Track {
         };
         let samples: usize = spans().map(|(_, at, _)| at.len()).sum();
         let size: usize = spans().map(|(_, _, span)| span.len() + 1).sum();
-        // 4 GiB and more, which no chunk comes near, could not be addressed.
+        // Offsets cannot address 4 GiB or more, which no chunk comes near.
         if samples == 0 || u32::try_from(size).is_err() {
             return Self::default();
         }

@@ -1,17 +1,18 @@
-//! Times and durations as Prometheus reads and writes them.
+//! Times and durations in the notation of Prometheus.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::model::{MAX_TIME, Millis, Step};
 
-/// Nanoseconds since the Unix epoch, or a number of them.
+/// Nanoseconds, since the Unix epoch or as a duration.
 pub(super) type Nanos = i128;
 
 const SECOND: Nanos = 1_000_000_000;
 const MILLI: Nanos = 1_000_000;
 
-/// Returns a time as float seconds or in RFC 3339, or an error text as Prometheus has it. Times
+/// Parses a time in float seconds or RFC 3339; the error is in Prometheus' words. Times beyond the
+/// year 9999 in either direction, infinity and NaN are refused.
 /// past year 9999 on either side, infinity and the like, are refused.
 ///
 /// The arithmetic is that of `parseTime` in `web/api/v1/api.go`, step by step: seconds are
@@ -26,13 +27,13 @@ pub(super) fn read_time(text: &str) -> Result<Nanos, String> {
         .ok_or_else(|| format!("cannot parse {} to a valid timestamp", go_quoted(text)))
 }
 
-/// Returns the millisecond that `time` lies in, in which Prometheus evaluates.
+/// Returns the millisecond of `time`; Prometheus evaluates in milliseconds.
 pub(super) fn to_millis(time: Nanos) -> Millis {
     Millis::try_from(time.div_euclid(MILLI)).unwrap_or(MAX_TIME)
 }
 
-/// Returns a duration as float seconds or such as `1h30m`, in nanoseconds, or an error text as
-/// Prometheus has it (`parseDuration` in `web/api/v1/api.go`).
+/// Parses a duration in float seconds or such as `1h30m` into nanoseconds; the error is in
+/// Prometheus' words (`parseDuration` in `web/api/v1/api.go`).
 pub(super) fn read_duration(text: &str) -> Result<Nanos, String> {
     if let Some(seconds) = read_float(text) {
         let nanos = seconds * 1e9;
@@ -47,7 +48,7 @@ pub(super) fn read_duration(text: &str) -> Result<Nanos, String> {
     read_units(text).ok_or_else(|| format!("cannot parse {} to a valid duration", go_quoted(text)))
 }
 
-/// Returns `nanos` as a duration; what is negative is none.
+/// Returns `nanos` as a duration; zero if it is negative.
 pub(super) fn to_duration(nanos: Nanos) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
@@ -64,8 +65,8 @@ pub fn write_time(time: Millis) -> String {
     text
 }
 
-/// Returns `step` as Prometheus reads it exactly. Float seconds are not read so: it takes `1.001`
-/// for a second, since it cuts the nanoseconds off where the multiplication leaves them.
+/// Returns `step` in a form that Prometheus parses exactly. It does not parse float seconds
+/// exactly: it truncates the product in nanoseconds, so `1.001` becomes slightly less.
 pub(super) fn write_step(step: Step) -> String {
     match step.millis() % 1000 {
         0 => format!("{}", step.millis() / 1000),
@@ -73,7 +74,7 @@ pub(super) fn write_step(step: Step) -> String {
     }
 }
 
-/// Returns a finite decimal number.
+/// Parses a finite decimal number.
 fn read_float(text: &str) -> Option<f64> {
     let plain = |b: u8| b.is_ascii_digit() || b"+-.eE".contains(&b);
     text.bytes()
@@ -83,7 +84,7 @@ fn read_float(text: &str) -> Option<f64> {
         .filter(|f| f.is_finite() || text.bytes().any(|b| b == b'e' || b == b'E'))
 }
 
-/// Returns a time such as `2023-11-14T22:13:20.001+01:00`.
+/// Parses a time such as `2023-11-14T22:13:20.001+01:00`.
 fn read_rfc3339(text: &str) -> Option<Nanos> {
     let (local, offset) = match text.strip_suffix('Z') {
         Some(local) => (local, 0),
@@ -102,14 +103,14 @@ fn read_rfc3339(text: &str) -> Option<Nanos> {
             }
         }
     };
-    // Go takes a comma before the fraction, and no leap second.
+    // Go accepts a comma before the fraction, but no leap second.
     let local = local.replacen(',', ".", 1);
     let leap = local.as_bytes().get(17..19) == Some(b"60");
-    // It would take a space for the T, and nothing for a fraction.
+    // humantime would accept a space for the T, and an empty fraction.
     if local.as_bytes().get(10) != Some(&b'T') || local.ends_with('.') || leap {
         return None;
     }
-    // It knows no time before 1970; 400 years later the calendar is the same.
+    // humantime has no times before 1970; the calendar repeats every 400 years.
     let (year, rest) = local.split_at_checked(4)?;
     let year = year.parse::<u16>().ok()?;
     let cycles = 1970_u16.saturating_sub(year).div_ceil(400);
@@ -121,7 +122,7 @@ fn read_rfc3339(text: &str) -> Option<Nanos> {
     Some(since - Nanos::from(cycles) * CYCLE - offset * SECOND)
 }
 
-/// Returns a duration such as `1y2w3d4h5m6s7ms`: units in that order, each at most once.
+/// Parses a duration such as `1y2w3d4h5m6s7ms`: units in that order, each at most once.
 fn read_units(text: &str) -> Option<Nanos> {
     const UNITS: [(&str, Nanos); 7] = [
         ("y", 365 * 86_400 * SECOND),
@@ -149,7 +150,7 @@ fn read_units(text: &str) -> Option<Nanos> {
     i64::try_from(total).ok().map(Nanos::from)
 }
 
-/// Returns `text` in quotes as Go's `%q` writes it.
+/// Returns `text` in quotes, as Go's `%q` writes it.
 fn go_quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
@@ -235,7 +236,7 @@ mod tests {
         let table = [
             ("15", Some(15 * SECOND)),
             ("0.5", Some(SECOND / 2)),
-            // As the origin multiplies.
+            // The result of the origin's multiplication.
             ("1.001", Some(SECOND + MILLI - 1)),
             ("1h30m", Some(5400 * SECOND)),
             ("1y2w3d4h5m6s7ms", Some(33_019_506_007 * MILLI)),

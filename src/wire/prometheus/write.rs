@@ -1,4 +1,4 @@
-//! Answers and errors as Prometheus writes them.
+//! Writes answers and errors as Prometheus does.
 
 use std::cmp::Ordering;
 
@@ -9,15 +9,16 @@ use super::series::{Series, Track};
 use crate::model::{Error, Kind, Millis, TimeRange};
 use crate::wire::encoding::{Encoding, Text};
 
-/// Texts of samples shorter than this are copied: a part of its own would cost more.
+/// Texts of samples shorter than this are copied: a separate part would cost more.
 const SHORT: usize = 256;
 
 /// Returns the answer with the samples of `range` of consecutive chunks, each ordered by labels, as
-/// parts. Series are joined by labels, in the order of labels; one without samples in `range` is
-/// left out. The bytes are those that Prometheus 2.42 writes for the same samples, metrics and
-/// `extras`. The work grows with the number of series and chunks, not of samples.
+/// parts. Series with the same labels are joined, and the result is in the order of labels; a
+/// series without samples in `range` is left out. The bytes are those that Prometheus 2.42 writes
+/// for the same samples, metrics and `extras`. The work grows with the number of series and chunks,
+/// not of samples.
 ///
-/// A track that is answered whole is packed in `encoding`, once.
+/// A track that is answered whole is compressed with `encoding`, once.
 pub fn write_matrix(
     chunks: &[&[Series]],
     range: &TimeRange,
@@ -63,8 +64,8 @@ pub fn write_matrix(
     parts.finish()
 }
 
-/// The answer to an instant query at `time` with those of `series`, ordered by labels, that have a sample
-/// then; the bytes are those that Prometheus writes for the same samples.
+/// Returns the answer to an instant query at `time` with those of `series`, ordered by labels, that
+/// have a sample at that time. The bytes are those that Prometheus writes for the same samples.
 pub fn write_vector(series: &[Series], time: Millis) -> Vec<u8> {
     let at = TimeRange::clamped(time, time + 1);
     let mut text =
@@ -131,11 +132,11 @@ pub fn write_instant(answer: &Instant) -> Vec<u8> {
     parts.glue
 }
 
-/// An answer in the making: text of our own between slices of the origin's.
+/// An answer under construction: our own text between slices of the origin's.
 #[derive(Default)]
 struct Parts {
     glue: Vec<u8>,
-    /// Each slice, and where it belongs in the glue.
+    /// Each slice, and its offset in the glue.
     slices: Vec<(usize, Text)>,
     encoding: Encoding,
 }
@@ -145,7 +146,7 @@ impl Parts {
         self.glue.extend_from_slice(text);
     }
 
-    /// Returns one series, of all chunks that have it. Whether it has samples.
+    /// Adds one series, from all chunks that have it. Returns whether it has samples.
     fn series(&mut self, same: &[&Series], range: &TimeRange, comma: bool) -> bool {
         let (glue, slices) = (self.glue.len(), self.slices.len());
         if comma {
@@ -167,7 +168,7 @@ impl Parts {
         true
     }
 
-    /// Returns the samples of one kind of a series. Whether there are any.
+    /// Adds the samples of one kind of a series. Returns whether there are any.
     fn samples<'a>(
         &mut self,
         name: &[u8],
@@ -219,7 +220,7 @@ impl Parts {
 }
 
 /// Returns the `errorType` that Prometheus answers for such an error (`respondError` in
-/// `web/api/v1/api.go`); for what Prometheus does not know, that of Mimir.
+/// `web/api/v1/api.go`), or the one of Mimir for errors that Prometheus does not have.
 pub fn error_type(kind: Kind) -> &'static str {
     match kind {
         Kind::InvalidRequest
@@ -250,9 +251,9 @@ pub fn write_error(error: &Error) -> Bytes {
     format!("{{\"status\":\"error\",\"errorType\":\"{kind}\",\"error\":{said}}}").into()
 }
 
-/// Returns `text` as a JSON string as Go writes it: safe within HTML.
+/// Returns `text` as a JSON string as Go writes it: safe to embed in HTML.
 fn quoted(text: &str) -> String {
-    // A string has a JSON text.
+    // Serializing a string does not fail.
     let mut quoted = serde_json::to_string(text).unwrap_or_default();
     for (plain, escaped) in [
         ("<", "\\u003c"),
@@ -302,7 +303,7 @@ mod tests {
             };
             let written = write(&chunks);
             prop_assert_eq!(&written, &write(&[&whole]));
-            // And it is what was in the range.
+            // The result contains exactly the samples of the range.
             let expected = merge(&[], &whole, &RangeSet::from(range), &range);
             let samples = |list: &[Series]| -> Vec<_> {
                 let all = |t: &Track| t.slice(0..t.len());

@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 /// The most labels of one series.
 const MOST: usize = 4096;
 
-/// The labels of a series, by name.
+/// The labels of a series, sorted by name.
 pub(super) struct LabelMap(pub(super) BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for LabelMap {

@@ -1,4 +1,4 @@
-//! The answer to a range query, read into slices of its own bytes.
+//! Reads the answer to a range query into slices of its own bytes.
 
 mod labels;
 
@@ -17,8 +17,8 @@ use crate::model::Millis;
 /// A successful answer to a range query.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Matrix {
-    /// Ordered by labels, of which no two have the same. Their samples share the memory of the
-    /// whole answer; [`merge`](super::merge) gives them their own.
+    /// The series, ordered by labels, all of which are different. Their samples share the memory of
+    /// the whole answer; [`merge`](super::merge) copies them into their own.
     pub series: Vec<Series>,
     /// Its other members.
     pub extras: Extras,
@@ -45,14 +45,14 @@ pub struct Extras {
 }
 
 impl Extras {
-    /// Returns the JSON of a member, of the answer before that of `data`.
+    /// Returns the JSON of a member of the answer or else of `data`.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
         let mut all = self.top.iter().chain(&self.data);
         all.find(|(n, _)| n == name).map(|(_, json)| json)
     }
 
     /// Returns whether the answer may lack data: it says so, or it carries a warning (a warning is
-    /// all that Prometheus and Thanos say about a store that did not answer). It must not be kept
+    /// all that Prometheus and Thanos say about a store that did not answer). It must not be cached
     /// as complete.
     pub fn is_partial(&self) -> bool {
         let says = |name: &str, nothing: &[&str]| {
@@ -66,7 +66,7 @@ impl Extras {
 /// The reason why an answer cannot be read. It can still be passed on unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unread {
-    /// Not JSON, or not of the shape of an answer, at this byte.
+    /// Not JSON, or not an answer in this format; with the offset of the problem.
     Malformed(usize),
     /// Not a success, or not a matrix.
     NotAMatrix,
@@ -96,13 +96,13 @@ impl fmt::Display for Unread {
 /// Most members of an answer, and of its `data`.
 const MOST_MEMBERS: usize = 64;
 
-/// Returns the most labels that an answer of at most `max_series` series may have in all: 32 for each, and a
-/// thousand. In memory a short one takes a hundred bytes.
+/// Returns the most labels that an answer of at most `max_series` series may have in total: 32 for
+/// each, and a thousand more. A short label takes a hundred bytes in memory.
 pub fn most_labels(max_series: usize) -> usize {
     max_series.saturating_mul(32).saturating_add(1000)
 }
 
-/// Reads the answer `body`, of at most `max_series` series.
+/// Reads the answer `body`, with at most `max_series` series.
 pub fn read_matrix(body: &Bytes, max_series: usize) -> Result<Matrix, Unread> {
     let answer = read_series(body, max_series, &["matrix"])?;
     let (mut series, extras) = (answer.series, answer.extras);
@@ -114,8 +114,8 @@ pub fn read_matrix(body: &Bytes, max_series: usize) -> Result<Matrix, Unread> {
     Ok(Matrix { series, extras })
 }
 
-/// Reads the answer `body` to an instant query, of at most `max_series` series. One whose value is a
-/// scalar or a string is [`Unread::NotAMatrix`].
+/// Reads the answer `body` to an instant query, with at most `max_series` series. An answer whose
+/// value is a scalar or a string gives [`Unread::NotAMatrix`].
 pub fn read_instant(body: &Bytes, max_series: usize) -> Result<Instant, Unread> {
     read_series(body, max_series, &["vector", "matrix"])
 }
@@ -157,7 +157,7 @@ struct Reader<'a> {
     at: usize,
     /// Whether series may have a single sample.
     vectors: bool,
-    /// The labels that may still come.
+    /// The number of labels that may still come.
     labels_left: usize,
 }
 
@@ -170,7 +170,7 @@ impl Reader<'_> {
         self.body.get(self.at..).unwrap_or_default()
     }
 
-    /// Returns the next byte that is not white space, which stays.
+    /// Returns the next byte that is not white space, without consuming it.
     fn peek(&mut self) -> Option<u8> {
         loop {
             let byte = *self.body.get(self.at)?;
@@ -181,7 +181,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes `byte` if it is next.
+    /// Consumes `byte` if it comes next.
     fn take(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
         self.at += usize::from(found);
@@ -192,13 +192,13 @@ impl Reader<'_> {
         self.take(byte).then_some(()).ok_or(self.malformed())
     }
 
-    /// Any JSON value, and its text in memory of its own.
+    /// Reads any JSON value and copies its text.
     fn json<T: for<'d> Deserialize<'d>>(&mut self) -> Result<(T, Bytes), Unread> {
         let (value, text) = self.value()?;
         Ok((value, Bytes::copy_from_slice(text)))
     }
 
-    /// Any JSON value, and its text.
+    /// Reads any JSON value and its text.
     fn value<T: for<'d> Deserialize<'d>>(&mut self) -> Result<(T, &[u8]), Unread> {
         self.peek();
         let start = self.at;
@@ -283,14 +283,14 @@ impl Reader<'_> {
 
     fn result(&mut self, max_series: usize, found: &mut Vec<Series>) -> Result<(), Unread> {
         if self.peek() == Some(b'n') {
-            // Some gateways write `null` for none.
+            // Some gateways write `null` for an empty list.
             return self.value::<()>().map(|_| ());
         }
         self.expect(b'[')?;
         if self.take(b']') {
             return Ok(());
         }
-        // Series of one answer are about as long as each other.
+        // Series of one answer usually have about the same length.
         let mut about = 0;
         loop {
             if found.len() >= max_series {
@@ -320,7 +320,7 @@ impl Reader<'_> {
                 "histograms" => histograms = r.track(0)?,
                 "value" if r.vectors => values = r.single()?,
                 "histogram" if r.vectors => histograms = r.single()?,
-                // Something that could not be given back.
+                // The value could not be reproduced.
                 _ => return Err(r.malformed()),
             }
             Ok(())
@@ -332,7 +332,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Reads the one sample of a series of a vector.
+    /// Reads the single sample of a series in a vector.
     fn single(&mut self) -> Result<Track, Unread> {
         self.peek();
         let start = self.at;
@@ -342,7 +342,7 @@ impl Reader<'_> {
         Ok(Track::new(vec![time], text, vec![0, end]))
     }
 
-    /// Reads an array of about that many samples.
+    /// Reads an array of `about` this many samples.
     fn track(&mut self, about: usize) -> Result<Track, Unread> {
         self.expect(b'[')?;
         if self.take(b']') {
@@ -352,7 +352,7 @@ impl Reader<'_> {
         let mut offsets = Vec::with_capacity(about + 1);
         self.peek();
         let first = self.at;
-        // Samples between which there is more than a comma are copied.
+        // Samples separated by more than a comma are copied.
         let mut copied: Option<Vec<u8>> = None;
         loop {
             self.peek();
@@ -371,7 +371,7 @@ impl Reader<'_> {
                     copy.len() - text.len() - 1
                 }
             };
-            // The whole body is shorter than 4 GiB, and no copy is longer.
+            // The whole body is shorter than 4 GiB, and no copy is longer than it.
             offsets.push(offset as u32);
             let end = self.at;
             if self.rest().starts_with(b",[") {
@@ -410,7 +410,7 @@ impl Reader<'_> {
         self.expect(b'[')?;
         let (seconds, _) = self.value::<f64>()?;
         let millis = (seconds * 1000.0).round();
-        // Past this, floats do not tell milliseconds apart.
+        // Beyond this, floats do not have millisecond precision.
         if millis.abs() > 9e15 {
             return Err(self.malformed());
         }
@@ -421,9 +421,9 @@ impl Reader<'_> {
     }
 }
 
-/// Returns the time and the length of a sample as Prometheus writes those of our days: ten digits
-/// of seconds, perhaps three of milliseconds, and a value in quotes. Nearly all are so, and this is
-/// several times faster than reading them as JSON.
+/// Returns the time and the length of a sample in the usual form: ten digits of seconds, up to
+/// three of milliseconds, and a value in quotes. Nearly all samples have it, and this is several
+/// times faster than parsing JSON.
 fn usual(text: &[u8]) -> Option<(Millis, usize)> {
     let (b'[', text) = text.split_first()? else {
         return None;
@@ -454,7 +454,8 @@ fn usual(text: &[u8]) -> Option<(Millis, usize)> {
     (!escaped && text.get(quote + 1) == Some(&b']')).then_some((time, head + 1 + quote + 2))
 }
 
-/// Eight decimal digits at once: each step adds neighbours, of one, two and then four digits.
+/// Parses eight decimal digits at once: each step combines neighbours, of one, two and then four
+/// digits.
 fn eight_digits(text: [u8; 8]) -> Option<Millis> {
     let x = u64::from_le_bytes(text);
     let high = 0xf0f0_f0f0_f0f0_f0f0;
@@ -470,8 +471,8 @@ fn eight_digits(text: [u8; 8]) -> Option<Millis> {
     Some(eight as Millis)
 }
 
-/// Returns where the first quote is, eight bytes at a time: a byte of `x` is zero where the text
-/// has a quote, and only a zero borrows into its high bit before any other byte does.
+/// Returns the position of the first quote, eight bytes at a time: a byte of `x` is zero where the
+/// text has a quote, and only a zero borrows into its high bit before any other byte does.
 fn quote_at(text: &[u8]) -> Option<usize> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let mut at = 0;

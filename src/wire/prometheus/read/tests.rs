@@ -54,7 +54,7 @@ fn an_answer_is_written_as_it_was_read() {
     assert_eq!(matrix.series[1].histograms.len(), 2);
     assert_eq!(matrix.extras.get("infos").unwrap(), "[\"i\"]");
     assert!(matrix.extras.is_partial());
-    // Text of its own: a label does not keep the answer.
+    // The label has its own memory and does not keep the whole answer alive.
     let body = Bytes::from(ANSWER);
     let text = read_matrix(&body, 9).unwrap().series[0].metric.text.clone();
     assert!(!body.as_ptr_range().contains(&text.as_ptr()));
@@ -202,7 +202,7 @@ proptest! {
             if bytes.is_empty() { bytes.push(b'{'); }
         }
         if let Ok(matrix) = read_matrix(&bytes.into(), 10) {
-            // What is read can be used.
+            // Whatever can be read can be used.
             let _ = Encoding::Identity.join(write_matrix(&[&matrix.series], &WIDE, &matrix.extras, Encoding::Identity));
         }
     }
