@@ -20,10 +20,10 @@ use heliostat::clock::SystemClock;
 use heliostat::config;
 use heliostat::front::mirror::Method;
 
-/// Most bytes that a request may have allocated at a time.
+/// The most bytes that a request may have allocated at any time.
 const MOST: u64 = 64 << 20;
 
-/// Returns the number of requests that are made: all of them where everything is checked.
+/// Returns the number of requests: the full number where everything is checked.
 fn requests() -> usize {
     match std::env::var("HELIOSTAT_REQUIRE_REAL").as_deref() {
         Ok("1") => 100_000,
@@ -31,7 +31,7 @@ fn requests() -> usize {
     }
 }
 
-/// A small generator of random numbers (xorshift64*): the same sequence each time.
+/// Pseudo-random numbers (xorshift64*): the same sequence each time.
 struct Random(u64);
 
 impl Random {
@@ -46,7 +46,7 @@ impl Random {
         all[(self.next() % all.len() as u64) as usize]
     }
 
-    /// A number as text, mostly extreme, sometimes near a round one, sometimes any.
+    /// Returns a number as text: mostly extreme, sometimes near a round one, sometimes arbitrary.
     fn number(&mut self) -> String {
         const EXTREME: &[&str] = &[
             "0",
@@ -137,7 +137,7 @@ impl Random {
     }
 }
 
-/// Answers each request at once, as both kinds of stores.
+/// Answers each request at once, as stores of both kinds.
 fn upstream() -> SocketAddr {
     const MIRROR: &str = r#"{"telemetry":{"points":[],"dataFormat":["value","timestamp"],"isPartial":false,"_type":"RawMetricTelemetry"},"_type":"MetricsResponse"}"#;
     const PROMETHEUS: &str = r#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#;

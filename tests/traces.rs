@@ -1,5 +1,5 @@
-//! Traces as a collector gets them. Tracing starts once a process, so that these tests are a
-//! program of their own; each looks at the traces of its own requests.
+//! Traces as a collector receives them. Tracing can be started only once per process, so these
+//! tests are a separate program; each examines the traces of its own requests.
 #![cfg(feature = "otlp")]
 #![allow(missing_docs, dead_code, clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::indexing_slicing, clippy::panic)]
@@ -32,7 +32,7 @@ const NOW: i64 = 1_200_000_000;
 const MINUTE: i64 = 60_000;
 const OLD: i64 = NOW - 600 * MINUTE;
 
-/// The collector, and what sends to it, on a runtime that outlives those of the tests.
+/// The collector and the exporter, on a runtime that outlives those of the tests.
 struct Collector {
     upstream: Scripted,
     export: Arc<Export>,
@@ -68,7 +68,7 @@ async fn collector() -> Scripted {
     Scripted::start(TestClock::at(NOW), |_, _| Answer::json(json!({}))).await
 }
 
-/// Returns the spans that came to `collector`.
+/// Returns the spans that `collector` received.
 fn exported(collector: &Scripted) -> Vec<ResourceSpans> {
     let decoded = collector.seen().into_iter().flat_map(|seen| {
         assert_eq!((&*seen.method, &*seen.path), ("POST", "/v1/traces"));
@@ -80,7 +80,7 @@ fn exported(collector: &Scripted) -> Vec<ResourceSpans> {
     decoded.collect()
 }
 
-/// The spans of the trace `id` that have ended, in the order in which they began.
+/// Returns the finished spans of the trace `id`, in the order in which they began.
 async fn spans(id: &str) -> Vec<Span> {
     let export = COLLECTOR.export.clone();
     let flushed = tokio::task::spawn_blocking(move || export.flush());
@@ -111,7 +111,7 @@ fn attributes(attributes: &[KeyValue]) -> Value {
     pairs.collect::<serde_json::Map<_, _>>().into()
 }
 
-/// `spans` as lines: each one's name below those of its parents, with what it holds.
+/// Returns `spans` as lines: the name of each below those of its parents, with its contents.
 fn tree(spans: &[Span]) -> Vec<(String, Value)> {
     let path = |span: &Span| {
         let mut names = vec![span.name.clone()];
@@ -160,7 +160,7 @@ fn points() -> Answer {
     }))
 }
 
-/// A Heliostat in front of a script, whose upstream is called `name`.
+/// A Heliostat in front of a script, with an upstream called `name`.
 struct Traced {
     server: Server,
     upstream: Scripted,
@@ -281,7 +281,7 @@ async fn failed_spans_have_the_status_error() {
         .map(of);
         (said, failed(s))
     });
-    // The store's own error is about the question, which is not asked again.
+    // The store's error is about the query, which is not retried.
     let expected = ([json!(1), json!(500), json!("UpstreamFailed")], true);
     assert_eq!(shown.collect::<Vec<_>>(), [expected]);
     assert!(failed(one(&all, "fetch")));
@@ -338,7 +338,7 @@ async fn a_request_without_a_trace_begins_one() {
         assert!(!shown.contains("secretive"), "{shown}");
         assert!(shown.contains("/api/v1/query_range"), "{shown}");
     }
-    // What only says how we are is in no trace.
+    // Health checks appear in no trace.
     traced.server.get("/healthz").await;
     let named = exported(&COLLECTOR.upstream).into_iter().flat_map(|r| {
         let spans = r.scope_spans.into_iter().flat_map(|s| s.spans);
@@ -424,13 +424,13 @@ struct Program(std::process::Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // An error means that it has ended.
+        // An error means that it has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The program itself: what is left is sent when it stops, and says who sends it.
+/// The program itself: at its end it sends the remaining spans and identifies itself.
 #[tokio::test]
 async fn the_last_spans_leave_before_the_end() {
     const TRACE: &str = "66666666666666666666666666666666";
@@ -448,7 +448,7 @@ async fn the_last_spans_leave_before_the_end() {
             "OTEL_RESOURCE_ATTRIBUTES",
             "deployment.environment.name=test",
         )
-        // What comes before the end comes because of the end.
+        // Anything exported before the end is exported because of the end.
         .env("OTEL_BSP_SCHEDULE_DELAY", "600000")
         .stderr(Stdio::piped())
         .spawn();

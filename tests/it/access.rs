@@ -55,7 +55,7 @@ fn basic(pair: &str) -> String {
     format!("Basic {text}")
 }
 
-/// Challenges of an answer, in their order.
+/// Returns the challenges of an answer, in order.
 fn challenges(reply: &Reply) -> Vec<&str> {
     let all = reply.headers.get_all("www-authenticate").iter();
     all.map(|v| v.to_str().unwrap()).collect()
@@ -66,11 +66,12 @@ const QUERY: &str = "GET /api/v1/query?query=up";
 const BEARER: &str = "Bearer realm=\"heliostat\"";
 const BASIC: &str = "Basic realm=\"heliostat\", charset=\"UTF-8\"";
 
-/// A Heliostat with the demonstration source, and a script as the Prometheus upstream `prom`.
+/// Starts a Heliostat with the demonstration source, and a script as the Prometheus upstream
+/// `prom`.
 async fn start(access: &str) -> (Server, Scripted) {
     let clock = TestClock::at(NOW);
     let upstream = Scripted::start(clock.clone(), |_, seen| {
-        // Long enough to be packed.
+        // Long enough to be compressed.
         let names: Vec<_> = (0..2000).map(|n| format!("label{n}")).collect();
         Answer::json(match seen.path.contains("/labels") {
             true => json!({ "status": "success", "data": names }),
@@ -146,7 +147,7 @@ async fn each_api_has_rules_of_its_own() {
         );
         assert_eq!(none.header("x-mirror-api-key"), "api_key");
     }
-    // Names of upstreams are not told.
+    // Denied clients do not learn the names of upstreams.
     for name in ["prom", "nothing"] {
         let reply = ask(&server, &format!("GET /prometheus/{name}"), &[]).await;
         assert_eq!(reply.status, 401, "{name}");
@@ -158,7 +159,7 @@ async fn each_api_has_rules_of_its_own() {
     )
     .await;
     assert_eq!(known.status, 404);
-    // What was let through was not passed on.
+    // Credentials of accepted requests are not passed on.
     let seen = upstream.seen();
     assert!(!seen.is_empty());
     assert!(
@@ -251,12 +252,12 @@ async fn browsers_ask_first_without_credentials() {
     assert_eq!(refused.header("access-control-allow-origin"), "*");
     let token = ("authorization", "Bearer t");
     assert_eq!(ask(&server, QUERY, &[origin, token]).await.status, 200);
-    // Which upstreams there are is not told.
+    // Denied clients do not learn which upstreams exist.
     for name in ["prom", "nobody"] {
         let asked = ask(&server, &format!("OPTIONS /prometheus/{name}"), &[origin]).await;
         assert_eq!(asked.status, 401, "{name}");
     }
-    // It is answered for this API alone.
+    // Each API has its own rules.
     let access = format!("[access.mirror]\ntokens = [{:?}]", hash_of("t"));
     let (server, _upstream) = start(&access).await;
     assert_eq!(
@@ -290,7 +291,7 @@ async fn the_client_is_whom_a_trusted_proxy_says() {
         let reply = ask(&wary, CONNECTION, &headers).await;
         assert_eq!(reply.status, 403, "{forwarded:?}");
     }
-    // It is also the one that answers are compressed for.
+    // The forwarded address also decides whether answers are compressed.
     let client = heliostat::upstream::Http::builder();
     let client = client.build().unwrap();
     let encoding = async |headers: &[(&str, &str)]| {
@@ -404,7 +405,7 @@ async fn tokens_and_users_follow_their_files() {
     clock.pass(5000);
     assert_eq!(both("two").await, (200, 200));
     assert_eq!(both("one").await, (401, 401));
-    // What is no good changes nothing, and shows.
+    // Invalid contents change nothing, and a metric shows the error.
     let errors = "heliostat_file_errors{what=\"access.mirror\"}";
     assert_eq!(server.metric(errors).await, 0.0);
     write("user", "two");
@@ -480,7 +481,7 @@ async fn clients_behind_a_trusted_proxy_take_turns() {
         upstream.url
     );
     let server = &Server::start_at(&toml, clock).await;
-    // Different questions, so that none is answered with another's.
+    // Different queries, so that none shares another's answer.
     let ask = async |client: &str, key: &str| {
         let conditions = [json!({ "key": key, "value": "v" })];
         let body = json!({ "connectionDetails": {}, "query": { "conditions": conditions } });

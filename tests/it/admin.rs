@@ -8,7 +8,7 @@ use crate::support::{ADMIN, ADMIN_TOKEN, Reply, Server, TestClock};
 const NOW: i64 = 1_790_000_000_000;
 const HOUR: i64 = 3_600_000;
 
-/// A mirror with a point each minute whose value is the number of requests before.
+/// A mirror with a point each minute, whose value is the number of earlier requests.
 async fn mirror(clock: &std::sync::Arc<TestClock>) -> Scripted {
     Scripted::start(clock.clone(), |n, seen| {
         let asked = seen.json();
@@ -67,7 +67,7 @@ impl World {
         post(&self.server, path, body).await
     }
 
-    /// Asks for `range` of the series `name`; its values.
+    /// Queries `range` of the series `name`; returns its values.
     async fn values(&self, name: &str, range: (i64, i64)) -> Vec<f64> {
         let answer = self.server.post("/api/metric", &query(name, range)).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -132,7 +132,7 @@ async fn an_explanation_says_what_is_cached_and_what_would_be_fetched_and_fetche
     );
     assert_eq!(expired["stretches"][0]["fallbackTo"], NOW);
 
-    // Buckets say what they are made of.
+    // Buckets list what they are made of.
     let mut buckets = query("a", range);
     buckets["query"]["aggregation"] = json!({ "method": "MAX", "bucketSizeMillis": 300_000 });
     let made = world.explained(&buckets).await;
@@ -228,12 +228,12 @@ async fn an_explanation_says_when_expired_data_is_served_meanwhile() {
     let range = (end - HOUR, end);
     let mut buckets = query("a", range);
     buckets["query"]["aggregation"] = json!({ "method": "MAX", "bucketSizeMillis": 60_000 });
-    // Beyond now, so that all that buckets are made of is known.
+    // Beyond now, so that all raw points of the buckets are known.
     world.values("a", (range.0, NOW + 600_000)).await;
     world.clock.pass(30_000);
     let raw = world.explained(&query("a", range)).await;
     assert_eq!(raw["answer"], "expired");
-    // Buckets that are not known are made of raw points that are fresh.
+    // Buckets that are not cached are computed from fresh raw points.
     let made = world.explained(&buckets).await;
     assert_eq!(made["stretches"][0]["madeOf"]["held"], "stale");
     assert_eq!(made["answer"], "fetch");
@@ -333,7 +333,7 @@ async fn what_was_being_fetched_when_it_was_invalidated_is_not_kept() {
         source.asked(1).await;
         let forget = json!({ "upstream": "racing" });
         post(&server, "invalidate", &forget).await;
-        // Who asks after the invalidation does not join the fetch from before it.
+        // A request after the invalidation does not join a fetch from before it.
         let second = server.post("/api/metric", &body);
         let open = async {
             source.asked(2).await;

@@ -72,7 +72,7 @@ fn module(path: &Path) -> String {
     first.file_stem().unwrap().to_str().unwrap().to_owned()
 }
 
-/// Returns the text before the tests; nothing of a file of tests.
+/// Returns the text before the tests; empty for a file of tests.
 fn product<'a>(path: &Path, text: &'a str) -> &'a str {
     if path.file_name().is_some_and(|n| n == "tests.rs") {
         return "";
@@ -151,7 +151,7 @@ fn imports_follow_the_table() {
             used.insert((from.clone(), to));
         }
         if product(&path, &text).contains("super::super::") {
-            // It would lead around the table.
+            // Such a path would bypass the table.
             wrong.push(format!("{} has a path with super::super", path.display()));
         }
     }
@@ -177,7 +177,7 @@ fn imports_follow_the_table() {
     );
 }
 
-/// `app` builds adapters; everyone else calls them by the trait.
+/// Only `app` builds adapters; all others use them through the trait.
 #[test]
 fn only_app_names_a_concrete_adapter() {
     let mut named = BTreeSet::new();

@@ -17,7 +17,7 @@ use crate::support::{Reply, Server, TestClock};
 const NOW: i64 = 1_790_000_000_000;
 const HOUR: u64 = 3_600_000;
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
-/// With what a header and a form write in different ways.
+/// A token with characters that headers and forms encode differently.
 const TOKEN: &str = "FwoGZX+Ivc/YXdzE=J";
 
 fn vector() -> Answer {
@@ -35,14 +35,14 @@ fn refuse(code: &str, message: &str) -> Answer {
     }
 }
 
-/// An upstream of Amazon Managed Prometheus at `url`, with more in its `aws`.
+/// The configuration of an Amazon Managed Prometheus at `url`, with more keys in its `aws`.
 fn amp(name: &str, url: &str, more: &str) -> String {
     format!(
         "[[upstream]]\nname = {name:?}\nkind = \"prometheus\"\nurls = [\"{url}/workspaces/ws-1\"]\nretries = 1\naws = {{ region = \"eu-west-1\", service = \"aps\"{more} }}\n"
     )
 }
 
-/// Asks what nobody asked before.
+/// Sends a query that no other request has sent.
 async fn ask(server: &Server) -> Reply {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -101,7 +101,7 @@ async fn every_request_is_signed_as_it_is_sent() {
         ", access_key = \"AKIDCONFIGURED\", secret_key = \"{SECRET}\", session_token = \"{TOKEN}\""
     );
     let server = Server::start_at(&amp("signed", &store.url, &keys), clock).await;
-    // Paths, queries and bodies with what encodings differ on.
+    // Paths, queries and bodies with characters that encoders treat differently.
     for path in [
         "/api/v1/query?query=up%7Bjob%3D%22a+b%2Bc%22%7D",
         "/api/v1/query?query=%22h%C3%A9%20%2F~*'()!%22",
@@ -112,7 +112,7 @@ async fn every_request_is_signed_as_it_is_sent() {
         "/api/v1/series?match%5B%5D=up",
         "/api/v1/metadata",
     ] {
-        // Whatever becomes of the answer, which is always the same.
+        // The answer does not matter; it is always the same.
         server.get(path).await;
     }
     let client = server.client();
@@ -252,7 +252,7 @@ async fn credentials_come_from_where_aws_tools_find_them() {
         let last = &seen.last().unwrap().headers["authorization"];
         assert!(last.contains(&format!("Credential={id}/")), "{last}");
     }
-    // None at all, and not without TLS from just anywhere.
+    // No credentials at all, and none over plain HTTP from an arbitrary host.
     for (env, expected) in [
         (
             env(&[("AWS_EC2_METADATA_DISABLED", "true")]),
@@ -306,7 +306,8 @@ async fn a_role_is_assumed_with_them() {
     assert_eq!(reply.status, 200, "{}", reply.text);
 }
 
-/// A peer that issues credentials for an hour each, as the container's service and as the store.
+/// A peer that issues credentials valid for an hour, and is both the container's service and the
+/// store.
 async fn container(
     clock: Arc<TestClock>,
     calls: Arc<AtomicUsize>,
@@ -353,14 +354,15 @@ async fn credentials_are_renewed_once_for_all_who_ask() {
     };
     assert!(many().await.iter().all(|s| *s == 200));
     assert_eq!(calls.load(Ordering::SeqCst), 1);
-    // Nothing before it is due, 5 min before the end; then one call, by however many.
+    // There is no renewal before it is due, 5 min before they expire; then one call, however many
+    // requests wait.
     clock.pass(54 * 60_000);
     many().await;
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     clock.pass(2 * 60_000);
     assert!(many().await.iter().all(|s| *s == 200));
     assert_eq!(calls.load(Ordering::SeqCst), 2);
-    // Those that the store ends before their time are renewed, and the call is made again.
+    // Credentials that the store rejects early are renewed, and the call is repeated.
     calls.fetch_add(10, Ordering::SeqCst);
     let reply = ask(&server).await;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -397,7 +399,7 @@ async fn while_renewals_fail_the_old_ones_serve_to_their_end() {
     for _ in 0..20 {
         assert_eq!(ask(&server).await.status, 200);
     }
-    // The first try and, as the clock stands still, no other.
+    // The first attempt and, as the clock stands still, no other.
     while calls.load(Ordering::SeqCst) < 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -474,7 +476,7 @@ pub(crate) async fn run(program: &mut Command, url: &str) -> Running {
     panic!("{url} is not answered");
 }
 
-/// Lets requests to the store behind it through whose signature botocore finds too.
+/// A proxy to the store behind it for requests whose signature botocore confirms.
 const PROXY: &str = r#"
 import sys, urllib.request, urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -513,7 +515,7 @@ class Proxy(BaseHTTPRequestHandler):
 ThreadingHTTPServer(("127.0.0.1", int(port)), Proxy).serve_forever()
 "#;
 
-/// The Python that has botocore, if one has.
+/// Returns the Python interpreter that has botocore, if there is one.
 pub(crate) fn python() -> Option<&'static str> {
     let has = Command::new("python3")
         .args(["-c", "import botocore"])
@@ -595,7 +597,7 @@ async fn a_real_prometheus_behind_signatures_that_botocore_checks() {
     assert_eq!(failed["status"], "FAILURE", "{failed}");
 }
 
-/// The program, whose log is kept.
+/// The program, with its log.
 struct Program {
     child: std::process::Child,
     url: String,
@@ -631,7 +633,7 @@ fn program(folder: &std::path::Path, toml: &str) -> Program {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_secret_is_shown_anywhere() {
     let clock = Arc::new(SystemClock::default());
-    // A store that refuses, and says everything that it was sent; and a collector of traces.
+    // A store that refuses everything and repeats what it received; and a collector of traces.
     let peer = Scripted::start(clock, |_, seen| {
         if seen.path.starts_with("/v1/traces") {
             return Answer::json(json!({}));
@@ -700,7 +702,7 @@ async fn nothing_secret_is_shown_anywhere() {
         .unwrap();
     let said = [check.stdout, check.stderr].concat();
     shown.push(("check".into(), String::from_utf8_lossy(&said).into_owned()));
-    // It sends its last traces, and says its last words, when it is told to stop.
+    // When told to stop, it sends its last traces and writes its last log lines.
     let stop = Command::new("kill").arg(child.id().to_string()).status();
     assert!(stop.unwrap().success());
     child.wait().unwrap();

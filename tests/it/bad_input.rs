@@ -1,8 +1,8 @@
 //! Malformed and hostile requests, as a table: `tests/cases/bad_input.json`.
 //!
-//! An entry says how a good request is spoilt (`set`, `literal`, `drop`: by path) or what is sent in
-//! its stead (`body`, `hex`, `repeat`, `tcp`), and what is answered: a status and a text that names
-//! the field. After each, a good request is answered as before.
+//! An entry says how a valid request is altered (`set`, `literal`, `drop`: by path) or what is sent
+//! instead (`body`, `hex`, `repeat`, `tcp`), and the expected answer: a status and a text that
+//! names the field. After each entry a valid request is still answered.
 
 use std::collections::BTreeMap;
 
@@ -31,26 +31,26 @@ struct Group {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Bad {
-    /// Members of the good request with other values.
+    /// Members of the valid request that get other values.
     set: BTreeMap<String, Value>,
     /// The same as JSON text, which need not be valid.
     literal: BTreeMap<String, String>,
-    /// Members left out.
+    /// Members to remove.
     drop: Vec<String>,
     body: Option<String>,
     hex: Option<String>,
-    /// Before, a text and how often it comes, after.
+    /// The text before, a text and how often it is repeated, and the text after.
     repeat: Option<(String, String, usize, String)>,
-    /// All that is sent, HTTP included.
+    /// The raw bytes to send, including HTTP.
     tcp: Option<String>,
     method: Option<String>,
     path: Option<String>,
     headers: BTreeMap<String, String>,
     status: u16,
     says: String,
-    /// The `query` that a Prometheus server gets.
+    /// The `query` that a Prometheus server receives.
     arrives: Option<String>,
-    /// The path that it gets.
+    /// The path that it receives.
     arrives_at: Option<String>,
 }
 
@@ -59,7 +59,7 @@ fn table() -> Vec<Group> {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
-/// Answers good questions with nothing.
+/// Answers valid queries with no data.
 fn nothing(seen: &Seen) -> Answer {
     let asked = seen.json();
     Answer::json(match seen.path.split('?').next().unwrap() {
@@ -142,8 +142,8 @@ async fn ask(server: &Server, group: &Group, bad: &Bad) -> (u16, String) {
     }
     let path = bad.path.as_ref().unwrap_or(&group.path);
     if bad.status == 413 {
-        // The answer comes before the body is read. A client that goes on writing may find the
-        // connection closed, so this one writes no more than the start.
+        // The answer comes before the body is read. A client that continues to write may find the
+        // connection closed, so this one writes only the start.
         let body = spoilt(&group.good, bad);
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
@@ -198,7 +198,7 @@ fn spoilt(good: &Value, bad: &Bad) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// The value at a path such as `query.conditions.0.key`, made where it is absent.
+/// Returns the value at a path such as `query.conditions.0.key`, created if absent.
 fn place<'a>(body: &'a mut Value, path: &str) -> &'a mut Value {
     path.split('.')
         .filter(|p| !p.is_empty())
@@ -212,7 +212,7 @@ fn place<'a>(body: &'a mut Value, path: &str) -> &'a mut Value {
 async fn over_tcp(server: &Server, bytes: &[u8]) -> (u16, String) {
     let address = server.url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // It may be answered, and the connection closed, before all is written.
+    // The server may answer and close the connection before everything is written.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
@@ -227,7 +227,7 @@ async fn over_tcp(server: &Server, bytes: &[u8]) -> (u16, String) {
     (status, text)
 }
 
-/// Whether an answer has its head and as many bytes of a body as that says.
+/// Returns whether an answer has its head and all of the body that the head announces.
 fn is_whole(answer: &str) -> bool {
     let Some((head, body)) = answer.split_once("\r\n\r\n") else {
         return false;

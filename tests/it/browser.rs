@@ -1,5 +1,4 @@
-//! A Chromium without a window, driven by WebDriver, that remembers what it asked for and what it
-//! complained about.
+//! A headless Chromium, driven by WebDriver, that records its requests and its console errors.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -16,7 +15,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::prometheus::installed;
 
-/// One browser at a time is enough for a machine.
+/// Only one browser at a time runs on the machine.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// The longest that anything may take on a very busy machine.
@@ -32,7 +31,7 @@ pub(crate) struct Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The driver leaves the browser behind when it is killed. What has the profile is ours.
+        // Killing the driver leaves the browser running. The process with our profile is ours.
         let _ = self.driver.kill();
         let _ = self.driver.wait();
         let profile = self.profile.path().to_str().unwrap().to_owned();
@@ -74,7 +73,7 @@ impl WebDriverCompatibleCommand for Extension {
 }
 
 impl Browser {
-    /// Starts one; `None`, and a word about it, where it is not installed.
+    /// Starts a browser; prints a message and returns `None` if it is not installed.
     pub(crate) async fn start() -> Option<Self> {
         if !(installed("chromium") && installed("chromedriver")) {
             return None;
@@ -99,7 +98,7 @@ impl Browser {
                 .unwrap()
                 .trim_end_matches('.')
                 .to_owned();
-            // What it says later must not block it.
+            // Its later output must not block it.
             std::thread::spawn(move || lines.for_each(drop));
             port
         });
@@ -140,13 +139,13 @@ impl Browser {
         self.client.issue_cmd(command).await.unwrap()
     }
 
-    /// A command of Chromium's protocol for developers.
+    /// Sends a command of Chromium's DevTools protocol.
     pub(crate) async fn cdp(&self, command: &str, params: Value) -> Value {
         let body = json!({ "cmd": command, "params": params });
         self.extension("goog/cdp/execute", body).await
     }
 
-    /// From now on the tab is so wide, and the system's wish is dark or light.
+    /// Sets the width of the tab, and whether the system prefers a dark theme.
     pub(crate) async fn looks(&self, width: u32, dark: bool) {
         let size =
             json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });
@@ -165,7 +164,7 @@ impl Browser {
         self.client.execute(script, Vec::new()).await.unwrap()
     }
 
-    /// Waits until `expression` is true, and gives its value.
+    /// Waits until `expression` is true, and returns its value.
     pub(crate) async fn until(&self, expression: &str) -> Value {
         let script = format!("return ({expression}) ?? null");
         let begun = tokio::time::Instant::now();
@@ -182,7 +181,7 @@ impl Browser {
         }
     }
 
-    /// Waits until the page says `text`.
+    /// Waits until the page contains `text`.
     pub(crate) async fn reads(&self, text: &str) {
         self.until(&format!(
             "document.body.innerText.includes({})",
@@ -198,7 +197,8 @@ impl Browser {
         element.click().await.unwrap();
     }
 
-    /// Types `text`, where `\u{e007}` is Enter, into what `css` finds, in the place of what is there.
+    /// Types `text`, where `\u{e007}` is Enter, into the element that `css` selects, replacing its
+    /// contents.
     pub(crate) async fn type_into(&self, css: &str, text: &str) {
         self.until(&format!("document.querySelector({})", json!(css)))
             .await;
@@ -207,7 +207,7 @@ impl Browser {
         element.send_keys(text).await.unwrap();
     }
 
-    /// Presses keys wherever the focus is.
+    /// Presses keys in the focused element.
     pub(crate) async fn press(&self, keys: &str) {
         self.client
             .active_element()
@@ -240,8 +240,8 @@ impl Browser {
         }
     }
 
-    /// Keeps a picture of the whole page as `name` in the folder `HELIOSTAT_SCREENSHOTS`, if that is
-    /// set.
+    /// Saves a picture of the whole page as `name` in the folder `HELIOSTAT_SCREENSHOTS`, if that
+    /// is set.
     pub(crate) async fn picture(&self, name: &str) {
         let Some(folder) = std::env::var_os("HELIOSTAT_SCREENSHOTS").map(PathBuf::from) else {
             return;
@@ -257,8 +257,8 @@ impl Browser {
         std::fs::write(folder.join(name), bytes.unwrap()).unwrap();
     }
 
-    /// Fails if anything was asked for that is not at `origin`, or the console has an error whose
-    /// text holds none of `expected`.
+    /// Fails if anything was requested from elsewhere than `origin`, or if the console has an error
+    /// that contains none of `expected`.
     pub(crate) async fn stayed_at(&self, origin: &str, expected: &[&str]) {
         let entries = |kind: &str| self.extension("se/log", json!({ "type": kind }));
         let mut asked = BTreeSet::new();
@@ -274,7 +274,7 @@ impl Browser {
                 );
             }
         }
-        // A new tab of Chromium's own asks for chrome: URLs.
+        // A new tab of Chromium requests chrome: URLs.
         let of_the_net = |url: &str| !(url.starts_with("chrome:") || url.starts_with("data:"));
         let foreign = asked
             .iter()

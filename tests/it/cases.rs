@@ -1,5 +1,5 @@
-//! API cases as data. Each folder of `tests/cases` is one: what clients ask, what the upstreams
-//! answer, and what is to be seen at both ends. `tests/cases/README.md` has the format.
+//! API cases as data. Each folder of `tests/cases` is one: the clients' requests, the upstreams'
+//! answers, and what is expected on both sides. `tests/cases/README.md` describes the format.
 //!
 //! `CASE=part-of-a-name cargo test --test it every_case` runs some of them.
 
@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use crate::scripted::{Answer, Fault, Scripted, Seen};
 use crate::support::{Reply, Server, TestClock, metric as metric_in};
 
-/// When a case begins: a whole minute, and ten of them.
+/// The time at which a case begins: a multiple of ten minutes.
 const NOW: i64 = 1_200_000_000;
 
 /// Stands for any text in an expected string.
@@ -50,17 +50,17 @@ struct Step {
     body: Value,
     /// The body, if it is not JSON.
     raw: Option<String>,
-    /// Milliseconds that pass before.
+    /// Milliseconds that pass before the request.
     #[serde(default)]
     after: u64,
-    /// Milliseconds by which the wall clock is set before, forwards or back.
+    /// Milliseconds by which the wall clock is set forwards or back before the request.
     #[serde(default)]
     set_clock: i64,
-    /// Whether the runtime's time stands still from here to the end of the step.
+    /// Whether the runtime's time is paused from here to the end of the step.
     #[serde(default)]
     still: bool,
-    /// So many clients ask this at once. The upstreams' gates open once all but one of them wait
-    /// for the fetch of another.
+    /// The number of clients that send this at once. The upstreams' gates open when all but one of
+    /// them wait for another's fetch.
     #[serde(default)]
     clients: usize,
 }
@@ -83,7 +83,7 @@ struct Expected {
     headers: BTreeMap<String, Option<String>>,
     /// The whole body.
     body: Option<Value>,
-    /// Texts that the body holds.
+    /// Texts that the body contains.
     #[serde(default)]
     holds: Vec<String>,
     /// Members that each upstream's requests have, for all requests of this step.
@@ -110,7 +110,7 @@ async fn every_case_holds() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
     // Part of a name, to run some of the cases: set when the tests are built.
     let wanted = option_env!("CASE").unwrap_or_default();
-    // A few at a time: some have time-outs of their own, which must not end for want of a turn.
+    // Only a few at a time: some cases have time-outs, which must not expire for lack of CPU time.
     let turns = Arc::new(Semaphore::new(8));
     let mut running = Vec::new();
     for entry in std::fs::read_dir(root).unwrap() {
@@ -120,7 +120,7 @@ async fn every_case_holds() {
             let (turns, folder, named) = (turns.clone(), folder.path(), name.clone());
             let case = tokio::spawn(async move {
                 let _turn = turns.acquire().await.unwrap();
-                // A runtime of its own, of one thread: its time can be stopped and moved.
+                // Each case has a single-threaded runtime, whose time can be paused and advanced.
                 let case = tokio::task::spawn_blocking(|| {
                     let mut runtime = tokio::runtime::Builder::new_current_thread();
                     let runtime = runtime.enable_all().build().unwrap();
@@ -150,7 +150,7 @@ async fn every_case_holds() {
     assert!(count > 0, "there is no case {wanted:?}");
 }
 
-/// The runtime's time stands still until this is dropped.
+/// Pauses the runtime's time until dropped.
 struct Still {
     _end: std::sync::mpsc::Sender<()>,
 }
@@ -158,7 +158,7 @@ struct Still {
 impl Still {
     fn begin() -> Self {
         tokio::time::pause();
-        // Paused time would go on when the runtime is idle, but not while a task blocks.
+        // Paused time advances when the runtime is idle, but not while a task blocks.
         let (_end, ended) = std::sync::mpsc::channel::<()>();
         tokio::task::spawn_blocking(move || ended.recv());
         Self { _end }
@@ -185,7 +185,7 @@ async fn run(folder: std::path::PathBuf, name: String) -> Result<(), String> {
         Value::Object(scripts) => scripts,
         only => Map::from_iter([("up".to_owned(), only)]),
     };
-    // The scripts come after the addresses, which they may name.
+    // The scripts are set after the addresses, which they may contain.
     let answers: Arc<OnceLock<BTreeMap<String, Vec<Answer>>>> = Arc::default();
     for key in scripts.keys() {
         let (all, mine) = (answers.clone(), key.clone());
@@ -246,7 +246,7 @@ async fn run(folder: std::path::PathBuf, name: String) -> Result<(), String> {
     }
     for (key, (_, scripted)) in &case.upstreams {
         let (asked, script) = (scripted.seen().len(), &scripts[key]);
-        // Where there is no answer, the request may have ended before it got there.
+        // Without an answer the request may have ended before it was sent.
         let needed = script.iter().filter(|a| a.fault != Fault::Hang).count();
         if asked < needed || asked > script.len() {
             let scripted = script.len();
@@ -256,8 +256,8 @@ async fn run(folder: std::path::PathBuf, name: String) -> Result<(), String> {
     Ok(())
 }
 
-/// `value` with `${up.url}`, `${up.port}` and `${up.name}` filled in. A text that is only a port
-/// becomes a number.
+/// Returns `value` with `${up.url}`, `${up.port}` and `${up.name}` filled in. A text that consists
+/// only of a port becomes a number.
 fn filled(value: &Value, upstreams: &BTreeMap<String, (String, Scripted)>) -> Value {
     match value {
         Value::String(text) => {
@@ -285,8 +285,8 @@ fn filled(value: &Value, upstreams: &BTreeMap<String, (String, Scripted)>) -> Va
     }
 }
 
-/// The configuration: what the case says, and for each upstream a name, a kind, an address, and
-/// no retries unless it says otherwise. An upstream that is `false` is only a server.
+/// Returns the configuration: the settings of the case and, for each upstream, a name, a kind, an
+/// address, and no retries unless the case sets them. An upstream that is `false` is only a server.
 fn configuration(
     config: &Map<String, Value>,
     upstreams: &BTreeMap<String, (String, Scripted)>,
@@ -297,7 +297,7 @@ fn configuration(
             text += &format!("[{section}]\n{}", lines(keys));
         }
     }
-    // The first is the default, and that is `up` where there is one.
+    // The first is the default upstream: `up` if it exists.
     let (first, others) = upstreams
         .iter()
         .partition::<Vec<_>, _>(|(key, _)| *key == "up");
@@ -321,7 +321,7 @@ fn lines(section: &Value) -> String {
     members.iter().map(line).collect()
 }
 
-/// `value` as TOML.
+/// Returns `value` as TOML.
 fn toml(value: &Value) -> String {
     match value {
         Value::Object(members) => {
@@ -372,7 +372,7 @@ impl Case {
         replies
     }
 
-    /// Lets time of the runtime pass whenever an upstream is stuck.
+    /// Advances the runtime's time whenever an upstream is stuck.
     async fn pass_when_stuck(&self) {
         let stuck = || self.upstreams.values().map(|(_, u)| u.stuck()).sum();
         let mut passed: usize = stuck();
@@ -404,7 +404,7 @@ impl Case {
         }
     }
 
-    /// Holds what the upstreams were asked since `before` against what is expected.
+    /// Compares the requests to the upstreams since `before` with the expected ones.
     fn check_upstreams(
         &self,
         expected: &Expected,
@@ -465,7 +465,7 @@ fn check(reply: &Reply, step: &Step, expected: &Expected) -> Result<(), String> 
     })
 }
 
-/// Whether `found` is `wanted`, in which `…` stands for any text.
+/// Returns whether `found` matches `wanted`, in which `…` stands for any text.
 pub(crate) fn fits(wanted: &str, found: &str) -> bool {
     let mut parts = wanted.split(ANY);
     let first = parts.next().unwrap_or_default();
@@ -485,8 +485,8 @@ pub(crate) fn fits(wanted: &str, found: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// Where `found` differs from `wanted`. Unless it is to be the `whole`, objects may have more
-/// members, and `null` stands for an absent one.
+/// Returns where `found` differs from `wanted`. Unless the `whole` is compared, objects may have
+/// more members, and `null` stands for an absent one.
 fn differs(wanted: &Value, found: &Value, whole: bool, path: &str) -> Option<String> {
     let below = |w: &Value, f: &Value, step: String| differs(w, f, whole, &format!("{path}{step}"));
     match (wanted, found) {

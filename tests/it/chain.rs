@@ -1,11 +1,11 @@
-//! A mirror of a mirror: a Heliostat in front of a Heliostat gives the answers of one.
+//! A mirror of a mirror: one Heliostat in front of another gives the same answers.
 
 use heliostat::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::support::{Server, TestClock};
 
-/// Two in a row, the second of which asks the first, and a clock that both share.
+/// Two in a row, the first behind the second, and a clock that both share.
 struct Chain {
     first: Server,
     second: Server,
@@ -14,7 +14,7 @@ struct Chain {
 
 impl Chain {
     async fn start(name: &str, aggregate: &str) -> Self {
-        // Answers of a Heliostat are dated by the real clock, so theirs stands near it.
+        // Answers of a Heliostat are dated by the real clock, so the test's clock is set near it.
         let now = SystemClock::default().now();
         let clock = TestClock::at(now);
         let demo = format!(
@@ -29,9 +29,9 @@ impl Chain {
         Self { first, second, now }
     }
 
-    /// Asks both; their statuses and bodies must be the same.
+    /// Queries both; their statuses and bodies must be the same.
     async fn agree(&self, path: &str, body: Value) -> Value {
-        // The second goes first, so that what it sees was not warmed up by its own question.
+        // The second goes first, so that its own query has not warmed up what is behind it.
         let second = self.second.post(path, &body).await;
         let first = self.first.post(path, &body).await;
         assert_eq!(first.status, second.status, "{body}\n{}", second.text);

@@ -11,7 +11,7 @@ use crate::cloudwatch_store::{
 use crate::prometheus::noise;
 use crate::support::{Reply, Server, TestClock};
 
-/// A multiple of a day, and of 7 days, less some hours: so borders are nowhere near.
+/// Some hours before a multiple of a day and of 7 days, so that no boundary is near.
 const NOW: i64 = 1_790_000_000_000;
 
 pub(crate) type Points = Vec<(i64, f64)>;
@@ -55,7 +55,7 @@ pub(crate) fn lambda(function: &str) -> Metric {
     metric_of("AWS/Lambda", "Duration", &[("FunctionName", function)])
 }
 
-/// Samples of a metric that has `each` a minute from `start` to `end`.
+/// Samples of a metric, `each` per minute, from `start` to `end`.
 fn samples(start: i64, end: i64, each: i64) -> Points {
     let step = MINUTE / each;
     let first = start.div_euclid(step);
@@ -96,13 +96,13 @@ fn close(what: &str, got: &Points, expected: &Points) {
     assert_eq!(got.len(), expected.len(), "{what}: number of points");
 }
 
-/// The buckets that meet `range` of what can be seen, if all of it is of one age.
+/// Returns the buckets that overlap `range` of what is visible, if all of it is of one age.
 fn expected(samples: &Points, range: (i64, i64), size: i64, stat: &str) -> Points {
     let (start, end) = (
         range.0.div_euclid(size) * size,
         (range.1 - 1).div_euclid(size) * size + size,
     );
-    // Where buckets are no whole periods, a summary counts where it is stamped.
+    // If buckets are not whole periods, a summary counts at its time stamp.
     let stamped = |t: i64| {
         if size % MINUTE == 0 {
             t
@@ -195,7 +195,7 @@ async fn all_statistics_of_a_metric_are_one_unit() {
         1,
         "the hour's bucket too, which begins earlier"
     );
-    // Other words for the same.
+    // The same query in other words.
     let mut same = query(&metric, (NOW - HOUR, NOW), Some(("SUM", MINUTE)));
     same["conditions"] = json!([
         equals("Namespace", "AWS/Lambda"),
@@ -204,7 +204,7 @@ async fn all_statistics_of_a_metric_are_one_unit() {
     ]);
     read(&ask(&server, &same).await);
     assert_eq!(store.metered().0, 1);
-    // The tail is asked for again by one unit, however much looks at it.
+    // Refreshing the tail costs one unit, however many requests need it.
     clock.pass(2 * MINUTE as u64);
     let now = NOW + 2 * MINUTE;
     for (method, _) in &METHODS[..5] {
@@ -252,7 +252,7 @@ async fn a_statistic_is_a_series_of_its_own() {
             &expected(&series, range, 5 * MINUTE, "p50"),
         );
     }
-    // Average, Sum and Maximum are of the summaries; the others a unit each.
+    // Average, Sum and Maximum come from the summaries; the others cost a unit each.
     assert_eq!(store.metered().0, 3);
 }
 
@@ -315,8 +315,8 @@ async fn what_is_older_is_as_coarse_as_cloudwatch_keeps_it() {
         for size in [MINUTE, 5 * MINUTE, HOUR] {
             let points = read(&ask(&server, &query(&metric, range, Some(("SUM", size)))).await);
             let whole = expected(&all, range, size, "Sum");
-            // Where there is a bucket, it is the right one; and there is none only where so fine
-            // is not kept, or will not be in two hours.
+            // Every bucket is right, and a bucket is missing only where such fine data is not kept,
+            // or will not be in two hours.
             let there: BTreeMap<i64, f64> = points.iter().copied().collect();
             for (t, v) in &whole {
                 match there.get(t) {
@@ -458,7 +458,7 @@ async fn troubles_are_told_apart() {
         let reply = ask(&server, &query(&metric, range, Some(("SUM", MINUTE)))).await;
         assert_eq!(reply.status, status, "{trouble:?}: {}", reply.text);
         assert!(reply.text.contains(said), "{trouble:?}: {}", reply.text);
-        // Nothing of it is kept.
+        // Nothing of it is cached.
         let reply = ask(&server, &query(&metric, range, Some(("SUM", MINUTE)))).await;
         close(
             "after",
@@ -466,7 +466,7 @@ async fn troubles_are_told_apart() {
             &expected(&good, range, MINUTE, "Sum"),
         );
     }
-    // What is cut short is shown, said, and not kept.
+    // A truncated answer is shown, marked, and not cached.
     let metric = lambda("partial");
     store.put_now(&metric, good.clone());
     store.trouble([Some(Trouble::Partial)]);
@@ -477,7 +477,7 @@ async fn troubles_are_told_apart() {
     let before = store.metered().1;
     read(&ask(&server, &sum).await);
     assert_eq!(store.metered().1, before + 1);
-    // What is wrong with the question is the client's to know.
+    // An error in the query is reported to the client.
     store.refuse("Bad");
     let bad = metric_of("AWS/Lambda", "Bad", &[]);
     let reply = ask(&server, &query(&bad, range, Some(("SUM", MINUTE)))).await;
@@ -637,7 +637,7 @@ async fn a_connection_is_good_when_both_permissions_are_there() {
         "{}",
         reply.text
     );
-    // PromQL is spoken by another endpoint of CloudWatch.
+    // Another endpoint of CloudWatch serves PromQL.
     let reply = server.get("/prometheus/health/api/v1/query?query=up").await;
     assert!(
         reply.text.contains("not of kind prometheus"),
@@ -740,7 +740,7 @@ async fn units_are_counted_priced_and_budgeted() {
     assert_eq!(server.metric(&metric("units_requested_total")).await, 12.0);
     let cost = "heliostat_upstream_cost_total{upstream=\"billed\",currency=\"EUR\"}";
     assert_eq!(server.metric(cost).await, 0.75);
-    // The budget is spent: what is known is served, marked; what is not is refused.
+    // The budget is spent: cached data is served, marked; everything else is refused.
     clock.pass(2 * MINUTE as u64);
     let now = now + 2 * MINUTE;
     let reply = ask(&server, &hour(&f, now)).await;
@@ -763,9 +763,9 @@ async fn units_are_counted_priced_and_budgeted() {
     let refused = "heliostat_upstream_rejected_total{upstream=\"billed\",reason=\"units\"}";
     assert_eq!(server.metric(refused).await, 2.0);
     assert_eq!(store.metered().0, 3);
-    // What is refused is not avoided: one answer more, of what is known.
+    // A refused query does not count as avoided: one more answer, from the cache.
     assert_eq!(state(&server).await["units"]["requested"], 13);
-    // Lists cost nothing, another price changes nothing else, and a restart forgets nothing.
+    // Lists cost nothing, another price changes nothing else, and a restart keeps the counts.
     server.reload(&config.replace("0.25", "0.5")).await.unwrap();
     assert_eq!(state(&server).await["units"]["cost"], 1.5);
     drop(server);
@@ -790,7 +790,7 @@ async fn metrics_that_come_seldom_are_asked_for_seldom() {
     let each = 5 * MINUTE;
     let cpus = (-24..72).map(|n| (NOW - NOW.rem_euclid(each) + n * each, n as f64));
     store.put_now(&cpu, cpus);
-    // A point a day, however small the periods that are kept: of 20 days two parts by age.
+    // One point per day although finer periods are kept: 20 days consist of two parts by age.
     let month = query(&bucket, (day(20), NOW), None);
     let expected: Points = (1..=20).rev().map(|n| (day(n), n as f64)).collect();
     assert_eq!(read(&ask(&server, &month).await), expected);
@@ -803,7 +803,8 @@ async fn metrics_that_come_seldom_are_asked_for_seldom() {
             assert_eq!(query["MetricStat"]["Period"], 86_400);
         }
     }
-    // Polled each minute for two hours: once a refresh, which is an hour, five minutes, or two.
+    // Polled each minute for two hours: one call per refresh, which is an hour, five minutes, or
+    // two.
     for (metric, range, buckets, least) in [
         (&bucket, 2 * DAY, ("MAX", DAY), 1),
         (&cpu, HOUR, ("MEAN", each), 24),

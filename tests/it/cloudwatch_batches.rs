@@ -13,10 +13,10 @@ use crate::support::{ADMIN, Reply, Server, TestClock};
 
 const NOW: i64 = 1_790_000_000_000;
 
-/// Calls are made one by one, and time is no matter.
+/// Calls are made one by one, and do not time out.
 const ONE: &str = "max_concurrency = 1\nretries = 1\ntimeout = \"100s\"";
 
-/// So many metrics, each with a sample a minute of its own value for an hour.
+/// Returns metrics, each with a sample per minute of its own value for an hour.
 fn functions(store: &CloudWatchStore, from: usize, to: usize) -> Vec<Metric> {
     let metric = |n: usize| {
         let metric = lambda(&format!("f{n}"));
@@ -31,12 +31,12 @@ fn hour(metric: &Metric) -> Value {
     query(metric, (NOW - HOUR, NOW), Some(("MEAN", 5 * MINUTE)))
 }
 
-/// Waits until so many `queries` wait for their calls.
+/// Waits until this many `queries` wait for their calls.
 async fn waiting(server: &Server, queries: usize) {
     until(server, |state| state["units"]["waiting"] == queries).await;
 }
 
-/// Waits until the state of the upstream `holds`.
+/// Waits until the state of the upstream satisfies `holds`.
 async fn until(server: &Server, holds: impl Fn(&Value) -> bool) {
     let looking = async { while !holds(&state(server).await) {} };
     let most = Duration::from_secs(60);
@@ -44,7 +44,7 @@ async fn until(server: &Server, holds: impl Fn(&Value) -> bool) {
     assert!(looked.is_ok(), "{}", state(server).await);
 }
 
-/// Takes up all `calls` that may be made at once, until so many answers are let through.
+/// Occupies all `calls` that may run at once, until that many answers are let through.
 async fn hold(server: &Arc<Server>, store: &CloudWatchStore, calls: usize) {
     store.gate(true);
     for _ in 0..calls {
@@ -57,8 +57,8 @@ async fn hold(server: &Arc<Server>, store: &CloudWatchStore, calls: usize) {
     store.gate(false);
 }
 
-/// Asks all of `queries` while no call can be made, so that they gather. Then calls go as `troubles`
-/// say. Returns the replies, and the units and calls that they took.
+/// Sends all `queries` while no call can be made, so that they gather. Then the calls have these
+/// `troubles`. Returns the replies, and the units and calls used.
 async fn ask_all(
     server: &Arc<Server>,
     store: &CloudWatchStore,
@@ -151,7 +151,7 @@ async fn a_bad_query_fails_alone_and_is_asked_alone_from_then_on() {
     };
     let (replies, units, calls) = ask_all(&server, &store, all(), vec![]).await;
     fails_alone(&replies);
-    // Each metric is billed once: a call that is refused brings nothing.
+    // Each metric is billed once: a refused call returns nothing.
     assert_eq!(units, 100);
     // Two calls for each time that 101 can be halved.
     assert!(calls <= 1 + 2 * 7, "{calls}");
@@ -172,9 +172,9 @@ async fn one_failed_query_of_many_is_sent_again() {
     for (n, reply) in replies.iter().enumerate() {
         assert_eq!(read(reply)[0].1, n as f64);
     }
-    // All of them, and then the one again.
+    // All of them, and then the failed one again.
     assert_eq!((units, calls), (11, 2));
-    // What is refused of one is no failure of the others.
+    // One refused query does not fail the others.
     let all = functions(&store, 10, 20).iter().map(hour).collect();
     let trouble = vec![Some(Trouble::Forbidden)];
     let (replies, _, _) = ask_all(&server, &store, all, trouble).await;
@@ -213,7 +213,7 @@ async fn queries_that_do_not_fit_get_a_call_of_their_own() {
     );
     // The summaries of two metrics with percentiles of another period, and the old one.
     assert_eq!((units, calls), (4, 2));
-    // Statistics of one metric and period are one unit.
+    // Several statistics of one metric and period are one unit.
     let metric = lambda("both");
     store.put_now(
         &metric,
@@ -246,7 +246,7 @@ async fn pages_are_read_to_the_end_whatever_becomes_of_a_token() {
             let right = points.len() >= 12 && points.iter().all(|p| p.1 == value);
             assert!(right, "{points:?}");
         }
-        // 2,400 points are three pages; after the token has expired, all of them again.
+        // 2,400 points are three pages; after the token has expired, all of them are read again.
         assert_eq!(calls, expected);
     }
 }
@@ -260,7 +260,7 @@ async fn a_budget_is_spent_to_the_last_unit() {
     let all = functions(&store, 0, 10).iter().map(hour).collect();
     let (replies, units, calls) = ask_all(&server, &store, all, vec![]).await;
     let of = |status: u16| replies.iter().filter(|r| r.status == status).count();
-    // One more was taken before.
+    // One unit was spent before.
     assert_eq!((of(200), of(429)), (7, 3));
     assert_eq!((units, calls), (7, 1));
 }

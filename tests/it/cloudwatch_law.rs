@@ -1,5 +1,5 @@
-//! The law against the scripted CloudWatch: whatever was asked before, evicted or failed, an answer
-//! is what the samples make; and what it costs.
+//! The law against the scripted CloudWatch: whatever was requested, evicted or failed before, an
+//! answer matches the samples; and what it costs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const SETTLE: i64 = 15 * MINUTE;
 /// The largest delay of samples.
 const LATE: i64 = 10 * MINUTE;
 
-/// Sizes of buckets that are whole periods at every age, and others.
+/// Bucket sizes that are whole periods at every age, and others.
 const WHOLE: [i64; 5] = [MINUTE, 5 * MINUTE, 30 * MINUTE, HOUR, DAY];
 const ODD: [i64; 4] = [7 * SECOND, 90 * SECOND, 150 * SECOND, 7 * MINUTE];
 
@@ -28,7 +28,7 @@ struct World {
     clock: Arc<TestClock>,
     store: CloudWatchStore,
     metrics: Vec<Metric>,
-    /// Up to where samples have been put.
+    /// The time up to which samples exist.
     filled: i64,
 }
 
@@ -58,7 +58,7 @@ impl World {
         world
     }
 
-    /// Puts what has happened up to now, some of which is seen later only.
+    /// Adds what has happened up to now, some of which becomes visible only later.
     fn fill(&mut self, dice: &mut Dice) {
         let now = self.clock.now();
         for metric in &self.metrics {
@@ -83,7 +83,7 @@ impl World {
         self.filled = self.filled.max(now);
     }
 
-    /// The buckets of `size` that meet `range`, of what can be seen now.
+    /// Returns the buckets of `size` that overlap `range`, of what is visible now.
     fn expected(
         &self,
         metric: &Metric,
@@ -116,8 +116,8 @@ impl World {
     }
 }
 
-/// Fails unless `points` are the `whole` buckets, but for those that are not kept so finely, and for
-/// those after `exact_to`, which may be those of a while ago.
+/// Fails unless `points` are the `whole` buckets, except for those that are not kept at that
+/// resolution, and those after `exact_to`, which may be somewhat out of date.
 fn check(
     what: &str,
     points: &Points,
@@ -214,15 +214,15 @@ async fn history(seed: u64, refresh: &str) {
         };
         let whole = world.expected(&metric, range, size, stat);
         check(&what, &read(&reply), &whole, now, size, exact_to);
-        // A unit an age that the range touches, and once more where that was tried again; pages
-        // are calls of their own.
+        // One unit for each age that the range touches, and one more if that was retried; pages are
+        // separate calls.
         let units = world.store.metered().0 - before;
         assert!(page < 100_800 || units <= 2 * 3, "{what}: {units} units");
     }
     assert!(asked > 20, "{asked}");
 }
 
-/// Each is some seconds of a debug build.
+/// Each takes some seconds in a debug build.
 fn seeds() -> std::ops::Range<u64> {
     1..number("HELIOSTAT_LAW_SEEDS", 4)
 }
@@ -235,9 +235,9 @@ async fn answers_are_what_the_samples_make_whatever_happened_before() {
     }
 }
 
-/// A day of polls and viewers: so many streams, each polled once a minute for its last minute; for ten
-/// hours three viewers of a tenth of them, who fetch again every 30 s. Returns the units asked, and
-/// the least there can be: a unit a stream and refresh.
+/// A day of polls and viewers: each of `streams` is polled once a minute for its last minute; for
+/// ten hours three viewers look at a tenth of them and refresh every 30 s. Returns the units used,
+/// and the minimum: a unit per stream and refresh.
 async fn day(streams: i64, name: &str) -> (u64, u64) {
     let clock = TestClock::at(NOW);
     let store = CloudWatchStore::start(clock.clone()).await;
@@ -245,7 +245,7 @@ async fn day(streams: i64, name: &str) -> (u64, u64) {
     let server = Server::start_at(&config, clock.clone()).await;
     let metrics: Vec<Metric> = (0..streams).map(|n| lambda(&format!("f{n}"))).collect();
     for metric in &metrics {
-        // As few samples as there can be: what they are is of no matter here.
+        // As few samples as possible: their values do not matter here.
         store.put_now(metric, (0..DAY / HOUR).map(|n| (NOW + n * HOUR, 1.0)));
     }
     let watched = (streams / 10).max(1);

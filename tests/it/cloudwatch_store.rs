@@ -1,6 +1,5 @@
-//! A CloudWatch that does what AWS' documentation says: it checks signatures, counts periods from
-//! `StartTime`, keeps less of what is older, pages, meters what it is asked for, and fails as it is
-//! told.
+//! A CloudWatch that behaves as AWS' documentation says: it checks signatures, counts periods from
+//! `StartTime`, keeps old data at lower resolution, pages, meters its use, and fails as instructed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -24,7 +23,7 @@ const REGION: &str = "eu-west-1";
 /// A metric: its namespace, its name, and its dimensions.
 pub(crate) type Metric = (String, String, BTreeMap<String, String>);
 
-/// A sample, and from when on it can be seen.
+/// A sample, and the time from which it is visible.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub(crate) time: i64,
@@ -35,11 +34,11 @@ pub(crate) struct Sample {
 /// The fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// HTTP 400, as AWS throttles.
+    /// HTTP 400, as AWS reports throttling.
     Throttled,
     /// HTTP 500.
     Failed,
-    /// HTTP 403, as of a policy that lacks something.
+    /// HTTP 403, as for a policy that lacks a permission.
     Denied,
     /// One query fails, the others do not.
     InternalError,
@@ -47,7 +46,7 @@ pub(crate) enum Trouble {
     Forbidden,
     /// The call ends in the middle, without a token.
     Partial,
-    /// Times that were not asked for.
+    /// Time stamps that were not requested.
     OffGrid,
     /// One query is not answered.
     Missing,
@@ -60,16 +59,16 @@ struct Inner {
     samples: BTreeMap<Metric, Vec<Sample>>,
     /// Troubles of the next calls of GetMetricData.
     troubles: VecDeque<Option<Trouble>>,
-    /// Names of metrics that no call may have.
+    /// Names of metrics for which every call is refused.
     bad: BTreeSet<String>,
     /// Whether answers of GetMetricData wait to be let through.
     gated: bool,
-    /// Points of a page.
+    /// Points per page.
     page: usize,
     units: u64,
     calls: u64,
     lists: u64,
-    /// Faults of calls that no client of AWS would get away with.
+    /// Mistakes in calls that AWS would refuse.
     faults: Vec<String>,
 }
 
@@ -100,7 +99,7 @@ impl CloudWatchStore {
         Self { inner, peer }
     }
 
-    /// A section of the configuration with this store, and `more`.
+    /// Returns a section of the configuration for this store, with `more` keys.
     pub(crate) fn section(&self, name: &str, more: &str) -> String {
         format!(
             "[[upstream]]\nname = {name:?}\nkind = \"cloudwatch\"\nurls = [{:?}]\naws = {{ region = \"{REGION}\", access_key = \"{KEY}\", secret_key = \"{SECRET}\" }}\nrate_limit = {{ per_second = 100000, burst = 100000 }}\n{more}\n",
@@ -115,7 +114,7 @@ impl CloudWatchStore {
         all.sort_by_key(|s| s.time);
     }
 
-    /// Samples that are seen at once.
+    /// Adds samples that are visible at once.
     pub(crate) fn put_now(&self, metric: &Metric, samples: impl IntoIterator<Item = (i64, f64)>) {
         let samples = samples.into_iter();
         self.put(
@@ -128,12 +127,12 @@ impl CloudWatchStore {
         );
     }
 
-    /// The next calls of GetMetricData go so.
+    /// Sets the troubles of the next calls of GetMetricData.
     pub(crate) fn trouble(&self, troubles: impl IntoIterator<Item = Option<Trouble>>) {
         self.inner.lock().unwrap().troubles.extend(troubles);
     }
 
-    /// From now on answers of GetMetricData wait to be let through, or do not.
+    /// Sets whether answers of GetMetricData wait to be let through.
     pub(crate) fn gate(&self, gated: bool) {
         self.inner.lock().unwrap().gated = gated;
     }
@@ -142,19 +141,19 @@ impl CloudWatchStore {
         self.inner.lock().unwrap().page = points;
     }
 
-    /// From now on a call with a metric of this name is refused.
+    /// Refuses calls with a metric of this name from now on.
     pub(crate) fn refuse(&self, name: &str) {
         self.inner.lock().unwrap().bad.insert(name.to_owned());
     }
 
-    /// Units and calls of GetMetricData so far, and calls of ListMetrics.
+    /// Returns the units and calls of GetMetricData so far, and the calls of ListMetrics.
     pub(crate) fn metered(&self) -> (u64, u64, u64) {
         let inner = self.inner.lock().unwrap();
         assert_eq!(inner.faults, Vec::<String>::new());
         (inner.units, inner.calls, inner.lists)
     }
 
-    /// The samples of `metric` that can be seen at `now`.
+    /// Returns the samples of `metric` that are visible at `now`.
     pub(crate) fn visible(&self, metric: &Metric, now: i64) -> Vec<(i64, f64)> {
         let inner = self.inner.lock().unwrap();
         let all = inner.samples.get(metric).into_iter().flatten();
@@ -163,7 +162,7 @@ impl CloudWatchStore {
     }
 }
 
-/// The finest period that is kept of what is `age` old.
+/// Returns the finest period that is kept of data of this `age`.
 pub(crate) fn finest(age: i64) -> Option<i64> {
     match age {
         a if a <= 3 * HOUR => Some(SECOND),
@@ -265,11 +264,11 @@ impl Inner {
             _ => HOUR,
         };
         let start = match age {
-            // Of the last hours it is as asked.
+            // In the last hours, the requested one.
             a if a <= 3 * HOUR => asked,
             _ => asked - asked.rem_euclid(round),
         };
-        // One unit for five statistics of a metric and period.
+        // One unit for up to five statistics of a metric and period.
         let mut billed: BTreeMap<(Metric, i64), BTreeSet<String>> = BTreeMap::new();
         let mut results = Vec::new();
         for query in queries {
@@ -306,7 +305,8 @@ impl Inner {
         self.pages(body, results, trouble)
     }
 
-    /// The points of a query: each period, counted from `start`, of which something so fine is kept.
+    /// Returns the points of a query: each period, counted from `start`, of which data this fine is
+    /// kept.
     fn points(
         &self,
         metric: &Metric,

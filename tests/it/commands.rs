@@ -1,4 +1,4 @@
-//! The commands that ask a server which asks who they are.
+//! Commands against a server that requires credentials.
 
 use std::path::Path;
 use std::process::{Command, Output};

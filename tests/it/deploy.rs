@@ -1,5 +1,5 @@
-//! Checks of `deploy/`: it names only metrics, files and settings that exist, and the programs it
-//! is meant for accept it.
+//! Checks of `deploy/`: it refers only to metrics, files and settings that exist, and the programs
+//! that use it accept it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,14 +18,14 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The names of metrics that `text` holds.
+/// Returns the names of metrics in `text`.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
     let words = text.split(word).filter(|w| w.starts_with("heliostat_"));
     words.map(str::to_owned).collect()
 }
 
-/// Every metric there is. Those of histograms are told by their unit.
+/// Returns all metrics. Histograms are recognised by their unit.
 fn metrics() -> BTreeSet<String> {
     let source = read("src/telemetry/metrics.rs");
     let names = source.split('"').filter(|t| t.starts_with("heliostat_"));
@@ -65,7 +65,7 @@ fn dashboard_and_rules_speak_of_metrics_that_there_are() {
         let unknown: Vec<_> = used.difference(&known).collect();
         assert!(unknown.is_empty(), "{file}: {unknown:?}");
     }
-    // And the dashboard shows all of them.
+    // The dashboard shows all of them.
     let shown = metrics_in(&read("deploy/grafana/heliostat.json"));
     for name in metrics_in(&read("docs/metrics.md")) {
         assert!(
@@ -190,7 +190,7 @@ fn the_chart_uses_values_that_it_has() {
         let found = inner.is_empty() || lines.any(|l| l.starts_with(&format!("  {inner}:")));
         assert!(found, "values.yaml has no {path}");
     }
-    // And the other way round: nothing is offered that does nothing.
+    // The reverse: no value is offered that has no effect.
     for line in values
         .lines()
         .filter(|l| l.starts_with(|c: char| c.is_ascii_alphabetic()))

@@ -1,5 +1,5 @@
-//! `deploy/stackstate/` and `deploy/compose/` as data: no StackState and no container engine is
-//! needed to see that their parts fit each other and Heliostat.
+//! Checks `deploy/stackstate/` and `deploy/compose/` as data: neither StackState nor a container
+//! engine is needed to see that their parts fit each other and Heliostat.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,8 +20,8 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// A StackState template as JSON: what `{{ get "X" … }}` and `{{ resolveOrCreate "X" … }}` resolve
-/// to becomes `"X"`, and the content of `{{ include "X" }}`, which stands inside a string, `X`.
+/// Returns a StackState template as JSON: `{{ get "X" … }}` and `{{ resolveOrCreate "X" … }}`
+/// become `"X"`, and `{{ include "X" }}`, which occurs inside a string, becomes `X`.
 fn template(text: &str) -> Value {
     let mut json = String::new();
     let mut rest = text;
@@ -40,7 +40,7 @@ fn template(text: &str) -> Value {
     serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}\n{json}"))
 }
 
-/// The text behind `key = "` in a HOCON file.
+/// Returns the text after `key = "` in a HOCON file.
 fn quoted(conf: &str, key: &str) -> String {
     let line = conf.lines().find_map(|line| {
         let rest = line.trim().strip_prefix(key)?.trim_start();
@@ -133,7 +133,7 @@ fn monitors_have_the_arguments_of_their_function() {
             "{script}"
         );
     }
-    // All that the function needs is bound, and nothing else.
+    // Everything that the function needs is bound, and nothing else.
     for parameter in ["threshold", "topologyIdentifierPattern", "metrics"] {
         let binding = format!("{{{{ get \"{function}\" \"Type=Parameter;Name={parameter}\" }}}}");
         assert_eq!(text.matches(&binding).count(), 1, "{binding}");
@@ -176,7 +176,7 @@ fn the_stackpack_names_files_that_it_has() {
     assert_eq!(function["_type"], "ComponentTemplateFunction");
     let included = function["handlebarsTemplate"].as_str().unwrap();
     assert!(exists(&format!("provisioning/{included}")), "{included}");
-    // The pages and the document tell users the identifier that the templates look for.
+    // The pages and the document give users the identifier that the templates look for.
     for page in [
         "resources/overview.md",
         "resources/notinstalled.md",
@@ -235,7 +235,7 @@ fn compose_mounts_files_that_exist_and_speaks_of_its_own_services() {
             && compose.contains("dockerfile: deploy/Dockerfile")
     );
 
-    // Heliostat's configuration is one, and its store is a service.
+    // Heliostat's configuration is valid, and its store is a service.
     let env = BTreeMap::from([("MIRROR_API_KEY".to_owned(), "key".to_owned())]);
     assert!(compose.contains("MIRROR_API_KEY: "));
     let text = read("deploy/compose/heliostat.toml");
@@ -244,7 +244,7 @@ fn compose_mounts_files_that_exist_and_speaks_of_its_own_services() {
     assert!(text.contains("urls = [\"http://prometheus:9090\"]"));
     assert_eq!(mounts["/etc/heliostat/config.toml"], "./heliostat.toml");
 
-    // Grafana asks Heliostat for that upstream, and finds the dashboard where it is mounted.
+    // Grafana queries Heliostat for that upstream, and finds the dashboard where it is mounted.
     let sources = read("deploy/compose/grafana/provisioning/datasources/heliostat.yaml");
     assert!(
         sources.contains("    url: http://heliostat:7007/prometheus/prom\n    isDefault: true\n")

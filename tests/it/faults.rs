@@ -1,5 +1,5 @@
-//! Faults that take two connections at once, or time: clients that leave, failures that are
-//! shared, upstreams that are down in part, limits that are spent, clients that are slow.
+//! Faults that involve several connections or time: clients that leave, shared failures, partial
+//! outages of upstreams, exhausted limits, slow clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ fn query(start: i64, end: i64) -> Value {
     })
 }
 
-/// A good answer to `seen`: a point at the start of each minute asked for.
+/// A valid answer to `seen`: a point at the start of each minute requested.
 fn minutes(seen: &Seen) -> Answer {
     let asked = &seen.json()["query"];
     let time = |name: &str| asked[name].as_i64().unwrap();
@@ -55,7 +55,7 @@ fn down() -> Answer {
     }
 }
 
-/// The ranges that were asked for, from the `n`-th request on, in order of time.
+/// Returns the requested ranges, from the `n`-th request on, in order of time.
 fn ranges(upstream: &Scripted, n: usize) -> Vec<(i64, i64)> {
     let mut ranges: Vec<_> = upstream.seen()[n..]
         .iter()
@@ -90,16 +90,16 @@ async fn coalesced(server: &Server, name: &str, n: usize) {
     }
 }
 
-/// Keys of an upstream whose answer is waited for, as long as it may take.
+/// Settings of an upstream whose answers may take long.
 const PATIENT: &str = "retries = 2\ntimeout = \"1m\"";
 
-/// Fails a test that waits for what does not come.
+/// Fails a test that waits for something that never comes.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(90);
     tokio::time::timeout(limit, what).await.expect("it is time")
 }
 
-/// Lets time of the runtime pass, in which time-outs and breakers are measured.
+/// Advances the runtime's time, by which time-outs and breakers are measured.
 async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
@@ -125,7 +125,7 @@ async fn a_call_that_was_sent_is_stored_whoever_has_left() {
     let second = client();
     soon(coalesced(&server, "leaving", 1)).await;
     first.abort();
-    // As long as a dropped call takes to be noticed, see below.
+    // The time in which a dropped call would be noticed, see below.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(upstream.left(), 0, "somebody waits still");
     upstream.open();
@@ -144,7 +144,7 @@ async fn a_call_that_was_sent_is_stored_whoever_has_left() {
     soon(coalesced(&others, "leaving-all", 1)).await;
     first.abort();
     second.abort();
-    // As long as a dropped call would take to be noticed.
+    // The time in which a dropped call would be noticed.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(upstream.left(), 0, "the call goes on");
     upstream.open();
@@ -193,7 +193,7 @@ async fn pieces_that_arrived_are_kept_when_another_fails() {
     let clock = TestClock::at(NOW);
     let broken = Arc::new(AtomicBool::new(false));
     let fails = broken.clone();
-    // While it is broken, it has nothing to say of what is long ago.
+    // While it is broken, it has no answer about data from long ago.
     let upstream = Scripted::start(clock.clone(), move |_, seen| {
         let start = seen.json()["query"]["startTime"].as_i64().unwrap();
         if fails.load(Ordering::SeqCst) && start < OLD {
@@ -203,7 +203,7 @@ async fn pieces_that_arrived_are_kept_when_another_fails() {
     })
     .await;
     let server = heliostat("pieces", &upstream, "retries = 0", &clock).await;
-    // What lies between is known, so two pieces are missing.
+    // The middle is cached, so two pieces are missing.
     ask(&server, OLD, OLD + 100 * MINUTE).await;
     broken.store(true, Ordering::SeqCst);
     let (start, end) = (OLD - 10 * MINUTE, OLD + 110 * MINUTE);
@@ -292,18 +292,18 @@ async fn a_dead_address_is_asked_last_and_then_only_by_trials() {
             first.seen()[n - 1].path.clone()
         }
     };
-    // No client sees the failure, which is one: then the other is asked.
+    // Clients see no failure: after one failed call the other URL is used.
     next().await;
     next().await;
     next().await;
     assert_eq!((first.seen().len(), second.seen().len()), (1, 3));
-    // After a while one call finds out that it is still dead. Its breaker opens.
+    // After a while one call finds that it is still dead, and its breaker opens.
     pass(hour).await;
     next().await;
     assert_eq!((first.seen().len(), second.seen().len()), (2, 4));
     let open = "heliostat_breaker_open{upstream=\"two\"}";
     assert_eq!(server.metric(open).await, 1.0);
-    // From now on Heliostat asks whether it is well; no request has to.
+    // From now on Heliostat probes it; no request has to.
     next().await;
     pass(hour).await;
     assert_eq!(soon(asked(3)).await, "/api/connection");
@@ -314,7 +314,7 @@ async fn a_dead_address_is_asked_last_and_then_only_by_trials() {
     while server.metric(open).await > 0.0 {
         turns += 1;
         assert!(turns < 1000, "the breaker stays open");
-        // An hour is soon over, and a trial has time to be answered.
+        // The hour is soon over, and there is time for a trial call.
         pass(Duration::from_secs(600)).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -345,7 +345,7 @@ async fn a_spent_budget_is_spent_until_the_next_hour_and_across_a_restart() {
     ask(&server, NOW - 10 * MINUTE, NOW).await.points();
     ask(&server, OLD, OLD + MINUTE).await.points();
     spent(&ask(&server, OLD - MINUTE, OLD).await);
-    // What is known is served: settled as it is, the tail marked, for as long as it may be.
+    // Cached data is served: settled data as it is, the tail marked, for as long as allowed.
     assert!(
         ask(&server, OLD, OLD + MINUTE)
             .await
@@ -429,7 +429,7 @@ async fn a_full_queue_refuses_at_once_and_what_is_cached_is_served() {
     assert_eq!(after.points().len(), 1, "there is room again");
 }
 
-/// Lets a second of the runtime's time pass now and then.
+/// Advances the runtime's time by a second now and then.
 async fn pass_bit_by_bit() {
     loop {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -437,12 +437,12 @@ async fn pass_bit_by_bit() {
     }
 }
 
-/// The head of a request whose body has two bytes, and all that comes back to `sent`.
+/// Sends the head of a request whose body has two bytes, then `sent`, and returns the reply.
 async fn answer_to(server: &Server, sent: &str) -> String {
     let mut stream = connect(server).await;
     stream.write_all(sent.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // It may be a reset, as not all was read.
+    // It may be a reset, since not everything was read.
     let _ = soon(stream.read_to_end(&mut answer)).await;
     String::from_utf8(answer).unwrap()
 }
@@ -496,7 +496,7 @@ async fn a_client_that_sends_half_a_head_holds_no_place_and_is_given_up() {
         streams.push(stream);
     }
     ask(&server, OLD, OLD + MINUTE).await.points();
-    // The runtime's time, in which the server lives, passes the limit for a head.
+    // The runtime's time, which the server uses, passes the limit for a head.
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(74)).await;
     for stream in &streams {
@@ -517,7 +517,7 @@ async fn a_client_that_sends_half_a_head_holds_no_place_and_is_given_up() {
     assert_eq!(upstream.seen().len(), 1);
 }
 
-/// A way to `server` that counts the connections that are made.
+/// A proxy to `server` that counts connections.
 async fn counted(server: &Server) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -552,7 +552,7 @@ async fn http2_carries_many_requests_at_once_on_one_connection() {
         let request = request.header("content-type", "application/json");
         request.body(query(start, end).to_string()).send()
     };
-    // All wait for one fetch, so they are under way together.
+    // All wait for one fetch, so they are in flight together.
     let clients = join_all((0..200).map(|_| request(OLD, OLD + MINUTE)));
     let open = async {
         coalesced(&server, "streams", 199).await;
@@ -571,7 +571,8 @@ async fn http2_carries_many_requests_at_once_on_one_connection() {
         );
     }
     assert_eq!(upstream.seen().len(), 1);
-    // More than a connection carries at once: the rest wait, and a failure is one stream's own.
+    // More than one connection carries at once: the rest wait, and a failure concerns one stream
+    // only.
     let (good, bad) = (request(OLD, OLD + MINUTE), request(OLD, OLD - MINUTE));
     let (good, bad) = tokio::join!(good, bad);
     assert_eq!(

@@ -14,7 +14,7 @@ use crate::support::{ADMIN, ADMIN_TOKEN, Server, TestClock};
 const NOW: i64 = 1_790_000_000_000;
 const HOUR: i64 = 3_600_000;
 
-/// Runs the binary in `folder`, with these variables and no other that matters.
+/// Runs the binary in `folder`, with these environment variables.
 async fn run(folder: &Path, env: &[(&str, &str)], words: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
     command.current_dir(folder).args(words).stdin(Stdio::null());
@@ -273,7 +273,7 @@ async fn commands_follow_the_configuration_in_the_folder_and_the_environment() {
     .unwrap();
     assert!(out(&fields(&[], &["--ca", "ca.crt"]).await).contains("name"));
 
-    // What is wrong is said by its innermost cause.
+    // The error states the innermost cause.
     let untrusted = error(&fields(&[], &["--server", &secure.url]).await);
     assert!(
         untrusted.contains("UnknownIssuer; trust its authority with --ca FILE"),
@@ -353,7 +353,7 @@ async fn misspelled_connection_details_are_refused_with_a_suggestion() {
 async fn a_source_that_answers_other_buckets_is_named_in_cache_status() {
     let source = Scripted::start(TestClock::at(NOW), |_, seen| {
         let start = seen.json()["query"]["startTime"].as_i64().unwrap();
-        // 14.4 minutes, whatever was asked for.
+        // 14.4 minutes, whatever was requested.
         let points: Vec<Value> = (0..4)
             .map(|n| start + n * 864_000)
             .map(|t| json!([1.5, t, t + 864_000]))

@@ -1,6 +1,6 @@
-//! The entry points of `fuzz/`, run on stable: on their corpus, on things that nest deeply or are
-//! very long, and on mutations of the corpus. `HELIOSTAT_FUZZ_ROUNDS` mutates for longer,
-//! `HELIOSTAT_FUZZ_SEED` otherwise.
+//! The entry points of `fuzz/`, run on stable Rust: on their corpus, on deeply nested and very long
+//! inputs, and on mutations of the corpus. `HELIOSTAT_FUZZ_ROUNDS` sets the number of mutations,
+//! `HELIOSTAT_FUZZ_SEED` the seed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 #[path = "../../fuzz/entry.rs"]
 mod entry;
 
-/// Mutations of one entry; some seconds of a debug build at most.
+/// Mutations per entry; at most some seconds in a debug build.
 const ROUNDS: u64 = 500;
 
-/// Numbers that look random (xorshift64*, Vigna 2016).
+/// Pseudo-random numbers (xorshift64*, Vigna 2016).
 struct Dice(u64);
 
 impl Dice {
@@ -32,7 +32,7 @@ impl Dice {
     }
 }
 
-/// The inputs: edges of numbers and times, odd text, pieces of each language.
+/// The building blocks: extreme numbers and times, unusual text, pieces of each language.
 const WORDS: &[&str] = &[
     "0",
     "-1",
@@ -136,7 +136,7 @@ fn mutated(corpus: &[Vec<u8>], dice: &mut Dice) -> Vec<u8> {
                 text.splice(at..to, other[from..until].iter().copied());
             }
             5 => {
-                // Another number in the place of one.
+                // Replaces one number by another.
                 let digits = |b: &u8| b.is_ascii_digit();
                 let from = text[at..].iter().position(digits).map_or(at, |n| at + n);
                 let len = text[from..].iter().take_while(|b| digits(b)).count();
@@ -220,7 +220,7 @@ pub(crate) fn number(name: &str, usual: u64) -> u64 {
     set.map_or(usual, |text| text.parse().expect("a number"))
 }
 
-/// Runs `entry` on the corpus of `name`, and on what is made of it.
+/// Runs `entry` on the corpus of `name`, and on inputs derived from it.
 fn run(name: &str, entry: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/corpus")

@@ -1,4 +1,4 @@
-//! `replicas = "fill"`: two stores of the same targets, each with holes of its own.
+//! `replicas = "fill"`: two stores with the same targets, each with its own gaps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,8 +24,8 @@ fn within(holes: &[(i64, i64)], t: i64) -> bool {
     holes.iter().any(|(from, to)| (*from..*to).contains(&t))
 }
 
-/// A store that has the series `up` with the value `t` at every time but in its holes, and samples that
-/// come `shift` after each multiple of the interval.
+/// A store with the series `up`, whose value is `t` at every time outside its gaps, and samples
+/// that come `shift` after each multiple of the interval.
 struct Replica {
     scripted: Scripted,
     away: Arc<AtomicBool>,
@@ -130,7 +130,7 @@ impl Pair {
         }
     }
 
-    /// The times, in milliseconds, of the one series that a range query is answered with.
+    /// Returns the times, in milliseconds, of the one series in the answer to a range query.
     async fn range(&self, start: i64, end: i64, step: i64) -> (Reply, Vec<i64>) {
         let (start, end) = (start as f64 / 1000.0, end as f64 / 1000.0);
         let step = step as f64 / 1000.0;
@@ -146,7 +146,7 @@ impl Pair {
         self.server.get(&path).await
     }
 
-    /// The points of a query of the mirror API.
+    /// Returns the points of a query of the mirror API.
     async fn points(&self, field: &str, from: i64, to: i64) -> Vec<Vec<f64>> {
         mirror(&self.server, self.name, field, (from, to), None).await
     }
@@ -170,7 +170,7 @@ fn config(name: &str, urls: [&String; 2], more: &str) -> String {
     )
 }
 
-/// The times of the one series of an answer, which has no label of a replica.
+/// Returns the times of the one series of an answer, which has no label of a replica.
 fn times(reply: &Reply) -> Vec<i64> {
     assert_eq!(reply.status, 200, "{}", reply.text);
     let answer = reply.json();
@@ -222,7 +222,7 @@ async fn mirror(
     server.post("/api/metric", &body).await.points()
 }
 
-/// Asserts that `times` are those of one server's samples in `from..to`: none missing, none double.
+/// Asserts that `times` are those of one server's samples in `from..to`: none missing, none twice.
 fn scraped(times: &[i64], from: i64, to: i64, jitter: i64) {
     let edges = [from - INTERVAL / 2, to + INTERVAL / 2];
     let all: Vec<i64> = [edges[0]]
@@ -256,7 +256,7 @@ async fn a_gap_costs_a_call_and_nothing_else_does() {
     let pair = Pair::start("holes-calls", half_hours(), "").await;
     let minutes = |from: i64, to: i64| (START + from * MINUTE, START + to * MINUTE);
     let every = |(start, end): (i64, i64)| -> Vec<i64> { (start..=end).step_by(30_000).collect() };
-    // Neither has a hole in it, the first has one, and it is not the first that has one.
+    // Neither has a gap, the first has one, the second has one.
     for (window, calls) in [
         (minutes(0, 29), (1, 0)),
         (minutes(30, 75), (1, 1)),
@@ -292,7 +292,7 @@ async fn a_gap_of_all_is_asked_of_each_once() {
         pair.clock.pass(3_600_000);
     }
     assert_eq!(pair.calls(), (1, 1));
-    // What is yet to come is lacking nowhere.
+    // The future is no gap.
     let now = START + 7 * HOUR;
     let (_, times) = pair.range(now - 10 * MINUTE, now, 60_000).await;
     assert_eq!((times.len(), pair.calls()), (11, (2, 1)));
@@ -345,7 +345,7 @@ async fn instants_and_ranges_of_samples_are_filled() {
     let samples = times(&pair.instant("up[50m]", START + 75 * MINUTE).await);
     scraped(&samples, START + 25 * MINUTE, START + 75 * MINUTE, 0);
     assert_eq!(pair.calls(), (2, 2));
-    // Whole ones cost one call.
+    // Complete answers cost one call.
     assert_eq!(
         times(&pair.instant("up", START + 5 * MINUTE).await).len(),
         1
@@ -360,14 +360,14 @@ async fn instants_and_ranges_of_samples_are_filled() {
         .await;
     let times: Vec<i64> = counter.iter().map(|p| p[1] as i64).collect();
     scraped(&times, START + 20 * MINUTE, START + 130 * MINUTE, 0);
-    // Values are whole seconds, which a rate over samples between seconds shows.
+    // Values are whole seconds, so the rate shows samples that lie between seconds.
     assert!(
         counter.iter().all(|p| (p[0] - 1.0).abs() < 0.1),
         "{counter:?}"
     );
 }
 
-/// The law, with replicas that have holes: once both can be asked, each answer is their union.
+/// The law, with replicas that have gaps: once both can be reached, each answer is their union.
 #[tokio::test]
 async fn whatever_was_asked_and_whoever_was_away_the_answer_is_the_union() {
     let mut dice = Dice(77);
@@ -451,7 +451,7 @@ async fn whatever_was_asked_and_whoever_was_away_the_answer_is_the_union() {
     }
 }
 
-/// The series of both stores, `shift` after each multiple of the interval, without those of `hole`.
+/// The series of both stores, `shift` after each multiple of the interval, without those in `hole`.
 fn fleet(shift: i64, hole: (i64, i64)) -> Vec<Written> {
     let times = || {
         let all = (START - 10 * MINUTE..START + 3 * HOUR).step_by(INTERVAL as usize);
@@ -503,7 +503,7 @@ impl Real {
         all
     }
 
-    /// The values of each host at each time.
+    /// Returns the values of each host at each time.
     async fn range(&self, query: &str, from: i64, to: i64) -> BTreeMap<String, Vec<(i64, String)>> {
         let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
         let (from, to) = (from / 1000, to / 1000);
@@ -523,7 +523,7 @@ impl Real {
         all
     }
 
-    /// Both faces, over all of the three hours.
+    /// Checks both APIs over all three hours.
     async fn is_union(&self) {
         let (from, to) = (START, START + 3 * HOUR - MINUTE);
         let due: Vec<i64> = (from / 1000..=to / 1000).step_by(30).collect();
@@ -557,7 +557,7 @@ impl Real {
             scraped(&times, from, to, 0);
             assert!(points.iter().all(|p| (p[0] - 1.0).abs() < 1e-9), "{field}");
         }
-        // Aggregated here, and in the store.
+        // Aggregated by Heliostat, and by the store.
         for upstream in [self.name.clone(), format!("{}-there", self.name)] {
             let size = 5 * MINUTE;
             let (from, to) = (from / size * size + size, to / size * size);
@@ -608,7 +608,7 @@ async fn two_real_stores_are_filled_from_each_other_in_whatever_order_they_were_
         };
         for killed in order {
             stores[killed].kill();
-            // Some of it is asked while one is away: of the times of both holes, and of others.
+            // Some of it is requested while one is down: times of both gaps, and others.
             for from in [20, 80, 130] {
                 let (from, to) = (START + from * MINUTE, START + (from + 45) * MINUTE);
                 real.range("g", from, to).await;

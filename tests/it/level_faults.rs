@@ -1,5 +1,5 @@
-//! Whatever becomes of a second level, answers are right, nobody waits long for it, and it is used
-//! again once it is well. And what dashboards see of it.
+//! Whatever happens to a second level, answers are right, no request waits long for it, and it is
+//! used again once it works. Also what dashboards show of it.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,11 +22,11 @@ use crate::support::{ADMIN, metric};
 #[repr(u8)]
 enum Way {
     Open,
-    /// They come 200 ms later.
+    /// Replies come 200 ms later.
     Late,
-    /// Of each piece only the first half comes.
+    /// Only the first half of each piece comes.
     Halved,
-    /// One byte in seven is another.
+    /// One byte in seven is altered.
     Changed,
     /// The connection is closed.
     Shut,
@@ -42,7 +42,7 @@ impl Way {
     ];
 }
 
-/// A way to a server on which accidents happen.
+/// A proxy to a server that injects faults.
 struct Proxy {
     port: u16,
     way: Arc<AtomicU8>,
@@ -95,10 +95,10 @@ async fn passed(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Option<Arc
     }
 }
 
-/// The headers of an answer that tell where it came from.
+/// The headers of an answer that state its source.
 struct Told {
     status: String,
-    /// Milliseconds that it waited for a second level, if it asked one.
+    /// Milliseconds that it waited for a second level, if it used one.
     second: Option<f64>,
 }
 
@@ -118,7 +118,7 @@ impl Process {
         Told { status, second }
     }
 
-    /// Whether its shared level is asked again.
+    /// Returns whether its shared level is used again.
     async fn is_well(&self) -> bool {
         let said = self.admin("cache", None).await;
         let level = &said["levels"][0];
@@ -126,12 +126,12 @@ impl Process {
     }
 }
 
-/// Asks one hour after the other, of data that another replica has shared.
+/// Queries one hour after the other of data that another replica has shared.
 struct Asker {
     process: Process,
     begin: i64,
     asked: i64,
-    /// The last stream that it has asked for which nobody has shared.
+    /// The last stream queried that nobody has shared.
     unshared: u64,
 }
 
@@ -150,8 +150,8 @@ impl Asker {
 const STREAMS: u64 = 10;
 const DAYS: i64 = 20;
 
-/// Longest that a request may wait for the level, in milliseconds, on a machine that is busy with
-/// other tests; on an idle one it is 55.
+/// The longest that a request may wait for the level, in milliseconds, on a machine that is busy
+/// with other tests; on an idle one it is 55.
 const LONGEST: f64 = 500.0;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,7 +248,7 @@ async fn whatever_befalls_a_shared_level_answers_are_right_and_soon_it_is_used_a
         while !asker.process.is_well().await {
             asker.next().await;
             let took = clock.monotonic() - began;
-            // On an idle machine, 2 s.
+            // 2 s on an idle machine.
             assert!(took < Duration::from_secs(20), "{trouble}: not used again");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -288,7 +288,7 @@ async fn prometheus() -> Scripted {
     .await
 }
 
-/// The parameters of a request, whether in its URL or its form.
+/// Returns the parameters of a request, from its URL or its form.
 fn asked(seen: &Seen) -> Value {
     let url = seen.path.split_once('?').map_or("", |(_, query)| query);
     let body = String::from_utf8_lossy(&seen.body).into_owned();
@@ -339,7 +339,7 @@ async fn dashboards_are_warm_after_a_restart_and_say_so() {
     }
     assert_eq!(explain(&process, &range).await["answer"], "cache");
     process.written("disk").await;
-    // Both answers that have settled, and the series.
+    // Both settled answers, and the series.
     let values = async |process: &Process| {
         let said = process.admin("cache", None).await;
         let level = said["levels"][0].clone();
@@ -383,7 +383,7 @@ async fn dashboards_are_warm_after_a_restart_and_say_so() {
     assert_eq!(explain(&process, &range).await["answer"], "cache");
 }
 
-/// A file system of its own; it is unmounted when dropped.
+/// A separate file system, unmounted when dropped.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
@@ -426,7 +426,7 @@ async fn a_full_file_system_costs_nothing_but_its_help() {
     let dropped = "heliostat_second_level_dropped_total{level=\"disk\",reason=\"resting\"}";
     assert!(metric(&process.metrics().await, dropped) > 0.0);
     process.signal("-KILL");
-    // What has been written is there, and all is right.
+    // Everything written is there, and every answer is right.
     let process = Process::start(folder.path(), &toml);
     let calls = source.seen().len();
     for n in 0..asked {

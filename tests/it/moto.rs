@@ -1,4 +1,4 @@
-//! moto, which answers as AWS does and checks signatures, where it is installed.
+//! moto, a simulation of AWS that checks signatures, if it is installed.
 
 use std::process::{Command, Output};
 
@@ -11,8 +11,8 @@ use crate::prometheus::free_port;
 use crate::support::Server;
 use heliostat::clock::{Clock, SystemClock};
 
-/// Makes a user, a role and metrics; prints the user's key. The calls without a signature are
-/// counted by moto, and are these five.
+/// Creates a user, a role and metrics; prints the user's key. moto counts calls without a
+/// signature; these five are the only ones.
 const SETUP: &str = r#"
 import boto3, json, sys
 from botocore.config import Config
@@ -96,7 +96,7 @@ async fn moto_takes_our_calls_and_signatures() {
                 let buckets = Some((method, minutes * MINUTE));
                 let reply = ask(&server, &query(&metric, range, buckets)).await;
                 let got: Vec<f64> = read(&reply).iter().map(|p| p.1).collect();
-                // The hour need not begin where a bucket does.
+                // The hour need not begin at a bucket's start.
                 let first = (end - HOUR).rem_euclid(minutes * MINUTE) / (20 * 1000);
                 let width = (3 * minutes) as usize;
                 let lead = (width - first as usize) % width;

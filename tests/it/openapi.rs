@@ -1,4 +1,4 @@
-//! The description of the API is held to the code and to the cases.
+//! Compares the API description with the code and with the cases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,8 +12,8 @@ fn document() -> Value {
     serde_json::from_str(include_str!("../../src/front/openapi.json")).unwrap()
 }
 
-/// Why `value` is not what `schema` describes, if it is not. Keywords that this does not know are
-/// failures of the test, so that nothing is taken for checked that is not.
+/// Returns why `value` does not match `schema`, if it does not. Unknown keywords fail the test, so
+/// that nothing counts as checked that is not.
 fn fault(document: &Value, schema: &Value, value: &Value) -> Option<String> {
     let keywords = schema.as_object().unwrap();
     let number = |v: &Value| v.as_f64().unwrap();
@@ -109,7 +109,7 @@ fn request_schema(operation: &Value) -> &Value {
     &operation["requestBody"]["content"]["application/json"]["schema"]
 }
 
-/// The schema of the body that `operation` answers with `status`.
+/// Returns the schema of the body that `operation` answers with `status`.
 fn response_schema<'a>(
     document: &'a Value,
     operation: &'a Value,
@@ -186,7 +186,7 @@ fn every_case_is_as_described() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // The comparison is not an empty one.
+    // The comparison is not empty.
     for path in ["connection", "field/name", "field/value", "metric"] {
         let key = format!("/api/{path} 200");
         assert!(checked.contains_key(&key), "no case of {key}: {checked:?}");
@@ -233,7 +233,7 @@ async fn the_description_is_served_and_its_examples_are_answered_as_it_says() {
     assert_eq!((head.status, head.text.as_str()), (200, ""));
     let mut seen = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        // Backwards, as a level of the log that nobody has set is not known in a test.
+        // In reverse order, since a log level that nobody has set is unknown in a test.
         for (method, operation) in methods.as_object().unwrap().iter().rev() {
             let method = method.to_uppercase();
             let url = format!("{}{path}", server.url);

@@ -1,4 +1,4 @@
-//! The page at `/`, over HTTP: its files, who gets them, and what browsers may do.
+//! The page at `/`, over HTTP: its files, who may load it, and what browsers may do.
 
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ async fn a_person_without_a_token_gets_the_page_that_asks_for_it() {
     let bearer = format!("Bearer {ADMIN_TOKEN}");
     let known = ask(&server, "GET /", &[("authorization", &bearer)]).await;
     assert_eq!(known.status, 200);
-    // A network that may not ask gets nothing at all.
+    // A client outside the networks gets nothing at all.
     let networks = "[access.mirror]\nnetworks = [\"192.0.2.0/24\"]\n";
     let closed = Server::start(&format!("{networks}{DEMO}")).await;
     for path in ["GET /", "GET /page/app.js"] {
@@ -105,7 +105,7 @@ async fn the_admin_api_is_open_to_this_machine_while_there_is_only_the_demonstra
         let server = Server::start(&format!("{more}{DEMO}")).await;
         assert_eq!(ask(&server, config, &[]).await.status, 403, "{more}");
     }
-    // A store that comes later closes it.
+    // A store that is added later closes it.
     let server = Server::start(DEMO).await;
     server.reload(&format!("{DEMO}{real}")).await.unwrap();
     assert_eq!(ask(&server, config, &[]).await.status, 403);
@@ -194,7 +194,7 @@ async fn the_traffic_of_the_last_minutes_is_told_by_api_and_upstream() {
         assert_eq!(server.post("/api/metric", &query).await.status, 200);
     }
     let mut said = Value::Null;
-    // A step is over every five seconds.
+    // A step ends every five seconds.
     for _ in 0..600 {
         said = ask(&server, "GET /admin/v1/traffic", &[]).await.json();
         if said["apis"][0]["requests"].to_string().contains('3') {

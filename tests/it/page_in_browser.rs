@@ -14,10 +14,10 @@ use crate::support::{ADMIN, ADMIN_TOKEN, Server};
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 
-/// The parts of a bar of coverage: kind, from, to.
+/// The parts of a coverage bar: kind, from, to.
 type Parts = Vec<(String, i64, i64)>;
 
-/// The bars that are shown, one a line.
+/// Returns the bars shown, one per row.
 async fn bars(browser: &Browser) -> Vec<Parts> {
     let bars = browser
         .js("return [...document.querySelectorAll('.coverage .bar')].map((bar) => [...bar.children].map((i) => [i.dataset.kind, Number(i.dataset.from), Number(i.dataset.to)]))")
@@ -25,7 +25,7 @@ async fn bars(browser: &Browser) -> Vec<Parts> {
     serde_json::from_value(bars).unwrap()
 }
 
-/// Returns the state that an explanation gives for the instant `t`, in the words of the bar.
+/// Returns the state that an explanation gives for the instant `t`, in the terms of the bar.
 fn explained(range: &Value, t: i64) -> Option<&'static str> {
     let holds =
         |part: &&Value| (part["startTime"].as_i64()..part["endTime"].as_i64()).contains(&Some(t));
@@ -49,7 +49,7 @@ fn explained(range: &Value, t: i64) -> Option<&'static str> {
     })
 }
 
-/// Fails unless `bar` says of every instant from `from` to `to` what `range` does.
+/// Fails unless `bar` and `range` agree about every instant from `from` to `to`.
 fn agree(bar: &Parts, range: &Value, from: i64, to: i64) {
     let mut edges: Vec<i64> = bar.iter().flat_map(|(_, a, b)| [*a, *b]).collect();
     for list in ["cached", "missing"] {
@@ -73,7 +73,7 @@ async fn every_view_is_driven_with_the_demonstration() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    // What is fresh stays so, however slow the machine.
+    // Fresh data stays fresh, however slow the machine.
     let server = Server::start(
         "[[upstream]]\nname = \"demo\"\nkind = \"demo\"\ndemo = { latency = \"20ms\" }\nrefresh = \"1h\"\n",
     )
@@ -99,7 +99,7 @@ async fn every_view_is_driven_with_the_demonstration() {
         .await
         .json();
 
-    // The bar is what an explanation said before the look.
+    // The bar matches the explanation from before the page was opened.
     browser.looks(1280, false).await;
     browser
         .open(&format!("{}/#/explore?upstream=demo&c=name%3Dcpu.usage_percent&c=host%3Dweb-1&bucket=60&from={from}&to={to}", server.url))
@@ -121,7 +121,7 @@ async fn every_view_is_driven_with_the_demonstration() {
     browser.reads("what was missing was fetched").await;
     browser.picture("explore.png").await;
 
-    // Asked again, all of it is known.
+    // Queried again, everything is cached.
     browser.click("#run").await;
     browser.reads("from memory, fresh for").await;
     let shown = bars(&browser).await;
@@ -132,7 +132,7 @@ async fn every_view_is_driven_with_the_demonstration() {
     agree(&shown[0], &before["stretches"][0], from, to);
     assert!(shown[0].iter().all(|part| part.0 != "fetched"), "{shown:?}");
 
-    // Values are read with the keyboard, and a part is zoomed into.
+    // Values can be read with the keyboard, and a part can be zoomed into.
     browser
         .js("document.querySelector('.chart canvas').focus()")
         .await;
@@ -191,7 +191,7 @@ async fn every_view_is_driven_with_the_demonstration() {
     browser.until("location.hash.includes('name%3Dmem')").await;
     browser.until("document.querySelector('#outcome')").await;
 
-    // Keys lead to the views.
+    // Keys switch between the views.
     browser.press("\u{e00c}").await;
     browser.js("document.activeElement.blur()").await;
     browser.press("1").await;
@@ -223,7 +223,7 @@ async fn every_view_is_driven_with_the_demonstration() {
     browser.looks(1280, true).await;
     browser.picture("cache-dark.png").await;
 
-    // Forgetting asks first.
+    // Invalidation asks for confirmation.
     browser
         .type_into("#forget input", "name=cpu.usage_percent")
         .await;
@@ -323,7 +323,7 @@ async fn expressions_of_a_real_prometheus_are_completed_and_drawn_and_labels_are
     .await;
     browser.looks(1280, false).await;
     browser.open(&format!("{}/", server.url)).await;
-    // The admin API asks for its token; this tab keeps it.
+    // The admin API requires its token; this tab keeps it.
     browser.reads("A token for the admin API").await;
     browser.type_into("dialog input", "wrong\u{e007}").await;
     browser.reads("That token is not one that is known").await;
@@ -374,7 +374,7 @@ async fn expressions_of_a_real_prometheus_are_completed_and_drawn_and_labels_are
     // The mirror API of the same store, with values offered.
     browser.js("location.hash = '#/explore?upstream=prom&c=__gauge__%3Dpage_gauge&c=host%3Da&method=MAX'").await;
     browser.reads("MAX of").await;
-    // More values than are listed at once are folded; what is folded can be drilled into.
+    // Values beyond those listed at once are folded; folded values can be drilled into.
     browser
         .js("location.hash = '#/explore?upstream=prom&c=__gauge__%3Dpage_wide&c=host%3D'")
         .await;
@@ -405,7 +405,7 @@ async fn expressions_of_a_real_prometheus_are_completed_and_drawn_and_labels_are
         browser.js("return window.hacked ?? null").await,
         Value::Null
     );
-    // A store's own error is shown as it is.
+    // A store's own error is shown unchanged.
     browser
         .js("location.hash = '#/explore?upstream=prom&mode=promql&query=rate('")
         .await;
@@ -468,7 +468,7 @@ async fn a_store_that_dies_and_comes_back_is_seen() {
         .await;
 }
 
-/// nginx with Heliostat below a path, until dropped.
+/// nginx that serves Heliostat below a path, until dropped.
 struct Nginx {
     child: std::process::Child,
     _folder: tempfile::TempDir,
@@ -530,7 +530,7 @@ async fn the_page_works_below_a_path_and_with_a_token_for_everything() {
     }
     browser.looks(1280, false).await;
     browser.open(&origin).await;
-    // The page itself came with a 401, and asks.
+    // The page itself came with a 401, so the browser asks for credentials.
     browser
         .type_into("dialog input", &format!("{ADMIN_TOKEN}\u{e007}"))
         .await;

@@ -1,4 +1,4 @@
-//! A panic is a log line in the configured format, not text of the runtime's own.
+//! A panic is a log line in the configured format, not the runtime's own text.
 
 use std::process::Command;
 

@@ -1,11 +1,11 @@
-//! Certificates made for a test.
+//! Certificates for tests.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-/// An authority, and the folder for what it signs.
+/// An authority, and the folder for the certificates that it issues.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -14,7 +14,7 @@ impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Of two authorities with one name, each would seem to have signed with a bad key.
+        // If two authorities had the same name, each would seem to have signed with an invalid key.
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("authority {}", NEXT.fetch_add(1, Ordering::Relaxed));
         params.distinguished_name.push(DnType::CommonName, name);
@@ -53,7 +53,7 @@ impl Authority {
         paths
     }
 
-    /// A client that trusts this authority alone.
+    /// Returns a client that trusts only this authority.
     pub(crate) fn client(&self) -> reqwest::ClientBuilder {
         let ca = reqwest::Certificate::from_pem(self.pem().as_bytes()).unwrap();
         heliostat::upstream::Http::builder().tls_certs_only([ca])

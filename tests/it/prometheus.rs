@@ -1,5 +1,5 @@
-//! A real Prometheus and a real VictoriaMetrics, where they are installed. What Heliostat answers
-//! is compared with numbers that are worked out here from the samples, never by the store.
+//! A real Prometheus and a real VictoriaMetrics, if they are installed. Heliostat's answers are
+//! compared with numbers computed here from the samples, never by the store.
 
 use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,7 @@ const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 const INTERVAL: i64 = 15 * SECOND;
 
-/// Series of which one window each is polled.
+/// Number of series that are polled for one window each.
 const FLEET: i64 = 200;
 
 const METHODS: [&str; 12] = [
@@ -51,14 +51,14 @@ struct Stored {
     samples: Samples,
 }
 
-/// The contents of the stores. They end shortly before now, so that the newest of them count as
-/// new, and `end` is a minute's edge.
+/// The contents of the stores. They end shortly before now, so that the newest of them may still
+/// change, and `end` is on a minute.
 struct Data {
     end: i64,
     series: Vec<Stored>,
 }
 
-/// A number that looks random, the same each time.
+/// Returns a pseudo-random number, the same each time.
 pub(crate) fn noise(n: i64) -> i64 {
     let mut x = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x ^= x >> 29;
@@ -74,7 +74,7 @@ impl Data {
             end,
             series: Vec::new(),
         };
-        // On the edges of buckets, off them, and a millisecond before them.
+        // At the edges of buckets, off them, and a millisecond before them.
         for (host, offset, from) in [("a", 0, 3 * DAY), ("b", 7_123, DAY), ("c", -1, 3 * DAY)] {
             let samples = times(end - from, end, INTERVAL, offset)
                 .filter(|t| !within(*t, end - 20 * HOUR, 10 * MINUTE))
@@ -127,7 +127,7 @@ impl Data {
         data
     }
 
-    /// Many series of a day each.
+    /// Adds many series of a day each.
     fn add_fleet(&mut self) {
         let end = self.end;
         for n in 0..FLEET {
@@ -155,7 +155,7 @@ impl Data {
         &found.unwrap().samples
     }
 
-    /// Text as both stores import it, with times in seconds or milliseconds.
+    /// Returns the text that both stores import, with times in seconds or milliseconds.
     fn text(&self, millis: bool) -> String {
         let mut text = String::new();
         let mut metric = "";
@@ -183,7 +183,7 @@ fn within(t: i64, start: i64, len: i64) -> bool {
     (start..start + len).contains(&t)
 }
 
-/// The times `k·step + offset` in `[start, end)`.
+/// Returns the times `k·step + offset` in `[start, end)`.
 fn times(start: i64, end: i64, step: i64, offset: i64) -> impl Iterator<Item = i64> {
     let first = start.div_euclid(step);
     (first..)
@@ -192,14 +192,15 @@ fn times(start: i64, end: i64, step: i64, offset: i64) -> impl Iterator<Item = i
         .take_while(move |t| *t < end)
 }
 
-/// All samples of several series, in order of time, ties in the order of series.
+/// Returns all samples of several series in order of time; samples of one time keep the order of
+/// the series.
 fn union<'a>(series: impl IntoIterator<Item = &'a Samples>) -> Samples {
     let mut all: Samples = series.into_iter().flatten().copied().collect();
     all.sort_by_key(|s| s.0);
     all
 }
 
-/// Per-second rates of samples at most an hour apart.
+/// Returns per-second rates of samples at most an hour apart.
 fn rates(samples: &Samples) -> Samples {
     let pairs = samples.windows(2).filter(|w| w[1].0 - w[0].0 <= HOUR);
     pairs
@@ -224,7 +225,7 @@ fn looked_back(samples: &Samples, start: i64, end: i64) -> Samples {
     times(start, end, INTERVAL, 0).filter_map(at).collect()
 }
 
-/// Buckets of `size` that meet `[start, end)`: start and value.
+/// Returns the buckets of `size` that overlap `[start, end)`: start and value.
 fn buckets(samples: &Samples, method: &str, size: i64, start: i64, end: i64) -> Samples {
     let mut found = Samples::new();
     let mut at = samples.partition_point(|s| s.0 < start - start % size);
@@ -259,7 +260,7 @@ fn clip(samples: &Samples, start: i64, end: i64) -> Samples {
     samples.iter().filter(held).copied().collect()
 }
 
-/// Fails unless both hold the same times, and values that differ by rounding at most.
+/// Fails unless both have the same times, and values that differ at most by rounding.
 fn same(what: &str, got: &Samples, expected: &Samples) {
     for (g, e) in got.iter().zip(expected) {
         let near = (g.1 - e.1).abs() <= 1e-9 * e.1.abs().max(1e-3);
@@ -286,7 +287,7 @@ impl Drop for Store {
     }
 }
 
-/// Whether `program` is there; if not, that is said, or a failure where it must be.
+/// Returns whether `program` is installed. If not, prints so, or fails if it is required.
 pub(crate) fn installed(program: &str) -> bool {
     let run = Command::new(program).arg("--version").output();
     if run.is_ok() {
@@ -334,19 +335,19 @@ impl Store {
         store
     }
 
-    /// Kills it, so that it cannot end in order.
+    /// Kills it, so that it cannot shut down cleanly.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again over what it has stored.
+    /// Starts it again with what it has stored.
     pub(crate) async fn start_again(&mut self) {
         self.launch();
         self.is_ready().await;
     }
 
-    /// The same, without waiting until it is ready.
+    /// Does the same without waiting until it is ready.
     pub(crate) fn launch(&mut self) {
         self.child = spawn(self.name, &self.args, &self.folder);
     }
@@ -381,7 +382,8 @@ impl Store {
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(path("samples"), data.text(false) + "# EOF\n").unwrap();
         std::fs::write(path("prometheus.yml"), "").unwrap();
-        // One pass over the file a block: few long blocks, not many short ones.
+        // promtool reads the file once per block, so a few long blocks are faster than many short
+        // ones.
         let made = Command::new("promtool")
             .args([
                 "tsdb",
@@ -443,7 +445,7 @@ impl Store {
     }
 }
 
-/// A Heliostat in front of a store, which it knows under several names.
+/// A Heliostat in front of a store, which it knows by several names.
 struct Rig<'a> {
     store: &'a Store,
     data: &'a Data,
@@ -643,7 +645,7 @@ impl Rig<'_> {
             ("a", (end - DAY, end)),
             ("b", (end - 2 * DAY, end - HOUR)),
             ("c", (end - 7 * HOUR - 1, end - 3 * HOUR - 1)),
-            // Both ends on samples: the first is in, the last is not.
+            // Both ends are on samples: the first is included, the last is not.
             ("a", (end - 3 * DAY, end - 3 * DAY + 2 * MINUTE)),
             ("a", (end - HOUR, end - HOUR + 1)),
         ] {
@@ -692,7 +694,7 @@ impl Rig<'_> {
         for name in ["a", "b"] {
             let selector = [counter("c_total"), host(name)];
             let expected = rates(data.one("c_total", name));
-            // Pieces in no order, some with an end within the gaps; then what they add up to.
+            // Pieces in no order, some of which end within the gaps; then their union.
             let whole = (end - 3 * DAY, end);
             for (from, to) in [
                 (50, 40),
@@ -709,7 +711,7 @@ impl Rig<'_> {
             }
             let got = self.raw("local", &selector, whole).await;
             same(name, &got, &clip(&expected, whole.0, whole.1));
-            // Cut at every chunk's border, fetched from the last to the first.
+            // Cut at the boundaries of chunks, fetched from the last to the first.
             let chunk = 1024 * INTERVAL;
             let mut border = end - end % chunk;
             for _ in 0..6 {
@@ -819,7 +821,7 @@ impl Rig<'_> {
 
     async fn pushed_down_expressions(&self) {
         let end = self.data.end;
-        // No gap lies here: a store's rules for stale series are its own.
+        // There is no gap here: each store has its own rules for stale series.
         let window = (end - 9 * HOUR, end - 5 * MINUTE);
         let selector = expression("2 * g_temp{host=\"b\"} # twice");
         let doubled = looked_back(
@@ -839,7 +841,7 @@ impl Rig<'_> {
                 }
             }
         }
-        // An expression that has no labels cannot be the subject of a subquery.
+        // An expression without labels cannot be the subject of a subquery.
         for upstream in ["local", "pushed"] {
             let got = self
                 .buckets(upstream, &expression("1 + 1"), window, "SUM", MINUTE)
@@ -912,7 +914,7 @@ impl Rig<'_> {
             .collect();
         assert!(expected.len() > 11_000);
         same("steps", &got, &expected);
-        // More steps of a subquery than a store is willing to work out at once.
+        // More steps of a subquery than a store evaluates at once.
         let got = self
             .buckets(
                 "pushed",
@@ -1221,7 +1223,8 @@ impl Rig<'_> {
                 "{FLEET} polls, round {round}: {:?}, {calls} calls so far",
                 clock.monotonic() - begun
             );
-            // Once a stream: the first fetch reaches a refresh ahead, and holds for as long.
+            // One call per stream: the first fetch reaches a refresh ahead, and its data lasts as
+            // long.
             assert_eq!(calls, FLEET as f64);
         }
     }

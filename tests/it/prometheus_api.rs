@@ -1,5 +1,5 @@
-//! The pure parts of the Prometheus API against a real Prometheus: values that are fetched piece
-//! by piece and put together are byte for byte what it answers at once.
+//! The pure parts of the Prometheus API against a real Prometheus: values that are fetched in
+//! pieces and joined are byte for byte the answer to the whole query.
 
 use std::fmt::Write as _;
 
@@ -23,7 +23,7 @@ const INTERVAL: i64 = 15_000;
 pub(crate) const START: i64 = 1_700_000_000_000;
 pub(crate) const LENGTH: i64 = 3 * HOUR;
 
-/// Queries whose answers may be cached; each is sent in pieces and at once.
+/// Queries whose answers may be cached; each is sent both in pieces and as a whole.
 pub(crate) const KEPT: &[&str] = &[
     "g",
     "g{host=\"b\"}",
@@ -97,7 +97,7 @@ pub(crate) const KEPT: &[&str] = &[
     "count by (__name__) ({__name__=~\".*_name\"})",
 ];
 
-/// Queries whose answers may not be cached: put together from pieces, they differ.
+/// Queries whose answers may not be cached: joined from pieces, they differ.
 pub(crate) const PASSED: &[&str] = &[
     "g @ end()",
     "g - g @ start()",
@@ -149,7 +149,7 @@ pub(crate) fn data() -> Vec<Written> {
             add(&labels, floats(0, &value));
         }
     }
-    // It ends and comes back, and says so.
+    // It ends and comes back, with stale markers.
     for (host, offset) in [("a", 0), ("b", 2_500)] {
         let value = |t: i64| match since(t) / INTERVAL % 23 {
             0..14 => Some((noise(t) % 100) as f64),
@@ -181,7 +181,7 @@ pub(crate) fn data() -> Vec<Written> {
             add(
                 &labels,
                 floats(0, &|t| {
-                    // It ends at once.
+                    // A stale marker ends it at once.
                     let stale = (t - START) / INTERVAL == to * MINUTE / INTERVAL;
                     let value = if stale { f64::from_bits(STALE) } else { 1.0 };
                     (stale || gone(t, from, to - from)).then_some(value)
@@ -228,7 +228,7 @@ impl Rig {
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
-    /// Returns the answer to a form.
+    /// Posts a form and returns the answer.
     pub(crate) async fn post(&self, path: &str, pairs: &[(&str, &str)]) -> (u16, String) {
         let mut form = form_urlencoded::Serializer::new(String::new());
         let reply = self
@@ -242,7 +242,7 @@ impl Rig {
         (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
-    /// Returns the answer at the times from `start` to before `end`, in the form that a fetch has.
+    /// Returns the answer at the times from `start` to before `end`, in the form of a fetch.
     async fn ask(&self, query: &RangeQuery, range: TimeRange) -> (u16, Bytes) {
         let reply = self
             .client
@@ -261,8 +261,8 @@ impl Rig {
         read_matrix(&body, 1000).unwrap().series
     }
 
-    /// The values at the times of `query`, in chunks of which each came in several pieces, some
-    /// of them twice.
+    /// Returns the values at the times of `query`, in chunks each of which was fetched in several
+    /// pieces, some of them twice.
     async fn chunks(&self, query: &RangeQuery, dice: &mut Dice) -> Vec<Vec<Series>> {
         let step = query.step.millis();
         let n = (query.end - query.start) / step + 1;
@@ -278,7 +278,7 @@ impl Rig {
             let late = TimeRange::clamped(time(middle), time(edge[1]));
             let early = TimeRange::clamped(time(edge[0]), time((middle + 2).min(edge[1])));
             let mut chunk = Vec::new();
-            // The later part first, then the earlier, which overlaps.
+            // The later part first, then the earlier one, which overlaps it.
             for piece in [late, early] {
                 let new = self.fetch(query, piece).await;
                 let later = RangeSet::from(late);
@@ -294,7 +294,7 @@ impl Rig {
     }
 }
 
-/// Numbers that look random, the same each time.
+/// Pseudo-random numbers, the same each time.
 pub(crate) struct Dice(pub(crate) i64);
 
 impl Dice {
@@ -329,7 +329,7 @@ fn window(text: &str, dice: &mut Dice) -> RangeQuery {
     RangeQuery::read(&Params::read(Some(&url), None)).unwrap()
 }
 
-/// Where two texts part, for a message.
+/// Returns where two texts differ, for a message.
 pub(crate) fn differ(a: &str, b: &str) -> Option<String> {
     if a == b {
         return None;
@@ -364,7 +364,7 @@ async fn pieces_make_the_answer() {
                 }
             };
             check("whole", &written(&chunks, whole), &direct);
-            // Another window of the same phase, in what is there.
+            // Another window of the same phase, within the cached data.
             let step = query.step.millis();
             let n = (query.end - query.start) / step;
             let from = dice.roll(n / 2);
@@ -384,7 +384,7 @@ async fn pieces_make_the_answer() {
             let direct = rig.ask(&coarse, part).await.1;
             check("coarse", &written(&thinned, part), &direct);
         }
-        // Too few would prove nothing.
+        // Too few samples would prove nothing.
         assert!(points > 40 || *text == "none", "{text}: {points} samples");
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -457,7 +457,7 @@ async fn requests_are_refused_in_the_same_words() {
             "{url}"
         );
     }
-    // And the times that are understood are the same.
+    // The times that are accepted are the same, too.
     for (start, end, step) in [
         ("1700000000.001", "1700000001", "0.1"),
         ("1.7e9", "1700000001.9996", "1s"),

@@ -1,4 +1,5 @@
-//! Prometheus' HTTP API as Heliostat serves it: in front of a script, and of a real Prometheus.
+//! Prometheus' HTTP API as Heliostat serves it: in front of a script, and in front of a real
+//! Prometheus.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +75,7 @@ fn failure(status: u16, kind: &str) -> Answer {
     }
 }
 
-/// Calls for an answer that is asked for at 0 s, at once again, at 11 s and at 72 s.
+/// Calls for an answer that is requested at 0 s, again at once, at 11 s and at 72 s.
 const NEVER: usize = 4;
 const REFRESH: usize = 3;
 const METADATA: usize = 2;
@@ -148,7 +149,7 @@ async fn each_endpoint_is_kept_as_long_as_it_may_be() {
         let mut sent = pairs(sent);
         let mut asked = pairs(query);
         if path.starts_with("query?") {
-            // Instant queries are evaluated at a time that is sent in one spelling.
+            // The evaluation time of instant queries is sent in one spelling.
             sent.retain(|(name, _)| name != "time");
             asked.retain(|(name, _)| name != "time");
         }
@@ -217,7 +218,7 @@ async fn parameters_that_nobody_reads_are_in_no_key_and_go_nowhere() {
             .iter()
             .all(|p| !sent.contains(p));
         assert!(dropped, "{path}: {sent}");
-        // What changes the answer does both.
+        // Parameters that change the answer set requests apart and are passed on.
         for more in ["mine=1", "mine=2", "dedup=true", "extra_filters%5B%5D=a"] {
             let before = face.calls();
             for _ in 0..2 {
@@ -288,7 +289,7 @@ async fn spellings_of_one_expression_share_an_answer() {
     }
     let sent = face.upstream.seen()[0].json()["query"].clone();
     assert_eq!(sent, spellings[2]);
-    // So do selectors, in any order.
+    // The same holds for selectors, in any order.
     let before = face.calls();
     for path in [
         "series?match[]=up%7Ba='b'%7D&match[]=down",
@@ -372,7 +373,7 @@ async fn errors_of_the_origin_are_its_own() {
         (503, "timeout"),
         (500, "internal"),
     ] {
-        // What fails once is asked again, unless the failure is the query's.
+        // A single failure is retried, unless the query causes it.
         face.get(&format!("query?query={status}")).await;
         // The limiter pauses after a 429.
         let reply = face.get(&format!("query?query={status}")).await;
@@ -730,7 +731,7 @@ fn remote_read() -> Vec<u8> {
     varint(&mut plain, NOW as u64 + 3_600_000);
     plain.extend_from_slice(b"\x1a\x0d\x12\x08__name__\x1a\x01g");
     assert_eq!(plain.len(), 31);
-    // One literal of snappy.
+    // A single literal of snappy.
     [&[31, 30 << 2], &plain[..]].concat()
 }
 
@@ -863,7 +864,7 @@ async fn a_real_prometheus_is_not_told_apart() {
         ("nothing/at/all", None, false),
     ] {
         let expected = ask(origin, path, form).await;
-        // What the store says of a query is remembered for a while.
+        // The store's errors about a query are cached for a while.
         let remembered = !kept && matches!(expected.status, 400 | 422);
         for hit in [false, kept || remembered] {
             let reply = ask(&ours, path, form).await;
@@ -880,11 +881,12 @@ async fn a_real_prometheus_is_not_told_apart() {
                 "access-control-allow-methods",
                 "access-control-expose-headers",
             ] {
-                // The router of Prometheus does not say it of paths that it does not know.
+                // Prometheus' router does not set it for unknown paths.
                 if expected.status == 404 && name.starts_with("access") {
                     continue;
                 }
-                // Ours names headers of tenants, and lets pages read where an answer came from.
+                // Heliostat also allows the headers of tenants, and exposes where an answer came
+                // from.
                 let ours: Vec<_> = reply.header(name).split(", ").collect();
                 let mut theirs = expected.header(name).split(", ");
                 assert!(
@@ -893,7 +895,7 @@ async fn a_real_prometheus_is_not_told_apart() {
                 );
             }
             let said = reply.header("cache-status");
-            // What is refused here is asked of nobody.
+            // What is refused here is not sent to the store.
             let refused = remembered && said.is_empty();
             assert!(
                 refused || said.contains("; hit") == hit,

@@ -1,5 +1,5 @@
-//! The law of the Prometheus face: whatever was asked before, evicted or failed, an answer is byte
-//! for byte that of the Prometheus behind it.
+//! The law of the Prometheus API: whatever was requested, evicted or failed before, an answer is
+//! byte for byte that of the Prometheus behind it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use crate::support::{Reply, Server, TestClock, metric};
 
 const HOUR: i64 = 60 * MINUTE;
 
-/// Steps in milliseconds: of one phase and not, whole seconds and not.
+/// Steps in milliseconds: whole seconds and fractions, of the same phase and not.
 const STEPS: [i64; 9] = [
     1_000, 1_500, 7_000, 15_000, 15_000, 30_000, 60_000, 61_500, 300_001,
 ];
@@ -51,12 +51,12 @@ const MORE: &[&str] = &[
     "{host=\"a\"}",
     "{__name__=~\".+\", code=\"500\"}",
     "  g  # a comment\n",
-    // What may not be cached.
+    // Queries that may not be cached.
     "g offset -5m",
     "g @ 1700003600",
     "rate(c_total[5m] @ end())",
     "topk(scalar(count(g)), c_total)",
-    // What fails, at some times only or whenever it is asked.
+    // Queries that fail, at some times only or always.
     "g * on (host) build",
     "build * on (host) g",
     "label_replace(g, \"host\", \"same\", \"\", \"\")",
@@ -78,7 +78,7 @@ struct Window {
 }
 
 impl Window {
-    /// One of `len` at most, within what there are data for, or nearly.
+    /// A window of at most `len`, within the data or nearly so.
     fn any(dice: &mut Dice) -> Self {
         let step = STEPS[pick(dice, STEPS.len())];
         let start = START - 20 * MINUTE + dice.roll(LENGTH);
@@ -86,7 +86,7 @@ impl Window {
         Self { start, end, step }.bounded(START + LENGTH + 20 * MINUTE)
     }
 
-    /// Where somebody goes who looks at a dashboard.
+    /// The next window of somebody who looks at a dashboard.
     fn moved(mut self, dice: &mut Dice, latest: i64) -> Self {
         let length = self.end - self.start;
         let mut by = 0;
@@ -98,12 +98,12 @@ impl Window {
             5 => by = -length / 2,
             // Of another phase.
             6 => by = 1 + dice.roll(self.step),
-            // In.
+            // Zooms in.
             7 => {
                 self.start += length / 4 / self.step * self.step;
                 self.end -= length / 4;
             }
-            // Out.
+            // Zooms out.
             8 => {
                 self.start -= (length / self.step).max(10) * self.step;
                 self.end += length;
@@ -114,7 +114,7 @@ impl Window {
                 self.step *= 2 + dice.roll(4);
                 self.end += length;
             }
-            // An end that no step meets.
+            // An end that is not on a step.
             _ => self.end += dice.roll(self.step),
         }
         self.start += by;
@@ -170,7 +170,7 @@ impl Ask {
         }
     }
 
-    /// Returns the query that is promised an answer: names, values and series are looked up in
+    /// Returns the query for which an answer is promised: names, values and series are looked up in
     /// whole minutes (`metadata_ttl`).
     fn widened(&self) -> Self {
         let mut asked = self.clone();
@@ -197,7 +197,7 @@ impl Ask {
             let request = client.post(url).body(form);
             return request.header("content-type", "application/x-www-form-urlencoded");
         }
-        // Without this, the client asks for compression and undoes it.
+        // Otherwise the client requests compression and undoes it.
         let plain = ("accept-encoding", "identity");
         client.get(format!("{url}?{form}")).header(plain.0, plain.1)
     }
@@ -227,14 +227,14 @@ fn step(millis: i64, dice: &mut Dice) -> String {
     }
 }
 
-/// Heliostat before a Prometheus, and the Prometheus itself.
+/// A Heliostat in front of a Prometheus, and the Prometheus itself.
 struct Rig {
     store: Store,
     relay: Relay,
     server: Server,
     clock: Arc<TestClock>,
     name: &'static str,
-    /// Answers by what their `Cache-Status` says.
+    /// The number of answers by their `Cache-Status`.
     kinds: BTreeMap<String, usize>,
     wrong: String,
 }
@@ -277,7 +277,7 @@ impl Rig {
         self.server.reply(request).await
     }
 
-    /// Returns Heliostat's answer, by the path of the default upstream or of the name.
+    /// Returns Heliostat's answer, by the path of the default upstream or by name.
     async fn face(&self, ask: &Ask) -> Reply {
         let base = if ask.params.len().is_multiple_of(2) {
             self.server.url.clone()
@@ -288,7 +288,7 @@ impl Rig {
         self.server.reply(request).await
     }
 
-    /// Asks both, and notes where they part. `excused` is whether it may fail instead.
+    /// Queries both, and notes differences. If `excused`, Heliostat may fail instead.
     async fn compare(&mut self, ask: &Ask, excused: bool) {
         let reply = self.face(ask).await;
         if excused && reply.status >= 500 {
@@ -345,7 +345,8 @@ impl Rig {
     }
 }
 
-/// The answer to an instant query, whose elements Prometheus gives in no order of its own.
+/// Returns the answer to an instant query with its elements sorted, which Prometheus gives in no
+/// particular order.
 pub(crate) fn unordered(text: &str) -> String {
     let (Some(start), true) = (text.find("\"result\":[{"), text.ends_with("}]}}")) else {
         return text.to_owned();
@@ -357,7 +358,7 @@ pub(crate) fn unordered(text: &str) -> String {
     format!("{}{}", &text[..start], elements.join("\n"))
 }
 
-/// One of so many places.
+/// Picks one of `length` positions.
 fn pick(dice: &mut Dice, length: usize) -> usize {
     dice.roll(length as i64) as usize
 }
@@ -471,7 +472,7 @@ fn others() -> Vec<Ask> {
         ),
         ("query_range", vec![]),
         ("query", vec![]),
-        // About 1970.
+        // Around 1970.
         (
             "query_range",
             vec![
@@ -499,7 +500,7 @@ fn others() -> Vec<Ask> {
                 ("step", "365d"),
             ],
         ),
-        // The first of several counts.
+        // The first of several values counts.
         (
             "query_range",
             vec![
@@ -568,7 +569,7 @@ fn others() -> Vec<Ask> {
                 ("limit", "1"),
             ],
         ),
-        // As many steps as there may be.
+        // The most steps allowed.
         (
             "query_range",
             vec![
@@ -599,7 +600,7 @@ fn others() -> Vec<Ask> {
     ] {
         all.push(Ask::get(path, &params));
     }
-    // None of these is read where it is in the URL of a GET alone.
+    // Parameters in the URL of a GET are not read for these.
     let posts: Vec<Ask> = all
         .iter()
         .filter(|a| {
@@ -634,7 +635,7 @@ async fn what_has_settled_is_answered_as_the_origin_does() {
     let (mut dice, mut asked) = (Dice(11), std::collections::BTreeSet::new());
     let mut windows: Vec<_> = texts.iter().map(|_| Window::any(&mut dice)).collect();
     let latest = START + LENGTH + 20 * MINUTE;
-    // Each expression at least once, then as it comes; those that were asked for last more often.
+    // Each expression at least once, then at random; recent ones more often.
     let mut recent = 0;
     for round in 0..ROUNDS {
         let at = match dice.roll(3) {
@@ -668,7 +669,7 @@ async fn what_has_settled_is_answered_as_the_origin_does() {
     );
     assert!(rig.wrong.is_empty(), "{}", rig.wrong);
     assert!(asked.len() >= 600, "{}", asked.len());
-    // What was never in play would prove nothing.
+    // Something that never happened would prove nothing.
     let evictions = metric(
         &rig.server.get("/metrics").await.text,
         "heliostat_cache_evictions_total",
@@ -695,14 +696,14 @@ async fn what_is_still_being_written_is_answered_as_the_origin_does() {
     let all = data();
     let (mut now, mut written) = (now, now - 30_000);
     rig.write(&all, START - MINUTE, written).await;
-    // Negative offsets and the like read what is not there yet.
+    // Negative offsets and the like read data that does not exist yet.
     let more: Vec<&str> = MORE.iter().copied().filter(|t| !t.is_empty()).collect();
     let texts = [KEPT, PASSED, &more].concat();
     let mut dice = Dice(23);
     let window = |dice: &mut Dice| {
         let step = [15_000, 15_000, 60_000, 7_000, 1_500][dice.roll(5) as usize];
         let length = (20 + dice.roll(200)) * step;
-        // Of all who look, some look at the same.
+        // Some viewers look at the same windows.
         let start = (START + HOUR - length) / step * step + dice.roll(3) * 500;
         (start, length, step)
     };
@@ -718,7 +719,7 @@ async fn what_is_still_being_written_is_answered_as_the_origin_does() {
         for n in 0..6 {
             let at = ((tick * 3 + n) % texts.len() as i64) as usize;
             let (start, length, step) = windows[at];
-            // As Grafana does it: both ends on the grid; and further, into what is to come.
+            // As Grafana does it: both ends on the grid; and beyond, into the future.
             let slid = (now - start - length) / step * step;
             let ahead = [0, 0, 0, step, 6 * MINUTE][dice.roll(5) as usize];
             let window = Window {
@@ -755,12 +756,12 @@ async fn exact_instant_queries_are_answered_as_the_origin_does_for_the_time_aske
     instants_lists_and_errors("law-exact", true).await;
 }
 
-/// Asks instant queries of all kinds, lists and mistakes while data comes in.
+/// Sends instant queries of all kinds, lists and invalid queries while data comes in.
 async fn instants_lists_and_errors(name: &'static str, exact: bool) {
     const TICKS: i64 = 60;
     let alignment = if exact { "exact" } else { "refresh" };
     let more = format!("instant_alignment = \"{alignment}\"");
-    // Later than a host comes up whose samples lists would not have yet.
+    // After the start of a host whose samples lists would not contain yet.
     let mut now = START + HOUR + 3 * MINUTE;
     let Some(mut rig) = Rig::new(name, now, "64MiB", &more).await else {
         return;
@@ -795,7 +796,7 @@ async fn instants_lists_and_errors(name: &'static str, exact: bool) {
         let passed = 500 * (1 + dice.roll(12));
         now += passed;
         rig.clock.pass(passed as u64);
-        // Nothing comes late, so that a value stays what it was.
+        // Nothing comes late, so that values do not change.
         rig.write(&all, written, now + 1).await;
         written = now + 1;
         for _ in 0..12 {
@@ -815,7 +816,7 @@ async fn instants_lists_and_errors(name: &'static str, exact: bool) {
             ask.post = dice.roll(2) == 0;
             let mut reply = rig.face(&ask).await;
             if dice.roll(3) == 0 {
-                // Of the same once more what is cached is compared, a mistake too.
+                // Repeating the request compares what is cached, errors included.
                 reply = rig.face(&ask).await;
             }
             let said = reply.header("cache-status").to_owned();
@@ -839,7 +840,7 @@ async fn instants_lists_and_errors(name: &'static str, exact: bool) {
                     "{text} at {at}, now {now}"
                 );
             }
-            // What is said of a mistake counts places in the text that was sent on.
+            // Positions in an error refer to the text that was sent on.
             let sent = heliostat::promql::canonical(text);
             let due = format!("{}.{:03}", due / 1000, due % 1000);
             let direct = rig
@@ -855,7 +856,7 @@ async fn instants_lists_and_errors(name: &'static str, exact: bool) {
                 .unwrap();
             }
         }
-        // Names, values and series of a window that slides along.
+        // Names, values and series of a sliding window.
         let (start, end) = ((now - 30 * MINUTE) / 1000, now / 1000);
         let (start, end) = (start.to_string(), end.to_string());
         let window = [("start", &start[..]), ("end", &end[..])];

@@ -1,5 +1,5 @@
-//! Where caches of range queries go wrong: one test a trap, against a Prometheus that does what it
-//! is told and counts.
+//! Mistakes that caches of range queries make: one test for each, against a scripted Prometheus
+//! that counts its calls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::support::{Reply, Server, TestClock};
 const NOW: i64 = 1_700_100_000_000;
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
-/// Long settled; the start of an hour of the epoch.
+/// Long settled; the start of an hour.
 const OLD: i64 = NOW - NOW % HOUR - 60 * HOUR;
 
-/// The parameters of a request, from the URL and the form.
+/// Returns the parameters of a request, from the URL and the form.
 fn params(seen: &Seen) -> BTreeMap<String, String> {
     let url = seen.path.split_once('?').map_or("", |p| p.1).as_bytes();
     let url = form_urlencoded::parse(url);
@@ -23,7 +23,7 @@ fn params(seen: &Seen) -> BTreeMap<String, String> {
     all.map(|(n, v)| (n.into_owned(), v.into_owned())).collect()
 }
 
-/// A time or a step as milliseconds.
+/// Returns a time or a step as milliseconds.
 fn millis(text: &str) -> i64 {
     if let Some(millis) = text.strip_suffix("ms") {
         return millis.parse().unwrap();
@@ -48,7 +48,7 @@ fn matrix(label: &str, start: i64, end: i64, step: i64) -> String {
     )
 }
 
-/// The window that a request asks for.
+/// Returns the window of a request.
 fn window(seen: &Seen) -> (i64, i64, i64) {
     let params = params(seen);
     let get = |name: &str| millis(&params[name]);
@@ -62,7 +62,7 @@ fn text(text: String) -> Answer {
     }
 }
 
-/// A good answer. Its label names the tenant.
+/// A valid answer. Its label names the tenant.
 fn good(seen: &Seen) -> Answer {
     let (start, end, step) = window(seen);
     let tenant = seen.headers.get("x-scope-orgid");
@@ -127,7 +127,7 @@ impl Rig {
         self.server.reply(request).await
     }
 
-    /// Calls of the upstream so far.
+    /// Returns the number of calls to the upstream so far.
     fn calls(&self) -> usize {
         self.upstream.seen().len()
     }
@@ -382,7 +382,7 @@ async fn a_failed_piece_fails_the_request_and_the_good_ones_stay() {
         }
     })
     .await;
-    // In the middle, so that there is something to fetch on both sides.
+    // In the middle, so that something is missing on both sides.
     rig.ask("s", OLD + 10 * HOUR, OLD + 30 * HOUR, MINUTE).await;
     assert_eq!(rig.calls(), 1);
     let reply = rig.ask("s", OLD, OLD + 40 * HOUR, MINUTE).await;
@@ -392,13 +392,13 @@ async fn a_failed_piece_fails_the_request_and_the_good_ones_stay() {
         (&told["status"], &told["errorType"]),
         (&"error".into(), &"unavailable".into())
     );
-    // The good piece is there.
+    // The valid piece is cached.
     let calls = rig.calls();
     let reply = rig.ask("s", OLD, OLD + 30 * HOUR, MINUTE).await;
     assert_eq!(reply.text, matrix("", OLD, OLD + 30 * HOUR, MINUTE));
     assert!(is_hit(&reply), "{}", reply.header("cache-status"));
     assert_eq!(rig.calls(), calls);
-    // The other is asked for again, and nothing else, until it comes.
+    // Only the other one is fetched again, until it succeeds.
     for _ in 0..8 {
         let calls = rig.calls();
         let reply = rig.ask("s", OLD, OLD + 40 * HOUR, MINUTE).await;

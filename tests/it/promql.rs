@@ -1,5 +1,5 @@
-//! The reader of expressions against a real Prometheus: both refuse the same, and the normal form of
-//! an expression means to it what the expression means.
+//! The PromQL reader against a real Prometheus: both refuse the same expressions, and the normal
+//! form of an expression means the same to Prometheus as the expression itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,11 +15,11 @@ use crate::prometheus_law::unordered;
 const GENERATED: usize = 1500;
 const MUTATED: usize = 2500;
 
-/// Of how many expressions the values are compared.
+/// Number of expressions whose values are compared.
 const VALUED: usize = 300;
 
-/// Errors of Prometheus 2.42 about expressions that newer servers read, and we do: its words, and
-/// texts in the expression, one of which is enough.
+/// Errors of Prometheus 2.42 about expressions that newer servers and Heliostat accept: its
+/// message, and texts of which the expression contains at least one.
 const NEWER: &[(&str, &[&str])] = &[
     (
         "unknown function",
@@ -49,14 +49,14 @@ const NEWER: &[(&str, &[&str])] = &[
         "unexpected metric identifier",
         &["by", "without", "on", "ignoring", "group_"],
     ),
-    // Expressions of durations.
+    // Duration expressions.
     ("in offset, expected duration", &["offset"]),
     ("unexpected <op:", &["["]),
     // Functions of the window.
     ("unexpected \"(\"", &["start", "end"]),
-    // Names of groups, which Go reads since.
+    // Names of groups, which newer versions of Go accept.
     ("invalid or unsupported Perl syntax", &["(?<"]),
-    // Where a regular expression is not looked into.
+    // Parts of regular expressions that are not checked.
     ("error parsing regexp", &["[:", "\\p", "\\x", "\\Q", "(?"]),
 ];
 
@@ -74,7 +74,7 @@ const SHAPES: &[&str] = &[
     "count_values(\"v\", (st != bool 3)) by (host,)",
 ];
 
-/// An expression in two spellings: the one we call normal, and another.
+/// An expression in two spellings: its normal form, and another one.
 struct Made {
     normal: String,
     other: String,
@@ -88,7 +88,7 @@ impl Made {
     }
 }
 
-/// Makes expressions that Prometheus 2.42 takes, with metrics of [`Rig`].
+/// Generates expressions that Prometheus 2.42 accepts, with the metrics of [`Rig`].
 struct Maker {
     dice: Dice,
     /// Whether most of them select something.
@@ -98,10 +98,11 @@ struct Maker {
 /// The kind of a generated expression, as far as parentheses around it are concerned.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
-    /// It needs none anywhere.
+    /// It never needs any.
     Whole,
     Number,
-    /// A selector with `offset` or `@`. It needs none but before a range, and if it has some they stay.
+    /// A selector with `offset` or `@`. It needs parentheses only before a range, and existing ones
+    /// are kept.
     Shifted,
     Signed,
     /// An operator of this precedence.
@@ -127,17 +128,17 @@ impl Maker {
         self.dice.roll(n) == 0
     }
 
-    /// White space where there need not be any.
+    /// Optional white space.
     fn gap(&mut self) -> &'static str {
         self.one(&["", "", "", " ", "  ", "\n", "\t ", " # x ) \"\n", "\r\n"])
     }
 
-    /// White space where there has to be some.
+    /// Required white space.
     fn space(&mut self) -> &'static str {
         self.one(&[" ", "  ", "\n", " \t", " # by (\n"])
     }
 
-    /// A keyword in any case.
+    /// Returns a keyword in any case.
     fn keyword(&mut self, word: &str) -> String {
         match self.dice.roll(4) {
             0 => word.to_uppercase(),
@@ -146,7 +147,7 @@ impl Maker {
         }
     }
 
-    /// A string: quoted as we do, and in another way.
+    /// Returns a string: quoted as in the normal form, and in another way.
     fn string(&mut self, value: &str) -> Made {
         let normal = format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""));
         let other = match self.dice.roll(3) {
@@ -196,7 +197,7 @@ impl Maker {
         }
     }
 
-    /// Names in parentheses, sorted and shuffled.
+    /// Returns names in parentheses, sorted and shuffled.
     fn labels(&mut self, of: &[&str]) -> Made {
         let names: BTreeSet<&str> = (0..self.dice.roll(3)).map(|_| self.one(of)).collect();
         let normal = format!("({})", names.iter().copied().collect::<Vec<_>>().join(", "));
@@ -246,7 +247,7 @@ impl Maker {
             let value = self.string(value);
             matchers.insert(label, (operator, value));
         }
-        // Of the name alone, or as a matcher, where nothing takes names off.
+        // As the bare name, or as a matcher, where nothing removes names.
         let mut normal = String::from(name);
         let mut other = normal.clone();
         let mut written: Vec<_> = matchers.iter().collect();
@@ -273,7 +274,7 @@ impl Maker {
         Made { normal, other }
     }
 
-    /// `offset` and `@` behind a selector.
+    /// Adds `offset` and `@` to a selector.
     fn shifted(&mut self, of: Made) -> (Made, bool) {
         let Made {
             mut normal,
@@ -323,7 +324,7 @@ impl Maker {
         (Made { normal, other }, none)
     }
 
-    /// A range vector.
+    /// Returns a range vector.
     fn matrix(&mut self, depth: u8) -> Made {
         let range = self.duration();
         if depth == 0 || self.chance(3) {
@@ -371,7 +372,7 @@ impl Maker {
         Made { normal, other }
     }
 
-    /// A scalar, and what it is.
+    /// Returns a scalar, and its kind.
     fn scalar(&mut self, depth: u8) -> (Made, Form) {
         match self.dice.roll(6) {
             0 if depth > 0 => {
@@ -394,7 +395,7 @@ impl Maker {
         }
     }
 
-    /// An operand in parentheses where it needs some, and sometimes where it does not.
+    /// Returns an operand in parentheses if it needs them, and sometimes if it does not.
     fn operand(&mut self, (made, form): (Made, Form), needed: bool) -> Made {
         let optional = form != Form::Shifted;
         if needed {
@@ -482,7 +483,7 @@ impl Maker {
         (made, Form::Binary(precedence))
     }
 
-    /// An instant vector, and what it is.
+    /// Returns an instant vector, and its kind.
     fn vector(&mut self, depth: u8) -> (Made, Form) {
         if depth == 0 {
             let selector = self.selector();
@@ -620,7 +621,7 @@ impl Maker {
         }
     }
 
-    /// `text` with something wrong, perhaps.
+    /// Returns `text`, possibly with an error in it.
     fn mutated(&mut self, text: &str) -> String {
         let mut chars: Vec<char> = text.chars().collect();
         for _ in 0..=self.dice.roll(2) {
@@ -711,7 +712,7 @@ impl Maker {
     }
 }
 
-/// Returns the server's form of expressions, many in one request.
+/// Returns the server's formatting of expressions, many in one request.
 async fn formatted(rig: &Rig, texts: &[String]) -> Vec<Result<String, String>> {
     let asked = texts.iter().map(|text| async move {
         let reply = rig.post("format_query", &[("query", text)]).await.1;
@@ -724,13 +725,13 @@ async fn formatted(rig: &Rig, texts: &[String]) -> Vec<Result<String, String>> {
     stream::iter(asked).buffered(16).collect().await
 }
 
-/// The words and signs of `text`, as far as neither parentheses nor the order of labels count.
+/// Returns the tokens of `text`, ignoring parentheses and the order of labels.
 fn flat(text: &str) -> Vec<String> {
     let mut spaced = String::new();
     for char in text.chars() {
         match char {
             '(' | ')' | ',' => spaced.push(' '),
-            // The sign of a number is no sign to the server.
+            // To the server the sign of a number is not a separate operator.
             '+' => spaced.push(' '),
             '-' | '[' => spaced.extend([' ', char, ' ']),
             _ => spaced.push(char),
@@ -771,7 +772,7 @@ async fn expressions_are_read_as_prometheus_reads_them() {
     let written = KEPT.iter().chain(PASSED).map(|t| (*t).to_owned());
     corpus.extend(written.chain(dashboard_expressions()));
     let sound = corpus.len();
-    // Of what is made here alone, so that the corpus stays the same.
+    // Derived only from what is generated here, so that the corpus stays the same.
     for n in 0..MUTATED {
         let from = &made[maker.dice.roll(GENERATED as i64) as usize];
         let text = match from.other.len() {
@@ -801,7 +802,7 @@ async fn expressions_are_read_as_prometheus_reads_them() {
             let _ = writeln!(wrong, "{normal:?} of {text:?} is not its own normal form");
         }
         let ours = read(text);
-        // Without functions that are not known.
+        // Without unknown functions.
         let reads = ours.reads.is_some();
         match (&direct[n], &of_normal[n]) {
             (Ok(direct), Ok(of_normal)) if reads => {
@@ -809,7 +810,7 @@ async fn expressions_are_read_as_prometheus_reads_them() {
                     let _ = writeln!(wrong, "{text:?}: {direct:?}, normal {of_normal:?}");
                 }
             }
-            // 2.42 takes any letter in brackets for a colon.
+            // 2.42 treats any letter in brackets as a colon.
             (Ok(direct), _) if colons(direct) > colons(text) => {}
             (Ok(_), _) => {
                 let _ = writeln!(wrong, "{text:?} is not read: {ours:?}");
@@ -828,7 +829,7 @@ async fn expressions_are_read_as_prometheus_reads_them() {
     assert!(wrong.is_empty(), "{wrong}");
     assert!(refused > 500 && newer < 100, "{refused} {newer}");
 
-    // The normal form gives what the expression gives.
+    // The normal form has the value of the expression.
     let (start, end) = (START / 1000 + 1800, (START + LENGTH) / 1000 - 1800);
     let (start, end) = (start.to_string(), end.to_string());
     let tame = (0..made.len()).step_by(2);
@@ -852,7 +853,7 @@ async fn expressions_are_read_as_prometheus_reads_them() {
             (range, (instant.0, unordered(&instant.1)))
         };
         let (text, normal) = (ask(&corpus[n]).await, ask(&normals[n]).await);
-        // The order in which series are added up is not fixed.
+        // The order in which series are summed is not defined.
         let mut differs = false;
         for _ in 0..30 {
             differs |= text != normal && text != ask(&corpus[n]).await;

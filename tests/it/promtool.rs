@@ -1,4 +1,4 @@
-//! Clients of the Prometheus API that others wrote, asked to ask Heliostat.
+//! Third-party clients of the Prometheus API, used with Heliostat.
 
 use std::process::Command;
 
@@ -49,7 +49,7 @@ impl Both {
     }
 }
 
-/// The output of `program` with `arguments`, which has to succeed.
+/// Returns the output of `program` with `arguments`, which has to succeed.
 async fn output(program: &'static str, arguments: Vec<String>) -> String {
     let run = move || Command::new(program).args(arguments).output().unwrap();
     let done = tokio::task::spawn_blocking(run).await.unwrap();
@@ -148,7 +148,7 @@ async fn promtool_gets_the_same_from_both() {
         let ask = async |url: &str| {
             let arguments = question.iter().map(|a| a.replace("URL", url)).collect();
             let (good, said) = promtool(arguments).await;
-            // Where it fails, it names the address.
+            // An error contains the address.
             (good, said.replace(url, "URL"))
         };
         let direct = ask(&store.url).await;

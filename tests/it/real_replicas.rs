@@ -1,6 +1,6 @@
-//! Two real Prometheus with the same data as `urls` of one upstream, under a load that slides on both APIs,
-//! while one of them is killed, starts again, stops, is slow, or is away behind an nginx. Prints what clients
-//! see, second by second: `cargo test --test it -- --nocapture real_replicas`.
+//! Two real Prometheus servers with the same data as `urls` of one upstream, under a sliding load
+//! on both APIs, while one of them is killed, restarted, stopped, slow, or down behind an nginx.
+//! Prints what clients see, second by second: `cargo test --test it -- --nocapture real_replicas`.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,27 +20,28 @@ use crate::support::Server;
 const SECOND: i64 = 1000;
 const MINUTE: i64 = 60 * SECOND;
 const INTERVAL: i64 = 15 * SECOND;
-/// Series that are polled in turn.
+/// Number of series that are polled in turn.
 const STREAMS: i64 = 12;
-/// Most time of one attempt.
+/// The time-out of one attempt.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// The distance of polls, of each API.
+/// The interval between polls, for each API.
 const PACE: Duration = Duration::from_millis(100);
 
-/// One poll, as its client saw it.
+/// One poll from its client's view.
 struct Poll {
     asked: Duration,
     took: Duration,
     status: u16,
     /// Whether it was answered with expired data.
     expired: bool,
-    /// The fault of an answer of status 200, if it has one.
+    /// The error in an answer of status 200, if it has one.
     wrong: Option<String>,
-    /// Whether this process had no turn for long meanwhile, so that its time means nothing.
+    /// Whether this process was not scheduled for long in the meantime, so that its time means
+    /// nothing.
     stalled: bool,
 }
 
-/// A thing that happens to the first URL, so many seconds after the load began.
+/// An event at the first URL, this many seconds after the load began.
 type Event<'a> = (u64, &'static str, Box<dyn FnMut() + Send + 'a>);
 
 /// Clients that poll `server`.
@@ -53,7 +54,7 @@ struct Load {
 }
 
 impl Load {
-    /// Asks for the last ten minutes of `stream`, by Prometheus' API or the mirror API.
+    /// Queries the last ten minutes of `stream`, by Prometheus' API or the mirror API.
     async fn poll(self, stream: i64, mirror: bool) {
         let now = SystemClock::default().now();
         let start = now - 10 * MINUTE;
@@ -101,8 +102,8 @@ impl Load {
     }
 }
 
-/// Returns the fault of the answer `text`, which was asked for at `now`: both servers have a sample each
-/// interval.
+/// Returns the error in the answer `text` to a query made at `now`: both servers have a sample for
+/// each interval.
 fn wrong(text: &str, mirror: bool, now: i64) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_str(text).ok()?;
     let points = match mirror {
@@ -111,7 +112,7 @@ fn wrong(text: &str, mirror: bool, now: i64) -> Option<String> {
     };
     let points = points.as_array()?;
     let first = now - 10 * MINUTE;
-    // Up to the refresh time ago, and half a second for the way.
+    // Up to the last refresh, less half a second for the transfer.
     let known = now - 1500;
     if mirror {
         let whole = |start: &i64| start + MINUTE <= known;
@@ -136,8 +137,8 @@ fn wrong(text: &str, mirror: bool, now: i64) -> Option<String> {
     (there < due).then(|| format!("{there} points of {due}"))
 }
 
-/// Lets `events` happen to the first URL of `urls` under load for `seconds`, prints what clients saw, and
-/// returns it.
+/// Applies `events` to the first URL of `urls` under load for `seconds`, prints what clients saw,
+/// and returns it.
 async fn trial(
     title: &'static str,
     urls: &[&str],
@@ -217,7 +218,7 @@ fn print(title: &str, seconds: u64, events: &[(u64, &str)], polls: &[Poll]) {
     }
 }
 
-/// Fails if clients saw what the URL that was well could have prevented.
+/// Fails if clients saw a failure that the healthy URL could have prevented.
 fn check(title: &str, polls: &[Poll]) {
     let failed = polls.iter().filter(|p| p.status != 200).count();
     assert_eq!(failed, 0, "{title}: errors");
@@ -229,7 +230,7 @@ fn check(title: &str, polls: &[Poll]) {
         .take(3)
         .collect();
     assert!(wrong.is_empty(), "{title}: {wrong:?}");
-    // A trial that hangs is a call of ours; the first call of all may be one of a client.
+    // Heliostat's own trial call may hang; the very first call may be a client's.
     let slow = polls.iter().filter(|p| p.took > TIMEOUT && !p.stalled);
     let slow = slow.count();
     assert!(
@@ -238,7 +239,7 @@ fn check(title: &str, polls: &[Poll]) {
     );
 }
 
-/// Passes connections on to `target`, each answer so many milliseconds later.
+/// Forwards connections to `target` and delays each answer by this many milliseconds.
 async fn delaying(target: String, delay: Arc<AtomicU64>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -281,7 +282,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// One in front of `target`, and one that has no server: it answers 503.
+    /// Starts one in front of `target`, and one that has no server and answers 503.
     async fn before(target: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (port, busy) = (free_port(), free_port());
@@ -321,7 +322,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Its worker ends with it only if it is asked to.
+        // Its worker ends with it only if it is asked to stop.
         let process = self.child.id().to_string();
         let _ = Command::new("kill").args(["-s", "TERM", &process]).status();
         let _ = self.child.wait();

@@ -1,4 +1,4 @@
-//! A relay between Heliostat and a real Prometheus on which accidents happen as a test plans them.
+//! A relay between Heliostat and a real Prometheus that injects faults as a test plans them.
 //! Answers have the test's time as their `Date`.
 
 use std::collections::VecDeque;
@@ -10,25 +10,25 @@ use heliostat::clock::Clock;
 
 use crate::scripted::{Answer, Fault, Scripted, Seen};
 
-/// An accident that befalls a request or its answer.
+/// A fault of a request or its answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Accident {
-    /// The answer breaks.
+    /// The answer is broken.
     Fault(Fault),
-    /// It is an error of this status, with a body that is not Prometheus'.
+    /// The answer is an error of this status, with a body that is not Prometheus'.
     Status(u16),
-    /// It comes this many milliseconds later.
+    /// The answer comes this many milliseconds later.
     Late(u64),
 }
 
-/// The way. Heliostat's requests are recorded by `upstream`.
+/// The relay. Heliostat's requests are recorded by `upstream`.
 pub(crate) struct Relay {
     pub(crate) upstream: Scripted,
     planned: Arc<Mutex<VecDeque<Option<Accident>>>>,
 }
 
 impl Relay {
-    /// A way to the server at `url`. Needs a runtime with several threads.
+    /// Starts a relay to the server at `url`. Needs a multi-threaded runtime.
     pub(crate) async fn to(url: &str, clock: Arc<dyn Clock>) -> Self {
         let planned: Arc<Mutex<VecDeque<Option<Accident>>>> = Arc::default();
         let accidents = planned.clone();
@@ -51,7 +51,7 @@ impl Relay {
         Self { upstream, planned }
     }
 
-    /// Plans accidents for the next requests, one by one, in place of those planned before.
+    /// Plans faults for the next requests, one each, replacing earlier plans.
     pub(crate) fn plan(&self, accidents: impl IntoIterator<Item = Option<Accident>>) {
         *self.planned.lock().unwrap() = accidents.into_iter().collect();
     }

@@ -1,4 +1,4 @@
-//! A new configuration in the place of the old one, while it serves.
+//! Reloads of the configuration while the service runs.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -14,7 +14,7 @@ use crate::support::{ADMIN, ADMIN_TOKEN, Server, TestClock};
 
 const NOW: i64 = 1_790_000_000_000;
 
-/// A mirror that answers each query with its own range, and those behind the gate when it opens.
+/// A mirror that answers each query with its own range; gated answers come when the gate opens.
 async fn mirror(gate: bool) -> Scripted {
     Scripted::start(TestClock::at(NOW), move |_, seen| {
         let asked = seen.json();
@@ -102,7 +102,7 @@ async fn what_did_not_change_stays_cached_and_the_rest_is_as_described() {
     let gone = server.post("/api/metric", &query("gone", 0)).await;
     assert_eq!(gone.status, 403);
     assert_eq!(source.seen().len(), 6);
-    // One that comes back is another.
+    // An upstream that comes back is a new one.
     server.reload(&first).await.unwrap();
     assert_eq!(cache_status(&server, "gone", 0).await, MISS);
 }
@@ -117,7 +117,7 @@ async fn an_invalid_configuration_changes_nothing() {
     let said = server.reload(&bad).await.unwrap_err();
     assert!(said.contains("test.toml:6:1: upstream[0].refesh"), "{said}");
     assert_eq!(cache_status(&server, "steady", 0).await, HIT);
-    // One that reads well but cannot be set up.
+    // A configuration that is valid but cannot be applied.
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("key");
     std::fs::write(&secret, "a\u{7f}b").unwrap();
@@ -239,7 +239,7 @@ async fn tls_can_be_switched_on() {
     let url = server.url.replace("http://", "https://") + "/healthz";
     let client = ours.client().build().unwrap();
     assert_eq!(client.get(url).send().await.unwrap().status(), 200);
-    // A connection from before stays what it was.
+    // Existing connections keep their settings.
     assert_eq!(server.get("/healthz").await.status, 200);
 }
 
@@ -321,7 +321,7 @@ async fn files_that_are_used_no_more_are_no_longer_wrong() {
     assert_eq!(server.metric(wrong).await, 0.0);
 }
 
-/// The program by itself, in a folder with a `config.toml`.
+/// The program itself, in a folder with a `config.toml`.
 #[test]
 fn a_file_that_is_gone_is_not_the_built_in_configuration() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,15 +1,15 @@
-//! A real Prometheus that takes samples from a test, by remote write 1.0: protocol buffers and
-//! snappy as far as that needs them.
+//! Writes samples to a real Prometheus by remote write 1.0, with as much of protocol buffers and
+//! snappy as that needs.
 
 use crate::prometheus::{Store, free_port, installed};
 
-/// The value that says a series has ended (`value.StaleNaN` in Prometheus).
+/// The value that marks the end of a series (`value.StaleNaN` in Prometheus).
 pub(crate) const STALE: u64 = 0x7ff0_0000_0000_0002;
 
 /// The sample of a series at a time.
 pub(crate) enum Sample {
     Float(f64),
-    /// A native histogram of as many observations in each of two buckets.
+    /// A native histogram with this many observations in each of two buckets.
     Histogram(u64),
 }
 
@@ -18,7 +18,7 @@ pub(crate) struct Written {
     pub(crate) samples: Vec<(i64, Sample)>,
 }
 
-/// A Prometheus without samples, or `None` where there is no such program.
+/// Starts a Prometheus without samples, or returns `None` if it is not installed.
 pub(crate) async fn fresh() -> Option<Store> {
     if !installed("prometheus") {
         return None;
@@ -110,7 +110,7 @@ fn sample(out: &mut Vec<u8>, time: i64, sample: &Sample) {
     }
 }
 
-/// The samples of `from..to` as the body of a request.
+/// Returns the samples of `from..to` as the body of a request.
 fn request(all: &[Written], from: i64, to: i64) -> Vec<u8> {
     let mut plain = Vec::new();
     for series in all {
@@ -126,7 +126,7 @@ fn request(all: &[Written], from: i64, to: i64) -> Vec<u8> {
         }
         bytes(&mut plain, 1, &body);
     }
-    // Literals alone are a valid way to compress.
+    // Literals alone are valid snappy.
     let mut packed = Vec::new();
     varint(&mut packed, plain.len() as u64);
     for part in plain.chunks(0x1_0000) {

@@ -1,4 +1,4 @@
-//! Upstreams with several URLs, and connections that are lost: what clients see of sick ones.
+//! Upstreams with several URLs, and lost connections: what clients see when some fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ const MINUTE: i64 = 60_000;
 /// Long settled.
 const OLD: i64 = NOW - 6_000 * MINUTE;
 
-/// A question that no other is like, about `name`.
+/// Returns a query about `name` that is different from all others.
 fn question(name: &str, number: usize) -> Value {
     let start = OLD + number as i64 * 2 * MINUTE;
     json!({
@@ -32,7 +32,7 @@ fn question(name: &str, number: usize) -> Value {
     })
 }
 
-/// A good answer to `seen`: a point at the start of its range.
+/// A valid answer to `seen`: a point at the start of its range.
 fn point(seen: &Seen) -> Answer {
     if seen.path == "/api/connection" {
         return Answer::json(json!({ "status": "OK", "_type": "TestConnectionResponse" }));
@@ -60,8 +60,8 @@ fn page(status: u16) -> Answer {
     }
 }
 
-/// Passes connections on to `target`. Those that were made before it was told to forget are reset
-/// when something comes over them.
+/// Forwards connections to `target`. Those made before it was told to forget are reset as soon as
+/// something is sent over them.
 async fn forgetful(target: String, era: Arc<AtomicUsize>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -75,7 +75,7 @@ async fn forgetful(target: String, era: Arc<AtomicUsize>) -> String {
                 loop {
                     tokio::select! {
                         ready = client.peek(&mut asked) => {
-                            // Dropped with bytes unread, a connection is reset.
+                            // A connection that is dropped with unread bytes is reset.
                             if !ready.is_ok_and(|n| n > 0) || era.load(Ordering::SeqCst) != born {
                                 return;
                             }
@@ -123,7 +123,7 @@ async fn no_client_notices_that_idle_connections_are_gone() {
                 async move { server.post("/api/metric", &body).await }
             });
             let asking = join_all(asked);
-            // All are under way at once, over a connection each.
+            // All are in flight at once, each over its own connection.
             let opened = async {
                 upstream.asked(n * (round + 1)).await;
                 (0..n).for_each(|_| upstream.open());
@@ -176,7 +176,7 @@ async fn slow_questions_do_not_stop_the_others() {
             n += 1;
             let reply = server.post("/api/metric", &question("cheap", n)).await;
             assert_eq!(reply.status, 200, "{}", reply.text);
-            // While no cheap one is in flight, the time-out of the others comes nearer.
+            // While no cheap request is in flight, the time-out of the others shortens.
             tokio::time::pause();
             tokio::time::advance(Duration::from_secs(2)).await;
             tokio::time::resume();

@@ -1,7 +1,7 @@
-//! An upstream that does what it is told: it records every request and answers from a script, or
-//! breaks in one of the ways in which real ones break.
+//! A scripted upstream: it records every request and answers from a script, or fails in one of the
+//! ways in which real upstreams do.
 //!
-//! It speaks HTTP/1.1 by hand, so that it can also speak it badly.
+//! It implements HTTP/1.1 by hand, so that it can also violate it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,13 +15,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-/// A request as it came.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: String,
-    /// With the query.
+    /// The path with the query string.
     pub(crate) path: String,
-    /// Names in lower case.
+    /// The headers; names are in lower case.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
 }
@@ -42,11 +42,11 @@ impl Seen {
     }
 }
 
-/// The way in which an answer breaks.
+/// The way in which an answer is broken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fault {
-    /// It does not.
+    /// The answer is valid.
     #[default]
     None,
     /// The connection is closed without an answer.
@@ -55,11 +55,11 @@ pub(crate) enum Fault {
     Cut,
     /// The connection is reset in the middle of the body.
     Reset,
-    /// The answer comes one byte at a time. It is good otherwise.
+    /// The answer comes one byte at a time, and is otherwise valid.
     Dribble,
     /// The same, with 20 ms after each byte of the body.
     Slow,
-    /// There never is an answer.
+    /// No answer ever comes.
     Hang,
     /// Nothing comes after the first half of the body.
     Stall,
@@ -67,7 +67,7 @@ pub(crate) enum Fault {
     Noise,
 }
 
-/// An answer as the script has it.
+/// An answer of the script.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Answer {
@@ -105,7 +105,7 @@ impl Default for Answer {
 }
 
 impl Answer {
-    /// A good answer with this body.
+    /// A valid answer with this body.
     pub(crate) fn json(body: Value) -> Self {
         Self {
             body,
@@ -113,7 +113,7 @@ impl Answer {
         }
     }
 
-    /// Returns the answer after the end of a script.
+    /// Returns the answer to requests beyond the end of the script.
     pub(crate) fn beyond_the_script() -> Self {
         Self {
             status: 500,
@@ -144,7 +144,7 @@ impl Answer {
     }
 }
 
-/// The byte that two digits say.
+/// Returns the byte for two hexadecimal digits.
 fn byte(digits: &[u8]) -> u8 {
     u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
 }
@@ -156,9 +156,9 @@ struct Shared {
     clock: Arc<dyn Clock>,
     seen: Mutex<Vec<Seen>>,
     gate: Semaphore,
-    /// Requests whose sender left before their answer.
+    /// The number of requests whose sender left before the answer.
     left: watch::Sender<usize>,
-    /// Answers that do not come to an end: hanging, stalled or slow.
+    /// The number of answers that do not end: hanging, stalled or slow.
     stuck: watch::Sender<usize>,
 }
 
@@ -177,7 +177,8 @@ impl Drop for Scripted {
 }
 
 impl Scripted {
-    /// An upstream that answers its n-th request, from 0, with what `script` makes of it.
+    /// Starts an upstream that answers its n-th request, counted from 0, with the result of
+    /// `script`.
     pub(crate) async fn start(
         clock: Arc<dyn Clock>,
         script: impl Fn(usize, &Seen) -> Answer + Send + Sync + 'static,
@@ -208,12 +209,12 @@ impl Scripted {
         }
     }
 
-    /// Every request so far, in the order of arrival.
+    /// Returns every request so far, in the order of arrival.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap().clone()
     }
 
-    /// Waits until so many requests have come.
+    /// Waits until this many requests have come.
     pub(crate) async fn asked(&self, times: usize) {
         while self.shared.seen.lock().unwrap().len() < times {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -230,13 +231,13 @@ impl Scripted {
         *self.shared.stuck.borrow()
     }
 
-    /// Waits until so many requests were given up.
+    /// Waits until this many requests were given up.
     pub(crate) async fn given_up(&self, times: usize) {
         let mut left = self.shared.left.subscribe();
         left.wait_for(|n| *n >= times).await.unwrap();
     }
 
-    /// Lets one answer pass that waits at the gate.
+    /// Lets one answer pass the gate.
     pub(crate) fn open(&self) {
         self.shared.gate.add_permits(1);
     }
@@ -245,7 +246,7 @@ impl Scripted {
 /// Answers the requests of one connection.
 async fn converse(mut stream: TcpStream, shared: Arc<Shared>) {
     let mut buffer = Vec::new();
-    // However the client leaves, it is no concern of the script.
+    // How the client leaves does not matter to the script.
     while let Ok(Some(seen)) = read(&mut stream, &mut buffer).await {
         let answer = {
             let mut all = shared.seen.lock().unwrap();
@@ -319,7 +320,7 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
     }))
 }
 
-/// Writes `answer`, and says whether the connection lives on.
+/// Writes `answer`, and returns whether the connection stays open.
 async fn write(stream: &mut TcpStream, answer: &Answer, shared: &Shared) -> io::Result<bool> {
     let (head, body) = answer.bytes(shared.clock.as_ref());
     let half = body.len() / 2;
@@ -332,7 +333,7 @@ async fn write(stream: &mut TcpStream, answer: &Answer, shared: &Shared) -> io::
             stream.set_nodelay(true)?;
             for (i, byte) in [head, body].concat().into_iter().enumerate() {
                 stream.write_all(&[byte]).await?;
-                // Now and then the reader gets its turn, so that it sees a part.
+                // The reader gets a turn now and then, so that it sees a part.
                 if i % 16 == 0 {
                     tokio::task::yield_now().await;
                 }
@@ -359,7 +360,7 @@ async fn write(stream: &mut TcpStream, answer: &Answer, shared: &Shared) -> io::
             stream
                 .write_all(&[&head[..], &body[..half]].concat())
                 .await?;
-            // Closed so, what is not sent is thrown away and the other side hears of it.
+            // Closing this way discards unsent bytes and sends a reset.
             stream.set_zero_linger()?;
         }
         Fault::Hang => {}

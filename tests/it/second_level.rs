@@ -1,4 +1,4 @@
-//! Persistence of the cache: real processes that are stopped and killed, over a folder that is
+//! Persistence of the cache: real processes that are stopped and killed, with a folder that is
 //! damaged in between.
 
 use std::io::{BufRead, BufReader};
@@ -17,7 +17,7 @@ pub(crate) const INTERVAL: i64 = 15_000;
 pub(crate) const HOUR: i64 = 3_600_000;
 pub(crate) const DAY: i64 = 24 * HOUR;
 
-/// The value of a stream at a time: there is only one truth.
+/// Returns the true value of a stream at a time.
 fn truth(stream: u64, time: i64) -> f64 {
     let mixed = (time as u64 / 15_000 + stream * 977).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed >> 40) as f64 / 100.0
@@ -28,7 +28,7 @@ fn stream(n: u64) -> Value {
         "_type": "EqualityCondition" })
 }
 
-/// A mirror that has everything up to now.
+/// A mirror that has all data up to now.
 pub(crate) async fn source() -> Scripted {
     let clock = Arc::new(SystemClock::default());
     let now = clock.clone();
@@ -80,7 +80,7 @@ pub(crate) fn configuration(url: &str, dir: &Path) -> String {
     )
 }
 
-/// A process of its own; it is killed when dropped.
+/// A separate process; it is killed when dropped.
 pub(crate) struct Process {
     child: Child,
     pub(crate) url: String,
@@ -113,7 +113,7 @@ impl Process {
         let line = line.unwrap_or_else(|| panic!("{}", said.join("\n")));
         let url = line.split_whitespace().find(|w| w.starts_with("http://"));
         let url = url.unwrap().to_owned();
-        // Whoever writes to a pipe that nobody reads stops some day.
+        // A process that writes to a pipe that nobody reads blocks some day.
         std::thread::spawn(move || lines.for_each(drop));
         Self {
             child,
@@ -133,7 +133,7 @@ impl Process {
         Some(serde_json::from_value(answer["telemetry"]["points"].clone()).unwrap())
     }
 
-    /// The status of the answer to a query, if there is one.
+    /// Returns the status of the answer to a query, if there is one.
     pub(crate) async fn status(&self, body: &Value) -> Option<u16> {
         let request = self.client.post(format!("{}/api/metric", self.url));
         let request = request.header("content-type", "application/json");
@@ -148,7 +148,7 @@ impl Process {
         response.await.unwrap().text().await.unwrap()
     }
 
-    /// Waits until all that was fetched has been written to `level`.
+    /// Waits until everything fetched has been written to `level`.
     pub(crate) async fn written(&self, level: &str) {
         loop {
             let text = self.metrics().await;
@@ -166,16 +166,16 @@ impl Process {
         }
     }
 
-    /// Asks it to end.
+    /// Asks it to stop.
     pub(crate) fn terminate(&self) {
         let mut kill = Command::new("kill");
         kill.args(["-TERM", &self.child.id().to_string()]);
         assert!(kill.status().unwrap().success());
     }
 
-    /// Whether it has ended.
+    /// Returns whether it has ended.
     pub(crate) fn has_ended(&self) -> bool {
-        // One that has ended and was not waited for has no memory.
+        // A process that has ended and was not waited for has no memory.
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         status.is_ok_and(|text| text.contains("State:\tZ"))
     }
@@ -218,7 +218,7 @@ async fn a_restart_fetches_nothing_that_had_settled() {
             let got = process.ask(&query(n, begin, end)).await.unwrap();
             took.push(clock.monotonic() - began);
             let all = expected(n, begin, end);
-            // The newest may have come while it was asked.
+            // The newest point may have arrived during the query.
             assert!(got.len() + 2 >= all.len() && got.len() <= all.len());
             assert_eq!(got[..], all[..got.len()], "stream {n} after {signal}");
         }
@@ -226,7 +226,7 @@ async fn a_restart_fetches_nothing_that_had_settled() {
         let start = |call: &Seen| call.json()["query"]["startTime"].as_i64().unwrap();
         let calls = &source.seen()[asked..];
         let history = calls.iter().filter(|call| start(call) < settled).count();
-        // On a machine that is busy with other tests a read may take longer than it may.
+        // On a machine that is busy with other tests a read may exceed its limit.
         let text = process.metrics().await;
         let late = [
             ("read", "timeout"),
@@ -250,7 +250,7 @@ async fn a_restart_fetches_nothing_that_had_settled() {
     }
 }
 
-/// Number of times it is killed; 20 unless the environment sets it.
+/// Returns the number of kills; 20 unless the environment sets it.
 #[allow(
     clippy::disallowed_methods,
     reason = "a test may be told how long to run"
@@ -260,7 +260,7 @@ fn kills() -> u64 {
     told.and_then(|n| n.parse().ok()).unwrap_or(20)
 }
 
-/// A number that looks like chance and is the same each time.
+/// Returns a pseudo-random number, the same each time.
 fn chance(n: u64) -> u64 {
     let x = n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (x ^ (x >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 20
@@ -351,7 +351,7 @@ fn a_folder_that_is_used_or_cannot_be_is_said() {
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     let expected = format!("cache.disk.dir: another process uses {}", disk.display());
     assert!(said.contains(&expected), "{said}");
-    // What is tried beside it does not need the folder.
+    // A concurrent check does not need the folder.
     let check = Command::new(env!("CARGO_BIN_EXE_heliostat"))
         .args([
             "check".as_ref(),
@@ -373,10 +373,10 @@ async fn a_change_of_the_folder_waits_for_a_restart() {
     assert!(!dir.exists());
 }
 
-/// A machine that is busy with other tests may take more than the usual 50 ms.
+/// On a machine that is busy with other tests a read may take more than the default of 50 ms.
 const TIMEOUT: &str = "1s";
 
-/// A Redis of its own; it ends when dropped.
+/// A separate Redis; it ends when dropped.
 pub(crate) struct Redis {
     child: Child,
     pub(crate) port: u16,
@@ -391,7 +391,7 @@ impl Drop for Redis {
 }
 
 impl Redis {
-    /// `None` if there is no such program, and none is required.
+    /// Starts a Redis; returns `None` if it is neither installed nor required.
     #[allow(
         clippy::disallowed_methods,
         reason = "CI says that nothing may be skipped"
@@ -428,7 +428,7 @@ impl Redis {
         }
     }
 
-    /// Kills it; another begins in its place, with nothing.
+    /// Kills it and starts an empty one in its place.
     pub(crate) async fn restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -464,7 +464,7 @@ impl Redis {
 }
 
 impl Process {
-    /// Calls the admin API, and gives its answer.
+    /// Calls the admin API and returns its answer.
     pub(crate) async fn admin(&self, call: &str, body: Option<Value>) -> Value {
         let url = format!("{}/admin/v1/{call}", self.url);
         let request = match body {
@@ -479,7 +479,7 @@ impl Process {
         serde_json::from_str(&answer.text().await.unwrap()).unwrap()
     }
 
-    /// Waits until what it fetches is written to the shared level: not before its first heartbeat.
+    /// Waits until fetched data is written to the shared level: not before its first heartbeat.
     async fn writes(&self) {
         for hour in 100.. {
             let start = now() - hour * HOUR;
@@ -493,7 +493,7 @@ impl Process {
         }
     }
 
-    /// Waits until so many replicas are live.
+    /// Waits until this many replicas are live.
     pub(crate) async fn replicas(&self, count: usize) -> Value {
         let clock = SystemClock::default();
         let began = clock.monotonic();
@@ -560,7 +560,7 @@ async fn a_replica_beside_a_warm_one_fetches_the_tail_at_most_and_hears_what_is_
         let start = call.json()["query"]["startTime"].as_i64().unwrap();
         assert!(start > now() - HOUR, "history is fetched: {start}");
     }
-    // Both forget what one is told to.
+    // An invalidation at one applies to both.
     let old = query(1, begin, begin + HOUR);
     two.ask(&old).await.unwrap();
     let range = json!({ "upstream": "kept", "startTime": begin, "endTime": begin + HOUR });
@@ -569,7 +569,7 @@ async fn a_replica_beside_a_warm_one_fetches_the_tail_at_most_and_hears_what_is_
     let asked = source.seen().len();
     two.ask(&old).await.unwrap();
     assert_eq!(source.seen().len(), asked + 1);
-    // Data of another version is a miss, and nothing else.
+    // Data of another version is a miss.
     two.written("shared").await;
     drop(one);
     let mut changed = 0;

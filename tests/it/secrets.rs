@@ -1,4 +1,4 @@
-//! Secrets stay out of everything that can be printed, and follow their files.
+//! Secrets never appear in anything that is printed, and are reloaded from their files.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -15,11 +15,12 @@ const NOW: i64 = 1_790_000_000_000;
 /// Part of every secret.
 const MARK: &str = "hunter2mark";
 
-/// The hash of the token `hunter2mark`, and one of the password of that text.
+/// The hash of the token `hunter2mark`, and the hash of the same text as a password.
 const TOKEN: &str = "sha256:7253d5553d4a28a5f910194b1d8b3f6c3b6270f7aad180ed69f7e6a4661f13d9";
 const PASSWORD: &str = "$2b$04$abcdefghijklmnopqrstuugFgv7Nt9UUUQFT67LyuDtVIULBi6N56";
 
-/// A configuration with a secret wherever one can be. Its upstream and its proxy do not answer.
+/// A configuration with a secret wherever one is possible. Its upstream and its proxy do not
+/// answer.
 fn everywhere(folder: &std::path::Path) -> (String, BTreeMap<String, String>) {
     let file = folder.join("secret");
     std::fs::write(&file, format!("{MARK}-file\n")).unwrap();
@@ -104,7 +105,7 @@ async fn secrets_are_printed_nowhere() {
     assert_eq!(check.status.code(), Some(1), "its upstreams do not answer");
     printed += &String::from_utf8_lossy(&[check.stdout, check.stderr].concat());
 
-    // A process of its own with every log line of every crate.
+    // A separate process that logs every line of every crate.
     let log = folder.path().join("log");
     let stderr = std::fs::File::create(&log).unwrap();
     let mut serving = heliostat()
@@ -154,7 +155,7 @@ async fn secrets_are_printed_nowhere() {
         let answer = client.get(format!("{url}/{path}")).send().await.unwrap();
         printed += &answer.text().await.unwrap();
     }
-    // As it is sent, so that it would be found.
+    // In the form in which it is sent, so that it would be found.
     let pair = base64::engine::general_purpose::STANDARD.encode(format!("ann:{MARK}"));
     let (other, basic) = (format!("Bearer {MARK}-other"), format!("Basic {pair}"));
     let sent = [
@@ -174,7 +175,7 @@ async fn secrets_are_printed_nowhere() {
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), status, "{headers:?}");
         let headers = answer.headers().iter();
-        // This one is told to every client.
+        // Every client receives this one.
         let headers = headers.filter(|(name, _)| *name != "x-mirror-api-key");
         printed += &format!("{:?}", headers.collect::<Vec<_>>());
         printed += &answer.text().await.unwrap();
@@ -188,7 +189,7 @@ async fn secrets_are_printed_nowhere() {
     serving.kill().unwrap();
     serving.wait().unwrap();
     printed += &said();
-    // It is all there.
+    // Everything is there.
     for part in [
         "UPSTREAM",
         "DEBUG request",
@@ -302,7 +303,7 @@ async fn secrets_follow_their_files() {
         let sent = seen.last().unwrap().headers.get("x-secret");
         assert_eq!(sent.unwrap(), &format!("header-{n}"));
     }
-    // What a header cannot carry is left alone, and shows.
+    // A value that no header can carry has no effect, and a metric shows the error.
     let errors = "heliostat_file_errors{what=\"upstream follows headers\"}";
     assert_eq!(server.metric(errors).await, 0.0);
     std::fs::write(path("header"), "a\u{1}b").unwrap();

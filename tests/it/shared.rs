@@ -1,4 +1,4 @@
-//! Sharing of Grafana's traffic: instant queries, variables and errors.
+//! How Grafana's traffic shares calls: instant queries, variables and errors.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Face {
     }
 }
 
-/// The parameters of a request, whether in its URL or its form.
+/// Returns the parameters of a request, from its URL or its form.
 pub(crate) fn params(seen: &Seen) -> Vec<(String, String)> {
     let url = seen.path.split_once('?').map_or("", |(_, query)| query);
     let form = String::from_utf8_lossy(&seen.body).into_owned();
@@ -71,7 +71,7 @@ pub(crate) fn param(seen: &Seen, name: &str) -> Option<String> {
     found.map(|(_, value)| value)
 }
 
-/// A store of which every series has the evaluation time as its value.
+/// A store whose series all have the evaluation time as their value.
 fn store(_: usize, seen: &Seen) -> Answer {
     let time = |name| param(seen, name).map(|t| t.parse::<f64>().unwrap());
     if seen.path.starts_with("/api/v1/query_range") {
@@ -101,7 +101,7 @@ fn failure(status: u16, kind: &str) -> Answer {
     }
 }
 
-/// The evaluation time that an answer states.
+/// Returns the evaluation time that an answer states.
 fn stated(reply: &Reply) -> f64 {
     assert_eq!(reply.status, 200, "{}", reply.text);
     let value = &reply.json()["data"]["result"][0]["value"];
@@ -115,7 +115,7 @@ fn stated(reply: &Reply) -> f64 {
 #[tokio::test]
 async fn ten_viewers_of_four_panels_cost_a_call_for_each_panel_and_refresh() {
     let face = Face::start("shared-instant", "", store).await;
-    // A refresh falls in between.
+    // A refresh begins in between.
     face.clock.pass(8_000);
     let panels = ["up", "sum(up)", "max by (job) (up)", "rate(x[5m])"];
     let mut hits = 0;
@@ -199,7 +199,7 @@ async fn an_instant_query_is_answered_out_of_a_range_that_is_fresh() {
         assert_eq!(stated(&reply), expected);
     }
     assert_eq!(face.calls(), 1);
-    // Neither a time between two steps, nor an answer with an order of its own, nor a part of it.
+    // Neither a time between two steps, nor an answer that has an order, nor a part of one.
     for path in [
         "query?query=up&time=1699996405",
         "query?query=sort(up)&time=1699996400",
@@ -277,7 +277,7 @@ async fn what_the_store_says_of_a_query_is_remembered_for_a_refresh() {
             format!("query_range?query=q{status}{range}"),
         ] {
             if status == 429 {
-                // The upstream as a whole pauses for a while.
+                // The whole upstream pauses for a while.
                 face.clock.pass(60_000);
             }
             let before = face.calls();
@@ -330,6 +330,6 @@ async fn three_spellings_of_an_expression_are_one_miss_and_two_hits() {
         }
         assert_eq!(said.len(), 1);
     }
-    // The instant query comes first; the range query that follows is one more.
+    // The instant query comes first; the range query after it is one more call.
     assert_eq!(face.calls(), 2);
 }

@@ -1,4 +1,4 @@
-//! Signature Version 4, worked out from AWS' description of it and from nothing of Heliostat's.
+//! Signature Version 4, implemented from AWS' description and independently of Heliostat's code.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use ring::{digest, hmac};
 use crate::scripted::Seen;
 
 /// Checks that `seen` was signed with `secret` for `region` and `service`. Returns the id of the
-/// key, or what is wrong.
+/// key, or the error.
 pub(crate) fn verify(
     seen: &Seen,
     secret: &str,

@@ -11,12 +11,12 @@ use heliostat::config;
 use heliostat::front::{Applied, Reloads};
 use serde_json::Value;
 
-/// A section that opens the admin API to who has [`ADMIN_TOKEN`].
+/// A section that opens the admin API to clients with [`ADMIN_TOKEN`].
 pub(crate) const ADMIN: &str = "[access.admin]\ntokens = [\"sha256:3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0\"]\n";
 pub(crate) const ADMIN_TOKEN: &str = "token";
 
-/// A clock that stands still until it is moved. Wall time and monotonic time move apart only if
-/// that is asked for.
+/// A clock that stands still until it is moved. Wall time and monotonic time differ only if a test
+/// asks for it.
 #[derive(Debug)]
 pub(crate) struct TestClock {
     wall: AtomicI64,
@@ -31,13 +31,13 @@ impl TestClock {
         })
     }
 
-    /// Time passes.
+    /// Advances the time.
     pub(crate) fn pass(&self, millis: u64) {
         self.wall.fetch_add(millis as i64, Ordering::SeqCst);
         self.monotonic.fetch_add(millis, Ordering::SeqCst);
     }
 
-    /// The wall clock is set, forwards or back.
+    /// Sets the wall clock forwards or back.
     pub(crate) fn step(&self, millis: i64) {
         self.wall.fetch_add(millis, Ordering::SeqCst);
     }
@@ -53,7 +53,7 @@ impl Clock for TestClock {
     }
 }
 
-/// A Heliostat on a port of its own; it stops when dropped.
+/// A Heliostat with its own port; it stops when dropped.
 pub(crate) struct Server {
     pub(crate) url: String,
     /// The configuration to read on the next reload.
@@ -69,7 +69,7 @@ impl Drop for Server {
     }
 }
 
-/// An answer, read whole.
+/// A complete answer.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -86,7 +86,7 @@ impl Reply {
         self.headers.get(name).map_or("", |v| v.to_str().unwrap())
     }
 
-    /// The points of a metric answer.
+    /// Returns the points of a metric answer.
     pub(crate) fn points(&self) -> Vec<Vec<f64>> {
         assert_eq!(self.status, 200, "{}", self.text);
         serde_json::from_value(self.json()["telemetry"]["points"].clone()).unwrap()
@@ -99,12 +99,12 @@ impl Server {
         Self::start_at(toml, Arc::new(SystemClock::default())).await
     }
 
-    /// The same, with a clock of the test's own.
+    /// Does the same with the test's own clock.
     pub(crate) async fn start_at(toml: &str, clock: Arc<dyn Clock>) -> Self {
         Self::start_with(toml, clock, BTreeMap::new()).await
     }
 
-    /// The same, with an environment.
+    /// Does the same with environment variables.
     pub(crate) async fn start_with(
         toml: &str,
         clock: Arc<dyn Clock>,
@@ -136,7 +136,7 @@ impl Server {
         }
     }
 
-    /// Has the configuration read again, which says `toml` now.
+    /// Reloads the configuration, which is now `toml`.
     pub(crate) async fn reload(&self, toml: &str) -> Result<Applied, String> {
         toml.clone_into(&mut self.toml.lock().unwrap());
         self.reloads.ask().await.unwrap()
@@ -153,7 +153,7 @@ impl Server {
             .await
     }
 
-    /// A request of another kind, made with [`Server::client`].
+    /// Sends a request that was made with [`Server::client`].
     pub(crate) async fn reply(&self, request: reqwest::RequestBuilder) -> Reply {
         let response = request.send().await.unwrap();
         Reply {
@@ -167,14 +167,15 @@ impl Server {
         &self.client
     }
 
-    /// The value of a metric with exactly these labels, as `/metrics` writes them; 0 if absent.
-    /// Servers of one process share their metrics: tell them apart by the names of upstreams.
+    /// Returns the value of a metric with exactly these labels, as `/metrics` writes them; 0 if
+    /// absent. All servers of a process share their metrics: the names of upstreams distinguish
+    /// them.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         metric(&self.get("/metrics").await.text, series)
     }
 }
 
-/// The value of `series` in `text`, which is that of `/metrics`.
+/// Returns the value of `series` in `text`, the contents of `/metrics`.
 pub(crate) fn metric(text: &str, series: &str) -> f64 {
     let line = text
         .lines()

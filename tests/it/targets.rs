@@ -1,5 +1,5 @@
-//! Where clients may lead us: addresses are checked when they are connected to, and nothing that
-//! connection details say gets into a request but the address.
+//! Targets that clients choose: addresses are checked when they are connected to, and only the
+//! address from connection details gets into a request.
 
 use std::sync::Arc;
 
@@ -125,7 +125,7 @@ async fn connection_details_get_into_no_request() {
         "path": "/smuggled", "method": "DELETE", "query": "smuggled", "timeout_header": "smuggled",
     });
     let server = heliostat("allow = [\"127.0.0.1:*\"]").await;
-    // Unknown keys are refused, and nothing of them is sent.
+    // Unknown keys are refused, and none of them is sent.
     assert_eq!(ask(&server, &more).await.status, 400);
     assert_eq!(upstream.seen().len(), 1);
 
@@ -148,7 +148,7 @@ async fn connection_details_get_into_no_request() {
             reply.text
         );
     }
-    // Paths are the target's own part of its address; line breaks cannot be in them.
+    // A target's path is part of its address and cannot contain line breaks.
     let url = format!("{}/a%0d%0ab\r\nX-Smuggled: 1", upstream.url);
     ask(&server, &json!({ "url": url })).await;
     for seen in upstream.seen() {

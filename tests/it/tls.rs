@@ -16,7 +16,7 @@ use crate::support::{Server, TestClock};
 
 const NOW: i64 = 1_790_000_000_000;
 
-/// A Heliostat with a certificate of `authority`, with `more` in its section of TLS.
+/// Starts a Heliostat with a certificate of `authority` and `more` in its TLS section.
 async fn secured(authority: &Authority, folder: &Path, more: &str) -> (Server, Arc<TestClock>) {
     let (cert, key) = authority.sign_to(folder, "server");
     let toml = format!("[server.tls]\ncert = {cert:?}\nkey = {key:?}\n{more}");
@@ -44,7 +44,7 @@ async fn tls_is_spoken_over_both_versions_of_http() {
     let (ours, other) = (Authority::new(), Authority::new());
     let folder = tempfile::tempdir().unwrap();
     let (server, _) = secured(&ours, folder.path(), "").await;
-    // One that says nothing keeps nobody waiting.
+    // A client that sends nothing does not delay others.
     let address = server.url.strip_prefix("https://").unwrap();
     let _silent = TcpStream::connect(address).await.unwrap();
     let version = health(ours.client(), &server).await;
@@ -86,7 +86,7 @@ async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
     clock.pass(5000);
     assert!(health(new.client(), &server).await.is_ok());
     assert!(health(old.client(), &server).await.is_err());
-    // A certificate without its key, and a file that is none.
+    // A certificate without its key, and a file without a certificate.
     for broken in [old.sign().0, "nonsense".to_owned()] {
         std::fs::write(&cert, broken).unwrap();
         clock.pass(5000);
@@ -97,7 +97,7 @@ async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
     assert!(health(old.client(), &server).await.is_ok());
 }
 
-/// A Heliostat with a mirror at `url` as its upstream.
+/// Starts a Heliostat with a mirror at `url` as its upstream.
 async fn before(
     name: &str,
     url: &str,
@@ -113,7 +113,7 @@ async fn before(
     (Server::start_with(&toml, clock.clone(), env).await, clock)
 }
 
-/// Whether `server` reaches its upstream, else why not.
+/// Checks that `server` reaches its upstream; otherwise returns the reason.
 async fn reaches(server: &Server) -> Result<(), String> {
     let body = json!({ "connectionDetails": {}, "_type": "TestConnectionRequest" });
     let answer: Value = server.post("/api/connection", &body).await.json();
@@ -161,7 +161,7 @@ async fn we_prove_ourselves_to_an_upstream() {
     assert!(reaches(&server).await.is_err());
 }
 
-/// A proxy that is asked for tunnels and leads each to `to`; it counts them.
+/// A proxy that leads every tunnel to `to` and counts them.
 async fn tunnels(to: String) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -196,7 +196,7 @@ async fn tls_goes_through_a_tunnel_of_the_proxy() {
     let address = upstream.url.strip_prefix("https://").unwrap();
     let (proxy, count) = tunnels(address.to_owned()).await;
     let more = format!("tls = {{ ca = {ca:?} }}\nproxy = {proxy:?}");
-    // Nobody listens on this port: only the proxy leads anywhere.
+    // Nothing listens on this port: only the proxy can reach anything.
     let (server, _) = before("tunnel", "https://localhost:1", &more, &[]).await;
     assert_eq!(reaches(&server).await, Ok(()));
     assert_eq!(count.load(Ordering::SeqCst), 1);
@@ -231,7 +231,7 @@ async fn a_proxy_is_named_by_the_file_or_the_environment() {
         assert!(reaches(&server).await.is_err(), "{name}");
         assert_eq!(proxy.seen().len(), 2, "{name}");
     }
-    // This machine is reached without a proxy of the environment.
+    // This machine is reached without a proxy from the environment.
     let (server, _) = before("here", "http://127.0.0.1:1", "", &env).await;
     assert!(reaches(&server).await.is_err());
     assert_eq!(proxy.seen().len(), 2);

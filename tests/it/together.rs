@@ -1,5 +1,5 @@
-//! Limits that replicas keep together: four real processes over a real Redis, which is stopped,
-//! killed, emptied and cut off, and an upstream that counts.
+//! Limits that replicas share: four real processes with a real Redis, which is stopped, killed,
+//! emptied and disconnected, and an upstream that counts calls.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ const HOUR: i64 = 3_600_000;
 const PER_SECOND: usize = 40;
 const BURST: usize = 40;
 
-/// An upstream that has no data and notes when it is asked.
+/// An upstream without data that notes the times of its calls.
 struct Counting {
     upstream: Scripted,
     clock: Arc<SystemClock>,
@@ -51,7 +51,7 @@ impl Counting {
         self.calls.lock().unwrap().len()
     }
 
-    /// Most calls of any second.
+    /// Returns the most calls within any second.
     fn most_in_a_second(&self) -> usize {
         let mut calls = self.calls.lock().unwrap().clone();
         calls.sort();
@@ -62,18 +62,18 @@ impl Counting {
         calls.iter().map(within).max().unwrap_or(0)
     }
 
-    /// Calls made in so much time.
+    /// Returns the number of calls made during `time`.
     async fn during(&self, time: Duration) -> usize {
         let (before, began) = (self.count(), self.clock.monotonic());
         tokio::time::sleep(time).await;
         let took = self.clock.monotonic() - began;
-        // A busy machine may sleep longer.
+        // On a busy machine the sleep may take longer.
         let made = self.count() - before;
         (made as f64 * time.as_secs_f64() / took.as_secs_f64()) as usize
     }
 }
 
-/// A way to Redis that can be cut.
+/// A connection to Redis that can be cut.
 struct Cable {
     port: u16,
     cut: watch::Sender<bool>,
@@ -116,10 +116,10 @@ fn configuration(redis: u16, upstream: &str, name: &str) -> String {
     )
 }
 
-/// A number for each query of the tests in this process: no query is like another.
+/// A number for each query of the tests in this process, so that no two queries are the same.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// Asks `process` for what is in no cache, again and again, as long as `goes_on` says.
+/// Sends `process` queries for uncached data as long as `goes_on` is set.
 fn load(process: &Arc<Process>, goes_on: &Arc<AtomicBool>, asking: &mut JoinSet<()>) {
     for _ in 0..8 {
         let (process, goes_on) = (process.clone(), goes_on.clone());
@@ -136,7 +136,7 @@ fn load(process: &Arc<Process>, goes_on: &Arc<AtomicBool>, asking: &mut JoinSet<
     }
 }
 
-/// Waits until `done` says so, for a minute at most.
+/// Waits until `done` returns true, for at most a minute.
 async fn until(what: &str, done: impl AsyncFn() -> bool) {
     for _ in 0..600 {
         if done().await {
@@ -147,7 +147,7 @@ async fn until(what: &str, done: impl AsyncFn() -> bool) {
     panic!("{what}: never");
 }
 
-/// Calls of all processes that were allowed by `source`.
+/// Returns the calls of all processes that were allowed by `source`.
 async fn allowed_by(processes: &[Arc<Process>], source: &str) -> f64 {
     let name = format!("heliostat_limit_calls_total{{upstream=\"counted\",source={source:?}}}");
     let mut sum = 0.0;
@@ -157,7 +157,7 @@ async fn allowed_by(processes: &[Arc<Process>], source: &str) -> f64 {
     sum
 }
 
-/// Waits until all have a share of a quarter and calls are allowed by the limit of all.
+/// Waits until every process has a share of a quarter and calls are allowed by the common limit.
 async fn well(processes: &[Arc<Process>]) {
     let share = "heliostat_limit_share{upstream=\"counted\"}";
     until("all have a share", async || {
@@ -240,7 +240,7 @@ async fn four_replicas_keep_a_limit_together_whatever_becomes_of_redis() {
         allowed_by(one, "share").await > before + 20.0
     })
     .await;
-    // It says that it is alone, and the others are not.
+    // It reports that it is alone; the others do not.
     let before = allowed_by(&processes[..3], "shared").await;
     let made = counting.during(Duration::from_secs(2)).await;
     assert!(allowed_by(&processes[..3], "shared").await > before);
@@ -271,7 +271,7 @@ async fn four_replicas_keep_a_limit_together_whatever_becomes_of_redis() {
     asking.join_all().await;
 }
 
-/// A configuration of a replica that shares data and no limits.
+/// The configuration of a replica that shares data but no limits.
 fn sharing(redis: u16, upstream: &str, name: &str) -> String {
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\ndrain_grace = \"0s\"\n\
@@ -345,7 +345,7 @@ async fn a_replica_that_hangs_while_it_fetches_delays_no_other_and_overwrites_no
     for process in [&hangs, &dies, &other] {
         process.replicas(3).await;
     }
-    // One that answers late.
+    // A replica that answers late.
     let (late, first) = (hangs.clone(), query(1, end - HOUR, end));
     let asked = first.clone();
     let slow = tokio::spawn(async move { late.ask(&asked).await });
@@ -358,7 +358,7 @@ async fn a_replica_that_hangs_while_it_fetches_delays_no_other_and_overwrites_no
         assert!(took < half, "it took {took:?}");
         got[0][0]
     };
-    // One that dies.
+    // A replica that dies.
     let second = query(2, end - HOUR, end);
     let dying = async { dies.ask(&second).await };
     tokio::select! {
@@ -371,7 +371,7 @@ async fn a_replica_that_hangs_while_it_fetches_delays_no_other_and_overwrites_no
     other.written("shared").await;
     upstream.open();
     slow.await.unwrap().unwrap();
-    // What it brings is older than what is there: there may be nothing to write.
+    // Its data is older than what is there, so there may be nothing to write.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let reader = start(3);
     reader.replicas(3).await;
@@ -387,7 +387,7 @@ async fn a_rolling_update_drops_no_request_keeps_the_limit_and_stays_warm() {
     let counting = Counting::start().await;
     let configured = |name: &str, new: bool| {
         let toml = configuration(redis.port, &counting.upstream.url, name);
-        // The new one differs in what does not change the data.
+        // The new one differs only in what does not change the data.
         let more = if new {
             "max_stale = \"2h\"\nqueue = 500\n"
         } else {
@@ -425,7 +425,7 @@ async fn a_rolling_update_drops_no_request_keeps_the_limit_and_stays_warm() {
     for n in 0..3 {
         pick(&service, n).written("shared").await;
     }
-    // Clients ask all the time, for what is in no cache.
+    // Clients query uncached data all the time.
     let goes_on = Arc::new(AtomicBool::new(true));
     let mut asking = JoinSet::new();
     for _ in 0..4 {

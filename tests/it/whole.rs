@@ -1,4 +1,4 @@
-//! Answers that are cached whole: lists of names and values, and responses of Prometheus' API.
+//! Answers that are cached as a whole: lists of names and values, and responses of Prometheus' API.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

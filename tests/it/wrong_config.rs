@@ -1,7 +1,7 @@
-//! Configurations that are wrong, as a table: `tests/config/wrong.txt`.
+//! Invalid configurations, as a table: `tests/config/wrong.txt`.
 //!
-//! An entry is a line `== what is wrong`, perhaps variables of the environment (`$ NAME=value`), the
-//! file, and after `-->` the whole line that is said. `{dir}` is a folder with files to name: the
+//! An entry is a line `== what is wrong`, optionally environment variables (`$ NAME=value`), the
+//! file, and after `-->` the complete error line. `{dir}` is a folder with files to refer to: the
 //! certificates and keys a and b, `cut.crt`, `empty` and `binary`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -128,7 +128,7 @@ fn every_key_and_section_is_in_the_table() {
     assert!(keys > 50, "only {keys} keys");
 }
 
-/// The exit status of `heliostat check` and what it says on standard error.
+/// Returns the exit status of `heliostat check` and its standard error.
 fn check(path: &Path, env: &BTreeMap<String, String>) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat"));
     command.arg("check").arg("--config").arg(path).envs(env);
@@ -151,7 +151,7 @@ fn check_reports_an_invalid_configuration_and_exits_with_2() {
         let expected = format!("heliostat: {}\n", expected.replace("{dir}", dir));
         assert_eq!(check(&path, &wrong.env), (Some(2), expected));
     }
-    // Files that are no text.
+    // Files that are not text.
     for (bytes, says) in [
         (
             &b"[server]\n# gr\xf6\xdfe\nlisten = 5"[..],
@@ -193,7 +193,7 @@ fn unusual_but_valid_configurations_are_accepted() {
         "[server]\nlisten = \"[::]:0\"\nrequest_timeout = \"1s\"\n[[upstream]]\ntimeout = \"1m\"\nretries = 0\nhedge_after = \"0s\"",
         "[[upstream]]\nrate_limit.per_second = 5\nbreaker.failures = 2",
         "upstream = []",
-        // A section that was copied and given another kind.
+        // A section that was copied and then given another kind.
         &whole,
         "[server]\nmax_body = \"64B\"\n[cache]\nmemory = \"1KiB\"\n[[upstream]]\nkind = \"prometheus\"\nurls = [\"http://a\"]\napi_key = \"k\"\nheaders = {}\nmax_response = \"10B\"",
     ] {

@@ -1,4 +1,4 @@
-//! Attacks on what connections, heads and bodies cost.
+//! Attacks that make connections, request heads and bodies expensive.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use tokio::time::sleep;
 use super::Target;
 use super::raw::{ATTACKER, connect, exchange, http2_get, http2_without_window, post};
 
-/// Time for which held connections are held.
+/// How long held connections stay open.
 const HELD: Duration = Duration::from_secs(4);
 
-/// Fields of a megabyte are refused by their names; none of them stays.
+/// Fields of a megabyte are refused by their names, and no memory is kept for them.
 pub(super) async fn large_fields(target: &Target) {
     let zeros = vec!["0"; 500_000].join(",");
     let long = "p".repeat(1_000_000);
@@ -63,7 +63,7 @@ pub(super) async fn large_fields(target: &Target) {
     }
 }
 
-/// Bodies of a megabyte whose tree would take a hundred times as much.
+/// Bodies of a megabyte whose parsed tree would take a hundred times as much memory.
 pub(super) async fn unfolding(target: &Target) {
     let many = vec![r#"{"":0}"#; 149_000].join(",");
     for body in [
@@ -79,7 +79,7 @@ pub(super) async fn unfolding(target: &Target) {
     }
 }
 
-/// Thirty connections of 256 streams each, which ask for a fixed page and take nothing of it.
+/// Thirty connections of 256 streams each, which request a fixed page and read nothing of it.
 pub(super) async fn closed_windows(target: &Target) {
     let mut held = Vec::new();
     for _ in 0..30 {
@@ -88,15 +88,15 @@ pub(super) async fn closed_windows(target: &Target) {
         for n in 0..256 {
             bytes.extend(http2_get(2 * n + 1, "/openapi.json"));
         }
-        // It may have given way already.
+        // The server may have closed the connection already.
         let _ = stream.write_all(&bytes).await;
         held.push(stream);
     }
     sleep(HELD).await;
 }
 
-/// Two connections of a hundred streams each, which ask for answers of 7 MB that are cached and take
-/// nothing of them; and forty connections of HTTP/1 that do the same.
+/// Two connections of a hundred streams each, which request cached answers of 7 MB and read nothing
+/// of them; and forty connections over HTTP/1 that do the same.
 pub(super) async fn unread_answers(target: &Target) {
     let mut held = Vec::new();
     for connection in 0..2 {
@@ -148,13 +148,13 @@ pub(super) async fn tiny_chunks(target: &Target) {
             stream.write_all(body.as_bytes()).await
         };
         let _ = sent.await;
-        // Without the last chunk: it waits for more.
+        // The last chunk is missing, so the server waits for more.
         held.push(stream);
     }
     sleep(HELD).await;
 }
 
-/// Five hundred heads of 400 kB that do not end.
+/// Five hundred unfinished heads of 400 kB.
 pub(super) async fn unfinished_heads(target: &Target) {
     let head = format!(
         "GET / HTTP/1.1\r\nhost: x\r\nx-long: {}",
@@ -172,7 +172,7 @@ pub(super) async fn unfinished_heads(target: &Target) {
     sleep(HELD).await;
 }
 
-/// Three thousand connections that ask nothing, and as many requests from five hundred of them.
+/// Three thousand idle connections, and as many requests over five hundred of them.
 pub(super) async fn many_connections(target: &Target) {
     let mut held = Vec::new();
     for n in 0..3_000 {

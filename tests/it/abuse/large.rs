@@ -1,4 +1,4 @@
-//! Attacks on what keys and answers cost.
+//! Attacks that make keys and answers expensive.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use futures_util::stream::{self, StreamExt};
 use super::Target;
 use super::raw::{ATTACKER, download, exchange, post};
 
-/// As many keys as large as may be: they take the place of others, and weigh what they take.
+/// As many keys of the largest size as possible: they evict others and are charged for their
+/// memory.
 pub(super) async fn keys(target: &Target) {
     let times = r#""startTime":1600000000000,"endTime":1600000600000"#;
     let field = r#""field":{"fieldName":"a","fieldType":"STRING"}"#;
@@ -54,7 +55,7 @@ pub(super) async fn keys(target: &Target) {
     );
 }
 
-/// One bucket over all of time, made of raw points here.
+/// One bucket over all of time, computed from raw points by Heliostat.
 pub(super) async fn all_of_time(target: &Target) {
     let calls = target.store.calls();
     for (start, end) in [
@@ -74,7 +75,7 @@ pub(super) async fn all_of_time(target: &Target) {
     assert_eq!(target.store.calls(), calls, "the store is not asked");
 }
 
-/// Answers of the store that hold very many small strings, to each API.
+/// Answers of the store with very many small strings, to each API.
 pub(super) async fn tiny_strings(target: &Target) {
     let field = r#""field":{"fieldName":"TINY","fieldType":"STRING"}"#;
     let times = r#""startTime":1600000000000,"endTime":1600000600000"#;
@@ -112,7 +113,7 @@ pub(super) async fn tiny_strings(target: &Target) {
     }
 }
 
-/// Hits of long lists and answers, which cost next to no work.
+/// Hits of long lists and answers, which take almost no work.
 pub(super) async fn large_hits(target: &Target) {
     const HITS: u32 = 20;
     let field = r#""field":{"fieldName":"MANY","fieldType":"STRING"}"#;
@@ -137,7 +138,7 @@ pub(super) async fn large_hits(target: &Target) {
     }
 }
 
-/// Sixteen range queries at once, of 3,000 series and 300 points each.
+/// Sixteen concurrent range queries, of 3,000 series and 300 points each.
 pub(super) async fn large_misses(target: &Target) {
     let request = |n: usize| {
         format!(
@@ -163,7 +164,7 @@ pub(super) async fn large_misses(target: &Target) {
     }
     println!("E6: {answered} of 16 are answered");
     assert!(answered > 0);
-    // What was in flight is given back, and what is cached is all that stays.
+    // Memory of requests in flight is released; only cached data stays.
     let cached = target.metric("heliostat_cache_bytes").await / f64::from(1 << 20);
     let most = (cached * 1.3) as u64 + super::PROCESS;
     let mut resident = target.resident();

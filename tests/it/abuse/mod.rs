@@ -11,7 +11,7 @@
 //! To add an attack: write an `async fn(&Target)` in one of the files of this folder and a row in
 //! [`ATTACKS`]. The upstream is `store.rs`: it answers what the attack's path or matchers ask for. An attack
 //! may run for at most ten seconds; the whole table takes less than two minutes.
-// What a client notices is real time.
+// Clients experience real time.
 #![allow(clippy::disallowed_methods)]
 
 mod attacks;
@@ -32,18 +32,18 @@ use std::time::{Duration, Instant};
 use raw::{MODEST, exchange};
 use store::Store;
 
-/// The memory that most servers are configured with, in MiB, and what may come on top: the bytes in flight,
-/// and the process itself.
+/// The memory that most servers are configured with, in MiB, and what may come on top of it: the
+/// bytes in flight, and the process itself.
 const MEMORY: u64 = 32;
 const IN_FLIGHT: u64 = 64;
 const PROCESS: u64 = 64;
 
-/// The longest that an answer to the well-behaved client may take.
+/// The longest time that the well-behaved client may wait for an answer.
 const PROMPT: Duration = Duration::from_millis(100);
 
 type Attack = for<'a> fn(&'a Target) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// The attacks: what is attacked, the server's memory in MiB, and the attack.
+/// The attacks: the name, the server's memory in MiB, and the attack itself.
 const ATTACKS: &[(&str, u64, Attack)] = &[
     (
         "D3: large connectionDetails, values and tenants",
@@ -92,7 +92,7 @@ const ATTACKS: &[(&str, u64, Attack)] = &[
 pub(super) struct Target {
     pub(super) address: SocketAddr,
     store: Store,
-    /// In MiB.
+    /// The configured memory, in MiB.
     memory: u64,
     process: Child,
 }
@@ -150,17 +150,17 @@ impl Target {
         panic!("the server did not start");
     }
 
-    /// The most memory that the process has had so far, in MiB.
+    /// Returns the peak memory of the process so far, in MiB.
     fn peak(&self) -> u64 {
         self.status("VmHWM:")
     }
 
-    /// The bound on it (docs/protection.md).
+    /// Returns the limit on it (docs/protection.md).
     fn bound(&self) -> u64 {
         self.memory * 13 / 10 + IN_FLIGHT.max(self.memory / 4) + PROCESS
     }
 
-    /// The memory that the process has, in MiB.
+    /// Returns the memory of the process, in MiB.
     fn resident(&self) -> u64 {
         self.status("VmRSS:")
     }
@@ -175,14 +175,14 @@ impl Target {
         kilobytes / 1024
     }
 
-    /// The time of processors that the process has used.
+    /// Returns the CPU time of the process.
     fn cpu(&self) -> Duration {
         let stat = format!("/proc/{}/stat", self.process.id());
         let stat = std::fs::read_to_string(stat).expect("the process lives");
         let fields = stat.rsplit(") ").next().unwrap();
         let ticks = fields.split(' ').skip(11).take(2);
         let ticks: u64 = ticks.map(|n| n.parse::<u64>().unwrap()).sum();
-        // A hundred a second on Linux.
+        // A tick is a hundredth of a second on Linux.
         Duration::from_millis(ticks * 10)
     }
 
@@ -213,7 +213,7 @@ fn hit() -> String {
     )
 }
 
-/// The times of one round: of the server under attack, and of the one that is not.
+/// The times of one round: of the server under attack, and of the one that is not attacked.
 type Round = [(Duration, Duration); 2];
 
 /// The well-behaved client, on a thread of its own.
@@ -256,7 +256,7 @@ impl Modest {
     }
 }
 
-/// How long `request` takes at `address`.
+/// Returns how long `request` takes at `address`.
 async fn time(address: SocketAddr, request: &str) -> Duration {
     let begun = Instant::now();
     let answer = exchange(address, MODEST, request.as_bytes()).await;
@@ -280,7 +280,7 @@ async fn one_client_cannot_stop_the_service() {
         }
         let modest = Modest::start(target.address, spared.address);
         let begun = Instant::now();
-        // Short ones again and again, so that much is asked beside them.
+        // Several short rounds rather than one long one.
         while begun.elapsed() < Duration::from_secs(1) {
             attack(&target).await;
         }

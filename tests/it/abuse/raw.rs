@@ -1,4 +1,4 @@
-//! Bytes on sockets, from addresses of one's own choice.
+//! Raw bytes over sockets, from chosen addresses.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-/// Where attacks come from, and where the well-behaved client is.
+/// The addresses of the attacker and of the well-behaved client.
 pub(super) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
 pub(super) const MODEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
 
@@ -27,7 +27,7 @@ pub(super) async fn exchange(
 ) -> io::Result<String> {
     let whole = async {
         let mut stream = connect(address, client).await?;
-        // The answer may come, and the connection end, before all has been sent.
+        // The answer may arrive, and the connection close, before everything has been sent.
         let sent = stream.write_all(request).await;
         let mut answer = Vec::new();
         let read = stream.read_to_end(&mut answer).await;
@@ -42,8 +42,8 @@ pub(super) async fn exchange(
         .map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-/// Sends `request` from `client`, and returns the start of the answer and the length of its body, which is
-/// not kept.
+/// Sends `request` from `client`, and returns the start of the answer and the length of its body,
+/// which is discarded.
 pub(super) async fn download(
     address: SocketAddr,
     client: Ipv4Addr,
@@ -77,7 +77,7 @@ pub(super) async fn download(
         .map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-/// A POST of `body` to `path`.
+/// Returns a POST of `body` to `path`.
 pub(super) fn post(path: &str, body: &str) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
@@ -87,7 +87,7 @@ pub(super) fn post(path: &str, body: &str) -> Vec<u8> {
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
-/// The beginning of an HTTP/2 connection whose streams have no window.
+/// Returns the beginning of an HTTP/2 connection whose streams have no window.
 pub(super) fn http2_without_window() -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     // SETTINGS with INITIAL_WINDOW_SIZE (4) of 0.
@@ -95,11 +95,11 @@ pub(super) fn http2_without_window() -> Vec<u8> {
     bytes
 }
 
-/// A GET of `path` on `stream`: a HEADERS frame that ends headers and stream.
+/// Returns a GET of `path` on `stream`: a HEADERS frame that ends headers and stream.
 pub(super) fn http2_get(stream: u32, path: &str) -> Vec<u8> {
     let length = u8::try_from(path.len()).unwrap();
     assert!(length < 127);
-    // :method GET, :scheme http, :path and :authority as literals that are not indexed.
+    // :method GET, :scheme http, :path and :authority as literals without indexing.
     let mut block = vec![0x82, 0x86, 0x04, length];
     block.extend(path.as_bytes());
     block.extend([0x01, 1, b'x']);

@@ -1,4 +1,4 @@
-//! D12: a client that reads slowly, but without pause, beside all other attacks.
+//! D12: a client that reads slowly, but steadily, during all other attacks.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use super::Target;
 use super::raw::{ATTACKER, connect};
 
-/// Bytes of the answer, in MB, and how many of them are read in a second.
+/// The size of the answer in MB, and how many of them are read per second.
 const MEGABYTES: usize = 28;
 const RATE: usize = 40_000;
 

@@ -1,5 +1,5 @@
-//! A store that answers the mirror API with a few points, and Prometheus' API with as much as a query asks
-//! for: `SIZE…` megabytes, a matrix of `SERIES…`, or very many `TINY` strings.
+//! A store that answers the mirror API with a few points, and Prometheus' API with as much as a
+//! query asks for: `SIZE…` megabytes, a matrix of `SERIES…`, or very many `TINY` strings.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,12 +23,12 @@ const POINTS: &str = r#"{"telemetry":{"points":[[1.0,1600000000000],[2.0,1600000
 pub(super) struct Store {
     pub(super) address: SocketAddr,
     calls: Arc<AtomicUsize>,
-    /// Large answers, by what they hold.
+    /// Large answers by their contents.
     made: Arc<Mutex<HashMap<String, Bytes>>>,
 }
 
 impl Store {
-    /// How many calls it has had.
+    /// Returns the number of calls so far.
     pub(super) fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
@@ -65,7 +65,7 @@ pub(super) async fn start() -> Store {
     store
 }
 
-/// The number after `word` in `text`.
+/// Returns the number after `word` in `text`.
 fn number(text: &str, word: &str) -> Option<usize> {
     let rest = text.split(word).nth(1)?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
