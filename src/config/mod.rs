@@ -327,7 +327,7 @@ pub enum UpstreamKind {
         urls: Vec<TargetUrl>,
         /// The units that it bills.
         units: Units,
-        /// How several fetches share a call.
+        /// Rules for sharing one call between fetches.
         batch: Batching,
         /// Rules for namespaces; the first that matches applies.
         rules: Vec<NamespaceRule>,

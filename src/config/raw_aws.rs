@@ -30,7 +30,7 @@ pub(super) struct RawNamespace {
     pub(super) refresh: Option<Text<Duration>>,
 }
 
-/// How several fetches share a call.
+/// Rules for sharing one call between fetches.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBatch {

@@ -12,11 +12,11 @@ pub(super) struct Function {
     /// The least and the greatest number of arguments.
     pub(super) count: (usize, usize),
     pub(super) result: Type,
-    /// What its value depends on.
+    /// The inputs that its value depends on.
     pub(super) depends: Depends,
 }
 
-/// What the value of a function at a time depends on.
+/// The inputs that the value of a function at a time depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depends {
     /// Its arguments at that time, or the samples of a range that ends there.

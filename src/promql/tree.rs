@@ -165,7 +165,7 @@ pub(super) struct Grouping<'a> {
     pub(super) labels: Vec<Label<'a>>,
 }
 
-/// How an operator matches series.
+/// The matching of series by an operator.
 #[derive(Debug, Default)]
 pub(super) struct Matching<'a> {
     pub(super) returns_bool: bool,

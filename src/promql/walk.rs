@@ -1,4 +1,4 @@
-//! What the values of an expression depend on.
+//! Determines the inputs that the values of an expression depend on.
 
 use super::functions::Depends;
 use super::tree::{At, ExprNode, Id, Length, Matcher, SeriesSelector, Shift, Subquery, Tree};
