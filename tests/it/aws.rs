@@ -46,7 +46,7 @@ fn amp(name: &str, url: &str, more: &str) -> String {
 async fn ask(server: &Server) -> Reply {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    server.get(&format!("/api/v1/query?query=up%2B{n}")).await
+    server.get(&format!("/api/v1/query?query=up%2D{n}")).await
 }
 
 /// Answers if `seen` is signed by `id` and `secret`, with `token`.
