@@ -34,7 +34,7 @@ use tokio::time::{Instant, sleep_until};
 const LATENCY: Duration = Duration::from_millis(400);
 const STEP: i64 = 15;
 
-/// The polls, and how long they go on.
+/// The polls and their duration.
 #[derive(Clone, Copy)]
 struct Load {
     streams: u32,
@@ -50,7 +50,7 @@ impl Load {
     }
 }
 
-/// A store that answers any query with a value at each step, and counts the calls.
+/// A store that answers any query with a value at each step, and counts its calls.
 struct Store {
     address: SocketAddr,
     calls: Arc<AtomicU64>,
@@ -95,7 +95,7 @@ fn answer(form: &[u8]) -> String {
     let time = |name: &str| form.get(name).map(|t| t.parse::<f64>().unwrap() as i64);
     let (first, last) = match (time("start"), time("end"), time("time")) {
         (Some(start), Some(end), _) => (start, end),
-        // The samples of a range selector, some more than it asks for.
+        // The samples of a range selector, and some more than requested.
         (_, _, Some(time)) => (time - 900, time),
         _ => return json!({ "status": "success", "data": [] }).to_string(),
     };
@@ -108,12 +108,12 @@ fn answer(form: &[u8]) -> String {
     json!({ "status": "success", "data": { "resultType": "matrix", "result": series } }).to_string()
 }
 
-/// How long answers took, in milliseconds.
+/// The response times, in milliseconds.
 #[derive(Default)]
 struct Times(Vec<f64>);
 
 impl Times {
-    /// The share of those that waited for the store for a good part of its time.
+    /// Returns the share of answers that waited for the store for a good part of its response time.
     fn waited(&self) -> f64 {
         let least = LATENCY.as_secs_f64() * 1000.0 / 4.0;
         let waited = self.0.iter().filter(|t| **t > least).count();
@@ -130,14 +130,14 @@ impl Times {
     }
 }
 
-/// The outcome for one Heliostat.
+/// The results for one Heliostat.
 struct Outcome {
-    /// Of the polls after the third.
+    /// Polls after the third.
     polls: Times,
-    /// Of what was not cached.
+    /// Queries for uncached data.
     cold: Times,
     calls: u64,
-    /// Those that came when the polls had ended.
+    /// Calls after the polls had ended.
     after: u64,
 }
 
@@ -149,7 +149,7 @@ async fn timed(request: reqwest::RequestBuilder) -> f64 {
     began.elapsed().as_secs_f64() * 1000.0
 }
 
-/// A request for the last ten minutes of the stream `number`, in StackState's API.
+/// Requests the last ten minutes of the stream `number` by StackState's API.
 fn stream(client: &reqwest::Client, base: &str, number: u32) -> reqwest::RequestBuilder {
     let now = SystemClock::default().now();
     let condition = |key: &str, value: String| {
@@ -172,7 +172,7 @@ fn stream(client: &reqwest::Client, base: &str, number: u32) -> reqwest::Request
     request.body(body.to_string())
 }
 
-/// A request for the last hour of the panel `name`, as Grafana sends it.
+/// Requests the last hour of the panel `name` as Grafana does.
 fn panel(client: &reqwest::Client, base: &str, name: &str) -> reqwest::RequestBuilder {
     let end = SystemClock::default().now() / 1000 / STEP * STEP;
     let start = end - 3600;
@@ -195,7 +195,7 @@ async fn run(ahead: bool, load: Load) -> Outcome {
         for number in 0..many {
             let (client, base) = (client.clone(), base.clone());
             let phase = match is_stream {
-                // Components are not polled all at once, the panels of a dashboard are.
+                // Components are polled one after the other, the panels of a dashboard at once.
                 true => pace * number / many,
                 false => Duration::ZERO,
             };
@@ -237,7 +237,7 @@ async fn run(ahead: bool, load: Load) -> Outcome {
     }
     let cold = cold.await.unwrap();
     let calls = store.calls();
-    // By then each poll would have come once more.
+    // In this time each poll would have come once more.
     tokio::time::sleep(load.stream_pace * 3 / 2).await;
     Outcome {
         polls,

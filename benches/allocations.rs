@@ -1,4 +1,4 @@
-//! Number of allocations that a hit makes.
+//! Number of allocations per hit.
 //!
 //! The server is the only thing in its thread, and the allocations of that thread are counted
 //! while a client in another asks. Counting takes an allocator of its own, which is why this is
@@ -29,11 +29,11 @@ use tokio::sync::oneshot;
 
 const SIZES: [i64; 3] = [50, 1440, 30_240];
 const HITS: i64 = 1000;
-/// Windows that slide do so over so many positions.
+/// The number of positions of a sliding window.
 const SLIDES: i64 = 200;
 
-/// Allocations and allocated bytes of a request that is asked `HITS` times, window after window;
-/// with a second level of the cache, if `second` says so.
+/// Returns the allocations and allocated bytes of a request that is sent `HITS` times, window after
+/// window; with a second level of the cache, if `second` is set.
 fn count(config: Option<&str>, second: bool, shape: Shape, points: i64, slide: i64) -> (u64, u64) {
     let folder = tempfile::tempdir().unwrap();
     let runtime = server::runtime(false);

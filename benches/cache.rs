@@ -34,9 +34,9 @@ use heliostat::model::{
 use heliostat::wire::encoding::{Encoding, Text};
 
 const INTERVAL: i64 = 15_000;
-/// The points of a chunk.
+/// Points per chunk.
 const CHUNK: i64 = 8192;
-/// Where a chunk begins.
+/// The start of a chunk.
 const START: i64 = 13_800 * CHUNK * INTERVAL;
 const SIZES: [i64; 3] = [1_000, 30_000, 1_000_000];
 
@@ -45,7 +45,7 @@ const SIZES: [i64; 3] = [1_000, 30_000, 1_000_000];
 enum Values {
     /// A gauge with two decimals that wanders.
     Gauge,
-    /// All digits that a double can have, at random.
+    /// Random doubles with all digits.
     Noise,
 }
 
@@ -72,7 +72,7 @@ fn points(start: i64, n: i64, values: Values) -> Points {
     points
 }
 
-/// `n` points as the columns of chunks.
+/// Returns `n` points as columns of chunks.
 fn chunks(n: i64, values: Values) -> Vec<Points> {
     let part = |at: i64| points(START + at * INTERVAL, (n - at).min(CHUNK), values);
     (0..n).step_by(CHUNK as usize).map(part).collect()
@@ -93,7 +93,7 @@ fn frame() -> Frame {
     }
 }
 
-/// `points` as a fetch brings them that was made so long after the start.
+/// Returns `points` as the result of a fetch that was made at `fetched` after the start.
 fn piece(points: Points, from: i64, to: i64, fetched: u64) -> Piece {
     let at = |i: i64| START + i * INTERVAL;
     Piece::fetched(
@@ -141,7 +141,7 @@ fn sizes() {
     }
 }
 
-/// Values as pco packs them at a level.
+/// Returns the values packed by pco at a level.
 fn packed(points: &Points, level: usize) -> Vec<u8> {
     let config = pco::ChunkConfig::default().with_compression_level(level);
     pco::standalone::simple_compress(points.values(), &config).unwrap()
@@ -163,7 +163,7 @@ fn copying(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A cold chunk becomes history; history is read.
+/// Packs a cold chunk into history, and reads history.
 fn packing(criterion: &mut Criterion) {
     for (name, values) in VALUES {
         let mut group = criterion.benchmark_group(format!("pack/{name}"));
@@ -216,7 +216,7 @@ fn rendering(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The newest 12 points of a full chunk are fetched again.
+/// Fetches the newest 12 points of a full chunk again.
 fn refreshing(criterion: &mut Criterion) {
     const TAIL: i64 = 12;
     let mut group = criterion.benchmark_group("refresh of the tail");
@@ -277,7 +277,7 @@ fn looking_up(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Blocks as they are sent to clients that ask for compression.
+/// Compresses blocks for clients that accept compression.
 fn compressing(criterion: &mut Criterion) {
     for (name, values) in VALUES {
         let mut group = criterion.benchmark_group(format!("compress a block/{name}"));
@@ -293,7 +293,7 @@ fn compressing(criterion: &mut Criterion) {
     }
 }
 
-/// An answer out of blocks that are compressed.
+/// Joins compressed blocks into an answer.
 fn joining(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("join an answer");
     for blocks in [11, 236] {

@@ -31,28 +31,29 @@ use support::server::{Kind, Server, cpu, cpu_of_all, was_server};
 use support::upstream::Upstream;
 
 const SIZES: [i64; 3] = [50, 1440, 30_240];
-/// Connections of a closed loop; of one with misses more, since a miss holds its connection.
+/// Connections of a closed loop. A loop with misses has more, since each miss occupies a
+/// connection.
 const CONNECTIONS: u64 = 32;
 const CONNECTIONS_WITH_MISSES: u64 = 128;
-/// Connections of an open loop that ask for nothing but misses.
+/// Connections of an open loop that send only misses.
 const CONNECTIONS_FOR_MISSES: u64 = 64;
-/// Windows that slide do so over so many positions.
+/// The number of positions of a sliding window.
 const SLIDES: i64 = 200;
 /// Time an upstream with a delay takes to answer, in milliseconds.
 const LATENCY: u64 = 50;
 /// The lane of full hits.
 const LANE: u32 = 1;
-/// Shorter answers are sent as they are, whatever the client asks for.
+/// Shorter answers are never compressed.
 const WORTH_ENCODING: i64 = 384;
 
-/// The amount of work.
+/// The amount of work in a run.
 struct Amount {
-    /// Each case is run so often, for so long.
+    /// The number and the length of the rounds of each case.
     rounds: u32,
     round: Duration,
-    /// For how long cases run that wait for the upstream.
+    /// The duration of cases that wait for the upstream.
     waiting: Duration,
-    /// Sizes of the many streams.
+    /// Numbers of points for the case of many streams.
     streams: &'static [i64],
     lanes: u32,
 }
@@ -61,10 +62,10 @@ struct Amount {
 #[derive(Default)]
 struct Row {
     sample: Sample,
-    /// CPU time of the server, and of the load and the upstream together.
+    /// CPU time of the server, and of the load generator and the upstream together.
     cpu: Duration,
     load_cpu: Duration,
-    /// Requests a second of the best round: the one that other work on the machine disturbed least.
+    /// Requests per second in the best round, which other work on the machine disturbed least.
     per_second: f64,
 }
 
@@ -72,13 +73,13 @@ struct Bench {
     amount: Amount,
     upstream: Upstream,
     bare: Server,
-    /// The end of the history that is asked for; it has settled.
+    /// The end of the queried history, which has settled.
     end: i64,
-    /// The next of the lanes that nobody has asked for before.
+    /// The next lane that has never been requested.
     new_lane: AtomicU32,
 }
 
-/// One case: where to, over how many connections, and what the n-th request is.
+/// One case: the target, the number of connections, and the n-th request.
 struct Case<'a> {
     name: String,
     server: &'a Server,
@@ -97,13 +98,13 @@ impl Bench {
         }
     }
 
-    /// A full window that nobody has asked for.
+    /// Returns a request for a full window that has never been requested.
     fn new_ask(&self, points: i64) -> Ask {
         let lane = self.new_lane.fetch_add(1, Ordering::Relaxed);
         self.ask(Shape::Buckets, lane, points, 0)
     }
 
-    /// The limit for answers of so many points.
+    /// Returns the limit for answers with this many points.
     fn limit(&self, name: &str, shape: Shape, points: i64) -> Case<'_> {
         let ask = self.ask(shape, LANE, points, 0);
         Case {
@@ -148,7 +149,7 @@ impl Bench {
         rows
     }
 
-    /// The cases of windows of `points`.
+    /// Runs the cases for windows of `points`.
     fn windows(&self, points: i64) {
         let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
         self.upstream.set_latency(0);
@@ -156,7 +157,7 @@ impl Bench {
             let more = 2 * SLIDES;
             let all = self.ask(shape, LANE, points + more, 0);
             verify(server.address, &all);
-            // Both sides have rendered what is to be hit.
+            // Both sides have rendered the answers.
             verify(server.address, &self.ask(shape, LANE, points, 0));
         }
         let buckets = |back| self.ask(Shape::Buckets, LANE, points, back);
@@ -236,10 +237,10 @@ impl Bench {
         self.beside_misses("(b)", points, &miss, hits, fixed);
     }
 
-    /// Hits at a given load, while a thousand clients ask at once for what nobody has asked for.
+    /// Measures hits at a given load while a thousand clients send different new queries at once.
     fn storm(&self, points: i64) {
         const MISSES: u64 = 1000;
-        /// Well within what the machine bears.
+        /// Well below the capacity of the machine.
         const PER_SECOND: f64 = 1000.0;
         self.upstream.set_latency(0);
         let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
@@ -273,7 +274,7 @@ impl Bench {
         );
     }
 
-    /// Many streams, polled one after the other.
+    /// Polls many streams one after the other.
     fn streams(&self, points: i64) {
         const STREAMS: u32 = 10_000;
         let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
@@ -295,7 +296,7 @@ impl Bench {
         println!("{held}");
     }
 
-    /// Many lanes, some of which are asked for far more often than others.
+    /// Requests many lanes, some of them far more often than others.
     fn popularity(&self) {
         const POINTS: i64 = 60;
         let lanes = self.amount.lanes;
@@ -335,10 +336,11 @@ impl Bench {
         self.beside_misses("(h)", POINTS, &mixed, hits, known);
     }
 
-    /// Asks for `points` of each of so many lanes; what the cache holds afterwards, in words.
+    /// Requests `points` of each of `lanes` lanes; returns a description of what the cache holds
+    /// then.
     fn warm(&self, server: &Server, lanes: u32, points: i64) -> String {
         self.upstream.set_latency(0);
-        // Some code is needed whatever is cached.
+        // Memory for code is needed whatever is cached.
         verify(server.address, &self.new_ask(points));
         let (bytes, rss) = (server.cache_bytes(), server.rss());
         let target = Target::heliostat(server.address, Shape::Buckets);
@@ -359,9 +361,9 @@ impl Bench {
         )
     }
 
-    /// The times of hits at an offered load, without and with a hundredth of it misses: half of
-    /// what the machine can bear of an open loop, in which the load takes more CPU time than in a
-    /// closed one, at `most` requests a second.
+    /// Prints the times of hits at an offered load, without misses and with one in a hundred. The
+    /// load is half of the machine's capacity for an open loop, whose client takes more CPU time
+    /// than that of a closed loop, and at most `most` requests per second.
     fn beside_misses(
         &self,
         name: &str,
@@ -377,7 +379,7 @@ impl Bench {
             let (hits, misses, cpu) = self.beside(case, points, per_second, &hits);
             let asked = hits.times.len() + misses.times.len();
             let bearable = cores * asked as f64 / cpu.as_secs_f64();
-            // Others may take CPU time as well, which is seen in what a closed loop reaches.
+            // Other work may take CPU time as well, which shows in the rate of a closed loop.
             per_second = bearable.min(most) / 2.0;
         }
         let mut alone = Sample::default();
@@ -411,8 +413,8 @@ impl Bench {
         );
     }
 
-    /// Hits, and beside them misses, a hundredth of all; and the CPU time that both took of the
-    /// server, the load and the upstream.
+    /// Sends hits, and misses at a hundredth of the rate beside them; returns the CPU time of the
+    /// server, the load generator and the upstream.
     fn beside(
         &self,
         case: &Case<'_>,
@@ -441,7 +443,7 @@ impl Bench {
     }
 }
 
-/// Prints how long the body of an answer is, and how long a client takes to unpack it.
+/// Prints the length of an answer's body, and how long a client takes to decompress it.
 fn print_unpacking(case: &Case<'_>, ask: &Ask) {
     let packed = body(&case.target, ask);
     let mut text = Vec::with_capacity(ask.length());
@@ -497,7 +499,8 @@ impl Row {
     }
 }
 
-/// Lanes in the order in which a crowd asks for them: the one of rank `r` with a weight of `1 / r`.
+/// Returns lanes in the order in which a crowd requests them: the one of rank `r` with a weight of
+/// `1 / r`.
 fn zipf(lanes: u32) -> Vec<u32> {
     let mut sum = 0.0;
     let weights: Vec<f64> = (1..=lanes)
@@ -509,7 +512,7 @@ fn zipf(lanes: u32) -> Vec<u32> {
     let pick = |n: u64| {
         let at = (mixed(n + 1) >> 11) as f64 / (1u64 << 53) as f64 * sum;
         let rank = weights.partition_point(|w| *w < at) as u32;
-        // Lanes of like rank shall not have been cached one after the other. The factor is prime.
+        // Lanes of similar rank must not have been cached one after the other. The factor is prime.
         (u64::from(rank.min(lanes - 1)) * 7919 % u64::from(lanes)) as u32
     };
     (0..1 << 20).map(pick).collect()

@@ -1,4 +1,4 @@
-//! Number of instructions that a hit takes outside the kernel.
+//! Number of instructions per hit outside the kernel.
 //!
 //! Callgrind counts those of a server with one thread, from when it has everything cached until it
 //! has been asked `HITS` times. Unlike times, the figures hardly depend on the machine and on what
@@ -26,20 +26,20 @@ use support::upstream::Upstream;
 const SIZES: [i64; 3] = [50, 1440, 30_240];
 const WARM_UP: i64 = 20;
 const HITS: i64 = 300;
-/// Windows that slide do so over so many positions.
+/// The number of positions of a sliding window.
 const SLIDES: i64 = 200;
 
 /// The queries sent to a server.
 #[derive(Clone, Copy)]
 struct Case {
     kind: Kind<'static>,
-    /// Distance of each window before the last, in milliseconds.
+    /// The distance of each window from the previous one, in milliseconds.
     slide: i64,
     shape: Shape,
 }
 
 impl Case {
-    /// Instructions of one hit of `points`.
+    /// Returns the instructions of one hit of `points`.
     fn instructions(&self, points: i64) -> u64 {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("callgrind.out");
@@ -79,7 +79,7 @@ impl Case {
     }
 }
 
-/// Lets callgrind forget what it has counted of `process`.
+/// Resets callgrind's counters for `process`.
 fn zero(process: u32) {
     let mut control = std::process::Command::new("callgrind_control");
     let done = control.arg("--zero").arg(process.to_string()).output();

@@ -67,13 +67,13 @@ fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
 }
 
-/// A Heliostat that is asked for ever new lanes.
+/// A Heliostat that gets requests for ever new lanes.
 struct Filled {
     server: Server,
-    /// The lane that is next.
+    /// The next lane.
     lane: u32,
     end: i64,
-    /// Memory and weight before the first lane of those that count.
+    /// Memory and weight before the first lane that counts.
     rss: u64,
     bytes: u64,
 }
@@ -87,7 +87,7 @@ impl Filled {
             rss: 0,
             bytes: 0,
         };
-        // Code, connections and threads are there before anything counts.
+        // Code, connections and threads must exist before anything counts.
         for filling in &FILLINGS {
             filled.ask(filling, CONNECTIONS as u32, 1);
         }
@@ -96,7 +96,7 @@ impl Filled {
         filled
     }
 
-    /// Asks for so many new lanes, and for so many windows of each, one before the other.
+    /// Requests `lanes` new lanes, and `windows` windows of each, one before the other.
     fn ask(&mut self, filling: &Filling, lanes: u32, windows: u32) {
         let span = filling.points * filling.shape.step();
         let next = |n: u64| {
@@ -119,7 +119,7 @@ impl Filled {
         self.lane += lanes;
     }
 
-    /// Resident memory beyond that at the start.
+    /// Returns the resident memory in excess of that at the start.
     fn grown(&self) -> f64 {
         self.server.rss().saturating_sub(self.rss) as f64
     }
@@ -129,7 +129,7 @@ impl Filled {
     }
 }
 
-/// Fills a cache with lanes of one shape; prints what they take.
+/// Fills a cache with lanes of one shape; prints their memory.
 fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
     let mut filled = Filled::start(upstream, &format!("{mebibytes}MiB"));
     let bound = (mebibytes << 20) as f64;
@@ -144,7 +144,7 @@ fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
         if room < 1.0 {
             break;
         }
-        // What is known from few lanes is not trusted with all of the room.
+        // An estimate from a few lanes is not trusted with all of the room.
         batch = (room / 2.0).ceil() as u32;
     }
     let points = f64::from(lanes) * filling.points as f64;
@@ -161,8 +161,8 @@ fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
     );
 }
 
-/// Replaces what a cache holds, several times over, with lanes of all shapes, each of which grows
-/// once; prints the most memory that this took.
+/// Replaces the contents of a cache several times with lanes of all shapes, each of which grows
+/// once; prints the peak memory.
 fn churn(upstream: &Upstream, mebibytes: u64) {
     let mut filled = Filled::start(upstream, &format!("{mebibytes}MiB"));
     let bound = (mebibytes << 20) as f64;
@@ -173,7 +173,7 @@ fn churn(upstream: &Upstream, mebibytes: u64) {
     while asked < bound * CHURN as f64 {
         let at = round % FILLINGS.len();
         let before = filled.weighed();
-        // A hundredth of the bound each time, once it is known what that is.
+        // A hundredth of the limit each time, once its size in lanes is known.
         let lanes = match each[at] {
             0.0 => 8,
             each => (bound * 0.01 / each).ceil() as u32,
@@ -198,7 +198,7 @@ fn churn(upstream: &Upstream, mebibytes: u64) {
     );
 }
 
-/// Caches many small lanes at once, as many installations have them, and asks for 10,000 of them and for
+/// Caches many small lanes, as large installations have them, and requests 10,000 of them and then
 /// all.
 fn many(upstream: &Upstream, lanes: u32) {
     const FEW: u64 = 10_000;
@@ -244,7 +244,7 @@ fn many(upstream: &Upstream, lanes: u32) {
     );
 }
 
-/// Prints what idle connections take of the server's memory, without the kernel's share.
+/// Prints the memory of the server for idle connections, without the kernel's share.
 fn idle(upstream: &Upstream, connections: usize) {
     let server = Server::start(Kind::Heliostat(&upstream.config("64MiB")));
     let health = b"GET /healthz HTTP/1.1\r\nhost: bench\r\n\r\n";
@@ -255,12 +255,12 @@ fn idle(upstream: &Upstream, connections: usize) {
         assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
     };
     let connect = || TcpStream::connect(server.address).unwrap();
-    // Some code and threads are there before anything counts.
+    // Code and threads must exist before anything counts.
     let mut first = connect();
     (0..100).for_each(|_| ask(&mut first));
     let before = server.rss();
     let mut open: Vec<TcpStream> = (0..connections).map(|_| connect()).collect();
-    // The last has been accepted once it is answered.
+    // The last connection has been accepted once it gets an answer.
     if let Some(last) = open.last_mut() {
         ask(last);
     }
@@ -275,13 +275,13 @@ fn idle(upstream: &Upstream, connections: usize) {
     );
 }
 
-/// Values of a label, whatever it is: 2.2 MB of JSON.
+/// Returns the values of any label: 2.2 MB of JSON.
 fn list_of_values() -> String {
     let values: Vec<_> = (0..50_000).map(|n| format!("\"value-{n:035}\"")).collect();
     format!(r#"{{"status":"success","data":[{}]}}"#, values.join(","))
 }
 
-/// Answers every request with `body`, for ever.
+/// Answers every request with `body`.
 fn answer_all(listener: &TcpListener, body: &str) {
     for stream in listener.incoming() {
         let mut stream = stream.unwrap();
@@ -291,12 +291,13 @@ fn answer_all(listener: &TcpListener, body: &str) {
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        // A client that has left is no concern of the bench.
+        // A client that has left does not matter to the bench.
         let _ = stream.write_all(format!("{head}{body}").as_bytes());
     }
 }
 
-/// Long lists of names or values, one after the other, in a small cache; prints the most memory that this took.
+/// Requests long lists of names and values, one after the other, with a small cache; prints the
+/// peak memory.
 fn lists() {
     const LISTS: u32 = 40;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -25,7 +25,7 @@ use support::load::{Cache, Sample, Target, open, verify};
 use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
 
-/// Pages that are open.
+/// The number of open pages.
 const PAGES: u32 = 10;
 /// The interval of a page's requests.
 const EVERY: Duration = Duration::from_secs(5);
@@ -34,13 +34,13 @@ const ASKED: [&str; 3] = ["traffic", "upstreams", "config"];
 
 const CONNECTIONS: u64 = 32;
 const POINTS: i64 = 1440;
-/// Requests a second, well within what one core does.
+/// Requests per second, well below the capacity of one core.
 const PER_SECOND: f64 = 2000.0;
 
 /// The token `token`.
 const ADMIN: &str = "\n[access.admin]\ntokens = [\"sha256:3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0\"]\n";
 
-/// The bytes that one look at the overview is answered with.
+/// Returns the size of the answers for one refresh of the overview.
 fn look(address: SocketAddr) -> usize {
     let mut bytes = 0;
     for what in ASKED {
@@ -57,9 +57,9 @@ fn look(address: SocketAddr) -> usize {
     bytes
 }
 
-/// A page that is open until `closed`; its first look comes after `offset`.
+/// A page that is open until `closed`; its first refresh comes after `offset`.
 fn page(address: SocketAddr, offset: Duration, closed: &(Mutex<bool>, Condvar)) {
-    // A thread that wakes up to look at a clock would cost the machine more than a page does.
+    // A thread that wakes up to look at a clock would take more CPU time than a page.
     let wait = |until: Instant| {
         let (closed, changed) = closed;
         let left = until.saturating_duration_since(Instant::now());
@@ -81,7 +81,7 @@ fn main() {
         return;
     }
     let short = std::env::args().any(|a| a == "--short");
-    // A round is as long as a page waits, so that each asks once in it.
+    // A round is as long as a page's interval, so that each page sends its requests once in it.
     let (rounds, round) = if short { (1, EVERY / 5) } else { (12, EVERY) };
     let upstream = Upstream::start();
     let server = Server::start(Kind::Heliostat(&(upstream.config("1GiB") + ADMIN)));

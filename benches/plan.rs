@@ -19,7 +19,7 @@ const NOW: i64 = 1_700_000_040_000;
 /// A window of 1,440 minutes.
 const START: i64 = NOW - 1440 * MINUTE;
 
-/// A coverage of the window, and the result that its look-up must have.
+/// A coverage of the window, and the expected result of its look-up.
 struct Case {
     name: String,
     coverage: Vec<Segment>,
@@ -60,7 +60,7 @@ fn policy() -> Policy {
     }
 }
 
-/// The window with so many segments known and as many holes between them.
+/// A window with this many known segments and as many gaps between them.
 fn fragments(n: i64) -> Case {
     let line = |i: i64| START + i * 1440 / (2 * n) * MINUTE;
     let known = (0..2 * n).step_by(2);

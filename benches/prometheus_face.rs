@@ -43,16 +43,16 @@ const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 /// Steps of a window, less one.
 const STEPS: i64 = 1440;
-/// Windows that slide do so over so many positions.
+/// The number of positions of a sliding window.
 const SLIDES: i64 = 200;
 const CONNECTIONS: u64 = 32;
-/// Connections to a real Prometheus, which evaluates as many queries at once by its own default.
+/// Connections to a real Prometheus, which by default evaluates this many queries at once.
 const CONNECTIONS_TO_REAL: u64 = 8;
-/// The lane of hits, and the first of those that nobody has asked for before.
+/// The lane of hits, and the first of those that have never been requested.
 const LANE: u32 = 1;
 const NEW_LANES: u32 = 5_000_000;
 
-/// One case: whom to ask, and what the n-th request is.
+/// One case: the target, and the n-th request.
 struct Case<'a> {
     name: &'static str,
     address: SocketAddr,
@@ -186,7 +186,7 @@ fn face(short: bool) {
     }
 }
 
-/// A clock that is told when time passes.
+/// A clock that is set by the bench.
 #[derive(Debug)]
 struct Told {
     start: i64,
@@ -229,7 +229,7 @@ struct Cost {
 struct Least(HashMap<i64, i64>);
 
 impl Least {
-    /// The cost of asking each panel for these times at `now`.
+    /// Adds the cost of requesting these times of a panel at `now`.
     fn ask(&mut self, times: impl Iterator<Item = i64>, now: i64) -> Cost {
         let mut cells = 0;
         for time in times {
@@ -320,7 +320,7 @@ fn session() {
         sum.2 += asked;
     }
     row("all", sum.0, sum.1, sum.2);
-    // What would be a mistake, whatever the machine.
+    // A failure on any machine.
     assert!(sum.0.calls <= sum.1.calls * 5 / 4, "too many calls");
     assert!(sum.0.points <= sum.1.points * 5 / 4, "too many samples");
 }

@@ -54,13 +54,13 @@ const HOUR: i64 = 60 * MINUTE;
 /// The distance of the upstream's points.
 const INTERVAL: i64 = 15_000;
 
-/// The fault that the upstream has at intervals.
+/// The fault that the upstream has from time to time.
 #[derive(Clone, Copy, PartialEq)]
 enum Outage {
     Never,
     /// It answers 503 at once.
     Busy,
-    /// It answers what it has in hand with 500 and closes its port.
+    /// It answers the requests it has with 500 and closes its port.
     Closed,
 }
 
@@ -79,7 +79,7 @@ struct Part {
     name: &'static str,
     title: &'static str,
     outage: Outage,
-    /// After how many milliseconds clients give up, if they say so.
+    /// The time in milliseconds after which clients give up, if they do.
     patience: Option<u32>,
     /// Time for which the breaker of a URL that failed stays open.
     breaker: Duration,
@@ -92,7 +92,7 @@ fn mixed(n: u64) -> u64 {
     n ^ (n >> 31)
 }
 
-/// The value of `stream` at `time`; a mean of four of them is exact.
+/// The value of `stream` at `time`; the mean of four of them is exact.
 fn value(stream: u64, time: i64) -> f64 {
     (mixed(stream << 48 ^ time as u64) % 4096) as f64 / 4.0
 }
@@ -138,7 +138,7 @@ impl Upstream {
         }
     }
 
-    /// Waits until the port is to be closed, or open.
+    /// Waits until the port is to be closed or opened.
     async fn until(&self, closed: bool) {
         while (self.outage == Outage::Closed && self.is_dead()) != closed {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -169,7 +169,7 @@ impl Upstream {
         let stream = conditions.iter().find(|c| c["key"] == "stream").unwrap();
         let stream: u64 = stream["value"]["value"].as_str().unwrap().parse().unwrap();
         let start = query["startTime"].as_i64().unwrap();
-        // What is not yet cannot be had.
+        // There is no data from the future.
         let end = query["endTime"].as_i64().unwrap().min(self.clock.now() + 1);
         let first = -(-start).div_euclid(INTERVAL);
         let points: Vec<String> = (first..)
@@ -184,7 +184,7 @@ impl Upstream {
         http::Response::new(Body::from(body))
     }
 
-    /// The most calls of a second, and how many there were.
+    /// Returns the number of calls in the busiest second, and the total.
     fn busiest(&self) -> (usize, usize) {
         let calls = self.calls.lock().unwrap();
         let mut most = 0;
@@ -236,8 +236,8 @@ impl Tally {
     }
 }
 
-/// Compares an answer's buckets with what the upstream holds. Up to `lag` before `asked` each must
-/// be there and be right; later, there must be no hole between them.
+/// Compares an answer's buckets with the upstream's data. Up to `lag` before `asked` each must
+/// exist and be right; after that, there must be no gap between them.
 fn check(body: &[u8], stream: u64, start: i64, asked: i64, lag: i64) -> Result<(), String> {
     let answer: Value = serde_json::from_slice(body).map_err(|e| e.to_string())?;
     let rows = answer["telemetry"]["points"]
@@ -276,7 +276,7 @@ struct Load {
 }
 
 impl Load {
-    /// Polls what `pick` says until the time is over.
+    /// Polls the streams that `pick` returns until the time is over.
     async fn run(self, mut pick: impl FnMut() -> u64) -> Tally {
         let clock = SystemClock::default();
         let mut client = Client::connect(self.address, self.source).await;
@@ -343,7 +343,7 @@ fn popular(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
-/// Picks one's own streams in turn.
+/// Picks a client's own streams in turn.
 fn in_turn(number: u64) -> impl FnMut() -> u64 {
     let mut next = number;
     move || {
@@ -411,7 +411,7 @@ breaker = {{ failures = 5, open = "{}ms" }}
     print_metrics(address, part.name).await;
     let budget = BURST + (RATE as f64 * took.as_secs_f64()).ceil() as usize;
     assert!(calls <= budget, "{calls} calls, {budget} were allowed");
-    // A call may be delayed on its way, so that one more is counted with those after it.
+    // A call may be delayed on its way, so that it counts with those after it.
     assert!(busiest <= BURST + RATE + 2, "{busiest} calls in a second");
 }
 
@@ -507,7 +507,7 @@ async fn print_metrics(address: SocketAddr, upstream: &str) {
     println!("metrics: {}", found.join(", "));
 }
 
-/// The most memory that this process has had.
+/// Returns the peak memory of this process.
 fn peak() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));

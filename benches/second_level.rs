@@ -35,7 +35,7 @@ use support::quantile;
 use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
 
-/// A Redis of its own; it ends when dropped.
+/// A separate Redis; it ends when dropped.
 struct Redis {
     child: Child,
     port: u16,
@@ -66,7 +66,7 @@ impl Redis {
     }
 }
 
-/// Times of one request for each of so many lanes.
+/// Returns the times of one request for each of `lanes` lanes.
 fn times(server: &Server, shape: Shape, points: i64, lanes: u32, expected: Cache) -> Vec<Duration> {
     let mut client = Client::connect(server.address, "/api/metric", shape);
     let end = (SystemClock::default().now() / DAY - 1) * DAY;
@@ -94,7 +94,7 @@ fn signal(process: u32, name: &str) {
     );
 }
 
-/// Bytes of all files in `dir`.
+/// Returns the bytes of all files in `dir`.
 fn on_disk(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir).unwrap();
     files
@@ -104,7 +104,8 @@ fn on_disk(dir: &Path) -> u64 {
 
 const MIB: u64 = 1 << 20;
 
-/// Kills a process that has fetched a week of each lane, and asks another for the last hour.
+/// Kills a process that has fetched a week of each lane, and requests the last hour from its
+/// successor.
 fn restart(upstream: &Upstream, lanes: u32) {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("cache");
@@ -126,7 +127,7 @@ fn restart(upstream: &Upstream, lanes: u32) {
     let began = Instant::now();
     let second = Server::start(Kind::Heliostat(&disk));
     let started = began.elapsed();
-    // An answer of which the upstream were asked would not be a hit.
+    // An answer that needed the upstream would not be a hit.
     let mut found = times(&second, shape, 60, lanes, Cache::Hit);
     let hits = &mut times(&second, shape, 60, lanes, Cache::Hit);
     println!(
@@ -187,7 +188,7 @@ fn opening(gib: u64) {
     assert!(most <= size);
 }
 
-/// Hits of one lane, and misses of one after the other beside them, for so long.
+/// Sends hits of one lane, and misses of new lanes beside them, for the time `long`.
 fn beside(server: &Server, long: Duration, lane: &mut u32) -> (Vec<Duration>, Vec<Duration>) {
     let shape = Shape::Raw;
     let end = (SystemClock::default().now() / DAY - 1) * DAY;
@@ -224,7 +225,7 @@ fn beside(server: &Server, long: Duration, lane: &mut u32) -> (Vec<Duration>, Ve
     })
 }
 
-/// Prints the effect of a Redis that does not answer on hits and misses, and how soon it is used again.
+/// Prints how a Redis that does not respond affects hits and misses, and how soon it is used again.
 fn stopped(upstream: &Upstream, long: Duration) {
     let folder = tempfile::tempdir().unwrap();
     let Some(redis) = Redis::start(folder.path()) else {
@@ -328,7 +329,7 @@ fn main() {
         while first.metric("heliostat_replicas ") < 1.0 {
             std::thread::sleep(Duration::from_millis(20));
         }
-        // What is fetched right at the start is not shared yet.
+        // Data fetched right at the start is not shared yet.
         std::thread::sleep(Duration::from_secs(1));
         let fetched = times(&first, shape, points, lanes, Cache::Forwarded);
         written(&first, "shared");

@@ -35,7 +35,7 @@ const INTERVAL: i64 = 15_000;
 const START: i64 = 1_700_000_040_000;
 const SIZES: [usize; 3] = [1_000, 30_000, 1_000_000];
 
-/// Values of two decimals, as most gauges have, or with all the digits that a double can have.
+/// Values with two decimals, as most gauges have, or with all digits of a double.
 #[derive(Clone, Copy)]
 enum Digits {
     Few,
@@ -67,7 +67,7 @@ fn step() -> Step {
     Step::new(INTERVAL).unwrap()
 }
 
-/// The points, separated by commas, as `write` writes each.
+/// Appends the points as `write` writes each, separated by commas.
 fn join(out: &mut Vec<u8>, points: &Points, write: impl Fn(&mut Vec<u8>, i64, f64)) {
     for (i, (time, value)) in points.iter().enumerate() {
         if i > 0 {
@@ -146,7 +146,7 @@ fn fetch(layout: Layout, range: TimeRange) -> Fetch {
     }
 }
 
-/// Reads `body` as the adapter does that made `fetch` a request.
+/// Reads `body` as the adapter that made the request of `fetch` does.
 fn read(adapter: &dyn Adapter, fetch: &Fetch, body: Vec<u8>) -> impl Fn() -> FetchResult + use<> {
     let PartCall::Alone(exchange) = adapter.series(fetch).unwrap().remove(0).call else {
         panic!("a call that others may share");
@@ -175,7 +175,7 @@ fn mirror_body(points: &Points, layout: Layout) -> Vec<u8> {
     body
 }
 
-/// `points` spread over `series` series.
+/// Returns `points` distributed over `series` series.
 fn prometheus_body(points: &Points, series: usize) -> Vec<u8> {
     let mut lists = vec![String::new(); series];
     for (i, (t, v)) in points.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! More load than the limits allow, and stores that are partly sick.
+//! More load than the limits allow, and stores that fail in part.
 //!
 //! - Overload: the upstream may be asked 50 times a second, by its rate or by its concurrency. Clients ask 0.9,
 //!   1.1, 1.7 and 10 times as often, for streams that nobody asked for before (cold) or whose last
@@ -26,15 +26,15 @@ use super::support::{self, Client, quantile};
 const MINUTE: i64 = 60_000;
 const INTERVAL: i64 = 15_000;
 
-/// The rate that the limits allow, in calls a second.
+/// The rate that the limits allow, in calls per second.
 const LIMIT: f64 = 50.0;
-/// How long the upstream of the overload takes, and how many calls at once make `LIMIT`.
+/// The upstream's response time, and the number of concurrent calls that make `LIMIT`.
 const TAKES: Duration = Duration::from_millis(80);
 const AT_ONCE: usize = 4;
 
 const LOADS: [f64; 4] = [0.9, 1.1, 1.7, 10.0];
 
-/// How long things take.
+/// The durations of the parts.
 #[derive(Clone, Copy)]
 pub(crate) struct Pace {
     /// One load.
@@ -43,10 +43,10 @@ pub(crate) struct Pace {
     window: Duration,
     /// The deadline of a request.
     deadline: Duration,
-    /// `refresh` of warm streams, and how many there are.
+    /// `refresh` of warm streams, and their number.
     refresh: Duration,
     warm: u64,
-    /// One kind of sickness.
+    /// The duration of one kind of failure.
     sick: Duration,
 }
 
@@ -74,7 +74,7 @@ impl Pace {
     }
 }
 
-/// How a URL is.
+/// The state of a URL.
 #[derive(Clone, Copy, PartialEq)]
 enum Health {
     Well,
@@ -99,10 +99,10 @@ impl Health {
     }
 }
 
-/// A mirror on a port of its own.
+/// A mirror with its own port.
 struct Store {
     takes: Duration,
-    /// How long every tenth question takes.
+    /// The response time of every tenth query.
     slow: AtomicU64,
     health: AtomicU8,
     calls: AtomicUsize,
@@ -185,14 +185,14 @@ enum End {
     Refused,
 }
 
-/// An answer: when it came, how long it took, and what it was.
+/// An answer: when it came, how long it took, and its kind.
 type Answered = (Duration, Duration, End);
 
-/// Clients that ask whether or not they are answered.
+/// Clients that send requests at a fixed rate, whether or not they are answered.
 #[derive(Clone)]
 struct Clients {
     address: SocketAddr,
-    /// Addresses that they have.
+    /// The number of their addresses.
     sources: u8,
     idle: Arc<Mutex<BTreeMap<IpAddr, Vec<Client>>>>,
     begun: Instant,
@@ -210,7 +210,7 @@ impl Clients {
         }
     }
 
-    /// Asks for the last ten minutes of `stream`.
+    /// Requests the last ten minutes of `stream`.
     async fn ask(&self, stream: u64) -> End {
         let source = 10 + (stream % u64::from(self.sources)) as u8;
         let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, source));
@@ -249,8 +249,8 @@ impl Clients {
         end
     }
 
-    /// Asks `per_second` times a second for `duration`, for what `pick` says of the request's number.
-    /// Gives what came of it, once all have been answered.
+    /// Sends `per_second` requests per second for `duration`, for the stream that `pick` returns
+    /// for the request's number. Returns the outcomes once all have ended.
     async fn load(
         mut self,
         per_second: f64,
@@ -292,7 +292,7 @@ async fn heliostat(name: &str, urls: &[String], pace: &Pace, limits: &str) -> So
     address
 }
 
-/// The value of the metric of `upstream` whose labels end with `rest`.
+/// Returns the value of the metric of `upstream` whose labels end with `rest`.
 async fn metric(address: SocketAddr, name: &str, upstream: &str, rest: &str) -> f64 {
     let client = heliostat::upstream::Http::builder().build().unwrap();
     let url = format!("http://{address}/metrics");
@@ -302,7 +302,7 @@ async fn metric(address: SocketAddr, name: &str, upstream: &str, rest: &str) -> 
     value.map_or(0.0, |v| v.parse().unwrap())
 }
 
-/// A way to be overloaded.
+/// A kind of overload.
 #[derive(Clone, Copy)]
 struct Case {
     load: f64,
@@ -381,7 +381,7 @@ impl Case {
     }
 }
 
-/// Prints what is answered under more load than the limits allow.
+/// Prints the answers under more load than the limits allow.
 pub(crate) async fn overload(pace: Pace) {
     let window = humantime::format_duration(pace.window);
     println!("\n== overload: {LIMIT} calls a second are allowed, and a call takes {TAKES:?}");
@@ -411,7 +411,7 @@ pub(crate) async fn overload(pace: Pace) {
                 }
             }
         }
-        // Clients share the machine with what they measure.
+        // Clients share the machine with the servers that they measure.
         let at_once = if load > 2.0 { 2 } else { 8 };
         for some in cases.chunks(at_once) {
             let running = some.iter().map(|case| tokio::spawn(case.run(pace)));
@@ -422,7 +422,7 @@ pub(crate) async fn overload(pace: Pace) {
     }
 }
 
-/// Prints what cheap questions notice of slow ones and of a sick URL.
+/// Prints how slow queries and a failing URL affect cheap queries.
 pub(crate) async fn sick(pace: Pace) {
     const CHEAP: Duration = Duration::from_millis(20);
     const SLOW: u64 = 2000;
@@ -448,7 +448,8 @@ pub(crate) async fn sick(pace: Pace) {
         };
         let address = heliostat(&name, &urls, &pace, limits).await;
         let clients = Clients::of(address, 4);
-        // Both are known to be well, then one is sick for a while; what is new is not counted.
+        // Both URLs are known to be healthy, then one fails for a while; new streams are not
+        // counted.
         let lead = pace.sick / 4;
         clients
             .clone()

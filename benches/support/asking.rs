@@ -1,14 +1,14 @@
-//! Requests of the benches and the expected answers: lanes whose values anybody can compute,
-//! written so that an answer's length follows from its number of points.
+//! Requests of the benches and the expected answers: lanes whose values are easy to compute,
+//! written so that the length of an answer follows from its number of points.
 
 use heliostat::wire::mirror::response::{METRIC_HEAD, metric_tail};
 
 pub(crate) const MINUTE: i64 = 60_000;
 pub(crate) const DAY: i64 = 86_400_000;
-/// The distance of raw points.
+/// The interval of raw points.
 pub(crate) const INTERVAL: i64 = 15_000;
 
-/// Lanes from this one on all have the same values, so that an upstream has their answers ready.
+/// Lanes from this one on all have the same values, so that an upstream can prepare their answers.
 pub(crate) const ALIKE: u32 = 5_000_000;
 
 /// Buckets of a minute, or raw points.
@@ -27,7 +27,7 @@ impl Shape {
         }
     }
 
-    /// The time of the first point from `start` on: of a bucket that reaches into the range, too.
+    /// Returns the time of the first point at or after `start`, or of the bucket that contains it.
     fn first(self, start: i64) -> i64 {
         let step = self.step();
         match self {
@@ -41,7 +41,7 @@ impl Shape {
         -(self.first(start) - end).div_euclid(self.step())
     }
 
-    /// The length of an answer with so many points, of which there is at least one.
+    /// Returns the length of an answer with `points` points, of which there is at least one.
     pub(crate) fn length(self, points: i64) -> usize {
         let point = match self {
             Self::Buckets => "[12.34,1234567890123,1234567890123]".len(),
@@ -62,12 +62,12 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// The length of its answer's body.
+    /// Returns the length of its answer's body.
     pub(crate) fn length(&self) -> usize {
         self.shape.length(self.shape.points(self.start, self.end))
     }
 
-    /// The body of its answer.
+    /// Returns the body of its answer.
     pub(crate) fn answer(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.length());
         out.extend_from_slice(METRIC_HEAD);
@@ -93,8 +93,8 @@ impl Ask {
     }
 }
 
-/// The value of `lane` at `time`, in hundredths: a slow wave of a few hours with some noise, as
-/// gauges have it. Always four digits, the last of which is not 0: five bytes of JSON.
+/// Returns the value of `lane` at `time`, in hundredths: a slow wave of a few hours with some
+/// noise, like that of a gauge. Always four digits, the last of which is not 0: five bytes of JSON.
 pub(crate) fn cents(lane: u32, time: i64) -> i64 {
     let lane = lane.min(ALIKE);
     let period = (3 + i64::from(lane % 5)) * 60 * MINUTE;
@@ -112,7 +112,7 @@ pub(crate) fn mixed(n: u64) -> u64 {
     n ^ (n >> 31)
 }
 
-/// A request as bytes, made once: what changes has a fixed width and is written over.
+/// A request as bytes, made once: variable parts have a fixed width and are overwritten.
 #[derive(Clone)]
 pub(crate) struct Request {
     bytes: Vec<u8>,
@@ -155,7 +155,7 @@ impl Request {
         }
     }
 
-    /// The bytes that ask for `ask`.
+    /// Returns the bytes that request `ask`.
     pub(crate) fn of(&mut self, ask: &Ask) -> &[u8] {
         digits(&mut self.bytes[self.lane..][..7], i64::from(ask.lane));
         digits(&mut self.bytes[self.start..][..13], ask.start);
@@ -164,7 +164,7 @@ impl Request {
     }
 }
 
-/// Writes `number` with as many digits as there is place.
+/// Writes `number`, padded to the length of `place`.
 pub(crate) fn digits(place: &mut [u8], mut number: i64) {
     for digit in place.iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;

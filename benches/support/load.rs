@@ -1,5 +1,5 @@
-//! Load that costs as little as can be: it shares the machine with what it measures. Every answer
-//! is checked for its status, its length and what the cache had to do with it.
+//! A load generator that takes as little CPU time as possible, since it shares the machine with
+//! what it measures. Every answer is checked for its status, its length and its cache result.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::asking::{Ask, Request, Shape};
 /// The cache result that the `Cache-Status` of an answer reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Cache {
-    /// There is none.
+    /// The header is absent.
     Absent,
     Hit,
     /// The upstream was asked.
@@ -26,16 +26,16 @@ pub(crate) enum Cache {
 #[derive(Clone, Copy, Debug)]
 struct Head {
     status: [u8; 3],
-    /// Where the body begins.
+    /// The offset of the body.
     body: usize,
     length: usize,
-    /// The length is not known before the end, as with answers of Prometheus.
+    /// The length is not known before the end, as for answers of Prometheus.
     chunked: bool,
     cache: Cache,
     encoding: Encoding,
 }
 
-/// The head at the start of `bytes`, if all of it is there.
+/// Parses the head at the start of `bytes`, if it is complete.
 fn head(bytes: &[u8]) -> Option<Head> {
     let mut head = Head {
         status: bytes.get(9..12)?.try_into().ok()?,
@@ -78,7 +78,7 @@ fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     start.eq_ignore_ascii_case(name).then_some(value)
 }
 
-/// Takes an answer in, piece by piece, into memory that is used again.
+/// Receives an answer piece by piece into a reused buffer.
 struct Answer {
     buffer: Vec<u8>,
     filled: usize,
@@ -102,13 +102,13 @@ impl Answer {
         }
     }
 
-    /// Where the next piece is to be written.
+    /// Returns the space for the next piece.
     fn space(&mut self) -> &mut [u8] {
         &mut self.buffer[self.filled..]
     }
 
-    /// Takes note of `read` more bytes; the head, when the answer is complete. Pieces of the
-    /// body are written over one another.
+    /// Accounts for `read` more bytes; returns the head when the answer is complete. Pieces of the
+    /// body overwrite each other.
     fn take(&mut self, read: usize) -> Option<Head> {
         assert!(read > 0, "the server closed the connection");
         self.received += read;
@@ -141,7 +141,7 @@ impl Answer {
 /// The properties that an answer must have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Due {
-    /// The length of the body before it is packed.
+    /// The length of the body before compression.
     pub(crate) length: usize,
     pub(crate) cache: Cache,
     pub(crate) encoding: Encoding,
@@ -149,7 +149,7 @@ pub(crate) struct Due {
 
 fn check(head: &Head, due: Due) {
     let as_long = match due.encoding {
-        // Chunks hide the length; whoever answers so is not what is tested.
+        // The length of a chunked answer is unknown; such a server is not what is tested.
         _ if head.chunked => true,
         Encoding::Identity => head.length == due.length,
         Encoding::Gzip | Encoding::Zstd => head.length < due.length,
@@ -190,7 +190,7 @@ impl Client {
         }
     }
 
-    /// Asks, and checks the answer.
+    /// Sends a request and checks the answer.
     pub(crate) fn ask(&mut self, ask: &Ask, expected: Cache) {
         self.stream.write_all(self.request.of(ask)).unwrap();
         loop {
@@ -207,7 +207,7 @@ impl Client {
     }
 }
 
-/// Compares every byte of the answer to `ask` with what it must be.
+/// Compares every byte of the answer to `ask` with the expected one.
 pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
     let (got, due) = (
         body(&Target::heliostat(address, ask.shape), ask),
@@ -222,7 +222,7 @@ pub(crate) fn verify(address: SocketAddr, ask: &Ask) {
     );
 }
 
-/// The body of the answer to `ask`, as it comes.
+/// Returns the body of the answer to `ask`, as received.
 pub(crate) fn body(target: &Target, ask: &Ask) -> Vec<u8> {
     let mut client = Client::of(target);
     client.stream.write_all(client.request.of(ask)).unwrap();
@@ -258,7 +258,7 @@ impl Sample {
         self.times.len() as f64 / self.wall.as_secs_f64()
     }
 
-    /// The `q`-quantile, in microseconds.
+    /// Returns the `q`-quantile, in microseconds.
     pub(crate) fn quantile(&mut self, q: f64) -> f64 {
         let at = (self.times.len().saturating_sub(1) as f64 * q) as usize;
         if self.times.is_empty() {
@@ -272,13 +272,13 @@ fn nanos(since: Instant) -> u32 {
     u32::try_from(since.elapsed().as_nanos()).unwrap_or(u32::MAX)
 }
 
-/// Whom to ask.
+/// The server to query.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) path: String,
     pub(crate) shape: Shape,
-    /// The encoding that the client asks for, and must be answered in.
+    /// The encoding that the client accepts and expects.
     pub(crate) encoding: Encoding,
 }
 
@@ -297,16 +297,17 @@ impl Target {
     }
 }
 
-/// When load is over.
+/// The end of a load.
 #[derive(Clone, Copy)]
 pub(crate) enum Until {
     Passed(Duration),
-    /// So many requests in all.
+    /// A total number of requests.
     Asked(u64),
 }
 
-/// A closed loop in one thread: each connection asks as soon as it is answered. `next` is given
-/// the number of the request: connection `c` of `n` has `c`, `c + n`, `c + 2n` and so on.
+/// Runs a closed loop in one thread: each connection sends its next request as soon as it has an
+/// answer. `next` gets the number of the request: connection `c` of `n` sends `c`, `c + n`, `c +
+/// 2n` and so on.
 pub(crate) fn closed(
     target: &Target,
     connections: u64,
@@ -328,8 +329,8 @@ pub(crate) fn closed(
     })
 }
 
-/// The same for any requests: what `writer` makes, once a connection, is given the number of the
-/// request, writes its bytes and says what is due.
+/// Does the same for any requests: the function that `writer` returns, once per connection, gets
+/// the number of the request, writes its bytes and returns the expected answer.
 pub(crate) fn closed_of<W: FnMut(u64, &mut Vec<u8>) -> Due>(
     address: SocketAddr,
     connections: u64,
@@ -382,9 +383,9 @@ pub(crate) fn closed_of<W: FnMut(u64, &mut Vec<u8>) -> Due>(
     })
 }
 
-/// An open loop: `per_second` requests are sent at even distances, however the server does, each
-/// connection in a thread of its own. Time counts from the moment a request was due. Each
-/// connection has asked once, which does not count, before all that wait for `start` begin.
+/// Runs an open loop: `per_second` requests are sent at even intervals, however fast the server is,
+/// by connections with a thread each. Times count from the moment when a request was due. Each
+/// connection sends one request, which does not count, before all that wait for `start` begin.
 pub(crate) fn open(
     target: &Target,
     connections: u64,

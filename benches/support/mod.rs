@@ -1,6 +1,6 @@
 //! Parts that the benches share.
 //!
-//! - `asking`: requests, and what must be answered
+//! - `asking`: requests and the expected answers
 //! - `upstream`: a mirror that answers them; `server`: the servers that are measured
 //! - `prometheus`: the same for range queries of PromQL
 //! - `load`: clients that cost next to nothing
@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// A connection that is kept.
+/// A persistent connection.
 pub(crate) struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -38,7 +38,7 @@ impl Answer<'_> {
         status.and_then(|s| s.parse().ok()).unwrap()
     }
 
-    /// The value of the header `name`, which is in lower case; empty if there is none.
+    /// Returns the value of the header `name`, which is in lower case; empty if absent.
     pub(crate) fn header(&self, name: &str) -> &str {
         let mut fields = self.head.lines().filter_map(|l| l.split_once(':'));
         fields
@@ -48,7 +48,7 @@ impl Answer<'_> {
 }
 
 impl Client {
-    /// A connection to `address`, from `source`.
+    /// Connects to `address` from `source`.
     pub(crate) async fn connect(address: SocketAddr, source: IpAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((source, 0).into()).unwrap();
@@ -96,7 +96,8 @@ impl Client {
     }
 }
 
-/// A query for the mean in buckets of a minute, with `conditions` as pairs of key and value.
+/// Returns a query for the mean in buckets of a minute, with `conditions` as pairs of key and
+/// value.
 pub(crate) fn query(details: &str, conditions: [(&str, &str); 2], start: i64, end: i64) -> String {
     let condition = |(key, value): (&str, &str)| {
         format!(
@@ -109,7 +110,7 @@ pub(crate) fn query(details: &str, conditions: [(&str, &str); 2], start: i64, en
     )
 }
 
-/// The `q`-quantile of `times`, in milliseconds as text.
+/// Returns the `q`-quantile of `times`, in milliseconds as text.
 pub(crate) fn quantile(times: &mut [Duration], q: f64) -> String {
     times.sort_unstable();
     let at = (times.len().saturating_sub(1) as f64 * q) as usize;

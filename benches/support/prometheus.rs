@@ -1,7 +1,8 @@
 //! Range queries of PromQL, a Prometheus in a thread of its own that answers them quickly, and a
 //! real one that answers the same bytes.
 //!
-//! The metric `s012` has 12 series, and so on. A matcher that all of them meet tells lanes apart.
+//! The metric `s012` has 12 series, and so on. A matcher that all of them satisfy distinguishes
+//! lanes.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -37,7 +38,7 @@ impl Range {
         (self.end - self.start) / self.step + 1
     }
 
-    /// The length of its answer's body.
+    /// Returns the length of its answer's body.
     pub(crate) fn length(&self) -> usize {
         let series = self.series as usize;
         let samples = self.points() as usize * r#"[1234567890,"12.34"],"#.len() - 1;
@@ -50,7 +51,7 @@ impl Range {
         format!(r#"{{"metric":{{"__name__":"s{name:03}","n":"{n:03}"}},"values":["#)
     }
 
-    /// The body of its answer.
+    /// Returns the body of its answer.
     pub(crate) fn answer(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.length() + 1);
         out.extend_from_slice(HEAD.as_bytes());
@@ -74,7 +75,7 @@ impl Range {
         out
     }
 
-    /// The form that asks for it.
+    /// Returns the form that requests it.
     pub(crate) fn form(&self) -> String {
         let Self {
             series,
@@ -111,7 +112,7 @@ impl Range {
     }
 }
 
-/// A request as bytes, made once: what changes has a fixed width and is written over.
+/// A request as bytes, made once: variable parts have a fixed width and are overwritten.
 pub(crate) struct Request {
     bytes: Vec<u8>,
     lane: usize,
@@ -120,7 +121,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// One for ranges that have the number of series and the step of `like`.
+    /// Returns a request for ranges with the number of series and the step of `like`.
     pub(crate) fn new(path: &str, like: &Range) -> Self {
         let form = Range {
             lane: 0,
@@ -154,18 +155,18 @@ impl Request {
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) calls: AtomicU64,
-    /// Samples answered.
+    /// The number of samples answered.
     pub(crate) points: AtomicU64,
 }
 
-/// A Prometheus that answers any time. Its thread ends with the process.
+/// A Prometheus that answers for any time. Its thread ends with the process.
 pub(crate) struct Quick {
     pub(crate) address: SocketAddr,
     pub(crate) asked: Arc<Asked>,
 }
 
 impl Quick {
-    /// `clock` is what its answers are dated by.
+    /// Starts it; its answers are dated by `clock`.
     pub(crate) fn start(clock: Arc<dyn Clock>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -205,7 +206,7 @@ impl Quick {
         Self { address, asked }
     }
 
-    /// The configuration of a Heliostat in front of it.
+    /// Returns the configuration of a Heliostat in front of it.
     pub(crate) fn config(&self) -> String {
         format!(
             r#"
@@ -243,8 +244,8 @@ impl Drop for Real {
 }
 
 impl Real {
-    /// One with a sample every `step` seconds in `start..=end`, or `None` where there is no
-    /// such program.
+    /// Starts one with a sample every `step` seconds in `start..=end`, or returns `None` if
+    /// Prometheus is not installed.
     pub(crate) fn start(start: i64, end: i64, step: i64) -> Option<Self> {
         for program in ["prometheus", "promtool"] {
             Command::new(program).arg("--version").output().ok()?;
@@ -314,7 +315,7 @@ impl Real {
     }
 }
 
-/// The status, `Cache-Status` and body of the answer to `range`; `None` if there is none.
+/// Returns the status, `Cache-Status` and body of the answer to `range`; `None` if there is none.
 pub(crate) async fn fetch(
     client: &reqwest::Client,
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! Servers as processes of their own: the bench's executable runs itself again as one.
+//! Servers as separate processes: the bench's executable runs itself again as one.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ use heliostat::telemetry::logs;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
-/// Longest answer of the bare server.
+/// The longest answer of the bare server.
 const LONGEST: usize = 4 << 20;
 
 /// The role of a server.
@@ -34,13 +34,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server with as many threads as `heliostat serve` has.
+    /// Starts a server with as many threads as `heliostat serve` has.
     pub(crate) fn start(kind: Kind<'_>) -> Self {
         let command = Command::new(std::env::current_exe().unwrap());
         Self::start_under(command, "multi", kind)
     }
 
-    /// A server with one thread under valgrind, with these options.
+    /// Starts a single-threaded server under valgrind, with these options.
     pub(crate) fn start_in_valgrind(options: &[&str], kind: Kind<'_>) -> Self {
         let mut command = Command::new("valgrind");
         command
@@ -72,17 +72,17 @@ impl Server {
         self.process.id()
     }
 
-    /// The CPU time that it has used.
+    /// Returns the CPU time that it has used.
     pub(crate) fn cpu(&self) -> Duration {
         cpu(self.process.id())
     }
 
-    /// The bytes of memory that it holds.
+    /// Returns its resident memory in bytes.
     pub(crate) fn rss(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
-    /// The most bytes of memory that it has held so far.
+    /// Returns its peak resident memory in bytes.
     pub(crate) fn peak(&self) -> u64 {
         self.memory("VmHWM:")
     }
@@ -112,7 +112,7 @@ impl Server {
     }
 }
 
-/// The CPU time that a process has used, of user and kernel.
+/// Returns the CPU time of a process, user and kernel.
 pub(crate) fn cpu(process: u32) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let nanos = tasks.map(|task| {
@@ -125,7 +125,7 @@ pub(crate) fn cpu(process: u32) -> Duration {
     Duration::from_nanos(nanos.sum())
 }
 
-/// As [`cpu`], of threads that have ended too, in steps of 10 ms.
+/// Returns the same as [`cpu`], including threads that have ended, in steps of 10 ms.
 pub(crate) fn cpu_of_all(process: u32) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     // The second field is a name in brackets; of those after it the 12th and the 13th are the
@@ -139,12 +139,12 @@ pub(crate) fn cpu_of_all(process: u32) -> Duration {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.process.stdin.take());
-        // Whether it went well is no matter once it is over.
+        // Its exit status does not matter.
         let _ = self.process.wait();
     }
 }
 
-/// Whether this process was started as a server; then it has been one, and is done.
+/// Runs a server if this process was started as one; returns whether it did.
 pub(crate) fn was_server() -> bool {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, flag, threads, name, config] = &arguments[..] else {
@@ -173,7 +173,7 @@ fn announce(address: SocketAddr) {
     std::io::stdout().flush().unwrap();
 }
 
-/// A runtime as `heliostat serve` has it, or one with a single thread.
+/// Returns a runtime like that of `heliostat serve`, or one with a single thread.
 pub(crate) fn runtime(multi: bool) -> Runtime {
     let mut builder = if multi {
         Builder::new_multi_thread()
@@ -183,7 +183,7 @@ pub(crate) fn runtime(multi: bool) -> Runtime {
     builder.enable_all().build().unwrap()
 }
 
-/// Serves Heliostat for ever; `started` hears where.
+/// Serves Heliostat until the process ends; `started` gets the address.
 pub(crate) async fn heliostat(config: &str, started: impl FnOnce(SocketAddr)) {
     logs::start(tracing::Level::INFO, logs::LogFormat::Human, false);
     let config = config::parse(config, "bench", &std::collections::BTreeMap::new()).unwrap();
@@ -193,7 +193,7 @@ pub(crate) async fn heliostat(config: &str, started: impl FnOnce(SocketAddr)) {
     service.run(std::future::pending()).await;
 }
 
-/// Serves bytes for ever; `started` hears where.
+/// Serves bytes until the process ends; `started` gets the address.
 pub(crate) async fn bare(started: impl FnOnce(SocketAddr)) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     started(listener.local_addr().unwrap());

@@ -1,5 +1,5 @@
-//! A mirror in a thread of its own that answers any lane for any time up to now, as
-//! [`Ask::answer`] says.
+//! A mirror in its own thread that answers for any lane and any time up to now, as [`Ask::answer`]
+//! defines.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -60,13 +60,14 @@ impl Upstream {
         Self { address, latency }
     }
 
-    /// Sets the time that each answer takes from now on, in milliseconds.
+    /// Sets the response time from now on, in milliseconds.
     pub(crate) fn set_latency(&self, millis: u64) {
         self.latency.store(millis, Ordering::Relaxed);
     }
 
-    /// The configuration of a Heliostat in front of it, whose cache has so much memory. Data
-    /// that has not settled is fetched again at each request. Whoever asks for compression gets it.
+    /// Returns the configuration of a Heliostat in front of it, with this much cache memory. Data
+    /// that has not settled is fetched again for each request, and every client that accepts
+    /// compression gets it.
     pub(crate) fn config(&self, memory: &str) -> String {
         format!(
             r#"
@@ -90,8 +91,8 @@ queue = 100000
     }
 }
 
-/// Answers for lanes that are alike, each written once: whoever measures hits beside misses does
-/// not want to measure how misses are answered here.
+/// Answers for lanes that are alike, each written once: a measurement of hits beside misses should
+/// not include the time for answering misses here.
 #[derive(Default)]
 struct Ready(Mutex<HashMap<(Shape, i64, i64), Bytes>>);
 
@@ -109,7 +110,8 @@ impl Ready {
     }
 }
 
-/// Reads the query from the body of a request; the part of it that lies in the future is left out.
+/// Reads the query from the body of a request, without the part of its range that lies in the
+/// future.
 fn asked(body: &[u8]) -> Ask {
     let request: Value = serde_json::from_slice(body).unwrap();
     let query = &request["query"];
