@@ -300,6 +300,8 @@ fn answer_all(listener: &TcpListener, body: &str) {
 /// peak memory.
 fn lists() {
     const LISTS: u32 = 40;
+    /// The most memory of the process, in MiB, with a cache of 16 MiB.
+    const MOST: f64 = 60.0;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = listener.local_addr().unwrap();
     let body = list_of_values();
@@ -329,13 +331,15 @@ fn lists() {
             assert!(answer.starts_with(b"HTTP/1.1 200"), "an answer is one");
             answered = answer.len();
         }
+        let peak = mib(server.peak() as f64);
         println!(
             "{LISTS} lists of {name} of {:.1} MB, answers of {:.1} MB, cache.memory 16 MiB: most {:.1} MiB, {:.1} at the start",
             length as f64 / 1e6,
             answered as f64 / 1e6,
-            mib(server.peak() as f64),
+            peak,
             mib(started as f64),
         );
+        assert!(peak <= MOST, "{peak:.1} MiB for lists of {name}");
     }
 }
 
