@@ -28,7 +28,7 @@ const MOST: u64 = 20_000;
 /// The shortest time before a poll is due at which its refresh begins.
 const LEAD: Duration = Duration::from_millis(200);
 
-/// How long a refresh waits that no call is to spare for.
+/// The interval at which a refresh without a spare call tries again.
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// The paces that count: shorter ones are hits anyway, and longer ones are not worth a waiting

@@ -369,7 +369,7 @@ impl Claim {
         })
     }
 
-    /// Says that the response is being sent from now on.
+    /// Marks the response as being sent.
     pub(super) fn start_sending(&self) {
         self.sending.store(true, Ordering::Release);
         if self.is_evicted() {

@@ -260,7 +260,7 @@ struct LevelBreakerState {
     failures: u32,
     /// The time of the next trial, while it is open.
     open_until: Option<Instant>,
-    /// How long it waits for the next, and why.
+    /// The time until the next trial, and the reason.
     rest: Duration,
     failure: String,
 }

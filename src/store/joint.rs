@@ -191,7 +191,7 @@ impl JointLimit {
         self.joint.live()
     }
 
-    /// Says that somebody waits for permits.
+    /// Signals that somebody waits for permits.
     pub fn want(&self) {
         self.wanted.notify_one();
     }

@@ -66,7 +66,8 @@ impl LevelMetrics {
     }
 }
 
-/// Says how many replicas share a level, and by how much its time may be wrong, if that is known.
+/// Records the number of replicas that share a level, and by how much its time may be wrong, if
+/// known.
 pub fn shared_level(replicas: usize, error: Option<std::time::Duration>) {
     gauge!(REPLICAS).set(replicas as f64);
     if let Some(error) = error {
@@ -74,7 +75,7 @@ pub fn shared_level(replicas: usize, error: Option<std::time::Duration>) {
     }
 }
 
-/// Says which part, from 0 to 1, of the limits of `upstream` this replica keeps to by itself.
+/// Records the part, from 0 to 1, of the limits of `upstream` that this replica may use by itself.
 pub fn limit_share(upstream: &str, share: f64) {
     gauge!(LIMIT_SHARE, "upstream" => upstream.to_owned()).set(share);
 }

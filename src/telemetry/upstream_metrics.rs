@@ -221,7 +221,7 @@ impl UpstreamMetrics {
         last.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Says that an attempt succeeded.
+    /// Records that an attempt succeeded.
     pub fn works(&self) {
         if self.failing.any.load(Ordering::Relaxed) {
             let last = self.failing.last.lock();
@@ -230,7 +230,7 @@ impl UpstreamMetrics {
         }
     }
 
-    /// Says that an attempt failed with `message`, at `time`.
+    /// Records that an attempt failed with `message`, at `time`.
     pub fn fails(&self, message: &str, time: i64) {
         const LONGEST: usize = 500;
         let message = message
@@ -351,8 +351,8 @@ fn dropped(upstream: &str, reason: &'static str) -> Counter {
     counter!(DROPPED, "upstream" => upstream.to_owned(), "reason" => reason)
 }
 
-/// Says that there is no upstream `name` any more: nothing of it is open, and its series are shown no
-/// longer.
+/// Records that the upstream `name` was removed: none of its breakers is open, and its series are
+/// no longer shown.
 pub fn upstream_gone(name: &str) {
     gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(0.0);
     removed::add(name);

@@ -29,10 +29,10 @@ const SMALL: usize = 512 << 10;
 /// The least by which a share grows.
 const PIECE: usize = 256 << 10;
 
-/// How long the oldest answer may bring nothing until the next one may grow, too.
+/// The time after which the next answer may grow, too, if the oldest has brought nothing.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// How often an answer that waits looks whether the oldest has stalled.
+/// The interval at which a waiting answer checks whether the oldest has stalled.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// The capacity of the buffers that answers beyond [`SMALL`] are read into: untouched, it takes no memory.

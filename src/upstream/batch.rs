@@ -321,8 +321,8 @@ impl Upstream {
         self.tell(outcome, members, call).await;
     }
 
-    /// Tells `members` what came of their call. One that is refused is made again in two halves: the
-    /// store does not say which of its queries is the bad one.
+    /// Sends the outcome of their call to `members`. A refused call is repeated in two halves: the
+    /// store does not say which of its queries is invalid.
     fn tell(
         self: Arc<Self>,
         outcome: Result<Answered<Vec<Result<FetchResult, Error>>>, Error>,

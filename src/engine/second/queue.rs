@@ -152,7 +152,7 @@ impl WriteQueue {
         waiting.bytes + waiting.writing
     }
 
-    /// Tells the writing task that nothing more will be added.
+    /// Signals the writing task that nothing more will be added.
     pub(super) fn close(&self) {
         self.wake.notify_one();
     }

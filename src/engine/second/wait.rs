@@ -22,7 +22,7 @@ impl LevelWait {
         Duration::from_micros(self.micros.load(Ordering::Relaxed))
     }
 
-    /// Says in `cache` and `timing` what the second level had to do with an answer.
+    /// Adds to `cache` and `timing` what the second level contributed to an answer.
     pub(in crate::engine) fn show(&self, cache: &mut CacheOutcome, timing: &mut Timing) {
         cache.second_level = self.found.load(Ordering::Relaxed);
         timing.second = self.waited();

@@ -35,9 +35,9 @@ const LIVE: Millis = 3000;
 /// One that was not heard for so long is forgotten.
 const GONE: Millis = 300_000;
 
-/// Tells who is there, and gives time, epoch, floor and list, if that is not the one known, and all
-/// replicas. A list that is gone, or lacks what a replica knows of it, begins with a new epoch:
-/// everything older is unknown then. `ARGV[7]` is 0 where there is no room to write.
+/// Registers a replica, and returns time, epoch, floor, all replicas, and the list if the replica's
+/// copy is out of date. A list that is lost, or that lacks something a replica knows, begins with a
+/// new epoch: everything older is then unknown. `ARGV[7]` is 0 if there is no room to write.
 const BEAT: &str = "
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
