@@ -306,11 +306,11 @@ fn describe() {
     describe_gauge!(
         CLOCK_ERROR,
         Unit::Seconds,
-        "By how much this replica may be wrong about the time of the shared second level."
+        "Largest error of this replica's estimate of the shared second level's time."
     );
     describe_gauge!(
         LIMIT_SHARE,
-        "The part, from 0 to 1, of an upstream's limits that this replica keeps to by itself while the shared second level is away."
+        "The part, from 0 to 1, of an upstream's limits that this replica may use by itself while the shared second level is unreachable."
     );
     describe_counter!(
         LIMIT_CALLS,
@@ -318,7 +318,7 @@ fn describe() {
     );
     describe_counter!(
         LEASES,
-        "Fetches that replicas make once for all, by outcome: this one made it (taken), another did (waited), another was too slow (overtaken), it could not be told (alone)."
+        "Fetches that one replica makes for all, by outcome: made by this one (taken), made by another (waited), by this one because another was too slow (overtaken), by this one without agreement (alone)."
     );
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
 }
