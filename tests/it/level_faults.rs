@@ -185,12 +185,21 @@ async fn whatever_befalls_a_shared_level_answers_are_right_and_soon_it_is_used_a
         query(0, begin, begin + HOUR),
         expected(0, begin, begin + HOUR),
     );
-    let mut found = 0;
-    for _ in 0..40 {
-        found += usize::from(asker.next().await.status.contains("second level"));
+    // On a busy machine reads run out of time, and then the breaker spares others: neither counts.
+    let (mut found, mut timely) = (0, 0);
+    for _ in 0..400 {
+        let told = asker.next().await;
+        let shared = told.status.contains("second level");
+        found += usize::from(shared);
+        timely += usize::from(shared || told.second.is_some_and(|millis| millis < 40.0));
+        if timely == 40 {
+            break;
+        }
     }
-    // On a busy machine some reads are late.
-    assert!(found >= 20, "{found} of 40 came from the shared level");
+    assert!(
+        timely == 40 && found >= 20,
+        "{found} of {timely} came from the shared level"
+    );
     for trouble in [
         "Late", "Halved", "Changed", "Shut", "stopped", "full", "killed",
     ] {
