@@ -69,8 +69,8 @@ impl EncodedResponse {
     pub(super) fn heap_bytes(&self) -> usize {
         let forms = [&self.gzip, &self.zstd].into_iter();
         let forms = forms.filter_map(|form| form.get()?.as_ref());
-        let forms: usize = forms.map(|form| heap_block(form.heap_bytes())).sum();
-        self.raw.heap_bytes() + forms
+        let bytes: usize = forms.map(|form| heap_block(form.heap_bytes())).sum();
+        self.raw.heap_bytes() + bytes
     }
 }
 

@@ -161,8 +161,8 @@ impl GrowingAnswers {
         if bytes <= SMALL && all <= most {
             let small = self.growing.values();
             let small = small.filter(|one| one.bytes <= SMALL && one.stage != Stage::Whole);
-            let small: usize = small.map(|one| one.bytes).sum();
-            if small - before + bytes <= most / 8 {
+            let small_bytes: usize = small.map(|one| one.bytes).sum();
+            if small_bytes - before + bytes <= most / 8 {
                 return Growth::Grow;
             }
         }
