@@ -23,6 +23,7 @@ use std::sync::mpsc;
 use heliostat::clock::{Clock, SystemClock};
 use support::asking::{Ask, DAY, MINUTE, Shape};
 use support::load::{Cache, Client};
+use support::redis::{Redis, shared};
 use support::server;
 use support::upstream::Upstream;
 use tokio::sync::oneshot;
@@ -33,9 +34,10 @@ const HITS: i64 = 1000;
 const SLIDES: i64 = 200;
 
 /// Returns the allocations and allocated bytes of a request that is sent `HITS` times, window after
-/// window; with a second level of the cache, if `second` is set.
+/// window; with a disk and, if there is one, a Redis behind the cache, if `second` is set.
 fn count(config: Option<&str>, second: bool, shape: Shape, points: i64, slide: i64) -> (u64, u64) {
     let folder = tempfile::tempdir().unwrap();
+    let redis = second.then(|| Redis::start(folder.path())).flatten();
     let runtime = server::runtime(false);
     let (address, started) = mpsc::channel();
     let announce = move |at| address.send(at).unwrap();
@@ -43,7 +45,10 @@ fn count(config: Option<&str>, second: bool, shape: Shape, points: i64, slide: i
         Some(config) => {
             let mut config = config.to_owned();
             if second {
-                config += &format!("[cache.disk]\ndir = {:?}\n", folder.path());
+                let disk = folder.path().join("disk");
+                config += &format!("[cache.disk]\ndir = {disk:?}\n");
+                let port = redis.as_ref().map(|redis| redis.port);
+                config += &port.map_or(String::new(), |port| shared(port, "50ms"));
             }
             runtime.spawn(async move { server::heliostat(&config, announce).await });
         }
@@ -130,7 +135,7 @@ fn main() {
         ("bare hyper, as many bytes", None, false, Shape::Buckets, 0),
         ("hit, fixed window", config, false, Shape::Buckets, 0),
         (
-            "the same, a disk behind it",
+            "the same, both levels behind it",
             config,
             true,
             Shape::Buckets,
@@ -151,16 +156,22 @@ fn main() {
             61_000,
         ),
         ("hit, raw points", config, false, Shape::Raw, 0),
-        ("the same, a disk behind it", config, true, Shape::Raw, 0),
+        (
+            "the same, both levels behind it",
+            config,
+            true,
+            Shape::Raw,
+            0,
+        ),
     ];
     println!("allocations a request (and bytes allocated), at so many points");
     let [a, b, c] = SIZES.map(|s| s.to_string());
-    println!("{:<30}{a:>16}{b:>16}{c:>16}", "");
+    println!("{:<32}{a:>16}{b:>16}{c:>16}", "");
     for (name, config, second, shape, slide) in cases {
         let [a, b, c] = SIZES.map(|points| {
             let (times, bytes) = count(config, second, shape, points, slide);
             format!("{times} ({bytes} B)")
         });
-        println!("{name:<30}{a:>16}{b:>16}{c:>16}");
+        println!("{name:<32}{a:>16}{b:>16}{c:>16}");
     }
 }

@@ -4,7 +4,8 @@
 //! has been asked `HITS` times. Unlike times, the figures hardly depend on the machine and on what
 //! else it does.
 //!
-//! `cargo bench --bench instructions`; it needs valgrind, and does nothing without it.
+//! `cargo bench --bench instructions`; it needs valgrind, and does nothing without it; the row with
+//! both levels of the cache behind a hit needs `redis-server`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -17,15 +18,20 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use heliostat::clock::{Clock, SystemClock};
 use support::asking::{Ask, DAY, MINUTE, Shape};
 use support::load::{Cache, Client};
+use support::redis::{Redis, shared};
 use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
 
 const SIZES: [i64; 3] = [50, 1440, 30_240];
 const WARM_UP: i64 = 20;
 const HITS: i64 = 300;
+/// The time for which work without requests is counted.
+const IDLE: Duration = Duration::from_secs(3);
 /// The number of positions of a sliding window.
 const SLIDES: i64 = 200;
 
@@ -42,6 +48,7 @@ impl Case {
     /// Returns the instructions of one hit of `points`.
     fn instructions(&self, points: i64) -> u64 {
         let folder = tempfile::tempdir().unwrap();
+        // Each dump gets a number.
         let file = folder.path().join("callgrind.out");
         let out = format!("--callgrind-out-file={}", file.display());
         let server = Server::start_in_valgrind(&["--tool=callgrind", &out], self.kind);
@@ -70,20 +77,33 @@ impl Case {
             }
         };
         ask(WARM_UP);
-        zero(server.process_id());
-        ask(HITS);
-        drop(server);
-        let text = std::fs::read_to_string(file).unwrap();
-        let total = text.lines().find_map(|l| l.strip_prefix("summary: "));
-        total.unwrap().trim().parse::<u64>().unwrap() / HITS as u64
+        // What was fetched has been written.
+        std::thread::sleep(Duration::from_millis(500));
+        let counted = |during: &mut dyn FnMut()| {
+            control(&server, "--zero");
+            let began = Instant::now();
+            during();
+            let took = began.elapsed();
+            control(&server, "--dump");
+            let dumps = std::fs::read_dir(folder.path()).unwrap();
+            let dumps = dumps.map(|entry| entry.unwrap().path());
+            let newest = dumps.max_by_key(|path| path.metadata().unwrap().modified().unwrap());
+            let text = std::fs::read_to_string(newest.unwrap()).unwrap();
+            let total = text.lines().find_map(|l| l.strip_prefix("totals: "));
+            (total.unwrap().trim().parse::<f64>().unwrap(), took)
+        };
+        let (idle, long) = counted(&mut || std::thread::sleep(IDLE));
+        let (all, took) = counted(&mut || ask(HITS));
+        let beside = idle * took.as_secs_f64() / long.as_secs_f64();
+        ((all - beside) / HITS as f64) as u64
     }
 }
 
-/// Resets callgrind's counters for `process`.
-fn zero(process: u32) {
+/// Tells callgrind what to do with what it has counted of `server`.
+fn control(server: &Server, what: &str) {
     let mut control = std::process::Command::new("callgrind_control");
-    let done = control.arg("--zero").arg(process.to_string()).output();
-    let text = String::from_utf8_lossy(&done.unwrap().stdout).into_owned();
+    let done = control.arg(what).arg(server.process_id().to_string());
+    let text = String::from_utf8_lossy(&done.output().unwrap().stdout).into_owned();
     assert!(text.contains("OK"), "callgrind_control: {text}");
 }
 
@@ -107,7 +127,9 @@ fn main() {
         slide: 0,
         shape: Shape::Buckets,
     };
-    let cases = [
+    let folder = tempfile::tempdir().unwrap();
+    let redis = Redis::start(folder.path());
+    let mut cases = vec![
         ("bare hyper, as many bytes", bare),
         ("hit, fixed window", heliostat(Shape::Buckets, 0)),
         ("hit, sliding, aligned", heliostat(Shape::Buckets, MINUTE)),
@@ -117,14 +139,24 @@ fn main() {
         ),
         ("hit, raw points", heliostat(Shape::Raw, 0)),
     ];
+    if let Some(redis) = &redis {
+        let disk = folder.path().join("disk");
+        let shared = shared(redis.port, "50ms");
+        let both = format!("{config}{shared}[cache.disk]\ndir = {disk:?}\n");
+        let case = Case {
+            kind: Kind::Heliostat(both.leak()),
+            ..heliostat(Shape::Buckets, 0)
+        };
+        cases.insert(2, ("the same, both levels behind it", case));
+    }
     println!("instructions a request, without the kernel, at so many points");
     println!(
-        "{:<30}{:>10}{:>10}{:>10}{:>24}",
+        "{:<32}{:>10}{:>10}{:>10}{:>24}",
         "", SIZES[0], SIZES[1], SIZES[2], "growth of the last step"
     );
     for (name, case) in cases {
         let [small, day, weeks] = SIZES.map(|points| case.instructions(points));
         let growth = (weeks as f64 / day as f64 - 1.0) * 100.0;
-        println!("{name:<30}{small:>10}{day:>10}{weeks:>10}{growth:>22.1} %");
+        println!("{name:<32}{small:>10}{day:>10}{weeks:>10}{growth:>22.1} %");
     }
 }

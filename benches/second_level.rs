@@ -4,10 +4,10 @@
 //! One Heliostat fetches what is asked for; another, which knows nothing, is asked the same: beside it
 //! over one Redis, or after it over one folder. Redis is left out where there is no `redis-server`.
 //! Then: a process that is killed and started over a week of many lanes; how long it takes to open a
-//! disk, and how much is on it; and hits beside misses while Redis does not answer.
+//! disk, and how much is on it; and hits beside misses while Redis is stopped, late, corrupted or full.
 //!
-//! `cargo bench --bench second_level`: some minutes and 5 GiB of disk. With `-- --short` some
-//! seconds.
+//! `cargo bench --bench second_level`: some minutes and 12 GiB of disk. With `-- --short` some
+//! seconds; `-- --part NAME` runs one part: levels, restart, opening, faults.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -20,9 +20,7 @@
 
 mod support;
 
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use heliostat::clock::{Clock, SystemClock};
@@ -31,40 +29,10 @@ use heliostat::store::key::{LaneName, Slot, ValueKey};
 use heliostat::store::{CacheLevel, Put};
 use support::asking::{Ask, DAY, Shape};
 use support::load::{Cache, Client};
-use support::quantile;
+use support::redis::{Fault, Proxy, Redis, shared};
 use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
-
-/// A separate Redis; it ends when dropped.
-struct Redis {
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Redis {
-    fn start(dir: &Path) -> Option<Self> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--dir"])
-            .arg(dir)
-            .stdout(Stdio::null())
-            .spawn()
-            .ok()?;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Some(Self { child, port })
-    }
-}
+use support::{quantile, signal};
 
 /// Returns the times of one request for each of `lanes` lanes.
 fn times(server: &Server, shape: Shape, points: i64, lanes: u32, expected: Cache) -> Vec<Duration> {
@@ -82,16 +50,6 @@ fn times(server: &Server, shape: Shape, points: i64, lanes: u32, expected: Cache
         began.elapsed()
     });
     asks.collect()
-}
-
-fn signal(process: u32, name: &str) {
-    let mut kill = Command::new("kill");
-    assert!(
-        kill.args([name, &process.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
 }
 
 /// Returns the bytes of all files in `dir`.
@@ -225,49 +183,78 @@ fn beside(server: &Server, long: Duration, lane: &mut u32) -> (Vec<Duration>, Ve
     })
 }
 
-/// Prints how a Redis that does not respond affects hits and misses, and how soon it is used again.
-fn stopped(upstream: &Upstream, long: Duration) {
+/// Prints the effect of each fault of a Redis on hits and misses, and how soon it is used again. Each is
+/// compared with the time right before, when all was well.
+fn faults(upstream: &Upstream, long: Duration) {
     let folder = tempfile::tempdir().unwrap();
     let Some(redis) = Redis::start(folder.path()) else {
         return;
     };
     upstream.set_latency(0);
-    let shared = format!(
-        "{}\n[cache.shared]\nurls = [\"redis://127.0.0.1:{}\"]\nsecret = \"a secret of the bench\"\n",
-        upstream.config("256MiB"),
-        redis.port
-    );
-    let server = Server::start(Kind::Heliostat(&shared));
+    let proxy = Proxy::to(redis.port);
+    let config = upstream.config("256MiB") + &shared(proxy.port, "50ms");
+    let server = Server::start(Kind::Heliostat(&config));
     while server.metric("heliostat_replicas ") < 1.0 {
         std::thread::sleep(Duration::from_millis(20));
     }
     times(&server, Shape::Raw, 60, 1, Cache::Forwarded);
     let mut lane = 1;
-    let show = |name: &str, (mut hits, mut misses): (Vec<Duration>, Vec<Duration>)| {
-        let late = misses.iter().filter(|m| **m > Duration::from_millis(45));
-        let late = late.count();
-        println!(
-            "{name:<16} hits p50 {}, p99 {}; {} misses p50 {}, {late} over 45 ms, longest {}",
-            quantile(&mut hits, 0.5),
-            quantile(&mut hits, 0.99),
-            misses.len(),
-            quantile(&mut misses, 0.5),
-            quantile(&mut misses, 1.0),
-        );
-    };
-    show("Redis well", beside(&server, long, &mut lane));
-    signal(redis.child.id(), "-STOP");
-    show("Redis stopped", beside(&server, long, &mut lane));
-    signal(redis.child.id(), "-CONT");
-    let began = Instant::now();
     let read =
         "heliostat_second_level_requests_total{level=\"shared\",op=\"read\",outcome=\"miss\"} ";
-    let before = server.metric(read);
-    while server.metric(read) <= before {
-        beside(&server, Duration::from_millis(20), &mut lane);
+    println!(
+        "{:<16}{:>12}{:>12}{:>12}{:>12}{:>10}{:>16}{:>10}{:>14}{:>14}",
+        "Redis",
+        "hits p50",
+        "(well)",
+        "hits p99",
+        "(well)",
+        "p99 times",
+        "misses p50",
+        "> 45 ms",
+        "longest",
+        "asked again"
+    );
+    for fault in ["stopped", "late", "corrupted", "full", "none"] {
+        let (mut well, _) = beside(&server, long, &mut lane);
+        match fault {
+            "stopped" => redis.signal("-STOP"),
+            "late" => proxy.set(Fault::Late),
+            "corrupted" => proxy.set(Fault::Corrupted),
+            "full" => {
+                redis.command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+                redis.command(&["CONFIG", "SET", "maxmemory", "1mb"]);
+            }
+            _ => {}
+        }
+        let (mut hits, mut misses) = beside(&server, long, &mut lane);
+        match fault {
+            "stopped" => redis.signal("-CONT"),
+            "full" => redis.command(&["CONFIG", "SET", "maxmemory", "0"]),
+            _ => proxy.set(Fault::None),
+        }
+        let (began, before) = (Instant::now(), server.metric(read));
+        while server.metric(read) <= before {
+            beside(&server, Duration::from_millis(20), &mut lane);
+        }
+        let again = began.elapsed();
+        let late = misses.iter().filter(|m| **m > Duration::from_millis(45));
+        let late = format!("{} of {}", late.count(), misses.len());
+        let p99 = |times: &mut Vec<Duration>| {
+            times.sort();
+            times[times.len() * 99 / 100].as_secs_f64()
+        };
+        println!(
+            "{fault:<16}{:>12}{:>12}{:>12}{:>12}{:>10.2}{:>16}{late:>10}{:>14}{:>14}",
+            quantile(&mut hits, 0.5),
+            quantile(&mut well, 0.5),
+            quantile(&mut hits, 0.99),
+            quantile(&mut well, 0.99),
+            p99(&mut hits) / p99(&mut well),
+            quantile(&mut misses, 0.5),
+            quantile(&mut misses, 1.0),
+            format!("{again:.1?}"),
+        );
     }
-    println!("asked again {:.1?} after it goes on", began.elapsed());
-    show("Redis well again", beside(&server, long, &mut lane));
 }
 
 fn written(server: &Server, level: &str) {
@@ -295,8 +282,26 @@ fn main() {
         return;
     }
     let short = std::env::args().any(|a| a == "--short");
-    let lanes = if short { 20 } else { 400 };
+    // All parts, or one.
+    let part = std::env::args().skip_while(|a| a != "--part").nth(1);
+    let wanted = |name: &str| part.as_ref().is_none_or(|part| part == name);
     let upstream = Upstream::start();
+    if wanted("levels") {
+        levels(&upstream, if short { 20 } else { 400 });
+    }
+    if wanted("restart") {
+        restart(&upstream, if short { 50 } else { 10_000 });
+    }
+    if wanted("opening") {
+        opening(if short { 1 } else { 10 });
+    }
+    if wanted("faults") {
+        faults(&upstream, Duration::from_secs(if short { 1 } else { 10 }));
+    }
+}
+
+/// Prints what answers take from each level.
+fn levels(upstream: &Upstream, lanes: u32) {
     upstream.set_latency(50);
     let config = upstream.config("256MiB");
     println!(
@@ -321,10 +326,7 @@ fn main() {
             println!("there is no redis-server: left out");
             continue;
         };
-        let shared = format!(
-            "{config}\n[cache.shared]\nurls = [\"redis://127.0.0.1:{}\"]\nsecret = \"a secret of the bench\"\ntimeout = \"1s\"\n",
-            redis.port
-        );
+        let shared = config.clone() + &shared(redis.port, "1s");
         let first = Server::start(Kind::Heliostat(&shared));
         while first.metric("heliostat_replicas ") < 1.0 {
             std::thread::sleep(Duration::from_millis(20));
@@ -341,8 +343,4 @@ fn main() {
         let hits = times(&second, shape, points, lanes, Cache::Hit);
         row("shared", shape, points, [fetched, found, hits]);
     }
-    restart(&upstream, if short { 50 } else { 10_000 });
-    opening(if short { 1 } else { 4 });
-    let long = if short { 2 } else { 10 };
-    stopped(&upstream, Duration::from_secs(long));
 }

@@ -3,6 +3,7 @@
 //! - `asking`: requests and the expected answers
 //! - `upstream`: a mirror that answers them; `server`: the servers that are measured
 //! - `prometheus`: the same for range queries of PromQL
+//! - `redis`: a Redis, and faults on the way to it
 //! - `load`: clients that cost next to nothing
 //!
 //! Here: a client that is simple.
@@ -11,6 +12,7 @@
 pub(crate) mod asking;
 pub(crate) mod load;
 pub(crate) mod prometheus;
+pub(crate) mod redis;
 pub(crate) mod server;
 pub(crate) mod upstream;
 
@@ -19,6 +21,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+
+/// Sends a signal to a process.
+pub(crate) fn signal(process: u32, name: &str) {
+    let mut kill = std::process::Command::new("kill");
+    kill.args([name, &process.to_string()]);
+    assert!(kill.status().unwrap().success());
+}
 
 /// A persistent connection.
 pub(crate) struct Client {

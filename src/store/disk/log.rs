@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use foldhash::fast::RandomState;
 use tracing::warn;
 
 use super::segment::{self, Record};
@@ -40,7 +41,8 @@ pub(super) struct SegmentLog {
 
 #[derive(Default)]
 struct DiskIndex {
-    places: HashMap<ValueKey, Location>,
+    /// Keys are secret hashes, so nobody can choose colliding ones.
+    places: HashMap<ValueKey, Location, RandomState>,
     files: BTreeMap<u32, SegmentFile>,
 }
 
@@ -59,6 +61,22 @@ impl DiskIndex {
         let old = self.places.insert(key, place);
         self.weigh(old, |live, bytes| live.saturating_sub(bytes));
         self.weigh(Some(place), |live, bytes| live + bytes);
+    }
+
+    /// Inserts the values of a segment, the newest last; faster than one by one.
+    fn insert_all(&mut self, number: u32, records: &[Record]) {
+        let mut live = 0;
+        for record in records {
+            let place = Location::new(number, record);
+            live += place.size();
+            match self.places.insert(record.key, place) {
+                Some(old) if old.segment == number => live -= old.size(),
+                old => self.weigh(old, |live, bytes| live.saturating_sub(bytes)),
+            }
+        }
+        if let Some(segment) = self.files.get_mut(&number) {
+            segment.live += live;
+        }
     }
 
     /// Removes the value of `key`, if it is at `place`. Returns whether it was.
@@ -258,10 +276,15 @@ impl SegmentLog {
         Ok(())
     }
 
+    /// Returns the number of values above which segments are removed, as the index may not grow.
+    fn most_records(&self) -> u64 {
+        (self.size / INDEX_SHARE).max(INDEX_LEAST) / INDEX_ENTRY
+    }
+
     /// Removes segments until `bytes` more fit, beside one segment's worth of records that move.
     fn make_room(&self, writer: &mut DiskWriter, bytes: u64) -> io::Result<()> {
         let most = self.size.saturating_sub(2 * self.segment);
-        let most_records = (self.size / INDEX_SHARE).max(INDEX_LEAST) / INDEX_ENTRY;
+        let most_records = self.most_records();
         let ends = |writer: &DiskWriter| {
             let (oldest, _) = writer.lengths.first_key_value()?;
             let (last, _) = writer.lengths.last_key_value()?;
@@ -340,7 +363,7 @@ impl SegmentLog {
         let mut writer = self.writer();
         let mut numbers = segments(&self.dir)?;
         numbers.sort_unstable();
-        let last = numbers.last().copied();
+        let (count, last) = (numbers.len(), numbers.last().copied());
         let mut last_is_full = false;
         for number in numbers {
             let file = segment::open(&self.path(number), false)?;
@@ -364,12 +387,17 @@ impl SegmentLog {
             } else if last == Some(number) {
                 last_is_full = true;
             }
+            let records = records.unwrap_or_default();
             let mut index = self.index();
+            if index.places.is_empty() {
+                // Segments are alike, and a table that grows is made anew each time.
+                let expected = (records.len() * count) as u64;
+                let expected = expected.min(self.most_records());
+                index.places.reserve(usize::try_from(expected).unwrap_or(0));
+            }
             let file = Arc::new(file);
             index.files.insert(number, SegmentFile { file, live: 0 });
-            for record in records.unwrap_or_default() {
-                index.insert(record.key, Location::new(number, &record));
-            }
+            index.insert_all(number, &records);
             writer.lengths.insert(number, length);
         }
         if last_is_full {
