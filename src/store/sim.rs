@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::key::{Names, ValueKey};
+use super::key::{LaneName, Names, ValueKey};
 use super::page::Stamp;
 use super::{
-    CacheLevel, Found, Invalidation, Invalidations, LevelClock, LevelFailure, LevelReply,
+    CacheLevel, Found, Invalidation, Invalidations, Lease, LevelClock, LevelFailure, LevelReply,
     LevelState, Mark, Put,
 };
 use crate::clock::Clock;
+use crate::model::TimeRange;
 
 /// A clock for those who need none.
 pub fn clock() -> Arc<dyn Clock> {
@@ -50,6 +51,7 @@ pub struct Sim {
     hangs: AtomicBool,
     full: AtomicBool,
     away: AtomicBool,
+    leases: AtomicBool,
 }
 
 impl Sim {
@@ -68,6 +70,7 @@ impl Sim {
             hangs: AtomicBool::new(false),
             full: AtomicBool::new(false),
             away: AtomicBool::new(false),
+            leases: AtomicBool::new(false),
         }
     }
 
@@ -125,6 +128,11 @@ impl Sim {
         values.now.clear();
         values.before.clear();
         values.invalidations = Arc::new(Invalidations::new(epoch));
+    }
+
+    /// From now on replicas take leases of lanes, which each gets.
+    pub fn give_leases(&self) {
+        self.leases.store(true, Ordering::SeqCst);
     }
 
     /// From now on it cannot be reached, or can.
@@ -219,6 +227,14 @@ impl CacheLevel for Sim {
             }
             replied(written, arrives)
         })
+    }
+
+    fn leases(&self) -> bool {
+        self.leases.load(Ordering::SeqCst)
+    }
+
+    fn lease(&self, _: &LaneName, _: TimeRange) -> LevelReply<'_, Lease> {
+        Box::pin(async move { replied(Lease::Mine, self.fault().await?) })
     }
 
     fn applied(&self, _: Stamp) {}

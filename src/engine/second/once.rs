@@ -92,8 +92,10 @@ impl Engine {
         range: TimeRange,
         context: &RequestContext,
     ) -> FetchTurn {
-        let tiers = self.memory.second.iter().flat_map(|s| &s.tiers);
-        let mut leasing = tiers.filter(|tier| tier.level.leases());
+        let Some(second) = &self.memory.second else {
+            return FetchTurn::Alone;
+        };
+        let mut leasing = second.tiers.iter().filter(|tier| tier.level.leases());
         // A client that accepts no cached data, and a trial, are for the upstream itself.
         let anew = context.max_age.is_some() || context.call.trial;
         let (Some(tier), false) = (leasing.next(), anew || lane.upstream.stored_as.is_none())
@@ -110,7 +112,15 @@ impl Engine {
         let until = began + patience.min(half);
         let mut pause = LOOKS.0;
         loop {
-            match tier.level.lease(&named.lane, range).await {
+            // What the request has waited for reads of the level counts, too.
+            let Some(wait) = second.wait(context) else {
+                count("alone");
+                return FetchTurn::Alone;
+            };
+            let asked = tier.level.lease(&named.lane, range);
+            let lease = tokio::time::timeout_at(wait.until, asked).await;
+            wait.end(false);
+            match lease.ok().flatten() {
                 Some(Lease::Mine) => {
                     count("taken");
                     return FetchTurn::Mine(Holding {
