@@ -179,6 +179,20 @@ impl Guarded {
         let _ = tokio::time::timeout(WRITE_DEADLINE, released).await;
     }
 
+    /// Returns up to which invalidation of the list that replicas share its values take those into
+    /// account, if it is known.
+    pub fn heard(&self) -> Option<Stamp> {
+        self.level.heard()
+    }
+
+    /// Takes in that they do so up to `stamp`.
+    pub async fn hear(&self, stamp: Stamp) -> Result<(), LevelFailure> {
+        match self.level.heard() == Some(stamp) {
+            true => Ok(()),
+            false => self.level.hear(stamp).await,
+        }
+    }
+
     /// Adds an invalidation to its list. An operator waits for it, whatever the breaker says.
     pub async fn invalidate(&self, invalidation: Invalidation) -> Result<Stamp, LevelFailure> {
         let added = self.level.invalidate(invalidation);

@@ -15,6 +15,7 @@ mod guard;
 mod invalidation;
 pub mod joint;
 pub mod key;
+pub mod lease;
 pub mod page;
 #[cfg(feature = "shared")]
 pub mod redis;
@@ -76,6 +77,17 @@ pub trait CacheLevel: Send + Sync {
 
     /// Adds an invalidation to its list, and gives its place there.
     fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp>;
+
+    /// Returns up to which invalidation of the list that replicas share its values take those into
+    /// account, if it is known.
+    fn heard(&self) -> Option<Stamp> {
+        None
+    }
+
+    /// Takes in that they do so up to `stamp`, also after a restart.
+    fn hear(&self, _stamp: Stamp) -> LevelReply<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Whether replicas take leases of lanes in it.
     fn leases(&self) -> bool {

@@ -596,6 +596,56 @@ async fn a_replica_beside_a_warm_one_fetches_the_tail_at_most_and_hears_what_is_
 }
 
 #[tokio::test]
+async fn a_replica_with_a_disk_forgets_what_others_invalidate_also_while_it_is_away() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let source = source().await;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let start = |n: usize| {
+        let toml = redis.configuration(&source.url, ["one", "two"][n], "1s");
+        let disk = folders[n].path().join("disk");
+        let toml = format!("{toml}[cache.disk]\ndir = {disk:?}\nsize = \"64MiB\"\n");
+        Process::start(folders[n].path(), &toml)
+    };
+    let (one, mut two) = (start(0), start(1));
+    two.replicas(2).await;
+    two.writes().await;
+    let begin = now() / DAY * DAY - 3 * DAY;
+    let hour = |n: i64| query(1, begin + n * HOUR, begin + (n + 1) * HOUR);
+    for n in 0..3 {
+        two.ask(&hour(n)).await.unwrap();
+    }
+    two.written("disk").await;
+    let invalidate = async |n: i64| {
+        let range = json!({ "upstream": "kept", "startTime": begin + n * HOUR, "endTime": begin + (n + 1) * HOUR });
+        one.admin("invalidate", Some(range)).await["replicas"].clone()
+    };
+    let calls = async |process: &Process, n: i64| {
+        let before = source.seen().len();
+        process.ask(&hour(n)).await.unwrap();
+        source.seen().len() - before
+    };
+    assert_eq!(invalidate(0).await, json!({ "applied": 2, "of": 2 }));
+    assert_eq!(calls(&two, 0).await, 1, "it comes back from the disk");
+    two.written("disk").await;
+    two.signal("-KILL");
+    let said = invalidate(1).await;
+    assert_eq!(said["applied"], 1, "{said}");
+    let two = start(1);
+    two.replicas(2).await;
+    // It has applied that once it has applied a later one.
+    let clock = SystemClock::default();
+    let began = clock.monotonic();
+    while invalidate(50).await != json!({ "applied": 2, "of": 2 }) {
+        assert!(clock.monotonic() - began < Duration::from_secs(30));
+    }
+    assert_eq!(calls(&two, 1).await, 1, "it comes back after a restart");
+    assert_eq!(calls(&two, 2).await, 0, "nothing else is forgotten");
+    assert_eq!(calls(&two, 0).await, 0, "nor what was fetched since");
+}
+
+#[tokio::test]
 async fn answers_are_right_while_the_shared_level_is_stopped_and_after_it_is_lost() {
     let Some(redis) = Redis::start().await else {
         return;

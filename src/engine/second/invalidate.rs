@@ -107,14 +107,47 @@ impl Engine {
             };
             let stamp = state.invalidations.stamp();
             let done = done.get(at).copied().flatten();
-            for (number, entry) in state.invalidations.since(tier.applied()) {
+            // Levels of this process hold data from before it began, and while it was away.
+            let own = second.tiers.iter().filter(|other| !other.level.is_shared());
+            let own: Vec<_> = own.filter(|_| tier.level.is_shared()).collect();
+            let heard = own.first().and_then(|own| own.level.heard());
+            let mut kept = true;
+            for (number, entry) in state.invalidations.since(tier.applied().or(heard)) {
                 let place = Stamp { number, ..stamp };
                 if done != Some(place) {
+                    for own in &own {
+                        kept &= self.apply_to(own, tier, entry).await;
+                    }
                     self.apply_one(tier, entry).await;
+                }
+            }
+            for own in own.into_iter().filter(|_| kept) {
+                // If that fails, it is told again at the next start.
+                let _ = own.level.hear(stamp).await;
+                if let Some(state) = own.level.state() {
+                    own.apply(state.invalidations.stamp());
                 }
             }
             tier.apply(stamp);
         }
+    }
+
+    /// Adds the `entry` of the list of `tier` to the list of the level of `own`. Returns whether that
+    /// holds after a restart.
+    async fn apply_to(&self, own: &Tier, tier: &Tier, entry: Invalidation) -> bool {
+        let mut kept = true;
+        for upstream in self.upstreams() {
+            let stored_as = upstream.stored_as(upstream.id());
+            let stored_as = stored_as.filter(|s| tier.level.names().upstream(s) == entry.upstream);
+            if let Some(stored_as) = stored_as {
+                let entry = Invalidation {
+                    upstream: own.level.names().upstream(&stored_as),
+                    ..entry
+                };
+                kept &= own.level.invalidate(entry).await.is_ok();
+            }
+        }
+        kept
     }
 
     async fn apply_one(self: &Arc<Self>, tier: &Tier, entry: Invalidation) {

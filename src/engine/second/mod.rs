@@ -91,10 +91,13 @@ pub struct LevelSetup {
 impl SecondLevel {
     /// Returns `levels` in the order in which they are asked. Within a runtime.
     pub(super) fn new(levels: Vec<LevelSetup>, clock: &Arc<dyn Clock>) -> Self {
+        let has_own = levels.iter().any(|setup| !setup.level.is_shared());
         let tier = |setup: LevelSetup| {
             let level = Guarded::new(setup.level, setup.deadline);
-            // The cache is empty, so it takes all of them into account.
-            let applied = level.state().map(|state| state.invalidations.stamp());
+            // The cache is empty, so it takes all of them into account; what is on disk may not.
+            let behind = has_own && level.is_shared();
+            let applied = level.state().filter(|_| !behind);
+            let applied = applied.map(|state| state.invalidations.stamp());
             if let Some(applied) = applied {
                 level.applied(applied);
             }

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
@@ -32,11 +32,22 @@ const MARK: super::Mark = [0; 12];
 /// The lock file, which keeps a second process out.
 const LOCK: &str = "lock";
 
-/// The file with the secret that names are made with, and the invalidations.
+/// The file of the [`DiskState`].
 const STATE: &str = "state";
 
 /// The first bytes of [`STATE`].
-const STATE_MARK: [u8; 4] = *b"HeS1";
+const STATE_MARK: [u8; 4] = *b"HeS2";
+
+/// What is known of the level besides its values.
+#[derive(Clone)]
+struct DiskState {
+    /// Names are made with it.
+    secret: [u8; 32],
+    /// The place in the list that replicas share up to which that is a part of `invalidations`; epoch 0
+    /// for none.
+    heard: Stamp,
+    invalidations: Arc<Invalidations>,
+}
 
 /// A level on this machine.
 pub struct Disk {
@@ -48,9 +59,8 @@ pub struct Disk {
 struct DiskShared {
     dir: PathBuf,
     log: SegmentLog,
-    secret: [u8; 32],
     clock: Arc<dyn Clock>,
-    invalidations: RwLock<Arc<Invalidations>>,
+    state: RwLock<DiskState>,
     _lock: File,
 }
 
@@ -77,7 +87,7 @@ impl Disk {
         }
         let known = read_state(&dir.join(STATE));
         let anew = known.is_none();
-        let (secret, invalidations) = match known {
+        let state = match known {
             Some(state) => state,
             None => {
                 // Values of another secret can never be found again.
@@ -89,10 +99,14 @@ impl Disk {
                 for (to, from) in secret.iter_mut().zip(bytes.as_flattened()) {
                     *to = *from;
                 }
-                (secret, Invalidations::new(random()?))
+                DiskState {
+                    secret,
+                    heard: Stamp::default(),
+                    invalidations: Arc::new(Invalidations::new(random()?)),
+                }
             }
         };
-        match write_state(dir, &secret, &invalidations) {
+        match write_state(dir, &state) {
             // What was there before can be read.
             Err(e) if e.kind() == io::ErrorKind::StorageFull && !anew => {
                 warn!(dir = %dir.display(), "second level on disk has no room to write: {e}");
@@ -109,16 +123,16 @@ impl Disk {
             took_ms = took.as_millis(),
             "second level on disk is open"
         );
+        let names = Names::new(&state.secret);
         let shared = DiskShared {
             dir: dir.to_owned(),
             log,
-            secret,
             clock,
-            invalidations: RwLock::new(Arc::new(invalidations)),
+            state: RwLock::new(state),
             _lock: lock,
         };
         Ok(Self {
-            names: Names::new(&secret),
+            names,
             shared: Arc::new(shared),
             permits: Arc::new(Semaphore::new(AT_ONCE)),
         })
@@ -170,11 +184,8 @@ impl CacheLevel for Disk {
 
     fn state(&self) -> Option<LevelState> {
         let clock = &self.shared.clock;
-        let invalidations = self.shared.invalidations.read();
         Some(LevelState {
-            invalidations: invalidations
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            invalidations: self.shared.known().invalidations.clone(),
             // Wall clocks step, so data that may still change is never called fresh.
             clock: LevelClock {
                 offset: clock.now().saturating_sub(millis(clock.monotonic())),
@@ -209,15 +220,35 @@ impl CacheLevel for Disk {
 
     fn invalidate(&self, invalidation: Invalidation) -> LevelReply<'_, Stamp> {
         self.blocking(move |shared| {
-            let mut held = shared
-                .invalidations
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            // In memory first: it holds while the process runs, whatever becomes of the file.
-            Arc::make_mut(&mut held).add(invalidation);
-            write_state(&shared.dir, &shared.secret, &held)?;
-            Ok(held.stamp())
+            let state = shared.change(|state| {
+                Arc::make_mut(&mut state.invalidations).add(invalidation);
+            });
+            Ok(state?.invalidations.stamp())
         })
+    }
+
+    fn heard(&self) -> Option<Stamp> {
+        Some(self.shared.known().heard).filter(|heard| heard.epoch != 0)
+    }
+
+    fn hear(&self, stamp: Stamp) -> LevelReply<'_, ()> {
+        self.blocking(move |shared| shared.change(|state| state.heard = stamp).map(|_| ()))
+    }
+}
+
+impl DiskShared {
+    fn known(&self) -> RwLockReadGuard<'_, DiskState> {
+        // Each change is made whole.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a change and keeps it on disk.
+    fn change(&self, change: impl FnOnce(&mut DiskState)) -> io::Result<DiskState> {
+        let mut held = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        // In memory first: it holds while the process runs, whatever becomes of the file.
+        change(&mut held);
+        write_state(&self.dir, &held)?;
+        Ok(held.clone())
     }
 }
 
@@ -227,8 +258,8 @@ fn random() -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
-/// Returns the secret and the invalidations, if `path` holds them whole.
-fn read_state(path: &Path) -> Option<([u8; 32], Invalidations)> {
+/// Returns the state, if `path` holds it whole.
+fn read_state(path: &Path) -> Option<DiskState> {
     let bytes = fs::read(path).ok()?;
     let (mark, rest) = bytes.split_first_chunk()?;
     let (sum, rest) = rest.split_first_chunk()?;
@@ -236,12 +267,32 @@ fn read_state(path: &Path) -> Option<([u8; 32], Invalidations)> {
         return None;
     }
     let (secret, rest) = rest.split_first_chunk()?;
-    Some((*secret, Invalidations::decode(rest)?))
+    let (epoch, rest) = rest.split_first_chunk()?;
+    let (number, rest) = rest.split_first_chunk()?;
+    Some(DiskState {
+        secret: *secret,
+        heard: Stamp {
+            epoch: u64::from_le_bytes(*epoch),
+            number: u64::from_le_bytes(*number),
+        },
+        invalidations: Arc::new(Invalidations::decode(rest)?),
+    })
 }
 
 /// Writes the file of [`read_state`], whole or not at all.
-fn write_state(dir: &Path, secret: &[u8; 32], invalidations: &Invalidations) -> io::Result<()> {
-    let content = [&secret[..], &invalidations.encode()].concat();
+fn write_state(dir: &Path, state: &DiskState) -> io::Result<()> {
+    let DiskState {
+        secret,
+        heard,
+        invalidations,
+    } = state;
+    let content = [
+        &secret[..],
+        &heard.epoch.to_le_bytes(),
+        &heard.number.to_le_bytes(),
+        &invalidations.encode(),
+    ]
+    .concat();
     let sum = crc32fast::hash(&content).to_le_bytes();
     let new = dir.join("state.new");
     let mut options = fs::OpenOptions::new();
