@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::Config;
+use crate::config::{Config, Upstream, UpstreamKind};
 
 /// Most connections of clients at once.
 const MOST_CONNECTIONS: usize = 8192;
@@ -48,9 +48,33 @@ fn descriptors() -> usize {
     limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
 }
 
-/// Returns warnings where the machine's limits are below what `config` promises.
+/// Returns warnings where the machine's limits are below what `config` promises, and where budgets are
+/// lost by a crash.
 pub fn warnings(config: &Config) -> Vec<String> {
-    warnings_within(config, descriptors(), memory())
+    let mut warnings = warnings_within(config, descriptors(), memory());
+    warnings.extend(lost_leases(config));
+    warnings
+}
+
+/// Returns a warning if replicas keep budgets together and nothing of them is kept across a crash.
+fn lost_leases(config: &Config) -> Option<String> {
+    if !config.replicas.share_limits || config.state_dir.is_some() {
+        return None;
+    }
+    let has_budget = |upstream: &&Upstream| {
+        let limits = &upstream.limits;
+        let units = match &upstream.kind {
+            UpstreamKind::CloudWatch { units, .. } => units.most_per_day(),
+            _ => None,
+        };
+        limits.per_hour.or(limits.per_day).or(units).is_some()
+    };
+    let upstream = config.upstreams.iter().find(has_budget)?;
+    Some(format!(
+        "replicas keep the budgets of {:?} together (share_limits), and after a crash what this one held of them \
+         counts as used: set [state] dir",
+        upstream.name
+    ))
 }
 
 fn warnings_within(config: &Config, descriptors: usize, memory: Option<u64>) -> Vec<String> {
@@ -105,6 +129,24 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    #[test]
+    fn who_shares_budgets_is_told_to_keep_a_state() {
+        let upstream = |more: &str, state: &str| {
+            let text = format!(
+                "[replicas]\nshare_limits = true\n[cache.shared]\nurls = [\"redis://127.0.0.1:1\"]\n\
+                 secret = \"a secret of the test\"\n{state}[[upstream]]\nname = \"prom\"\nkind = \"prometheus\"\n\
+                 urls = [\"http://127.0.0.1:2\"]\nrate_limit = {{ per_second = 5, burst = 5{more} }}\n"
+            );
+            lost_leases(&config(&text))
+        };
+        let warned = upstream(", per_day = 10", "").unwrap();
+        assert!(warned.contains("\"prom\"") && warned.contains("[state] dir"));
+        assert_eq!(upstream("", ""), None);
+        let folder = tempfile::tempdir().unwrap();
+        let state = format!("[state]\ndir = {:?}\n", folder.path());
+        assert_eq!(upstream(", per_day = 10", &state), None);
+    }
 
     fn config(text: &str) -> Config {
         crate::config::parse(text, "test", &BTreeMap::new()).unwrap()

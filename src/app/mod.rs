@@ -383,7 +383,7 @@ impl UpstreamBuilder {
             headers: connection.headers,
             signer: connection.signer,
             limits: settings.limits,
-            joint: joint.filter(|_| shared.is_none()),
+            joint,
             shared,
             method: reading.method,
             max_response: reading.max_response,

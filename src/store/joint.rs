@@ -1,4 +1,5 @@
-//! Limits that replicas keep together: what an upstream's limiter asks, and what it goes by.
+//! Limits that replicas keep together: what an upstream's limiter and budgets ask, and what they go
+//! by.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::LevelFailure;
+use super::lease::{LeaseGrant, LeaseReport};
 use super::standing::{Mode, Report, ShareVerdict, Standing, WHOLE};
 use crate::clock::Clock;
 use crate::telemetry::metrics;
@@ -52,6 +54,7 @@ pub struct JointLimits {
     without: f64,
     asks: mpsc::Sender<JointAsk>,
     limits: Mutex<Vec<Weak<JointLimit>>>,
+    budgets: Mutex<Vec<Weak<JointBudget>>>,
 }
 
 impl JointLimits {
@@ -70,6 +73,7 @@ impl JointLimits {
             without,
             asks,
             limits: Mutex::default(),
+            budgets: Mutex::default(),
         };
         (Arc::new(joint), asked)
     }
@@ -125,15 +129,40 @@ impl JointLimits {
         }
     }
 
-    /// Returns what to tell with the next beat.
-    pub fn report(&self) -> Report {
-        self.standing().report(self.clock.monotonic())
+    /// Returns what to tell with the next beat, with the leases of all budgets; if this replica
+    /// `leaves`, they end.
+    pub fn report(&self, leaves: bool) -> (Report, Vec<(Arc<JointBudget>, LeaseReport)>) {
+        // The share first: leases that begin after it was read go by the same or are told.
+        let report = self.standing().report(self.clock.monotonic());
+        let budgets = {
+            let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+            budgets.retain(|budget| budget.strong_count() > 0);
+            budgets.iter().filter_map(Weak::upgrade).collect::<Vec<_>>()
+        };
+        let leases = budgets.into_iter().flat_map(|budget| {
+            let leases = (budget.leases.report)(leaves);
+            leases.into_iter().map(move |lease| (budget.clone(), lease))
+        });
+        (report, leases.collect())
     }
 
-    /// Takes over the reply to the beat that was sent at `sent`, by the monotonic clock. Returns
-    /// whether it counts.
-    pub fn replied(&self, verdict: ShareVerdict, sent: Duration) -> bool {
+    /// Takes over the reply to the beat that was sent at `sent`, by the monotonic clock, with what
+    /// it grants for each lease that was told. Returns whether it counts.
+    pub fn replied(
+        &self,
+        verdict: ShareVerdict,
+        leases: &[((Arc<JointBudget>, LeaseReport), LeaseGrant)],
+        sent: Duration,
+    ) -> bool {
         let back = self.clock.monotonic();
+        if !Standing::counts(sent, back) {
+            return false;
+        }
+        // Before the share: a lease that is told is not begun by a share that came with it.
+        for ((budget, report), grant) in leases {
+            (budget.leases.granted)(report, grant);
+            budget.changed.notify_waiters();
+        }
         let counts = self.standing().replied(verdict, sent, back);
         for limit in self.limits() {
             metrics::limit_share(&limit.name, f64::from(self.share()) / f64::from(WHOLE));
@@ -160,6 +189,57 @@ impl std::fmt::Debug for JointLimit {
     }
 }
 
+/// Returns what to tell of each lease; ends them if the replica leaves.
+type TellLeases = dyn Fn(bool) -> Vec<LeaseReport> + Send + Sync;
+
+/// Takes over what was granted to a report.
+type TakeGrant = dyn Fn(&LeaseReport, &LeaseGrant) + Send + Sync;
+
+/// The leases of the windows of one budget.
+pub struct Leases {
+    /// Tells them.
+    pub report: Box<TellLeases>,
+    /// Takes over what was granted.
+    pub granted: Box<TakeGrant>,
+}
+
+/// A budget of one upstream that replicas keep together.
+pub struct JointBudget {
+    upstream: String,
+    of: &'static str,
+    leases: Leases,
+    joint: Arc<JointLimits>,
+    /// Told after each grant.
+    changed: Notify,
+}
+
+impl JointBudget {
+    /// Returns the name of the upstream.
+    pub fn upstream(&self) -> &str {
+        &self.upstream
+    }
+
+    /// Returns its unit: `calls` or `units`.
+    pub fn of(&self) -> &'static str {
+        self.of
+    }
+
+    /// Returns the share of this replica, in millionths.
+    pub fn share(&self) -> u32 {
+        self.joint.share()
+    }
+
+    /// Returns whether the level can be asked for more now.
+    pub fn may_grow(&self) -> bool {
+        self.joint.mode() == Mode::Together
+    }
+
+    /// Waits for the next grant.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+}
+
 /// Permits may be used for so long after they were asked for. So a second sees at most what is
 /// granted in it and in this time before, which the depth of the bucket leaves room for.
 pub const PERMITS_LAST: Duration = Duration::from_millis(200);
@@ -168,6 +248,28 @@ impl JointLimit {
     /// Returns what to go by now.
     pub fn mode(&self) -> Mode {
         self.joint.mode()
+    }
+
+    /// Returns the budget `of` calls or units of the same upstream whose `leases` are told from now on,
+    /// in the place of those that were before.
+    pub fn budget(&self, of: &'static str, leases: Leases) -> Arc<JointBudget> {
+        let budget = Arc::new(JointBudget {
+            upstream: self.name.clone(),
+            of,
+            leases,
+            joint: self.joint.clone(),
+            changed: Notify::new(),
+        });
+        let budgets = self.joint.budgets.lock();
+        let mut budgets = budgets.unwrap_or_else(PoisonError::into_inner);
+        let other = |b: &Weak<JointBudget>| {
+            let before = b.upgrade();
+            before.is_some_and(|b| b.upstream != budget.upstream || b.of != of)
+        };
+        budgets.retain(other);
+        budgets.push(Arc::downgrade(&budget));
+        drop(budgets);
+        budget
     }
 
     /// Returns the share of this replica, in millionths.

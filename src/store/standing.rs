@@ -109,10 +109,15 @@ impl Standing {
         }
     }
 
+    /// Returns whether the reply counts to a beat that was sent and returned at these times.
+    pub fn counts(sent: Duration, back: Duration) -> bool {
+        back.saturating_sub(sent) <= LATEST_REPLY
+    }
+
     /// Takes over the reply to the last beat, sent and returned at these times. Returns whether it
     /// counts.
     pub fn replied(&mut self, verdict: ShareVerdict, sent: Duration, back: Duration) -> bool {
-        let counts = back.saturating_sub(sent) <= LATEST_REPLY;
+        let counts = Self::counts(sent, back);
         if counts {
             self.last = Some(verdict);
             self.held |= verdict.share > 0;

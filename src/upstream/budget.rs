@@ -1,15 +1,25 @@
 //! Budgets of calls, or of units, by the hour, day and month, kept across restarts where there is a
-//! file.
+//! file, and together with other replicas where those share limits.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::budget_file::{BudgetFile, Saved};
 use super::state::BudgetState;
+use crate::clock::Clock;
 use crate::model::Millis;
+use crate::store::joint::{JointBudget, JointLimit, Leases};
+use crate::store::lease::{BudgetWindow, Lease, LeaseGrant, LeaseReport};
+
+/// Most time that a call waits for a lease of what other replicas have left.
+const LEASE_WAIT: Duration = Duration::from_secs(1);
+
+/// The time after which a client may try again that lacked a lease.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 const HOUR: Millis = 3_600_000;
 const DAY: Millis = 24 * HOUR;
@@ -47,6 +57,11 @@ impl Period {
             Self::Hour | Self::Day => now.div_euclid(self.millis()),
             Self::Month => month(now.div_euclid(DAY)),
         }
+    }
+
+    /// Returns the start of number `index`.
+    fn start(self, index: i64) -> Millis {
+        self.end(index - 1)
     }
 
     /// Returns the end of number `index`.
@@ -88,6 +103,16 @@ pub(super) struct Budgets {
     of: &'static str,
     used: Arc<Used>,
     file: Option<BudgetFile>,
+    joint: Option<Arc<JointBudget>>,
+}
+
+/// The reason why something cannot be taken out of a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lacking {
+    /// It is spent, or as good as spent; the time until it is worth trying again.
+    Until(Duration),
+    /// This replica holds too little of it, and may be granted more soon.
+    Lease,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -102,6 +127,10 @@ struct Window {
     written: u32,
     /// The window before this one, and its usage.
     before: (i64, u32),
+    /// Whether the usage is also that of an earlier process.
+    restored: bool,
+    /// What this replica may use, if replicas keep the budget together.
+    lease: Option<Lease>,
 }
 
 impl Window {
@@ -115,14 +144,15 @@ impl Window {
         }
     }
 
-    /// Moves on to the window at `now`.
-    fn go_on(&mut self, now: Millis) {
+    /// Moves on to the window at `now`; `share` is this replica's, in millionths.
+    fn go_on(&mut self, now: Millis, share: u32) {
         let index = self.index_at(now);
         if index > self.index {
             self.before = (self.index, self.used);
             self.index = index;
             self.used = 0;
             self.written = 0;
+            self.restored = false;
         } else if index < self.index {
             // Calls made while the clock was wrong count, too.
             if self.before.0 == index {
@@ -131,18 +161,58 @@ impl Window {
             self.index = index;
             self.written = 0;
         }
+        let window = self.window();
+        if let Some(lease) = &mut self.lease {
+            lease.open(&window, share);
+        }
+    }
+
+    fn window(&self) -> BudgetWindow {
+        BudgetWindow {
+            per: self.period.name(),
+            index: self.index,
+            start: self.period.start(self.index),
+            end: self.period.end(self.index),
+            allowed: self.allowed,
+        }
+    }
+
+    /// Checks that `n` can be taken at `now`; `may_grow` says whether leases may.
+    fn check(&mut self, n: u32, now: Millis, may_grow: bool) -> Result<(), Lacking> {
+        let left = self.period.end(self.index) - now;
+        let renewed = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        let spent = self.used.saturating_add(n) > self.allowed;
+        let (room, used) = (self.allowed - self.used.min(self.allowed), self.used);
+        let Some(lease) = self.lease.as_mut().filter(|_| !spent) else {
+            return if spent {
+                Err(Lacking::Until(renewed))
+            } else {
+                Ok(())
+            };
+        };
+        if lease.room(used).min(room) >= n {
+            return Ok(());
+        }
+        Err(match (lease.lack(n), may_grow) {
+            (true, true) => Lacking::Lease,
+            // The level may be back any moment.
+            (true, false) => Lacking::Until(renewed.min(TRY_AGAIN)),
+            (false, _) => Lacking::Until(renewed),
+        })
     }
 }
 
 impl Budgets {
-    /// Returns the budgets of `windows`, which are of calls or units, with what `file` says of them, at
-    /// the wall time `now`.
+    /// Returns the budgets of `windows`, which are of calls or units, with what `file` says of them;
+    /// those of all replicas that share `joint`, if there is that.
     pub(super) fn new(
         windows: &[(Period, Option<u32>)],
         of: &'static str,
         file: Option<PathBuf>,
-        now: Millis,
+        joint: Option<&Arc<JointLimit>>,
+        clock: &Arc<dyn Clock>,
     ) -> Self {
+        let now = clock.now();
         let window = |(period, allowed): &(Period, Option<u32>)| {
             allowed.map(|allowed| Window {
                 period: *period,
@@ -151,17 +221,29 @@ impl Budgets {
                 used: 0,
                 written: 0,
                 before: (0, 0),
+                restored: false,
+                lease: joint.map(|_| Lease::default()),
             })
         };
         let windows: Vec<Window> = windows.iter().filter_map(window).collect();
         let file = file.filter(|_| !windows.is_empty());
-        let used = Arc::new(Used(Mutex::new(windows)));
+        let joint = joint.filter(|_| !windows.is_empty());
+        let used = Arc::new(Used {
+            windows: Mutex::new(windows),
+            next: OnceLock::new(),
+        });
         let file = file.map(|path| {
             let (restored, saved) = (used.clone(), used.clone());
             let restore = move |said: &[Saved]| restored.restore(said, now);
             BudgetFile::open(path, Box::new(restore), Box::new(move || saved.save()))
         });
-        Self { of, used, file }
+        let joint = joint.map(|limit| limit.budget(of, leases(limit, &used, clock)));
+        Self {
+            of,
+            used,
+            file,
+            joint,
+        }
     }
 
     fn windows(&self) -> MutexGuard<'_, Vec<Window>> {
@@ -174,9 +256,13 @@ impl Budgets {
         file.map_or(Duration::ZERO, BudgetFile::unsaved)
     }
 
-    /// Takes over the counts of `before`, which this replaces.
+    /// Takes over the counts of `before`, which this replaces: what is still taken out of that is
+    /// taken out of this.
     pub(super) fn continue_from(&self, before: &Self) {
-        let counted = before.windows().clone();
+        let counted = before.windows();
+        if Arc::ptr_eq(&self.used, &before.used) || before.used.next.get().is_some() {
+            return;
+        }
         let mut windows = self.windows();
         for window in windows.iter_mut() {
             let same = counted.iter().find(|w| w.period == window.period);
@@ -188,7 +274,14 @@ impl Budgets {
                 window.used = same.used;
                 window.written = same.written;
             }
+            if let Some(same) = same
+                && window.lease.is_some()
+                && same.lease.is_some()
+            {
+                window.lease = same.lease;
+            }
         }
+        let _ = before.used.next.set(self.used.clone());
     }
 
     /// Returns the state of each, at the wall time `now`.
@@ -196,35 +289,114 @@ impl Budgets {
         let windows = self.windows();
         let state = |window: &Window| {
             let index = window.index_at(now);
+            let used = if index > window.index { 0 } else { window.used };
+            let unused = window.allowed.saturating_sub(used);
+            let lease = window.lease.filter(|_| index == window.index);
             BudgetState {
                 of: self.of,
                 per: window.period.name(),
                 allowed: window.allowed,
-                used: if index > window.index { 0 } else { window.used },
+                used,
+                leased: lease.map(|lease| lease.held(used)),
+                left: lease.map_or(unused, |lease| lease.left(used).min(unused)),
                 renewed_seconds: (window.period.end(index) - now) as f64 / 1000.0,
             }
         };
         windows.iter().map(state).collect()
     }
 
-    /// Returns the time until the budget that is spent at the wall time `now` is renewed, if one
-    /// is.
+    /// Returns the time until it is worth trying again where a budget is spent at the wall time `now`.
     pub(super) fn spent(&self, now: Millis) -> Option<Duration> {
-        let spent = self.state(now).into_iter().find(|b| b.used >= b.allowed);
-        spent.map(|budget| Duration::try_from_secs_f64(budget.renewed_seconds).unwrap_or_default())
+        let (may_grow, share) = self.standing();
+        let mut windows = self.windows().clone();
+        let checked = windows.iter_mut().map(|window| {
+            window.go_on(now, share);
+            window.check(1, now, may_grow)
+        });
+        checked
+            .filter_map(Result::err)
+            .find_map(|lacking| match lacking {
+                Lacking::Until(wait) => Some(wait),
+                Lacking::Lease => None,
+            })
     }
 
-    /// Takes `n` out of every budget, at the wall time `now`, or returns the time until one that
-    /// does not have so much left is renewed. A clock that steps back renews nothing.
-    pub(super) fn take(&self, n: u32, now: Millis) -> Result<(), Duration> {
-        let mut windows = self.windows();
-        for window in windows.iter_mut() {
-            window.go_on(now);
+    /// Returns whether leases may grow now, and the share of this replica, in millionths.
+    fn standing(&self) -> (bool, u32) {
+        let joint = self.joint.as_ref();
+        joint.map_or((false, 0), |joint| (joint.may_grow(), joint.share()))
+    }
+
+    /// Takes `n` out of every budget, at the wall time `now`. A clock that steps back renews nothing.
+    pub(super) fn take(&self, n: u32, now: Millis) -> Result<(), Lacking> {
+        let (may_grow, share) = self.standing();
+        let write = self.used.take(n, now, may_grow, share)?;
+        if write && let Some(file) = &self.file {
+            file.changed();
         }
-        let lacks = |w: &&Window| w.used.saturating_add(n) > w.allowed;
-        if let Some(spent) = windows.iter().find(lacks) {
-            let left = spent.period.end(spent.index) - now;
-            return Err(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
+        Ok(())
+    }
+
+    /// The same, by `clock`, and waits for a lease if that may be granted before `deadline` and soon.
+    /// Fails with the time until it is worth trying again.
+    pub(super) async fn take_leased(
+        &self,
+        n: u32,
+        clock: &dyn Clock,
+        deadline: Instant,
+    ) -> Result<(), Duration> {
+        let until = deadline.min(Instant::now() + LEASE_WAIT);
+        loop {
+            // Before it is tried: a grant that comes meanwhile is not missed.
+            let changed = self.joint.as_ref().map(|joint| joint.changed());
+            match self.take(n, clock.now()) {
+                Ok(()) => return Ok(()),
+                Err(Lacking::Until(wait)) => return Err(wait),
+                Err(Lacking::Lease) => {}
+            }
+            let Some(changed) = changed else {
+                return Err(TRY_AGAIN);
+            };
+            let granted = timeout_at(until, changed).await;
+            granted.map_err(|_| TRY_AGAIN)?;
+        }
+    }
+}
+
+/// Returns what beats tell of the windows of `used`, and what becomes of their replies.
+fn leases(limit: &Arc<JointLimit>, used: &Arc<Used>, clock: &Arc<dyn Clock>) -> Leases {
+    let (limit, clock, told, granted) = (limit.clone(), clock.clone(), used.clone(), used.clone());
+    Leases {
+        report: Box::new(move |leaves| told.report(clock.now(), limit.share(), leaves)),
+        granted: Box::new(move |report, grant| granted.granted(report, grant)),
+    }
+}
+
+/// The usage of each window, and the usage in the file.
+struct Used {
+    windows: Mutex<Vec<Window>>,
+    /// What has taken its place, if something has.
+    next: OnceLock<Arc<Used>>,
+}
+
+impl Used {
+    fn windows(&self) -> MutexGuard<'_, Vec<Window>> {
+        // Counts are changed one by one, and each is sound.
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes `n` out of every budget at `now`. Returns whether the file has to be written.
+    fn take(&self, n: u32, now: Millis, may_grow: bool, share: u32) -> Result<bool, Lacking> {
+        let mut windows = self.windows();
+        if let Some(next) = self.next.get() {
+            drop(windows);
+            return next.take(n, now, may_grow, share);
+        }
+        for window in windows.iter_mut() {
+            window.go_on(now, share);
+        }
+        for window in windows.iter_mut() {
+            window.check(n, now, may_grow)?;
         }
         let mut write = false;
         for window in windows.iter_mut() {
@@ -235,21 +407,34 @@ impl Budgets {
                 write = true;
             }
         }
-        drop(windows);
-        if write && let Some(file) = &self.file {
-            file.changed();
-        }
-        Ok(())
+        Ok(write)
     }
-}
 
-/// The usage of each window, and the usage in the file.
-struct Used(Mutex<Vec<Window>>);
+    /// Returns what the next beat tells of each lease, at `now`; they end if the replica leaves.
+    fn report(&self, now: Millis, share: u32, leaves: bool) -> Vec<LeaseReport> {
+        let mut windows = self.windows();
+        let reports = windows.iter_mut().filter_map(|window| {
+            window.go_on(now, share);
+            let (about, used, restored) = (window.window(), window.used, window.restored);
+            let lease = window.lease.as_mut()?;
+            if leaves {
+                lease.end();
+            }
+            Some(lease.report(about, used, restored))
+        });
+        reports.collect()
+    }
 
-impl Used {
-    fn windows(&self) -> MutexGuard<'_, Vec<Window>> {
-        // Counts are changed one by one, and each is sound.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes over what was granted to `report`.
+    fn granted(&self, report: &LeaseReport, grant: &LeaseGrant) {
+        let mut windows = self.windows();
+        let about = &report.window;
+        let same = windows.iter_mut().find(|w| w.period.name() == about.per);
+        if let Some(window) = same
+            && let Some(lease) = &mut window.lease
+        {
+            lease.granted(about.index, grant, window.used);
+        }
     }
 
     /// Returns what the file is to say.
@@ -284,6 +469,7 @@ impl Used {
                 window.index = saved.index;
                 window.used = saved.used.saturating_add(since);
                 window.written = saved.used;
+                window.restored = true;
             }
         }
     }
@@ -293,9 +479,23 @@ impl Used {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
+    struct Fixed(Millis);
+
+    impl Clock for Fixed {
+        fn now(&self) -> Millis {
+            self.0
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
     fn budgets(per_hour: Option<u32>, per_day: Option<u32>, file: Option<PathBuf>) -> Budgets {
         let windows = [(Period::Hour, per_hour), (Period::Day, per_day)];
-        Budgets::new(&windows, "calls", file, 500_000 * HOUR)
+        let clock: Arc<dyn Clock> = Arc::new(Fixed(500_000 * HOUR));
+        Budgets::new(&windows, "calls", file, None, &clock)
     }
 
     fn taken(budgets: &Budgets, now: Millis) -> usize {
@@ -320,13 +520,13 @@ mod tests {
         assert_eq!(taken(&budgets, day + 60_000), 100);
         assert_eq!(
             budgets.take(1, day + 60_000),
-            Err(Duration::from_secs(59 * 60))
+            Err(Lacking::Until(Duration::from_secs(59 * 60)))
         );
         assert_eq!(taken(&budgets, day + HOUR), 100);
         assert_eq!(taken(&budgets, day + 2 * HOUR), 50);
         assert_eq!(
             budgets.take(1, day + 2 * HOUR),
-            Err(Duration::from_secs(22 * 3600))
+            Err(Lacking::Until(Duration::from_secs(22 * 3600)))
         );
         assert_eq!(taken(&budgets, day + DAY), 100);
     }
@@ -373,7 +573,7 @@ mod tests {
             budgets.take(1, now + 30 * DAY).unwrap();
         }
         assert_eq!(taken(&budgets, now), 5);
-        assert!(budgets.take(1, now).unwrap_err() <= Duration::from_secs(3600));
+        assert!(budgets.spent(now).unwrap() <= Duration::from_secs(3600));
     }
 
     #[test]
@@ -462,7 +662,8 @@ mod tests {
     #[test]
     fn calls_beyond_the_budget_are_not_taken_from_it() {
         let windows = [(Period::Day, Some(10)), (Period::Month, Some(15))];
-        let budgets = Budgets::new(&windows, "units", None, 20_000 * DAY);
+        let clock: Arc<dyn Clock> = Arc::new(Fixed(20_000 * DAY));
+        let budgets = Budgets::new(&windows, "units", None, None, &clock);
         let now = 20_000 * DAY;
         assert_eq!(budgets.take(8, now), Ok(()));
         assert!(budgets.take(3, now).is_err());

@@ -129,7 +129,7 @@ pub struct ClientConfig {
     pub limits: Limits,
     /// The limits of another upstream, if this one shares them.
     pub shared: Option<SharedLimits>,
-    /// The rate that replicas keep together, if they do.
+    /// The rate and budgets that replicas keep together, if they do.
     pub joint: Option<Arc<JointLimit>>,
     /// The HTTP method of queries.
     pub method: QueryMethod,
@@ -153,20 +153,20 @@ impl UpstreamClient {
     /// Returns the client of the upstream that `parts` describe.
     pub fn new(parts: ClientConfig) -> Self {
         let limits = parts.limits;
-        let now = parts.clock.now();
+        let (joint, clock) = (parts.joint.as_ref(), &parts.clock);
         let ledger = parts.units.map(|units| {
             let file = parts.budget_file.as_ref();
             let file = file.map(|path| path.with_extension("units"));
-            Ledger::new(parts.metrics.name(), units, file, now)
+            Ledger::new(parts.metrics.name(), units, file, joint, clock)
         });
         let shared = parts.shared.unwrap_or_else(|| {
             let windows = [
                 (Period::Hour, limits.per_hour),
                 (Period::Day, limits.per_day),
             ];
-            let budgets = Budgets::new(&windows, "calls", parts.budget_file, now);
+            let budgets = Budgets::new(&windows, "calls", parts.budget_file, joint, clock);
             SharedLimits {
-                limiter: Limiter::new(&limits, parts.joint),
+                limiter: Limiter::new(&limits, parts.joint.clone()),
                 budgets: Arc::new(budgets),
             }
         });

@@ -2,11 +2,16 @@
 //! and money.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::budget::{Budgets, Period};
 use super::state::{BudgetState, UnitsState};
+use crate::clock::Clock;
 use crate::model::{Millis, Units};
+use crate::store::joint::JointLimit;
 use crate::telemetry::metrics::UnitMetrics;
 
 /// The units of one upstream.
@@ -17,9 +22,15 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Returns the ledger of the upstream `name`, with what `file` says of its budgets, at the
-    /// wall time `now`.
-    pub(super) fn new(name: &str, units: Units, file: Option<PathBuf>, now: Millis) -> Self {
+    /// Returns the ledger of the upstream `name`, with what `file` says of its budgets, which are those
+    /// of all replicas that share `joint`, if there is that.
+    pub(super) fn new(
+        name: &str,
+        units: Units,
+        file: Option<PathBuf>,
+        joint: Option<&Arc<JointLimit>>,
+        clock: &Arc<dyn Clock>,
+    ) -> Self {
         let windows = [
             (Period::Hour, units.per_hour),
             (Period::Day, units.per_day),
@@ -27,7 +38,7 @@ impl Ledger {
         ];
         Self {
             metrics: UnitMetrics::new(name, &units.currency),
-            budgets: Budgets::new(&windows, "units", file, now),
+            budgets: Budgets::new(&windows, "units", file, joint, clock),
             units,
         }
     }
@@ -39,13 +50,18 @@ impl Ledger {
         self.metrics.continue_from(asked, requested);
     }
 
-    /// Takes `units` out of each budget at the wall time `now` and counts them, or returns when the
-    /// budget that does not have so many left is renewed.
-    pub(super) fn take(&self, units: u32, now: Millis) -> Result<(), Duration> {
+    /// Takes `units` out of each budget and counts them, or returns the time until it is worth trying
+    /// again. Waits for a lease if that may be granted before `deadline` and soon.
+    pub(super) async fn take(
+        &self,
+        units: u32,
+        clock: &dyn Clock,
+        deadline: Instant,
+    ) -> Result<(), Duration> {
         if units == 0 {
             return Ok(());
         }
-        self.budgets.take(units, now)?;
+        self.budgets.take_leased(units, clock, deadline).await?;
         self.metrics
             .asked(units, f64::from(units) * self.units.price);
         Ok(())

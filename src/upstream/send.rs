@@ -49,7 +49,7 @@ impl UpstreamClient {
             None => None,
         };
         let (started, begun) = (self.clock.monotonic(), Instant::now());
-        self.spend(exchange.request.units)?;
+        self.spend(exchange.request.units, call.deadline).await?;
         let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
         let trace = counted.to(&url, &request.method, &call.trace);
         trace.send(&mut outgoing.headers);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::client::UpstreamClient;
 use super::ledger::Ledger;
 use super::refusal::{overspent, units_overspent};
@@ -39,24 +41,28 @@ impl UpstreamClient {
         self.limiter.has_spare()
             && budgets
                 .iter()
-                .all(|budget| budget.used < budget.allowed / 2)
+                .all(|budget| budget.left > budget.allowed / 2)
     }
 
-    /// Takes a call that is billed as `units` out of the budgets.
-    pub(super) fn spend(&self, units: u32) -> Result<(), Error> {
+    /// Takes a call that is billed as `units` out of the budgets. Waits, for a second and until
+    /// `deadline` at most, if other replicas hold what it lacks.
+    pub(super) async fn spend(&self, units: u32, deadline: Instant) -> Result<(), Error> {
         let now = self.clock.now();
         let calls = |wait| {
             self.metrics.rejected("budget");
             overspent(wait)
         };
         self.budgets.spent(now).map_or(Ok(()), Err).map_err(calls)?;
+        let clock = self.clock.as_ref();
         if let Some(ledger) = &self.ledger {
-            ledger.take(units, now).map_err(|wait| {
+            let taken = ledger.take(units, clock, deadline).await;
+            taken.map_err(|wait| {
                 self.metrics.rejected("units");
                 units_overspent(wait)
             })?;
         }
-        self.budgets.take(1, now).map_err(calls)
+        let taken = self.budgets.take_leased(1, clock, deadline).await;
+        taken.map_err(calls)
     }
 
     /// Returns the error for the budget that is spent now, if one is.
@@ -72,9 +78,9 @@ impl UpstreamClient {
     pub(super) fn units_left(&self) -> Option<(u32, Duration)> {
         let ledger = self.ledger.as_ref()?;
         let budgets = ledger.budgets(self.clock.now()).into_iter();
-        let least = budgets.min_by_key(|b| b.allowed.saturating_sub(b.used))?;
+        let least = budgets.min_by_key(|b| b.left)?;
         let renewed = Duration::try_from_secs_f64(least.renewed_seconds).unwrap_or_default();
-        Some((least.allowed.saturating_sub(least.used), renewed))
+        Some((least.left, renewed))
     }
 
     /// Returns the state of each budget at the wall time `now`.

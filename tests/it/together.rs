@@ -116,6 +116,29 @@ fn configuration(redis: u16, upstream: &str, name: &str) -> String {
     )
 }
 
+/// Calls of a day that all replicas may make in the test of budgets.
+const PER_DAY: usize = 1200;
+
+/// The same, with a rate that is no matter and a budget of `PER_DAY` calls.
+fn budgeted(redis: u16, upstream: &str, name: &str) -> String {
+    let (mut toml, rate) = (
+        configuration(redis, upstream, name),
+        "per_second = 40, burst = 40",
+    );
+    assert!(toml.contains(rate));
+    toml = toml.replace(
+        rate,
+        &format!("per_second = 100, burst = 20, per_day = {PER_DAY}"),
+    );
+    toml
+}
+
+/// The budget of calls that `process` shows.
+async fn budget(process: &Process) -> serde_json::Value {
+    let said = process.admin("upstreams", None).await;
+    said["upstreams"][0]["state"]["budgets"][0].clone()
+}
+
 /// A number for each query of the tests in this process, so that no two queries are the same.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -271,6 +294,79 @@ async fn four_replicas_keep_a_limit_together_whatever_becomes_of_redis() {
     asking.join_all().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_replicas_never_exceed_a_budget_by_a_call_whatever_becomes_of_redis() {
+    let Some(mut redis) = Redis::start().await else {
+        return;
+    };
+    let counting = Counting::start().await;
+    let cable = Cable::to(redis.port).await;
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut processes = Vec::new();
+    for (n, folder) in folders.iter().enumerate() {
+        let port = if n == 3 { cable.port } else { redis.port };
+        let toml = budgeted(port, &counting.upstream.url, &format!("r{n}"));
+        processes.push(Arc::new(Process::start(folder.path(), &toml)));
+    }
+    let day = now() / (24 * HOUR);
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let mut asking = JoinSet::new();
+    for process in &processes {
+        load(process, &goes_on, &mut asking);
+    }
+    well(&processes).await;
+    let show = |when: &str| println!("{when}: {} calls of {PER_DAY}", counting.count());
+    show("well");
+    redis.signal("-STOP");
+    let before = counting.count();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(
+        counting.count() > before,
+        "leases are used while Redis is away"
+    );
+    redis.signal("-CONT");
+    well(&processes).await;
+    show("stopped");
+    redis.cli(&["FLUSHALL"]);
+    well(&processes).await;
+    show("emptied");
+    cable.cut.send(true).unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    show("one cut off");
+    let before = counting.count();
+    assert!(before < PER_DAY, "it is not tried how it ends");
+    redis.restart().await;
+    // One is still cut off, and has its lease until that is used.
+    well(&processes[..3]).await;
+    show("killed");
+    cable.cut.send(false).unwrap();
+    until("nothing is left", async || {
+        let mut left = 0;
+        for process in &processes {
+            left += budget(process).await["left"].as_u64().unwrap();
+        }
+        left == 0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    show("back");
+    goes_on.store(false, Ordering::Relaxed);
+    asking.join_all().await;
+    if now() / (24 * HOUR) != day {
+        println!("skipped: a day has begun");
+        return;
+    }
+    // What was counted last may be on its way.
+    let mut used = 0;
+    for process in &processes {
+        used += budget(process).await["used"].as_u64().unwrap() as usize;
+    }
+    println!("{used} of {PER_DAY} were used");
+    assert_eq!(used, counting.count());
+    // What was about to move from one to another when data was lost is lost, too.
+    assert!((PER_DAY * 9 / 10..=PER_DAY).contains(&used), "{used}");
+}
+
 /// The configuration of a replica that shares data but no limits.
 fn sharing(redis: u16, upstream: &str, name: &str) -> String {
     format!(
@@ -393,6 +489,7 @@ async fn a_rolling_update_drops_no_request_keeps_the_limit_and_stays_warm() {
         } else {
             ""
         };
+        let toml = toml.replace("burst = 40 }", "burst = 40, per_day = 100000 }");
         toml.replace("timeout = \"50ms\"", "timeout = \"1s\"") + more
     };
     let folders: Vec<_> = (0..6).map(|_| tempfile::tempdir().unwrap()).collect();
@@ -467,4 +564,10 @@ async fn a_rolling_update_drops_no_request_keeps_the_limit_and_stays_warm() {
         assert_eq!(pick(&service, n).status(&warm(n)).await, Some(200));
     }
     assert_eq!(counting.count(), calls, "what was known is fetched again");
+    // Of the budget nothing is doubled, and nothing is lost with those that have ended.
+    let process = pick(&service, 0);
+    until("all know what is left of the budget", async || {
+        budget(&process).await["left"] == 100_000 - calls
+    })
+    .await;
 }

@@ -124,7 +124,7 @@ function card({ upstream: name, kind, default: usual, failure, state }, seen, st
       fact("In flight", String(limiter.running), `of ${limiter.mayRun}`, meter(limiter.running / limiter.mayRun)),
       fact("Waiting", String(limiter.waiting), `of ${count(limiter.queue)}`, meter(limiter.waiting / limiter.queue)),
       units ? fact("Billed", money(units.cost, units.currency), `${count(units.asked)} units; ${money(units.costAvoided, units.currency)} avoided`) : null,
-      ...budgets.map((b) => fact(`Left this ${b.per}`, count(Math.max(0, b.allowed - b.used)), `of ${count(b.allowed)} ${b.of}, anew in ${span(b.renewedSeconds)}`, meter(b.used / b.allowed))),
+      ...budgets.map((b) => fact(`Left this ${b.per}`, count(b.left), `of ${count(b.allowed)} ${b.of}, anew in ${span(b.renewedSeconds)}`, meter(1 - b.left / b.allowed))),
       fact("Queries from memory", percent(queries ? total.hit / queries : null), `of ${count(queries)}`),
       fact("Queries without a call", count(total.hit), `${count(total.pointsFromCache)} points spared`),
       fact("Points from memory", percent(points ? total.pointsFromCache / points : null), `of ${count(points)}`),

@@ -1,0 +1,231 @@
+//! The leases of budgets that replicas keep together: how much of an hour, day or month is this
+//! replica's.
+//!
+//! What has been used and what is leased never sums above what is allowed, whatever is lost on the
+//! way. The level divides what is left among the live replicas with each heartbeat; a replica uses
+//! only what it holds, so it needs nobody's leave for a call, and goes on while the level is away. A
+//! window of which the level has told nothing yet begins with the replica's share of it: shares never
+//! sum above 1, and the level keeps what each may hold by its share when it hears of the window first.
+
+use super::standing::WHOLE;
+use crate::model::Millis;
+
+/// A request that lacked something is told with so many beats.
+const WANTED_FOR: u32 = 8;
+
+/// An hour, day or month of a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetWindow {
+    /// `hour`, `day` or `month`.
+    pub per: &'static str,
+    /// Its number since the epoch.
+    pub index: i64,
+    /// When it begins, in milliseconds of Unix time.
+    pub start: Millis,
+    /// When it ends.
+    pub end: Millis,
+    /// Calls or units that all replicas may use in it.
+    pub allowed: u32,
+}
+
+/// What a beat tells of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseReport {
+    /// The window that it is of.
+    pub window: BudgetWindow,
+    /// Calls or units that this replica has used.
+    pub used: u32,
+    /// What it holds, the used ones among them.
+    pub leased: u32,
+    /// What it lacked for a call lately; 0 for nothing.
+    pub want: u32,
+    /// Set if what is used was read from a file that an earlier process wrote.
+    pub restored: bool,
+}
+
+/// What the level replies to a [`LeaseReport`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseGrant {
+    /// What this replica holds from now on.
+    pub leased: u32,
+    /// What all replicas together have left.
+    pub left: u32,
+    /// What it holds of the window after this one, if the level knows of that.
+    pub next: Option<u32>,
+}
+
+/// The lease of one budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    index: Option<i64>,
+    leased: u32,
+    next: Option<u32>,
+    /// What all had left when that was told last.
+    left: Option<u32>,
+    want: u32,
+    /// The number of beats that still tell `want`.
+    beats: u32,
+    ended: bool,
+}
+
+impl Lease {
+    /// Goes on to `window`, if that is another one, with a `share` in millionths.
+    pub fn open(&mut self, window: &BudgetWindow, share: u32) {
+        if self.index == Some(window.index) {
+            return;
+        }
+        let later = self.index.is_some_and(|index| index < window.index);
+        let told = self.next.filter(|_| self.index == Some(window.index - 1));
+        let by_share = u64::from(window.allowed) * u64::from(share) / u64::from(WHOLE);
+        *self = Self {
+            index: Some(window.index),
+            leased: match (told, later) {
+                (Some(leased), _) => leased,
+                (None, true) => u32::try_from(by_share).unwrap_or(u32::MAX),
+                // What was used in it before is not known here.
+                (None, false) => 0,
+            },
+            ended: self.ended,
+            ..Self::default()
+        };
+    }
+
+    /// Returns what this replica may still use, of which it has `used` so much.
+    pub fn room(&self, used: u32) -> u32 {
+        match self.ended {
+            true => 0,
+            false => self.leased.saturating_sub(used),
+        }
+    }
+
+    /// Returns what it holds, of which it has `used` so much.
+    pub fn held(&self, used: u32) -> u32 {
+        self.leased.max(used)
+    }
+
+    /// Returns what all replicas have left, as far as it is known, of which this one has `used` so
+    /// much.
+    pub fn left(&self, used: u32) -> u32 {
+        self.left.unwrap_or(0).max(self.room(used))
+    }
+
+    /// Takes note that a call lacked `n`. Returns whether the level may grant so much.
+    pub fn lack(&mut self, n: u32) -> bool {
+        self.want = n;
+        self.beats = WANTED_FOR;
+        !self.ended && self.left.is_none_or(|left| left >= n)
+    }
+
+    /// Returns what to tell with the next beat.
+    pub fn report(&mut self, window: BudgetWindow, used: u32, restored: bool) -> LeaseReport {
+        self.beats = self.beats.saturating_sub(1);
+        if self.beats == 0 {
+            self.want = 0;
+        }
+        LeaseReport {
+            window,
+            used,
+            leased: self.held(used),
+            want: self.want,
+            restored,
+        }
+    }
+
+    /// Takes over the reply to the report of window `index`; `used` is what has been used of the
+    /// window that is open.
+    pub fn granted(&mut self, index: i64, grant: &LeaseGrant, used: u32) {
+        let (leased, left) = if self.index == Some(index) {
+            self.next = grant.next;
+            (grant.leased, Some(grant.left))
+        } else if self.index == Some(index + 1)
+            && let Some(leased) = grant.next
+        {
+            (leased, None)
+        } else {
+            return;
+        };
+        self.leased = leased.max(used);
+        self.left = left;
+        if self.room(used) >= self.want {
+            self.want = 0;
+        }
+    }
+
+    /// Ends it: nothing more is used.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(index: i64) -> BudgetWindow {
+        BudgetWindow {
+            per: "hour",
+            index,
+            start: index * 1000,
+            end: (index + 1) * 1000,
+            allowed: 1000,
+        }
+    }
+
+    fn grant(leased: u32, next: Option<u32>) -> LeaseGrant {
+        LeaseGrant {
+            leased,
+            left: 500,
+            next,
+        }
+    }
+
+    #[test]
+    fn a_window_of_which_nothing_was_told_begins_with_the_share() {
+        let mut lease = Lease::default();
+        lease.open(&window(7), 250_000);
+        assert_eq!(lease.room(0), 0, "others may have used all of it");
+        lease.granted(7, &grant(300, None), 0);
+        assert_eq!(lease.room(20), 280);
+        lease.open(&window(7), 250_000);
+        lease.open(&window(8), 250_000);
+        assert_eq!(lease.room(0), 250);
+        lease.granted(8, &grant(100, Some(77)), 0);
+        lease.open(&window(9), 250_000);
+        assert_eq!(lease.room(0), 77, "as it was told");
+        lease.open(&window(8), 250_000);
+        assert_eq!(lease.room(0), 0, "a clock that steps back");
+    }
+
+    #[test]
+    fn a_reply_may_take_what_is_not_used_yet() {
+        let mut lease = Lease::default();
+        lease.open(&window(7), 0);
+        lease.granted(7, &grant(300, None), 0);
+        lease.granted(7, &grant(100, None), 180);
+        assert_eq!((lease.room(180), lease.held(180)), (0, 180));
+        // The reply to a beat that was sent before the window turned.
+        lease.open(&window(8), 500_000);
+        lease.granted(7, &grant(900, None), 0);
+        assert_eq!(lease.room(0), 500);
+        lease.granted(7, &grant(900, Some(40)), 10);
+        assert_eq!(lease.room(10), 30);
+    }
+
+    #[test]
+    fn what_is_lacked_is_told_for_a_while() {
+        let mut lease = Lease::default();
+        lease.open(&window(7), 0);
+        assert!(lease.lack(5));
+        for _ in 1..WANTED_FOR {
+            assert_eq!(lease.report(window(7), 0, false).want, 5);
+        }
+        assert_eq!(lease.report(window(7), 0, false).want, 0);
+        lease.granted(7, &grant(3, None), 0);
+        assert!(lease.lack(5));
+        lease.granted(7, &grant(5, None), 0);
+        assert_eq!(lease.report(window(7), 0, false).want, 0);
+        assert!(!lease.lack(501), "all have less left");
+        lease.end();
+        assert_eq!((lease.room(0), lease.lack(1)), (0, false));
+    }
+}

@@ -1,0 +1,417 @@
+//! The scripts that keep shares, leases and limits.
+
+use std::time::Duration;
+
+use crate::store::joint::PermitAsk;
+use crate::store::lease::LeaseReport;
+use crate::store::redis::random;
+use crate::store::standing::Report;
+
+/// The level's time, in milliseconds.
+pub(super) const NOW: &str = "
+local t = redis.call('TIME')
+local now = t[1] * 1000 + t[2] / 1000
+";
+
+/// Which run of the server it is: after another one began, or another server took its place, data
+/// may be missing.
+pub(super) const RUN: &str = "
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
+";
+
+/// Reads the state of the replicas: `KEYS[1]` is a hash of the state of all and of `m:NAME`, one
+/// for each, which is instance, number of its last beat, when it was heard, the time of the last
+/// reply that it got, its claim (the larger of the share that it believes in and the one it was
+/// granted), and whether that is from before data was lost and not confirmed yet.
+pub(super) const READ: &str = "
+local fields = redis.call('HGETALL', KEYS[1])
+local state, members = {}, {}
+for i = 1, #fields, 2 do
+  local name = string.match(fields[i], '^m:(.*)$')
+  if name then
+    local a, b, c, d, e, f = string.match(fields[i + 1], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+    members[name] = {instance = a, sequence = tonumber(b), heard = tonumber(c),
+      acked = tonumber(d), claim = tonumber(e), pending = f}
+  else
+    state[fields[i]] = fields[i + 1]
+  end
+end
+local function number(value) return string.format('%.0f', value) end
+local seen = tonumber(state.seen or '0')
+-- What is pending is no part of the total yet, unless that is the whole.
+local function counts(member, total) return member.pending == '0' or total >= 1000000 end
+-- What those may use by themselves who may not have got a reply for a second is not used together.
+local function together(total)
+  if math.floor(now) < seen then return 0 end
+  local all = total
+  for _, member in pairs(members) do
+    if now - member.acked > 1000 and counts(member, all) then total = total - member.claim end
+  end
+  return math.max(0, total)
+end
+";
+
+/// A beat: name, instance, number, believed share, epoch of that, time of the last reply, an epoch
+/// to begin with, milliseconds until a silent replica is forgotten, whether it leaves, and whether
+/// it ever had a share. Budgets follow: see [`LEASES`].
+const BEAT: &str = "
+local name, instance, sequence = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local believed, of, acked = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local forget, leaves = tonumber(ARGV[8]), ARGV[9] == '1'
+now = math.floor(now)
+local before = together(tonumber(state.total or '0'))
+local lost = not state.epoch
+-- It has begun anew, knows less than a replica has seen of it, or its clock went back.
+if state.epoch and (run ~= state.run or acked > seen or now < seen) then
+  lost = true
+end
+-- Leases were lost without the shares, or the other way round.
+if redis.call('HGET', KEYS[2], 'epoch') ~= state.epoch then lost = true end
+if lost then
+  for i = 1, #fields, 2 do redis.call('HDEL', KEYS[1], fields[i]) end
+  local held = redis.call('HGETALL', KEYS[2])
+  for i = 1, #held, 2 do redis.call('HDEL', KEYS[2], held[i]) end
+  redis.call('HSET', KEYS[2], 'epoch', ARGV[7])
+  members = {}
+  before = 0
+  state = {epoch = ARGV[7], born = number(now), known = '0', fresh = '0', total = '0',
+    grown = number(now), run = run, met = '0'}
+end
+local mine = members[name]
+if mine and mine.instance == instance and sequence <= mine.sequence then
+  return redis.error_reply('a beat came late')
+end
+if mine and mine.instance ~= instance then
+  if now - mine.heard <= 3000 then
+    if now - seen <= 1000 then redis.call('HSET', KEYS[1], 'seen', number(now)) end
+    return redis.error_reply('another replica has the same name')
+  end
+  -- It has ended, as this one has its place.
+  mine = nil
+end
+local away = not lost and now - seen > 1000
+if away then
+  -- It was away from all, or its clock stepped: nobody could be heard.
+  for _, member in pairs(members) do member.heard = member.heard + now - seen end
+end
+for other, member in pairs(members) do
+  if now - member.heard > forget then
+    members[other] = nil
+    redis.call('HDEL', KEYS[1], 'm:' .. other)
+  end
+end
+local born, known = tonumber(state.born), tonumber(state.known)
+local whole = state.fresh == '1' or now - born > forget
+local claim = 0
+-- It has shared limits before, so others may have, who cannot be heard.
+if ARGV[10] == '1' and of ~= state.epoch then state.met = '1' end
+local pending = '0'
+if of ~= state.epoch and not whole and (mine == nil or mine.pending == '1') then
+  -- What it had before data was lost, it has still. That counts once it says it again, knowing of
+  -- the loss: this may be a beat of long ago.
+  claim = believed
+  pending = believed > 0 and '1' or '0'
+elseif mine and mine.pending == '1' then
+  claim = math.min(believed, mine.claim)
+  if not whole then known = known + claim end
+elseif mine then
+  claim = math.min(believed, mine.claim)
+end
+if of == state.epoch then
+  if mine == nil and believed > 0 then acked = 0 end
+elseif mine then
+  acked = mine.acked
+elseif believed == 0 then
+  acked = now
+else
+  acked = 0
+end
+-- Nobody has shared limits before: they would have come by now.
+if not whole and known == 0 and state.met == '0' and now - born > 3000 then
+  state.fresh = '1'
+  whole = true
+end
+local total = whole and 1000000 or math.min(known, 1000000)
+local share, live, others = 0, 1, 0
+for other, member in pairs(members) do
+  if other ~= name then
+    if counts(member, total) then others = others + member.claim end
+    if now - member.heard <= 3000 then live = live + 1 end
+  end
+end
+if leaves then
+  members[name] = nil
+  redis.call('HDEL', KEYS[1], 'm:' .. name)
+else
+  share = math.max(0, math.min(math.floor(1000000 / live), total - others))
+  if pending == '1' then share = claim end
+  claim = math.max(claim, share)
+  members[name] = {acked = acked, claim = claim, pending = pending}
+  redis.call('HSET', KEYS[1], 'm:' .. name, instance .. ' ' .. number(sequence) .. ' '
+    .. number(now) .. ' ' .. number(acked) .. ' ' .. number(claim) .. ' ' .. pending)
+end
+for other, member in pairs(members) do
+  if away and other ~= name then
+    redis.call('HSET', KEYS[1], 'm:' .. other, member.instance .. ' ' .. number(member.sequence)
+      .. ' ' .. number(member.heard) .. ' ' .. number(member.acked) .. ' ' .. number(member.claim)
+      .. ' ' .. member.pending)
+  end
+end
+-- What is used together again has been used by others until now.
+if together(total) > before then state.grown = number(now) end
+redis.call('HSET', KEYS[1], 'epoch', state.epoch, 'born', state.born, 'known', number(known),
+  'fresh', state.fresh, 'total', number(total), 'grown', state.grown, 'run', state.run, 'met', state.met,
+  'seen', number(now))
+";
+
+/// The part of a beat that divides budgets. `KEYS[2]` is a hash of `w:WINDOW`, one for each hour, day
+/// or month of a budget, and `e:WINDOW:NAME`, one for each replica that may have used some of it.
+///
+/// A window has its start and end, the part of it in millionths that may be given away, what
+/// was reported after data was lost (only so much may be given away of a window that had begun by then),
+/// and what replicas that are gone have used. A replica's entry has its instance, what it holds, what
+/// it has used of that, whether that is from before data was lost and not confirmed yet, and what it
+/// lacks.
+///
+/// Each budget is told by window, number of that, start, end, what is allowed, what the replica has
+/// used, what it holds, what it lacks, and whether it knows what its predecessor had used. Returned
+/// are, for each, what it holds from now on, what all have left, and what it holds of the next window,
+/// or -1.
+const LEASES: &str = "
+local skew = 300000
+local records = {}
+local function record(id)
+  records[id] = records[id] or {entries = {}}
+  return records[id]
+end
+local rows = #ARGV > 10 and redis.call('HGETALL', KEYS[2]) or {}
+for i = 1, #rows, 2 do
+  local id = string.match(rows[i], '^w:(.*)$')
+  if id then
+    local a, b, c, d, e = string.match(rows[i + 1], '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+    local window = record(id)
+    window.start, window.last, window.part = tonumber(a), tonumber(b), tonumber(c)
+    window.known, window.ended = tonumber(d), tonumber(e)
+  else
+    local of_window, who = string.match(rows[i], '^e:([^:]+:%d+):(.*)$')
+    if of_window then
+      local a, b, c, d, e = string.match(rows[i + 1], '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+      record(of_window).entries[who] = {instance = a, claim = tonumber(b), used = tonumber(c),
+        pending = d, want = tonumber(e)}
+    end
+  end
+end
+local function keep(id, who, entry)
+  redis.call('HSET', KEYS[2], 'e:' .. id .. ':' .. who, entry.instance .. ' ' .. number(entry.claim)
+    .. ' ' .. number(entry.used) .. ' ' .. entry.pending .. ' ' .. number(entry.want))
+end
+for id, window in pairs(records) do
+  if not window.last or now - window.last > 3600000 + skew then
+    redis.call('HDEL', KEYS[2], 'w:' .. id)
+    for who in pairs(window.entries) do redis.call('HDEL', KEYS[2], 'e:' .. id .. ':' .. who) end
+    records[id] = nil
+  elseif leaves and window.entries[name] and window.entries[name].instance == instance then
+    -- What it has not used is free; what it tells below counts.
+    window.entries[name].claim = window.entries[name].used
+    keep(id, name, window.entries[name])
+  end
+end
+local leases = {}
+for at = 11, #ARGV - 8, 9 do
+  local budget, index, start, last = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local allowed, used, held = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+  local want, restored = tonumber(ARGV[at + 7]), ARGV[at + 8] == '1'
+  local id = budget .. ':' .. number(index)
+  local window = records[id]
+  -- Who names another time than ours may be wrong about it.
+  if not window and start <= now + skew and last >= now - skew then
+    window = record(id)
+    window.start, window.last, window.part, window.known, window.ended = start, last, 0, 0, 0
+    if start >= tonumber(state.born) + skew or state.fresh == '1' then
+      window.part = total
+      -- Each may have begun it with its share already.
+      for other, member in pairs(members) do
+        if counts(member, total) and member.claim > 0 then
+          local entry = {instance = other == name and instance or member.instance, used = 0,
+            pending = '0', want = 0, claim = math.floor(member.claim * allowed / 1000000)}
+          window.entries[other] = entry
+          keep(id, other, entry)
+        end
+      end
+    end
+  end
+  local lease, left, after = used, -1, -1
+  if window then
+    -- Nobody has shared limits before.
+    if state.fresh == '1' then window.part, window.known = 1000000, 0 end
+    local entry = window.entries[name]
+    if entry and entry.instance ~= instance then
+      if restored and used >= entry.used and entry.pending == '0' then
+        -- It goes on where its predecessor ended.
+        held = math.max(held, entry.claim)
+      else
+        -- Its predecessor may have used all that it held.
+        if entry.pending == '0' then window.ended = window.ended + entry.claim end
+        entry = nil
+      end
+    end
+    local sure = of == state.epoch or window.part >= 1000000
+    if not entry then
+      entry = {pending = '0'}
+      if not sure and held > 0 then
+        entry.pending = '1'
+      elseif window.part < 1000000 then
+        window.known = window.known + held
+      end
+    elseif entry.pending == '1' and sure then
+      entry.pending = '0'
+      if window.part < 1000000 then window.known = window.known + math.min(held, entry.claim) end
+    end
+    entry.instance, entry.claim, entry.used, entry.want = instance, held, used, want
+    window.entries[name] = entry
+    local free = math.floor(window.part * allowed / 1000000) + window.known - window.ended
+    local wanted, sharing = 0, 0
+    left = free
+    for who, other in pairs(window.entries) do
+      if other.pending == '0' then
+        local member = members[who]
+        local alive = who == name or (member ~= nil and member.instance == other.instance
+          and now - member.heard <= 3000)
+        -- Who is silent may use all that it holds.
+        left = left - (alive and other.used or other.claim)
+        if alive then sharing = sharing + 1 end
+        if who ~= name then
+          free = free - other.claim
+          if alive then wanted = wanted + other.want end
+        end
+      end
+    end
+    left = math.max(0, left)
+    local more = math.floor(math.max(0, left - wanted) / math.max(1, sharing))
+    if want > 0 then more = math.max(more, math.min(want, left)) end
+    lease = math.max(used, math.min(used + more, free))
+    if entry.pending == '1' then lease = held end
+    entry.claim = math.max(held, lease)
+    if leaves then lease, entry.claim, entry.want = used, used, 0 end
+    keep(id, name, entry)
+    redis.call('HSET', KEYS[2], 'w:' .. id, number(window.start) .. ' ' .. number(window.last) .. ' '
+      .. number(window.part) .. ' ' .. number(window.known) .. ' ' .. number(window.ended))
+    local next_window = records[budget .. ':' .. number(index + 1)]
+    if next_window then
+      local mine = next_window.entries[name]
+      after = mine and mine.instance == instance and mine.claim or 0
+    end
+  end
+  leases[#leases + 1] = {number(lease), number(left), number(after)}
+end
+return {number(now), state.epoch, number(share), number(live), leases}";
+
+/// Permits of the limit `KEYS[2]`: calls a second, calls at once, and how many are wanted. The limit
+/// is the time at which the next call would come if calls came evenly, and when that was written.
+/// Gives how many may be made or, if none, milliseconds until one may.
+const PERMITS: &str = "
+local rate, burst, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+-- Not before a beat has seen that nothing is missing.
+if not state.epoch or now - seen > 1000 then return {0, '250'} end
+local part = together(tonumber(state.total)) / 1000000
+if part <= 0 then return {0, '250'} end
+local period = 1000 / (rate * part)
+local depth = math.max(1, burst * part) * period
+local due, at = string.match(redis.call('HGET', KEYS[2], 'due') or '', '^(%S+) (%S+)$')
+local grown = tonumber(state.grown)
+due, at = tonumber(due or '0'), tonumber(at or '-1')
+if at < 0 then
+  due = now + depth
+elseif at < grown then
+  due = math.max(due, grown + depth)
+end
+-- Not later than an empty bucket: the part may have been smaller.
+due = math.min(math.max(due, now), now + depth)
+-- Of differences: the time itself is too large to add fractions of a millisecond to.
+local granted = math.min(want, math.floor((depth - (due - now)) / period + 1e-6))
+due = due + granted * period
+redis.call('HSET', KEYS[2], 'due', string.format('%.3f %.3f', due, now))
+return {granted, string.format('%.3f', math.max(0, (due - now) + period - depth))}";
+
+/// The scripts as they are sent, with the time that they go by.
+pub(super) struct Scripts {
+    pub(super) beat: String,
+    pub(super) permits: String,
+}
+
+impl Scripts {
+    /// Scripts that go by the time that `now` sets and the run that `run` does.
+    pub(super) fn new(now: &str, run: &str) -> Self {
+        Self {
+            beat: [now, run, READ, BEAT, LEASES].concat(),
+            permits: [now, READ, PERMITS].concat(),
+        }
+    }
+}
+
+/// The reply to a beat: time, epoch, share, live replicas, and of each budget what is leased, what
+/// all have left, or -1 if the time is wrong, and what is leased of the next window, or -1.
+pub(super) type ShareReply = (i64, u64, u32, u32, Vec<(u32, i64, i64)>);
+
+/// The hashes that beats read and write.
+pub(super) struct ShareKeys {
+    pub(super) shares: String,
+    pub(super) budgets: String,
+}
+
+/// A replica, as the scripts know it.
+pub(super) struct MemberId<'a> {
+    pub(super) name: &'a str,
+    pub(super) instance: u64,
+    pub(super) forget_after: Duration,
+}
+
+impl Scripts {
+    /// The beat of `member` that tells `report` and, by the names of their budgets, `leases`.
+    pub(super) fn beat(
+        &self,
+        keys: &ShareKeys,
+        member: &MemberId<'_>,
+        report: &Report,
+        leases: &[(String, LeaseReport)],
+        leaves: bool,
+    ) -> redis::Cmd {
+        let mut command = redis::cmd("EVAL");
+        command.arg(&self.beat).arg(2);
+        command.arg(&keys.shares).arg(&keys.budgets);
+        command
+            .arg(member.name)
+            .arg(format!("{:016x}", member.instance))
+            .arg(report.sequence)
+            .arg(report.share)
+            .arg(report.epoch)
+            .arg(report.acked)
+            // Lua's numbers are exact up to 2^53, and this is compared as text.
+            .arg(random().unwrap_or(1).max(1))
+            .arg(u64::try_from(member.forget_after.as_millis()).unwrap_or(u64::MAX >> 12))
+            .arg(if leaves { "1" } else { "0" })
+            .arg(if report.held { "1" } else { "0" });
+        for (budget, lease) in leases {
+            let window = &lease.window;
+            command
+                .arg(format!("{budget}-{}", window.per))
+                .arg(window.index)
+                .arg(window.start)
+                .arg(window.end)
+                .arg(window.allowed)
+                .arg(lease.used)
+                .arg(lease.leased)
+                .arg(lease.want)
+                .arg(if lease.restored { "1" } else { "0" });
+        }
+        command
+    }
+
+    /// The command that asks for permits of the limit `key`.
+    pub(super) fn permits(&self, shares: &str, key: &str, ask: &PermitAsk) -> redis::Cmd {
+        let mut command = redis::cmd("EVAL");
+        command.arg(&self.permits).arg(2).arg(shares).arg(key);
+        command.arg(ask.per_second).arg(ask.burst).arg(ask.want);
+        command
+    }
+}
