@@ -145,20 +145,25 @@ def main():
     for claim, volume in (("", {"emptyDir": {}}), ("kept", {"persistentVolumeClaim": {"claimName": "kept"}})):
         disk = render({"global": {"apiKey": "k"}, "disk": {"enabled": True, "existingClaim": claim}})
         pod = disk["Deployment"]["spec"]["template"]["spec"]
-        assert {"name": "cache", **volume} in pod["volumes"], pod["volumes"]
+        assert {"name": "kept", **volume} in pod["volumes"], pod["volumes"]
         env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
         mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
-        assert env["HELIOSTAT_CACHE__DISK__DIR"].startswith(mounts["cache"]), env
+        assert env["HELIOSTAT_CACHE__DISK__DIR"].startswith(mounts["kept"]), env
+        assert env["HELIOSTAT_STATE__DIR"] == mounts["kept"], env
         assert env["HELIOSTAT_CACHE__DISK__SIZE"] == "10GiB", env
 
     shared = render({"global": {"apiKey": "k"}, "sharedCache": {"secretName": "redis", "password": True}})
-    container = shared["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    pod = shared["Deployment"]["spec"]["template"]["spec"]
+    # The restart of a container goes on with what it had used of budgets.
+    assert {"name": "kept", "emptyDir": {}} in pod["volumes"], pod["volumes"]
+    container = pod["containers"][0]
     env = {e["name"]: e for e in container["env"]}
     for key in ("secret", "password"):
         name = f"SHARED_CACHE_{key.upper()}"
         assert env[name]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": key}, env
         assert env[f"HELIOSTAT_CACHE__SHARED__{key.upper()}"]["value"] == '{ env = "' + name + '" }', env
     assert env["HELIOSTAT_CACHE__SHARED__PREFIX"]["value"].startswith("h1:"), env
+    assert env["HELIOSTAT_STATE__DIR"]["value"] == "/var/lib/heliostat", env
     assert env["HELIOSTAT_REPLICAS__SHARE_LIMITS"]["value"] == "true", env
     assert env["HELIOSTAT_REPLICAS__NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name", env
     assert "SHARED_CACHE_SECRET" not in {e["name"] for e in small["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]}
