@@ -269,7 +269,9 @@ for at = 11, #ARGV - 8, 9 do
     end
     entry.instance, entry.claim, entry.used, entry.want = instance, held, used, want
     window.entries[name] = entry
-    local free = math.floor(window.part * allowed / 1000000) + window.known - window.ended
+    -- One that returned after its share was another's may report more than there is.
+    local free = math.min(allowed, math.floor(window.part * allowed / 1000000) + window.known)
+      - window.ended
     local wanted, sharing = 0, 0
     left = free
     for who, other in pairs(window.entries) do
