@@ -44,11 +44,20 @@ pub struct Body {
 impl Body {
     /// Returns a body of `parts`, one after the other.
     pub fn of(parts: impl IntoIterator<Item = Bytes>) -> Self {
-        let parts = Self::new(parts.into_iter().collect());
-        if parts.rest.as_slice().is_empty() || parts.weight > JOINED {
-            return parts;
+        let parts: Vec<Bytes> = parts.into_iter().collect();
+        let length: usize = parts.iter().map(Bytes::len).sum();
+        if parts.len() < 2 || length > JOINED {
+            return Self::new(parts);
         }
-        Self::new(vec![parts.into_bytes()])
+        let mut all = Vec::with_capacity(length);
+        parts.iter().for_each(|part| all.extend_from_slice(part));
+        Self {
+            next: Bytes::from(all),
+            rest: Vec::new().into_iter(),
+            left: length as u64,
+            weight: length,
+            claim: None,
+        }
     }
 
     fn new(mut parts: Vec<Bytes>) -> Self {

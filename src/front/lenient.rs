@@ -14,6 +14,7 @@ use memchr::memchr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::admission::Claim;
+use super::connection::Connection;
 use super::long_target::{LongTarget, TargetRead};
 
 /// The longest header that is followed, in bytes.
@@ -26,14 +27,16 @@ const HTTP2: &[u8] = b"PRI ";
 #[derive(Debug)]
 pub(super) struct LenientStream<S> {
     stream: S,
+    /// What has been read of it already.
+    first: Vec<u8>,
     requests: Requests,
     /// Bytes for the library that found no room in its buffer, and how many of them it has.
     ready: Vec<u8>,
     given: usize,
     /// A request whose first line may be longer than the library reads.
     long: Option<LongTarget>,
-    /// The connection's claim, which is charged for such a request.
-    claim: Option<Arc<Claim>>,
+    /// The connection of HTTP/1, whose claim is charged for such a request.
+    connection: Option<Arc<Connection>>,
 }
 
 /// The position of the stream in a request.
@@ -84,6 +87,10 @@ impl Requests {
                     rest.get(..end).unwrap_or(rest)
                 }
             };
+            if matches!(self.state, State::Headers(_)) && self.line.is_empty() && is_plain(line) {
+                at += line.len();
+                continue;
+            }
             if matches!(self.state, State::Start) {
                 for (offset, byte) in line.iter().enumerate().filter(|(_, b)| is_refused(**b)) {
                     let out = encoded.get_or_insert_default();
@@ -140,6 +147,13 @@ impl Requests {
     }
 }
 
+/// Returns whether `line` is a whole header whose name begins like none that is followed.
+fn is_plain(line: &[u8]) -> bool {
+    let first = line.first().map_or(b' ', u8::to_ascii_lowercase);
+    let followed = matches!(first, b'c' | b't' | b'u' | b':') || first.is_ascii_whitespace();
+    !followed && line.ends_with(b"\n")
+}
+
 /// Returns the state after the header `line`; `length` is that of the body so far.
 fn header(line: &[u8], length: Option<u64>) -> State {
     let colon = memchr(b':', line).unwrap_or(line.len());
@@ -177,10 +191,11 @@ fn encode(byte: u8, out: &mut Vec<u8>) {
 }
 
 impl<S> LenientStream<S> {
-    /// Returns `stream`, whose `claim` is charged for long request targets.
-    pub(super) fn new(stream: S, claim: Option<Arc<Claim>>) -> Self {
+    /// Returns `stream`, of which `first` has been read already.
+    pub(super) fn new(stream: S, first: Vec<u8>, connection: Option<Arc<Connection>>) -> Self {
         Self {
             stream,
+            first,
             requests: Requests {
                 state: State::Start,
                 line: Vec::new(),
@@ -188,8 +203,34 @@ impl<S> LenientStream<S> {
             ready: Vec::new(),
             given: 0,
             long: None,
-            claim,
+            connection,
         }
+    }
+
+    /// Returns the stream.
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
+
+    fn claim(&self) -> Option<&Arc<Claim>> {
+        self.connection.as_ref().map(|c| c.claim())
+    }
+
+    /// Tells the connection that something was read.
+    fn tell(&self) {
+        if let Some(connection) = &self.connection {
+            let following = matches!(self.requests.state, State::Opaque);
+            let between = following || self.requests.is_between();
+            connection.has_read(between && self.long.is_none() && self.ready.is_empty());
+        }
+    }
+
+    /// Tells the connection that something was written, or not.
+    fn told<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Some(connection) = &self.connection {
+            connection.has_written(written.is_pending());
+        }
+        written
     }
 
     /// Gives the library `bytes`, with targets encoded.
@@ -199,24 +240,42 @@ impl<S> LenientStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+impl<S: AsyncRead + Unpin> LenientStream<S> {
+    /// Reads what the client sent.
+    fn poll_sent(
+        &mut self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let some = self.first.len().min(buffer.remaining());
+        buffer.put_slice(self.first.get(..some).unwrap_or_default());
+        self.first.drain(..some);
+        if self.first.is_empty() {
+            self.first = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what the library is given.
+    fn poll_given(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
-            let waiting = this.ready.get(this.given..).unwrap_or_default();
+            let waiting = self.ready.get(self.given..).unwrap_or_default();
             if !waiting.is_empty() {
                 let some = waiting.get(..buffer.remaining()).unwrap_or(waiting);
                 buffer.put_slice(some);
-                this.given += some.len();
-                if this.given == this.ready.len() {
+                self.given += some.len();
+                if self.given == self.ready.len() {
                     // Nothing is kept for an idle connection.
-                    this.ready = Vec::new();
-                    this.given = 0;
-                    if let Some(claim) = &this.claim
+                    self.ready = Vec::new();
+                    self.given = 0;
+                    if let Some(claim) = self.claim()
                         && claim.holds()
                     {
                         // What is less always fits.
@@ -225,40 +284,54 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if matches!(this.requests.state, State::Opaque) {
-                return Pin::new(&mut this.stream).poll_read(context, buffer);
+            if matches!(self.requests.state, State::Opaque) {
+                return self.poll_sent(context, buffer);
             }
             // Bytes are read into the library's buffer, so that none has to be cleared or copied.
             let before = buffer.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+            ready!(self.poll_sent(context, buffer))?;
             let fresh = buffer.filled().get(before..).unwrap_or_default();
-            if let Some(mut long) = this.long.take() {
+            if let Some(mut long) = self.long.take() {
                 let ended = fresh.is_empty();
-                match long.read(fresh, this.claim.as_ref()) {
-                    TargetRead::More => this.long = Some(long),
+                match long.read(fresh, self.claim()) {
+                    TargetRead::More => self.long = Some(long),
                     TargetRead::Pass(bytes) if bytes.is_empty() && ended => {
                         return Poll::Ready(Ok(()));
                     }
-                    TargetRead::Pass(bytes) => this.pass(bytes),
+                    TargetRead::Pass(bytes) => self.pass(bytes),
                 }
                 buffer.set_filled(before);
                 continue;
             }
-            if this.requests.is_between() {
-                this.long = LongTarget::begin(fresh);
-                if this.long.is_some() {
+            if self.requests.is_between() {
+                self.long = LongTarget::begin(fresh);
+                if self.long.is_some() {
                     buffer.set_filled(before);
                     continue;
                 }
             }
-            match this.requests.follow(fresh) {
+            match self.requests.follow(fresh) {
                 None => return Poll::Ready(Ok(())),
                 Some(encoded) => {
-                    this.ready = encoded;
+                    self.ready = encoded;
                     buffer.set_filled(before);
                 }
             }
         }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let given = self.poll_given(context, buffer);
+        if given.is_ready() || self.long.is_some() {
+            self.tell();
+        }
+        given
     }
 }
 
@@ -268,7 +341,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.told(written)
     }
 
     fn poll_write_vectored(
@@ -276,7 +350,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.told(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -288,6 +363,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.connection.as_ref().is_some_and(|c| c.is_leaving()) {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
@@ -298,7 +376,7 @@ mod tests {
 
     /// Returns the output for `input`, which arrives in pieces of `size`.
     fn passed(input: &[u8], size: usize) -> Vec<u8> {
-        let mut stream = LenientStream::new((), None);
+        let mut stream = LenientStream::new((), Vec::new(), None);
         let mut out = Vec::new();
         for piece in input.chunks(size) {
             let encoded = stream.requests.follow(piece);
@@ -323,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_usual_request_is_not_copied() {
-        let mut requests = LenientStream::new((), None).requests;
+        let mut requests = LenientStream::new((), Vec::new(), None).requests;
         let usual = b"POST /api/metric HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\"<>";
         for _ in 0..3 {
             assert_eq!(requests.follow(usual), None);

@@ -135,6 +135,10 @@ fn cache_status(cache: &CacheOutcome) -> Option<HeaderValue> {
 
 /// Adds the `Server-Timing` header (W3C), in milliseconds.
 pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Response<Body> {
+    if let Some(value) = timing_of_a_hit(timing) {
+        response.headers_mut().insert(SERVER_TIMING, value);
+        return response;
+    }
     let mut line = Line::new();
     for (name, took) in [
         (&b"plan;dur="[..], timing.plan),
@@ -157,6 +161,26 @@ pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Resp
     response
 }
 
+/// Returns the value of `Server-Timing` for what took less than a millisecond each, and fetched nothing: a
+/// text with other digits.
+fn timing_of_a_hit(timing: &Timing) -> Option<HeaderValue> {
+    let mut text = *b"plan;dur=0.000, fetch;dur=0.000, render;dur=0.000";
+    if !timing.second.is_zero() || !timing.fetch.is_zero() {
+        return None;
+    }
+    // Where the three digits of each begin.
+    for (at, took) in [(11, timing.plan), (46, timing.render)] {
+        let micros = took.subsec_micros();
+        if took.as_secs() > 0 || micros >= 1000 {
+            return None;
+        }
+        let digit = |unit: u32| b'0' + (micros / unit % 10) as u8;
+        let place = text.get_mut(at..at + 3)?;
+        place.copy_from_slice(&[digit(100), digit(10), digit(1)]);
+    }
+    HeaderValue::from_bytes(&text).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +199,18 @@ mod tests {
             response.headers()[SERVER_TIMING],
             "plan;dur=0.012, fetch;dur=0.000, render;dur=1234.005"
         );
+        for (micros, digits) in [(0, "000"), (7, "007"), (999, "999")] {
+            let took = Duration::from_micros(micros);
+            let timing = Timing {
+                plan: took,
+                second: Duration::ZERO,
+                fetch: Duration::ZERO,
+                render: took,
+            };
+            let response = with_timing(Response::new(Body::default()), &timing);
+            let expected = format!("plan;dur=0.{digits}, fetch;dur=0.000, render;dur=0.{digits}");
+            assert_eq!(response.headers()[SERVER_TIMING], expected);
+        }
     }
 
     #[test]

@@ -28,13 +28,19 @@ pub(super) fn read_metric(body: &[u8], bounds: RequestBounds) -> Option<Request<
     if body.iter().fold(false, odd) {
         return None;
     }
-    let mut reader = Reader { rest: body };
+    let text = std::str::from_utf8(body).ok()?;
+    let mut reader = Reader { text, rest: body };
     let (mut details, mut query, mut tagged) = (None, None, false);
-    reader.object(|reader, name| match name {
-        b"connectionDetails" => once(&mut details, reader.details(bounds)?),
-        b"query" => once(&mut query, reader.query()?),
-        b"_type" => reader.any_tag(&mut tagged),
-        _ => None,
+    reader.object(|reader| {
+        if reader.takes(b"connectionDetails\":") {
+            once(&mut details, reader.details(bounds)?)
+        } else if reader.takes(b"query\":") {
+            once(&mut query, reader.query()?)
+        } else if reader.takes(b"_type\":") {
+            reader.any_tag(&mut tagged)
+        } else {
+            None
+        }
     })?;
     if reader.peek().is_some() {
         return None;
@@ -52,6 +58,8 @@ fn once<T>(member: &mut Option<T>, value: T) -> Option<()> {
 
 /// The rest of the body. Its readers return `None` if the form is unusual.
 struct Reader<'a> {
+    text: &'a str,
+    /// The end of `text`.
     rest: &'a [u8],
 }
 
@@ -71,58 +79,65 @@ impl<'a> Reader<'a> {
         found.then(|| self.rest = self.rest.get(1..).unwrap_or_default())
     }
 
-    /// Skips `word` if it comes next, and returns whether it does.
-    fn is(&mut self, word: &[u8]) -> Option<bool> {
-        self.peek()?;
-        let rest = self.rest.strip_prefix(word);
-        self.rest = rest.unwrap_or(self.rest);
-        Some(rest.is_some())
+    /// Skips `word` if it comes next, and returns whether it does. Its length is known when this is
+    /// compiled, so it is compared in some instructions.
+    fn takes<const N: usize>(&mut self, word: &[u8; N]) -> bool {
+        match self.rest.split_first_chunk::<N>() {
+            Some((found, rest)) if found == word => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
     }
 
-    /// Reads an object; `member` reads the value of the given name.
-    fn object(&mut self, mut member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<()> {
+    /// Does the same after spaces.
+    fn is<const N: usize>(&mut self, word: &[u8; N]) -> Option<bool> {
+        self.peek()?;
+        Some(self.takes(word))
+    }
+
+    /// Reads an object; `member` reads the rest of a member whose first quote has been read: its name, with
+    /// the colon right behind it, and its value.
+    fn object(&mut self, mut member: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
         self.skip(b'{')?;
         if self.skip(b'}').is_some() {
             return Some(());
         }
         loop {
-            let name = self.bytes()?;
-            self.skip(b':')?;
-            member(self, name)?;
+            self.skip(b'"')?;
+            member(self)?;
             if self.skip(b',').is_none() {
                 return self.skip(b'}');
             }
         }
     }
 
-    /// Reads a string, which need not be UTF-8.
-    fn bytes(&mut self) -> Option<&'a [u8]> {
+    fn string(&mut self) -> Option<&'a str> {
         self.skip(b'"')?;
+        let start = self.text.len() - self.rest.len();
         // Strings are short, so a call of a vectorised search would take longer.
         let end = self.rest.iter().position(|byte| *byte == b'"')?;
-        let (string, rest) = self.rest.split_at_checked(end)?;
-        self.rest = rest.get(1..)?;
-        Some(string)
-    }
-
-    fn string(&mut self) -> Option<&'a str> {
-        std::str::from_utf8(self.bytes()?).ok()
+        self.rest = self.rest.get(end + 1..)?;
+        self.text.get(start..start + end)
     }
 
     /// Reads a number without sign, fraction and exponent, of at most 18 digits.
     fn number(&mut self) -> Option<i64> {
         let leading_zero = self.peek()? == b'0';
-        let (mut number, mut length) = (0, 0);
-        while let Some((digit @ b'0'..=b'9', rest)) = self.rest.split_first() {
-            if length == 18 {
-                return None;
+        let (mut number, mut length) = (0i64, 0);
+        for byte in self.rest.iter().take(19) {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 {
+                break;
             }
-            number = number * 10 + i64::from(digit - b'0');
+            // Of 19 digits, none is used.
+            number = number.wrapping_mul(10).wrapping_add(i64::from(digit));
             length += 1;
-            self.rest = rest;
         }
+        self.rest = self.rest.get(length..)?;
         let more = matches!(self.rest.first(), Some(b'.' | b'e' | b'E'));
-        let whole = length > 0 && !(leading_zero && length > 1) && !more;
+        let whole = (1..=18).contains(&length) && !(leading_zero && length > 1) && !more;
         whole.then_some(number)
     }
 
@@ -141,9 +156,9 @@ impl<'a> Reader<'a> {
         Some(())
     }
 
-    /// Reads a `_type`, which may occur once and has to be `expected`.
-    fn tag(&mut self, seen: &mut bool, expected: &[u8]) -> Option<()> {
-        (!std::mem::replace(seen, true) && self.bytes()? == expected).then_some(())
+    /// Reads a `_type`, which may occur once and has to be `expected`, quotes included.
+    fn tag<const N: usize>(&mut self, seen: &mut bool, expected: &[u8; N]) -> Option<()> {
+        (!std::mem::replace(seen, true) && self.is(expected)?).then_some(())
     }
 
     /// Reads a `_type` with any value.
@@ -155,9 +170,9 @@ impl<'a> Reader<'a> {
     fn details(&mut self, bounds: RequestBounds) -> Option<Details> {
         let start = self.rest;
         let mut details = Details::default();
-        let upstream = |reader: &mut Self, name: &[u8]| match name {
-            b"upstream" => once(&mut details.upstream, reader.string()?.to_owned()),
-            _ => None,
+        let upstream = |reader: &mut Self| match reader.takes(b"upstream\":") {
+            true => once(&mut details.upstream, reader.string()?.to_owned()),
+            false => None,
         };
         if self.object(upstream).is_some() {
             return Some(details);
@@ -175,19 +190,29 @@ impl<'a> Reader<'a> {
         let (mut conditions, mut start, mut end) = (None, None, None);
         let (mut limit, mut latest_first, mut metric_field) = (None, None, None);
         let (mut layout, mut tagged) = (None, false);
-        self.object(|reader, name| match name {
-            b"conditions" => reader.optional(&mut conditions, Self::conditions),
-            b"startTime" => reader.optional(&mut start, Self::time),
-            b"endTime" => reader.optional(&mut end, Self::time),
-            b"aggregation" => reader.optional(&mut layout, Self::aggregation),
-            b"limit" => reader.optional(&mut limit, Self::number),
-            // It has no effect.
-            b"latestFirst" => reader.optional(&mut latest_first, |reader| {
-                (reader.is(b"true")? || reader.is(b"false")?).then_some(())
-            }),
-            b"metricField" => reader.optional(&mut metric_field, Self::string),
-            b"_type" => reader.any_tag(&mut tagged),
-            _ => None,
+        self.object(|reader| {
+            if reader.takes(b"conditions\":") {
+                reader.optional(&mut conditions, Self::conditions)
+            } else if reader.takes(b"startTime\":") {
+                reader.optional(&mut start, Self::time)
+            } else if reader.takes(b"endTime\":") {
+                reader.optional(&mut end, Self::time)
+            } else if reader.takes(b"aggregation\":") {
+                reader.optional(&mut layout, Self::aggregation)
+            } else if reader.takes(b"limit\":") {
+                reader.optional(&mut limit, Self::number)
+            } else if reader.takes(b"latestFirst\":") {
+                // It has no effect.
+                reader.optional(&mut latest_first, |reader| {
+                    (reader.is(b"true")? || reader.is(b"false")?).then_some(())
+                })
+            } else if reader.takes(b"metricField\":") {
+                reader.optional(&mut metric_field, Self::string)
+            } else if reader.takes(b"_type\":") {
+                reader.any_tag(&mut tagged)
+            } else {
+                None
+            }
         })?;
         let limit = match limit {
             None => None,
@@ -227,11 +252,16 @@ impl<'a> Reader<'a> {
 
     fn condition(&mut self) -> Option<Condition> {
         let (mut key, mut value, mut tagged) = (None, None, false);
-        self.object(|reader, name| match name {
-            b"key" => once(&mut key, reader.string()?),
-            b"value" => once(&mut value, reader.typed_string()?),
-            b"_type" => reader.tag(&mut tagged, b"EqualityCondition"),
-            _ => None,
+        self.object(|reader| {
+            if reader.takes(b"key\":") {
+                once(&mut key, reader.string()?)
+            } else if reader.takes(b"value\":") {
+                once(&mut value, reader.typed_string()?)
+            } else if reader.takes(b"_type\":") {
+                reader.tag(&mut tagged, b"\"EqualityCondition\"")
+            } else {
+                None
+            }
         })?;
         Some(Condition {
             key: key.filter(|key| !key.is_empty())?.to_owned(),
@@ -241,21 +271,30 @@ impl<'a> Reader<'a> {
 
     fn typed_string(&mut self) -> Option<&'a str> {
         let (mut value, mut tagged) = (None, false);
-        self.object(|reader, name| match name {
-            b"value" => once(&mut value, reader.string()?),
-            b"_type" => reader.tag(&mut tagged, b"StringValue"),
-            _ => None,
+        self.object(|reader| {
+            if reader.takes(b"value\":") {
+                once(&mut value, reader.string()?)
+            } else if reader.takes(b"_type\":") {
+                reader.tag(&mut tagged, b"\"StringValue\"")
+            } else {
+                None
+            }
         })?;
         value
     }
 
     fn aggregation(&mut self) -> Option<Layout> {
         let (mut statistic, mut size, mut tagged) = (None, None, false);
-        self.object(|reader, name| match name {
-            b"method" => once(&mut statistic, method(reader.string()?)?),
-            b"bucketSizeMillis" => once(&mut size, Step::new(reader.time()?)?),
-            b"_type" => reader.tag(&mut tagged, b"Aggregation"),
-            _ => None,
+        self.object(|reader| {
+            if reader.takes(b"method\":") {
+                once(&mut statistic, method(reader.string()?)?)
+            } else if reader.takes(b"bucketSizeMillis\":") {
+                once(&mut size, Step::new(reader.time()?)?)
+            } else if reader.takes(b"_type\":") {
+                reader.tag(&mut tagged, b"\"Aggregation\"")
+            } else {
+                None
+            }
         })?;
         Some(Layout::Buckets {
             statistic: statistic?,
