@@ -1,8 +1,8 @@
-//! Number of instructions per hit outside the kernel.
+//! Number of instructions per hit and per cold miss outside the kernel.
 //!
 //! Callgrind counts those of a server with one thread, from when it has everything cached until it
-//! has been asked `HITS` times. Unlike times, the figures hardly depend on the machine and on what
-//! else it does.
+//! has been asked some hundred times. Unlike times, the figures hardly depend on the machine and on
+//! what else it does.
 //!
 //! `cargo bench --bench instructions`; it needs valgrind, and does nothing without it; the row with
 //! both levels of the cache behind a hit needs `redis-server`.
@@ -21,7 +21,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use heliostat::clock::{Clock, SystemClock};
-use support::asking::{Ask, DAY, MINUTE, Shape};
+use support::asking::{ALIKE, Ask, DAY, MINUTE, Shape};
 use support::load::{Cache, Client};
 use support::redis::{Redis, shared};
 use support::server::{Kind, Server, was_server};
@@ -35,10 +35,15 @@ const IDLE: Duration = Duration::from_secs(3);
 /// The number of positions of a sliding window.
 const SLIDES: i64 = 200;
 
+/// Misses are fewer: they are dearer.
+const MISSES: i64 = 30;
+
 /// The queries sent to a server.
 #[derive(Clone, Copy)]
 struct Case {
     kind: Kind<'static>,
+    /// Whether each query is for a new lane.
+    misses: bool,
     /// The distance of each window from the previous one, in milliseconds.
     slide: i64,
     shape: Shape,
@@ -53,29 +58,36 @@ impl Case {
         let out = format!("--callgrind-out-file={}", file.display());
         let server = Server::start_in_valgrind(&["--tool=callgrind", &out], self.kind);
         let end = (SystemClock::default().now() / DAY - 1) * DAY;
-        let window = |back: i64, points: i64| Ask {
+        let window = |lane: u32, back: i64, points: i64| Ask {
             shape: self.shape,
-            lane: 1,
+            lane,
             start: end - back - points * self.shape.step(),
             end: end - back,
         };
         let path = match self.kind {
-            Kind::Bare => format!("/{}", window(0, points).length()),
+            Kind::Bare => format!("/{}", window(1, 0, points).length()),
             Kind::Heliostat(_) => "/api/metric".to_owned(),
         };
         let mut client = Client::connect(server.address, &path, self.shape);
         let expected = match self.kind {
             Kind::Bare => Cache::Absent,
             Kind::Heliostat(_) => {
-                client.ask(&window(0, points + 2 * SLIDES), Cache::Forwarded);
-                Cache::Hit
+                client.ask(&window(1, 0, points + 2 * SLIDES), Cache::Forwarded);
+                match self.misses {
+                    true => Cache::Forwarded,
+                    false => Cache::Hit,
+                }
             }
         };
-        let mut ask = |hits| {
-            for hit in 0..hits {
-                client.ask(&window(hit % SLIDES * self.slide, points), expected);
+        let mut lane = ALIKE;
+        let mut ask = |times| {
+            for n in 0..times {
+                lane += u32::from(self.misses);
+                let lane = if self.misses { lane } else { 1 };
+                client.ask(&window(lane, n % SLIDES * self.slide, points), expected);
             }
         };
+        let times = if self.misses { MISSES } else { HITS };
         ask(WARM_UP);
         // What was fetched has been written.
         std::thread::sleep(Duration::from_millis(500));
@@ -93,9 +105,9 @@ impl Case {
             (total.unwrap().trim().parse::<f64>().unwrap(), took)
         };
         let (idle, long) = counted(&mut || std::thread::sleep(IDLE));
-        let (all, took) = counted(&mut || ask(HITS));
+        let (all, took) = counted(&mut || ask(times));
         let beside = idle * took.as_secs_f64() / long.as_secs_f64();
-        ((all - beside) / HITS as f64) as u64
+        ((all - beside) / times as f64) as u64
     }
 }
 
@@ -119,11 +131,13 @@ fn main() {
     let config: &'static str = Upstream::start().config("1GiB").leak();
     let heliostat = |shape, slide| Case {
         kind: Kind::Heliostat(config),
+        misses: false,
         slide,
         shape,
     };
     let bare = Case {
         kind: Kind::Bare,
+        misses: false,
         slide: 0,
         shape: Shape::Buckets,
     };
@@ -138,6 +152,13 @@ fn main() {
             heliostat(Shape::Buckets, 61_000),
         ),
         ("hit, raw points", heliostat(Shape::Raw, 0)),
+        (
+            "cold miss",
+            Case {
+                misses: true,
+                ..heliostat(Shape::Buckets, 0)
+            },
+        ),
     ];
     if let Some(redis) = &redis {
         let disk = folder.path().join("disk");

@@ -357,6 +357,9 @@ impl Content {
             let changed = news.iter().next().map_or(span.end(), TimeRange::start);
             let same = old_points.within(&TimeRange::clamped(span.start(), changed));
             let _ = rendered.set(text.followed(same.end, &points, frame.layout));
+        } else if frame.layout != Layout::Raw {
+            // Buckets are made to be answered: their text is made before they are packed and weighed.
+            let _ = rendered.set(Rendered::of(&points, frame.layout));
         }
         Self::Points {
             columns: Columns::of(points, settled),

@@ -15,9 +15,9 @@ use crate::model::{Bucket, Error, Kind, Layout, Millis, RangeSet, Step, TimeRang
 use crate::telemetry::trace::Span;
 use crate::upstream::Flight;
 
-/// Pieces of more points are stored off the threads that serve connections: packing them takes
-/// about a millisecond (`cargo bench --bench cache`).
-const STORE_INLINE: usize = if cfg!(test) { 500 } else { 10_000 };
+/// Pieces of more points are stored off the threads that serve connections: packing and rendering them
+/// takes about a millisecond (`cargo bench --bench cache`).
+const STORE_INLINE: usize = if cfg!(test) { 500 } else { 6_000 };
 
 /// The result of a fetch.
 #[derive(Clone)]
