@@ -60,12 +60,14 @@ pub(crate) fn mirror_request(data: &[u8]) {
             .expect("what is written is read");
         assert_eq!(again.query, read.query);
     }
-    let params = Params::read(std::str::from_utf8(data).ok(), Some(data));
-    let _ = InstantQuery::read(&params);
-    if let Ok(read) = RangeQuery::read(&params) {
+    let params = Params::read(std::str::from_utf8(data).ok(), Some(data), |_| true);
+    let params = params.unwrap_or_default();
+    let _ = InstantQuery::read(&mut params.clone());
+    if let Ok(read) = RangeQuery::read(&mut params.clone()) {
         assert!(read.start <= read.end);
         let form = read.form(read.start, read.end);
-        let again = RangeQuery::read(&Params::read(None, Some(form.as_bytes())));
+        let again = Params::read(None, Some(form.as_bytes()), |_| true);
+        let again = again.and_then(|mut params| RangeQuery::read(&mut params));
         let again = again.expect("what is written is read");
         assert_eq!((again.start, again.end), (read.start, read.end));
         assert_eq!((again.query, again.step), (read.query, read.step));

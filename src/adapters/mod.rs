@@ -2,6 +2,7 @@
 //! request, and the response into an answer or the next request.
 
 pub(crate) mod aws_error;
+mod built;
 pub mod cloudwatch;
 mod exchange;
 pub mod mirror;
@@ -23,6 +24,7 @@ use crate::model::{
 };
 use crate::wire::prometheus::Series;
 
+pub use self::built::built_bytes;
 pub use self::cloudwatch::StatisticsQuery;
 pub use self::exchange::{Comparison, Exchange, Next, Read, Request, Response};
 pub use self::part::{Part, PartCall};

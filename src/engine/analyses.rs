@@ -41,21 +41,36 @@ impl Engine {
     /// Returns the selectors of a request in their normal form, sorted. Never fails.
     pub async fn selectors(&self, written: Vec<String>) -> Vec<String> {
         let length = written.iter().map(String::len).sum();
-        let read = move || promql::canonical_selectors(written);
-        elsewhere_if_long(length, read).await.unwrap_or_default()
+        let written = Arc::new(written);
+        let of_task = written.clone();
+        let read = move || promql::canonical_selectors(&of_task);
+        let normal = elsewhere_if_long(length, read).await.flatten();
+        normal.unwrap_or_else(|| Arc::unwrap_or_clone(written))
     }
 
-    /// Returns the analysis of `expression`. Never fails.
-    pub async fn expression(&self, expression: &str) -> Arc<ExpressionFacts> {
+    /// Returns the analysis of `expression`, and puts it in its normal form. Never fails.
+    pub async fn expression(&self, expression: &mut String) -> Arc<ExpressionFacts> {
         let known = &self.memory.analyses.0;
-        if let Some(facts) = known.get(expression) {
-            return facts;
+        let facts = match known.get(expression.as_str()) {
+            Some(facts) => facts,
+            None => self.analyze(expression).await,
+        };
+        if let Some(normal) = &facts.normal {
+            expression.clone_from(normal);
         }
-        let text: Arc<str> = expression.into();
+        facts
+    }
+
+    /// Reads `expression`, and remembers the analysis.
+    async fn analyze(&self, expression: &mut String) -> Arc<ExpressionFacts> {
+        // No copy is made beside the tree.
+        let text = Arc::new(std::mem::take(expression));
         let of_task = text.clone();
         let read = elsewhere_if_long(text.len(), move || promql::read(&of_task)).await;
+        *expression = Arc::unwrap_or_clone(text);
         let facts = Arc::new(read.unwrap_or(promql::NOT_UNDERSTOOD));
-        known.insert(text, facts.clone());
+        let known = &self.memory.analyses.0;
+        known.insert(expression.as_str().into(), facts.clone());
         facts
     }
 }

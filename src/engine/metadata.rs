@@ -321,7 +321,8 @@ async fn fetch(
     Ok(match query {
         MetadataQuery::Names(query) => {
             let exchange = upstream.adapter.field_names(details, query)?;
-            let mut names = upstream.client.run(exchange, call).await?.value;
+            let answered = upstream.client.run(exchange, call).await?;
+            let mut names = answered.value;
             names.fields.shrink_to_fit();
             List::Names(names)
         }
@@ -332,7 +333,8 @@ async fn fetch(
                 return Ok(List::Values(FieldValues { values, partial }));
             }
             let exchange = upstream.adapter.field_values(details, query)?;
-            let mut values = upstream.client.run(exchange, call).await?.value;
+            let answered = upstream.client.run(exchange, call).await?;
+            let mut values = answered.value;
             values.values.shrink_to_fit();
             List::Values(values)
         }

@@ -24,8 +24,8 @@ use crate::wire::prometheus::write_time;
 pub struct PassthroughRequest {
     /// Path below the upstream's URL.
     pub path: String,
-    /// Parameters of the URL and of the form.
-    pub params: Vec<(String, String)>,
+    /// Parameters of the URL and of the form. Copies of the request, such as its key, share them.
+    pub params: Arc<Vec<(String, String)>>,
     /// The body, if it is not a form.
     pub body: Bytes,
     /// Headers that are passed on: the client's identity and the type of the body.
@@ -43,7 +43,8 @@ impl PassthroughRequest {
     /// The same of a time in writing.
     pub(super) fn at_text(&self, time: &str) -> Self {
         let mut at = self.clone();
-        for (_, value) in at.params.iter_mut().filter(|(n, _)| n == "time") {
+        let params = Arc::make_mut(&mut at.params);
+        for (_, value) in params.iter_mut().filter(|(n, _)| n == "time") {
             time.clone_into(value);
         }
         at
@@ -59,8 +60,11 @@ impl PassthroughRequest {
     /// for any other request.
     pub(super) fn newest(&self, upstream: &Upstream, policy: &CachePolicy) -> Option<WholeKey> {
         matches!(policy, CachePolicy::AtTime { newest: true, .. }).then(|| {
-            let mut timeless = self.clone();
-            timeless.params.retain(|(n, _)| n != "time");
+            let params = self.params.iter().filter(|(n, _)| n != "time");
+            let timeless = Self {
+                params: Arc::new(params.cloned().collect()),
+                ..self.clone()
+            };
             WholeIdentity::new(upstream, WholeQuery::Newest(timeless))
         })
     }
@@ -87,8 +91,10 @@ impl PassthroughRequest {
         let mut path = self.path.clone();
         let mut headers = self.headers.clone();
         let mut body = self.body.clone();
-        let pairs = form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(&self.params)
+        let length = self.params.iter().map(|(n, v)| encoded(n) + encoded(v) + 2);
+        let pairs = String::with_capacity(length.sum());
+        let pairs = form_urlencoded::Serializer::new(pairs)
+            .extend_pairs(self.params.iter())
             .finish();
         if method == Method::POST && body.is_empty() {
             let form = HeaderValue::from_static("application/x-www-form-urlencoded");
@@ -106,6 +112,13 @@ impl PassthroughRequest {
             units: 0,
         }
     }
+}
+
+/// Returns the bytes that `text` takes in a form.
+fn encoded(text: &str) -> usize {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"*-._ ".contains(b);
+    let plain = text.as_bytes().iter().filter(|b| plain(b)).count();
+    3 * text.len() - 2 * plain
 }
 
 impl CachePolicy {
@@ -261,7 +274,7 @@ mod tests {
     fn a_question_is_asked_as_the_client_asked() {
         let question = PassthroughRequest {
             path: "/api/v1/series".to_owned(),
-            params: vec![("match[]".to_owned(), "a b".to_owned())],
+            params: Arc::new(vec![("match[]".to_owned(), "a b".to_owned())]),
             body: Bytes::new(),
             headers: Vec::new(),
             json: true,

@@ -342,7 +342,7 @@ async fn explain(
 ) -> Result<Explanation, Error> {
     if let Some(method) = mirror::Method::of(path) {
         allow(&head.method, &mirror::METHODS)?;
-        return mirror::explain(engine, method, &body, bounds, context).await;
+        return mirror::explain(engine, method, body, bounds, context).await;
     }
     let Some(endpoint) = prometheus::ApiEndpoint::of(path) else {
         let message = format!(

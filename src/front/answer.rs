@@ -29,6 +29,9 @@ use crate::wire::encoding::Encoding;
 /// Responses of so many bytes wait until there is room for them.
 const LARGE: usize = 64 << 10;
 
+/// The bytes of memory that a request of Prometheus' API is charged for each byte of a large body.
+const PARTS: usize = 4;
+
 /// A request's circumstances.
 pub(super) struct Arrival {
     /// The time of its arrival, by the monotonic clock.
@@ -101,14 +104,19 @@ impl Front {
         let (mut head, ()) = Request::new(()).into_parts();
         head.uri = uri;
         let at = self.shared.clock.monotonic();
-        let context = self.context(None, None, at, Trace::default());
-        let answer = match prometheus::ApiEndpoint::of(head.uri.path()) {
-            None => Err(Error::new(Kind::PathNotFound, "no such path")),
-            Some(endpoint) => {
-                prometheus::answer(&self.engine, endpoint, &head, Bytes::new(), context).await
-            }
+        let mut context = self.context(None, None, at, Trace::default());
+        let answer = async {
+            let none = || Error::new(Kind::PathNotFound, "no such path");
+            let endpoint = prometheus::ApiEndpoint::of(head.uri.path()).ok_or_else(none)?;
+            let (path, engine) = (normalized(head.uri.path()), &self.engine);
+            let asked =
+                prometheus::asked(engine, endpoint, &head, &path, Bytes::new(), &mut context);
+            let (upstream, asked) = asked.await?;
+            prometheus::answer(engine, &upstream, asked, context).await
         };
-        answer.unwrap_or_else(|e| prometheus::refused(&e, false))
+        answer
+            .await
+            .unwrap_or_else(|e| prometheus::refused(&e, false))
     }
 
     /// Answers the body of a mirror request that did not come over HTTP.
@@ -191,11 +199,22 @@ impl Front {
             let claim = arrival.claim.clone();
             let claim = claim.as_deref();
             let body = self.read(body, claim).await?;
-            let context = self.context_of(&head.headers, arrival);
+            if body.len() > LARGE
+                && let Some(claim) = claim
+            {
+                // What is read of it, and what is sent of it, come on top.
+                let most = self.settings.max_in_flight_bytes;
+                let held = claim.hold(PARTS * body.len(), most);
+                held.map_err(|full| full.of_bytes(most))?;
+            }
+            let mut context = self.context_of(&head.headers, arrival);
             let deadline = context.deadline;
+            let path = normalized(head.uri.path());
+            let asked = prometheus::asked(&self.engine, endpoint, &head, &path, body, &mut context);
+            let (upstream, asked) = asked.await?;
             let make = || {
-                let (body, context) = (body.clone(), context.clone());
-                prometheus::answer(&self.engine, endpoint, &head, body, context)
+                let (asked, context) = (asked.clone(), context.clone());
+                prometheus::answer(&self.engine, &upstream, asked, context)
             };
             match self.without_room(make().await?, claim) {
                 Ok(response) => response,

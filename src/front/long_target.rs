@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use memchr::{memchr, memchr_iter};
+use memchr::{memchr, memchr_iter, memchr2};
 
 use super::admission::Claim;
 use super::endpoint::takes_form;
@@ -20,10 +20,16 @@ const HEADERS: usize = 32 << 10;
 /// Most bytes that long targets of all connections hold together.
 const ALL: usize = 16 << 20;
 
+/// The longest path before the query of a long target. The library reads no more than the first 24 bytes of a
+/// connection at first, so a path may come in pieces.
+const LONGEST_PATH: usize = 1 << 10;
+
 /// A request whose first line did not come in one piece.
 #[derive(Debug)]
 pub(super) struct LongTarget {
     raw: Vec<u8>,
+    /// Whether its path is known to be one that takes a form.
+    takes_form: bool,
     /// Where its first line ends, once that is there.
     line: Option<usize>,
 }
@@ -40,15 +46,12 @@ pub(super) enum TargetRead {
 impl LongTarget {
     /// Begins with `start`, if that is the beginning of a request line that may become a long one.
     pub(super) fn begin(start: &[u8]) -> Option<Self> {
-        let target = start.strip_prefix(b"GET ")?;
-        let path = target.get(..memchr(b'?', target)?)?;
-        if memchr(b'\n', start).is_some()
-            || !takes_form(&normalized(std::str::from_utf8(path).ok()?))
-        {
+        if memchr(b'\n', start).is_some() {
             return None;
         }
         Some(Self {
             raw: start.to_vec(),
+            takes_form: path_takes_form(start)?,
             line: None,
         })
     }
@@ -59,6 +62,12 @@ impl LongTarget {
         let from = self.raw.len();
         self.raw.extend_from_slice(more);
         let length = self.raw.len();
+        if !self.takes_form {
+            match path_takes_form(&self.raw) {
+                Some(known) => self.takes_form = known,
+                None => return TargetRead::Pass(std::mem::take(&mut self.raw)),
+            }
+        }
         if self.line.is_none() {
             self.line = memchr(b'\n', more).map(|at| from + at + 1);
         }
@@ -97,6 +106,21 @@ impl LongTarget {
     }
 }
 
+/// Returns whether the path of the request that begins with `start` is known to be one that takes a form; `None`
+/// if it is known not to be.
+fn path_takes_form(start: &[u8]) -> Option<bool> {
+    let target = start.strip_prefix(b"GET ")?;
+    match memchr2(b'?', b'\n', target) {
+        None => (target.len() <= LONGEST_PATH).then_some(false),
+        Some(end) => {
+            let path = target
+                .get(..end)
+                .filter(|_| target.get(end) == Some(&b'?'))?;
+            takes_form(&normalized(std::str::from_utf8(path).ok()?)).then_some(true)
+        }
+    }
+}
+
 /// Returns the GET `raw`, whose headers are between `line` and `end`, as a POST; `None` if it has a body or
 /// asks for another protocol.
 fn as_post(raw: &[u8], line: usize, end: usize) -> Option<Vec<u8>> {
@@ -112,13 +136,14 @@ fn as_post(raw: &[u8], line: usize, end: usize) -> Option<Vec<u8>> {
     }
     for header in raw.get(line..end)?.split_inclusive(|b| *b == b'\n') {
         let name = header
-            .get(..memchr(b':', header).unwrap_or(0))?
+            .get(..memchr(b':', header).unwrap_or(header.len()))?
             .trim_ascii();
         let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
         if is(b"content-length") || is(b"transfer-encoding") || is(b"upgrade") || is(b"expect") {
             return None;
         }
-        if !name.is_empty() && !is(b"content-type") {
+        // A line that is no header is the library's to refuse.
+        if !header.trim_ascii().is_empty() && !is(b"content-type") {
             post.extend_from_slice(header);
         }
     }
@@ -160,11 +185,22 @@ mod tests {
              content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{query}GET / HTTP/1.1\r\n\r\n",
             query.len()
         );
-        for size in [100, 8192, 100_000] {
+        for size in [24, 100, 8192, 100_000] {
             assert!(
                 passed(raw.as_bytes(), size).as_ref() == Some(&expected),
                 "{size}"
             );
+        }
+    }
+
+    #[test]
+    fn lines_that_are_no_headers_stay() {
+        let query = "x".repeat(100_000);
+        for line in ["no colon", ": no name", " folded: 1"] {
+            let raw = format!("GET /api/v1/query?{query} HTTP/1.1\r\n{line}\r\nHost: x\r\n\r\n");
+            let post = passed(raw.as_bytes(), 8192).unwrap();
+            let kept = format!("POST /api/v1/query HTTP/1.1\r\n{line}\r\nHost: x\r\n");
+            assert!(post.starts_with(&kept), "{post:.200}");
         }
     }
 
@@ -198,6 +234,16 @@ mod tests {
                 None,
                 "{raw:.100}"
             );
+        }
+        // One whose path comes in pieces passes as soon as it is known.
+        for raw in [
+            "GET /prometheus/prom/api/v1/label/a/values?a=b HTTP/1.1\r\n",
+            "GET /prometheus/prom/api/v1/labels HTTP/1.1\r\n",
+        ] {
+            let mut long = LongTarget::begin(&raw.as_bytes()[..24]).unwrap();
+            let rest = &raw.as_bytes()[24..];
+            let whole = TargetRead::Pass(raw.as_bytes().to_vec());
+            assert_eq!(long.read(rest, None), whole, "{raw}");
         }
     }
 }

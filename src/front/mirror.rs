@@ -158,7 +158,7 @@ async fn read<Q: Send + 'static>(
 pub(super) async fn explain(
     engine: &Engine,
     method: Method,
-    body: &[u8],
+    body: Bytes,
     bounds: RequestBounds,
     mut context: RequestContext,
 ) -> Result<Explanation, Error> {
@@ -169,19 +169,19 @@ pub(super) async fn explain(
             Err(Error::new(Kind::PathNotFound, message))
         }
         Method::FieldNames => {
-            let asked = request::read_field_names(body, bounds)?;
+            let asked = read(body, bounds, request::read_field_names).await?;
             shorten(context, &asked.details);
             let explained = engine.explain_names(&asked.details, &asked.query, context);
             explained.await
         }
         Method::FieldValues => {
-            let asked = request::read_field_values(body, bounds)?;
+            let asked = read(body, bounds, request::read_field_values).await?;
             shorten(context, &asked.details);
             let explained = engine.explain_values(&asked.details, &asked.query, context);
             explained.await
         }
         Method::Metric => {
-            let asked = request::read_metric(body, bounds)?;
+            let asked = read(body, bounds, request::read_metric).await?;
             shorten(context, &asked.details);
             let explained = engine.explain_metric(&asked.details, asked.query, context);
             explained.await

@@ -13,7 +13,6 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use super::body::Body;
 pub(super) use super::endpoint::ApiEndpoint;
 use super::endpoint::{EXTENSIONS, split};
-use super::path::normalized;
 use super::respond::{cached, json, with_remembered};
 use super::status::{add_advice, prometheus_status};
 use crate::engine::{
@@ -34,6 +33,10 @@ const TENANT: [HeaderName; 2] = [
 
 /// The longest value of a header that is passed on, in bytes.
 const LONGEST_HEADER: usize = 256;
+
+/// Parameters of more bytes are read off the threads that serve connections, as that may take longer than a
+/// millisecond.
+const LONG: usize = 128 << 10;
 
 /// Headers that describe a body other than a form.
 const OF_BODY: [HeaderName; 3] = [
@@ -61,6 +64,7 @@ const VARIES: HeaderValue =
     HeaderValue::from_static("accept-encoding, origin, x-scope-orgid, thanos-tenant");
 
 /// A request, read.
+#[derive(Clone)]
 pub(super) enum Asked {
     /// A range query whose values are cached by evaluation time.
     Range(RangeRequest),
@@ -90,22 +94,13 @@ pub(super) async fn asked(
     };
     let upstream = engine.prometheus(name)?;
     let form = !body.is_empty() && is_form(&head.headers);
-    let mut params = Params::read(head.uri.query(), form.then_some(&body));
-    if let Some(known) = endpoint.parameters() {
-        let more = &upstream.reading.parameters;
-        params.retain(|name| {
-            known.contains(&name) || EXTENSIONS.contains(&name) || more.iter().any(|m| m == name)
-        });
-    }
+    let mut params = params(&upstream, endpoint, head, form.then_some(&body)).await?;
     let mut lane = None;
     let keep = match endpoint {
         ApiEndpoint::QueryRange => {
-            let mut query = RangeQuery::read(&params)?;
+            let mut query = RangeQuery::read(&mut params)?;
             within(context, query.timeout);
-            let facts = engine.expression(&query.query).await;
-            if let Some(normal) = &facts.normal {
-                query.query.clone_from(normal);
-            }
+            let facts = engine.expression(&mut query.query).await;
             match cacheable(&facts, &query) {
                 Ok(lag) => {
                     let headers = picked(&head.headers, &TENANT)?;
@@ -117,18 +112,16 @@ pub(super) async fn asked(
                     return Ok((upstream, Asked::Range(request)));
                 }
                 Err(reason) => {
-                    params.set("query", &query.query);
+                    params.set("query", query.query);
                     CachePolicy::NoStore(reason)
                 }
             }
         }
         ApiEndpoint::Query => {
-            let asked = InstantQuery::read(&params)?;
+            let mut asked = InstantQuery::read(&mut params)?;
             within(context, asked.timeout);
-            let facts = engine.expression(&asked.query).await;
-            if let Some(normal) = &facts.normal {
-                params.set("query", normal);
-            }
+            let facts = engine.expression(&mut asked.query).await;
+            params.set("query", asked.query.clone());
             // The client's own limit is not part of the answer.
             params.remove("timeout");
             match engine.evaluation(&upstream, asked.time, context) {
@@ -146,7 +139,7 @@ pub(super) async fn asked(
             }
         }
         ApiEndpoint::Labels | ApiEndpoint::LabelValues | ApiEndpoint::Series => {
-            let selectors = engine.selectors(params.all("match[]")).await;
+            let selectors = engine.selectors(params.take_all("match[]")).await;
             params.replace("match[]", selectors);
             let (start, end) = (params.time_at("start"), params.time_at("end"));
             let (start, end) = engine.metadata_window(&upstream, start, end);
@@ -180,7 +173,7 @@ pub(super) async fn asked(
     }
     let question = PassthroughRequest {
         path: below.to_owned(),
-        params: params.sorted(),
+        params: Arc::new(params.sorted()),
         // A copy: a slice would hold the whole buffer of the request.
         body: if raw {
             Bytes::copy_from_slice(&body)
@@ -203,19 +196,44 @@ pub(super) async fn asked(
     Ok((upstream, whole))
 }
 
-/// Answers a request with this `head` and `body`.
-pub(super) async fn answer(
-    engine: &Arc<Engine>,
+/// Reads the parameters of a request that `endpoint` of `upstream` knows; long ones off the threads that
+/// serve connections.
+async fn params(
+    upstream: &Arc<Upstream>,
     endpoint: ApiEndpoint,
     head: &Parts,
-    body: Bytes,
-    mut context: RequestContext,
+    form: Option<&Bytes>,
+) -> Result<Params, Error> {
+    let (upstream, uri, form) = (upstream.clone(), head.uri.clone(), form.cloned());
+    let length = form.as_ref().map_or(0, Bytes::len) + uri.query().map_or(0, str::len);
+    let read = move || {
+        let more = &upstream.reading.parameters;
+        let known = endpoint.parameters();
+        Params::read(uri.query(), form.as_deref(), |name| {
+            known.is_none_or(|known| {
+                known.contains(&name)
+                    || EXTENSIONS.contains(&name)
+                    || more.iter().any(|m| m == name)
+            })
+        })
+    };
+    if length <= LONG {
+        return read();
+    }
+    let read = crate::work::elsewhere(read).await;
+    read.map_err(|e| Error::new(Kind::Internal, format!("reading the request failed: {e}")))?
+}
+
+/// Answers what `upstream` was asked.
+pub(super) async fn answer(
+    engine: &Arc<Engine>,
+    upstream: &Arc<Upstream>,
+    asked: Asked,
+    context: RequestContext,
 ) -> Result<Response<Body>, Error> {
-    let path = normalized(head.uri.path());
-    let (upstream, asked) = asked(engine, endpoint, head, &path, body, &mut context).await?;
     match asked {
         Asked::Range(request) => {
-            let answer = engine.query_range(&upstream, request, &context);
+            let answer = engine.query_range(upstream, request, &context);
             Ok(cached(answer.await?))
         }
         Asked::Whole {
@@ -224,7 +242,7 @@ pub(super) async fn answer(
             keep,
             lane,
         } => {
-            let answer = engine.pass_through(&upstream, method, question, keep, lane, &context);
+            let answer = engine.pass_through(upstream, method, question, keep, lane, &context);
             Ok(cached(answer.await?))
         }
     }
@@ -238,9 +256,8 @@ fn lane_of(
     time: Millis,
     headers: Vec<(HeaderName, HeaderValue)>,
 ) -> Option<RangeRequest> {
-    let normal = facts.normal.clone();
     let query = RangeQuery {
-        query: normal.unwrap_or(asked.query),
+        query: asked.query,
         start: time,
         end: time,
         step: Step::MILLI,

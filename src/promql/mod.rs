@@ -125,6 +125,9 @@ impl Reads {
     }
 }
 
+/// Longer expressions are known by the spelling that they have: another would take as much memory again.
+const LONGEST_NORMAL: usize = 512 << 10;
+
 /// The error for a text that cannot be parsed.
 #[derive(Clone, Copy, Debug)]
 struct Unreadable;
@@ -139,7 +142,8 @@ pub const NOT_UNDERSTOOD: ExpressionFacts = ExpressionFacts {
 
 /// Reads `text`. Never fails: what cannot be parsed is passed on as it is written.
 ///
-/// Takes a few microseconds, in proportion to the length.
+/// It takes some microseconds, and time in proportion to the length. An expression of more than 20,000 words
+/// and signs is not read.
 pub fn read(text: &str) -> ExpressionFacts {
     let Ok((tree, root)) = parse::parse(text) else {
         return NOT_UNDERSTOOD;
@@ -148,7 +152,8 @@ pub fn read(text: &str) -> ExpressionFacts {
     if matches!(tree.kind(root), Type::Matrix | Type::String) {
         analysis = Analysis::PassThrough(Reason::NotAVector);
     }
-    let normal = (!tree.as_written).then(|| normal::write(&tree, root));
+    let normal = (!tree.as_written && text.len() <= LONGEST_NORMAL)
+        .then(|| normal::write(&tree, root, text.len()));
     ExpressionFacts {
         analysis,
         reads,
@@ -177,17 +182,18 @@ pub fn canonical(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Returns selectors of series, as in `match[]`, in their normal form and sorted. If one of them
-/// cannot be parsed, they stay as they are, so that the upstream reports the same mistake first.
-pub fn canonical_selectors(written: Vec<String>) -> Vec<String> {
+/// Selectors of series, as in `match[]`, in their normal form and sorted; `None` if one of them is not
+/// understood: they are sent as they are then, so that the upstream finds the same mistake first.
+pub fn canonical_selectors(written: &[String]) -> Option<Vec<String>> {
     let normal = |text: &String| {
         let (tree, root) = parse::parse_selector(text).ok()?;
-        Some(normal::write(&tree, root))
+        (text.len() <= LONGEST_NORMAL).then_some(())?;
+        Some(normal::write(&tree, root, text.len()))
     };
-    let read: Option<Vec<String>> = written.iter().map(normal).collect();
-    let Some(mut sorted) = read else {
-        return written;
-    };
+    let mut sorted = written
+        .iter()
+        .map(normal)
+        .collect::<Option<Vec<String>>>()?;
     sorted.sort_unstable();
-    sorted
+    Some(sorted)
 }

@@ -34,9 +34,10 @@ enum Task {
     Between(Id),
 }
 
-/// Returns the normal form of `tree`.
-pub(super) fn write(tree: &Tree<'_>, root: Id) -> String {
-    let mut out = String::new();
+/// Returns the normal form of `tree`, of a text of `length` bytes.
+pub(super) fn write(tree: &Tree<'_>, root: Id, length: usize) -> String {
+    // It is about as long, as a rule, and need not move.
+    let mut out = String::with_capacity(length + length / 8);
     let mut tasks = vec![Task::Part(root, Position::Free)];
     while let Some(task) = tasks.pop() {
         match task {

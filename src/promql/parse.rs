@@ -11,6 +11,10 @@ use super::tree::{
     ExprNode, Family, Grouping, Id, Label, MULTIPLICATION, Matching, Operator, POWER, Tree,
 };
 
+/// The most words and signs of an expression that is parsed. In memory each takes up to a hundred bytes, so what a
+/// request costs is bounded before it is known what it says; the bytes of a string do not count.
+pub(super) const MOST_TOKENS: usize = 20_000;
+
 /// Parses `text`; returns the tree and its root.
 pub(super) fn parse(text: &str) -> Result<(Tree<'_>, Id), Unreadable> {
     Parser::new(text)?.expression()
@@ -46,6 +50,7 @@ pub(super) struct Parser<'a> {
     frames: Vec<Pending<'a>>,
     /// The arguments of all pending calls.
     arguments: Vec<Id>,
+    tokens_left: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -58,11 +63,13 @@ impl<'a> Parser<'a> {
             tree: Tree::default(),
             frames: Vec::new(),
             arguments: Vec::new(),
+            tokens_left: MOST_TOKENS,
         })
     }
 
     /// Advances to the next token and returns the one before.
     pub(super) fn advance(&mut self) -> Result<Token<'a>, Unreadable> {
+        self.tokens_left = self.tokens_left.checked_sub(1).ok_or(Unreadable)?;
         let next = self.lexer.token()?;
         Ok(std::mem::replace(&mut self.token, next))
     }

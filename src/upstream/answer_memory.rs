@@ -1,10 +1,15 @@
 //! The memory for answers that are being read, bounded for all upstreams together.
 //!
-//! The size of an answer is known when it has been read, so its share grows with it. While a quarter of
-//! the memory is used, all grow at once. Beyond it one large answer at a time does, the oldest, until it has
-//! been read; the others pause, and their connections with them. So answers wait for each other and cannot
-//! block each other: the oldest has more than half of the memory. If that is not enough, the newest that
-//! pauses gives way. An answer that is alone may be larger than all of the memory.
+//! The size of an answer is known when it has been read, so its share grows with it; at its end what will be
+//! built of it comes on top. While a quarter of the memory is used, all grow at once. Beyond it one large
+//! answer at a time does, the oldest, until it has been read; the others pause, and their connections with
+//! them. So answers wait for each other and cannot block each other: the oldest may grow as if it were alone as
+//! long as those that pause have no more than their quarter. An answer that is alone may be larger than all
+//! of the memory.
+//!
+//! If an upstream falls silent in the middle of an answer, the next answer grows, too, as far as there is
+//! memory. If those that have been left half read hold so much that the oldest cannot go on, the newest gives
+//! way.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +21,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use crate::adapters::built_bytes;
 use crate::model::{Error, Kind};
 use crate::telemetry::metrics;
 
@@ -29,7 +35,8 @@ const SMALL: usize = 512 << 10;
 /// The least by which a share grows.
 const PIECE: usize = 256 << 10;
 
-/// The time after which the next answer may grow, too, if the oldest has brought nothing.
+/// The time after which the next answer may grow, too, if the upstream of the oldest has brought nothing. Only
+/// time in which this process got to look counts: a shortage of processors is no sign of a silent upstream.
 const STALLED: Duration = Duration::from_secs(1);
 
 /// The interval at which a waiting answer checks whether the oldest has stalled.
@@ -57,6 +64,10 @@ impl fmt::Debug for AnswerMemory {
 struct GrowingAnswers {
     used: usize,
     next: u64,
+    /// The time that has been watched by answers that wait: of each time between two looks no more than
+    /// [`LOOK`].
+    watched: Duration,
+    looked: Option<Instant>,
     /// By age, the oldest first.
     growing: BTreeMap<u64, Growing>,
 }
@@ -71,8 +82,10 @@ struct Growing {
 /// The stage of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// It is being read, and had enough at this time.
-    Reads(Instant),
+    /// Its upstream is to bring more, since this much time had been watched.
+    Reads(Duration),
+    /// It is being decoded.
+    Decodes,
     /// It waits for more.
     Waits,
     /// It has been read, and its share gets smaller only.
@@ -147,8 +160,27 @@ impl GrowingAnswers {
         metrics::answer_bytes(self.used);
     }
 
+    /// Takes in that an answer looks at `now`.
+    fn look(&mut self, now: Instant) {
+        let since = self.looked.replace(now);
+        let since = since.map_or(Duration::ZERO, |looked| {
+            now.saturating_duration_since(looked)
+        });
+        self.watched += since.min(LOOK);
+    }
+
+    /// Returns whether an answer keeps those behind it waiting.
+    fn takes_turn(&self, answer: &Growing) -> bool {
+        match answer.stage {
+            Stage::Reads(since) => answer.bytes > SMALL && self.watched < since + STALLED,
+            Stage::Decodes => answer.bytes > SMALL,
+            Stage::Waits => true,
+            Stage::Whole => false,
+        }
+    }
+
     /// Decides whether the answer `id` may have `bytes` now, of `most` of all.
-    fn turn(&mut self, id: u64, bytes: usize, most: usize, now: Instant) -> Growth {
+    fn turn(&mut self, id: u64, bytes: usize, most: usize) -> Growth {
         let Some(mine) = self.growing.get(&id).filter(|mine| !mine.gives_way) else {
             return Growth::GiveWay;
         };
@@ -166,33 +198,41 @@ impl GrowingAnswers {
                 return Growth::Grow;
             }
         }
-        // Whoever brings nothing for a while does not keep the others waiting.
-        let takes_turn = |(_, other): &(&u64, &Growing)| match other.stage {
-            Stage::Reads(since) => other.bytes > SMALL && now < since + STALLED,
-            Stage::Waits => true,
-            Stage::Whole => false,
-        };
-        let older = self.growing.range(..id);
-        if older.into_iter().any(|other| takes_turn(&other)) {
+        let mut older = self.growing.range(..id);
+        if older.any(|(_, other)| self.takes_turn(other)) {
             return Growth::Wait;
         }
         if all <= most {
             return Growth::Grow;
         }
-        // Those that are read, or are about to be, give their shares back by themselves.
-        let others = self.growing.iter().filter(|(other, _)| **other != id);
-        let mut all_wait = others.filter(|(_, other)| other.bytes > 0);
-        if all_wait.all(|(_, other)| other.stage == Stage::Waits) {
-            let newest = self.growing.iter_mut().rfind(|(_, one)| one.bytes > 0);
-            if let Some((newest, one)) = newest.filter(|(_, one)| !one.gives_way) {
+        // It is the oldest. Those that have been read give their shares back by themselves.
+        let whole = self
+            .growing
+            .values()
+            .filter(|one| one.stage == Stage::Whole);
+        let whole: usize = whole.map(|one| one.bytes).sum();
+        if whole > 0 {
+            return Growth::Wait;
+        }
+        if others <= most / 4 {
+            return Growth::Grow;
+        }
+        // Some have been left half read. One that still grows will soon wait, too.
+        let mut newer = self.growing.range(id + 1..);
+        if newer.any(|(_, other)| other.stage != Stage::Waits && self.takes_turn(other)) {
+            return Growth::Wait;
+        }
+        let newest = self.growing.iter_mut().rfind(|(_, one)| one.bytes > 0);
+        match newest.filter(|(_, one)| !one.gives_way) {
+            Some((newest, one)) => {
                 one.gives_way = true;
-                return match *newest == id {
+                match *newest == id {
                     true => Growth::GiveWay,
                     false => Growth::Displace,
-                };
+                }
             }
+            None => Growth::Wait,
         }
-        Growth::Wait
     }
 }
 
@@ -209,6 +249,8 @@ pub struct AnswerShare {
 struct SharePlace {
     id: Option<u64>,
     bytes: usize,
+    /// The bytes for what is built of it, once it is whole.
+    built: usize,
     waited: Duration,
     waits_since: Option<Instant>,
 }
@@ -226,12 +268,13 @@ impl AnswerShare {
         place.waited + since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Waits until the share has room for `bytes`.
+    /// Waits until the share has room for `bytes`, which the answer's upstream is to bring, unless it is being
+    /// decoded.
     ///
     /// # Errors
     ///
     /// [`Kind::Overloaded`] if there is none before the deadline, or the answer had to give way.
-    async fn grow(&self, bytes: usize) -> Result<(), Error> {
+    async fn grow(&self, bytes: usize, decodes: bool) -> Result<(), Error> {
         let id = {
             let mut place = self.place();
             if bytes <= place.bytes.max(FREE) {
@@ -262,9 +305,14 @@ impl AnswerShare {
             let turn = {
                 let mut table = self.memory.table();
                 let most = self.memory.most();
-                let turn = table.turn(id, bytes, most, now);
+                table.look(now);
+                let turn = table.turn(id, bytes, most);
+                let stage = match decodes {
+                    true => Stage::Decodes,
+                    false => Stage::Reads(table.watched),
+                };
                 match turn {
-                    Growth::Grow => table.set(id, bytes, Stage::Reads(now)),
+                    Growth::Grow => table.set(id, bytes, stage),
                     Growth::Wait | Growth::Displace | Growth::GiveWay => {
                         if let Some(mine) = table.growing.get_mut(&id) {
                             mine.stage = Stage::Waits;
@@ -293,7 +341,8 @@ impl AnswerShare {
         }
     }
 
-    /// Waits until the share has room for `body` and `more` bytes, besides `others`, and reserves these.
+    /// Waits until the share has room for `body` and `more` bytes, besides `others` that it is decoded from, and
+    /// reserves these.
     ///
     /// # Errors
     ///
@@ -305,23 +354,62 @@ impl AnswerShare {
         others: usize,
     ) -> Result<(), Error> {
         let length = body.len() + more;
-        self.grow(length + others).await?;
+        self.grow(length + others, others > 0).await?;
         if length > SMALL && body.capacity() < length {
             body.reserve_exact(length.max(MAPPED).max(2 * body.capacity()) - body.len());
         }
         Ok(())
     }
 
-    /// Returns `body`, which has been read, with this share: it is given back with the last slice of it.
-    pub(super) fn holding(self: Arc<Self>, body: Vec<u8>) -> Bytes {
+    /// Takes in that nothing is expected of the upstream any more.
+    pub(super) fn decodes(&self) {
         let id = self.place().id;
-        match id {
-            None => Bytes::from(body),
-            Some(id) => {
-                self.memory.table().set(id, body.len(), Stage::Whole);
-                self.memory.changed.notify_waiters();
-                Bytes::from_owner(ChargedBody { body, _share: self })
+        let mut table = self.memory.table();
+        if let Some(mine) = id.and_then(|id| table.growing.get_mut(&id)) {
+            mine.stage = Stage::Decodes;
+        }
+    }
+
+    /// Waits until the share has room for what is built of `body`, which has been read, and returns that: its
+    /// bytes are given back with the last slice of it, those of what is built with the [`BuiltCharge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`grow`](Self::grow).
+    pub(super) async fn whole(self: Arc<Self>, body: Vec<u8>) -> Result<Bytes, Error> {
+        let Some(id) = self.place().id else {
+            return Ok(Bytes::from(body));
+        };
+        self.decodes();
+        let length = body.len();
+        let (body, built) = match length <= SMALL {
+            true => {
+                let built = built_bytes(&body);
+                (body, built)
             }
+            false => crate::work::elsewhere(move || {
+                let built = built_bytes(&body);
+                (body, built)
+            })
+            .await
+            .map_err(|e| Error::new(Kind::Internal, format!("reading an answer failed: {e}")))?,
+        };
+        self.grow(length + built, true).await?;
+        self.place().built = built;
+        self.memory.table().set(id, length + built, Stage::Whole);
+        self.memory.changed.notify_waiters();
+        Ok(Bytes::from_owner(ChargedBody { body, share: self }))
+    }
+
+    /// Gives back `bytes` of an answer that has been read.
+    fn give_back(&self, bytes: usize) {
+        let id = self.place().id;
+        if let Some(id) = id {
+            let mut table = self.memory.table();
+            let left = table.growing.get(&id).map_or(0, |mine| mine.bytes);
+            table.set(id, left.saturating_sub(bytes), Stage::Whole);
+            drop(table);
+            self.memory.changed.notify_waiters();
         }
     }
 
@@ -368,12 +456,41 @@ impl Drop for AnswerShare {
 /// A body and its share.
 struct ChargedBody {
     body: Vec<u8>,
-    _share: Arc<AnswerShare>,
+    share: Arc<AnswerShare>,
 }
 
 impl AsRef<[u8]> for ChargedBody {
     fn as_ref(&self) -> &[u8] {
         &self.body
+    }
+}
+
+impl Drop for ChargedBody {
+    fn drop(&mut self) {
+        self.share.give_back(self.body.len());
+    }
+}
+
+/// The bytes of what is built of an answer, given back when this is dropped: when that has been stored.
+pub struct BuiltCharge(Arc<AnswerShare>);
+
+impl BuiltCharge {
+    /// Returns the charge of the answer that `share` is for.
+    pub(super) fn of(share: Arc<AnswerShare>) -> Self {
+        Self(share)
+    }
+}
+
+impl fmt::Debug for BuiltCharge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BuiltCharge({})", self.0.place().built)
+    }
+}
+
+impl Drop for BuiltCharge {
+    fn drop(&mut self) {
+        let built = std::mem::take(&mut self.0.place().built);
+        self.0.give_back(built);
     }
 }
 
@@ -397,11 +514,11 @@ mod tests {
         let mut length = 0;
         while length < bytes {
             length = bytes.min(length + 100_000);
-            share.grow(length).await.map_err(|e| e.kind)?;
+            share.grow(length, false).await.map_err(|e| e.kind)?;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let waited = share.waited();
-        let body = share.holding(vec![0; bytes]);
+        let body = share.whole(vec![0; bytes]).await.map_err(|e| e.kind)?;
         tokio::time::sleep(held).await;
         drop(body);
         Ok(waited)
@@ -455,24 +572,97 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_newest_gives_way_where_all_would_wait_for_ever() {
+    async fn the_oldest_grows_as_if_it_were_alone() {
         let memory = AnswerMemory::new(32 * MIB);
-        // Two of them are too large for what the first quarter leaves.
-        let (results, most) = read_all(&memory, 4, 30 * MIB).await;
-        assert!(results[0].is_ok(), "{results:?}");
-        assert_eq!(results[3], Err(Kind::Overloaded));
-        assert!(most <= 32 * MIB, "{most}");
         // One alone may be larger than all there is.
         let (results, most) = read_all(&memory, 1, 50 * MIB).await;
         assert_eq!(results, [Ok(Duration::ZERO)]);
         assert!(most >= 50 * MIB);
+        // The others have a quarter meanwhile, and come afterwards.
+        let (results, most) = read_all(&memory, 4, 30 * MIB).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert!(most <= (30 + 8) * MIB, "{most}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_gives_way_where_others_are_left_half_read() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let silent = memory.share(usize::MAX, deadline());
+        silent.grow(20 * MIB, false).await.unwrap();
+        let older = tokio::spawn(read(memory.clone(), 30 * MIB, Duration::ZERO));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let newer = tokio::spawn(read(memory.clone(), 19_000_000, Duration::ZERO));
+        // There is room for none of them, and the silent one may go on at any time.
+        assert_eq!(newer.await.unwrap(), Err(Kind::Overloaded));
+        assert_eq!(older.await.unwrap(), Err(Kind::Overloaded));
+        silent.grow(25 * MIB, false).await.unwrap();
+        assert!(memory.used() <= 32 * MIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_short_of_processors_is_no_silent_upstream() {
+        const LATE: Duration = Duration::from_secs(2);
+        let memory = AnswerMemory::new(32 * MIB);
+        // Whatever is to happen happens two seconds later, all at once.
+        let starved = tokio::spawn(async {
+            loop {
+                tokio::time::advance(LATE).await;
+                for _ in 0..200 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let reading = (0..16).map(|_| {
+            let share = memory.share(usize::MAX, Instant::now() + Duration::from_secs(36_000));
+            tokio::spawn(async move {
+                for megabyte in 1..=19 {
+                    share.grow(megabyte * 1_000_000, false).await?;
+                    tokio::time::sleep(LATE / 2).await;
+                }
+                share.whole(vec![0; 19_000_000]).await.map(|_| ())
+            })
+        });
+        let reading: Vec<_> = reading.collect();
+        let mut most = 0;
+        for one in reading {
+            while !one.is_finished() {
+                most = most.max(memory.used());
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(one.await.unwrap().map_err(|e| e.kind), Ok(()));
+        }
+        starved.abort();
+        assert!(most <= (19 + 8) * MIB, "{most}");
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_built_is_charged_until_it_is_stored() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let share = memory.share(usize::MAX, deadline());
+        share.grow(MIB, false).await.unwrap();
+        let list = b"\"a\",".repeat(MIB / 4);
+        let body = share.clone().whole(list.clone()).await.unwrap();
+        let charge = BuiltCharge::of(share);
+        let built = built_bytes(&list);
+        assert!(built > 10 * MIB);
+        assert_eq!(memory.used(), MIB + built);
+        // A large one waits meanwhile.
+        let other = memory.share(usize::MAX, deadline());
+        let waits = tokio::spawn(async move { other.grow(20 * MIB, false).await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waits.is_finished());
+        drop(body);
+        assert_eq!(memory.used(), built);
+        drop(charge);
+        waits.await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_brings_nothing_keeps_no_other_waiting() {
         let memory = AnswerMemory::new(32 * MIB);
         let stalled = memory.share(usize::MAX, deadline());
-        stalled.grow(10 * MIB).await.unwrap();
+        stalled.grow(10 * MIB, false).await.unwrap();
         let waited = read(memory.clone(), 19_000_000, Duration::ZERO).await;
         let waited = waited.unwrap();
         assert!(waited > STALLED / 2 && waited < 2 * STALLED, "{waited:?}");
@@ -484,11 +674,11 @@ mod tests {
     async fn no_answer_waits_beyond_its_deadline() {
         let memory = AnswerMemory::new(32 * MIB);
         let first = memory.share(usize::MAX, deadline());
-        first.grow(31 * MIB).await.unwrap();
-        let body = first.holding(vec![0; 31 * MIB]);
+        first.grow(31 * MIB, false).await.unwrap();
+        let body = first.whole(vec![0; 31 * MIB]).await.unwrap();
         let second = memory.share(usize::MAX, deadline());
         let begun = Instant::now();
-        let refused = second.grow(2 * MIB).await.unwrap_err();
+        let refused = second.grow(2 * MIB, false).await.unwrap_err();
         assert_eq!(refused.kind, Kind::Overloaded);
         assert_eq!(begun.elapsed(), Duration::from_secs(10));
         // The memory is free as soon as the last slice is.
@@ -497,6 +687,6 @@ mod tests {
         assert_eq!(memory.used(), 31 * MIB);
         drop(slice);
         assert_eq!(memory.used(), 0);
-        second.grow(2 * MIB).await.unwrap();
+        second.grow(2 * MIB, false).await.unwrap();
     }
 }

@@ -251,6 +251,7 @@ impl Upstream {
             as_of: answered.as_of,
             address: answered.address,
             provisional: answered.provisional,
+            charge: answered.charge,
         })
     }
 
@@ -349,6 +350,7 @@ impl Upstream {
                             as_of: answered.as_of,
                             address: answered.address,
                             provisional: answered.provisional,
+                            charge: answered.charge.clone(),
                         }));
                     }
                 }

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::addresses::{Addresses, Wish};
-use super::answer_memory::AnswerMemory;
+use super::answer_memory::{AnswerMemory, BuiltCharge};
 use super::attempt::{Tries, Turn};
 use super::aws::AwsSigner;
 use super::batch::Batches;
@@ -71,7 +71,7 @@ impl CallContext {
 }
 
 /// An answer, and the upstream's time when it was given.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Answered<T> {
     /// The answer.
     pub value: T,
@@ -83,6 +83,8 @@ pub struct Answered<T> {
     /// Set if the address was away at the time that the call asks about, so that another one may
     /// know more once it can be reached.
     pub provisional: bool,
+    /// The charge for its memory, to be kept until it has been stored.
+    pub charge: Arc<BuiltCharge>,
 }
 
 /// The client of one upstream.

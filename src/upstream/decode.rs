@@ -35,10 +35,11 @@ pub(super) async fn decoded(
         .any(|gzip| coding.eq_ignore_ascii_case(gzip))
         || body.is_empty()
     {
-        return Ok(share.holding(body));
+        return share.whole(body).await;
     }
     headers.remove(CONTENT_ENCODING);
     headers.remove(CONTENT_LENGTH);
+    share.decodes();
     let encoded = body.len();
     let mut decoding = Decoding::new(body, share.max());
     let mut step = match encoded <= INLINE {
@@ -59,8 +60,7 @@ pub(super) async fn decoded(
         };
         step = STEP;
     }
-    let decoded = decoding.decoded;
-    Ok(share.holding(decoded))
+    share.whole(decoding.decoded).await
 }
 
 /// A body on the way to its plain form.

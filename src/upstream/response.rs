@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::adapters::{Exchange, Next, Response, date};
 use crate::model::{Error, Kind, Millis};
 
@@ -9,16 +11,23 @@ use crate::model::{Error, Kind, Millis};
 /// the runtime up, at 2 to 3 ns per byte for less than 1 ms.
 const READ_INLINE: usize = 256 << 10;
 
-/// Reads `response`; a large one on a thread of its own.
+/// Reads `response`; a large one on a thread of its own, unless its turn comes after `deadline`.
 pub(super) async fn read<T: Send + 'static>(
     exchange: &Exchange<T>,
     response: Response,
+    deadline: Instant,
 ) -> Result<Next<T>, Error> {
     if response.body.len() <= READ_INLINE {
         return (exchange.read)(&response);
     }
     let read = exchange.read.clone();
-    let reading = crate::work::elsewhere(move || read(&response));
+    let reading = crate::work::elsewhere(move || match Instant::now() < deadline {
+        true => read(&response),
+        false => {
+            let message = "the upstream's answer came too late to be read before the deadline";
+            Err(Error::new(Kind::DeadlineExceeded, message))
+        }
+    });
     reading.await.unwrap_or_else(|ended| {
         let message = format!("the upstream's answer could not be read: {ended}");
         Err(Error::new(Kind::Internal, message))

@@ -48,7 +48,7 @@ impl UpstreamClient {
         let first = self.call(&exchange, call, false).await?;
         let mut asked = Asked::of(&first);
         let (mut as_of, mut any_provisional) = (first.as_of, false);
-        let (address, mut next) = (first.address, first.value);
+        let (address, mut next, mut charge) = (first.address, first.value, first.charge);
         loop {
             let answered = match next {
                 Next::Done(value) => {
@@ -57,6 +57,7 @@ impl UpstreamClient {
                         as_of,
                         address,
                         provisional: asked.provisional || any_provisional,
+                        charge,
                     });
                 }
                 Next::More(exchange) => {
@@ -75,7 +76,7 @@ impl UpstreamClient {
                 }
             };
             as_of = as_of.min(answered.as_of);
-            next = answered.value;
+            (next, charge) = (answered.value, answered.charge);
         }
     }
 

@@ -1,5 +1,6 @@
 //! One call: sending it, its outcome, and the evidence in it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 use super::addresses::{Chosen, SILENT};
+use super::answer_memory::BuiltCharge;
 use super::attempt::{Attempt, Turn, ended, verdict};
 use super::client::{Answered, CallContext, UpstreamClient};
 use super::limiter::Permit;
@@ -39,8 +41,8 @@ impl UpstreamClient {
             QueryMethod::Get => true,
             QueryMethod::Auto => chosen.refuses_post(),
         };
-        let get = as_get(&exchange.request).filter(|_| self.method != QueryMethod::Post);
-        let request = get.as_ref().filter(|_| by_get).unwrap_or(&exchange.request);
+        let get = by_get.then(|| as_get(&exchange.request)).flatten();
+        let request = get.as_ref().unwrap_or(&exchange.request);
         let mut outgoing = self.outgoing(&url, request);
         outgoing.new_connection = chosen.trial;
         let (address, provisional) = (chosen.index, chosen.provisional);
@@ -59,19 +61,22 @@ impl UpstreamClient {
         let send = async {
             let sent = self.transport.send(outgoing, first.clone());
             let response = sent.await?;
-            let get = get.as_ref().filter(|_| !by_get && refuses_post(&response));
-            let Some(get) = get else { return Ok(response) };
-            let mut outgoing = self.outgoing(&url, get);
+            let again = !by_get && self.method == QueryMethod::Auto && refuses_post(&response);
+            let get = again.then(|| as_get(&exchange.request)).flatten();
+            let Some(get) = get else {
+                return Ok((response, first.clone()));
+            };
+            let mut outgoing = self.outgoing(&url, &get);
             if let Some(signer) = &self.signer {
                 signer.sign(&mut outgoing).await?;
             }
             trace.send(&mut outgoing.headers);
             let by_get = self.transport.send(outgoing, second.clone()).await?;
             if refuses_post(&by_get) {
-                return Ok(response);
+                return Ok((response, first.clone()));
             }
             chosen.has_refused_post();
-            Ok(by_get)
+            Ok((by_get, second.clone()))
         };
         let waited = || first.waited() + second.waited();
         let mut given_up = false;
@@ -89,7 +94,7 @@ impl UpstreamClient {
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
 
-        if let Ok(Ok(response)) = &sent {
+        if let Ok(Ok((response, _))) = &sent {
             counted.answered(response.status);
             let (name, received) = (self.metrics.name(), self.clock.now());
             self.clock_check.look(name, response, wall, received);
@@ -99,19 +104,21 @@ impl UpstreamClient {
         let response =
             sent.unwrap_or_else(|message| Err(Error::new(Kind::DeadlineExceeded, message)));
         let mut result = match response {
-            Ok(response) => {
+            Ok((response, share)) => {
+                let charge = Arc::new(BuiltCharge::of(share));
                 // The earlier of both clocks: if one is fast, nothing counts as settled too soon.
                 let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
                 let refused = signed.and_then(|(signer, by)| signer.refused(&response, &by));
                 let read = match refused {
                     Some(error) => Err(error),
-                    None => read(exchange, response).await,
+                    None => read(exchange, response, call.deadline).await,
                 };
                 read.map(|value| Answered {
                     value,
                     as_of,
                     address,
                     provisional,
+                    charge,
                 })
             }
             Err(error) => Err(error),

@@ -326,7 +326,12 @@ fn window(text: &str, dice: &mut Dice) -> RangeQuery {
         (start + steps * step) / 1000,
         (start + steps * step) % 1000,
     );
-    RangeQuery::read(&Params::read(Some(&url), None)).unwrap()
+    RangeQuery::read(&mut params(&url)).unwrap()
+}
+
+/// The parameters of `url`, whatever their names.
+fn params(url: &str) -> Params {
+    Params::read(Some(url), None, |_| true).unwrap()
 }
 
 /// Returns where two texts differ, for a message.
@@ -438,7 +443,7 @@ async fn requests_are_refused_in_the_same_words() {
         "query=1&start=x&start=1&end=2&step=1",
     ];
     for url in ranges {
-        let error = RangeQuery::read(&Params::read(Some(url), None)).unwrap_err();
+        let error = RangeQuery::read(&mut params(url)).unwrap_err();
         let ours = String::from_utf8(write_error(&error).to_vec()).unwrap();
         let reply = rig.get(&format!("query_range?{url}")).await;
         assert_eq!(
@@ -448,7 +453,7 @@ async fn requests_are_refused_in_the_same_words() {
         );
     }
     for url in ["query=1&time=x", "query=1&time=1&timeout=1q"] {
-        let error = InstantQuery::read(&Params::read(Some(url), None)).unwrap_err();
+        let error = InstantQuery::read(&mut params(url)).unwrap_err();
         let ours = String::from_utf8(write_error(&error).to_vec()).unwrap();
         let reply = rig.get(&format!("query?{url}")).await;
         assert_eq!(
@@ -477,7 +482,7 @@ async fn requests_are_refused_in_the_same_words() {
         ("1", "2&x=%zz", "1"),
     ] {
         let url = format!("query=time()&start={start}&end={end}&step={step}");
-        let query = RangeQuery::read(&Params::read(Some(&url), None));
+        let query = RangeQuery::read(&mut params(&url));
         let (status, body) = rig.get(&format!("query_range?{url}")).await;
         let Ok(query) = query else {
             assert_eq!(status, 400, "{url}");

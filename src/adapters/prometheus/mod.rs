@@ -492,4 +492,4 @@ fn exchange<T>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

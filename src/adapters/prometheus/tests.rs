@@ -538,6 +538,48 @@ fn errors_of_the_store_get_the_kind_that_they_describe() {
     }
 }
 
+/// Readers of answers, for tests of what they take.
+pub(in crate::adapters) fn read_samples(response: &Response, most: usize) {
+    drop(answer::SampleMatrix::read(response, most).unwrap());
+}
+
+pub(in crate::adapters) fn read_strings(response: &Response) {
+    drop(answer::strings(response).unwrap());
+}
+
+#[test]
+fn parts_and_answers_of_another_type_are_refused() {
+    let good = r#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#;
+    let exchange = raw();
+    assert!((exchange.read)(&answer(200, good)).is_ok());
+    let vector = r#"{"status":"success","data":{"resultType":"vector","result":[]}}"#;
+    let mut broken = answer(200, r#"{"status":"success","data":["X"]}"#);
+    let body: Vec<u8> = broken
+        .body
+        .iter()
+        .map(|b| if *b == b'X' { 0xff } else { *b })
+        .collect();
+    broken.body = body.into();
+    for (status, wrong) in [(206, answer(206, good)), (200, answer(200, vector))] {
+        let error = refused(&exchange, &wrong);
+        assert_eq!(error.kind, Kind::UpstreamFailed, "{status}");
+    }
+    // Whole answers, which are passed on.
+    let request = crate::adapters::Request {
+        method: http::Method::GET,
+        path: String::new(),
+        headers: Vec::new(),
+        body: Bytes::new(),
+        units: 0,
+    };
+    let pass = adapter().pass(request, true).unwrap();
+    assert!((pass.read)(&answer(200, vector)).is_ok());
+    for wrong in [answer(206, good), broken] {
+        let error = (pass.read)(&wrong).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind, Kind::UpstreamFailed);
+    }
+}
+
 #[test]
 fn garbage_is_an_error_and_no_panic() {
     for body in [

@@ -52,7 +52,7 @@ impl RangeRequest {
     pub(super) fn passed(self) -> PassthroughRequest {
         PassthroughRequest {
             path: "/api/v1/query_range".to_owned(),
-            params: self.query.pairs(self.query.start, self.query.end),
+            params: Arc::new(self.query.pairs(self.query.start, self.query.end)),
             body: Bytes::new(),
             headers: self.headers,
             json: true,

@@ -107,7 +107,7 @@ impl Transport for Source {
             if self.failing.load(Ordering::SeqCst) {
                 return Err(Error::new(Kind::UpstreamUnreachable, "down"));
             }
-            let asked = RangeQuery::read(&Params::read(None, Some(&request.body)))?;
+            let asked = RangeQuery::read(&mut Params::read(None, Some(&request.body), |_| true)?)?;
             self.calls.lock().unwrap().push((asked.start, asked.end));
             let now = self.clocks.truth();
             let is = |kind: &AtomicBool| kind.load(Ordering::SeqCst);
@@ -177,7 +177,8 @@ impl World {
             seconds(end),
             step
         );
-        let query = RangeQuery::read(&Params::read(Some(&text), None)).unwrap();
+        let query =
+            RangeQuery::read(&mut Params::read(Some(&text), None, |_| true).unwrap()).unwrap();
         assert_eq!(
             (query.start, query.end, query.step.millis()),
             (start, end, step)

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use percent_encoding::percent_decode;
+use memchr::{memchr, memchr_iter};
 use url::form_urlencoded;
 
 use super::units::{read_duration, read_time, to_duration, to_millis, write_step, write_time};
 use crate::model::{Error, Millis, Step};
+
+/// The most parameters of one request.
+const MOST_PARAMETERS: usize = 10_000;
 
 /// The most points per series in an answer of Prometheus, less one.
 pub const MOST_STEPS: i128 = 11_000;
@@ -20,14 +23,38 @@ pub struct Params(Vec<(String, String)>);
 
 impl Params {
     /// Returns the parameters of the query string `url` and of `form`, the body of a POST whose
-    /// type is `application/x-www-form-urlencoded`.
-    pub fn read(url: Option<&str>, form: Option<&[u8]>) -> Self {
-        let texts = [form, url.map(str::as_bytes)];
-        let pairs = texts
-            .into_iter()
-            .flatten()
-            .flat_map(|text| text.split(|b| *b == b'&'));
-        Self(pairs.filter_map(pair).collect())
+    /// type is `application/x-www-form-urlencoded`, whose names `is_known` knows. Others are not read.
+    ///
+    /// It takes time in proportion to the texts' length; what is returned has the length of its names and
+    /// values.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::InvalidRequest`](crate::model::Kind::InvalidRequest) for more than 10,000 parameters, and for
+    /// a value that is not UTF-8: Prometheus takes none in an expression, either.
+    pub fn read(
+        url: Option<&str>,
+        form: Option<&[u8]>,
+        is_known: impl Fn(&str) -> bool,
+    ) -> Result<Self, Error> {
+        let mut pairs = Vec::new();
+        for text in [form, url.map(str::as_bytes)].into_iter().flatten() {
+            let mut rest = Some(text);
+            while let Some(text) = rest {
+                let end = memchr(b'&', text);
+                rest = end.and_then(|end| text.get(end + 1..));
+                let one = text.get(..end.unwrap_or(text.len())).unwrap_or_default();
+                let Some(pair) = pair(one, &is_known)? else {
+                    continue;
+                };
+                if pairs.len() == MOST_PARAMETERS {
+                    let message = format!("more than {MOST_PARAMETERS} parameters");
+                    return Err(Error::invalid("$", message));
+                }
+                pairs.push(pair);
+            }
+        }
+        Ok(Self(pairs))
     }
 
     /// Returns the first value of `name`; empty if there is none.
@@ -36,15 +63,10 @@ impl Params {
         found.map_or("", |(_, value)| value)
     }
 
-    /// Drops the parameters whose names do not satisfy `is_known`.
-    pub fn retain(&mut self, is_known: impl Fn(&str) -> bool) {
-        self.0.retain(|(name, _)| is_known(name));
-    }
-
-    /// Returns all values of `name`, in order.
-    pub fn all(&self, name: &str) -> Vec<String> {
-        let found = self.0.iter().filter(|(n, _)| n == name);
-        found.map(|(_, value)| value.clone()).collect()
+    /// Returns all values of `name`, in order, which are empty from then on.
+    pub fn take_all(&mut self, name: &str) -> Vec<String> {
+        let found = self.0.iter_mut().filter(|(n, _)| n == name);
+        found.map(|(_, value)| std::mem::take(value)).collect()
     }
 
     /// Replaces the values of `name` by as many others.
@@ -56,10 +78,16 @@ impl Params {
     }
 
     /// Replaces the first value of `name`.
-    pub fn set(&mut self, name: &str, value: &str) {
+    pub fn set(&mut self, name: &str, value: String) {
         if let Some((_, old)) = self.0.iter_mut().find(|(n, _)| n == name) {
-            value.clone_into(old);
+            *old = value;
         }
+    }
+
+    /// Returns the first value of `name`, which is empty from then on: a copy of a long one is spared.
+    fn take(&mut self, name: &str) -> String {
+        let found = self.0.iter_mut().find(|(n, _)| n == name);
+        found.map_or_else(String::new, |(_, value)| std::mem::take(value))
     }
 
     /// Returns the first value of `name` as a time; `None` if there is none or it is not a time.
@@ -88,10 +116,10 @@ impl Params {
         self.0.iter().map(|(n, v)| (n.as_str(), v.as_str()))
     }
 
-    /// Returns all pairs, sorted by name. Pairs with the same name keep their order, so that the
-    /// first still counts.
-    pub fn sorted(&self) -> Vec<(String, String)> {
-        let mut pairs = self.0.clone();
+    /// Returns all pairs, ordered by name. Of one name they stay in order, so that the first still
+    /// counts.
+    pub fn sorted(self) -> Vec<(String, String)> {
+        let mut pairs = self.0;
         pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
         pairs
     }
@@ -169,10 +197,10 @@ impl RangeQuery {
         "lookback_delta",
     ];
 
-    /// Reads the query in `params`. Errors have the wording of Prometheus, and checks are made in
-    /// its order. Prometheus accepts steps below a millisecond, by which it then cannot divide;
-    /// here they are refused as not positive.
-    pub fn read(params: &Params) -> Result<Self, Error> {
+    /// Reads the query in `params`, and takes its expression out of them. Errors have the wording of
+    /// Prometheus, and checks are made in its order. Prometheus accepts steps below a millisecond, by
+    /// which it then cannot divide; here they are refused as not positive.
+    pub fn read(params: &mut Params) -> Result<Self, Error> {
         let start = params.time("start")?;
         let end = params.time("end")?;
         if end < start {
@@ -198,7 +226,7 @@ impl RangeQuery {
             ));
         }
         Ok(Self {
-            query: params.get("query").to_owned(),
+            query: params.take("query"),
             start: to_millis(start),
             end: to_millis(end),
             step: whole,
@@ -259,8 +287,9 @@ impl InstantQuery {
         "lookback_delta",
     ];
 
-    /// Reads the query in `params`. Errors have the wording of Prometheus.
-    pub fn read(params: &Params) -> Result<Self, Error> {
+    /// Reads the query in `params`, and takes its expression out of them. Errors are in the words of
+    /// Prometheus.
+    pub fn read(params: &mut Params) -> Result<Self, Error> {
         let time = match params.get("time") {
             "" => None,
             text => {
@@ -269,7 +298,7 @@ impl InstantQuery {
             }
         };
         Ok(Self {
-            query: params.get("query").to_owned(),
+            query: params.take("query"),
             time,
             timeout: params.timeout()?,
             carried: params.carried(),
@@ -282,35 +311,47 @@ fn invalid(name: &str, said: &str) -> Error {
     Error::invalid(name, format!("invalid parameter \"{name}\": {said}"))
 }
 
-/// Parses one `name=value`.
-fn pair(text: &[u8]) -> Option<(String, String)> {
-    if text.is_empty() || text.contains(&b';') {
-        return None;
+/// Parses one `name=value`, if the name is known.
+fn pair(text: &[u8], is_known: impl Fn(&str) -> bool) -> Result<Option<(String, String)>, Error> {
+    if text.is_empty() || memchr(b';', text).is_some() {
+        return Ok(None);
     }
-    let (name, value) = match text.iter().position(|b| *b == b'=') {
-        Some(at) => (text.get(..at)?, text.get(at + 1..)?),
-        None => (text, &b""[..]),
+    let end = memchr(b'=', text).unwrap_or(text.len());
+    let name = text.get(..end).and_then(unescaped);
+    let Some(name) = name.and_then(|name| String::from_utf8(name).ok()) else {
+        return Ok(None);
     };
-    Some((unescaped(name)?, unescaped(value)?))
+    if !is_known(&name) {
+        return Ok(None);
+    }
+    let Some(value) = unescaped(text.get(end + 1..).unwrap_or_default()) else {
+        return Ok(None);
+    };
+    match String::from_utf8(value) {
+        Ok(value) => Ok(Some((name, value))),
+        Err(_) => Err(invalid(&name, "it is not UTF-8")),
+    }
 }
 
-/// Returns `text` unescaped, or `None` if an escape is invalid. Bytes that are not UTF-8 become
-/// U+FFFD; no label of Prometheus contains any.
-fn unescaped(text: &[u8]) -> Option<String> {
-    let mut escapes = text.split(|b| *b == b'%');
-    escapes.next();
-    let whole = |after: &[u8]| {
-        let two = after.get(..2);
-        two.is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit))
-    };
-    if !escapes.all(whole) {
-        return None;
+/// Returns `text` unescaped, or `None` if an escape is invalid.
+fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
+    let escapes = memchr_iter(b'%', text).count();
+    let mut plain = Vec::with_capacity(text.len().checked_sub(2 * escapes)?);
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'+' => b' ',
+            b'%' => 16 * hex(*bytes.next()?)? + hex(*bytes.next()?)?,
+            byte => *byte,
+        });
     }
-    let spaced: Vec<u8> = text
-        .iter()
-        .map(|b| if *b == b'+' { b' ' } else { *b })
-        .collect();
-    Some(percent_decode(&spaced).decode_utf8_lossy().into_owned())
+    Some(plain)
+}
+
+/// Returns the value of a hexadecimal digit.
+fn hex(digit: u8) -> Option<u8> {
+    let value = char::from(digit).to_digit(16)?;
+    u8::try_from(value).ok()
 }
 
 #[cfg(test)]
@@ -318,8 +359,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn all(url: &str) -> Params {
+        Params::read(Some(url), None, |_| true).unwrap()
+    }
+
     fn read(url: &str) -> Result<RangeQuery, Error> {
-        RangeQuery::read(&Params::read(Some(url), None))
+        RangeQuery::read(&mut all(url))
     }
 
     #[test]
@@ -327,7 +372,9 @@ mod tests {
         let params = Params::read(
             Some("a=url&b=%C3%A9+%2B&b=2&c&&=x"),
             Some(b"d=1;e=2&a=form&f=%zz&g=%4&h=%41"),
+            |_| true,
         );
+        let params = params.unwrap();
         let pairs: Vec<_> = params.iter().collect();
         let expected = [
             ("a", "form"),
@@ -375,25 +422,44 @@ mod tests {
             "query=up+%2B+1&start=-1.500&end=60&step=90&lookback_delta=1m\
              &dedup=true&max%5B%5D=1&max%5B%5D=2"
         );
-        let instant = Params::read(Some("query=up&time=1.5&x=1"), None);
-        let instant = InstantQuery::read(&instant).unwrap();
+        let instant = InstantQuery::read(&mut all("query=up&time=1.5&x=1")).unwrap();
         assert_eq!((instant.time, instant.other.len()), (Some(1500), 1));
-        let now = Params::read(Some("query=up&time="), None);
-        assert_eq!(InstantQuery::read(&now).unwrap().time, None);
+        let now = InstantQuery::read(&mut all("query=up&time=")).unwrap();
+        assert_eq!(now.time, None);
     }
 
     #[test]
     fn what_is_not_known_is_left_out() {
         let url = "_=1543578564&query=up&dedup=true&match[]=b&x=1&match[]=a&query=g";
-        let mut params = Params::read(Some(url), None);
-        params.retain(|name| ["query", "match[]", "dedup"].contains(&name));
-        assert_eq!(params.all("match[]"), ["b", "a"]);
+        let known = |name: &str| ["query", "match[]", "dedup"].contains(&name);
+        let mut params = Params::read(Some(url), None, known).unwrap();
+        assert_eq!(params.take_all("match[]"), ["b", "a"]);
         params.replace("match[]", vec!["c".to_owned(), "d".to_owned()]);
         let pairs: Vec<_> = params.iter().map(|(n, v)| format!("{n}={v}")).collect();
         assert_eq!(
             pairs.join("&"),
             "query=up&dedup=true&match[]=c&match[]=d&query=g"
         );
+    }
+
+    #[test]
+    fn many_parameters_and_broken_text_are_refused_by_their_names() {
+        let form = |text: &[u8]| Params::read(None, Some(text), |name| name == "match[]");
+        let many = "match[]=a&".repeat(MOST_PARAMETERS);
+        assert_eq!(form(many.as_bytes()).unwrap().iter().count(), 10_000);
+        let more = form(format!("{many}match[]").as_bytes()).unwrap_err();
+        assert!(more.message.contains("10000 parameters"), "{more}");
+        // Those that nobody knows do not count.
+        let unknown = format!("{many}{}", "a&=&\u{e9}=1&".repeat(10_000));
+        assert!(form(unknown.as_bytes()).is_ok());
+        for broken in [&b"match[]=%ff"[..], b"match[]=\xc3("] {
+            let error = form(broken).unwrap_err();
+            assert!(
+                error.message.contains("\"match[]\": it is not UTF-8"),
+                "{error}"
+            );
+        }
+        assert!(form(b"a=%ff&%ff=a&\xc3=1").is_ok());
     }
 
     #[test]
@@ -423,8 +489,8 @@ mod tests {
                 other: vec![("a b".to_owned(), "&=;é".to_owned())],
             };
             let form = asked.form(asked.start, asked.end);
-            let read = RangeQuery::read(&Params::read(None, Some(form.as_bytes())));
-            prop_assert_eq!(read.unwrap(), asked);
+            let mut params = Params::read(None, Some(form.as_bytes()), |_| true).unwrap();
+            prop_assert_eq!(RangeQuery::read(&mut params).unwrap(), asked);
         }
     }
 }

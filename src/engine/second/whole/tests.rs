@@ -1,8 +1,8 @@
 //! The law for dashboards: range queries, instant queries and lists of several engines over one
 //! level are what the source says.
 
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -65,10 +65,10 @@ struct Source {
 impl Source {
     fn said(&self, request: &Outgoing, now: Millis) -> Value {
         let url = url::Url::parse(&request.url.to_string()).unwrap();
-        let params = Params::read(url.query(), Some(&request.body));
+        let mut params = Params::read(url.query(), Some(&request.body), |_| true).unwrap();
         let data = match url.path() {
             "/api/v1/query_range" => {
-                let asked = RangeQuery::read(&params).unwrap();
+                let asked = RangeQuery::read(&mut params).unwrap();
                 let times: Vec<Millis> = (asked.start..=asked.end)
                     .step_by(usize::try_from(asked.step.millis()).unwrap())
                     .collect();
@@ -182,7 +182,8 @@ impl Dashboards {
             write_time(end)
         );
         let request = RangeRequest {
-            query: RangeQuery::read(&Params::read(Some(&text), None)).unwrap(),
+            query: RangeQuery::read(&mut Params::read(Some(&text), None, |_| true).unwrap())
+                .unwrap(),
             lag: 0,
             headers: Vec::new(),
         };
@@ -232,7 +233,7 @@ impl Dashboards {
     ) -> Result<Said, crate::model::Error> {
         let request = PassthroughRequest {
             path: path.to_owned(),
-            params,
+            params: Arc::new(params),
             body: Bytes::new(),
             headers: Vec::new(),
             json: true,
@@ -509,7 +510,10 @@ fn replicas_share_answers_while_they_are_fresh() {
 fn what_is_no_answer_is_not_read_as_one() {
     let request = PassthroughRequest {
         path: "/api/v1/query".into(),
-        params: vec![("time".into(), "12.5".into()), ("query".into(), "x".into())],
+        params: Arc::new(vec![
+            ("time".into(), "12.5".into()),
+            ("query".into(), "x".into()),
+        ]),
         body: Bytes::new(),
         headers: Vec::new(),
         json: true,
@@ -520,7 +524,7 @@ fn what_is_no_answer_is_not_read_as_one() {
     let later = StoredQuery::of(&of(&request.at_text("13"))).unwrap();
     assert_eq!(later.form, query.form);
     let mut twice = request.clone();
-    twice.params.push(("time".into(), "1".into()));
+    Arc::make_mut(&mut twice.params).push(("time".into(), "1".into()));
     assert!(StoredQuery::of(&of(&twice)).is_none());
     let mut other = request.clone();
     other.json = false;
