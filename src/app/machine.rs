@@ -113,15 +113,36 @@ fn memory() -> Option<u64> {
         let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         kilobytes.checked_mul(1024)
     });
-    let limits = [
-        "/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ];
-    let limit = limits
+    let groups = limit_files(&read("/proc/self/cgroup").unwrap_or_default());
+    let limits = groups
         .iter()
-        .filter_map(|path| read(path)?.trim().parse().ok())
-        .min();
-    machine.into_iter().chain(limit).min()
+        .filter_map(|path| read(path)?.trim().parse().ok());
+    machine.into_iter().chain(limits).min()
+}
+
+/// Returns the files with the memory limits of the control groups that a process is in, those above them
+/// included, by its `/proc/self/cgroup`: of version 2, and of version 1.
+fn limit_files(groups: &str) -> Vec<String> {
+    // A container sees its own group at the root.
+    let mut files = vec![
+        "/sys/fs/cgroup/memory.max".to_owned(),
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned(),
+    ];
+    for line in groups.lines() {
+        let (root, file, path) = match line.split_once("::") {
+            Some(("0", path)) => ("/sys/fs/cgroup", "memory.max", path),
+            _ => match line.split_once(":memory:") {
+                Some((_, path)) => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", path),
+                None => continue,
+            },
+        };
+        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        for depth in 1..=parts.len() {
+            let path = parts.get(..depth).unwrap_or_default().join("/");
+            files.push(format!("{root}/{path}/{file}"));
+        }
+    }
+    files
 }
 
 #[cfg(test)]
@@ -150,6 +171,21 @@ mod tests {
 
     fn config(text: &str) -> Config {
         crate::config::parse(text, "test", &BTreeMap::new()).unwrap()
+    }
+
+    #[test]
+    fn the_limits_of_all_groups_above_count() {
+        let files = limit_files("12:pids:/x\n4:memory:/docker/a\n0::/system.slice/h.service\n");
+        let expected = [
+            "/sys/fs/cgroup/memory.max",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/docker/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/docker/a/memory.limit_in_bytes",
+            "/sys/fs/cgroup/system.slice/memory.max",
+            "/sys/fs/cgroup/system.slice/h.service/memory.max",
+        ];
+        assert_eq!(files, expected);
+        assert_eq!(limit_files("0::/\n").len(), 2);
     }
 
     #[test]

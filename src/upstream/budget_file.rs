@@ -285,6 +285,24 @@ mod tests {
     }
 
     #[test]
+    fn a_link_beside_the_file_is_not_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("file"), folder.path().join("other"));
+        std::fs::write(&other, "keep").unwrap();
+        std::os::unix::fs::symlink(&other, folder.path().join("file.tmp")).unwrap();
+        write(&path, Vec::new()).unwrap();
+        assert_eq!(read(&path).unwrap(), []);
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "keep");
+        // Nor is anything but a short regular file read.
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(1 << 32)
+            .unwrap();
+        assert!(read(&path).is_err());
+        assert!(read(Path::new("/dev/zero")).is_err());
+    }
+
+    #[test]
     fn what_cannot_be_written_stays_unsaved() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("missing").join("file");

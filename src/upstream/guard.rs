@@ -40,9 +40,10 @@ impl Guard {
     }
 }
 
-/// Concurrent look-ups of names. They take threads, and names that do not resolve take them for
-/// long.
+/// Concurrent look-ups of the names of configured upstreams, and of those that clients name. They take threads,
+/// and names that do not resolve take them for long: so clients do not hold up configured upstreams.
 static LOOKUPS: Semaphore = Semaphore::const_new(32);
+static CLIENTS_LOOKUPS: Semaphore = Semaphore::const_new(32);
 
 /// Resolves names without a guard.
 pub(super) struct Lookups;
@@ -50,15 +51,15 @@ pub(super) struct Lookups;
 impl Resolve for Lookups {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
-            let found = look_up(name.as_str().to_owned()).await?;
+            let found = look_up(name.as_str().to_owned(), &LOOKUPS).await?;
             Ok(Box::new(found.into_iter()) as reqwest::dns::Addrs)
         })
     }
 }
 
-/// Returns the addresses of `name`, with the port 0.
-async fn look_up(name: String) -> io::Result<Vec<SocketAddr>> {
-    let permit = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+/// Returns the addresses of `name`, with the port 0, when there is a place among `lookups`.
+async fn look_up(name: String, lookups: &'static Semaphore) -> io::Result<Vec<SocketAddr>> {
+    let permit = lookups.acquire().await.map_err(io::Error::other)?;
     // A look-up goes on even if nobody waits for it any more, and counts for as long.
     let found = tokio::task::spawn_blocking(move || {
         let _permit = permit;
@@ -71,7 +72,7 @@ impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
         let networks = self.networks.clone();
         Box::pin(async move {
-            let found = look_up(name.as_str().to_owned()).await?;
+            let found = look_up(name.as_str().to_owned(), &CLIENTS_LOOKUPS).await?;
             let mut refusal = None;
             let mut allowed = Vec::new();
             for address in found {
@@ -116,5 +117,26 @@ impl Refused {
         let mut error = Error::new(Kind::TargetNotAllowed, self.to_string());
         error.field = Some("connectionDetails".to_owned());
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_of_clients_do_not_hold_up_configured_upstreams() {
+        let _all = CLIENTS_LOOKUPS.acquire_many(32).await.unwrap();
+        let guard = Guard {
+            named: Vec::new(),
+            networks: vec!["127.0.0.0/8".parse().unwrap()],
+        };
+        let name = || "localhost".parse().unwrap();
+        let mut waits = guard.resolve(name());
+        let found = tokio::select! {
+            found = Lookups.resolve(name()) => found,
+            _ = &mut waits => unreachable!(),
+        };
+        assert!(found.unwrap().count() > 0);
     }
 }

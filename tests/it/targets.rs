@@ -156,3 +156,21 @@ async fn connection_details_get_into_no_request() {
         assert!(!seen.headers.contains_key("x"), "{seen:?}");
     }
 }
+
+#[tokio::test]
+async fn paths_on_one_host_share_its_limits() {
+    let upstream = prometheus().await;
+    let toml = format!(
+        "[targets]\nallow = [\"127.0.0.1:*\"]\n[[upstream]]\nname = \"limited\"\nkind = \"prometheus\"\n\
+         urls = [{:?}]\nrate_limit = {{ per_second = 1000, per_hour = 5 }}\n",
+        upstream.url
+    );
+    let server = Server::start_at(&toml, TestClock::at(NOW)).await;
+    for n in 0..10 {
+        let details = json!({ "url": format!("{}/path{n}", upstream.url) });
+        let reply = ask(&server, &details).await;
+        let expected = if n < 5 { 200 } else { 429 };
+        assert_eq!(reply.status, expected, "{n}: {}", reply.text);
+    }
+    assert_eq!(upstream.seen().len(), 5);
+}
