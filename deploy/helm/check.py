@@ -98,6 +98,8 @@ def main():
     assert env["HELIOSTAT_SERVER__LISTEN"]["value"] == "0.0.0.0:8080"
     assert env["MIRROR_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == small["Secret"]["metadata"]["name"]
     assert "secret: #1" not in json.dumps(small["Deployment"]) + json.dumps(small["ConfigMap"])
+    assert env["HELIOSTAT_CACHE__MEMORY"]["value"] == "256MiB"
+    assert container["resources"] == {"requests": {"cpu": "100m"}, "limits": {"memory": "460Mi"}}, container["resources"]
     assert container["securityContext"]["readOnlyRootFilesystem"] and pod["securityContext"]["runAsNonRoot"]
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
     assert "checksum/config" not in small["Deployment"]["spec"]["template"]["metadata"]["annotations"]
@@ -107,7 +109,8 @@ def main():
 
     large = render({
         "existingSecret": "mine",
-        "config": '[cache]\nmemory = "1GiB"\n[access.mirror]\nnetworks = ["10.0.0.0/8"]\n',
+        "config": '[access.mirror]\nnetworks = ["10.0.0.0/8"]\n',
+        "cache": {"memory": 1024},
         "upstreams": [
             {"name": "prom", "kind": "prometheus", "urls": ["http://prometheus:9090"], "default": True, "retries": 3,
              "rate_limit": {"per_second": 20, "burst": 20, "per_day": 1000000},
@@ -125,6 +128,8 @@ def main():
     pod = large["Deployment"]["spec"]["template"]["spec"]
     env = {e["name"]: e for e in pod["containers"][0]["env"]}
     assert env["MIRROR_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "mine" and env["STORE_TOKEN"]["value"] == "t"
+    assert env["HELIOSTAT_CACHE__MEMORY"]["value"] == "1024MiB"
+    assert pod["containers"][0]["resources"]["limits"] == {"memory": "1651Mi"}
     assert pod["nodeSelector"] == {"n": "m"} and pod["imagePullSecrets"] == [{"name": "p"}]
     assert large["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
     monitor = large["ServiceMonitor"]

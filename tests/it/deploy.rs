@@ -160,6 +160,33 @@ fn the_image_is_made_of_what_there_is() {
     assert!(dockerfile.contains(&image), "{image}");
 }
 
+/// The memory limit of the chart's pods is the bound on what the process takes, by the same figures as the
+/// warning of `heliostat check`.
+#[test]
+fn the_memory_limit_of_the_chart_follows_from_the_cache() {
+    let helpers = read("deploy/helm/heliostat/templates/_helpers.tpl");
+    let limit = "{{- add (div (mul $cache 13) 10) (max 64 (div $cache 4)) 64 -}}";
+    assert!(helpers.contains(limit), "{limit}");
+    let values = read("deploy/helm/heliostat/values.yaml");
+    assert!(values.contains("\ncache:\n") && values.contains("\n  memory: 256\n"));
+    assert!(!values.contains("limits: {"), "it would win");
+    let pods = read("deploy/helm/heliostat/templates/deployment.yaml");
+    for part in [
+        "resources: {{- include \"heliostat.resources\" . | nindent 12 }}",
+        "{ name: HELIOSTAT_CACHE__MEMORY, value: \"{{ int .Values.cache.memory }}MiB\" }",
+    ] {
+        assert!(pods.contains(part), "{part}");
+    }
+    // 256 MiB: 332 and 64 and 64 MiB, which config.toml, values.yaml and the warning agree on.
+    let cache = 256;
+    let bound = cache * 13 / 10 + (cache / 4).max(64) + 64;
+    assert!(
+        values.contains(&format!("; {bound}Mi by default")),
+        "{bound}"
+    );
+    assert!(read("config.toml").contains("\nmemory = \"256MiB\" "));
+}
+
 #[test]
 fn the_chart_uses_values_that_it_has() {
     let values = read("deploy/helm/heliostat/values.yaml");

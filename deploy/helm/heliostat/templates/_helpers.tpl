@@ -39,6 +39,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{- /* The most memory that a pod takes, in MiB: docs/protection.md. */ -}}
+{{- define "heliostat.memory" -}}
+{{- $cache := int .Values.cache.memory -}}
+{{- add (div (mul $cache 13) 10) (max 64 (div $cache 4)) 64 -}}
+{{- end }}
+
+{{- /* The resources of a pod. A limit that is set counts. */ -}}
+{{- define "heliostat.resources" -}}
+{{- $limits := dict "memory" (printf "%sMi" (include "heliostat.memory" .)) -}}
+{{- toYaml (merge (deepCopy .Values.resources) (dict "limits" $limits)) }}
+{{- end }}
+
 {{- /* A probe, over HTTPS if TLS is served. */ -}}
 {{- define "heliostat.probe" -}}
 {{- $root := index . 0 }}{{ $probe := deepCopy (index . 1) }}
