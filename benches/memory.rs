@@ -1,13 +1,13 @@
 //! Memory that the cache takes, compared with the weight it reports and with its limit.
 //!
 //! Heliostat is a process of its own, so that its resident memory is nobody else's. Caches are
-//! first filled nearly full with lanes of one shape, and the growth of memory is compared with
-//! the weight of what is cached; then they are made to replace several times what they hold.
+//! first filled nearly full with lanes of one shape, and with keys of one kind, and the growth of memory is
+//! compared with the weight of what is cached; then they are made to replace several times what they hold.
 //!
 //! Idle connections are opened to an empty server, and what each takes of its memory is printed: before
 //! its first request, and after it.
 //!
-//! `cargo bench --bench memory`: a minute or so; or `-- --short`; or `-- --lanes 1000000`, which caches so
+//! `cargo bench --bench memory`: a minute or so; or `-- --short`; or `-- --keys`, the keys only; or `-- --lanes 1000000`, which caches so
 //! many lanes of an hour and asks for some of them and for all: some minutes, and 5 kB of memory a lane.
 #![allow(
     missing_docs,
@@ -343,12 +343,251 @@ fn lists() {
     }
 }
 
+/// A request whose key is the larger part of what is cached of it; of the number `n`.
+struct Keys {
+    name: &'static str,
+    request: fn(u64) -> Vec<u8>,
+}
+
+fn post(path: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+fn get(path: &str, tenant: &str) -> Vec<u8> {
+    format!(
+        "GET {path} HTTP/1.1\r\nhost: bench\r\nx-scope-orgid: {tenant}\r\nconnection: close\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+const TIMES: &str = r#""startTime":1600000000000,"endTime":1600000600000"#;
+
+const KEYS: [Keys; 8] = [
+    Keys {
+        name: "details of 15 kB",
+        request: |n| {
+            post(
+                "/api/metric",
+                &format!(r#"{{"connectionDetails":{{"x":"{n:x>15000}"}},"query":{{{TIMES}}}}}"#),
+            )
+        },
+    },
+    Keys {
+        name: "details of 400 values",
+        request: |n| {
+            let values: Vec<_> = (0..400).map(|v| (n * 1000 + v).to_string()).collect();
+            let values = values.join(",");
+            post(
+                "/api/metric",
+                &format!(r#"{{"connectionDetails":{{"x":[{values}]}},"query":{{{TIMES}}}}}"#),
+            )
+        },
+    },
+    Keys {
+        name: "details of 100 short members",
+        request: |n| {
+            let members: Vec<_> = (0..100).map(|m| format!(r#""m{m}":"{n}""#)).collect();
+            let members = members.join(",");
+            post(
+                "/api/metric",
+                &format!(r#"{{"connectionDetails":{{{members}}},"query":{{{TIMES}}}}}"#),
+            )
+        },
+    },
+    Keys {
+        name: "ten conditions",
+        request: |n| {
+            let conditions: Vec<_> = (0..10)
+                .map(|c| format!(r#"{{"key":"key{c}","value":"value-{n}-{c}"}}"#))
+                .collect();
+            let conditions = conditions.join(",");
+            post(
+                "/api/metric",
+                &format!(
+                    r#"{{"connectionDetails":{{}},"query":{{"conditions":[{conditions}],{TIMES}}}}}"#
+                ),
+            )
+        },
+    },
+    Keys {
+        name: "a prefix of 4 kB",
+        request: |n| {
+            let field = r#""field":{"fieldName":"a","fieldType":"STRING"}"#;
+            post(
+                "/api/field/value",
+                &format!(
+                    r#"{{"connectionDetails":{{}},"query":{{{field},"fieldValuePrefix":"{n:x>4000}"}}}}"#
+                ),
+            )
+        },
+    },
+    Keys {
+        name: "a tenant of 250 bytes, whole answers",
+        request: |n| {
+            get(
+                "/prometheus/prom/api/v1/series?match[]=up&start=1600000000&end=1600000600",
+                &format!("{n:x>250}"),
+            )
+        },
+    },
+    Keys {
+        name: "a tenant of 250 bytes, lanes",
+        request: |n| {
+            get(
+                "/prometheus/prom/api/v1/query_range?query=up&start=1600000000&end=1600000600&step=60",
+                &format!("{n:x>250}"),
+            )
+        },
+    },
+    Keys {
+        name: "an expression of 2 kB",
+        request: |n| {
+            let query = format!("up%7Ba=%22{n:x>2000}%22%7D");
+            let path = "/prometheus/prom/api/v1/query_range";
+            get(
+                &format!("{path}?query={query}&start=1600000000&end=1600000600&step=60"),
+                "t",
+            )
+        },
+    },
+];
+
+/// Answers requests of both APIs with as little as there is, for ever.
+fn answer_little(listener: &TcpListener) {
+    for stream in listener.incoming() {
+        let stream = stream.unwrap();
+        std::thread::spawn(move || {
+            let mut writer = stream.try_clone().unwrap();
+            let mut reader = BufReader::new(stream);
+            loop {
+                let (mut path, mut length) = (String::new(), 0);
+                if reader.read_line(&mut path).unwrap_or(0) == 0 {
+                    return;
+                }
+                loop {
+                    let mut line = String::new();
+                    if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    let line = line.trim().to_ascii_lowercase();
+                    if line.is_empty() {
+                        break;
+                    }
+                    if let Some(value) = line.strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap();
+                    }
+                }
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                let body = match () {
+                    () if path.contains("/api/metric") => {
+                        r#"{"telemetry":{"points":[[1.0,1600000000000]],"dataFormat":["value","timestamp"],"isPartial":false,"_type":"RawMetricTelemetry"},"_type":"MetricsResponse"}"#
+                    }
+                    () if path.contains("/api/field/value") => {
+                        r#"{"_type":"FieldValues","values":[],"isPartial":false}"#
+                    }
+                    () if path.contains("/query_range") => {
+                        r#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#
+                    }
+                    () => r#"{"status":"success","data":[]}"#,
+                };
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+                    body.len()
+                );
+                if writer
+                    .write_all(format!("{head}{body}").as_bytes())
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Fills a cache with keys of one kind; prints what they take.
+fn keys(mebibytes: u64) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = listener.local_addr().unwrap();
+    std::thread::spawn(move || answer_little(&listener));
+    let upstream = |name: &str, kind: &str| {
+        format!(
+            "[[upstream]]\nname = \"{name}\"\nkind = \"{kind}\"\nurls = [\"http://{store}\"]\n\
+             rate_limit = {{ per_second = 100000 }}\nmetadata_ttl = \"1h\"\nrefresh = \"1h\"\n"
+        )
+    };
+    let config = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[cache]\nmemory = \"{mebibytes}MiB\"\n{}default = true\n{}",
+        upstream("mirror", "mirror"),
+        upstream("prom", "prometheus")
+    );
+    let bound = (mebibytes << 20) as f64;
+    println!(
+        "\n{:>7}  {:<40}{:>8}{:>13}{:>13}{:>10}{:>14}{:>12}",
+        "MiB",
+        "filled with keys",
+        "keys",
+        "weighed MiB",
+        "grown MiB",
+        "grown/w.",
+        "weighed B",
+        "grown B"
+    );
+    for kind in &KEYS {
+        let server = Server::start(Kind::Heliostat(&config));
+        let ask = |n: u64| {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            stream.write_all(&(kind.request)(n)).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            let text = String::from_utf8_lossy(&answer);
+            assert!(text.starts_with("HTTP/1.1 200"), "{text:.400}");
+        };
+        // Code, connections and threads are there before anything counts.
+        (0..200).for_each(ask);
+        let (rss, bytes) = (server.rss(), server.cache_bytes());
+        let (mut asked, mut batch) = (200, 100);
+        loop {
+            (asked..asked + batch).for_each(ask);
+            asked += batch;
+            let weighed = server.cache_bytes() as f64;
+            let room = (bound * FULL - weighed) / ((weighed - bytes as f64) / (asked - 200) as f64);
+            if room < 1.0 {
+                break;
+            }
+            batch = (room / 2.0).ceil() as u64;
+        }
+        let count = (asked - 200) as f64;
+        let grown = server.rss().saturating_sub(rss) as f64;
+        let weighed = server.cache_bytes().saturating_sub(bytes) as f64;
+        println!(
+            "{mebibytes:>7}  {:<40}{count:>8}{:>13.1}{:>13.1}{:>10.3}{:>14.1}{:>12.1}",
+            kind.name,
+            mib(weighed),
+            mib(grown),
+            grown / weighed,
+            weighed / count,
+            grown / count,
+        );
+    }
+}
+
 fn main() {
     if was_server() {
         return;
     }
     let short = std::env::args().any(|a| a == "--short");
     let upstream = Upstream::start();
+    if std::env::args().any(|a| a == "--keys") {
+        keys(if short { 16 } else { 64 });
+        return;
+    }
     let lanes = std::env::args().skip_while(|a| a != "--lanes").nth(1);
     if let Some(lanes) = lanes {
         many(&upstream, lanes.parse().expect("a number of lanes"));
@@ -386,6 +625,7 @@ fn main() {
     for mebibytes in sizes {
         churn(&upstream, *mebibytes);
     }
+    keys(if short { 16 } else { 64 });
     println!();
     lists();
     if !short {
