@@ -89,3 +89,47 @@ fn anchors_are_those_that_browsers_jump_to() {
     let expected = BTreeSet::from(["a-b-c-d".to_owned(), "two".to_owned()]);
     assert_eq!(anchors(&page), expected);
 }
+
+/// The keys of config.toml whose comments speak of a bound have a row in the table of limits, with the same
+/// default.
+#[test]
+fn every_bound_of_the_configuration_is_in_the_table_of_limits() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let (config, page) = (read("config.toml"), read("docs/protection.md"));
+    let (_, table) = page.split_once("\n## Every limit\n").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .map(|line| line.split(" | ").collect())
+        .collect();
+    let plain = |text: &str| text.replace([' ', '"'], "");
+    let mut bounds = 0;
+    for line in config.lines() {
+        let Some((setting, comment)) = line.trim_start_matches("# ").split_once(" # ") else {
+            continue;
+        };
+        let words = ["most ", "longest ", "largest ", "upper bound"];
+        let is_bound = words
+            .iter()
+            .any(|word| comment.trim_start().starts_with(word));
+        let Some((key, default)) = setting.split_once(" = ").filter(|_| is_bound) else {
+            continue;
+        };
+        bounds += 1;
+        let named = |cell: &str| {
+            let names = cell.split('`').skip(1).step_by(2);
+            names
+                .into_iter()
+                .any(|name| name.rsplit('.').next() == Some(key))
+        };
+        let found = rows.iter().any(|row| {
+            named(row[0])
+                && row
+                    .get(1)
+                    .is_some_and(|cell| plain(cell).contains(&plain(default)))
+        });
+        assert!(found, "docs/protection.md has no row for {key} = {default}");
+    }
+    assert!(bounds >= 14, "{bounds}");
+}

@@ -44,6 +44,9 @@ impl Prometheus {
     }
 }
 
+/// The longest error that is passed on in the store's form, in bytes. Of a longer one the start is told.
+const LONGEST_ERROR: usize = 64 << 10;
+
 /// Reads an answer that is passed on.
 fn passed(response: &Response, json: bool) -> Result<Passed, Error> {
     let status = response.status;
@@ -59,7 +62,8 @@ fn passed(response: &Response, json: bool) -> Result<Passed, Error> {
         let spoken = answer::spoken_error(response);
         // Most servers say so when they do not know a path or a method.
         let readable = spoken.is_some() || is_text(response) || !json;
-        if !status.is_client_error() || status == StatusCode::TOO_MANY_REQUESTS || !readable {
+        let busy = status == StatusCode::TOO_MANY_REQUESTS;
+        if !status.is_client_error() || busy || !readable || is_long(response) {
             return Err(failure(response, spoken, json));
         }
         false
@@ -79,8 +83,18 @@ fn failure(response: &Response, spoken: Option<Error>, json: bool) -> Error {
             false => error,
         }
     });
-    error.said = passed_on.then(|| raw_response(response));
+    error.said = said(response).filter(|_| passed_on);
     error
+}
+
+/// Returns whether `response`, which is an error, is too long to be passed on as it is.
+fn is_long(response: &Response) -> bool {
+    response.body.len() > LONGEST_ERROR
+}
+
+/// Returns `response`, which is an error, to be passed on, unless it is too long.
+pub(super) fn said(response: &Response) -> Option<Arc<RawResponse>> {
+    (!is_long(response)).then(|| raw_response(response))
 }
 
 fn is_text(response: &Response) -> bool {
@@ -90,7 +104,7 @@ fn is_text(response: &Response) -> bool {
 
 /// Returns `response` to be passed on, in memory of its own: its body takes from the memory for answers
 /// that are being read.
-pub(super) fn raw_response(response: &Response) -> Arc<RawResponse> {
+fn raw_response(response: &Response) -> Arc<RawResponse> {
     let headers = OF_BODY.iter().filter_map(|name| {
         let value = response.headers.get(name)?;
         Some((name.clone(), value.clone()))

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::pass::raw_response;
+use super::pass::said;
 use super::replicas::{Asking, Spacing, TextSeries, ask};
 use super::{MAX_STEPS, Prometheus, Steps, answer, form, seconds, step_width, steps};
 use crate::adapters::{
@@ -78,7 +78,7 @@ fn read(
             answer::check(response)?;
             return Err(garbage(response, "neither an answer nor an error"));
         };
-        error.said = Some(raw_response(response));
+        error.said = said(response);
         return Err(error);
     }
     // Its text is passed on unchanged.
