@@ -2,8 +2,8 @@
 //! compressed and plain texts without compressing anything again.
 //!
 //! - gzip (RFC 1952): one member. A compressed text is a run of deflate blocks (RFC 1951) that ends
-//! on a byte boundary and refers to nothing before it (zlib calls this a full flush); a plain one
-//! goes into stored blocks; the checksums of the parts are combined.
+//!   on a byte boundary and refers to nothing before it (zlib calls this a full flush); a plain one
+//!   goes into stored blocks; the checksums of the parts are combined.
 //! - zstd (RFC 8878): one frame after the other, plain texts in frames of raw blocks.
 
 use bytes::{BufMut, Bytes, BytesMut};
