@@ -91,8 +91,8 @@ pub struct Answered<T> {
 pub struct UpstreamClient {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) addresses: Arc<Addresses>,
-    /// Notified when a breaker opens.
-    pub(super) opened: Arc<Notify>,
+    /// Notified when an address fails that Heliostat asks whether it is well.
+    pub(super) failing: Arc<Notify>,
     pub(super) headers: Reloadable<HeaderMap>,
     pub(super) signer: Option<AwsSigner>,
     pub(super) limiter: Limiter,
@@ -175,7 +175,7 @@ impl UpstreamClient {
         Self {
             transport: parts.transport,
             addresses: Addresses::new(parts.urls, &limits),
-            opened: Arc::default(),
+            failing: Arc::default(),
             headers: parts.headers,
             signer: parts.signer,
             limiter: shared.limiter,
@@ -218,12 +218,12 @@ impl UpstreamClient {
         tenant(&self.headers)
     }
 
-    /// Notified when a breaker opens, and when this is dropped.
-    pub(super) fn opened(&self) -> Arc<Notify> {
-        self.opened.clone()
+    /// Notified when an address fails, and when this is dropped.
+    pub(super) fn failing(&self) -> Arc<Notify> {
+        self.failing.clone()
     }
 
-    /// Returns the time until the next trial of an address with an open breaker, if there is one.
+    /// Returns the time until the next trial of an address that is not well, if there is one.
     pub(super) fn next_trial(&self) -> Option<Duration> {
         self.addresses.next_trial()
     }
@@ -233,8 +233,8 @@ impl UpstreamClient {
         self.limits.timeout
     }
 
-    /// Makes `exchange` at each address with an open breaker that may be tried again. Its breaker
-    /// takes in the result.
+    /// Makes `exchange` at each address that is not well and may be tried again. Its state takes in the
+    /// result.
     pub(super) async fn try_again<T: Send + 'static>(
         &self,
         exchange: &Exchange<T>,
@@ -469,7 +469,7 @@ impl UpstreamClient {
 
 impl Drop for UpstreamClient {
     fn drop(&mut self) {
-        // Calls that wait for an open breaker now wait in vain.
-        self.opened.notify_one();
+        // Who waits for an address to fail waits in vain now.
+        self.failing.notify_one();
     }
 }

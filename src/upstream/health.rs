@@ -1,4 +1,5 @@
-//! Trials of addresses with an open breaker, so that no client's request has to be one.
+//! Trials of addresses that are not well, so that no client's request has to be one: with an open breaker, or
+//! failing while another one is asked.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -10,16 +11,16 @@ use crate::telemetry::trace::Trace;
 /// Time between trials that the limits refused.
 const REFUSED: Duration = Duration::from_secs(1);
 
-/// Watches the addresses of `upstream` as long as it exists: waits until a breaker opens, then
-/// tests the address each time the breaker allows a call.
+/// Watches the addresses of `upstream` as long as it exists: waits until one fails, then tests it each
+/// time that a breaker stays open.
 pub async fn watch(upstream: Weak<Upstream>) {
     while let Some(held) = upstream.upgrade() {
-        let opened = held.client.opened();
+        let failing = held.client.failing();
         let trial = held.client.next_trial();
         // An upstream that nobody else holds must be able to end while this waits.
         drop(held);
         match trial {
-            None => opened.notified().await,
+            None => failing.notified().await,
             Some(wait) => {
                 tokio::time::sleep(wait).await;
                 let Some(held) = upstream.upgrade() else {

@@ -134,8 +134,8 @@ impl UpstreamClient {
         }
         let open = self.addresses.open();
         self.metrics.breaker_open.set(open as f64);
-        if open > 0 {
-            self.opened.notify_one();
+        if self.addresses.next_trial().is_some() {
+            self.failing.notify_one();
         }
         // How long it would have taken is not known.
         let slow = timed_out && !given_up;

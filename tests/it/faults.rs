@@ -297,8 +297,9 @@ async fn a_dead_address_is_asked_last_and_then_only_by_trials() {
     next().await;
     next().await;
     assert_eq!((first.seen().len(), second.seen().len()), (1, 3));
-    // After a while one call finds that it is still dead, and its breaker opens.
+    // After a while Heliostat finds that it is still dead, and its breaker opens.
     pass(hour).await;
+    soon(asked(2)).await;
     next().await;
     assert_eq!((first.seen().len(), second.seen().len()), (2, 4));
     let open = "heliostat_breaker_open{upstream=\"two\"}";

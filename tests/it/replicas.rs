@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::scripted::{Answer, Fault, Scripted, Seen};
 use crate::support::{Server, TestClock};
+use heliostat::clock::Clock;
 
 const NOW: i64 = 1_200_000_000;
 const MINUTE: i64 = 60_000;
@@ -206,7 +207,11 @@ async fn a_failing_url_goes_unnoticed_while_another_works() {
         headers: [("location".to_owned(), to.to_owned())].into(),
         ..page(302)
     };
-    let sick: [(&str, Answer, usize); 10] = [
+    let said = |status: u16, text: &str| Answer {
+        text: Some(text.to_owned()),
+        ..page(status)
+    };
+    let sick: [(&str, Answer, usize); 19] = [
         ("bad-gateway", page(502), 1),
         ("gateway-timeout", page(504), 1),
         ("login-page", page(200), 1),
@@ -214,6 +219,25 @@ async fn a_failing_url_goes_unnoticed_while_another_works() {
         ("login-loop", redirect("/login"), 8),
         ("login-elsewhere", redirect("http://login.example/"), 1),
         ("not-found", page(404), 1),
+        ("unauthorized", page(401), 1),
+        ("payment-required", page(402), 1),
+        ("no-origin", page(530), 1),
+        ("nothing", said(200, ""), 1),
+        ("no-content", said(204, ""), 1),
+        // A gateway may speak JSON: its error is none of a mirror, and has no key.
+        (
+            "no-upstream",
+            said(502, r#"{"message":"no healthy upstream"}"#),
+            1,
+        ),
+        (
+            "no-route",
+            said(404, r#"{"message":"no Route matched"}"#),
+            1,
+        ),
+        ("overloaded", said(503, r#"{"message":"slow down"}"#), 1),
+        // No clock can add this up.
+        ("never", busy(503, Some("18446744073709551615")), 1),
         ("starting", busy(503, None), 1),
         ("long-rest", busy(503, Some("60")), 1),
         ("throttled", busy(429, Some("60")), 1),
@@ -311,4 +335,112 @@ async fn a_gateway_that_lets_only_get_pass_is_asked_by_get() {
     }
     let methods: Vec<_> = upstream.seen().iter().map(|s| s.method.clone()).collect();
     assert_eq!(methods, ["POST", "GET", "GET", "GET"], "it is remembered");
+}
+
+/// Points every ten seconds up to `now`, `shift` later than whole ones, without those in `hole`.
+fn scraped(seen: &Seen, now: i64, shift: i64, hole: std::ops::Range<i64>) -> Answer {
+    if seen.path == "/api/connection" {
+        return point(seen);
+    }
+    let query = &seen.json()["query"];
+    let bound = |name: &str| query[name].as_i64().unwrap();
+    let times = (bound("startTime") / EVERY - 1..)
+        .map(|n| n * EVERY + shift)
+        .take_while(|t| *t < bound("endTime").min(now + 1));
+    let times = times.filter(|t| *t >= bound("startTime") && !hole.contains(t));
+    Answer::json(json!({
+        "_type": "MetricsResponse",
+        "telemetry": {
+            "_type": "RawMetricTelemetry", "points": times.map(|t| json!([shift, t])).collect::<Vec<_>>(),
+            "dataFormat": ["value", "timestamp"], "isPartial": false,
+        },
+    }))
+}
+
+const EVERY: i64 = 10_000;
+
+/// Asks for the last ten minutes `times` times, every ten seconds, and has `check` look at the points' times.
+async fn sliding(server: &Server, clock: &TestClock, times: usize, check: impl Fn(i64, &[i64])) {
+    for _ in 0..times {
+        clock.pass(10_000);
+        let now = clock.now();
+        let mut asked = question("cpu", 0);
+        asked["query"]["startTime"] = json!(now - 10 * MINUTE);
+        asked["query"]["endTime"] = json!(now);
+        let reply = server.post("/api/metric", &asked).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        let times: Vec<i64> = reply.points().iter().map(|p| p[1] as i64).collect();
+        check(now, &times);
+    }
+}
+
+const SLIDING: &str = "refresh = \"10s\"\nsettle = \"30s\"\nrefresh_ahead = false\nrecheck = \"0s\"\n\
+     breaker = { failures = 5, open = \"1s\" }";
+
+#[tokio::test]
+async fn a_lane_keeps_to_one_url_of_a_pair_that_is_well() {
+    let clock = TestClock::at(NOW);
+    let of_first = clock.clone();
+    let first = Scripted::start(clock.clone(), move |_, seen| {
+        scraped(seen, of_first.now(), 0, 0..0)
+    })
+    .await;
+    let of_second = clock.clone();
+    let second = Scripted::start(clock.clone(), move |_, seen| {
+        scraped(seen, of_second.now(), 2_000, 0..0)
+    })
+    .await;
+    let toml = mirror("pair", &[&first.url, &second.url], SLIDING);
+    let server = Server::start_at(&toml, clock.clone()).await;
+    sliding(&server, &clock, 120, |now, times| {
+        let whole = |t: &i64| t % EVERY == 0;
+        assert!(times.iter().all(whole), "{times:?}");
+        let apart = |pair: &[i64]| pair[1] - pair[0] == EVERY;
+        assert!(times.windows(2).all(apart), "{times:?}");
+        assert!(times.last().is_some_and(|t| now - t <= 2 * EVERY));
+    })
+    .await;
+    assert!(second.seen().is_empty(), "the second was asked");
+}
+
+#[tokio::test]
+async fn what_a_url_missed_leaves_no_hole_when_it_is_back() {
+    const DOWN: std::ops::Range<i64> = NOW + 4 * MINUTE..NOW + 4 * MINUTE + 202_000;
+    let clock = TestClock::at(NOW);
+    let of_first = clock.clone();
+    let first = Scripted::start(clock.clone(), move |_, seen| {
+        let now = of_first.now();
+        match DOWN.contains(&now) {
+            true => Answer {
+                fault: Fault::Close,
+                ..Answer::default()
+            },
+            false => scraped(seen, now, 0, DOWN),
+        }
+    })
+    .await;
+    let of_second = clock.clone();
+    let second = Scripted::start(clock.clone(), move |_, seen| {
+        scraped(seen, of_second.now(), 2_000, 0..0)
+    })
+    .await;
+    let toml = mirror("missed", &[&first.url, &second.url], SLIDING);
+    let server = Server::start_at(&toml, clock.clone()).await;
+    let check = |now: i64, times: &[i64]| {
+        let bounds = [&[now - 10 * MINUTE], times].concat();
+        let apart = |pair: &[i64]| (0..=EVERY + 2_000).contains(&(pair[1] - pair[0]));
+        assert!(bounds.windows(2).all(apart), "{} {times:?}", now - NOW);
+        assert!(times.last().is_some_and(|t| now - t <= 2 * EVERY + 2_000));
+    };
+    let calls = |path: &str| first.seen().iter().filter(|s| s.path == path).count();
+    sliding(&server, &clock, 46, check).await;
+    assert!(clock.now() > DOWN.end);
+    let (queries, trials) = (calls("/api/metric"), calls("/api/connection"));
+    // Heliostat finds out by itself that it is back.
+    while calls("/api/connection") == trials {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    sliding(&server, &clock, 74, check).await;
+    assert!(calls("/api/metric") > queries + 10, "it is not asked again");
 }

@@ -136,9 +136,15 @@ impl Checks {
         if let Some(expected) = &self.api_key
             && key.is_none_or(|k| k.as_bytes() != expected.get().as_bytes())
         {
-            if !is_json(&response.body) {
-                // Not a mirror, but something in front of it.
-                return Err(not_a_mirror(response));
+            // Something in front of a mirror answers with a page, or with an error of its own.
+            let other_error =
+                response.status != StatusCode::OK && response::read_error(&response.body).is_none();
+            if other_error || !is_json(&response.body) {
+                let error = not_a_mirror(response);
+                return Err(match error.evidence {
+                    Evidence::Question => error.shows(Evidence::Stranger),
+                    _ => error,
+                });
             }
             let what = if key.is_some() { "another" } else { "no" };
             let message = format!(

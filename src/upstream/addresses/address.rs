@@ -2,7 +2,9 @@
 //!
 //! An address that failed several times in a row gets no calls for a while (its breaker is open),
 //! and then one call as a trial. One that cannot take more calls for now rests for as long as it
-//! asks, or for a second, longer each time. Either comes back with one call first, then with more.
+//! asks, or for a second, then for half of the time that it has been away. Either comes back with one call
+//! first. After a good one a failed address gets more calls step by step, and one that rested as many
+//! as the limits allow, unless it has just refused these.
 
 use std::time::Duration;
 
@@ -11,7 +13,8 @@ use tokio::time::Instant;
 use super::outages::Outages;
 use crate::model::Millis;
 
-/// The rest of an address that does not say how long it needs.
+/// The shortest rest of an address that does not say how long it needs. One that refuses calls again sooner
+/// than that after it came back cannot take as many as the limits allow.
 const REST: Duration = Duration::from_secs(1);
 
 /// The longest that an address rests because it asks for it.
@@ -21,7 +24,7 @@ pub(crate) const LONGEST_REST: Duration = Duration::from_secs(300);
 /// now and then, and can say that there are more.
 const LONGEST_SPACING: Duration = Duration::from_secs(60);
 
-/// An address that comes back may have one more concurrent call after each that succeeds, up to
+/// An address that comes back slowly may have one more concurrent call after each that succeeds, up to
 /// this number; then any number.
 const BACK: usize = 16;
 
@@ -90,10 +93,17 @@ pub(super) struct AddressState {
     /// The time at which it went away, and the time from which it may be called again.
     went: Instant,
     until: Instant,
-    /// Rests in a row.
-    rests: u32,
-    /// Number of calls that may run while it comes back.
+    /// The time since which it has refused all calls.
+    busy_since: Option<Instant>,
+    /// The time at which it came back from its last rest.
+    back: Option<Instant>,
+    /// Number of calls that may run while it comes back, of those sent since.
     slots: Option<usize>,
+    /// Such calls in flight, and the number of times that it went away.
+    since: usize,
+    round: u64,
+    /// Set if it gets more calls step by step when it comes back.
+    slowly: bool,
     /// The distance that calls must keep, and until when.
     spacing: Option<(Duration, Instant)>,
     last_sent: Option<Instant>,
@@ -114,8 +124,12 @@ impl AddressState {
             away: None,
             went: now,
             until: now,
-            rests: 0,
+            busy_since: None,
+            back: None,
             slots: None,
+            since: 0,
+            round: 0,
+            slowly: false,
             spacing: None,
             last_sent: None,
             last_answer: None,
@@ -126,7 +140,7 @@ impl AddressState {
 
     /// Returns whether a call may go to it at `now`.
     pub(super) fn readiness(&self, now: Instant) -> Readiness {
-        let full = self.slots.is_some_and(|slots| self.running >= slots);
+        let full = self.slots.is_some_and(|slots| self.since >= slots);
         match self.away {
             Some(Away::Failed) if full || now < self.until => return Readiness::Open(self.until),
             Some(Away::Resting) if now < self.until => return Readiness::From(self.until),
@@ -169,6 +183,16 @@ impl AddressState {
         self.last_failure.is_some_and(fails)
     }
 
+    /// Returns when Heliostat itself asks it whether it is well, if it is not: clients' calls go to others
+    /// then.
+    pub(super) fn trial_at(&self, policy: BreakerPolicy) -> Option<Instant> {
+        match self.last_failure {
+            _ if self.is_open() => Some(self.until),
+            Some(failed) if !policy.alone => Some(self.until.max(failed + policy.open.max(REST))),
+            _ => None,
+        }
+    }
+
     /// Returns whether its breaker is open.
     pub(super) fn is_open(&self) -> bool {
         self.away == Some(Away::Failed)
@@ -183,19 +207,36 @@ impl AddressState {
     /// Returns the state of its breaker by name, and the time until a trial.
     pub(super) fn breaker(&self, now: Instant) -> (&'static str, Option<Duration>) {
         match self.away {
-            Some(Away::Failed) if self.running > 0 && self.until <= now => ("probing", None),
+            Some(Away::Failed) if self.since > 0 && self.until <= now => ("probing", None),
             Some(Away::Failed) => ("open", Some(self.until.saturating_duration_since(now))),
             _ => ("closed", None),
         }
     }
 
-    /// Takes in that a call goes to it at `now`.
-    pub(super) fn sent(&mut self, now: Instant) {
+    /// Takes in that a call goes to it at `now`. Returns the number to [end](Self::ended) it with.
+    pub(super) fn sent(&mut self, now: Instant) -> u64 {
         if self.running == 0 {
             self.silent_since = now;
         }
         self.running += 1;
+        self.since += 1;
         self.last_sent = Some(now);
+        self.round
+    }
+
+    /// Takes in that a call is no longer in flight that was sent in `round`.
+    pub(super) fn ended(&mut self, round: u64) {
+        self.running -= 1;
+        if round == self.round {
+            self.since -= 1;
+        }
+    }
+
+    /// Lets one call go first, however many are in flight that may say nothing any more.
+    fn one_first(&mut self) {
+        self.slots = Some(1);
+        self.since = 0;
+        self.round += 1;
     }
 
     /// Takes in the `verdict` of a call that was sent at `sent` and ended at `now`, which is `wall`
@@ -214,12 +255,15 @@ impl AddressState {
             Verdict::Works if old => false,
             Verdict::Works => {
                 self.failures = 0;
-                self.rests = 0;
-                self.away = None;
+                self.busy_since = None;
+                if self.away.take() == Some(Away::Resting) {
+                    self.back = Some(now);
+                }
                 self.last_answer = Some(now);
                 self.last_failure = None;
                 self.silent_since = now;
-                self.slots = self.slots.map(|n| n + 1).filter(|n| *n < BACK);
+                let more = self.slots.map(|n| n + 1);
+                self.slots = more.filter(|n| self.slowly && *n < BACK);
                 self.outages.answered(wall);
                 false
             }
@@ -231,11 +275,15 @@ impl AddressState {
                 if !policy.alone {
                     // Other addresses are asked; of the calls to this one, one at a time finds out
                     // whether it is back.
-                    self.slots = Some(1);
+                    if self.slots != Some(1) {
+                        self.one_first();
+                    }
+                    self.slowly = true;
                 }
                 if !(old && self.is_open()) {
                     self.failures = self.failures.saturating_add(1);
                     if self.is_open() || self.failures >= policy.failures {
+                        self.slowly = true;
                         self.leave(Away::Failed, now, policy.open);
                     }
                 }
@@ -246,12 +294,19 @@ impl AddressState {
                 self.last_error = Some(error);
                 self.last_failure = Some(now);
                 if !old {
-                    self.rests = self.rests.saturating_add(1);
+                    // Several calls at once are too many for it, soon after one alone was not; what
+                    // refuses one alone is an outage.
+                    let soon = |back| sent.saturating_duration_since(back) < REST;
+                    let several = self.slots != Some(1);
+                    self.slowly = several && (self.slowly || self.back.is_some_and(soon));
                 }
+                let since = *self.busy_since.get_or_insert(now);
+                let usual = now.saturating_duration_since(since) / 2;
                 // Never longer than a breaker would be open, unless the address asks for it.
-                let longest = policy.open.max(REST);
-                let usual = REST.saturating_mul(1 << (self.rests.saturating_sub(1)).min(16));
-                let rest = asked.unwrap_or(usual.min(longest)).min(LONGEST_REST);
+                let usual = usual.min(policy.open).max(REST);
+                // One that has refused several calls is not believed that the next one is welcome at once.
+                let asked = asked.filter(|rest| !rest.is_zero() || since == now);
+                let rest = asked.unwrap_or(usual).min(LONGEST_REST);
                 match self.away {
                     // A trial with this answer has not succeeded.
                     Some(Away::Failed) => self.leave(Away::Failed, now, policy.open.max(rest)),
@@ -272,7 +327,7 @@ impl AddressState {
         };
         self.away = Some(away);
         self.went = now;
-        self.slots = Some(1);
+        self.one_first();
     }
 
     /// Takes in that it said at `now` that `remaining` calls are left until `reset` is over.

@@ -105,8 +105,9 @@ pub(super) struct Chosen {
     addresses: Arc<Addresses>,
     /// The index of the address.
     pub(super) index: usize,
-    /// The time at which the call was sent.
+    /// The time at which the call was sent, and what the address needs to take in its end.
     sent: Instant,
+    round: u64,
     /// Set if its breaker was open, so that this is a trial.
     pub(super) trial: bool,
     /// Set if it was away at the time that the call asks about, and another was not.
@@ -171,7 +172,7 @@ impl Chosen {
         };
         let mut state = address.state();
         self.ended = true;
-        state.running -= 1;
+        state.ended(self.round);
         let policy = self.addresses.policy;
         state.learn(policy, self.sent, Instant::now(), wall, verdict)
     }
@@ -190,7 +191,7 @@ impl Drop for Chosen {
         if !self.ended
             && let Some(address) = self.addresses.all.get(self.index)
         {
-            address.state().running -= 1;
+            address.state().ended(self.round);
         }
     }
 }
@@ -239,7 +240,8 @@ impl Addresses {
         match (later, from, open) {
             (true, _, _) => Outlook::Later,
             (_, Some(at), _) => Outlook::From(at),
-            (_, _, Some(_)) if wish.trial => Outlook::Ready,
+            // Heliostat's own trial of one address waits for its time; that of a client does not.
+            (_, _, Some(at)) if wish.trial && (wish.only.is_none() || at <= now) => Outlook::Ready,
             (_, _, Some(at)) => Outlook::Open(at),
             (false, None, None) => Outlook::Later,
         }
@@ -268,7 +270,7 @@ impl Addresses {
             }
             let open = match state.readiness(now) {
                 Readiness::Ready => false,
-                Readiness::Open(_) if wish.trial => true,
+                Readiness::Open(at) if wish.trial && (wish.only.is_none() || at <= now) => true,
                 _ => continue,
             };
             let silent = state.is_silent(now, usual);
@@ -284,12 +286,13 @@ impl Addresses {
         let address = self.all.get(index)?;
         let mut state = address.state();
         let trial = state.is_open();
-        state.sent(now);
+        let round = state.sent(now);
         drop(state);
         Some(Chosen {
             addresses: self.clone(),
             index,
             sent: now,
+            round,
             trial,
             provisional: away_then && clean_elsewhere,
             ended: false,
@@ -340,26 +343,30 @@ impl Addresses {
         self.all.iter().filter(|a| a.state().is_open()).count()
     }
 
-    /// Returns the addresses with an open breaker that may be tried now.
+    /// Returns the addresses that are not well, and may be tried now.
     pub(super) fn to_try(&self) -> Vec<usize> {
         let now = Instant::now();
         let tried = self.all.iter().enumerate().filter(|(_, a)| {
             let state = a.state();
-            state.breaker(now).1 == Some(Duration::ZERO)
+            let due = state.trial_at(self.policy).is_some_and(|at| at <= now);
+            due && match state.readiness(now) {
+                Readiness::Ready => true,
+                Readiness::Open(_) => state.breaker(now).1 == Some(Duration::ZERO),
+                Readiness::From(_) | Readiness::Later => false,
+            }
         });
         tried.map(|(index, _)| index).collect()
     }
 
-    /// Returns the time until the next trial of an address with an open breaker, if there is one.
+    /// Returns the time until the next trial of an address that is not well, if there is one.
     pub(super) fn next_trial(&self) -> Option<Duration> {
         let now = Instant::now();
-        let open = self.all.iter().filter_map(|a| {
-            let state = a.state();
-            state
-                .is_open()
-                .then(|| state.breaker(now).1.unwrap_or_default())
-        });
-        open.min()
+        let trials = self
+            .all
+            .iter()
+            .filter_map(|a| a.state().trial_at(self.policy));
+        let next = trials.min()?;
+        Some(next.saturating_duration_since(now))
     }
 
     /// Returns the time for which all of them rest, and the greatest distance of calls that one

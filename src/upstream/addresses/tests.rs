@@ -90,16 +90,98 @@ async fn a_breaker_opens_after_failures_in_a_row_and_closes_after_a_good_trial()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_address_rests_longer_each_time_and_comes_back_slowly() {
+async fn a_busy_address_rests_for_half_of_the_time_that_it_has_been_away() {
     let all = addresses(1);
-    for seconds in [1, 2, 4, 8, 10, 10] {
+    let mut away = Duration::ZERO;
+    for rest in [1.0, 1.0, 1.0, 1.5, 2.25, 3.375, 5.0625, 7.59375, 10.0, 10.0] {
         end(&all, busy(None));
-        let until = Instant::now() + seconds * SECOND;
-        assert_eq!(outlook(&all), Outlook::From(until));
-        tokio::time::advance(seconds * SECOND).await;
+        let rest = Duration::from_secs_f64(rest);
+        assert_eq!(
+            outlook(&all),
+            Outlook::From(Instant::now() + rest),
+            "{away:?}"
+        );
+        tokio::time::advance(rest).await;
+        away += rest;
     }
+    end(&all, busy(Some(60)));
+    assert_eq!(outlook(&all), Outlook::From(Instant::now() + 60 * SECOND));
+    tokio::time::advance(60 * SECOND).await;
+    end(&all, busy(Some(86_400)));
+    assert_eq!(outlook(&all), Outlook::From(Instant::now() + 300 * SECOND));
+    tokio::time::advance(300 * SECOND).await;
+    end(&all, Verdict::Works);
+    tokio::time::advance(SECOND).await;
+    end(&all, busy(None));
+    assert_eq!(outlook(&all), Outlook::From(Instant::now() + SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_rest_one_call_goes_first_and_then_as_many_as_come() {
+    let all = addresses(1);
+    end(&all, busy(None));
+    tokio::time::advance(SECOND).await;
+    let mut trial = call(&all, &Wish::default()).unwrap();
+    assert_eq!(outlook(&all), Outlook::Later);
+    trial.end(Verdict::Works, 0);
+    let many: Vec<_> = (0..100).map(|_| call(&all, &Wish::default())).collect();
+    assert!(many.iter().all(Option::is_some));
+    // An outage that comes later is no reason to come back slowly.
+    tokio::time::advance(SECOND).await;
+    end(&all, busy(None));
+    tokio::time::advance(SECOND).await;
+    end(&all, Verdict::Works);
+    let many: Vec<_> = (0..100).map(|_| call(&all, &Wish::default())).collect();
+    assert!(many.iter().all(Option::is_some));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_call_does_not_delay_the_first_one_after_a_rest() {
+    let all = addresses(1);
+    let mut long = call(&all, &Wish::default()).unwrap();
+    tokio::time::advance(Duration::from_millis(50)).await;
+    end(&all, busy(None));
+    tokio::time::advance(SECOND).await;
+    let mut trial = call(&all, &Wish::default()).expect("a trial");
+    assert_eq!(outlook(&all), Outlook::Later);
+    // It ends, and says nothing about now.
+    long.end(Verdict::Works, 0);
+    assert_eq!(outlook(&all), Outlook::Later);
+    trial.end(Verdict::Works, 0);
+    assert_eq!(outlook(&all), Outlook::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rest_of_no_time_is_granted_once() {
+    let all = addresses(1);
+    end(&all, busy(Some(0)));
+    assert_eq!(outlook(&all), Outlook::Ready);
+    tokio::time::advance(Duration::from_millis(50)).await;
+    end(&all, busy(Some(0)));
+    assert_eq!(outlook(&all), Outlook::From(Instant::now() + SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_refuses_calls_again_at_once_comes_back_slowly() {
+    let all = addresses(1);
+    end(&all, busy(None));
+    tokio::time::advance(SECOND).await;
+    end(&all, Verdict::Works);
+    end(&all, busy(None));
+    tokio::time::advance(SECOND).await;
     // One call, then two, then more.
     for at_once in [1, 2, 3] {
+        let mut held: Vec<_> = (0..at_once)
+            .map(|_| call(&all, &Wish::default()).unwrap())
+            .collect();
+        assert_eq!(outlook(&all), Outlook::Later);
+        held[0].end(Verdict::Works, 0);
+    }
+    // Refused on the way, it comes back slowly again, however long that takes.
+    tokio::time::advance(5 * SECOND).await;
+    end(&all, busy(None));
+    tokio::time::advance(SECOND).await;
+    for at_once in [1, 2] {
         let mut held: Vec<_> = (0..at_once)
             .map(|_| call(&all, &Wish::default()).unwrap())
             .collect();
@@ -111,12 +193,22 @@ async fn a_busy_address_rests_longer_each_time_and_comes_back_slowly() {
     }
     let many: Vec<_> = (0..100).map(|_| call(&all, &Wish::default())).collect();
     assert!(many.iter().all(Option::is_some));
-    drop(many);
-    end(&all, busy(Some(60)));
-    assert_eq!(outlook(&all), Outlook::From(Instant::now() + 60 * SECOND));
-    tokio::time::advance(60 * SECOND).await;
-    end(&all, busy(Some(86_400)));
-    assert_eq!(outlook(&all), Outlook::From(Instant::now() + 300 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_failed_comes_back_slowly() {
+    let all = addresses(1);
+    for _ in 0..3 {
+        end(&all, fails());
+    }
+    tokio::time::advance(10 * SECOND).await;
+    for at_once in [1, 2, 3] {
+        let mut held: Vec<_> = (0..at_once)
+            .map(|_| call(&all, &Wish::default()).unwrap())
+            .collect();
+        assert_ne!(outlook(&all), Outlook::Ready);
+        held[0].end(Verdict::Works, 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,6 +235,47 @@ async fn a_slow_call_shows_nothing_of_an_address_that_answers_others() {
     let mut slow = call(&all, &Wish::default()).unwrap();
     tokio::time::advance(SECOND).await;
     assert!(slow.end(Verdict::TimedOut("slow".into()), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_failed_once_is_asked_by_heliostat_itself_while_another_is_well() {
+    let all = addresses(1);
+    end(&all, fails());
+    assert_eq!(all.next_trial(), None, "calls find out themselves");
+    let all = addresses(2);
+    assert_eq!(all.next_trial(), None);
+    end(&all, fails());
+    assert_eq!(all.next_trial(), Some(10 * SECOND));
+    assert!(all.to_try().is_empty());
+    tokio::time::advance(10 * SECOND).await;
+    assert_eq!(all.to_try(), [0]);
+    let own = Wish {
+        trial: true,
+        only: Some(0),
+        ..Wish::default()
+    };
+    let mut trial = call(&all, &own).expect("a trial");
+    assert!(all.to_try().is_empty(), "it is on the way");
+    let about_now = Wish {
+        span: Some(TimeRange::new(2_000, 3_000).unwrap()),
+        ..Wish::default()
+    };
+    assert_eq!(call(&all, &about_now).map(|c| c.index), Some(1));
+    trial.end(Verdict::Works, 1_500);
+    assert_eq!(all.next_trial(), None);
+    assert_eq!(call(&all, &about_now).map(|c| c.index), Some(0));
+    // One of its own waits for an open breaker, a client's test does not.
+    for _ in 0..3 {
+        call(&all, &own).expect("a call").end(fails(), 4_000);
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    assert!(call(&all, &own).is_none());
+    let test = Wish {
+        only: None,
+        tried: Tried::default().with(1),
+        ..own
+    };
+    assert!(call(&all, &test).is_some());
 }
 
 #[tokio::test(start_paused = true)]

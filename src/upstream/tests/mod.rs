@@ -245,6 +245,27 @@ async fn retries_end_with_their_number_and_their_budget() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_retry_is_begun_that_cannot_end_in_time() {
+    for (seconds, calls) in [(14, 1), (29, 2)] {
+        let hosts = Arc::new(Hosts::default());
+        hosts.set("a", Does::Never);
+        let limits = Limits {
+            retries: 3,
+            timeout: Duration::from_secs(10),
+            ..Limits::for_tests()
+        };
+        let upstream = upstream(&hosts, &["a"], limits);
+        let call = CallContext {
+            deadline: Instant::now() + Duration::from_secs(seconds),
+            ..call_context()
+        };
+        let ended = upstream.client.run(exchange(), &call).await;
+        assert_eq!(ended.map(|_| ()).unwrap_err().kind, Kind::DeadlineExceeded);
+        assert_eq!(hosts.counts(), [times("a", calls)], "{seconds} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_that_would_recur_are_not_retried() {
     let hosts = Arc::new(Hosts::default());
     let limits = Limits {
