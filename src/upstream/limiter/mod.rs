@@ -166,7 +166,7 @@ impl Limiter {
             let (place, deadline, caller) = (ask.place(), ask.deadline, ask.caller);
             let asking = Asking { ask, admission };
             let number = state.queue.enter(place, deadline, asking);
-            shared.shed_hopeless(&mut state);
+            shared.shed_hopeless(&mut state, caller);
             let ticket = Ticket {
                 shared,
                 caller,
@@ -294,16 +294,22 @@ impl SharedLimiter {
         }
     }
 
-    /// Refuses from the end of the longest line, as long as the last call there has no chance to be
-    /// answered in time.
-    fn shed_hopeless(&self, state: &mut LimiterQueue) {
+    /// Refuses calls that have no chance to be answered in time, now that one of `newcomer` has come: that one,
+    /// which then has not waited, unless its line is less than half as long as the longest; then from the
+    /// end of that.
+    fn shed_hopeless(&self, state: &mut LimiterQueue, newcomer: Caller) {
+        let mut may_stay = state.queue.has_line_twice_as_long_as(newcomer);
         while let Some((_, _, deadline)) = state.queue.last() {
             let now = Instant::now();
             let turn = self.turn(state, now, state.queue.len() - 1);
             if turn.is_zero() || now + turn + state.latency.usual() <= deadline {
                 return;
             }
-            self.shed_last(state);
+            match state.queue.last_of(newcomer) {
+                Some((ticket, _, _)) if !may_stay => shed(state, newcomer, ticket, turn),
+                _ => self.shed_last(state),
+            }
+            may_stay = true;
         }
     }
 

@@ -42,6 +42,8 @@ struct Line<T> {
 struct Pace {
     /// Seconds between two turns, of the last `PACE_WEIGHT` or so.
     seconds: f64,
+    /// Intervals that were taken in, up to `PACE_WEIGHT`.
+    turns: f64,
     last: Option<Instant>,
 }
 
@@ -57,7 +59,8 @@ impl Pace {
         if let Some(last) = self.last.replace(now) {
             let most = PACE_CLIP * self.seconds.max(even);
             let interval = now.duration_since(last).as_secs_f64().min(most);
-            self.seconds += (interval - self.seconds) / PACE_WEIGHT;
+            self.turns = (self.turns + 1.0).min(PACE_WEIGHT);
+            self.seconds += (interval - self.seconds) / self.turns;
         }
     }
 
@@ -251,6 +254,15 @@ impl<T> Queue<T> {
         let line = self.lines.iter().max_by_key(longest)?;
         let newest = line.newest()?;
         Some((line.caller, newest.ticket, newest.deadline))
+    }
+
+    /// Returns whether another line is more than twice as long as that of `caller`; a line of Heliostat
+    /// itself is for any client.
+    pub(super) fn has_line_twice_as_long_as(&self, caller: Caller) -> bool {
+        let own = self.lines.iter().find(|l| l.caller == caller);
+        let own = own.map_or(0, |l| l.waiting);
+        let mut others = self.lines.iter().filter(|l| l.caller != caller);
+        others.any(|l| l.waiting > 2 * own || (l.caller.is_none() && caller.is_some()))
     }
 
     /// Returns whether `caller` would have fewer calls in its line, with one more, than the caller
