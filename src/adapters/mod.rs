@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::StatusCode;
-use http::header::{DATE, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, DATE, RETRY_AFTER};
 use serde_json::{Map, Value};
 
 use crate::model::{
@@ -370,7 +370,13 @@ fn garbage(response: &Response, why: &str) -> Error {
     let start = response.body.get(..480).unwrap_or(&response.body);
     let start = quoted(&String::from_utf8_lossy(start), 120);
     let why = quoted(why, SAID);
-    let message = format!("the upstream answered HTTP {status}: {why}; it starts \"{start}\"");
+    let coding = response.headers.get(CONTENT_ENCODING);
+    let coding = coding.map(|coding| quoted(&String::from_utf8_lossy(coding.as_bytes()), 50));
+    let coded = coding.map_or_else(String::new, |coding| {
+        format!(" with the Content-Encoding {coding}, which was not requested")
+    });
+    let message =
+        format!("the upstream answered HTTP {status}{coded}: {why}; it starts \"{start}\"");
     let evidence = match response.status.is_server_error() {
         true => Evidence::Address,
         false if is_json(&response.body) => Evidence::Question,
@@ -413,12 +419,15 @@ fn busy(response: &Response) -> Option<Error> {
     Some(Error::new(Kind::UpstreamBusy, message).retry_after(retry_after(response)))
 }
 
+/// Longest wait that is believed.
+const LONGEST_WAIT: f64 = 86_400.0;
+
 /// Returns the wait that `response` asks for: in seconds, or up to a date, which is by the clock
 /// that the response's own `Date` is of.
 fn retry_after(response: &Response) -> Option<Duration> {
     let asked = response.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = asked.parse() {
-        return Some(Duration::from_secs(seconds));
+    if let Ok(seconds) = asked.parse::<f64>() {
+        return (seconds >= 0.0).then(|| Duration::from_secs_f64(seconds.min(LONGEST_WAIT)));
     }
     let until = httpdate::parse_http_date(asked).ok()?;
     let now = UNIX_EPOCH + Duration::from_millis(u64::try_from(date(response)?).ok()?);

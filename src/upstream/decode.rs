@@ -21,20 +21,14 @@ const STEP_INLINE: usize = 128 << 10;
 const STEP: usize = 4 << 20;
 
 /// Returns `body` without the coding that `headers` name, if that is gzip: its name may be in any
-/// case, and `x-gzip` is an alias (RFC 9110, 8.4.1). Other codings belong to the answer. The result
-/// holds `share`, which grows with it.
+/// case, `x-gzip` is an alias, and `identity` is none (RFC 9110, 8.4.1). Other codings belong to the answer.
+/// The result holds `share`, which grows with it.
 pub(super) async fn decoded(
     headers: &mut HeaderMap,
     body: Vec<u8>,
     share: Arc<AnswerShare>,
 ) -> Result<Bytes, Error> {
-    let coding = headers.get(CONTENT_ENCODING).and_then(|c| c.to_str().ok());
-    let coding = coding.unwrap_or_default().trim();
-    if !["gzip", "x-gzip"]
-        .iter()
-        .any(|gzip| coding.eq_ignore_ascii_case(gzip))
-        || body.is_empty()
-    {
+    if !is_gzip(headers) || body.is_empty() {
         return share.whole(body).await;
     }
     headers.remove(CONTENT_ENCODING);
@@ -61,6 +55,18 @@ pub(super) async fn decoded(
         step = STEP;
     }
     share.whole(decoding.decoded).await
+}
+
+/// Returns whether the one coding that `headers` name is gzip.
+fn is_gzip(headers: &HeaderMap) -> bool {
+    let named = headers.get(CONTENT_ENCODING).and_then(|c| c.to_str().ok());
+    let codings = named.unwrap_or_default().split(',').map(str::trim);
+    let is = |coding: &str, names: &[&str]| names.iter().any(|n| coding.eq_ignore_ascii_case(n));
+    let mut codings = codings.filter(|coding| !is(coding, &["", "identity"]));
+    let first = codings
+        .next()
+        .is_some_and(|coding| is(coding, &["gzip", "x-gzip"]));
+    first && codings.next().is_none()
 }
 
 /// A body on the way to its plain form.
@@ -128,20 +134,28 @@ mod tests {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
         let share = AnswerMemory::new(1 << 20).share(100_000, Instant::now());
         let decoded = decoded(&mut headers, body, share).await;
-        assert_eq!(headers.is_empty(), coding != "snappy");
+        let stays = ["snappy", "identity", "gzip, gzip", ""].contains(&coding);
+        assert_eq!(headers.is_empty(), !stays);
         decoded.map_err(|e| e.kind)
     }
 
     #[tokio::test]
     async fn gzip_is_read_by_all_its_names_and_in_all_its_members() {
-        for coding in ["gzip", "GZIP", "x-gzip", " X-GZip"] {
+        for coding in [
+            "gzip",
+            "GZIP",
+            "x-gzip",
+            " X-GZip",
+            "identity, gzip",
+            ",gzip,",
+        ] {
             let body = [gzip(b"one "), gzip(b"two")].concat();
             assert_eq!(read(coding, body).await.unwrap(), "one two", "{coding}");
         }
-        assert_eq!(
-            read("snappy", b"as it is".to_vec()).await.unwrap(),
-            "as it is"
-        );
+        for coding in ["snappy", "identity", "gzip, gzip", ""] {
+            let body = b"as it is".to_vec();
+            assert_eq!(read(coding, body).await.unwrap(), "as it is", "{coding}");
+        }
         let large = read("gzip", gzip(&vec![0; 100_001])).await;
         assert_eq!(large, Err(Kind::AnswerTooLarge));
         assert_eq!(

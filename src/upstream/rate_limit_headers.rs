@@ -1,8 +1,8 @@
 //! Rate limits that an upstream announces in the headers of an answer.
 //!
-//! Read are `X-RateLimit-Remaining` and `X-RateLimit-Reset` (also without `X-`), and `RateLimit` of
-//! the IETF's draft (`"policy";r=50;t=30`). A reset is in seconds from now or, as some write it, a
-//! time in epoch seconds.
+//! Read are `X-RateLimit-Remaining` and `X-RateLimit-Reset` (also without `X-`, and `-Reset-After`), and
+//! `RateLimit` of the IETF's drafts (`"policy";r=50;t=30`, before that `limit=100, remaining=50, reset=30`). A
+//! reset is in seconds from now or, as some write it, a time in epoch seconds or milliseconds.
 
 use std::time::Duration;
 
@@ -22,6 +22,9 @@ pub(super) struct RateLimitHeaders {
 /// Seconds beyond this are a point in time, not a wait: the year 2001.
 const EPOCH_SECONDS: f64 = 1e9;
 
+/// Beyond this it is in milliseconds: the year 5138 in seconds.
+const EPOCH_MILLIS: f64 = 1e11;
+
 /// The longest reset that is believed.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
@@ -32,14 +35,16 @@ impl RateLimitHeaders {
             let families = ["x-ratelimit", "x-rate-limit", "ratelimit"];
             families.iter().find_map(|family| {
                 let remaining = number(headers, &format!("{family}-remaining"))?;
-                let reset = number(headers, &format!("{family}-reset"))?;
+                let reset = number(headers, &format!("{family}-reset-after"))
+                    .or_else(|| number(headers, &format!("{family}-reset")))?;
                 Some((remaining, reset))
             })
         })?;
-        let reset = if reset > EPOCH_SECONDS {
-            reset - now as f64 / 1000.0
-        } else {
-            reset
+        let now = now as f64 / 1000.0;
+        let reset = match reset {
+            millis if millis > EPOCH_MILLIS => millis / 1000.0 - now,
+            seconds if seconds > EPOCH_SECONDS => seconds - now,
+            seconds => seconds,
         };
         (remaining >= 0.0 && reset >= 0.0).then(|| Self {
             remaining: remaining as u64,
@@ -63,18 +68,21 @@ fn number(headers: &HeaderMap, name: &str) -> Option<f64> {
     first.parse().ok().filter(|n: &f64| n.is_finite())
 }
 
-/// Returns the parameters `r` and `t` of `RateLimit`.
+/// Returns what `RateLimit` says to be left, and the time until the reset: the parameters `r` and `t` of its
+/// first item, or its members `remaining` and `reset`.
 fn structured(headers: &HeaderMap) -> Option<(f64, f64)> {
     let text = headers.get("ratelimit")?.to_str().ok()?;
-    let parameter = |name: &str| {
-        let parts = text.split(',').next()?.split(';');
+    let value = |text: &str, name: &str| {
+        let parts = text.split([',', ';']);
         let value = parts
             .filter_map(|p| p.trim().split_once('='))
-            .find(|p| p.0 == name)?
+            .find(|p| p.0.trim() == name)?
             .1;
         value.trim().parse().ok().filter(|n: &f64| n.is_finite())
     };
-    Some((parameter("r")?, parameter("t")?))
+    let first = text.split(',').next()?;
+    let parameters = value(first, "r").zip(value(first, "t"));
+    parameters.or_else(|| value(text, "remaining").zip(value(text, "reset")))
 }
 
 #[cfg(test)]
@@ -122,6 +130,26 @@ mod tests {
             ),
             (&[("ratelimit", "\"hour\";r=50;t=30")], Some((50, 30))),
             (&[("ratelimit", "\"hour\";r=50")], None),
+            (&[("ratelimit", "\"a\";r=5, \"b\";r=50;t=30")], None),
+            (
+                &[("ratelimit", "limit=10, remaining=0, reset=3")],
+                Some((0, 3)),
+            ),
+            (
+                &[
+                    ("x-ratelimit-remaining", "0"),
+                    ("x-ratelimit-reset", "1795000012000"),
+                ],
+                Some((0, 12)),
+            ),
+            (
+                &[
+                    ("x-ratelimit-remaining", "0"),
+                    ("x-ratelimit-reset", "1795000012"),
+                    ("x-ratelimit-reset-after", "3.5"),
+                ],
+                Some((0, 3)),
+            ),
             (&[("x-ratelimit-remaining", "5")], None),
             (
                 &[

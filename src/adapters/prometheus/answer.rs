@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use crate::adapters::samples::Samples;
 use crate::adapters::{Response, SAID, busy, garbage, quoted};
-use crate::model::{Error, Kind, Millis};
+use crate::model::{Error, Kind, MAX_TIME, Millis};
 use crate::wire::json::FirstStrings;
 use crate::wire::number::whole;
 use crate::wire::prometheus::most_labels;
@@ -172,14 +172,14 @@ struct Envelope<'a, T> {
     #[serde(default = "Option::default")]
     data: Option<T>,
     #[serde(borrow, rename = "errorType", default)]
-    error_type: Cow<'a, str>,
+    error_type: Option<Cow<'a, str>>,
     #[serde(default)]
-    error: String,
+    error: Option<String>,
     #[serde(default)]
-    warnings: FirstStrings<MOST_WARNINGS>,
+    warnings: Option<FirstStrings<MOST_WARNINGS>>,
     // VictoriaMetrics says so when a storage node did not answer.
     #[serde(rename = "isPartial", default)]
-    is_partial: bool,
+    is_partial: Option<bool>,
 }
 
 impl<T> Envelope<'_, T> {
@@ -187,8 +187,20 @@ impl<T> Envelope<'_, T> {
     /// count.
     fn is_complete(&self) -> bool {
         let remark = |w: &String| w.starts_with("PromQL info");
-        let warnings = &self.warnings;
-        !self.is_partial && !warnings.more && warnings.strings.iter().all(remark)
+        let harmless = |warnings: &FirstStrings<MOST_WARNINGS>| {
+            !warnings.more && warnings.strings.iter().all(remark)
+        };
+        self.is_partial != Some(true) && self.warnings.as_ref().is_none_or(harmless)
+    }
+
+    /// Returns the error that it is of.
+    fn failure(&self, response: &Response) -> Error {
+        let error_type = self.error_type.as_deref().unwrap_or_default();
+        failure(
+            response,
+            error_type,
+            self.error.as_deref().unwrap_or_default(),
+        )
     }
 }
 
@@ -203,7 +215,10 @@ fn read<'a, T: Deserialize<'a>>(response: &'a Response) -> Result<Envelope<'a, T
         if envelope.status == "success" {
             return Ok(envelope);
         }
-        return Err(failure(response, &envelope.error_type, &envelope.error));
+        return Err(match &*envelope.status {
+            "error" => envelope.failure(response),
+            _ => garbage(response, "its status is neither success nor error"),
+        });
     }
     let error = spoken_error(response).or_else(|| busy(response));
     Err(error.unwrap_or_else(|| garbage(response, "not an answer of Prometheus' API")))
@@ -222,7 +237,7 @@ pub(super) fn envelope(response: &Response) -> Option<bool> {
 /// Prometheus does.
 pub(super) fn spoken_error(response: &Response) -> Option<Error> {
     let said: Envelope<'_, IgnoredAny> = serde_json::from_slice(&response.body).ok()?;
-    (said.status == "error").then(|| failure(response, &said.error_type, &said.error))
+    (said.status == "error").then(|| said.failure(response))
 }
 
 /// Messages of Prometheus and VictoriaMetrics for queries that are too large.
@@ -318,10 +333,11 @@ impl<'de> Deserialize<'de> for Values {
 }
 
 fn millis(seconds: f64) -> Result<Millis, String> {
-    whole(seconds * 1000.0).ok_or_else(|| format!("{seconds} is not a time in seconds"))
+    let millis = whole(seconds * 1000.0).filter(|t| t.abs() <= MAX_TIME);
+    millis.ok_or_else(|| format!("{seconds} is not a time in seconds"))
 }
 
-/// A sample's value, which is a string that may say `NaN`, `+Inf` or `-Inf`.
+/// A sample's value, which is a string that may say `NaN`, `+Inf` or `-Inf`; some gateways write numbers.
 struct Value(f64);
 
 impl<'de> Deserialize<'de> for Value {
@@ -338,7 +354,18 @@ impl<'de> Deserialize<'de> for Value {
                     .map(Value)
                     .map_err(|_| E::custom(format!("{text:?} is not a number")))
             }
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+                Ok(Value(value))
+            }
+            #[allow(clippy::cast_precision_loss, reason = "a sample is a double")]
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+                Ok(Value(value as f64))
+            }
+            #[allow(clippy::cast_precision_loss, reason = "a sample is a double")]
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+                Ok(Value(value as f64))
+            }
         }
-        deserializer.deserialize_str(Text)
+        deserializer.deserialize_any(Text)
     }
 }

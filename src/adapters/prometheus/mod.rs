@@ -390,11 +390,15 @@ fn steps(
     })
 }
 
-/// Returns an instant query for the stored samples of `range`. A range selector takes its left edge
-/// in (Prometheus 2) or not (3): it reaches a millisecond further back, and is clipped when read.
+/// Returns an instant query for the stored samples of `range`, and of what is lacking to whole seconds at
+/// both ends, which is clipped when read: some servers read only digits. A range selector takes its left
+/// edge in (Prometheus 2) or not (3), so it reaches back to before the first millisecond.
 fn samples_of(selector: &str, range: &TimeRange) -> Request {
-    let query = format!("{selector}[{}]", duration(range.millis()));
-    let time = seconds(range.end() - 1);
+    let second = Step::SECOND;
+    let last = second.ceil(range.end() - 1);
+    let before = second.floor(range.start() - 1);
+    let query = format!("{selector}[{}]", duration(last - before));
+    let time = seconds(last);
     form(
         "/api/v1/query",
         [("query", query.as_str()), ("time", time.as_str())],

@@ -397,7 +397,7 @@ fn a_counter_that_begins_in_the_range_is_looked_for_further_back_once() {
         panic!("a second exchange");
     };
     let asked = sent(&second.request);
-    assert_eq!(asked["query"], "{__name__=\"c\"}[3300s]");
+    assert_eq!(asked["query"], "{__name__=\"c\"}[3301s]");
     let earlier = json!([{ "metric": {}, "values": [sample(START - 490_000, "20")] }]);
     let found = done(&second, &matrix(&earlier));
     assert_eq!(all(&found), [(START + 10_000, 0.1), (START + 20_000, 2.0)]);
@@ -409,6 +409,53 @@ fn a_counter_that_begins_in_the_range_is_looked_for_further_back_once() {
     let known =
         json!([{ "metric": {}, "values": [sample(START - 10_000, "90"), sample(START, "10")] }]);
     assert_eq!(all(&done(&exchange, &matrix(&known))), [(START, 1.0)]);
+}
+
+#[test]
+fn samples_are_asked_for_by_whole_seconds_and_those_of_the_range_are_kept() {
+    for (start, end, time, width) in [
+        (START, START + 60_000, START + 60_000, "61s"),
+        (START + 1, START + 60_000, START + 60_000, "60s"),
+        (START, START + 60_001, START + 60_000, "61s"),
+        (START, START + 60_002, START + 61_000, "62s"),
+        (START + 999, START + 1_000, START + 1_000, "1s"),
+    ] {
+        let fetch = fetch("__gauge__", "g", Layout::Raw, start, end);
+        let exchange = adapter().series(&fetch).unwrap().remove(0).call.alone();
+        let asked = sent(&exchange.request);
+        assert_eq!(asked["time"], (time / 1000).to_string(), "{start} {end}");
+        assert_eq!(asked["query"], format!("{{__name__=\"g\"}}[{width}]"));
+        // What a server has that takes in both edges, or more.
+        let from = time - read_duration(width);
+        assert!(from < start && end <= time + 1);
+        let held = [from, start - 1, start, end - 1, end, time];
+        let held = held.map(|t| json!([t as f64 / 1000.0, "1"]));
+        let found = done(
+            &exchange,
+            &matrix(&json!([{ "metric": {}, "values": held }])),
+        );
+        let mut kept = vec![(start, 1.0), (end - 1, 1.0)];
+        kept.extend((time == end - 1).then_some((time, 1.0)));
+        assert_eq!(all(&found), kept);
+    }
+}
+
+#[test]
+fn members_that_are_null_and_values_that_are_numbers_are_read() {
+    let t = START as f64 / 1000.0;
+    let body = json!({
+        "status": "success", "warnings": null, "isPartial": null, "errorType": null, "error": null,
+        "data": { "resultType": "matrix", "result": [
+            { "metric": {}, "values": [[t, 1.5], [t + 1.0, 2], [t + 2.0, -3]] },
+        ] },
+    });
+    let found = done(&raw(), &answer(200, &body.to_string()));
+    assert!(found.complete);
+    let expected = [(START, 1.5), (START + 1_000, 2.0), (START + 2_000, -3.0)];
+    assert_eq!(all(&found), expected);
+    // Milliseconds where seconds belong are no empty answer.
+    let values = json!([{ "metric": {}, "values": [[START, "1"]] }]);
+    assert!((raw().read)(&matrix(&values)).is_err());
 }
 
 fn raw() -> Exchange<FetchResult> {
@@ -592,7 +639,7 @@ fn garbage_is_an_error_and_no_panic() {
         r#"{"status":"success","data":{"result":[{"values":[[1]]}]}}"#,
         r#"{"status":"success","data":{"result":[{"values":[[1,"x"]]}]}}"#,
         r#"{"status":"success","data":{"result":[{"values":[[1e300,"1"]]}]}}"#,
-        r#"{"status":"success","data":{"result":[{"values":[[1,2]]}]}}"#,
+        r#"{"status":"success","data":{"result":[{"values":[[1,[2]]]}]}}"#,
         r#"{"status":"success","data":{"result":[1,"2"]}}"#,
     ] {
         for status in [200, 404, 500] {
