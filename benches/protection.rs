@@ -6,7 +6,8 @@
 //! holds: none may be missing or wrong beyond the age that the answer admits. Then come overload of up to
 //! ten times what is allowed, and stores that are partly sick.
 //!
-//! `cargo bench --bench protection`, or `-- --short` for a run of some seconds.
+//! `cargo bench --bench protection`, or `-- --short` for a run of some seconds; `-- NAME …` runs the parts of these
+//! names alone: `well`, `impatient`, `busy`, `closed`, `sooner`, `overload`, `sick`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -558,10 +559,19 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    for part in parts {
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
+    let wanted = |name: &str| named.is_empty() || named.iter().any(|n| n == name);
+    for part in parts.into_iter().filter(|part| wanted(part.name)) {
         runtime.block_on(run(part, times));
     }
     let pace = overload::Pace::new(short);
-    runtime.block_on(overload::overload(pace));
-    runtime.block_on(overload::sick(pace));
+    if wanted("overload") {
+        runtime.block_on(overload::overload(pace));
+    }
+    if wanted("sick") {
+        runtime.block_on(overload::sick(pace));
+    }
 }
