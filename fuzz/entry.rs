@@ -17,7 +17,8 @@ use heliostat::clock::Clock;
 use heliostat::config;
 use heliostat::model::{
     Condition, Error, Expression, FieldNamesQuery, FieldType, FieldValuesQuery, Layout, MAX_TIME,
-    NanInterpretation, RangeLimits, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
+    MetricPace, NanInterpretation, RangeLimits, Scalar, Scope, Selector, Statistic, Step, Test,
+    TimeRange,
 };
 use heliostat::promql::{Analysis, canonical, classify};
 use heliostat::store::key::{LaneName, Slot};
@@ -270,17 +271,26 @@ fn cloudwatch(response: &Response, names: &FieldNamesQuery, values: &FieldValues
     let adapter = CloudWatch {
         rules: Vec::new(),
         region: "eu-west-1".into(),
-        interval: minute,
+        pace: MetricPace {
+            interval: minute,
+            settle: 0,
+            refresh: Duration::ZERO,
+        },
+        single_series: false,
         statistics: 5,
         clock: Arc::new(Fixed),
     };
     let none = Forwarded::default();
     follow(adapter.health(&none), response);
-    follow(adapter.field_names(&none, names).expect("a list"), response);
-    follow(
-        adapter.field_values(&none, values).expect("a list"),
-        response,
-    );
+    expression(&adapter, response);
+    for scope in adapter.catalogue_scopes(&names.scope).expect("scopes") {
+        let list = adapter.catalogue(&scope).expect("a list");
+        if let Some(catalogue) = follow(list, response) {
+            let names = adapter.names_in(&catalogue, names).expect("names");
+            let values = adapter.values_in(&catalogue, values).expect("values");
+            assert!(names.partial == values.partial && values.values.is_sorted());
+        }
+    }
     let fetch = |layout| Fetch {
         selector: Selector::new(vec![Condition {
             key: "Namespace".into(),
@@ -308,6 +318,33 @@ fn cloudwatch(response: &Response, names: &FieldNamesQuery, values: &FieldValues
                 let of_one = |times: &[i64]| times.iter().all(|t| Some(t) == times.first());
                 assert!(points.times().chunks(width).all(of_one));
             }
+        }
+    }
+}
+
+/// The values of an expression of CloudWatch, with `response` to whatever it asks.
+fn expression(adapter: &CloudWatch, response: &Response) {
+    let fetch = Fetch {
+        selector: Selector::new(vec![Condition {
+            key: "~".into(),
+            test: Test::Is(Scalar::String("SEARCH('x', 'Sum')".into())),
+        }]),
+        metric_field: None,
+        layout: Layout::Raw,
+        range: window(),
+        nan: NanInterpretation::Omit,
+        details: Forwarded::default(),
+    };
+    for part in adapter.series(&fetch).expect("an expression") {
+        let PartCall::Alone(exchange) = part.call else {
+            panic!("a call that others may share");
+        };
+        if let Some(series) = follow(exchange, response)
+            && let Data::Points(points) = &series.data
+        {
+            assert!(points.times().is_sorted());
+            assert!(points.times().iter().all(|t| window().holds(*t)));
+            assert!(points.is_empty() || series.series > 0);
         }
     }
 }

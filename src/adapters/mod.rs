@@ -20,12 +20,12 @@ use serde_json::{Map, Value};
 use crate::model::{
     Bucket, Error, Evidence, Expression, Field, FieldNames, FieldNamesQuery, FieldValues,
     FieldValuesQuery, Kind, Layout, MetricPace, MetricQuery, Millis, NanInterpretation, Points,
-    RangeLimits, RawResponse, Selector, Statistic, Step, TimeRange, heap_block,
+    RangeLimits, RawResponse, Scope, Selector, Statistic, Step, TimeRange, heap_block,
 };
 use crate::wire::prometheus::Series;
 
 pub use self::built::built_bytes;
-pub use self::cloudwatch::StatisticsQuery;
+pub use self::cloudwatch::{Catalogue, CatalogueScope, StatisticsQuery};
 pub use self::exchange::{Comparison, Exchange, Next, Read, Request, Response};
 pub use self::part::{Part, PartCall};
 
@@ -77,7 +77,15 @@ pub trait Adapter: Send + Sync {
         false
     }
 
-    /// Returns what the backend would bill for `query`, which is canonical.
+    /// Returns whether the number of series in an answer to `selector`, which is canonical, is what is
+    /// billed for it.
+    fn bills_by_answer(&self, selector: &Selector) -> bool {
+        let _ = selector;
+        false
+    }
+
+    /// Returns what the backend would bill for `query`, which is canonical; where it
+    /// [bills by the answer](Self::bills_by_answer), the least.
     fn units(&self, query: &MetricQuery) -> u32 {
         let _ = query;
         0
@@ -89,19 +97,58 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// Returns the names of fields.
+    /// Returns the catalogues that have the fields of `scope`, from the widest to its own; none, if the
+    /// backend itself lists fields.
+    fn catalogue_scopes(&self, scope: &Scope) -> Result<Vec<CatalogueScope>, Error> {
+        let _ = scope;
+        Ok(Vec::new())
+    }
+
+    /// Returns the catalogue of `scope`.
+    fn catalogue(&self, scope: &CatalogueScope) -> Result<Exchange<Catalogue>, Error> {
+        let _ = scope;
+        Err(no_lists())
+    }
+
+    /// Returns the names of fields in `catalogue`.
+    fn names_in(
+        &self,
+        catalogue: &Catalogue,
+        query: &FieldNamesQuery,
+    ) -> Result<FieldNames, Error> {
+        let _ = (catalogue, query);
+        Err(no_lists())
+    }
+
+    /// Returns the values of a field in `catalogue`.
+    fn values_in(
+        &self,
+        catalogue: &Catalogue,
+        query: &FieldValuesQuery,
+    ) -> Result<FieldValues, Error> {
+        let _ = (catalogue, query);
+        Err(no_lists())
+    }
+
+    /// Returns the names of fields. Asked for where there is no catalogue.
     fn field_names(
         &self,
         details: &Forwarded,
         query: &FieldNamesQuery,
-    ) -> Result<Exchange<FieldNames>, Error>;
+    ) -> Result<Exchange<FieldNames>, Error> {
+        let _ = (details, query);
+        Err(no_lists())
+    }
 
-    /// Returns the values of a field.
+    /// Returns the values of a field. Asked for where there is no catalogue.
     fn field_values(
         &self,
         details: &Forwarded,
         query: &FieldValuesQuery,
-    ) -> Result<Exchange<FieldValues>, Error>;
+    ) -> Result<Exchange<FieldValues>, Error> {
+        let _ = (details, query);
+        Err(no_lists())
+    }
 
     /// Returns whether lists of fields and values come whole, whatever prefix, offset and limit
     /// were asked for, and are to be cut to these here.
@@ -134,6 +181,14 @@ pub trait Adapter: Send + Sync {
         let _ = (request, json);
         Err(not_promql())
     }
+}
+
+/// Returns the error for lists that a backend does not have in this way.
+fn no_lists() -> Error {
+    Error::new(
+        Kind::Internal,
+        "an upstream was asked for lists in another way than it has them",
+    )
 }
 
 /// Returns the error of a backend that does not speak Prometheus' API.
@@ -231,6 +286,8 @@ pub struct FetchResult {
     pub off_grid: Option<Vec<Bucket>>,
     /// Whether the answer is complete.
     pub complete: bool,
+    /// Series that the answer had, where that is what the backend bills; 0 elsewhere.
+    pub series: u32,
     /// Samples that the response held.
     pub received: u64,
     /// Samples that another replica had in gaps of the first.
@@ -245,6 +302,7 @@ impl Default for FetchResult {
             data: Data::default(),
             off_grid: None,
             complete: true,
+            series: 0,
             received: 0,
             filled: 0,
             dropped: Dropped::default(),

@@ -29,6 +29,13 @@ impl PartCall {
         }
     }
 
+    /// Counts it as `units`, where it is billed by its answer.
+    pub fn count_as(&mut self, units: u32) {
+        if let Self::Alone(exchange) = self {
+            exchange.request.units = units;
+        }
+    }
+
     /// Returns its method and path, and the units that are billed for it if it is made alone.
     pub fn described(&self) -> (String, u32) {
         let of = |request: &Request| {

@@ -35,7 +35,7 @@ use crate::demo::http::DemoServer;
 use crate::engine::{Engine, Memory};
 use crate::front::listen::{self, Listening};
 use crate::front::{Front, FrontSettings};
-use crate::model::{Batching, Millis, MultiSeries, Replicas, TargetUrl};
+use crate::model::{Batching, MetricPace, Millis, MultiSeries, Replicas, TargetUrl};
 use crate::reloadable::Reloadable;
 use crate::store::joint::JointLimits;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
@@ -350,7 +350,12 @@ impl UpstreamBuilder {
                 let aws = settings.aws.as_ref();
                 let adapter: Box<dyn Adapter> = Box::new(CloudWatch {
                     region: aws.map_or_else(String::new, |aws| aws.region.clone()),
-                    interval: reading.interval,
+                    pace: MetricPace {
+                        interval: reading.interval,
+                        settle: settings.freshness.settle,
+                        refresh: settings.freshness.refresh,
+                    },
+                    single_series: reading.multi_series == MultiSeries::Error,
                     rules: rules.clone(),
                     statistics: units.statistics,
                     clock: self.clock.clone(),

@@ -164,7 +164,11 @@ impl Engine {
         if let Some(counting) = counting {
             counting.1.show(&mut cache, &mut timing);
         }
-        lane.upstream.client.requested(units);
+        let client = &lane.upstream.client;
+        client.requested(match lane.billed_by_answer() {
+            Some(selector) => client.last_units(selector),
+            None => units,
+        });
         Ok(Answer {
             points,
             encoding,

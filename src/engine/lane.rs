@@ -312,6 +312,17 @@ impl Lane {
             }
     }
 
+    /// Returns its selector, if answers to it are billed by the series that they have.
+    pub(crate) fn billed_by_answer(&self) -> Option<&Selector> {
+        match self.subject() {
+            Subject::Metric { selector, .. } => {
+                let by_answer = self.upstream.adapter.bills_by_answer(selector);
+                by_answer.then_some(selector)
+            }
+            Subject::Summaries { .. } | Subject::Expression(_) => None,
+        }
+    }
+
     pub(crate) fn subject(&self) -> &Subject {
         &self.key.identity.subject
     }

@@ -10,9 +10,11 @@ use http::{HeaderValue, StatusCode};
 use super::encoded::{CachedResponse, EncodedResponse};
 use super::explain::Explanation;
 use super::lane::forwarded;
-use super::whole::{CachePolicy, Content, WholeAnswer, WholeEntry, WholeIdentity, WholeQuery};
+use super::whole::{
+    CachePolicy, Content, WholeAnswer, WholeEntry, WholeIdentity, WholeKey, WholeQuery,
+};
 use super::{Engine, RequestContext};
-use crate::adapters::Forwarded;
+use crate::adapters::{Catalogue, CatalogueScope, Forwarded};
 use crate::model::{
     Details, Error, Field, FieldNames, FieldNamesQuery, FieldValue, FieldValues, FieldValuesQuery,
     Kind, MAX_TIME, Millis, RawResponse, Scope, Step, heap_block,
@@ -70,6 +72,8 @@ pub(super) enum List {
     Names(FieldNames),
     /// Values.
     Values(FieldValues),
+    /// The metrics that both are cut from.
+    Catalogue(Catalogue),
 }
 
 impl List {
@@ -77,6 +81,7 @@ impl List {
         match self {
             Self::Names(names) => names.fields.len(),
             Self::Values(values) => values.values.len(),
+            Self::Catalogue(catalogue) => catalogue.len(),
         }
     }
 
@@ -84,7 +89,21 @@ impl List {
         match self {
             Self::Names(names) => names.partial,
             Self::Values(values) => values.partial,
+            Self::Catalogue(catalogue) => catalogue.is_partial(),
         }
+    }
+
+    /// Returns the part of a catalogue that `query` is about.
+    fn cut(
+        catalogue: &Catalogue,
+        query: &MetadataQuery,
+        upstream: &Upstream,
+    ) -> Result<Self, Error> {
+        let adapter = &upstream.adapter;
+        Ok(match query {
+            MetadataQuery::Names(query) => Self::Names(adapter.names_in(catalogue, query)?),
+            MetadataQuery::Values(query) => Self::Values(adapter.values_in(catalogue, query)?),
+        })
     }
 
     /// Returns the bytes that it holds on the heap, about.
@@ -99,6 +118,7 @@ impl List {
                 let texts: usize = values.values.iter().map(text).sum();
                 heap_block(values.values.capacity() * size_of::<FieldValue>()) + texts
             }
+            Self::Catalogue(catalogue) => catalogue.heap_bytes(),
         }
     }
 
@@ -121,6 +141,8 @@ impl List {
             }
             (Self::Values(all), _) => write_field_values(all),
             (Self::Names(names), _) => write_field_names(&names.fields, names.partial),
+            // What is cut from it is written.
+            (Self::Catalogue(_), _) => Vec::new(),
         }
     }
 }
@@ -186,8 +208,31 @@ impl Engine {
             return self.cached_response(&page, hit, context).await;
         }
         let since = self.memory.generation();
+        let answer = match self.catalogue_of(&upstream, &query, context)? {
+            Some((key, scope)) => self.catalogue(&upstream, &key, scope, context).await?,
+            None => self.list(&upstream, &details, &query, context).await?,
+        };
+        let entry = match self.page_made_of(&page, &answer.entry) {
+            Some(entry) => entry,
+            None => {
+                let written = page_of(&answer.entry, query, &upstream).await?;
+                self.store_page(since, page.clone(), &answer.entry, written)
+            }
+        };
+        let answer = WholeAnswer { entry, ..answer };
+        self.cached_response(&page, answer, context).await
+    }
+
+    /// Returns the whole list that `query` asks for a page of.
+    async fn list(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        details: &Forwarded,
+        query: &MetadataQuery,
+        context: &RequestContext,
+    ) -> Result<WholeAnswer, Error> {
         let all = query.unpaged();
-        let list = WholeIdentity::new(&upstream, WholeQuery::List(details.clone(), all.clone()));
+        let list = WholeIdentity::new(upstream, WholeQuery::List(details.clone(), all.clone()));
         let fetch = |context: RequestContext| {
             let (upstream, details, all) = (upstream.clone(), details.clone(), all.clone());
             async move {
@@ -199,18 +244,61 @@ impl Engine {
                 Ok((Content::List(list), policy))
             }
         };
-        let answer = self
-            .whole(&upstream, &list, None, None, context, fetch)
-            .await?;
-        let entry = match self.page_made_of(&page, &answer.entry) {
-            Some(entry) => entry,
-            None => {
-                let written = page_of(&answer.entry, query).await?;
-                self.store_page(since, page.clone(), &answer.entry, written)
+        self.whole(upstream, &list, None, None, context, fetch)
+            .await
+    }
+
+    /// Returns the catalogue that the list of `query` is cut from, if its upstream has catalogues: the
+    /// widest that is cached and whole, else that of the query itself.
+    fn catalogue_of(
+        &self,
+        upstream: &Upstream,
+        query: &MetadataQuery,
+        context: &RequestContext,
+    ) -> Result<Option<(WholeKey, CatalogueScope)>, Error> {
+        let scope = match query {
+            MetadataQuery::Names(query) => &query.scope,
+            MetadataQuery::Values(query) => {
+                if upstream.adapter.known_values(&query.field).is_some() {
+                    return Ok(None);
+                }
+                &query.scope
             }
         };
-        let answer = WholeAnswer { entry, ..answer };
-        self.cached_response(&page, answer, context).await
+        let scopes = upstream.adapter.catalogue_scopes(scope)?.into_iter();
+        let mut catalogues = scopes.map(|scope| {
+            let key = WholeQuery::Catalogue(scope.clone());
+            (WholeIdentity::new(upstream, key), scope)
+        });
+        let own = catalogues.next_back();
+        let cached = |(key, _): &(WholeKey, CatalogueScope)| {
+            let hit = self.fresh_whole(upstream, key, context);
+            hit.is_some_and(|hit| match &hit.entry.content {
+                Content::List(list) => !list.is_partial(),
+                _ => false,
+            })
+        };
+        Ok(catalogues.find(cached).or(own))
+    }
+
+    /// Returns the catalogue of `scope`. One that its bounds cut off is as good as it gets, and cached.
+    async fn catalogue(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        key: &WholeKey,
+        scope: CatalogueScope,
+        context: &RequestContext,
+    ) -> Result<WholeAnswer, Error> {
+        let fetch = |context: RequestContext| {
+            let (upstream, scope) = (upstream.clone(), scope.clone());
+            async move {
+                let exchange = upstream.adapter.catalogue(&scope)?;
+                let catalogue = upstream.client.run(exchange, &context.call).await?.value;
+                let content = Content::List(List::Catalogue(catalogue));
+                Ok((content, CachePolicy::Metadata))
+            }
+        };
+        self.whole(upstream, key, None, None, context, fetch).await
     }
 
     /// Explains how a query for the names of fields would be answered.
@@ -244,11 +332,16 @@ impl Engine {
         let upstream = self.registry.pick(details)?;
         let details = forwarded(&upstream, details);
         self.normalize(query.scope(), &upstream);
-        let query = match upstream.adapter.lists_whole() {
-            true => WholeQuery::List(details, query.unpaged()),
-            false => WholeQuery::Page(details, query),
+        let key = match self.catalogue_of(&upstream, &query, context)? {
+            Some((key, _)) => key,
+            None => {
+                let query = match upstream.adapter.lists_whole() {
+                    true => WholeQuery::List(details, query.unpaged()),
+                    false => WholeQuery::Page(details, query),
+                };
+                WholeIdentity::new(&upstream, query)
+            }
         };
-        let key = WholeIdentity::new(&upstream, query);
         let whole = self.report_whole(&upstream, &key, context).await;
         Ok(Explanation::new(
             &upstream,
@@ -289,25 +382,35 @@ impl Engine {
     }
 }
 
-/// Writes the page of the list in `entry` that answers `query`.
-async fn page_of(entry: &Arc<WholeEntry>, query: MetadataQuery) -> Result<Content, Error> {
+/// Writes the page of the list in `entry`, of `upstream`, that answers `query`.
+async fn page_of(
+    entry: &Arc<WholeEntry>,
+    query: MetadataQuery,
+    upstream: &Arc<Upstream>,
+) -> Result<Content, Error> {
     let Content::List(list) = &entry.content else {
         return Err(Error::new(Kind::Internal, "a response is no list"));
     };
     if list.len() <= PAGE_INLINE {
-        return Ok(response(list.answer(&query, false)));
+        return written(list, &query, upstream);
     }
-    let entry = entry.clone();
+    let (entry, upstream) = (entry.clone(), upstream.clone());
     let write = move || match &entry.content {
-        Content::List(list) => list.answer(&query, false),
-        _ => Vec::new(),
+        Content::List(list) => written(list, &query, &upstream),
+        _ => Err(Error::new(Kind::Internal, "a response is no list")),
     };
     let written = crate::work::elsewhere(write).await;
-    let written = written.map_err(|e| {
+    written.map_err(|e| {
         let message = format!("writing a list failed: {e}");
         Error::new(Kind::Internal, message)
-    })?;
-    Ok(response(written))
+    })?
+}
+
+fn written(list: &List, query: &MetadataQuery, upstream: &Upstream) -> Result<Content, Error> {
+    Ok(response(match list {
+        List::Catalogue(catalogue) => List::cut(catalogue, query, upstream)?.answer(query, false),
+        list => list.answer(query, false),
+    }))
 }
 
 /// Fetches the list for `query` from `upstream`.

@@ -11,9 +11,9 @@ use super::fetch::{Fetched, Source};
 use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
 use super::{Engine, RequestContext};
-use crate::adapters::{Fetch, FetchResult, Part};
+use crate::adapters::{Fetch, FetchResult, Part, PartCall};
 use crate::model::{Error, Kind, Layout, Millis, Step, TimeRange};
-use crate::upstream::{CallContext, Upstream};
+use crate::upstream::{Answered, CallContext, Upstream};
 
 /// Calls of one fetch that run at once; the upstream's own limits come on top.
 const CALLS_AT_ONCE: usize = 4;
@@ -99,7 +99,7 @@ impl Fetching {
             span: Some(read_for(upstream, &range)),
             ..self.call.clone()
         };
-        let answered = upstream.fetch(part.call, &call).await?;
+        let answered = self.answered(part.call, &call).await?;
         let series = answered.value;
         count(upstream, &series);
         let settled_before = answered.as_of.saturating_sub(self.lane.freshness().settle);
@@ -124,6 +124,29 @@ impl Fetching {
     }
 }
 
+impl Fetching {
+    /// Makes `part`, and counts what is billed by its answer.
+    async fn answered(
+        &self,
+        part: PartCall,
+        call: &CallContext,
+    ) -> Result<Answered<FetchResult>, Error> {
+        let upstream = &self.lane.upstream;
+        let Some(selector) = self.lane.billed_by_answer() else {
+            return upstream.fetch(part, call).await;
+        };
+        let client = &upstream.client;
+        if let Some(error) = client.refused_before(selector) {
+            return Err(error);
+        }
+        let (_, counted) = part.described();
+        let outcome = upstream.fetch(part, call).await;
+        let refresh = self.lane.freshness().refresh;
+        client.billed(selector, counted, &outcome, refresh);
+        outcome
+    }
+}
+
 /// The longest that an expression is assumed to look back, beyond the time that data takes to
 /// settle.
 const LOOKBACK: Millis = 5 * 60_000;
@@ -145,14 +168,23 @@ pub(super) fn parts(lane: &Lane, range: TimeRange) -> Result<Vec<Part>, Error> {
             layout,
             nan,
             details,
-        } => upstream.adapter.series(&Fetch {
-            selector: selector.clone(),
-            metric_field: metric_field.clone(),
-            layout: *layout,
-            range,
-            nan: *nan,
-            details: details.clone(),
-        }),
+        } => {
+            let parts = upstream.adapter.series(&Fetch {
+                selector: selector.clone(),
+                metric_field: metric_field.clone(),
+                layout: *layout,
+                range,
+                nan: *nan,
+                details: details.clone(),
+            });
+            let mut parts = parts?;
+            if lane.billed_by_answer().is_some() {
+                // As many as last time, until the answer says more.
+                let units = upstream.client.last_units(selector);
+                parts.iter_mut().for_each(|part| part.call.count_as(units));
+            }
+            Ok(parts)
+        }
         Subject::Summaries {
             selector,
             metric_field,

@@ -19,7 +19,7 @@ use super::outcome::{CacheOutcome, Timing};
 use super::passthrough::PassthroughRequest;
 use super::plan::Lookup;
 use super::{Engine, RequestContext, planned};
-use crate::adapters::Forwarded;
+use crate::adapters::{CatalogueScope, Forwarded};
 use crate::model::{Error, Freshness, Millis, Origin, TimeRange, heap_block};
 use crate::promql::Reads;
 use crate::upstream::Upstream;
@@ -64,6 +64,8 @@ impl CachePolicy {
 pub(super) enum WholeQuery {
     /// The whole list of an upstream, before prefix, offset and limit of a query are applied.
     List(Forwarded, MetadataQuery),
+    /// The metrics of an upstream that lists are cut from.
+    Catalogue(CatalogueScope),
     /// A query for names or values.
     Page(Forwarded, MetadataQuery),
     /// A request to Prometheus' API.
@@ -105,6 +107,7 @@ impl WholeIdentity {
             WholeQuery::List(details, query) | WholeQuery::Page(details, query) => {
                 details.heap_bytes() + query.heap_bytes()
             }
+            WholeQuery::Catalogue(scope) => scope.heap_bytes(),
             WholeQuery::Response(request) | WholeQuery::Newest(request) => request.heap_bytes(),
             WholeQuery::Range(lane, _) => lane.heap_bytes(),
         };

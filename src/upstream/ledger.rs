@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::budget::{Budgets, Period};
+use super::searches::Searches;
 use super::state::{BudgetState, UnitsState};
 use crate::clock::Clock;
 use crate::model::{Millis, Units};
@@ -19,6 +20,7 @@ pub(super) struct Ledger {
     units: Units,
     budgets: Budgets,
     metrics: UnitMetrics,
+    pub(super) searches: Searches,
 }
 
 impl Ledger {
@@ -39,6 +41,7 @@ impl Ledger {
         Self {
             metrics: UnitMetrics::new(name, &units.currency),
             budgets: Budgets::new(&windows, "units", file, joint, clock),
+            searches: Searches::default(),
             units,
         }
     }
@@ -62,9 +65,22 @@ impl Ledger {
             return Ok(());
         }
         self.budgets.take_leased(units, clock, deadline).await?;
-        self.metrics
-            .asked(units, f64::from(units) * self.units.price);
+        self.count(units);
         Ok(())
+    }
+
+    /// Counts `units` that turned out to be billed at the wall time `now`, whether the budgets have so
+    /// many left or not.
+    pub(super) fn add(&self, units: u32, now: Millis) {
+        if units > 0 {
+            self.budgets.add(units, now);
+            self.count(units);
+        }
+    }
+
+    fn count(&self, units: u32) {
+        let price = f64::from(units) * self.units.price;
+        self.metrics.asked(units, price);
     }
 
     /// Returns for how long there has been something that the file of its budgets does not say.

@@ -29,6 +29,7 @@ mod registry;
 mod response;
 mod retry;
 mod run;
+mod searches;
 mod send;
 mod spend;
 mod state;

@@ -530,7 +530,7 @@ async fn pages_are_read_to_the_end() {
     assert_eq!(store.metered().1, 10, "240 minutes of four statistics");
 }
 
-async fn list(server: &Server, path: &str, query: Value) -> (Vec<String>, bool) {
+pub(crate) async fn list(server: &Server, path: &str, query: Value) -> (Vec<String>, bool) {
     let body = json!({ "connectionDetails": {}, "query": query });
     let reply = server.post(path, &body).await;
     assert_eq!(reply.status, 200, "{}", reply.text);

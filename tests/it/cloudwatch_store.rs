@@ -78,6 +78,13 @@ pub(crate) struct CloudWatchStore {
     pub(crate) peer: Scripted,
 }
 
+/// A series of an answer.
+struct Series {
+    id: String,
+    label: String,
+    points: Vec<(i64, f64)>,
+}
+
 /// Returns the metric of this name, with dimensions from pairs.
 pub(crate) fn metric_of(namespace: &str, name: &str, dimensions: &[(&str, &str)]) -> Metric {
     let dimensions = dimensions.iter();
@@ -112,6 +119,11 @@ impl CloudWatchStore {
         let all = inner.samples.entry(metric.clone()).or_default();
         all.extend(samples);
         all.sort_by_key(|s| s.time);
+    }
+
+    /// Forgets `metric`.
+    pub(crate) fn remove(&self, metric: &Metric) {
+        self.inner.lock().unwrap().samples.remove(metric);
     }
 
     /// Adds samples that are visible at once.
@@ -272,6 +284,19 @@ impl Inner {
         let mut billed: BTreeMap<(Metric, i64), BTreeSet<String>> = BTreeMap::new();
         let mut results = Vec::new();
         for query in queries {
+            if let Some(text) = query["Expression"].as_str() {
+                if queries.len() > 1 {
+                    self.faults.push("an expression beside others".into());
+                }
+                let period = query["Period"].as_i64().unwrap() * SECOND;
+                return match self.evaluate(text, period, (start, end), now) {
+                    Ok((results, units, messages)) => {
+                        self.units += units;
+                        self.pages(body, results, messages, trouble)
+                    }
+                    Err(message) => error(400, "ValidationError", &message),
+                };
+            }
             let stat = &query["MetricStat"];
             let period = stat["Period"].as_i64().unwrap() * SECOND;
             if !matches!(period, 1000 | 5000 | 10_000 | 20_000 | 30_000) && period % MINUTE != 0 {
@@ -298,11 +323,90 @@ impl Inner {
             let name = stat["Stat"].as_str().unwrap().to_owned();
             let points = self.points(&key, &name, period, start, end, now);
             billed.entry((key, period)).or_default().insert(name);
-            results.push((query["Id"].as_str().unwrap().to_owned(), points));
+            results.push(Series {
+                id: query["Id"].as_str().unwrap().to_owned(),
+                label: "x".to_owned(),
+                points,
+            });
         }
         let units: u64 = billed.values().map(|s| s.len().div_ceil(5) as u64).sum();
         self.units += units;
-        self.pages(body, results, trouble)
+        self.pages(body, results, json!([]), trouble)
+    }
+
+    /// The series of an expression, the metrics that are billed for it, and messages about it:
+    /// `SEARCH('{NAMESPACE,DIMENSION…} KEY="VALUE"…', 'STATISTIC'[, SECONDS])`, as it is or in `SUM(…)`.
+    fn evaluate(
+        &self,
+        text: &str,
+        period: i64,
+        (start, end): (i64, i64),
+        now: i64,
+    ) -> Result<(Vec<Series>, u64, Value), String> {
+        let (text, summed) = match text.strip_prefix("SUM(").and_then(|t| t.strip_suffix(')')) {
+            Some(inner) => (inner, true),
+            None => (text, false),
+        };
+        let wrong = || format!("Error in expression: {text}");
+        let inner = text
+            .strip_prefix("SEARCH('")
+            .and_then(|t| t.strip_suffix(')'));
+        let (terms, rest) = inner.and_then(|t| t.split_once("',")).ok_or_else(wrong)?;
+        let mut rest = rest.split('\'').skip(1);
+        let name = rest.next().ok_or_else(wrong)?;
+        let own = rest
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches([',', ' ']);
+        let period = own
+            .parse::<i64>()
+            .map_or(period, |seconds| seconds * SECOND);
+        let (schema, terms) = terms
+            .strip_prefix('{')
+            .and_then(|t| t.split_once('}'))
+            .ok_or_else(wrong)?;
+        let (namespace, dimensions) = schema.split_once(',').unwrap_or((schema, ""));
+        let dimensions: BTreeSet<&str> = dimensions.split(',').filter(|d| !d.is_empty()).collect();
+        let terms = terms
+            .split_whitespace()
+            .map(|term| term.split_once('=').ok_or_else(wrong));
+        let terms = terms.collect::<Result<Vec<_>, _>>()?;
+        let found = self.samples.keys().filter(|(space, metric, own)| {
+            let value = |key: &str| match key {
+                "MetricName" => Some(metric.as_str()),
+                _ => own.get(key).map(String::as_str),
+            };
+            let fits = |(key, wanted): &(&str, &str)| value(key) == Some(wanted.trim_matches('"'));
+            let names: BTreeSet<&str> = own.keys().map(String::as_str).collect();
+            space == namespace && names == dimensions && terms.iter().all(fits)
+        });
+        let found: Vec<_> = found.collect();
+        let messages = match found.len() > 500 {
+            true => {
+                json!([{ "Code": "MaxMetricsExceeded", "Value": "The maximum number of allowed metrics, 500, has been exceeded" }])
+            }
+            false => json!([]),
+        };
+        let series = found.iter().take(500).map(|metric| Series {
+            id: "q0".to_owned(),
+            label: metric.2.values().cloned().collect::<Vec<_>>().join(" "),
+            points: self.points(metric, name, period, start, end, now),
+        });
+        let series: Vec<Series> = series.collect();
+        let units = series.len() as u64;
+        if !summed {
+            return Ok((series, units, messages));
+        }
+        let mut sums: BTreeMap<i64, f64> = BTreeMap::new();
+        for (t, v) in series.iter().flat_map(|s| &s.points) {
+            *sums.entry(*t).or_default() += v;
+        }
+        let sum = Series {
+            id: "q0".to_owned(),
+            label: "sum".to_owned(),
+            points: sums.into_iter().collect(),
+        };
+        Ok((vec![sum], units, messages))
     }
 
     /// Returns the points of a query: each period, counted from `start`, of which data this fine is
@@ -333,7 +437,8 @@ impl Inner {
     fn pages(
         &mut self,
         body: &Value,
-        results: Vec<(String, Vec<(i64, f64)>)>,
+        results: Vec<Series>,
+        messages: Value,
         trouble: Option<Trouble>,
     ) -> Answer {
         let most = (body["MaxDatapoints"].as_u64().unwrap_or(100_800) as usize).min(self.page);
@@ -344,11 +449,11 @@ impl Inner {
             }
             Some(token) => token.strip_prefix("from-").unwrap().parse().unwrap(),
         };
-        let total: usize = results.iter().map(|(_, points)| points.len()).sum();
+        let total: usize = results.iter().map(|series| series.points.len()).sum();
         let (mut skip, mut room) = (from, most);
         let mut answered = Vec::new();
         let mut first = true;
-        for (id, points) in results {
+        for Series { id, label, points } in results {
             let here: Vec<_> = points.iter().skip(skip).take(room).copied().collect();
             let done = skip + here.len() >= points.len();
             skip = skip.saturating_sub(points.len());
@@ -368,12 +473,12 @@ impl Inner {
             let failed = matches!(status, "InternalError" | "Forbidden");
             let here = if failed { Vec::new() } else { here };
             answered.push(json!({
-                "Id": id, "Label": "x", "StatusCode": status,
+                "Id": id, "Label": label, "StatusCode": status,
                 "Timestamps": here.iter().map(|p| (p.0 + shift) as f64 / 1000.0).collect::<Vec<_>>(),
                 "Values": here.iter().map(|p| p.1).collect::<Vec<_>>(),
             }));
         }
-        let mut answer = json!({ "MetricDataResults": answered, "Messages": [] });
+        let mut answer = json!({ "MetricDataResults": answered, "Messages": messages });
         if from + most < total && trouble != Some(Trouble::Partial) {
             answer["NextToken"] = json!(format!("from-{}", from + most));
         }
@@ -388,22 +493,26 @@ impl Inner {
             return error(400, "InvalidParameterValue", "at most 10 dimensions");
         }
         let recent = body["RecentlyActive"].as_str() == Some("PT3H");
-        let mut found: Vec<Value> = Vec::new();
-        for ((namespace, name, own), samples) in &self.samples {
-            let has = dimensions.iter().all(|d| {
-                let value = own.get(d["Name"].as_str().unwrap());
-                value.is_some_and(|v| d["Value"].as_str().is_none_or(|wanted| wanted == v))
+        let found = self
+            .samples
+            .iter()
+            .filter(|((namespace, name, own), samples)| {
+                let has = dimensions.iter().all(|d| {
+                    let value = own.get(d["Name"].as_str().unwrap());
+                    value.is_some_and(|v| d["Value"].as_str().is_none_or(|wanted| wanted == v))
+                });
+                let active = samples.iter().any(|s| s.time > now - 3 * HOUR);
+                is("Namespace", namespace) && is("MetricName", name) && has && (active || !recent)
             });
-            let active = samples.iter().any(|s| s.time > now - 3 * HOUR);
-            if is("Namespace", namespace) && is("MetricName", name) && has && (active || !recent) {
-                let own = own.iter().map(|(n, v)| json!({ "Name": n, "Value": v }));
-                let own: Vec<Value> = own.collect();
-                found
-                    .push(json!({ "Namespace": namespace, "MetricName": name, "Dimensions": own }));
-            }
-        }
+        let found: Vec<&Metric> = found.map(|(metric, _)| metric).collect();
         let from: usize = body["NextToken"].as_str().map_or(0, |t| t.parse().unwrap());
-        let page: Vec<Value> = found.iter().skip(from).take(500).cloned().collect();
+        let page = found.iter().skip(from).take(500);
+        let page = page.map(|(namespace, name, own)| {
+            let own = own.iter().map(|(n, v)| json!({ "Name": n, "Value": v }));
+            let own: Vec<Value> = own.collect();
+            json!({ "Namespace": namespace, "MetricName": name, "Dimensions": own })
+        });
+        let page: Vec<Value> = page.collect();
         let mut answer = json!({ "Metrics": page });
         if from + 500 < found.len() {
             answer["NextToken"] = json!((from + 500).to_string());

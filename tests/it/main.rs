@@ -22,6 +22,7 @@ mod chain;
 mod cloudwatch;
 mod cloudwatch_batches;
 mod cloudwatch_law;
+mod cloudwatch_search;
 mod cloudwatch_store;
 mod commands;
 mod demo;

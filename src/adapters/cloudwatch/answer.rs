@@ -1,45 +1,92 @@
 //! Answers of CloudWatch to `GetMetricData`.
 
+use std::fmt;
+
 use http::StatusCode;
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
 use super::call::StatisticsQuery;
 use crate::adapters::aws_error::AwsError;
-use crate::adapters::{Data, Dropped, FetchResult, Response, garbage};
+use crate::adapters::{Data, Dropped, FetchResult, Response, garbage, quoted};
 use crate::model::{Error, Evidence, Kind, Millis, NanInterpretation, Points, TimeRange};
 
 /// One page.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Page {
-    metric_data_results: Vec<Part>,
+    pub(super) metric_data_results: Vec<Part>,
     pub(super) next_token: Option<String>,
+    /// Messages about the call as a whole.
+    #[serde(default)]
+    pub(super) messages: Vec<Message>,
 }
 
 /// The points of one query that a page has.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Part {
+pub(super) struct Part {
     id: String,
+    /// The name of the series, where the query is an expression.
+    #[serde(default)]
+    pub(super) label: String,
     #[serde(default)]
     timestamps: Vec<Time>,
     #[serde(default)]
     values: Vec<Value>,
     #[serde(default)]
-    status_code: String,
+    pub(super) status_code: String,
     #[serde(default)]
     messages: Vec<Message>,
 }
 
-/// The messages of CloudWatch about a query.
+impl Part {
+    /// Returns its points, as they are in the answer.
+    pub(super) fn points(&self) -> impl Iterator<Item = (Millis, f64)> {
+        let times = self.timestamps.iter().map(|t| t.0);
+        times.zip(self.values.iter().map(|v| v.0))
+    }
+
+    /// Returns the error in place of its points, if there is one.
+    pub(super) fn refused(&self) -> Option<Error> {
+        let failed = |what: &str| {
+            let said: Vec<String> = self.messages.iter().map(Message::to_string).collect();
+            let said: String = said.join("; ").chars().take(300).collect();
+            Error::new(Kind::UpstreamFailed, format!("{what} {said}"))
+        };
+        match &*self.status_code {
+            "InternalError" => {
+                Some(failed("CloudWatch failed at the metric:").shows(Evidence::Address))
+            }
+            "Forbidden" => Some(failed("CloudWatch refuses the metric:")),
+            _ => None,
+        }
+    }
+}
+
+/// A message of CloudWatch about a query or a call.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Message {
+pub(super) struct Message {
     #[serde(default)]
     code: String,
     #[serde(default)]
     value: String,
+}
+
+impl Message {
+    /// Returns whether it says that something was left out, as there is too much of it.
+    pub(super) fn is_about_limits(&self) -> bool {
+        let exceeds = |text: &str| text.to_ascii_lowercase().contains("exceed");
+        exceeds(&self.code) || exceeds(&self.value)
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}: {}", self.code, self.value);
+        f.write_str(&quoted(&text, 300))
+    }
 }
 
 /// Seconds of Unix time, or a date.
@@ -142,29 +189,8 @@ impl Pages {
             };
             column.seen = true;
             column.partial = part.status_code == "PartialData";
-            let times = part.timestamps.into_iter().map(|t| t.0);
-            let values = part.values.into_iter().map(|v| v.0);
-            column.points.extend(times.zip(values));
-            let said = || {
-                let said = part
-                    .messages
-                    .iter()
-                    .map(|m| format!("{}: {}", m.code, m.value));
-                let said: Vec<String> = said.collect();
-                said.join("; ").chars().take(300).collect::<String>()
-            };
-            let failed =
-                |what: &str| Error::new(Kind::UpstreamFailed, format!("{what} {}", said()));
-            match &*part.status_code {
-                "InternalError" => {
-                    let error = failed("CloudWatch failed at the metric:");
-                    column.refused = Some(error.shows(Evidence::Address));
-                }
-                "Forbidden" => {
-                    column.refused = Some(failed("CloudWatch refuses the metric:"));
-                }
-                _ => {}
-            }
+            column.points.extend(part.points());
+            column.refused = part.refused().or(column.refused.take());
         }
     }
 

@@ -15,7 +15,7 @@ use crate::adapters::{Exchange, FetchResult, Next, Request, Response};
 use crate::model::{Error, NanInterpretation, Step, TimeRange};
 
 /// Most points of a call.
-const MOST_POINTS: u64 = 100_800;
+pub(super) const MOST_POINTS: u64 = 100_800;
 
 /// Most bytes of the queries of a shared call, about; AWS documents no bound.
 const MOST_BYTES: usize = 1 << 20;
@@ -189,14 +189,7 @@ impl MetricDataCall {
 
     /// Returns the body of the request for the page that `token` names; the first without one.
     pub(super) fn body(&self, token: Option<&str>) -> Value {
-        object([
-            ("MetricDataQueries", Some(json!(self.written))),
-            ("StartTime", Some(json!(self.window.start() / 1000))),
-            ("EndTime", Some(json!(self.window.end() / 1000))),
-            ("ScanBy", Some(json!("TimestampAscending"))),
-            ("MaxDatapoints", Some(json!(MOST_POINTS))),
-            ("NextToken", token.map(|token| json!(token))),
-        ])
+        body(&self.written, &self.window, token)
     }
 
     /// Returns the exchange for the page that `token` names, after what `before` had.
@@ -231,6 +224,19 @@ impl MetricDataCall {
             Ok(Next::Done(results.collect()))
         })
     }
+}
+
+/// Returns the body of the request for the page that `token` names, the first without one, of a call
+/// for `queries` about `window`.
+pub(super) fn body(queries: &[Value], window: &TimeRange, token: Option<&str>) -> Value {
+    object([
+        ("MetricDataQueries", Some(json!(queries))),
+        ("StartTime", Some(json!(window.start() / 1000))),
+        ("EndTime", Some(json!(window.end() / 1000))),
+        ("ScanBy", Some(json!("TimestampAscending"))),
+        ("MaxDatapoints", Some(json!(MOST_POINTS))),
+        ("NextToken", token.map(|token| json!(token))),
+    ])
 }
 
 /// Returns query `number` of a call.

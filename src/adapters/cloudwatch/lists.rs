@@ -1,18 +1,21 @@
-//! `ListMetrics`: the metrics that there are, and the lists made of them.
+//! `ListMetrics`: the metrics that there are.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::failure;
+use super::answer::{failure, is_bad_token};
 use super::call::{exchange, object};
-use super::names::{Listed, WORDS};
+use super::catalogue::{Catalogue, CatalogueScope, ListedMetric};
 use crate::adapters::{Exchange, Next, Response, garbage};
-use crate::model::{Error, Field, FieldNames, FieldType, FieldValue, FieldValues, Scope};
+use crate::model::{Error, Scope};
 
 /// Most pages that are read, of 500 metrics each.
-const MOST_PAGES: u32 = 40;
+const MOST_PAGES: usize = 40;
+
+/// No further page is read once the texts of a catalogue have so many bytes.
+const MOST_BYTES: usize = 8 << 20;
 
 /// The statistics that are offered.
 pub(super) const STATISTICS: [&str; 9] = [
@@ -45,24 +48,32 @@ struct Metric {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct Dimension {
-    pub(super) name: String,
-    pub(super) value: String,
+struct Dimension {
+    name: String,
+    value: String,
 }
 
-/// The requested part of the metrics.
-#[derive(Clone)]
-pub(super) enum Wanted {
-    Namespaces,
-    Metrics,
-    /// The values of a dimension.
-    Values(String),
+impl Metric {
+    fn listed(&self) -> ListedMetric<'_> {
+        let dimensions = self.dimensions.iter();
+        ListedMetric {
+            namespace: &self.namespace,
+            name: &self.metric_name,
+            dimensions: dimensions.map(|d| (&*d.name, &*d.value)).collect(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let dimensions = self.dimensions.iter();
+        let dimensions = dimensions.map(|d| d.name.len() + d.value.len());
+        self.namespace.len() + self.metric_name.len() + dimensions.sum::<usize>()
+    }
 }
 
-/// Returns the request for the metrics that `listed` selects, and, if `recent`, that had data in
-/// the last hours.
-fn request(listed: &Listed, recent: bool, token: Option<&str>) -> Value {
-    let dimensions = listed.dimensions.iter();
+/// Returns the request for the page of the metrics of `scope` that `token` names; the first without
+/// one.
+fn request(scope: &CatalogueScope, token: Option<&str>) -> Value {
+    let dimensions = scope.dimensions.iter();
     let dimensions: Vec<Value> = dimensions
         .map(|(name, value)| {
             let value = value.as_ref().map(|value| json!(value));
@@ -71,116 +82,54 @@ fn request(listed: &Listed, recent: bool, token: Option<&str>) -> Value {
         .collect();
     let text = |text: &Option<String>| text.as_ref().map(|t| json!(t));
     object([
-        ("Namespace", text(&listed.namespace)),
-        ("MetricName", text(&listed.name)),
+        ("Namespace", text(&scope.namespace)),
+        ("MetricName", text(&scope.name)),
         (
             "Dimensions",
             (!dimensions.is_empty()).then(|| json!(dimensions)),
         ),
-        ("RecentlyActive", recent.then(|| json!("PT3H"))),
+        ("RecentlyActive", scope.recent.then(|| json!("PT3H"))),
         ("NextToken", token.map(|token| json!(token))),
     ])
 }
 
-/// The contents of the pages so far.
+/// The pages so far, and the bytes of their texts.
 #[derive(Clone, Default)]
-struct Found {
-    texts: BTreeSet<String>,
-    names: BTreeSet<String>,
-    pages: u32,
+struct Pages {
+    read: Vec<Arc<Vec<Metric>>>,
+    bytes: usize,
+    /// Set once they began again, as a token had expired.
+    restarted: bool,
 }
 
-/// Returns the names of fields that the metrics of `listed` have.
-pub(super) fn names(listed: Listed, recent: bool) -> Exchange<FieldNames> {
-    walk(
-        listed,
-        recent,
-        None,
-        Found::default(),
-        |found, metric| {
-            let names = metric.dimensions.into_iter().map(|d| d.name);
-            found
-                .texts
-                .extend(names.map(|name| match WORDS.contains(&&*name) {
-                    true => format!(":{name}"),
-                    false => name,
-                }));
-            found.names.insert(metric.metric_name);
-        },
-        |found, whole| {
-            let words = WORDS.iter().filter(|w| **w != "Resource");
-            let mut fields: Vec<Field> = words.map(|w| Field::text(*w)).collect();
-            fields.extend(found.texts.into_iter().map(Field::text));
-            // StackState offers these as the metric field.
-            fields.extend(found.names.into_iter().map(|name| Field {
-                name,
-                kind: FieldType::Number,
-                classified: false,
-            }));
-            FieldNames {
-                fields,
-                partial: !whole,
-            }
-        },
-    )
+/// Returns the exchange for the catalogue of `scope`, page after page.
+pub(super) fn catalogue(scope: Arc<CatalogueScope>) -> Exchange<Catalogue> {
+    walk(scope, None, Pages::default())
 }
 
-/// Returns the values that are `wanted` of the metrics of `listed`.
-pub(super) fn values(listed: Listed, recent: bool, wanted: Wanted) -> Exchange<FieldValues> {
-    walk(
-        listed,
-        recent,
-        None,
-        Found::default(),
-        move |found, metric| match &wanted {
-            Wanted::Namespaces => {
-                found.texts.insert(metric.namespace);
-            }
-            Wanted::Metrics => {
-                found.texts.insert(metric.metric_name);
-            }
-            Wanted::Values(name) => {
-                let mine = metric.dimensions.into_iter().filter(|d| d.name == *name);
-                found.texts.extend(mine.map(|d| d.value));
-            }
-        },
-        |found, whole| FieldValues {
-            values: found.texts.into_iter().map(FieldValue::Complete).collect(),
-            partial: !whole,
-        },
-    )
-}
-
-/// Reads page after page: `add` takes a metric, `end` makes what is wanted of them, and is told
-/// whether these are all.
-fn walk<T: 'static>(
-    listed: Listed,
-    recent: bool,
-    token: Option<&str>,
-    found: Found,
-    add: impl Fn(&mut Found, Metric) + Clone + Send + Sync + 'static,
-    end: impl Fn(Found, bool) -> T + Clone + Send + Sync + 'static,
-) -> Exchange<T> {
-    let body = request(&listed, recent, token);
+fn walk(scope: Arc<CatalogueScope>, token: Option<&str>, before: Pages) -> Exchange<Catalogue> {
+    let body = request(&scope, token);
+    let later = token.is_some();
     exchange("ListMetrics", &body, 0, move |response| {
-        let page = page(response)?;
-        let mut found = found.clone();
-        found.pages += 1;
-        for metric in page.metrics {
-            if listed.takes(&metric.dimensions) {
-                add(&mut found, metric);
-            }
+        if later && !before.restarted && is_bad_token(response) {
+            let again = Pages {
+                restarted: true,
+                ..Pages::default()
+            };
+            return Ok(Next::More(walk(scope.clone(), None, again)));
         }
+        let page = page(response)?;
+        let mut pages = before.clone();
+        pages.bytes += page.metrics.iter().map(Metric::bytes).sum::<usize>();
+        pages.read.push(Arc::new(page.metrics));
+        let more = pages.read.len() < MOST_PAGES && pages.bytes < MOST_BYTES;
         match page.next_token {
-            Some(token) if found.pages < MOST_PAGES => Ok(Next::More(walk(
-                listed.clone(),
-                recent,
-                Some(&token),
-                found,
-                add.clone(),
-                end.clone(),
-            ))),
-            more => Ok(Next::Done(end(found, more.is_none()))),
+            Some(token) if more => Ok(Next::More(walk(scope.clone(), Some(&token), pages))),
+            rest => {
+                let metrics = pages.read.iter().flat_map(|page| page.iter());
+                let metrics = metrics.map(Metric::listed);
+                Ok(Next::Done(Catalogue::of(metrics, rest.is_some())))
+            }
         }
     })
 }

@@ -3,11 +3,14 @@
 //! - `names`: from conditions to metrics
 //! - `ages`: what CloudWatch keeps, the older the coarser
 //! - `call`, `answer`: `GetMetricData`
-//! - `lists`: `ListMetrics`
+//! - `expression`: `GetMetricData` of an expression (`~`)
+//! - `lists`: `ListMetrics`; `catalogue`: names and values of what it lists
 
 mod ages;
 mod answer;
 mod call;
+mod catalogue;
+mod expression;
 mod lists;
 mod names;
 
@@ -16,23 +19,27 @@ use std::sync::Arc;
 use self::ages::{Aged, age, aged, is_period, period};
 use self::answer::page;
 pub use self::call::StatisticsQuery;
-use self::call::{MetricDataCall, SUMMARY, exchange};
-use self::lists::{STATISTICS, Wanted};
-use self::names::{Listed, Metric, Named, basic, resource};
+use self::call::{MOST_POINTS, MetricDataCall, SUMMARY, exchange};
+pub use self::catalogue::{Catalogue, CatalogueScope};
+use self::expression::{EXPRESSION, Expression, ExpressionCall};
+use self::lists::STATISTICS;
+use self::names::{Listed, Metric, Named, basic};
 use super::{Adapter, Exchange, Fetch, Forwarded, Kept, Next, Part, PartCall, Route};
 use crate::clock::Clock;
 use crate::model::{
     Condition, Error, Field, FieldNames, FieldNamesQuery, FieldValues, FieldValuesQuery, Kind,
-    Layout, MetricPace, MetricQuery, NamespaceRule, NanInterpretation, Selector, Statistic, Step,
-    TimeRange,
+    Layout, MetricPace, MetricQuery, NamespaceRule, NanInterpretation, Scope, Selector, Statistic,
+    Step, TimeRange,
 };
 
 /// Speaks `GetMetricData` and `ListMetrics` to a region of CloudWatch.
 pub struct CloudWatch {
     /// Its region.
     pub region: String,
-    /// The native distance of its points.
-    pub interval: Step,
+    /// The pace of its metrics.
+    pub pace: MetricPace,
+    /// Set if several series of an expression are an error.
+    pub single_series: bool,
     /// Rules for namespaces; the first that fits holds.
     pub rules: Vec<NamespaceRule>,
     /// Statistics of a metric that are billed as one.
@@ -61,6 +68,13 @@ impl Adapter for CloudWatch {
     }
 
     fn canonical(&self, query: MetricQuery) -> Result<MetricQuery, Error> {
+        if let Some(expression) = self.expression(&query.selector)? {
+            return Ok(MetricQuery {
+                selector: expression.canonical(),
+                metric_field: None,
+                ..query
+            });
+        }
         let named = self.named(&query.selector, query.metric_field.as_deref())?;
         if let Layout::Buckets { statistic, size } = query.layout
             && named.statistic.is_none()
@@ -89,6 +103,12 @@ impl Adapter for CloudWatch {
     }
 
     fn route(&self, selector: &Selector, layout: Layout) -> Option<Route> {
+        if is_expression(selector) {
+            return Some(match layout {
+                Layout::Raw => Route::Upstream,
+                Layout::Buckets { .. } => Route::RawPoints,
+            });
+        }
         let statistic = statistic(selector);
         let value = match &statistic {
             None => Some(Statistic::Mean),
@@ -110,6 +130,12 @@ impl Adapter for CloudWatch {
     }
 
     fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<MetricPace> {
+        if is_expression(selector) {
+            // One that is wrong has no lane: it has no canonical form.
+            let interval = self.expression(selector).ok()??.period?;
+            let usual = self.pace;
+            return Some(MetricPace { interval, ..usual });
+        }
         let namespace = value_of(selector, "Namespace")?;
         let rule = self.rules.iter().find(|rule| {
             let named = |name: &str| rule.metrics.iter().any(|m| m == name);
@@ -147,10 +173,13 @@ impl Adapter for CloudWatch {
     }
 
     fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error> {
+        if let Some(expression) = self.expression(&fetch.selector)? {
+            return Ok(self.evaluated(&expression, fetch));
+        }
         let named = self.named(&fetch.selector, fetch.metric_field.as_deref())?;
         let now = self.clock.now();
         let pace = self.pace(&fetch.selector, fetch.metric_field.as_deref());
-        let interval = pace.map_or(self.interval, |pace| pace.interval);
+        let interval = pace.unwrap_or(self.pace).interval;
         match (fetch.layout, &named.statistic) {
             (Layout::Buckets { statistic, size }, None) => {
                 let Some(quantile) = statistic.quantile() else {
@@ -181,6 +210,9 @@ impl Adapter for CloudWatch {
     }
 
     fn units(&self, query: &MetricQuery) -> u32 {
+        if is_expression(&query.selector) {
+            return 1;
+        }
         let named = self.named(&query.selector, query.metric_field.as_deref());
         named.map_or(0, |n| u32::try_from(n.metrics().len()).unwrap_or(u32::MAX))
     }
@@ -189,31 +221,36 @@ impl Adapter for CloudWatch {
         true
     }
 
-    fn field_names(
-        &self,
-        _: &Forwarded,
-        query: &FieldNamesQuery,
-    ) -> Result<Exchange<FieldNames>, Error> {
-        let listed = Listed::read(&query.scope.selector, &self.region)?;
-        let recent = lists::is_recent(&query.scope, self.clock.now());
-        Ok(lists::names(listed, recent))
+    fn bills_by_answer(&self, selector: &Selector) -> bool {
+        is_expression(selector)
     }
 
-    fn field_values(
+    fn catalogue_scopes(&self, scope: &Scope) -> Result<Vec<CatalogueScope>, Error> {
+        let listed = Listed::read(&scope.selector, &self.region)?;
+        let recent = lists::is_recent(scope, self.clock.now());
+        Ok(listed.scope(recent).widened())
+    }
+
+    fn catalogue(&self, scope: &CatalogueScope) -> Result<Exchange<Catalogue>, Error> {
+        Ok(lists::catalogue(Arc::new(scope.clone())))
+    }
+
+    fn names_in(
         &self,
-        _: &Forwarded,
-        query: &FieldValuesQuery,
-    ) -> Result<Exchange<FieldValues>, Error> {
+        catalogue: &Catalogue,
+        query: &FieldNamesQuery,
+    ) -> Result<FieldNames, Error> {
         let listed = Listed::read(&query.scope.selector, &self.region)?;
-        let namespace = listed.namespace.clone().unwrap_or_default();
-        let wanted = match &*query.field.name {
-            "Namespace" => Wanted::Namespaces,
-            "MetricName" => Wanted::Metrics,
-            "Resource" => Wanted::Values(resource(&namespace).to_owned()),
-            name => Wanted::Values(name.strip_prefix(':').unwrap_or(name).to_owned()),
-        };
-        let recent = lists::is_recent(&query.scope, self.clock.now());
-        Ok(lists::values(listed, recent, wanted))
+        Ok(catalogue.names(&listed))
+    }
+
+    fn values_in(
+        &self,
+        catalogue: &Catalogue,
+        query: &FieldValuesQuery,
+    ) -> Result<FieldValues, Error> {
+        let listed = Listed::read(&query.scope.selector, &self.region)?;
+        Ok(catalogue.values(&listed, query))
     }
 
     fn known_values(&self, field: &Field) -> Option<Vec<String>> {
@@ -233,6 +270,43 @@ impl Adapter for CloudWatch {
 impl CloudWatch {
     fn named(&self, selector: &Selector, metric_field: Option<&str>) -> Result<Named, Error> {
         Named::read(selector, metric_field, &self.region)
+    }
+
+    fn expression(&self, selector: &Selector) -> Result<Option<Expression>, Error> {
+        Expression::read(selector, &self.region)
+    }
+
+    /// Returns the calls for the values of `expression`.
+    fn evaluated(&self, expression: &Expression, fetch: &Fetch) -> Vec<Part> {
+        let interval = expression.period.unwrap_or(self.pace.interval);
+        let cells = u32::try_from(MOST_POINTS).unwrap_or(u32::MAX);
+        let mut parts = Vec::new();
+        for Aged { range, finest } in aged(&fetch.range, Step::MILLI, interval, self.clock.now()) {
+            let Some(finest) = finest else { continue };
+            let period = period(interval, finest);
+            if expression.period.is_some_and(|named| named != period) {
+                // So fine a period is not kept so long, and the expression names no other.
+                continue;
+            }
+            let longest = period.times(cells).millis();
+            let mut start = range.start();
+            while start < range.end() {
+                let end = period.floor(start.saturating_add(longest)).min(range.end());
+                let call = ExpressionCall {
+                    text: expression.text.clone(),
+                    period,
+                    range: TimeRange::clamped(start, end),
+                    nan: fetch.nan,
+                    single: self.single_series,
+                };
+                parts.push(Part {
+                    start,
+                    call: PartCall::Alone(call.exchange()),
+                });
+                start = end;
+            }
+        }
+        parts
     }
 
     /// Returns the calls for `statistics` of the metrics that are `named`.
@@ -273,6 +347,11 @@ impl CloudWatch {
             billed: self.statistics,
         }
     }
+}
+
+/// Returns whether `selector` is that of an expression.
+fn is_expression(selector: &Selector) -> bool {
+    selector.conditions().iter().any(|c| c.key == EXPRESSION)
 }
 
 /// Returns the statistic that a series of `selector` is.

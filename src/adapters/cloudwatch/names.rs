@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::lists::Dimension;
+use super::catalogue::{CatalogueScope, ListedMetric};
+use super::expression::EXPRESSION;
 use crate::model::{Condition, Error, Kind, Scalar, Selector, Statistic, Test, is_region};
 
 /// Keys of conditions that are not dimensions. A dimension with one of these names is written with
@@ -85,7 +86,8 @@ pub(super) struct Named {
     dimensions: BTreeMap<String, Vec<String>>,
 }
 
-fn unknown(message: impl Into<String>) -> Error {
+/// Returns the error of a query that names no metric there can be.
+pub(super) fn unknown(message: impl Into<String>) -> Error {
     Error::new(Kind::MetricNotFound, message)
 }
 
@@ -103,10 +105,6 @@ impl Named {
             keys.entry(key)
                 .and_modify(|both| both.retain(|v| values.contains(v)))
                 .or_insert(values);
-        }
-        if keys.contains_key("~") {
-            let message = "expressions (~) are not supported for CloudWatch: name Namespace, the metric field and dimensions";
-            return Err(unknown(message));
         }
         let one = |key: &str| match keys.get(key).map(Vec::as_slice) {
             None => Ok(None),
@@ -263,15 +261,13 @@ impl Named {
     }
 }
 
-/// The metrics of a list. CloudWatch finds exact names and values only; sets are applied here.
-#[derive(Clone, Default)]
+/// The metrics of a list.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Listed {
-    pub(super) namespace: Option<String>,
-    pub(super) name: Option<String>,
-    /// Dimensions with their values, if only one is possible.
-    pub(super) dimensions: Vec<(String, Option<String>)>,
-    /// Dimensions with the values that they may have.
-    sets: Vec<(String, Vec<String>)>,
+    /// Namespaces, names, and values of dimensions that the metrics may have, where they are limited.
+    namespaces: Option<Vec<String>>,
+    names: Option<Vec<String>>,
+    dimensions: Vec<(String, Vec<String>)>,
 }
 
 /// Most dimensions that a list can be requested for.
@@ -281,23 +277,26 @@ impl Listed {
     /// Reads the conditions of `selector`, of which none is needed.
     pub(super) fn read(selector: &Selector, region: &str) -> Result<Self, Error> {
         let mut listed = Self::default();
-        let mut namespaces = selector
-            .conditions()
-            .iter()
-            .filter(|c| c.key == "Namespace");
-        let only = namespaces.next().and_then(|c| match c.test.values() {
-            [value] => Some(value.to_string()),
-            _ => None,
-        });
-        listed.namespace.clone_from(&only);
+        let texts = |test: &Test| {
+            let values = test.values().iter().map(Scalar::to_string);
+            values.collect::<Vec<_>>()
+        };
+        let limit = |known: &mut Option<Vec<String>>, values: Vec<String>| match known {
+            Some(known) => known.retain(|v| values.contains(v)),
+            None => *known = Some(values),
+        };
+        // The namespace decides what Resource is.
         for Condition { key, test } in selector.conditions() {
-            let values: Vec<String> = test.values().iter().map(Scalar::to_string).collect();
+            match &**key {
+                "Namespace" => limit(&mut listed.namespaces, texts(test)),
+                "MetricName" => limit(&mut listed.names, texts(test)),
+                _ => {}
+            }
+        }
+        for Condition { key, test } in selector.conditions() {
+            let values = texts(test);
             let dimension = match &**key {
-                "Namespace" => continue,
-                "MetricName" => {
-                    listed.name = values.first().cloned();
-                    continue;
-                }
+                EXPRESSION => continue,
                 "Region" if values.iter().any(|v| is_region(v)) => {
                     if values.iter().any(|v| v == region) {
                         continue;
@@ -307,28 +306,55 @@ impl Listed {
                     )));
                 }
                 "Region" => "Region",
-                "Resource" => resource(only.as_deref().unwrap_or_default()),
+                "Resource" => resource(listed.namespace().unwrap_or_default()),
                 word if WORDS.contains(&word) => continue,
                 other => other.strip_prefix(':').unwrap_or(other),
             };
-            let value = match &values[..] {
-                [value] => Some(value.clone()),
-                _ => None,
-            };
-            if listed.dimensions.len() < MOST_LISTED {
-                listed.dimensions.push((dimension.to_owned(), value));
-            }
-            listed.sets.push((dimension.to_owned(), values));
+            listed.dimensions.push((dimension.to_owned(), values));
         }
         Ok(listed)
     }
 
-    /// Returns whether a metric of these `dimensions` is one of them.
-    pub(super) fn takes(&self, dimensions: &[Dimension]) -> bool {
-        self.sets.iter().all(|(name, values)| {
-            let mut mine = dimensions.iter().filter(|d| d.name == *name);
-            mine.any(|d| values.contains(&d.value))
-        })
+    /// Returns its namespace, if only one is possible.
+    fn namespace(&self) -> Option<&str> {
+        only(self.namespaces.as_deref()?)
+    }
+
+    /// Returns the scope of the calls that find its metrics, and perhaps more: CloudWatch finds exact
+    /// names and values only. `recent`, if only those with data in the last 3 hours are wanted.
+    pub(super) fn scope(&self, recent: bool) -> CatalogueScope {
+        let dimensions = self.dimensions.iter().take(MOST_LISTED);
+        let dimensions =
+            dimensions.map(|(name, values)| (name.clone(), only(values).map(str::to_owned)));
+        CatalogueScope {
+            namespace: self.namespace().map(str::to_owned),
+            name: self.names.as_deref().and_then(only).map(str::to_owned),
+            dimensions: dimensions.collect(),
+            recent,
+        }
+    }
+
+    /// Returns whether `metric` is one of them.
+    pub(super) fn takes(&self, metric: &ListedMetric<'_>) -> bool {
+        let among = |known: &Option<Vec<String>>, text: &str| {
+            known
+                .as_ref()
+                .is_none_or(|known| known.iter().any(|k| k == text))
+        };
+        among(&self.namespaces, metric.namespace)
+            && among(&self.names, metric.name)
+            && self.dimensions.iter().all(|(name, values)| {
+                let mut own = metric.dimensions.iter().filter(|(n, _)| n == name);
+                own.any(|(_, value)| values.iter().any(|v| v == value))
+            })
+    }
+}
+
+/// Returns the value of `values`, if there is one only.
+fn only(values: &[String]) -> Option<&str> {
+    match values {
+        [value] => Some(value),
+        _ => None,
     }
 }
 

@@ -25,7 +25,12 @@ impl Clock for Fixed {
 fn adapter() -> CloudWatch {
     CloudWatch {
         region: "eu-west-1".into(),
-        interval: Step::new(MINUTE).unwrap(),
+        pace: MetricPace {
+            interval: Step::new(MINUTE).unwrap(),
+            settle: 15 * MINUTE,
+            refresh: std::time::Duration::from_secs(120),
+        },
+        single_series: false,
         rules: Vec::new(),
         statistics: 5,
         clock: Arc::new(Fixed),

@@ -333,6 +333,7 @@ fn finish(
         )),
         off_grid: None,
         complete: matrix.complete,
+        series: 0,
         received: matrix.received,
         filled: matrix.filled,
         dropped,

@@ -44,6 +44,12 @@ impl Checker<'_> {
         let demo = !raw.demo.is_usual();
         let remote: &[RawKind] = &[RawKind::Mirror, RawKind::Prometheus];
         let reached: &[RawKind] = &[RawKind::Mirror, RawKind::Prometheus, RawKind::CloudWatch];
+        let every: &[RawKind] = &[
+            RawKind::Demo,
+            RawKind::Mirror,
+            RawKind::Prometheus,
+            RawKind::CloudWatch,
+        ];
         let points: &[RawKind] = &[RawKind::Demo, RawKind::Mirror, RawKind::Prometheus];
         for (key, is_set, kinds) in [
             ("urls", !raw.urls.is_empty(), reached),
@@ -74,7 +80,7 @@ impl Checker<'_> {
             (
                 "multi_series",
                 set.multi_series != usual.multi_series,
-                points,
+                every,
             ),
             // Only mirrors use it, but it is often copied along with a section.
             ("api_key", raw.api_key.is_some(), remote),

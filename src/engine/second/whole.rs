@@ -64,7 +64,9 @@ impl StoredQuery {
                 form.pairs(timeless.into_iter()).part(body);
                 form.pairs(headers.iter()).number(i64::from(*json));
             }
-            WholeQuery::Newest(_) | WholeQuery::Range(..) => return None,
+            WholeQuery::Catalogue(_) | WholeQuery::Newest(_) | WholeQuery::Range(..) => {
+                return None;
+            }
         }
         form.part(match query {
             WholeQuery::List(..) => "list",

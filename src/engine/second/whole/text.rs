@@ -58,7 +58,7 @@ pub(super) fn text(
             head.headers = raw.headers.iter().map(text).collect::<Option<_>>()?;
             raw.body.clone()
         }
-        Content::Error(_) | Content::Alias(_) => return None,
+        Content::List(List::Catalogue(_)) | Content::Error(_) | Content::Alias(_) => return None,
     };
     let head = serde_json::to_vec(&head).ok()?;
     let length = u32::try_from(head.len()).ok()?;
@@ -89,7 +89,7 @@ pub(super) fn read(text: &[u8], query: &WholeQuery) -> Option<(Head, Content)> {
                 body: Bytes::copy_from_slice(body),
             })))
         }
-        WholeQuery::Newest(_) | WholeQuery::Range(..) => return None,
+        WholeQuery::Catalogue(_) | WholeQuery::Newest(_) | WholeQuery::Range(..) => return None,
     };
     Some((head, content))
 }
