@@ -331,8 +331,10 @@ impl Budgets {
     /// have been spent.
     pub(super) fn add(&self, n: u32, now: Millis) {
         let (_, share) = self.standing();
-        let write = self.used.add(n, now, share);
-        if write && let Some(file) = &self.file {
+        let write = self.used.take(n, now, None, share);
+        if write == Ok(true)
+            && let Some(file) = &self.file
+        {
             file.changed();
         }
     }
@@ -340,7 +342,7 @@ impl Budgets {
     /// Takes `n` out of every budget, at the wall time `now`. A clock that steps back renews nothing.
     pub(super) fn take(&self, n: u32, now: Millis) -> Result<(), Lacking> {
         let (may_grow, share) = self.standing();
-        let write = self.used.take(n, now, may_grow, share)?;
+        let write = self.used.take(n, now, Some(may_grow), share)?;
         if write && let Some(file) = &self.file {
             file.changed();
         }
@@ -382,20 +384,6 @@ fn leases(limit: &Arc<JointLimit>, used: &Arc<Used>, clock: &Arc<dyn Clock>) -> 
     }
 }
 
-/// Counts `n` in each of `windows`. Returns whether the file has to be written.
-fn count(windows: &mut [Window], n: u32) -> bool {
-    let mut write = false;
-    for window in windows.iter_mut() {
-        window.used = window.used.saturating_add(n);
-        if window.used > window.written {
-            let ahead = (window.allowed / 100).max(1);
-            window.written = window.used.saturating_add(ahead - 1).min(window.allowed);
-            write = true;
-        }
-    }
-    write
-}
-
 /// The usage of each window, and the usage in the file.
 struct Used {
     windows: Mutex<Vec<Window>>,
@@ -409,8 +397,15 @@ impl Used {
         self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `n` out of every budget at `now`. Returns whether the file has to be written.
-    fn take(&self, n: u32, now: Millis, may_grow: bool, share: u32) -> Result<bool, Lacking> {
+    /// Takes `n` out of every budget at `now`; without `may_grow`, whether it has so many left or not.
+    /// Returns whether the file has to be written.
+    fn take(
+        &self,
+        n: u32,
+        now: Millis,
+        may_grow: Option<bool>,
+        share: u32,
+    ) -> Result<bool, Lacking> {
         let mut windows = self.windows();
         if let Some(next) = self.next.get() {
             drop(windows);
@@ -419,24 +414,21 @@ impl Used {
         for window in windows.iter_mut() {
             window.go_on(now, share);
         }
+        if let Some(may_grow) = may_grow {
+            for window in windows.iter_mut() {
+                window.check(n, now, may_grow)?;
+            }
+        }
+        let mut write = false;
         for window in windows.iter_mut() {
-            window.check(n, now, may_grow)?;
+            window.used = window.used.saturating_add(n);
+            if window.used > window.written {
+                let ahead = (window.allowed / 100).max(1);
+                window.written = window.used.saturating_add(ahead - 1).min(window.allowed);
+                write = true;
+            }
         }
-        Ok(count(&mut windows, n))
-    }
-
-    /// Takes `n` out of each at `now`, whether it has so many left or not. Returns whether the file has
-    /// to be written.
-    fn add(&self, n: u32, now: Millis, share: u32) -> bool {
-        let mut windows = self.windows();
-        if let Some(next) = self.next.get() {
-            drop(windows);
-            return next.add(n, now, share);
-        }
-        for window in windows.iter_mut() {
-            window.go_on(now, share);
-        }
-        count(&mut windows, n)
+        Ok(write)
     }
 
     /// Returns what the next beat tells of each lease, at `now`; they end if the replica leaves.

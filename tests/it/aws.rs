@@ -168,6 +168,17 @@ async fn credentials_come_from_where_aws_tools_find_them() {
             ("GET", "/container") if header("authorization") == Some("Bearer t/k") => {
                 issued("AKIDOFTHECONTAINER", SECRET, ends)
             }
+            ("GET", path) if path.starts_with("/federation/credentials?") => {
+                assert!(
+                    path.ends_with("?role_name=Reader&account_id=123456789012"),
+                    "{path}"
+                );
+                assert_eq!(header("x-amz-sso_bearer_token"), Some("of the portal"));
+                Answer::json(json!({ "roleCredentials": {
+                    "accessKeyId": "AKIDOFSSO", "secretAccessKey": SECRET, "sessionToken": TOKEN,
+                    "expiration": ends,
+                }}))
+            }
             ("POST", "/") if body.contains("Action=AssumeRoleWithWebIdentity") => {
                 assert!(body.contains("WebIdentityToken=ey.J%2B.x"), "{body}");
                 assumed(
@@ -199,9 +210,31 @@ async fn credentials_come_from_where_aws_tools_find_them() {
         &format!("[default]\ncredential_process = cat {printed}\n"),
     );
     let (token, web) = (file("token", "Bearer t/k\n"), file("web", "ey.J+.x\n"));
+    // What `aws sso login` leaves: a token, in a file named after the SHA-1 of the portal's address.
+    let tokens = folder.path().join(".aws/sso/cache");
+    std::fs::create_dir_all(&tokens).unwrap();
+    std::fs::write(
+        tokens.join("5863e3e4b5a9564b6e829cf4aa6724bdbf9788a5.json"),
+        json!({ "accessToken": "of the portal", "expiresAt": "2999-01-01T00:00:00Z" }).to_string(),
+    )
+    .unwrap();
+    let settings = "sso_start_url = https://portal.example/start\nsso_region = eu-west-1\nsso_account_id = 123456789012\nsso_role_name = Reader\n";
+    let sso = file(
+        "sso",
+        &format!("[default]\n{settings}[profile work]\n{settings}"),
+    );
+    let (home, portal) = (
+        folder.path().to_str().unwrap(),
+        format!("{url}/federation/credentials"),
+    );
+    let signed_in = env(&[
+        ("HOME", home),
+        ("AWS_CONFIG_FILE", &sso),
+        ("AWS_SSO_ENDPOINT", &portal),
+    ]);
     let container = format!("{url}/container");
     let role = "arn:aws:iam::123456789012:role/a";
-    let cases: [(&str, &str, BTreeMap<_, _>); 7] = [
+    let cases: [(&str, &str, BTreeMap<_, _>); 9] = [
         (
             "",
             "AKIDSTATICENV",
@@ -220,6 +253,8 @@ async fn credentials_come_from_where_aws_tools_find_them() {
             "AKIDSTATICOTHER",
             env(&[("AWS_SHARED_CREDENTIALS_FILE", &credentials)]),
         ),
+        ("", "AKIDOFSSO", signed_in.clone()),
+        (", profile = \"work\"", "AKIDOFSSO", signed_in),
         ("", "AKIDOFAPROCESS", env(&[("AWS_CONFIG_FILE", &process)])),
         (
             &format!(", sts_url = \"{url}\""),
@@ -243,8 +278,8 @@ async fn credentials_come_from_where_aws_tools_find_them() {
             env(&[("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)]),
         ),
     ];
-    for (more, id, env) in cases {
-        let config = amp(&format!("from-{}", id.to_lowercase()), url, more);
+    for (n, (more, id, env)) in cases.into_iter().enumerate() {
+        let config = amp(&format!("from-{n}-{}", id.to_lowercase()), url, more);
         let server = Server::start_with(&config, clock.clone(), env).await;
         let reply = ask(&server).await;
         assert_eq!(reply.status, 200, "{id}: {}", reply.text);
@@ -252,8 +287,17 @@ async fn credentials_come_from_where_aws_tools_find_them() {
         let last = &seen.last().unwrap().headers["authorization"];
         assert!(last.contains(&format!("Credential={id}/")), "{last}");
     }
-    // No credentials at all, and none over plain HTTP from an arbitrary host.
+    let expired = folder.path().join("expired");
+    std::fs::create_dir_all(&expired).unwrap();
+    // No credentials at all, none over plain HTTP from an arbitrary host, and not signed in.
     for (env, expected) in [
+        (
+            env(&[
+                ("HOME", expired.to_str().unwrap()),
+                ("AWS_CONFIG_FILE", &sso),
+            ]),
+            "SSO: No valid SSO token found. Please run 'aws sso login' first",
+        ),
         (
             env(&[("AWS_EC2_METADATA_DISABLED", "true")]),
             "there are none in the environment, ",

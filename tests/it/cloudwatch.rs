@@ -575,6 +575,8 @@ async fn fields_and_values_are_those_of_the_metrics_there_are() {
         "Region",
         "Account",
         "Unit",
+        "Resource",
+        "~",
     ];
     let fields = [
         ":Region",

@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::future::join_all;
 use heliostat::clock::Clock;
 
-use crate::cloudwatch::{METHODS, Points, ask, lambda, query, read, state};
+use crate::cloudwatch::{METHODS, Points, ask, lambda, query, read};
 use crate::cloudwatch_store::{
     CloudWatchStore, DAY, HOUR, MINUTE, Metric, SECOND, Sample, Trouble, finest, statistic,
 };
@@ -234,66 +233,4 @@ async fn answers_are_what_the_samples_make_whatever_happened_before() {
         history(seed, "0s").await;
         history(seed, "2m").await;
     }
-}
-
-/// A day of polls and viewers: each of `streams` is polled once a minute for its last minute; for
-/// ten hours three viewers look at a tenth of them and refresh every 30 s. Returns the units used,
-/// and the minimum: a unit per stream and refresh.
-async fn day(streams: i64, name: &str) -> (u64, u64) {
-    let clock = TestClock::at(NOW);
-    let store = CloudWatchStore::start(clock.clone()).await;
-    let config = format!("{}{}", store.section(name, ""), crate::support::ADMIN);
-    let server = Server::start_at(&config, clock.clone()).await;
-    let metrics: Vec<Metric> = (0..streams).map(|n| lambda(&format!("f{n}"))).collect();
-    for metric in &metrics {
-        // As few samples as possible: their values do not matter here.
-        store.put_now(metric, (0..DAY / HOUR).map(|n| (NOW + n * HOUR, 1.0)));
-    }
-    let watched = (streams / 10).max(1);
-    for second in (0..DAY / SECOND).step_by(10) {
-        let now = NOW + second * SECOND;
-        let mut due = Vec::new();
-        for (n, metric) in metrics.iter().enumerate() {
-            let n = n as i64;
-            // Spread over the minute.
-            if second % 60 == n % 6 * 10 {
-                let methods = ["MEAN", "MAX", "SUM", "EVENT_COUNT"];
-                let buckets = Some((methods[(n % 4) as usize], MINUTE));
-                due.push(query(metric, (now - 2 * MINUTE, now), buckets));
-            }
-            let hours = (8..18).contains(&(second / 3600));
-            for viewer in 0..3 {
-                if hours && n < watched && second % 30 == viewer * 10 {
-                    let (span, size) =
-                        [(HOUR, MINUTE), (6 * HOUR, 5 * MINUTE), (DAY, HOUR)][viewer as usize];
-                    due.push(query(metric, (now - span, now), Some(("MEAN", size))));
-                }
-            }
-        }
-        // At once, as each call waits for more queries.
-        let due = due.iter().map(|query| ask(&server, query));
-        for reply in join_all(due).await {
-            read(&reply);
-        }
-        clock.pass(10 * SECOND as u64);
-    }
-    let least = streams * (DAY / (2 * MINUTE));
-    let units = &state(&server).await["units"];
-    let asked = store.metered().0;
-    assert_eq!(units["asked"], asked);
-    let cost = units["cost"].as_f64().unwrap();
-    assert!((cost - asked as f64 * 0.00001).abs() < 0.0001, "{cost}");
-    (store.metered().0, least as u64)
-}
-
-#[tokio::test]
-async fn a_day_costs_a_unit_a_stream_and_refresh() {
-    let streams = number("HELIOSTAT_DAY_STREAMS", 2);
-    let (asked, least) = day(streams as i64, "day").await;
-    let times = asked as f64 / least as f64;
-    println!("{streams} streams: {asked} units asked, {times:.4} times the least, {least}");
-    assert!(
-        asked as f64 <= 1.02 * least as f64,
-        "{asked} units, at least {least}"
-    );
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use heliostat::clock::Clock;
 use serde_json::{Value, json};
 
-use crate::cloudwatch::{METHODS, Points, ask, equals, lambda, list, read, state};
+use crate::cloudwatch::{METHODS, Points, ask, equals, lambda, list, query, read, state};
 use crate::cloudwatch_store::{
     CloudWatchStore, DAY, HOUR, MINUTE, Metric, SECOND, Trouble, metric_of, statistic,
 };
@@ -18,14 +18,14 @@ const ALL: &str = "SEARCH('{AWS/Lambda,FunctionName} MetricName=\"Duration\"', '
 
 /// A query for an expression.
 fn search(text: &str, range: (i64, i64), buckets: Option<(&str, i64)>) -> Value {
-    let mut query = json!({
+    let mut asked = json!({
         "_type": "MetricsQuery", "startTime": range.0, "endTime": range.1,
         "conditions": [equals("~", text)], "metricField": "value",
     });
     if let Some((method, size)) = buckets {
-        query["aggregation"] = json!({ "method": method, "bucketSizeMillis": size });
+        asked["aggregation"] = json!({ "method": method, "bucketSizeMillis": size });
     }
-    query
+    asked
 }
 
 /// Puts a sample a minute, of its own value, for each of so many functions.
@@ -349,6 +349,8 @@ async fn lists_are_cut_from_one_catalogue() {
     let sqs = json!([equals("Namespace", "AWS/SQS")]);
     assert_eq!(values("Resource", sqs.clone()).await.0, ["q"]);
     assert_eq!(values(&odd, sqs).await.0, ["a \"b\" \\ c"]);
+    let sent = query(&queue, (NOW - 2 * HOUR, NOW), Some(("SUM", HOUR)));
+    assert_eq!(read(&ask(&server, &sent).await).len(), 1);
     let fields =
         json!({ "_type": "FieldNamesQuery", "conditions": [equals("Namespace", "AWS/SQS")] });
     let (names, _) = list(&server, "/api/field/name", fields).await;
@@ -374,6 +376,8 @@ async fn lists_are_cut_from_one_catalogue() {
         ["AWS/Lambda", "AWS/SNS"]
     );
     assert_eq!(listed(), 6);
+    // What CloudWatch says of it now is the answer.
+    assert_eq!(read(&ask(&server, &sent).await), []);
 }
 
 #[tokio::test]

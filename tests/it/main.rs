@@ -21,6 +21,7 @@ mod cases;
 mod chain;
 mod cloudwatch;
 mod cloudwatch_batches;
+mod cloudwatch_day;
 mod cloudwatch_law;
 mod cloudwatch_search;
 mod cloudwatch_store;

@@ -287,14 +287,18 @@ fn interleaved(
     (points, whole)
 }
 
-/// Codes of errors that mean "not now".
-const THROTTLED: [&str; 7] = [
+/// Codes of errors that mean "not now", as botocore has them.
+const THROTTLED: [&str; 11] = [
     "Throttling",
     "ThrottlingException",
     "ThrottledException",
     "RequestThrottled",
     "RequestThrottledException",
     "RequestLimitExceeded",
+    "LimitExceeded",
+    "LimitExceededException",
+    "BandwidthLimitExceeded",
+    "SlowDown",
     "TooManyRequestsException",
 ];
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::expression::EXPRESSION;
 use super::names::{Listed, WORDS, resource};
 use crate::model::{
     Field, FieldNames, FieldType, FieldValue, FieldValues, FieldValuesQuery, heap_block,
@@ -157,7 +158,7 @@ impl Catalogue {
                 }
             }
         }
-        let words = WORDS.iter().filter(|w| **w != "Resource");
+        let words = WORDS.iter().chain([&EXPRESSION]);
         let mut fields: Vec<Field> = words.map(|w| Field::text(*w)).collect();
         fields.extend(texts.into_iter().map(Field::text));
         // StackState offers these as the metric field.

@@ -257,7 +257,7 @@ impl Adapter for CloudWatch {
         match &*field.name {
             "Region" => Some(vec![self.region.clone()]),
             "Statistic" => Some(STATISTICS.map(str::to_owned).to_vec()),
-            "Account" | "Unit" => Some(Vec::new()),
+            "Account" | "Unit" | EXPRESSION => Some(Vec::new()),
             _ => None,
         }
     }

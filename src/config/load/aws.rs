@@ -182,8 +182,7 @@ impl Checker<'_> {
         }
         let wrong = |key: &str, message: String| self.error(place, &format!("aws.{key}"), message);
         if !cfg!(feature = "aws") {
-            let message =
-                "this build cannot sign requests: it was made without the cargo feature `aws`";
+            let message = "this build cannot sign requests to AWS; build with: cargo build --release --features aws";
             return Err(self.error(place, "aws", message));
         }
         let region = raw.region.as_deref().unwrap_or_default();

@@ -328,6 +328,34 @@ fn where_traces_go_is_checked() {
 }
 
 #[test]
+fn a_build_that_cannot_sign_says_so() {
+    for section in [
+        "kind = \"cloudwatch\"",
+        "kind = \"prometheus\"\nurls = [\"https://aps-workspaces.eu-west-1.amazonaws.com/workspaces/ws-1\"]",
+    ] {
+        let service = if section.contains("cloudwatch") {
+            ""
+        } else {
+            ", service = \"aps\""
+        };
+        let text = format!(
+            "[[upstream]]\nname = \"aws\"\n{section}\naws = {{ region = \"eu-west-1\"{service} }}"
+        );
+        let read = parse(&text, "c.toml", &BTreeMap::new());
+        if cfg!(feature = "aws") {
+            assert!(read.is_ok(), "{text}");
+        } else {
+            let said = read.unwrap_err().to_string();
+            assert!(
+                said.contains("aws: this build cannot sign requests to AWS"),
+                "{said}"
+            );
+            assert!(said.contains("--features aws"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn access_comes_from_the_file_and_the_environment() {
     let (token, hash) = (
         format!("sha256:{}", "0".repeat(64)),

@@ -1,5 +1,6 @@
 //! A call's way as a whole, in paused time and without sockets: exact counts.
 
+mod batches;
 mod overload;
 
 use std::collections::HashMap;
@@ -108,7 +109,11 @@ impl Transport for Hosts {
 
 const QUICK: Does = Does::Answer(Duration::from_millis(10));
 
-fn upstream(hosts: &Arc<Hosts>, names: &[&str], limits: Limits) -> Arc<Upstream> {
+fn upstream<T: Transport + 'static>(
+    hosts: &Arc<T>,
+    names: &[&str],
+    limits: Limits,
+) -> Arc<Upstream> {
     let metrics = UpstreamMetrics::new("way");
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
     let client = UpstreamClient::new(ClientConfig {
