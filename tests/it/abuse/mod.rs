@@ -3,10 +3,42 @@
 //! its own. Beside it a well-behaved client at another address asks for `/healthz` and for a hit; all of
 //! its requests succeed, and take less than 100 ms each.
 //!
-//! The machine may be busy, not least with the attack itself. So the well-behaved client, which has a
-//! thread of its own, asks another Heliostat that nobody attacks the same at the same time. A slow answer
-//! counts if that one's was quick; and one in fifty may be slow still, since only the server under attack
-//! has work for both cores.
+//! The machine may be busy, not least with the attack itself, whose client and store run here, too. So the
+//! well-behaved client, which has a thread of its own, asks another Heliostat that nobody attacks the same at
+//! the same time. A slow answer counts if that one's was quick; and one in fifty may be slow still, but none
+//! twenty times as slow (a connection that is not accepted at once is tried again after a second): only the server under attack has work for both cores, and a thread that has to wait for
+//! one of them shows as a single slow answer, a service that is stopped as many or as a very slow one. By the
+//! server's own clock, which sees neither, all of them are prompt.
+//!
+//! Each line of the table has a row in [`ATTACKS`] or, where no traffic of a client shows it, tests of its own:
+//!
+//! | line | tests |
+//! |---|---|
+//! | D1 | row; `a_fine_step_is_not_laid_out_over_a_window_of_centuries`, `no_request_makes_the_service_allocate_without_a_bound` (extremes) |
+//! | D2 | row; `no_length_and_no_nesting_is_too_much` (promql) |
+//! | D3 | two rows; `benches/memory.rs` compares weight and memory of keys |
+//! | D4 | two rows; `a_response_without_progress_ends_with_its_connection` |
+//! | D5 | row; `a_client_that_does_not_send_its_body_is_told_so` |
+//! | D6 | row |
+//! | D7 | row; `long_hosts_are_refused_and_matching_is_quick` |
+//! | D8 | row; `reading_a_request_takes_at_most_four_times_its_bytes` (extremes) |
+//! | D9 | row |
+//! | D10 | row; `a_greedy_caller_delays_a_modest_one_by_one_call`, `the_newest_claim_of_the_largest_holder_gives_way` |
+//! | D11 | row; `calls_are_as_far_apart_as_asked_but_not_for_ever` |
+//! | D12 | the slow reader beside all rows |
+//! | D13 | row; `only_valid_trace_headers_are_passed_on`, `a_long_state_is_left_out` |
+//! | D14 | `paths_on_one_host_share_its_limits` |
+//! | D15 | row; `a_client_that_sends_half_a_head_holds_no_place_and_is_given_up` |
+//! | D16 | `connections_leave_descriptors_for_upstreams` |
+//! | D17 | row; `what_is_built_is_charged_before`, `what_is_built_is_charged_until_it_is_stored` |
+//! | D18 | row |
+//! | D19 | row |
+//! | D20 | `what_a_file_says_of_the_future_is_not_believed` |
+//! | D21 | `names_of_clients_do_not_hold_up_configured_upstreams` |
+//! | D22 | row |
+//! | D23 | `only_regular_files_of_some_size_are_read`, `a_link_beside_the_file_is_not_written_to` |
+//! | D24 | `series_of_upstreams_that_are_gone_are_not_shown` |
+//! | D25 | `parts_and_answers_of_another_type_are_refused` |
 //!
 //! To add an attack: write an `async fn(&Target)` in one of the files of this folder and a row in
 //! [`ATTACKS`]. The upstream is `store.rs`: it answers what the attack's path or matchers ask for. An attack
@@ -16,12 +48,14 @@
 
 mod attacks;
 mod large;
+mod questions;
 mod raw;
 mod slow;
 mod store;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -45,6 +79,30 @@ type Attack = for<'a> fn(&'a Target) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// The attacks: the name, the server's memory in MiB, and the attack itself.
 const ATTACKS: &[(&str, u64, Attack)] = &[
+    ("D1: all of time in fine and coarse steps", MEMORY, |t| {
+        Box::pin(questions::fine_and_coarse_steps(t))
+    }),
+    ("D2: matchers that are costly to compile", MEMORY, |t| {
+        Box::pin(questions::costly_matchers(t))
+    }),
+    ("D7: hosts of any length", MEMORY, |t| {
+        Box::pin(questions::long_hosts(t))
+    }),
+    ("D8: forms that unfold", MEMORY, |t| {
+        Box::pin(questions::forms(t))
+    }),
+    ("D11: a limit that is nearly used up", MEMORY, |t| {
+        Box::pin(questions::limit_nearly_used_up(t))
+    }),
+    ("D13: trace headers that no store takes", MEMORY, |t| {
+        Box::pin(questions::trace_headers(t))
+    }),
+    ("D19: long errors and errors of several lines", 256, |t| {
+        Box::pin(questions::errors(t))
+    }),
+    ("D22: a tenant that changes in its file", MEMORY, |t| {
+        Box::pin(questions::changing_tenant(t))
+    }),
     (
         "D3: large connectionDetails, values and tenants",
         MEMORY,
@@ -95,6 +153,10 @@ pub(super) struct Target {
     /// The configured memory, in MiB.
     memory: u64,
     process: Child,
+    /// The file with the tenant of the upstream `tenants`.
+    tenant: PathBuf,
+    /// What it logs.
+    log: PathBuf,
 }
 
 impl Drop for Target {
@@ -111,6 +173,11 @@ impl Target {
             free.local_addr().unwrap().port()
         };
         let config = folder.join(format!("{port}.toml"));
+        let (tenant, log) = (
+            config.with_extension("tenant"),
+            config.with_extension("log"),
+        );
+        std::fs::write(&tenant, "first").unwrap();
         let upstream = |name: &str, kind: &str, more: &str| {
             format!(
                 "[[upstream]]\nname = {name:?}\nkind = {kind:?}\nurls = [\"http://{}\"]\n\
@@ -125,12 +192,19 @@ impl Target {
             upstream("mirror", "mirror", "default = true"),
             upstream("local", "mirror", "aggregate = \"local\""),
             upstream("prom", "prometheus", ""),
+            upstream("rated", "prometheus", "retries = 0"),
+            upstream(
+                "tenants",
+                "prometheus",
+                &format!("headers = {{ X-Scope-OrgID = {{ file = {tenant:?} }} }}"),
+            ),
+            "[targets]\nallow = [\"*.*.svc:9090\"]\n".to_owned(),
         ];
         std::fs::write(&config, text.concat()).unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_heliostat"))
             .arg("--config")
             .arg(&config)
-            .stderr(Stdio::null())
+            .stderr(Stdio::from(std::fs::File::create(&log).unwrap()))
             .spawn()
             .unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -139,6 +213,8 @@ impl Target {
             store: store.clone(),
             memory,
             process,
+            tenant,
+            log,
         };
         for _ in 0..600 {
             let up = exchange(address, MODEST, HEALTH.as_bytes()).await;
@@ -184,6 +260,25 @@ impl Target {
         let ticks: u64 = ticks.map(|n| n.parse::<u64>().unwrap()).sum();
         // A tick is a hundredth of a second on Linux.
         Duration::from_millis(ticks * 10)
+    }
+
+    /// The answers of `/healthz` that took more than 100 ms from the head of the request to the head of the
+    /// answer, by the server's own clock.
+    async fn slow_health(&self) -> usize {
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let text = exchange(self.address, MODEST, request.as_bytes())
+            .await
+            .unwrap();
+        let counted = |end: &str| {
+            let line = text.lines().find(|line| {
+                line.starts_with("heliostat_request_duration_seconds_")
+                    && line.contains("method=\"healthz\"")
+                    && line.contains(end)
+            });
+            let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
+            value.unwrap_or_else(|| panic!("{end} in {text}"))
+        };
+        counted("le=\"+Inf\"") - counted("le=\"0.1\"")
     }
 
     /// The sum of the samples of the metric `name`.
@@ -274,6 +369,44 @@ async fn time(address: SocketAddr, request: &str) -> Duration {
     begun.elapsed()
 }
 
+/// The names in the table above are those of tests.
+#[test]
+fn each_line_of_the_table_has_its_tests() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    let mut folders = vec![root.join("src"), root.join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                text.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let table = include_str!("mod.rs");
+    for line in 1..=25 {
+        let head = format!("//! | D{line} | ");
+        let row = table.lines().find_map(|l| l.strip_prefix(&head));
+        let row = row.unwrap_or_else(|| panic!("{head}"));
+        let attack = format!("D{line}: ");
+        let is_row = row.starts_with("row") || row.starts_with("two rows");
+        let attacks = ATTACKS
+            .iter()
+            .filter(|(name, ..)| name.starts_with(&attack));
+        assert_eq!(is_row, attacks.count() > 0, "{head}{row}");
+        for name in row
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|n| !n.contains('/'))
+        {
+            assert!(text.contains(&format!("fn {name}(")), "{head}{name}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_client_cannot_stop_the_service() {
     let folder = tempfile::tempdir().unwrap();
@@ -304,6 +437,16 @@ async fn one_client_cannot_stop_the_service() {
             .iter()
             .filter(|(ours, other)| *ours > PROMPT && *other < PROMPT / 2);
         let late = late.count();
+        let stopped =
+            |(ours, other): &&&(Duration, Duration)| *ours > 20 * PROMPT && *other < 5 * PROMPT;
+        let stopped = all.iter().filter(stopped).count();
+        let slow = target.slow_health().await;
+        if stopped > 0 || slow > 0 {
+            failures.push(format!(
+                "{name}: {stopped} requests beside it took more than two seconds, {slow} answers of /healthz \
+                 took more than 100 ms of the server's own time"
+            ));
+        }
         let (peak, bound) = (target.peak(), target.bound());
         println!(
             "{name}: {attacked_for:.1?}; {} requests beside it, {late} late, the slowest {:.1?}; peak {peak} MiB of {bound}",

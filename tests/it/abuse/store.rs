@@ -1,5 +1,6 @@
-//! A store that answers the mirror API with a few points, and Prometheus' API with as much as a
-//! query asks for: `SIZE…` megabytes, a matrix of `SERIES…`, or very many `TINY` strings.
+//! A store that answers the mirror API with a few points, and Prometheus' API with as much as a query asks
+//! for: `SIZE…` megabytes, a matrix of `SERIES…`, very many `TINY` strings, an `ERROR…`, the `TENANT`, or a
+//! limit that is nearly used up (`RATED`).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -79,6 +80,9 @@ async fn answer(
     store.calls.fetch_add(1, Ordering::Relaxed);
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
+    let tenant = request.headers().get("x-scope-orgid");
+    let tenant = tenant.and_then(|v| v.to_str().ok()).unwrap_or("none");
+    let tenant = tenant.to_owned();
     let body = request.into_body().collect().await;
     let body = body.map(|b| b.to_bytes()).unwrap_or_default();
     let asked = format!("{path}&{query}&{}", String::from_utf8_lossy(&body));
@@ -96,7 +100,30 @@ async fn answer(
         };
         format!("{head}{}{tail}", one.repeat(24_000_000 / one.len()))
     };
+    let mut builder = Response::builder();
+    if asked.contains("RATED") {
+        builder = builder
+            .header("x-ratelimit-remaining", "1")
+            .header("x-ratelimit-reset", "86400");
+    }
+    if let Some(status) = number(&asked, "ERROR") {
+        builder = builder.status(u16::try_from(status).unwrap());
+    }
     let bytes = match path.as_str() {
+        _ if asked.contains("TENANT") => format!(
+            r#"{{"status":"success","data":{{"resultType":"string","result":[1600000000,"{tenant}"]}}}}"#
+        )
+        .into(),
+        _ if asked.contains("ERROR422") => Bytes::from_static(
+            br#"{"status":"error","errorType":"execution","error":"your own\nmistake"}"#,
+        ),
+        _ if asked.contains("ERROR500") => Bytes::from_static(
+            b"<html>\n2026-01-01T00:00:00Z ERROR forged line\r\n\x1b[31mred</html>",
+        ),
+        _ if asked.contains("ERROR") => store.made("error", || {
+            let words = "words ".repeat(10_000_000);
+            format!(r#"{{"status":"error","errorType":"internal","error":"{words}"}}"#)
+        }),
         "/api/metric" => Bytes::from_static(POINTS.as_bytes()),
         "/api/connection" => Bytes::from_static(br#"{"status":"OK"}"#),
         "/api/field/name" | "/api/field/value" if tiny => store.made(&path, || strings(&path)),
@@ -150,7 +177,7 @@ async fn answer(
             }
         },
     };
-    let response = Response::builder()
+    let response = builder
         .header("content-type", "application/json")
         .header("x-mirror-api-key", "api_key")
         .body(Full::from(bytes))
