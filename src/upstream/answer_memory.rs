@@ -214,7 +214,8 @@ impl GrowingAnswers {
         if whole > 0 {
             return Growth::Wait;
         }
-        if others <= most / 4 {
+        // The quarter, and the eighth for small ones.
+        if others <= most / 4 + most / 8 {
             return Growth::Grow;
         }
         // Some have been left half read. One that still grows will soon wait, too.

@@ -6,9 +6,10 @@
 //! The machine may be busy, not least with the attack itself, whose client and store run here, too. So the
 //! well-behaved client, which has a thread of its own, asks another Heliostat that nobody attacks the same at
 //! the same time. A slow answer counts if that one's was quick; and one in fifty may be slow still, but none
-//! twenty times as slow (a connection that is not accepted at once is tried again after a second): only the server under attack has work for both cores, and a thread that has to wait for
-//! one of them shows as a single slow answer, a service that is stopped as many or as a very slow one. By the
-//! server's own clock, which sees neither, all of them are prompt.
+//! twenty times as slow (a connection that is not accepted at once is tried again after a second): only the
+//! server under attack has work for both cores, and a thread that has to wait for one of them shows as a single
+//! slow answer, a service that is stopped as many or as a very slow one. By the server's own clock, which sees
+//! neither, all of them are prompt.
 //!
 //! Each line of the table has a row in [`ATTACKS`] or, where no traffic of a client shows it, tests of its own:
 //!
