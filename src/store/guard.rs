@@ -168,7 +168,8 @@ impl Guarded {
         };
         let take = || self.level.lease(lane, range);
         let part = self.part(&ValueKey::new(lane, Slot::Tail));
-        let breaker = self.reads.get(part)?;
+        // It is a write: while there is no room for it, reads go on.
+        let breaker = self.writes.get(part)?;
         self.call("take", breaker, self.deadline, take, outcome)
             .await
     }
@@ -398,6 +399,11 @@ mod tests {
         let sim = Arc::new(Sim::new(1, clock()));
         let level = Guarded::new(sim.clone(), Duration::from_millis(50));
         sim.fill(true);
+        // Leases find no room either.
+        let taken = level.lease(&LaneName([0; 32]), TimeRange::ALL).await;
+        assert_eq!(taken, None);
+        assert!(!level.reads[0].is_open() && level.writes[0].is_open());
+        let level = Guarded::new(sim.clone(), Duration::from_millis(50));
         assert_eq!(level.write(Vec::new()).await, None);
         sim.fill(false);
         assert_eq!(level.write(Vec::new()).await, None, "it rests");

@@ -234,7 +234,13 @@ impl CacheLevel for Sim {
     }
 
     fn lease(&self, _: &LaneName, _: TimeRange) -> LevelReply<'_, Lease> {
-        Box::pin(async move { replied(Lease::Mine, self.fault().await?) })
+        Box::pin(async move {
+            let arrives = self.fault().await?;
+            match self.full.load(Ordering::SeqCst) {
+                true => Err(LevelFailure::Full("simulated".into())),
+                false => replied(Lease::Mine, arrives),
+            }
+        })
     }
 
     fn applied(&self, _: Stamp) {}

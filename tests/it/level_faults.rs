@@ -244,6 +244,10 @@ async fn whatever_befalls_a_shared_level_answers_are_right_and_soon_it_is_used_a
             values.sum::<f64>()
         };
         let counted = lost(&after) - lost(&before);
+        if trouble == "full" {
+            // Only writes rest.
+            assert!(asker.process.is_well().await, "it is not read");
+        }
         match trouble {
             "stopped" => redis.signal("-CONT"),
             "full" => {
