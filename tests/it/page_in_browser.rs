@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::browser::Browser;
 use crate::prometheus::{Store, free_port, installed};
 use crate::scripted::{Answer, Fault, Scripted};
+use crate::second_level::{self, Process};
 use crate::support::{ADMIN, ADMIN_TOKEN, Server};
 
 const MINUTE: i64 = 60_000;
@@ -545,4 +546,43 @@ async fn the_page_works_below_a_path_and_with_a_token_for_everything() {
     browser.click("dialog button[value=forget]").await;
     browser.reads("Forgot ").await;
     browser.stayed_at(&origin, &["status of 401"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bar_shows_what_is_read_from_a_second_level() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let (source, folder) = (second_level::source().await, tempfile::tempdir().unwrap());
+    let toml = second_level::configuration(&source.url, &folder.path().join("disk"));
+    let from = second_level::now() / HOUR * HOUR - 50 * HOUR;
+    let to = from + HOUR;
+    let mut process = Process::start(folder.path(), &toml);
+    process
+        .ask(&second_level::query(1, from, to))
+        .await
+        .unwrap();
+    process.written("disk").await;
+    process.signal("-KILL");
+    let process = Process::start(folder.path(), &toml);
+    browser.looks(1280, false).await;
+    browser
+        .open(&format!(
+            "{}/#/explore?upstream=kept&c=name%3Ds1&bucket=60&from={from}&to={to}",
+            process.url
+        ))
+        .await;
+    browser.reads("A token for the admin API").await;
+    browser
+        .type_into("dialog input", &format!("{ADMIN_TOKEN}\u{e007}"))
+        .await;
+    // Buckets are made of the raw points that the disk has.
+    browser
+        .until("document.querySelector('.coverage .bar i[data-kind=second]')")
+        .await;
+    let shown = bars(&browser).await;
+    let raw = shown.last().unwrap();
+    assert!(raw.iter().all(|part| part.0 == "second"), "{shown:?}");
+    browser.reads("second level").await;
+    browser.picture("second-level.png").await;
 }

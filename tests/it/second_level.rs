@@ -35,8 +35,13 @@ pub(crate) async fn source() -> Scripted {
     Scripted::start(clock, move |_, seen| {
         let query = &seen.json()["query"];
         let (start, end) = (&query["startTime"], &query["endTime"]);
-        let (start, end) = (start.as_i64().unwrap(), end.as_i64().unwrap());
-        let name = query["conditions"][0]["value"]["value"].as_str().unwrap();
+        let (Some(start), Some(end)) = (start.as_i64(), end.as_i64()) else {
+            return Answer::beyond_the_script();
+        };
+        let name = &query["conditions"][0]["value"]["value"];
+        let Some(name) = name.as_str() else {
+            return Answer::beyond_the_script();
+        };
         let n: u64 = name[1..].parse().unwrap();
         let first = (start + INTERVAL - 1).div_euclid(INTERVAL);
         let last = (end.min(now.now()) - 1).div_euclid(INTERVAL);
