@@ -1,5 +1,6 @@
 //! Cost of planning: telling that a range is a hit, and finding what is missing where it is not,
-//! with one segment, with history and an expired tail, and with coverage in many pieces.
+//! with one segment, with history and an expired tail, and with coverage in many pieces. Cost of reading
+//! expressions of PromQL, which comes before it: usual ones, and 64 KiB of what is slow to read.
 //!
 //! `cargo bench --bench plan`, or `-- --quick --noplot` for a run of a few seconds. A criterion
 //! filter picks a part, such as `-- fresh`.
@@ -13,6 +14,7 @@ use heliostat::engine::Lookup;
 use heliostat::engine::chunk::Segment;
 use heliostat::engine::plan::{Now, Policy, fresh, plan};
 use heliostat::model::{Freshness, RangeSet, Step, TimeRange};
+use heliostat::promql::read;
 
 const MINUTE: i64 = 60_000;
 const NOW: i64 = 1_700_000_040_000;
@@ -117,6 +119,43 @@ fn planning(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Expressions of about 64 KiB that made readers slow, and some that people write.
+fn expressions() -> Vec<(&'static str, String)> {
+    const LENGTH: usize = 64 << 10;
+    let hosts: Vec<_> = (0..20_000).map(|n| format!("h{n}")).collect();
+    let usual = r#"sum by (job) (rate(http_requests_total{code=~"5..", job!=""}[5m])) / 2"#;
+    vec![
+        ("usual", usual.to_owned()),
+        (
+            "classes",
+            vec![r#"up{l0=~"\\pL{1,900}a0|"}"#; 300].join(" or "),
+        ),
+        (
+            "20,000 hosts",
+            format!("up{{host=~\"{}\"}}", hosts.join("|")),
+        ),
+        ("sums", format!("a{}", "+a".repeat(LENGTH / 2))),
+        ("signs", format!("{}a", "-".repeat(LENGTH))),
+        ("parentheses", "(".repeat(LENGTH)),
+        ("matchers", format!("a{{{}}}", "b=\"\",".repeat(LENGTH / 5))),
+        (
+            "groups",
+            format!("a{{b=~\"{}\"}}", "(a|".repeat(LENGTH / 3)),
+        ),
+        ("comments", "#(\n".repeat(LENGTH / 3)),
+        ("bytes", "\u{fffd}".repeat(LENGTH / 3)),
+    ]
+}
+
+fn reading(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("expression");
+    for (name, text) in &expressions() {
+        group.throughput(criterion::Throughput::Bytes(text.len() as u64));
+        group.bench_function(*name, |b| b.iter(|| read(black_box(text))));
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
@@ -124,6 +163,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1));
-    targets = planning
+    targets = planning, reading
 }
 criterion_main!(benches);
