@@ -204,6 +204,8 @@ pub struct Passed {
     pub answer: Arc<RawResponse>,
     /// Set for a successful answer with nothing left out.
     pub complete: bool,
+    /// Set if another replica filled a gap in it.
+    pub filled: bool,
 }
 
 /// Where the points of a metric come from.

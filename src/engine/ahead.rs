@@ -2,17 +2,22 @@
 //! hit (`refresh_ahead`).
 //!
 //! It makes no calls that would not be made anyway, one per poll; after a poll that did not come it
-//! stops.
+//! stops. What is due at one moment is refreshed one after the other, by at most half of what the
+//! upstream's limits allow: so the more there is, the earlier it begins.
 
-use std::collections::VecDeque;
+mod pace;
+mod starts;
+
 use std::future::Future;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Method;
 use moka::sync::Cache;
 
+use self::pace::{Pace, counts, tolerance};
+use self::starts::Starts;
 use super::fetch::Source;
 use super::lane::{Lane, LaneKey};
 use super::passthrough::PassthroughRequest;
@@ -31,14 +36,6 @@ const LEAD: Duration = Duration::from_millis(200);
 /// The interval at which a refresh without a spare call tries again.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// The paces that count: shorter ones are hits anyway, and longer ones are not worth a waiting
-/// task.
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(3600);
-
-/// Two intervals that differ by at most one part in this many are a steady pace.
-const TOLERANCE: u32 = 5;
-
 /// The request that is polled.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum Polled {
@@ -48,79 +45,28 @@ pub(super) enum Polled {
     Instant(WholeKey),
 }
 
-/// Polls that are remembered: of four clients two each, at phases of their own.
-const REMEMBERED: usize = 8;
-
-/// The pace of the polls of something, of one client or of several that poll it at one pace.
-#[derive(Default)]
-struct Pace {
-    /// The last polls, oldest first.
-    polls: VecDeque<Duration>,
-    /// Set once it has been refreshed for the next poll.
-    refreshed: bool,
+/// A poll.
+pub(super) struct Poll {
+    /// What is polled.
+    key: Polled,
+    /// Time for which its data is served.
+    refresh: Duration,
+    /// Time for which what the cache has is fresh, if it is.
+    left: Option<Duration>,
 }
 
-impl Pace {
-    /// Takes in a poll at `now`, and returns the interval if it is at least the third at a steady
-    /// pace: two polls lie one interval, and two of them, before it. What other clients polled in between
-    /// does not matter.
-    fn learn(&mut self, now: Duration) -> Option<Duration> {
-        let intervals = self.polls.iter().rev().filter_map(|last| {
-            let interval = now.checked_sub(*last)?;
-            let steady = |first: &&Duration| {
-                let before = last.saturating_sub(**first);
-                before.abs_diff(interval) <= interval / TOLERANCE
-            };
-            let first = self.polls.iter().find(steady)?;
-            // A poll that is a little early or late does not move the next one by as much.
-            Some(now.saturating_sub(*first) / 2)
-        });
-        let interval = { intervals }.find(|interval| (SHORTEST..=LONGEST).contains(interval));
-        // Several at once are one.
-        if self.last().is_none_or(|last| now >= last + SHORTEST / 2) {
-            if self.polls.len() == REMEMBERED {
-                self.polls.pop_front();
-            }
-            self.polls.push_back(now);
-        }
-        interval
-    }
-
-    fn last(&self) -> Option<Duration> {
-        self.polls.back().copied()
-    }
-
-    /// Returns whether the poll that was expected at `due` has come.
-    fn has_come(&self, due: Duration, interval: Duration) -> bool {
-        self.last()
-            .is_some_and(|last| last + interval / TOLERANCE >= due)
-    }
-}
-
-/// The paces at which lanes and instant queries are polled.
+/// The paces at which lanes and instant queries are polled, and the refreshes that are planned.
 pub(super) struct Paces {
     known: Cache<Polled, Arc<Mutex<Pace>>>,
-    /// Number of refreshes that were planned.
-    planned: AtomicU32,
+    starts: Starts,
 }
 
 impl Default for Paces {
     fn default() -> Self {
         Self {
             known: Cache::new(MOST),
-            planned: AtomicU32::new(0),
+            starts: Starts::default(),
         }
-    }
-}
-
-impl Paces {
-    /// Returns how long before a poll its refresh begins, where it takes `lead`: between that and twice
-    /// as long, so that what is polled at one moment is not refreshed at one.
-    fn begin(&self, lead: Duration) -> Duration {
-        let planned = self.planned.fetch_add(1, Ordering::Relaxed);
-        // Multiples of the golden ratio fill an interval evenly, however many there are.
-        let part = (f64::from(planned) * 0.618_033_988_75).fract();
-        lead + lead.mul_f64(part)
     }
 }
 
@@ -130,42 +76,43 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
 }
 
 impl Engine {
-    /// Takes in a poll of `range` of `lane`, which is `fresh` or not.
+    /// Takes in a poll of `range` of `lane`, which is fresh for the time `left`, if it is.
     pub(super) fn lane_polled(
         self: &Arc<Self>,
         lane: &Lane,
         range: TimeRange,
         source: Source,
-        fresh: bool,
+        left: Option<Duration>,
         context: &RequestContext,
     ) {
-        let settle = lane.freshness().settle;
-        if range.end() <= context.wall.saturating_sub(settle) {
+        let freshness = lane.freshness();
+        if range.end() <= context.wall.saturating_sub(freshness.settle) {
             return;
         }
-        let key = Polled::Lane(lane.key.clone());
+        let poll = Poll {
+            key: Polled::Lane(lane.key.clone()),
+            refresh: freshness.refresh,
+            left,
+        };
         let (lane, grid) = (lane.clone(), lane.grid());
-        self.polled(
-            key,
-            &lane.upstream.clone(),
-            fresh,
-            context,
-            move |engine, due| {
-                let later = due.later;
-                let range = TimeRange::clamped(range.start(), range.end().saturating_add(later));
-                let range = range.aligned(grid);
-                let (lane, context) = (lane.clone(), due.context);
-                (engine.fresh(&lane, &range, &context).is_none()).then(|| {
-                    let engine = engine.clone();
-                    let call = async move {
-                        let planning = context.span("plan");
-                        let view = engine.view(&lane, range, source, &context, planning);
-                        view.await.is_ok()
-                    };
-                    Box::pin(call) as RefreshFuture
-                })
-            },
-        );
+        let of = lane.upstream.clone();
+        self.polled(poll, &of, context, move |engine, due| {
+            let range = TimeRange::clamped(range.start(), range.end().saturating_add(due.later));
+            let range = range.aligned(grid);
+            let (lane, context) = (lane.clone(), due.context);
+            (engine.fresh(&lane, &range, &context).is_none()).then(|| {
+                let engine = engine.clone();
+                let call = async move {
+                    let planning = context.span("plan");
+                    let view = engine.view(&lane, range, source, &context, planning);
+                    view.await.is_ok()
+                };
+                Refresh {
+                    after: Duration::ZERO,
+                    call: Box::pin(call),
+                }
+            })
+        });
     }
 
     /// Takes in `request`, whose answer is `fresh` or not, if it is an instant query for its newest
@@ -179,15 +126,22 @@ impl Engine {
         fresh: bool,
         context: &RequestContext,
     ) {
-        let CachePolicy::AtTime { reads, .. } = *policy else {
+        let CachePolicy::AtTime { reads, time, .. } = *policy else {
             return;
         };
         let Some(newest) = request.newest(upstream, policy) else {
             return;
         };
+        let refresh = upstream.freshness.refresh;
+        let age = context.wall.saturating_sub(time);
+        let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+        let poll = Poll {
+            key: Polled::Instant(newest),
+            refresh,
+            left: fresh.then(|| refresh.saturating_sub(age)),
+        };
         let (of, method, request) = (upstream.clone(), method.clone(), request.clone());
-        let key = Polled::Instant(newest);
-        self.polled(key, upstream, fresh, context, move |engine, due| {
+        self.polled(poll, upstream, context, move |engine, due| {
             let now = Some(due.context.wall);
             let Evaluation { time, newest } = engine.evaluation(&of, now, &due.context)?;
             let request = request.at(time);
@@ -203,58 +157,71 @@ impl Engine {
             let (engine, context) = (engine.clone(), due.context);
             // No time is evaluated before it has come.
             let early = time.saturating_sub(engine.clock.now()).max(0);
-            let early = Duration::from_millis(u64::try_from(early).unwrap_or(0));
-            Some(Box::pin(async move {
-                tokio::time::sleep(early).await;
+            let call = async move {
                 let answer = engine.fetch_response(&of, method, request, policy, &context);
                 answer.await.is_ok()
-            }))
+            };
+            Some(Refresh {
+                after: Duration::from_millis(u64::try_from(early).unwrap_or(0)),
+                call: Box::pin(call),
+            })
         });
     }
 
-    /// Takes in a poll of `key`, and if the pace is steady, has `refresh` make it fresh a moment
-    /// before the next one. `refresh` returns nothing if it will be fresh then anyway. Of the polls that one
-    /// fetch answers only the first counts: the others, which find it `fresh`, need none of their own.
-    pub(super) fn polled(
+    /// Takes in a poll, and if the pace is steady, has `refresh` make its data fresh before the next
+    /// one. `refresh` returns nothing if it will be fresh then anyway.
+    fn polled(
         self: &Arc<Self>,
-        key: Polled,
+        poll: Poll,
         upstream: &Arc<Upstream>,
-        fresh: bool,
         context: &RequestContext,
-        refresh: impl FnOnce(&Arc<Self>, Due) -> Option<RefreshFuture> + Send + 'static,
+        refresh: impl FnOnce(&Arc<Self>, Due) -> Option<Refresh> + Send + 'static,
     ) {
         if !upstream.reading.refresh_ahead || context.max_age.is_some() {
             return;
         }
-        let pace = self.memory.paces.known.get_with(key, Arc::default);
+        let paces = &self.memory.paces;
+        let pace = paces.known.get_with(poll.key, Arc::default);
         let interval = {
             let mut pace = lock(&pace);
             let refreshed = std::mem::take(&mut pace.refreshed);
             if refreshed {
                 upstream.metrics.refreshed_ahead("used");
-            } else if fresh {
+            } else if !counts(poll.left, poll.refresh) {
                 return;
             }
-            pace.learn(context.arrived)
+            pace.learn(context.arrived, poll.refresh)
         };
         let Some(interval) = interval else {
             return;
         };
-        let (engine, upstream) = (self.clone(), upstream.clone());
         let due = context.arrived + interval;
+        let usual = upstream.client.usual();
+        // What is older would have expired when the poll comes.
+        let earliest = (interval / 2).min(poll.refresh.mul_f64(0.75));
+        let lead = LEAD.max(usual + usual / 2 + LEAD / 4).min(earliest);
+        let within = due.saturating_sub(earliest)..=due.saturating_sub(lead);
+        let apart = upstream.client.spare_spacing();
+        let Some(start) = paces.starts.take(upstream.id(), within, apart) else {
+            upstream.metrics.refreshed_ahead("skipped");
+            return;
+        };
         let later = Millis::try_from(interval.as_millis()).unwrap_or(0);
         let wall = context.wall.saturating_add(later);
+        let late = tolerance(interval, poll.refresh);
+        let (engine, upstream) = (self.clone(), upstream.clone());
+        let until_due = due.saturating_sub(self.clock.monotonic());
+        let due_at = tokio::time::Instant::now() + until_due;
         tokio::spawn(async move {
-            let usual = upstream.client.usual();
-            let lead = LEAD.max(usual + usual / 2 + LEAD / 4);
-            let lead = engine.memory.paces.begin(lead).min(interval / 2);
-            tokio::time::sleep(interval - lead).await;
+            let lead = due.saturating_sub(start);
+            tokio::time::sleep_until(due_at - lead.min(until_due)).await;
+            engine.memory.paces.starts.begun(upstream.id(), start);
             let now = engine.clock.monotonic();
-            // The poll has come already, or time has not passed as the runtime's clock says.
-            if lock(&pace).has_come(due, interval) || now + 2 * lead < due || now > due {
+            if now > due || now + 2 * lead < due {
+                // Time has not passed as the runtime's clock says.
                 return;
             }
-            let deadline = tokio::time::Instant::now() + interval;
+            let deadline = due_at + interval;
             let context = RequestContext {
                 arrived: due,
                 wall,
@@ -264,37 +231,25 @@ impl Engine {
                 max_age: None,
                 level_wait: None,
             };
-            let Some(call) = refresh(&engine, Due { context, later }) else {
+            let Some(refresh) = refresh(&engine, Due { context, later }) else {
                 return;
             };
-            // Others that are refreshed at this moment leave room for it soon.
-            let mut patience = lead.saturating_sub(usual);
+            tokio::time::sleep(refresh.after).await;
+            // Others that use what is to spare at this moment leave room for it soon.
             while !upstream.client.has_spare() {
-                if patience.is_zero() {
+                if tokio::time::Instant::now() + usual >= due_at {
                     upstream.metrics.refreshed_ahead("skipped");
                     return;
                 }
-                patience = patience.saturating_sub(AGAIN);
                 tokio::time::sleep(AGAIN).await;
-                if lock(&pace).has_come(due, interval) {
-                    return;
-                }
             }
-            if !call.await {
+            lock(&pace).refreshed = true;
+            if !refresh.call.await {
+                lock(&pace).refreshed = false;
                 return;
             }
-            {
-                let mut pace = lock(&pace);
-                if pace.has_come(due, interval) {
-                    // The poll came while it was refreshed, and shared the call.
-                    upstream.metrics.refreshed_ahead("used");
-                    return;
-                }
-                pace.refreshed = true;
-            }
-            tokio::time::sleep(lead + interval / TOLERANCE).await;
-            let mut pace = lock(&pace);
-            if !pace.has_come(due, interval) && std::mem::take(&mut pace.refreshed) {
+            tokio::time::sleep_until(due_at + late).await;
+            if std::mem::take(&mut lock(&pace).refreshed) {
                 upstream.metrics.refreshed_ahead("unused");
             }
         });
@@ -302,58 +257,20 @@ impl Engine {
 }
 
 /// The poll that is expected next.
-pub(super) struct Due {
+struct Due {
     /// The context of the next poll.
-    pub(super) context: RequestContext,
+    context: RequestContext,
     /// Shift of this poll's range against the last one's, in milliseconds.
-    pub(super) later: Millis,
+    later: Millis,
 }
 
-/// Makes something fresh; returns whether it did.
-pub(super) type RefreshFuture = std::pin::Pin<Box<dyn Future<Output = bool> + Send>>;
+/// A refresh.
+struct Refresh {
+    /// Time before which it can not be made.
+    after: Duration,
+    /// Makes something fresh; returns whether it did.
+    call: Pin<Box<dyn Future<Output = bool> + Send>>,
+}
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refreshes_for_one_moment_begin_apart() {
-        let paces = Paces::default();
-        let lead = Duration::from_millis(600);
-        let mut begun: Vec<_> = (0..12).map(|_| paces.begin(lead).as_millis()).collect();
-        begun.sort_unstable();
-        assert!(begun.iter().all(|at| (600..1200).contains(at)), "{begun:?}");
-        let apart = begun.windows(2).map(|pair| pair[1] - pair[0]);
-        assert!(apart.max() < Some(120), "{begun:?}");
-    }
-
-    #[test]
-    fn three_times_at_nearly_the_same_distance_are_a_pace() {
-        let steady = |times: &[u64]| {
-            let mut pace = Pace::default();
-            let asked = times.iter().map(|s| pace.learn(Duration::from_secs(*s)));
-            asked.last().flatten().map(|interval| interval.as_secs())
-        };
-        assert_eq!(steady(&[100]), None);
-        assert_eq!(steady(&[100, 110]), None);
-        assert_eq!(steady(&[100, 110, 120]), Some(10));
-        assert_eq!(steady(&[100, 110, 122]), Some(11));
-        assert_eq!(steady(&[100, 110, 123]), None);
-        assert_eq!(steady(&[100, 110, 123, 136]), Some(13));
-        assert_eq!(steady(&[100, 100, 100]), None, "three at once");
-        assert_eq!(steady(&[100, 103, 110]), None);
-        assert_eq!(steady(&[100, 103, 110, 113]), None);
-        assert_eq!(
-            steady(&[100, 103, 110, 113, 120]),
-            Some(10),
-            "the first of two"
-        );
-        assert_eq!(
-            steady(&[100, 103, 110, 113, 120, 123]),
-            Some(10),
-            "the second"
-        );
-        assert_eq!(steady(&[100, 110, 114, 120]), Some(10), "and a stray one");
-        assert_eq!(steady(&[100, 5000, 9900]), None, "longer than an hour");
-    }
-}
+mod tests;

@@ -112,7 +112,8 @@ impl Engine {
             let planning = context.span("plan");
             let fresh = self.fresh(&lane, &sub_range, context);
             if alone {
-                self.lane_polled(&lane, sub_range, source, fresh.is_some(), context);
+                let left = fresh.as_ref().map(|view| view.ttl);
+                self.lane_polled(&lane, sub_range, source, left, context);
             }
             let view = match fresh {
                 Some(view) => {
@@ -160,6 +161,7 @@ impl Engine {
             fetch: builder.fetching,
             second: Duration::ZERO,
             render: rendered.saturating_sub(gathered_at),
+            filled: false,
         };
         if let Some(counting) = counting {
             counting.1.show(&mut cache, &mut timing);

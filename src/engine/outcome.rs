@@ -19,6 +19,8 @@ pub struct Timing {
     pub second: Duration,
     /// Rendering.
     pub render: Duration,
+    /// Whether the fetch filled a gap from another replica.
+    pub filled: bool,
 }
 
 /// The part that the cache had in an answer.
@@ -42,6 +44,8 @@ pub struct CacheOutcome {
     pub error: bool,
     /// Whether some of it came from the second level just now.
     pub second_level: bool,
+    /// Whether another replica filled a gap in what was fetched.
+    pub filled: bool,
 }
 
 impl CacheOutcome {
@@ -57,6 +61,7 @@ impl CacheOutcome {
             detail: None,
             error: false,
             second_level: false,
+            filled: false,
         }
     }
 
@@ -117,5 +122,6 @@ pub(super) fn both(a: CacheOutcome, b: CacheOutcome) -> CacheOutcome {
         detail: a.detail.or(b.detail),
         error: a.error || b.error,
         second_level: a.second_level || b.second_level,
+        filled: a.filled || b.filled,
     }
 }

@@ -10,7 +10,7 @@ use super::chunk::Piece;
 use super::fetch::{Fetched, Source};
 use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
-use super::{Engine, RequestContext};
+use super::{Engine, LevelWait, RequestContext};
 use crate::adapters::{Fetch, FetchResult, Part, PartCall};
 use crate::model::{Error, Kind, Layout, Millis, Step, TimeRange};
 use crate::upstream::{Answered, CallContext, Upstream};
@@ -48,6 +48,7 @@ pub(super) async fn fetch_one(
         lane,
         since,
         started,
+        wait: context.level_wait,
     });
     let later: Vec<Millis> = parts.iter().skip(1).map(|part| part.start).collect();
     let several = !later.is_empty();
@@ -89,6 +90,8 @@ struct Fetching {
     since: Generation,
     /// The time at which it began, by the monotonic clock.
     started: Duration,
+    /// The wait of the request that it is for.
+    wait: Option<Arc<LevelWait>>,
 }
 
 impl Fetching {
@@ -102,6 +105,9 @@ impl Fetching {
         let answered = self.answered(part.call, &call).await?;
         let series = answered.value;
         count(upstream, &series);
+        if let Some(wait) = &self.wait {
+            wait.fill(series.filled > 0);
+        }
         let settled_before = answered.as_of.saturating_sub(self.lane.freshness().settle);
         // Data that another address may know better is fetched again once that can be reached.
         let settled_before = match answered.provisional {

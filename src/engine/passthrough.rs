@@ -224,6 +224,9 @@ impl Engine {
                     ..context.call
                 };
                 let answered = upstream.client.run(exchange?, &call).await?;
+                if let Some(wait) = &context.level_wait {
+                    wait.fill(answered.value.filled);
+                }
                 let policy = match answered.value.complete {
                     // Data that another address may know better is fetched again once that can be
                     // reached.

@@ -226,6 +226,20 @@ pub(super) fn engine_with(
     keeping: Keeping,
     memory: Arc<Memory>,
 ) -> Arc<Engine> {
+    let limits = Limits::for_tests();
+    engine_limited(transport, clock, adapter, keeping, memory, limits, true)
+}
+
+/// The same, whose upstream has these `limits`, and is refreshed `ahead` of polls or not.
+pub(super) fn engine_limited(
+    transport: Arc<dyn Transport>,
+    clock: &Arc<dyn Clock>,
+    adapter: Box<dyn Adapter>,
+    keeping: Keeping,
+    memory: Arc<Memory>,
+    limits: Limits,
+    ahead: bool,
+) -> Arc<Engine> {
     let metrics = UpstreamMetrics::new("law");
     let client = UpstreamClient::new(ClientConfig {
         units: None,
@@ -234,7 +248,7 @@ pub(super) fn engine_with(
         transport,
         urls: vec![TargetUrl::parse("http://source").unwrap()],
         headers: crate::reloadable::Reloadable::fixed(http::HeaderMap::new()),
-        limits: Limits::for_tests(),
+        limits,
         joint: None,
         shared: None,
         method: crate::model::QueryMethod::Auto,
@@ -268,7 +282,7 @@ pub(super) fn engine_with(
         step_alignment: StepAlignment::Exact,
         parameters: Vec::new(),
         instant_alignment: InstantAlignment::Refresh,
-        refresh_ahead: true,
+        refresh_ahead: ahead,
         replicas: crate::model::Replicas::Same,
         replica_labels: Vec::new(),
         method: crate::model::QueryMethod::Auto,

@@ -85,6 +85,9 @@ const REMEMBERED: &str = "heliostat; hit; detail=\"error\"";
 /// The detail of an answer of which some was read from the second level of the cache just now.
 const SECOND_LEVEL: &str = "; detail=\"second level\"";
 
+/// The detail of an answer in which another replica filled a gap, just now.
+const FILLED: &str = "; detail=\"another replica filled a gap\"";
+
 /// Adds the `Cache-Status` header to `response`, which says `error`, if the upstream was not asked.
 pub(super) fn with_remembered(response: &mut Response<Body>, error: &Error) {
     if error.remembered {
@@ -125,6 +128,7 @@ fn cache_status(cache: &CacheOutcome) -> Option<HeaderValue> {
         let stored = if cache.stored { "; stored" } else { "" };
         let detail = match cache.other_buckets {
             true => "; detail=\"the source answered other buckets\"",
+            false if cache.filled => FILLED,
             false if cache.second_level => SECOND_LEVEL,
             false => "",
         };
@@ -140,10 +144,14 @@ pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Resp
         return response;
     }
     let mut line = Line::new();
+    let fetch: &[u8] = match timing.filled {
+        true => b", fetch;desc=\"another replica filled a gap\";dur=",
+        false => b", fetch;dur=",
+    };
     for (name, took) in [
         (&b"plan;dur="[..], timing.plan),
         (b", second;dur=", timing.second),
-        (b", fetch;dur=", timing.fetch),
+        (fetch, timing.fetch),
         (b", render;dur=", timing.render),
     ] {
         if name == b", second;dur=" && took.is_zero() {
@@ -188,11 +196,12 @@ mod tests {
 
     #[test]
     fn timing_is_in_milliseconds_with_three_digits() {
-        let timing = Timing {
+        let mut timing = Timing {
             plan: Duration::from_nanos(12_999),
             second: Duration::ZERO,
             fetch: Duration::ZERO,
             render: Duration::from_micros(1_234_005),
+            filled: false,
         };
         let response = with_timing(Response::new(Body::default()), &timing);
         assert_eq!(
@@ -206,11 +215,18 @@ mod tests {
                 second: Duration::ZERO,
                 fetch: Duration::ZERO,
                 render: took,
+                filled: false,
             };
             let response = with_timing(Response::new(Body::default()), &timing);
             let expected = format!("plan;dur=0.{digits}, fetch;dur=0.000, render;dur=0.{digits}");
             assert_eq!(response.headers()[SERVER_TIMING], expected);
         }
+        timing.filled = true;
+        let response = with_timing(Response::new(Body::default()), &timing);
+        assert_eq!(
+            response.headers()[SERVER_TIMING],
+            "plan;dur=0.012, fetch;desc=\"another replica filled a gap\";dur=0.000, render;dur=1234.005"
+        );
     }
 
     #[test]
@@ -229,6 +245,7 @@ mod tests {
             detail: None,
             error: false,
             second_level: false,
+            filled: false,
         };
         assert_eq!(
             status(&outcome(Lookup::Hit, false, false)),
@@ -252,6 +269,11 @@ mod tests {
         assert_eq!(
             status(&found),
             "heliostat; fwd=partial; detail=\"second level\""
+        );
+        found.filled = true;
+        assert_eq!(
+            status(&found),
+            "heliostat; fwd=partial; detail=\"another replica filled a gap\""
         );
         let mut passed = outcome(Lookup::Hit, false, true);
         passed.bypass = Some("at-modifier");

@@ -388,6 +388,12 @@ impl UpstreamClient {
         self.limiter.usual()
     }
 
+    /// Returns the time between calls that nobody waits for, so that they use at most half of the
+    /// limits.
+    pub fn spare_spacing(&self) -> Duration {
+        self.limiter.spare_spacing()
+    }
+
     /// Returns the state of its protection, at the wall time `now`.
     pub fn state(&self, now: Millis) -> ProtectionState {
         let (paused, spacing) = self.addresses.resting();

@@ -262,6 +262,18 @@ fn scraped(times: &[i64], from: i64, to: i64, jitter: i64) {
     );
 }
 
+/// Asserts that an answer says whether another replica filled a gap in it just now.
+fn says_filled(reply: &Reply, filled: bool) {
+    for header in ["cache-status", "server-timing"] {
+        let said = reply.header(header);
+        assert_eq!(
+            said.contains("another replica filled a gap"),
+            filled,
+            "{said}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_gap_costs_a_call_and_nothing_else_does() {
     let pair = Pair::start("holes-calls", half_hours(), "").await;
@@ -279,6 +291,7 @@ async fn a_gap_costs_a_call_and_nothing_else_does() {
             assert_eq!(times, every(window));
             let status = reply.header("cache-status");
             assert!(status.contains(what), "{status}");
+            says_filled(&reply, calls.1 == 1);
             let after = pair.calls();
             assert_eq!(
                 (after.0 - before.0, after.1 - before.1),
@@ -351,9 +364,15 @@ async fn what_could_not_be_compared_does_not_settle() {
 async fn instants_and_ranges_of_samples_are_filled() {
     let pair = Pair::start("holes-instant", half_hours(), "").await;
     let at = START + 45 * MINUTE;
-    assert_eq!(times(&pair.instant("up", at).await), [at]);
+    for filled in [true, false] {
+        let reply = pair.instant("up", at).await;
+        assert_eq!(times(&reply), [at]);
+        says_filled(&reply, filled);
+    }
     assert_eq!(pair.calls(), (1, 1));
-    let samples = times(&pair.instant("up[50m]", START + 75 * MINUTE).await);
+    let reply = pair.instant("up[50m]", START + 75 * MINUTE).await;
+    says_filled(&reply, true);
+    let samples = times(&reply);
     scraped(&samples, START + 25 * MINUTE, START + 75 * MINUTE, 0);
     assert_eq!(pair.calls(), (2, 2));
     // Complete answers cost one call.

@@ -69,7 +69,11 @@ fn passed(response: &Response, json: bool) -> Result<Passed, Error> {
         false
     };
     let answer = raw_response(response);
-    Ok(Passed { answer, complete })
+    Ok(Passed {
+        answer,
+        complete,
+        filled: false,
+    })
 }
 
 fn failure(response: &Response, spoken: Option<Error>, json: bool) -> Error {

@@ -100,7 +100,8 @@ impl Engine {
         self.look_again(&lane, &range, Source::Upstream, context);
         let planning = context.span("plan");
         let fresh = self.fresh(&lane, &range, context);
-        self.lane_polled(&lane, range, Source::Upstream, fresh.is_some(), context);
+        let left = fresh.as_ref().map(|view| view.ttl);
+        self.lane_polled(&lane, range, Source::Upstream, left, context);
         let view = match fresh {
             Some(view) => {
                 planned(planning, view.lookup, 0);
@@ -145,6 +146,7 @@ impl Engine {
             fetch: fetching,
             second: Duration::ZERO,
             render: self.clock.monotonic().saturating_sub(gathered_at),
+            filled: false,
         };
         if let Some(wait) = waited {
             wait.show(&mut cache, &mut timing);

@@ -10,11 +10,13 @@ use tokio::time::Instant;
 use super::SecondLevel;
 use crate::engine::{CacheOutcome, RequestContext, Timing};
 
-/// The time that a request has waited for the second level, and whether that had something for it.
+/// What a request that is no hit has waited for: the time for the second level and whether that had
+/// something for it, and whether another replica filled a gap.
 #[derive(Debug, Default)]
 pub struct LevelWait {
     micros: AtomicU64,
     found: AtomicBool,
+    filled: AtomicBool,
 }
 
 impl LevelWait {
@@ -22,9 +24,16 @@ impl LevelWait {
         Duration::from_micros(self.micros.load(Ordering::Relaxed))
     }
 
-    /// Adds to `cache` and `timing` what the second level contributed to an answer.
+    /// Takes in that another replica filled a gap, or did not.
+    pub(in crate::engine) fn fill(&self, filled: bool) {
+        self.filled.fetch_or(filled, Ordering::Relaxed);
+    }
+
+    /// Adds to `cache` and `timing` what the second level and other replicas contributed to an answer.
     pub(in crate::engine) fn show(&self, cache: &mut CacheOutcome, timing: &mut Timing) {
         cache.second_level = self.found.load(Ordering::Relaxed);
+        cache.filled = self.filled.load(Ordering::Relaxed);
+        timing.filled = cache.filled;
         timing.second = self.waited();
         timing.fetch = timing.fetch.saturating_sub(timing.second);
     }

@@ -190,6 +190,14 @@ impl Limiter {
             && state.rate.has_spare(Instant::now())
     }
 
+    /// Returns the time between calls that use half of the rate and of the concurrency.
+    pub(super) fn spare_spacing(&self) -> Duration {
+        let state = self.0.state();
+        let slots = u32::try_from(self.0.at_once(&state).div_ceil(2)).unwrap_or(u32::MAX);
+        let by_slots = state.latency.usual() / slots.max(1);
+        by_slots.max(state.rate.period() * 2)
+    }
+
     /// Returns the latency that all calls except a few stay below.
     pub(super) fn usual(&self) -> Duration {
         self.0.state().latency.usual()

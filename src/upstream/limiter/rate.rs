@@ -77,6 +77,11 @@ impl Rate {
         self.burst
     }
 
+    /// Returns the time between two calls.
+    pub(super) fn period(&self) -> Duration {
+        self.period
+    }
+
     /// Returns the time from `now` that the call after `ahead` others has to wait.
     pub(super) fn wait(&self, now: Instant, ahead: usize) -> Duration {
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);

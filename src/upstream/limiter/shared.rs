@@ -107,6 +107,14 @@ impl LimiterPace {
         rate.is_some_and(|rate| rate.wait(now, (rate.burst() / 2) as usize).is_zero())
     }
 
+    /// Returns the time between two calls.
+    pub(super) fn period(&self) -> Duration {
+        match self {
+            Self::Own(rate) => rate.period(),
+            Self::Joint(joint) => joint.rate.as_ref().map_or(NO_SHARE, Rate::period),
+        }
+    }
+
     /// Returns the part of `calls` at once that may be this replica's.
     pub(super) fn at_once(&self, calls: usize) -> usize {
         match self {

@@ -175,7 +175,7 @@ impl Replicated for InstantSeries {
         if theirs.vector != mine.vector {
             return;
         }
-        self.changed |= match mine.vector {
+        let filled = match mine.vector {
             true => {
                 let before = mine.series.len();
                 let mut series = std::mem::take(&mut mine.series);
@@ -185,6 +185,8 @@ impl Replicated for InstantSeries {
             }
             false => fill(&mut mine.series, theirs.series, spacing) > 0,
         };
+        self.changed |= filled;
+        self.passed.filled |= filled;
     }
 }
 
