@@ -62,9 +62,9 @@ pub(crate) fn mirror_request(data: &[u8]) {
         assert_eq!(again.query, read.query);
     }
     let params = Params::read(std::str::from_utf8(data).ok(), Some(data), |_| true);
-    let params = params.unwrap_or_default();
+    let mut params = params.unwrap_or_default();
     let _ = InstantQuery::read(&mut params.clone());
-    if let Ok(read) = RangeQuery::read(&mut params.clone()) {
+    if let Ok(read) = RangeQuery::read(&mut params) {
         assert!(read.start <= read.end);
         let form = read.form(read.start, read.end);
         let again = Params::read(None, Some(form.as_bytes()), |_| true);

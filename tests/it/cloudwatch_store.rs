@@ -292,7 +292,7 @@ impl Inner {
                 return match self.evaluate(text, period, (start, end), now) {
                     Ok((results, units, messages)) => {
                         self.units += units;
-                        self.pages(body, results, messages, trouble)
+                        self.pages(body, results, &messages, trouble)
                     }
                     Err(message) => error(400, "ValidationError", &message),
                 };
@@ -331,7 +331,7 @@ impl Inner {
         }
         let units: u64 = billed.values().map(|s| s.len().div_ceil(5) as u64).sum();
         self.units += units;
-        self.pages(body, results, json!([]), trouble)
+        self.pages(body, results, &json!([]), trouble)
     }
 
     /// The series of an expression, the metrics that are billed for it, and messages about it:
@@ -438,7 +438,7 @@ impl Inner {
         &mut self,
         body: &Value,
         results: Vec<Series>,
-        messages: Value,
+        messages: &Value,
         trouble: Option<Trouble>,
     ) -> Answer {
         let most = (body["MaxDatapoints"].as_u64().unwrap_or(100_800) as usize).min(self.page);
