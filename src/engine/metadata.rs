@@ -293,8 +293,8 @@ impl Engine {
             let (upstream, scope) = (upstream.clone(), scope.clone());
             async move {
                 let exchange = upstream.adapter.catalogue(&scope)?;
-                let catalogue = upstream.client.run(exchange, &context.call).await?.value;
-                let content = Content::List(List::Catalogue(catalogue));
+                let answered = upstream.client.run(exchange, &context.call).await?;
+                let content = Content::List(List::Catalogue(answered.value));
                 Ok((content, CachePolicy::Metadata))
             }
         };

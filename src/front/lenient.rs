@@ -14,7 +14,6 @@ use memchr::memchr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::admission::Claim;
-use super::connection::Connection;
 use super::long_target::{LongTarget, TargetRead};
 
 /// The longest header that is followed, in bytes.
@@ -27,16 +26,14 @@ const HTTP2: &[u8] = b"PRI ";
 #[derive(Debug)]
 pub(super) struct LenientStream<S> {
     stream: S,
-    /// What has been read of it already.
-    first: Vec<u8>,
     requests: Requests,
     /// Bytes for the library that found no room in its buffer, and how many of them it has.
     ready: Vec<u8>,
     given: usize,
     /// A request whose first line may be longer than the library reads.
     long: Option<LongTarget>,
-    /// The connection of HTTP/1, whose claim is charged for such a request.
-    connection: Option<Arc<Connection>>,
+    /// The connection's claim, which is charged for such a request.
+    claim: Option<Arc<Claim>>,
 }
 
 /// The position of the stream in a request.
@@ -191,11 +188,10 @@ fn encode(byte: u8, out: &mut Vec<u8>) {
 }
 
 impl<S> LenientStream<S> {
-    /// Returns `stream`, of which `first` has been read already.
-    pub(super) fn new(stream: S, first: Vec<u8>, connection: Option<Arc<Connection>>) -> Self {
+    /// Returns `stream`, whose `claim` is charged for long request targets.
+    pub(super) fn new(stream: S, claim: Option<Arc<Claim>>) -> Self {
         Self {
             stream,
-            first,
             requests: Requests {
                 state: State::Start,
                 line: Vec::new(),
@@ -203,34 +199,8 @@ impl<S> LenientStream<S> {
             ready: Vec::new(),
             given: 0,
             long: None,
-            connection,
+            claim,
         }
-    }
-
-    /// Returns the stream.
-    pub(super) fn into_inner(self) -> S {
-        self.stream
-    }
-
-    fn claim(&self) -> Option<&Arc<Claim>> {
-        self.connection.as_ref().map(|c| c.claim())
-    }
-
-    /// Tells the connection that something was read.
-    fn tell(&self) {
-        if let Some(connection) = &self.connection {
-            let following = matches!(self.requests.state, State::Opaque);
-            let between = following || self.requests.is_between();
-            connection.has_read(between && self.long.is_none() && self.ready.is_empty());
-        }
-    }
-
-    /// Tells the connection that something was written, or not.
-    fn told<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Some(connection) = &self.connection {
-            connection.has_written(written.is_pending());
-        }
-        written
     }
 
     /// Gives the library `bytes`, with targets encoded.
@@ -240,42 +210,24 @@ impl<S> LenientStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> LenientStream<S> {
-    /// Reads what the client sent.
-    fn poll_sent(
-        &mut self,
+impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
-        }
-        let some = self.first.len().min(buffer.remaining());
-        buffer.put_slice(self.first.get(..some).unwrap_or_default());
-        self.first.drain(..some);
-        if self.first.is_empty() {
-            self.first = Vec::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Reads what the library is given.
-    fn poll_given(
-        &mut self,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
         loop {
-            let waiting = self.ready.get(self.given..).unwrap_or_default();
+            let waiting = this.ready.get(this.given..).unwrap_or_default();
             if !waiting.is_empty() {
                 let some = waiting.get(..buffer.remaining()).unwrap_or(waiting);
                 buffer.put_slice(some);
-                self.given += some.len();
-                if self.given == self.ready.len() {
+                this.given += some.len();
+                if this.given == this.ready.len() {
                     // Nothing is kept for an idle connection.
-                    self.ready = Vec::new();
-                    self.given = 0;
-                    if let Some(claim) = self.claim()
+                    this.ready = Vec::new();
+                    this.given = 0;
+                    if let Some(claim) = &this.claim
                         && claim.holds()
                     {
                         // What is less always fits.
@@ -284,54 +236,40 @@ impl<S: AsyncRead + Unpin> LenientStream<S> {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if matches!(self.requests.state, State::Opaque) {
-                return self.poll_sent(context, buffer);
+            if matches!(this.requests.state, State::Opaque) {
+                return Pin::new(&mut this.stream).poll_read(context, buffer);
             }
             // Bytes are read into the library's buffer, so that none has to be cleared or copied.
             let before = buffer.filled().len();
-            ready!(self.poll_sent(context, buffer))?;
+            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
             let fresh = buffer.filled().get(before..).unwrap_or_default();
-            if let Some(mut long) = self.long.take() {
+            if let Some(mut long) = this.long.take() {
                 let ended = fresh.is_empty();
-                match long.read(fresh, self.claim()) {
-                    TargetRead::More => self.long = Some(long),
+                match long.read(fresh, this.claim.as_ref()) {
+                    TargetRead::More => this.long = Some(long),
                     TargetRead::Pass(bytes) if bytes.is_empty() && ended => {
                         return Poll::Ready(Ok(()));
                     }
-                    TargetRead::Pass(bytes) => self.pass(bytes),
+                    TargetRead::Pass(bytes) => this.pass(bytes),
                 }
                 buffer.set_filled(before);
                 continue;
             }
-            if self.requests.is_between() {
-                self.long = LongTarget::begin(fresh);
-                if self.long.is_some() {
+            if this.requests.is_between() {
+                this.long = LongTarget::begin(fresh);
+                if this.long.is_some() {
                     buffer.set_filled(before);
                     continue;
                 }
             }
-            match self.requests.follow(fresh) {
+            match this.requests.follow(fresh) {
                 None => return Poll::Ready(Ok(())),
                 Some(encoded) => {
-                    self.ready = encoded;
+                    this.ready = encoded;
                     buffer.set_filled(before);
                 }
             }
         }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let given = self.poll_given(context, buffer);
-        if given.is_ready() || self.long.is_some() {
-            self.tell();
-        }
-        given
     }
 }
 
@@ -341,8 +279,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.told(written)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -350,8 +287,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.told(written)
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -363,9 +299,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.connection.as_ref().is_some_and(|c| c.is_leaving()) {
-            return Poll::Ready(Ok(()));
-        }
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
@@ -376,7 +309,7 @@ mod tests {
 
     /// Returns the output for `input`, which arrives in pieces of `size`.
     fn passed(input: &[u8], size: usize) -> Vec<u8> {
-        let mut stream = LenientStream::new((), Vec::new(), None);
+        let mut stream = LenientStream::new((), None);
         let mut out = Vec::new();
         for piece in input.chunks(size) {
             let encoded = stream.requests.follow(piece);
@@ -401,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_usual_request_is_not_copied() {
-        let mut requests = LenientStream::new((), Vec::new(), None).requests;
+        let mut requests = LenientStream::new((), None).requests;
         let usual = b"POST /api/metric HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\"<>";
         for _ in 0..3 {
             assert_eq!(requests.follow(usual), None);

@@ -1,5 +1,6 @@
 //! Connections: HTTP/1.1 and HTTP/2 on one port, with or without TLS, and a graceful end.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,22 +8,26 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use super::admission::{Full, Shares};
+use super::admission::{Claim, Full, Shares};
 use super::body::Body;
-pub use super::connection::Connection;
-use super::connection::{Protocols, serve_requests};
+use super::lenient::LenientStream;
 use super::stream::TimeoutStream;
 use crate::telemetry::metrics;
+
+/// The longest that a connection may take to send a request's head. It is also the time for which
+/// an unused one is kept: longer than the minute between StackState's polls.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// The longest that a connection may be silent, even while an answer is awaited, and that a client
 /// may go without reading anything of its answer. Both bound what an inactive client holds.
@@ -68,6 +73,25 @@ impl Default for Listening {
     }
 }
 
+/// A client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    peer: IpAddr,
+    claim: Arc<Claim>,
+}
+
+impl Connection {
+    /// The address of its other end.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// The claim that ends the connection when it gives way.
+    pub(super) fn claim(&self) -> &Arc<Claim> {
+        &self.claim
+    }
+}
+
 /// Serves each request with `handler` until `stop` completes. Then no more connections are accepted,
 /// and those that are open have the time that `stop` returned to finish their requests.
 pub async fn serve<H, F>(
@@ -76,24 +100,22 @@ pub async fn serve<H, F>(
     handler: H,
     stop: impl Future<Output = Duration>,
 ) where
-    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let mut protocols = Protocols {
-        http1: http1::Builder::new(),
-        http2: http2::Builder::new(TokioExecutor::new()),
-    };
-    protocols.http1.max_buf_size(HEAD_BUFFER);
-    protocols
-        .http2
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BUFFER);
+    http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    let protocols = Arc::new(protocols);
-    let (stopping, stopped) = watch::channel(());
+    let connections = GracefulShutdown::new();
     let shares = Arc::new(Shares::default());
     tokio::pin!(stop);
     let drain = loop {
@@ -120,22 +142,20 @@ pub async fn serve<H, F>(
             }
         };
         configure(&stream);
-        let connection = Arc::new(Connection::new(peer, claim));
+        let connection = Arc::new(Connection { peer, claim });
         let served = serve_connection(
             stream,
             (listening.tls)(),
-            protocols.clone(),
+            http.clone(),
             handler.clone(),
             connection,
-            stopped.clone(),
+            connections.watcher(),
         );
         tokio::spawn(served);
     };
-    drop((listener, stopped));
-    let (open, _) = shares.totals();
-    // Nobody hears of it if there is no connection.
-    let _ = stopping.send(());
-    if tokio::time::timeout(drain, stopping.closed())
+    drop(listener);
+    let open = connections.count();
+    if tokio::time::timeout(drain, connections.shutdown())
         .await
         .is_err()
     {
@@ -160,26 +180,25 @@ fn configure(stream: &TcpStream) {
 async fn serve_connection<H, F>(
     stream: TcpStream,
     tls: Option<Arc<ServerConfig>>,
-    protocols: Arc<Protocols>,
+    http: auto::Builder<TokioExecutor>,
     handler: H,
     connection: Arc<Connection>,
-    stop: watch::Receiver<()>,
+    watcher: Watcher,
 ) where
-    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let peer = connection.peer();
-    let claim = connection.claim().clone();
+    let peer = connection.peer;
+    let claim = connection.claim.clone();
     let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
     let served = async {
         match tls {
-            None => serve_stream(stream, &protocols, handler, connection, stop).await,
+            None => serve_stream(stream, &http, handler, connection, watcher).await,
             Some(tls) => {
-                let accept = Box::pin(TlsAcceptor::from(tls).accept(stream));
+                let accept = TlsAcceptor::from(tls).accept(stream);
                 match tokio::time::timeout(HANDSHAKE, accept).await {
                     Ok(Ok(stream)) => {
-                        let stream = Box::new(stream);
-                        serve_stream(stream, &protocols, handler, connection, stop).await;
+                        serve_stream(stream, &http, handler, connection, watcher).await;
                     }
                     Ok(Err(e)) => debug!(%peer, "TLS handshake failed: {e}"),
                     Err(_) => debug!(%peer, "TLS handshake took too long"),
@@ -199,18 +218,28 @@ async fn serve_connection<H, F>(
 
 async fn serve_stream<S, H, F>(
     stream: S,
-    protocols: &Protocols,
+    http: &auto::Builder<TokioExecutor>,
     handler: H,
     connection: Arc<Connection>,
-    stop: watch::Receiver<()>,
+    watcher: Watcher,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let peer = connection.peer();
-    if let Err(e) = serve_requests(stream, protocols, handler, connection, stop).await {
-        if e.is_parse() {
+    let peer = connection.peer;
+    let claim = connection.claim.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = handler(request, connection.clone());
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let stream = TokioIo::new(LenientStream::new(stream, Some(claim)));
+    let served = http.serve_connection(stream, service);
+    if let Err(e) = watcher.watch(served.into_owned()).await {
+        let refused = e
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_parse);
+        if refused {
             metrics::not_http();
             info!(%peer, "a request could not be read: {e}");
         } else {

@@ -1,7 +1,6 @@
 //! The front: listens, admits, routes, and turns answers and errors into HTTP.
 //!
-//! - `listen`, `connection`, `stream`, `lenient`: connections, how they end, and request targets that need
-//!   encoding
+//! - `listen`, `stream`, `lenient`: connections, how they end, and request targets that need encoding
 //! - `service`: what each request gets: admission, a deadline, the log line and metrics
 //! - `answer`: how an admitted request is read, and given to its API
 //! - `router`, `path`: which path asks for what
@@ -25,7 +24,6 @@ mod assets;
 mod auth;
 mod body;
 mod browser;
-mod connection;
 mod endpoint;
 mod headers;
 mod lenient;

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,8 +26,6 @@ struct IdleTimer {
     limit: Duration,
     waiting_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// The task that the timer wakes, since it was last polled.
-    waker: Option<Waker>,
 }
 
 impl IdleTimer {
@@ -36,7 +34,6 @@ impl IdleTimer {
             limit,
             waiting_since: None,
             timer: None,
-            waker: None,
         }
     }
 
@@ -53,11 +50,6 @@ impl IdleTimer {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let end = since + self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
-        let told = self.waker.as_ref();
-        if told.is_some_and(|waker| waker.will_wake(context.waker())) && !timer.is_elapsed() {
-            return Poll::Pending;
-        }
-        self.waker = Some(context.waker().clone());
         loop {
             ready!(timer.as_mut().poll(context));
             if timer.deadline() >= end {

@@ -480,6 +480,13 @@ impl BuiltCharge {
     pub(super) fn of(share: Arc<AnswerShare>) -> Self {
         Self(share)
     }
+
+    /// Gives the bytes back before they are freed. A request that reads another answer beside what it has built
+    /// would wait for bytes that only it can give back.
+    pub(super) fn give_back(&self) {
+        let built = std::mem::take(&mut self.0.place().built);
+        self.0.give_back(built);
+    }
 }
 
 impl fmt::Debug for BuiltCharge {
@@ -490,8 +497,7 @@ impl fmt::Debug for BuiltCharge {
 
 impl Drop for BuiltCharge {
     fn drop(&mut self) {
-        let built = std::mem::take(&mut self.0.place().built);
-        self.0.give_back(built);
+        self.give_back();
     }
 }
 
@@ -657,6 +663,25 @@ mod tests {
         assert_eq!(memory.used(), built);
         drop(charge);
         waits.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_reads_another_answer_beside_what_it_has_built() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let first = memory.share(usize::MAX, deadline());
+        let list = b"\"a\",".repeat(MIB / 4);
+        first.grow(MIB, false).await.unwrap();
+        drop(first.clone().whole(list).await.unwrap());
+        let charge = BuiltCharge::of(first);
+        let second = memory.share(usize::MAX, deadline());
+        let read = tokio::spawn(async move { second.grow(28 * MIB, false).await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!read.is_finished(), "both fit");
+        charge.give_back();
+        read.await.unwrap().unwrap();
+        assert_eq!(memory.used(), 0);
+        drop(charge);
+        assert_eq!(memory.used(), 0);
     }
 
     #[tokio::test(start_paused = true)]

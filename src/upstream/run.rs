@@ -61,12 +61,14 @@ impl UpstreamClient {
                     });
                 }
                 Next::More(exchange) => {
+                    charge.give_back();
                     let answered = self.call(&Late::of(exchange), call, true).await?;
                     any_provisional |= asked.provisional;
                     asked = Asked::of(&answered);
                     answered
                 }
                 Next::Compare(comparison) => {
+                    charge.give_back();
                     let other = self.ask_another(&comparison.ask, call, &mut asked);
                     let Some(answered) = other.await else {
                         next = comparison.known;
