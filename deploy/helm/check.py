@@ -88,6 +88,17 @@ def main():
             assert not said["Errors"], said
             assert ("set global.apiKey" in logged) == required, logged
 
+    ours, number = "set cache.memory, in MiB, instead of", "cache.memory: must be a number of MiB"
+    config = ['[cache]\nmemory = "1GiB"', 'cache.memory = "1GiB"', ' cache . memory="1GiB"', '"cache"."memory" = "1GiB"',
+              'cache = {memory = "1GiB"}', 'cache = { disk = { dir = "/d" }, memory = "1GiB" }']
+    others = ['# cache.memory = "1GiB"', 'cache.disk = { dir = "/memory" }', 'cache = { disk = { dir = "/in_memory = 1" } }']
+    cases = [({"config": c}, ours) for c in config] + [({"config": c}, None) for c in others]
+    cases += [({"cache": {"memory": m}}, number) for m in ("1GiB", 0, -1)] + [({"cache": {"memory": "512"}}, None)]
+    for values, refused in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            _, logged = lint(with_values({"global": {"apiKey": "k"}, **values}, folder))
+            assert {m for m in (ours, number) if m in logged} == {m for m in [refused] if m}, (values, logged)
+
     small = render({"global": {"apiKey": "secret: #1"}, "port": 8080})
     assert set(small) == always | {"Secret"}, set(small)
     assert small["Secret"]["stringData"] == {"API_KEY": "secret: #1"}
