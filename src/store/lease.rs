@@ -1,8 +1,11 @@
 //! The leases of budgets that replicas keep together: how much of an hour, day or month is this
 //! replica's.
 //!
-//! What has been used and what is leased never sums above what is allowed, whatever is lost on the
-//! way. The level divides what is left among the live replicas with each heartbeat; a replica uses
+//! What has been used and what is leased does not sum above what is allowed while replies are lost, the
+//! level is away, or replicas end, with two exceptions. A share never lapses: a replica that the level
+//! cannot hear for longer than `forget_after` begins each further window with the share that it had,
+//! which belongs to others by then. And what turns out to have been billed after a call, as that of a
+//! search expression, counts as used even beyond what is leased or allowed. The level divides what is left among the live replicas with each heartbeat; a replica uses
 //! only what it holds, so it needs nobody's leave for a call, and goes on while the level is away. A
 //! window of which the level has told nothing yet begins with the replica's share of it: shares never
 //! sum above 1, and the level keeps what each may hold by its share when it hears of the window first.
