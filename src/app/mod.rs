@@ -111,6 +111,11 @@ impl App {
         Self::make(config, self.clock.clone(), Some(self)).await
     }
 
+    fn built_as(&self, name: &str) -> Option<&BuiltUpstream> {
+        let mut built = self.built.iter();
+        built.find(|built| built.settings.name == name)
+    }
+
     async fn make(
         config: &Config,
         clock: Arc<dyn Clock>,
@@ -139,10 +144,7 @@ impl App {
         let same_state = before.is_some_and(|app| app.config.state_dir == config.state_dir);
         let mut built = Vec::new();
         for settings in &config.upstreams {
-            let old = before.and_then(|app| {
-                let mut built = app.built.iter();
-                built.find(|built| built.settings.name == settings.name)
-            });
+            let old = before.and_then(|app| app.built_as(&settings.name));
             built.push(match old {
                 Some(old) if same_state && old.settings == *settings => old.clone(),
                 _ => builder.built(settings, &plain, old).await?,
@@ -153,7 +155,7 @@ impl App {
             networks: config.target_networks.clone(),
         };
         let guarded: Arc<dyn Transport> = Arc::new(Http::guarded(guard).map_err(StartError)?);
-        let make = move |name, url: TargetUrl, shared| {
+        let make = move |name, url: TargetUrl, shared: Option<SharedLimits>| {
             let settings = config::Upstream::target(name, url.clone());
             let connection = Connection {
                 transport: guarded.clone(),
@@ -161,7 +163,12 @@ impl App {
                 api_key: None,
                 signer: None,
             };
-            builder.upstream(&settings, vec![url], connection, None, shared)
+            let own = shared.is_none();
+            let upstream = builder.upstream(&settings, vec![url], connection, None, shared);
+            if own {
+                upstream.client.start(None);
+            }
+            upstream
         };
         let upstreams = Registry::new(
             built.iter().map(|built| built.upstream.clone()).collect(),
@@ -204,6 +211,13 @@ impl App {
         let tls = tls.map_err(StartError)?;
         // Nothing fails from here on.
         answers.resize(answer_bytes);
+        for made in &built {
+            let old = before.and_then(|app| app.built_as(&made.settings.name));
+            let old = old.map(|old| &old.upstream);
+            if !old.is_some_and(|old| Arc::ptr_eq(old, &made.upstream)) {
+                made.upstream.client.start(old.map(|old| &old.client));
+            }
+        }
         if let Some(before) = before
             && before.config.targets == config.targets
             && before.config.target_networks == config.target_networks
@@ -255,8 +269,8 @@ struct Connection {
 }
 
 impl UpstreamBuilder {
-    /// Builds the upstream that `settings` describe, possibly as the successor of `old`. Most
-    /// upstreams use the client `plain`.
+    /// Builds the upstream that `settings` describe, possibly as the successor of `old`, which goes on
+    /// until its client is started. Most upstreams use the client `plain`.
     async fn built(
         &self,
         settings: &config::Upstream,
@@ -400,9 +414,6 @@ impl UpstreamBuilder {
             metrics: metrics.clone(),
             clock: self.clock.clone(),
         });
-        if let Some(old) = old {
-            client.continue_from(&old.upstream.client);
-        }
         let same = old.filter(|old| old.settings.has_data_of(settings));
         let upstream = Arc::new(Upstream {
             identity: same.map_or_else(Identity::new, |old| old.upstream.identity.clone()),

@@ -219,6 +219,18 @@ impl JointBudget {
         &self.upstream
     }
 
+    /// Has its leases told from now on, in the place of those of the same budget that were before.
+    pub fn start(self: &Arc<Self>) {
+        let budgets = self.joint.budgets.lock();
+        let mut budgets = budgets.unwrap_or_else(PoisonError::into_inner);
+        let other = |b: &Weak<Self>| {
+            let before = b.upgrade();
+            before.is_some_and(|b| b.upstream != self.upstream || b.of != self.of)
+        };
+        budgets.retain(other);
+        budgets.push(Arc::downgrade(self));
+    }
+
     /// Returns its unit: `calls` or `units`.
     pub fn of(&self) -> &'static str {
         self.of
@@ -250,26 +262,16 @@ impl JointLimit {
         self.joint.mode()
     }
 
-    /// Returns the budget `of` calls or units of the same upstream whose `leases` are told from now on,
-    /// in the place of those that were before.
+    /// Returns the budget `of` calls or units of the same upstream, whose `leases` are told once it is
+    /// started.
     pub fn budget(&self, of: &'static str, leases: Leases) -> Arc<JointBudget> {
-        let budget = Arc::new(JointBudget {
+        Arc::new(JointBudget {
             upstream: self.name.clone(),
             of,
             leases,
             joint: self.joint.clone(),
             changed: Notify::new(),
-        });
-        let budgets = self.joint.budgets.lock();
-        let mut budgets = budgets.unwrap_or_else(PoisonError::into_inner);
-        let other = |b: &Weak<JointBudget>| {
-            let before = b.upgrade();
-            before.is_some_and(|b| b.upstream != budget.upstream || b.of != of)
-        };
-        budgets.retain(other);
-        budgets.push(Arc::downgrade(&budget));
-        drop(budgets);
-        budget
+        })
     }
 
     /// Returns the share of this replica, in millionths.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::budget_file::{BudgetFile, Saved};
+use super::period::Period;
 use super::state::BudgetState;
 use crate::clock::Clock;
 use crate::model::Millis;
@@ -20,82 +21,6 @@ const LEASE_WAIT: Duration = Duration::from_secs(1);
 
 /// The time after which a client may try again that lacked a lease.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-
-const HOUR: Millis = 3_600_000;
-const DAY: Millis = 24 * HOUR;
-
-/// A period of the calendar of UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Period {
-    Hour,
-    Day,
-    Month,
-}
-
-impl Period {
-    /// Returns its name for clients.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Hour => "hour",
-            Self::Day => "day",
-            Self::Month => "month",
-        }
-    }
-
-    /// Returns its greatest length, in milliseconds; its name in the file.
-    fn millis(self) -> Millis {
-        match self {
-            Self::Hour => HOUR,
-            Self::Day => DAY,
-            Self::Month => 31 * DAY,
-        }
-    }
-
-    /// Returns its index at `now`, counted from the epoch.
-    fn index(self, now: Millis) -> i64 {
-        match self {
-            Self::Hour | Self::Day => now.div_euclid(self.millis()),
-            Self::Month => month(now.div_euclid(DAY)),
-        }
-    }
-
-    /// Returns the start of number `index`.
-    fn start(self, index: i64) -> Millis {
-        self.end(index - 1)
-    }
-
-    /// Returns the end of number `index`.
-    fn end(self, index: i64) -> Millis {
-        match self {
-            Self::Hour | Self::Day => (index + 1) * self.millis(),
-            Self::Month => first_day(index + 1) * DAY,
-        }
-    }
-}
-
-/// Returns the month of `day`, in months since January 1970 and days since the epoch; by the
-/// proleptic Gregorian calendar (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms",
-/// `civil_from_days`).
-fn month(day: i64) -> i64 {
-    let day = day + 719_468;
-    let era = day.div_euclid(146_097);
-    let of_era = day.rem_euclid(146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    // Counted from March.
-    let month = (5 * of_year + 2) / 153;
-    (era * 400 + year) * 12 + month + 2 - 1970 * 12
-}
-
-/// Returns the first day, since the epoch, of month `index` since January 1970 (`days_from_civil`,
-/// ibidem).
-fn first_day(index: i64) -> i64 {
-    let months = index + 1970 * 12 - 2;
-    let (year, month) = (months.div_euclid(12), months.rem_euclid(12));
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let of_year = (153 * month + 2) / 5;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
-}
 
 /// The budgets of each hour, day and month of UTC.
 pub(super) struct Budgets {
@@ -204,7 +129,8 @@ impl Window {
 
 impl Budgets {
     /// Returns the budgets of `windows`, which are of calls or units, with what `file` says of them;
-    /// those of all replicas that share `joint`, if there is that.
+    /// those of all replicas that share `joint`, if there is that. The others hear of them once they are
+    /// started.
     pub(super) fn new(
         windows: &[(Period, Option<u32>)],
         of: &'static str,
@@ -256,9 +182,21 @@ impl Budgets {
         file.map_or(Duration::ZERO, BudgetFile::unsaved)
     }
 
+    /// Takes the place of `before`, if there is that, and tells the other replicas of what is used and
+    /// held from now on, where they keep budgets together.
+    pub(super) fn start(&self, before: Option<&Self>) {
+        if let Some(before) = before {
+            self.continue_from(before);
+        }
+        // Only now: what it told before would not be what it has used and holds.
+        if let Some(joint) = &self.joint {
+            joint.start();
+        }
+    }
+
     /// Takes over the counts of `before`, which this replaces: what is still taken out of that is
     /// taken out of this.
-    pub(super) fn continue_from(&self, before: &Self) {
+    fn continue_from(&self, before: &Self) {
         let counted = before.windows();
         if Arc::ptr_eq(&self.used, &before.used) || before.used.next.get().is_some() {
             return;
@@ -434,6 +372,10 @@ impl Used {
     /// Returns what the next beat tells of each lease, at `now`; they end if the replica leaves.
     fn report(&self, now: Millis, share: u32, leaves: bool) -> Vec<LeaseReport> {
         let mut windows = self.windows();
+        if let Some(next) = self.next.get() {
+            drop(windows);
+            return next.report(now, share, leaves);
+        }
         let reports = windows.iter_mut().filter_map(|window| {
             window.go_on(now, share);
             let (about, used, restored) = (window.window(), window.used, window.restored);
@@ -449,6 +391,10 @@ impl Used {
     /// Takes over what was granted to `report`.
     fn granted(&self, report: &LeaseReport, grant: &LeaseGrant) {
         let mut windows = self.windows();
+        if let Some(next) = self.next.get() {
+            drop(windows);
+            return next.granted(report, grant);
+        }
         let about = &report.window;
         let same = windows.iter_mut().find(|w| w.period.name() == about.per);
         if let Some(window) = same
@@ -461,6 +407,10 @@ impl Used {
     /// Returns what the file is to say.
     fn save(&self) -> Vec<Saved> {
         let windows = self.windows();
+        if let Some(next) = self.next.get() {
+            drop(windows);
+            return next.save();
+        }
         let saved = windows.iter().map(|w| Saved {
             millis: w.period.millis(),
             index: w.index,
@@ -499,6 +449,9 @@ impl Used {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::joint::JointLimits;
+    use crate::store::standing::ShareVerdict;
+    use crate::upstream::period::{DAY, HOUR};
 
     #[derive(Debug)]
     struct Fixed(Millis);
@@ -564,7 +517,7 @@ mod tests {
             settle(&file);
             (0..counted).for_each(|_| before.take(1, now).unwrap());
             let after = make(Some(path.clone()));
-            after.continue_from(&before);
+            after.start(Some(&before));
             let left = taken(&after, now);
             std::fs::remove_file(&path).unwrap();
             left
@@ -634,6 +587,58 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_takes_the_place_of_another_once_it_is_started() {
+        let now = 500_000 * HOUR;
+        let clock: Arc<dyn Clock> = Arc::new(Fixed(now));
+        let (limits, _asked) = JointLimits::new(Duration::from_secs(60), 0.0, clock.clone());
+        let make = || {
+            let limit = limits.limit("prom", 10.0, 10);
+            let windows = [(Period::Hour, Some(100))];
+            Budgets::new(&windows, "calls", None, Some(&limit), &clock)
+        };
+        let told = || {
+            let told = limits.report(false).1.into_iter();
+            told.map(|(_, lease)| (lease.used, lease.leased))
+                .collect::<Vec<_>>()
+        };
+        let reply = |told: Vec<(_, LeaseReport)>, leased| {
+            let grant = LeaseGrant {
+                leased,
+                left: 100,
+                next: None,
+            };
+            let leases: Vec<_> = told.into_iter().map(|lease| (lease, grant)).collect();
+            let verdict = ShareVerdict {
+                time: now,
+                epoch: 1,
+                share: 0,
+                live: 2,
+            };
+            assert!(limits.replied(verdict, &leases, Duration::ZERO));
+        };
+        let old = make();
+        assert_eq!(told(), []);
+        old.start(None);
+        reply(limits.report(false).1, 50);
+        (0..20).for_each(|_| old.take(1, now).unwrap());
+        drop(make());
+        let next = make();
+        assert_eq!(told(), [(20, 50)], "of the old one");
+        old.take(1, now).unwrap();
+        // A beat that was sent before is answered after.
+        let beat = limits.report(false).1;
+        next.start(Some(&old));
+        assert_eq!(told(), [(21, 50)], "of the new one");
+        reply(beat, 23);
+        assert_eq!(told(), [(21, 23)]);
+        assert_eq!(next.take(1, now), Ok(()));
+        assert_eq!(old.take(1, now), Ok(()));
+        assert_eq!(next.take(1, now), Err(Lacking::Lease));
+        drop(old);
+        assert_eq!(told(), [(23, 23)]);
+    }
+
+    #[test]
     fn no_budget_is_no_limit() {
         assert_eq!(taken(&budgets(None, None, None), 0), 10_000);
     }
@@ -657,27 +662,6 @@ mod tests {
         assert_eq!(taken(&make(), now + HOUR), 1000);
         std::fs::write(&path, b"nonsense").unwrap();
         assert_eq!(taken(&make(), now + HOUR), 1000);
-    }
-
-    #[test]
-    fn months_are_those_of_the_calendar() {
-        let day = |text: &str| {
-            let time = humantime::parse_rfc3339(&format!("{text}T00:00:00Z")).unwrap();
-            let since = time.duration_since(std::time::UNIX_EPOCH).unwrap();
-            since.as_millis() as Millis
-        };
-        for (within, next, number) in [
-            ("1970-01-31", "1970-02-01", 0),
-            ("2024-02-29", "2024-03-01", 54 * 12 + 1),
-            ("2026-11-26", "2026-12-01", 56 * 12 + 10),
-            ("2026-12-31", "2027-01-01", 56 * 12 + 11),
-            ("2100-02-28", "2100-03-01", 130 * 12 + 1),
-        ] {
-            let index = Period::Month.index(day(within));
-            assert_eq!(index, number, "{within}");
-            assert_eq!(Period::Month.end(index), day(next), "{within}");
-            assert_eq!(Period::Month.index(day(next)), number + 1);
-        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::budget::{Budgets, Period};
+use super::budget::Budgets;
+use super::period::Period;
 use super::searches::Searches;
 use super::state::{BudgetState, UnitsState};
 use crate::clock::Clock;
@@ -46,11 +47,13 @@ impl Ledger {
         }
     }
 
-    /// Takes over what `before`, which this replaces, has taken out of its budgets.
-    pub(super) fn continue_from(&self, before: &Self) {
-        self.budgets.continue_from(&before.budgets);
-        let (asked, requested) = before.metrics.totals();
-        self.metrics.continue_from(asked, requested);
+    /// Starts its budgets, in the place of those of `before`, if there is that; counts on from that.
+    pub(super) fn start(&self, before: Option<&Self>) {
+        self.budgets.start(before.map(|before| &before.budgets));
+        if let Some(before) = before {
+            let (asked, requested) = before.metrics.totals();
+            self.metrics.continue_from(asked, requested);
+        }
     }
 
     /// Takes `units` out of each budget and counts them, or returns the time until it is worth trying

@@ -23,6 +23,7 @@ mod health;
 mod late;
 mod ledger;
 mod limiter;
+mod period;
 mod rate_limit_headers;
 mod refusal;
 mod registry;

@@ -18,11 +18,12 @@ impl UpstreamClient {
         self.metrics.state_unsaved.set(unsaved.as_secs_f64());
     }
 
-    /// Counts on from what was taken of the budgets of `before`, whose place this takes.
-    pub fn continue_from(&self, before: &Self) {
-        self.budgets.continue_from(&before.budgets);
-        if let (Some(ledger), Some(before)) = (&self.ledger, &before.ledger) {
-            ledger.continue_from(before);
+    /// Counts on from what was taken of the budgets of `before`, whose place this takes, if there is
+    /// that; then tells other replicas of the budgets that they keep together.
+    pub fn start(&self, before: Option<&Self>) {
+        self.budgets.start(before.map(|before| &*before.budgets));
+        if let Some(ledger) = &self.ledger {
+            ledger.start(before.and_then(|before| before.ledger.as_ref()));
         }
     }
 
