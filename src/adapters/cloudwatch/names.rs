@@ -310,7 +310,11 @@ impl Listed {
                 word if WORDS.contains(&word) => continue,
                 other => other.strip_prefix(':').unwrap_or(other),
             };
-            listed.dimensions.push((dimension.to_owned(), values));
+            let mut known = listed.dimensions.iter_mut();
+            match known.find(|(name, _)| name == dimension) {
+                Some((_, both)) => both.retain(|v| values.contains(v)),
+                None => listed.dimensions.push((dimension.to_owned(), values)),
+            }
         }
         Ok(listed)
     }
@@ -350,10 +354,10 @@ impl Listed {
     }
 }
 
-/// Returns the value of `values`, if there is one only.
+/// Returns the value of `values`, if there is one only. CloudWatch refuses an empty one.
 fn only(values: &[String]) -> Option<&str> {
     match values {
-        [value] => Some(value),
+        [value] if !value.is_empty() => Some(value),
         _ => None,
     }
 }
@@ -545,6 +549,19 @@ mod tests {
                 "{good}"
             );
         }
+    }
+
+    #[test]
+    fn a_list_names_each_dimension_once_and_no_empty_value() {
+        let scope = |pairs: &[(&str, &[&str])]| {
+            let listed = Listed::read(&set(pairs), "eu-west-1").unwrap();
+            listed.scope(false)
+        };
+        let pair = |n: &str, v: Option<&str>| (n.to_owned(), v.map(str::to_owned));
+        let both = scope(&[("A", &["1", "2"]), (":A", &["2", "3"]), ("B", &[""])]);
+        assert_eq!(both.dimensions, [pair("A", Some("2")), pair("B", None)]);
+        let empty = scope(&[("Namespace", &[""]), ("MetricName", &[""])]);
+        assert_eq!(empty, CatalogueScope::default());
     }
 
     #[test]
