@@ -339,12 +339,13 @@ fn expression(adapter: &CloudWatch, response: &Response) {
         let PartCall::Alone(exchange) = part.call else {
             panic!("a call that others may share");
         };
+        let bill = exchange.bill.clone().expect("a bill");
         if let Some(series) = follow(exchange, response)
             && let Data::Points(points) = &series.data
         {
             assert!(points.times().is_sorted());
             assert!(points.times().iter().all(|t| window().holds(*t)));
-            assert!(points.is_empty() || series.series > 0);
+            assert!(bill.last() > Some(0));
         }
     }
 }
@@ -406,6 +407,7 @@ fn only(exchange: Exchange<Vec<Result<FetchResult, Error>>>) -> Exchange<FetchRe
                 Next::Compare(_) => unreachable!("statistics are not compared"),
             })
         }),
+        bill: None,
     }
 }
 

@@ -26,7 +26,7 @@ use crate::wire::prometheus::Series;
 
 pub use self::built::built_bytes;
 pub use self::cloudwatch::{Catalogue, CatalogueScope, StatisticsQuery};
-pub use self::exchange::{Comparison, Exchange, Next, Read, Request, Response};
+pub use self::exchange::{Bill, Comparison, Exchange, Next, Read, Request, Response};
 pub use self::part::{Part, PartCall};
 
 /// The protocol of one kind of backend.
@@ -288,8 +288,6 @@ pub struct FetchResult {
     pub off_grid: Option<Vec<Bucket>>,
     /// Whether the answer is complete.
     pub complete: bool,
-    /// Series that the answer had, where that is what the backend bills; 0 elsewhere.
-    pub series: u32,
     /// Samples that the response held.
     pub received: u64,
     /// Samples that another replica had in gaps of the first.
@@ -304,7 +302,6 @@ impl Default for FetchResult {
             data: Data::default(),
             off_grid: None,
             complete: true,
-            series: 0,
             received: 0,
             filled: 0,
             dropped: Dropped::default(),

@@ -1,6 +1,8 @@
 //! The calls that a fetch is made of.
 
-use super::{Exchange, FetchResult, Request, StatisticsQuery};
+use std::sync::Arc;
+
+use super::{Bill, Exchange, FetchResult, Request, StatisticsQuery};
 use crate::model::Millis;
 
 /// A call for the points from `start` on, up to the next part or the end of the fetch.
@@ -33,6 +35,14 @@ impl PartCall {
     pub fn count_as(&mut self, units: u32) {
         if let Self::Alone(exchange) = self {
             exchange.request.units = units;
+        }
+    }
+
+    /// Returns its bill, where its answers decide what is billed.
+    pub fn bill(&self) -> Option<Arc<Bill>> {
+        match self {
+            Self::Alone(exchange) => exchange.bill.clone(),
+            Self::Shared(_) => None,
         }
     }
 

@@ -102,7 +102,7 @@ impl Fetching {
             span: Some(read_for(upstream, &range)),
             ..self.call.clone()
         };
-        let answered = self.answered(part.call, &call).await?;
+        let answered = self.answered(part.call, &range, &call).await?;
         let series = answered.value;
         count(upstream, &series);
         if let Some(wait) = &self.wait {
@@ -131,10 +131,11 @@ impl Fetching {
 }
 
 impl Fetching {
-    /// Makes `part`, and counts what is billed by its answer.
+    /// Makes `part`, which stands for `range`, unless it is known to be refused.
     async fn answered(
         &self,
         part: PartCall,
+        range: &TimeRange,
         call: &CallContext,
     ) -> Result<Answered<FetchResult>, Error> {
         let upstream = &self.lane.upstream;
@@ -142,13 +143,14 @@ impl Fetching {
             return upstream.fetch(part, call).await;
         };
         let client = &upstream.client;
-        if let Some(error) = client.refused_before(selector) {
+        if let Some(error) = client.refused_before(selector, range) {
             return Err(error);
         }
-        let (_, counted) = part.described();
+        let bill = part.bill();
         let outcome = upstream.fetch(part, call).await;
         let refresh = self.lane.freshness().refresh;
-        client.billed(selector, counted, &outcome, refresh);
+        let units = bill.and_then(|bill| bill.last());
+        client.remember(selector, range, units, outcome.as_ref().err(), refresh);
         outcome
     }
 }

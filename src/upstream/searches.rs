@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::client::{Answered, UpstreamClient};
-use crate::adapters::FetchResult;
-use crate::model::{Error, Origin, Selector};
+use super::client::UpstreamClient;
+use crate::adapters::Exchange;
+use crate::model::{Error, Kind, Millis, Origin, Selector, TimeRange};
 
 /// Most queries that are remembered.
 const MOST: usize = 1000;
@@ -20,9 +20,23 @@ pub(super) struct Searches(Mutex<HashMap<Selector, Search>>);
 struct Search {
     /// The units of the last answer.
     units: Option<u32>,
-    /// The error that is about the query itself, and up to when it is not asked again, by the
-    /// monotonic clock.
-    refused: Option<(Error, Duration)>,
+    refused: Option<Refused>,
+}
+
+/// An error that is about the query itself.
+struct Refused {
+    error: Error,
+    /// The shortest time range, in milliseconds, that it is the answer for.
+    shortest: Millis,
+    /// When the query may be asked again, by the monotonic clock.
+    until: Duration,
+}
+
+impl Refused {
+    /// Returns the length of `range`, in milliseconds.
+    fn length(range: &TimeRange) -> Millis {
+        range.end().saturating_sub(range.start())
+    }
 }
 
 impl Searches {
@@ -50,42 +64,59 @@ impl UpstreamClient {
         known.unwrap_or(1).max(1)
     }
 
-    /// Returns the error about `selector` itself that the upstream had less than a refresh ago.
-    pub fn refused_before(&self, selector: &Selector) -> Option<Error> {
+    /// Returns the error about `selector` itself that the upstream had less than a refresh ago, if it
+    /// is one about `range`, too.
+    pub fn refused_before(&self, selector: &Selector, range: &TimeRange) -> Option<Error> {
         let all = self.ledger.as_ref()?.searches.all();
-        let (error, until) = all.get(selector)?.refused.as_ref()?;
-        (self.clock.monotonic() < *until).then(|| Error {
+        let refused = all.get(selector)?.refused.as_ref()?;
+        let holds =
+            self.clock.monotonic() < refused.until && Refused::length(range) >= refused.shortest;
+        holds.then(|| Error {
             remembered: true,
-            ..error.clone()
+            ..refused.error.clone()
         })
     }
 
-    /// Counts what `outcome`, the answer to `selector`, is billed beyond the units that were `counted`
-    /// before it was sent. An error about the query itself is the answer for `refresh`.
-    pub fn billed(
+    /// Counts what the answers to `exchange` are billed beyond the units that were counted when it was
+    /// sent.
+    pub(super) fn settle<T>(&self, exchange: &Exchange<T>) {
+        if let (Some(ledger), Some(bill)) = (&self.ledger, &exchange.bill) {
+            let beyond = bill.take().saturating_sub(exchange.request.units);
+            ledger.add(beyond, self.clock.now());
+        }
+    }
+
+    /// Remembers the `units` of the last answer to `selector` for `range`, if there was one. An `error`
+    /// about the query itself is the answer for `refresh`, for ranges as long as this and longer ones;
+    /// if the query is not valid, for all.
+    pub fn remember(
         &self,
         selector: &Selector,
-        counted: u32,
-        outcome: &Result<Answered<FetchResult>, Error>,
+        range: &TimeRange,
+        units: Option<u32>,
+        error: Option<&Error>,
         refresh: Duration,
     ) {
         let Some(ledger) = &self.ledger else { return };
-        match outcome {
-            Ok(answered) => {
-                let units = answered.value.series;
-                ledger.add(units.saturating_sub(counted), self.clock.now());
-                ledger.searches.change(selector, |search| {
-                    search.units = Some(units);
-                    search.refused = None;
-                });
-            }
-            Err(error) if error.kind.origin() == Origin::Client => {
-                let until = self.clock.monotonic().saturating_add(refresh);
-                let refused = Some((error.clone(), until));
-                let change = |search: &mut Search| search.refused = refused;
-                ledger.searches.change(selector, change);
-            }
-            Err(_) => {}
+        let length = Refused::length(range);
+        let refused = error.filter(|error| error.kind.origin() == Origin::Client);
+        let refused = refused.map(|error| Refused {
+            error: error.clone(),
+            shortest: match error.kind {
+                Kind::InvalidRequest => 0,
+                _ => length,
+            },
+            until: self.clock.monotonic().saturating_add(refresh),
+        });
+        if units.is_none() && refused.is_none() {
+            return;
         }
+        ledger.searches.change(selector, |search| {
+            search.units = units.or(search.units);
+            // That a shorter range is answered says nothing about longer ones.
+            let answered = |before: &mut Refused| error.is_none() && length >= before.shortest;
+            search.refused.take_if(answered);
+            search.refused = refused.or(search.refused.take());
+        });
     }
 }

@@ -113,6 +113,7 @@ impl UpstreamClient {
                     Some(error) => Err(error),
                     None => read(exchange, response, call.deadline).await,
                 };
+                self.settle(exchange);
                 read.map(|value| Answered {
                     value,
                     as_of,

@@ -234,6 +234,68 @@ async fn what_an_expression_cannot_be_is_said_and_not_asked_again() {
     assert_eq!(first.len(), 59);
 }
 
+#[tokio::test]
+async fn what_an_error_was_billed_is_counted() {
+    let clock = TestClock::at(NOW);
+    let store = CloudWatchStore::start(clock.clone()).await;
+    functions(&store, 40, NOW - 2 * HOUR, NOW + HOUR);
+    let config = format!(
+        "{}{ADMIN}",
+        store.section("billed", "multi_series = \"error\"\nretries = 0")
+    );
+    let server = Server::start_at(&config, clock.clone()).await;
+    let poll = async |text: &str, span: i64| {
+        let now = clock.now();
+        ask(&server, &search(text, (now - span, now), None)).await
+    };
+    for refresh in 1..=3 {
+        for _ in 0..2 {
+            let reply = poll(ALL, HOUR).await;
+            assert!(reply.text.contains("has 40 series"), "{}", reply.text);
+        }
+        let counted = state(&server).await["units"]["asked"].clone();
+        assert_eq!(
+            (store.metered().0, counted),
+            (40 * refresh, json!(40 * refresh))
+        );
+        clock.pass(2 * MINUTE as u64 + 1000);
+    }
+    // The first page was billed, whatever comes of the second.
+    for (trouble, statistic) in [(Trouble::BadToken, "Maximum"), (Trouble::Denied, "Average")] {
+        store.page(100);
+        store.trouble([None, Some(trouble)]);
+        let text = ALL.replace("Sum", statistic);
+        let asked = async || state(&server).await["units"]["asked"].as_u64().unwrap();
+        let (before, (_, calls, _)) = (asked().await, store.metered());
+        let reply = poll(&text, 4 * MINUTE).await;
+        assert!(reply.status >= 400, "{}", reply.text);
+        let calls = store.metered().1 - calls;
+        assert!(calls >= 2, "{calls}");
+        assert_eq!(asked().await - before, 40 * calls, "{trouble:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_about_a_long_range_is_none_about_a_shorter_one() {
+    let clock = TestClock::at(NOW);
+    let store = CloudWatchStore::start(clock.clone()).await;
+    functions(&store, 20, NOW - 2 * HOUR, NOW);
+    store.page(100);
+    let server = Server::start_at(&store.section("long", ""), clock.clone()).await;
+    let poll = async |span: i64| {
+        let reply = ask(&server, &search(ALL, (NOW - span, NOW), None)).await;
+        (reply.status, reply.text.contains("ask for a shorter range"))
+    };
+    assert_eq!(poll(3 * HOUR).await, (422, true));
+    assert_eq!(store.metered().1, 16);
+    assert_eq!(poll(10 * MINUTE).await, (200, false));
+    let calls = store.metered().1;
+    assert!(calls > 16, "{calls}");
+    // What is known of the long one still holds, for what an even longer one lacks, too.
+    assert_eq!(poll(4 * HOUR).await, (422, true));
+    assert_eq!(store.metered().1, calls);
+}
+
 /// Whatever was asked before, evicted or failed, an expression is the points of its series.
 #[tokio::test]
 async fn the_law_holds_for_expressions() {

@@ -292,5 +292,6 @@ pub(super) fn exchange<T>(
             units,
         },
         read: Arc::new(read),
+        bill: None,
     }
 }

@@ -8,7 +8,7 @@ use super::ages::is_period;
 use super::answer::{Page, is_bad_token, page};
 use super::call::{body, exchange, object};
 use super::names::unknown;
-use crate::adapters::{Data, Dropped, Exchange, FetchResult, Next};
+use crate::adapters::{Bill, Data, Dropped, Exchange, FetchResult, Next};
 use crate::model::{
     Condition, Error, Kind, Millis, NanInterpretation, Points, Scalar, Selector, Step, Test,
     TimeRange,
@@ -20,7 +20,9 @@ pub(super) const EXPRESSION: &str = "~";
 /// Most characters of an expression.
 const LONGEST: usize = 2048;
 
-/// Most pages that are read for one call, of 100,800 points each.
+/// Most pages that are read for one call, of 100,800 points each. The points of earlier pages, 26 MB by this
+/// bound, are not charged while the next is read: a call that kept its share of the memory for answers could
+/// wait for itself.
 const MOST_PAGES: u32 = 16;
 
 /// An expression, which brings any number of series.
@@ -75,19 +77,15 @@ impl Expression {
     }
 }
 
-/// Returns the period that each `SEARCH` in `text` names, as the number after its last text.
+/// Returns the period that each `SEARCH` in `text` names, as the third of its arguments.
 fn period_of(text: &str) -> Result<Option<Step>, Error> {
-    if !text.to_ascii_uppercase().contains("SEARCH") {
-        return Ok(None);
-    }
+    let bare = without_texts(text).to_ascii_uppercase();
     let mut named: Option<Step> = None;
-    // Every second piece lies between quotes.
-    for after in text.split('\'').skip(2).step_by(2) {
-        let number = after.trim_start().strip_prefix(',').map(str::trim_start);
-        let digits = number.unwrap_or_default();
-        let end = digits.bytes().take_while(u8::is_ascii_digit).count();
-        let (digits, rest) = digits.split_at(end);
-        if digits.is_empty() || !rest.trim_start().starts_with(')') {
+    for after in bare.split("SEARCH").skip(1) {
+        let arguments = after.trim_start().strip_prefix('(').unwrap_or_default();
+        let arguments = arguments.split_once(')').map_or("", |(inside, _)| inside);
+        let digits = arguments.split(',').nth(2).unwrap_or_default().trim();
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
             continue;
         }
         let millis = digits.parse::<Millis>().ok();
@@ -108,6 +106,26 @@ fn period_of(text: &str) -> Result<Option<Step>, Error> {
     Ok(named)
 }
 
+/// Returns `expression` without what lies between quotes, of which a backslash escapes one.
+fn without_texts(expression: &str) -> String {
+    let mut bare = String::with_capacity(expression.len());
+    let mut characters = expression.chars();
+    while let Some(quote) = characters.next() {
+        if !matches!(quote, '\'' | '"') {
+            bare.push(quote);
+            continue;
+        }
+        while let Some(c) = characters.next() {
+            match c {
+                '\\' => drop(characters.next()),
+                c if c == quote => break,
+                _ => {}
+            }
+        }
+    }
+    bare
+}
+
 /// A call for the values of an expression.
 pub(super) struct ExpressionCall {
     pub(super) text: String,
@@ -117,6 +135,7 @@ pub(super) struct ExpressionCall {
     pub(super) nan: NanInterpretation,
     /// Set if several series are an error.
     pub(super) single: bool,
+    pub(super) bill: Arc<Bill>,
 }
 
 /// The series that the pages so far have.
@@ -126,57 +145,68 @@ struct Found {
     pages: u32,
     /// Set once they began again, as a token had expired.
     restarted: bool,
+    /// The units of the pages before they began again.
+    units_before: u32,
 }
 
-/// A series, which has its label in common with those that CloudWatch calls the same.
+/// A series, which may have its label in common with others.
 #[derive(Clone)]
 struct FoundSeries {
-    label: String,
-    /// Its number among those of its label.
-    number: usize,
-    points: Vec<(Millis, f64)>,
+    label: Arc<str>,
+    /// Its points, page by page.
+    pieces: Vec<Arc<[(Millis, f64)]>>,
+    /// The time of its last point.
+    last: Option<Millis>,
     partial: bool,
 }
 
 impl Found {
+    /// Adds the series of `page`, and returns the error that it has beside them or in place of one.
     fn add(&mut self, page: Page) -> Result<(), Error> {
+        self.pages += 1;
+        let mut refused = None;
+        let mut continued = vec![false; self.series.len()];
+        for part in page.metric_data_results {
+            refused = refused.or_else(|| part.refused());
+            let partial = part.status_code == "PartialData";
+            let piece: Arc<[(Millis, f64)]> = part.points().collect();
+            let times = || piece.iter().map(|p| p.0);
+            let (first, last) = (times().min(), times().max());
+            // Pages name series in the same order, and each has points in order of time.
+            let follows = |(series, continued): &(&mut FoundSeries, &mut bool)| {
+                !**continued
+                    && *series.label == *part.label
+                    && first.is_none_or(|first| series.last < Some(first))
+            };
+            match self.series.iter_mut().zip(&mut continued).find(follows) {
+                Some((series, continued)) => {
+                    *continued = true;
+                    series.pieces.push(piece);
+                    series.last = series.last.max(last);
+                    series.partial = partial;
+                }
+                None => self.series.push(FoundSeries {
+                    label: part.label.into(),
+                    pieces: vec![piece],
+                    last,
+                    partial,
+                }),
+            }
+        }
         if let Some(message) = page.messages.iter().find(|m| m.is_about_limits()) {
             let text = format!(
                 "the expression finds more than CloudWatch returns ({message}): narrow it down"
             );
             return Err(Error::new(Kind::TooManyPoints, text));
         }
-        self.pages += 1;
-        let known = self.series.len();
-        let mut labels: Vec<String> = Vec::new();
-        for part in page.metric_data_results {
-            if let Some(error) = part.refused() {
-                return Err(error);
-            }
-            let number = labels.iter().filter(|label| **label == part.label).count();
-            labels.push(part.label.clone());
-            let partial = part.status_code == "PartialData";
-            let points = part.points();
-            // Pages name series in the same order.
-            let same = |s: &&mut FoundSeries| s.number == number && s.label == part.label;
-            match self.series.iter_mut().take(known).find(same) {
-                Some(series) => {
-                    series.points.extend(points);
-                    series.partial = partial;
-                }
-                None => self.series.push(FoundSeries {
-                    number,
-                    points: points.collect(),
-                    partial,
-                    label: part.label,
-                }),
-            }
-        }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
+    /// Returns the units that the last page is billed as. An expression that finds nothing is counted
+    /// as one.
     fn units(&self) -> u32 {
-        u32::try_from(self.series.len()).unwrap_or(u32::MAX)
+        let series = u32::try_from(self.series.len()).unwrap_or(u32::MAX);
+        series.max(self.units_before).max(1)
     }
 }
 
@@ -197,12 +227,12 @@ impl ExpressionCall {
         let window = self.range.aligned(self.period);
         let body = body(&[query], &window, token);
         let later = token.is_some();
-        // An expression that finds nothing is counted as one.
-        let units = before.units().max(1);
-        exchange("GetMetricData", &body, units, move |response| {
+        let (units, bill) = (before.units(), self.bill.clone());
+        let exchange = exchange("GetMetricData", &body, units, move |response| {
             if later && !before.restarted && is_bad_token(response) {
                 let again = Found {
                     restarted: true,
+                    units_before: units,
                     ..Found::default()
                 };
                 return Ok(Next::More(self.clone().page(None, again)));
@@ -210,7 +240,9 @@ impl ExpressionCall {
             let page = page(response)?;
             let next = page.next_token.clone();
             let mut found = before.clone();
-            found.add(page)?;
+            let added = found.add(page);
+            self.bill.add(found.units());
+            added?;
             match next {
                 None => self.result(found).map(Next::Done),
                 Some(token) if found.pages < MOST_PAGES => {
@@ -223,19 +255,25 @@ impl ExpressionCall {
                     Err(Error::new(Kind::TooManyPoints, message))
                 }
             }
-        })
+        });
+        Exchange {
+            bill: Some(bill),
+            ..exchange
+        }
     }
 
     fn result(&self, found: Found) -> Result<FetchResult, Error> {
-        let mut result = FetchResult {
-            series: found.units(),
-            ..FetchResult::default()
-        };
+        let mut result = FetchResult::default();
         let mut all = Vec::with_capacity(found.series.len());
         for series in found.series {
-            result.received += series.points.len() as u64;
             result.complete &= !series.partial;
-            let points = self.read(series, &mut result.dropped)?;
+            let points: Vec<_> = series
+                .pieces
+                .iter()
+                .flat_map(|p| p.iter().copied())
+                .collect();
+            result.received += points.len() as u64;
+            let points = self.read(points, &mut result.dropped)?;
             if !points.is_empty() {
                 all.push(points);
             }
@@ -250,13 +288,13 @@ impl ExpressionCall {
         Ok(result)
     }
 
-    /// Returns the points of `series` in the range, in order of time, one per period.
-    fn read(&self, mut series: FoundSeries, dropped: &mut Dropped) -> Result<Points, Error> {
+    /// Returns those of `found` that lie in the range, in order of time, one per period.
+    fn read(&self, mut found: Vec<(Millis, f64)>, dropped: &mut Dropped) -> Result<Points, Error> {
         let window = self.range.aligned(self.period);
-        series.points.sort_by_key(|p| p.0);
-        series.points.dedup_by_key(|p| p.0);
-        let mut points = Points::with_capacity(series.points.len());
-        for (time, value) in series.points {
+        found.sort_by_key(|p| p.0);
+        found.dedup_by_key(|p| p.0);
+        let mut points = Points::with_capacity(found.len());
+        for (time, value) in found {
             if self.period.floor(time) != time {
                 let message = "CloudWatch answered at times that were not requested";
                 return Err(Error::new(Kind::UpstreamFailed, message));
@@ -314,6 +352,10 @@ mod tests {
                 Some(60),
             ),
             ("FILL(SEARCH('a', 'Sum'), 0)", None),
+            ("LAMBDA('search-x', 'a', 61)", None),
+            ("IF(SEARCH('a, (b', 'Sum') > 0, 'c', 61)", None),
+            (r"SEARCH('it\'s', 'Sum', 60)", Some(60)),
+            (r"SEARCH('it\'s', 'Sum') + LAMBDA('a', 'b', 61)", None),
             (
                 "SELECT AVG(x) FROM SCHEMA(\"N\", A) WHERE A IN ('1', 7)",
                 None,
@@ -359,6 +401,7 @@ mod tests {
             range: TimeRange::clamped(END - HOUR + 1000, END - 1000),
             nan: NanInterpretation::Omit,
             single,
+            bill: Arc::default(),
         }
         .exchange()
     }
@@ -413,7 +456,10 @@ mod tests {
             panic!("no other page");
         };
         assert!(result.complete);
-        assert_eq!((result.series, result.received), (4, 6));
+        assert_eq!(result.received, 6);
+        // Two pages, of 3 and of 4 series.
+        let bill = second.bill.unwrap();
+        assert_eq!((bill.take(), bill.last()), (7, Some(4)));
         let Data::Points(points) = result.data else {
             panic!("points");
         };
@@ -429,10 +475,66 @@ mod tests {
     }
 
     #[test]
+    fn a_page_may_omit_a_series_whose_label_another_has() {
+        let first = call(false);
+        let early = (END - HOUR + M5, 2.0);
+        let page = json!({
+            "MetricDataResults": [
+                part("x", "Complete", &[(END - HOUR + M5, 1.0), (END - M5, 1.0)]),
+                part("x", "PartialData", &[early]),
+            ],
+            "NextToken": "t",
+        });
+        let Ok(Next::More(second)) = answered(&first, &page) else {
+            panic!("another page");
+        };
+        let page = json!({ "MetricDataResults": [part("x", "Complete", &[(END - M5, 2.0)])] });
+        let Ok(Next::Done(result)) = answered(&second, &page) else {
+            panic!("no other page");
+        };
+        assert!(result.complete);
+        let Data::Points(points) = result.data else {
+            panic!("points");
+        };
+        assert_eq!(points.values(), [1.0, 2.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn a_call_that_begins_again_counts_as_many_units_as_before() {
+        let parts: Vec<Value> = (0..300)
+            .map(|n| part(&format!("s{n}"), "PartialData", &[(END - HOUR + M5, 1.0)]))
+            .collect();
+        let page = json!({ "MetricDataResults": parts, "NextToken": "t" });
+        let Ok(Next::More(second)) = answered(&call(false), &page) else {
+            panic!("another page");
+        };
+        let bill = second.bill.clone().unwrap();
+        assert_eq!((second.request.units, bill.take()), (300, 300));
+        let expired = Response {
+            status: StatusCode::BAD_REQUEST,
+            headers: HeaderMap::new(),
+            body: Bytes::from(r#"{"__type":"InvalidNextToken","message":"expired"}"#),
+        };
+        let Ok(Next::More(again)) = (second.read)(&expired) else {
+            panic!("the first page again");
+        };
+        assert_eq!((again.request.units, bill.take()), (300, 0));
+        let Ok(Next::More(_)) = answered(&again, &page) else {
+            panic!("another page");
+        };
+        assert_eq!((bill.take(), bill.last()), (300, Some(300)));
+    }
+
+    #[test]
     fn what_an_answer_lacks_is_an_error_or_said() {
         let of = |single, parts: Value, messages: Value| {
             let body = json!({ "MetricDataResults": parts, "Messages": messages });
-            match answered(&call(single), &body) {
+            let call = call(single);
+            let outcome = answered(&call, &body);
+            // Whatever is wrong with an answer, it is billed.
+            let series = body["MetricDataResults"].as_array().unwrap().len() as u32;
+            assert_eq!(call.bill.unwrap().last(), Some(series.max(1)));
+            match outcome {
                 Ok(Next::Done(result)) => Ok(result),
                 Ok(_) => panic!("another call"),
                 Err(error) => Err(error.to_string()),
@@ -442,7 +544,7 @@ mod tests {
         let two = json!([one, part("y", "Complete", &[(END - M5, 1.0)])]);
         let error = |result: Result<FetchResult, String>| result.unwrap_err();
         assert!(error(of(true, two.clone(), json!([]))).contains("has 2 series"));
-        assert_eq!(of(false, two, json!([])).unwrap().series, 2);
+        assert_eq!(of(false, two, json!([])).unwrap().received, 2);
         assert!(of(true, json!([one, part("y", "Complete", &[])]), json!([])).is_ok());
         let many = json!([{
             "Code": "MaxMetricsExceeded", "Value": "The maximum number of allowed metrics, 500, was exceeded",
@@ -454,6 +556,6 @@ mod tests {
         assert!(error(of(false, failed, json!([]))).contains("CloudWatch failed"));
         let cut = json!([part("x", "PartialData", &[(END - M5, 1.0)])]);
         assert!(!of(false, cut, json!([])).unwrap().complete);
-        assert_eq!(of(false, json!([]), json!([])).unwrap().series, 0);
+        assert!(of(false, json!([]), json!([])).unwrap().data.is_empty());
     }
 }

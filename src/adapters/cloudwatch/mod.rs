@@ -298,6 +298,7 @@ impl CloudWatch {
                     range: TimeRange::clamped(start, end),
                     nan: fetch.nan,
                     single: self.single_series,
+                    bill: Arc::default(),
                 };
                 parts.push(Part {
                     start,

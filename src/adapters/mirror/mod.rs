@@ -121,6 +121,7 @@ fn exchange<T>(
             units: 0,
         },
         read: Arc::new(read),
+        bill: None,
     }
 }
 

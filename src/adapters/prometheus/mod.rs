@@ -333,7 +333,6 @@ fn finish(
         )),
         off_grid: None,
         complete: matrix.complete,
-        series: 0,
         received: matrix.received,
         filled: matrix.filled,
         dropped,
@@ -493,6 +492,7 @@ fn exchange<T>(
     Exchange {
         request,
         read: Arc::new(read),
+        bill: None,
     }
 }
 

@@ -205,6 +205,7 @@ fn exchange() -> Exchange<()> {
             422 => Err(Error::new(Kind::UpstreamFailed, "this query")),
             _ => Err(Error::new(Kind::UpstreamFailed, "broken").shows(Evidence::Address)),
         }),
+        bill: None,
     }
 }
 
