@@ -238,6 +238,7 @@ impl GrowingAnswers {
 }
 
 /// The share of one answer, given back when it is dropped.
+#[derive(Debug)]
 pub struct AnswerShare {
     memory: Arc<AnswerMemory>,
     max: usize,
@@ -246,7 +247,7 @@ pub struct AnswerShare {
 }
 
 /// The place of an answer in the table, and how long it waited.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct SharePlace {
     id: Option<u64>,
     bytes: usize,
@@ -473,6 +474,7 @@ impl Drop for ChargedBody {
 }
 
 /// The bytes of what is built of an answer, given back when this is dropped: when that has been stored.
+#[derive(Debug)]
 pub struct BuiltCharge(Arc<AnswerShare>);
 
 impl BuiltCharge {
@@ -486,12 +488,6 @@ impl BuiltCharge {
     pub(super) fn give_back(&self) {
         let built = std::mem::take(&mut self.0.place().built);
         self.0.give_back(built);
-    }
-}
-
-impl fmt::Debug for BuiltCharge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BuiltCharge({})", self.0.place().built)
     }
 }
 
