@@ -346,6 +346,8 @@ fn lists() {
 /// A request whose key is the larger part of what is cached of it; of the number `n`.
 struct Keys {
     name: &'static str,
+    /// How much of the cache is for them: whole answers and lists have a part of it.
+    part: f64,
     request: fn(u64) -> Vec<u8>,
 }
 
@@ -370,6 +372,7 @@ const TIMES: &str = r#""startTime":1600000000000,"endTime":1600000600000"#;
 const KEYS: [Keys; 8] = [
     Keys {
         name: "details of 15 kB",
+        part: 1.0,
         request: |n| {
             post(
                 "/api/metric",
@@ -379,6 +382,7 @@ const KEYS: [Keys; 8] = [
     },
     Keys {
         name: "details of 400 values",
+        part: 1.0,
         request: |n| {
             let values: Vec<_> = (0..400).map(|v| (n * 1000 + v).to_string()).collect();
             let values = values.join(",");
@@ -390,6 +394,7 @@ const KEYS: [Keys; 8] = [
     },
     Keys {
         name: "details of 100 short members",
+        part: 1.0,
         request: |n| {
             let members: Vec<_> = (0..100).map(|m| format!(r#""m{m}":"{n}""#)).collect();
             let members = members.join(",");
@@ -401,6 +406,7 @@ const KEYS: [Keys; 8] = [
     },
     Keys {
         name: "ten conditions",
+        part: 1.0,
         request: |n| {
             let conditions: Vec<_> = (0..10)
                 .map(|c| format!(r#"{{"key":"key{c}","value":"value-{n}-{c}"}}"#))
@@ -416,6 +422,7 @@ const KEYS: [Keys; 8] = [
     },
     Keys {
         name: "a prefix of 4 kB",
+        part: 1.0 / 8.0,
         request: |n| {
             let field = r#""field":{"fieldName":"a","fieldType":"STRING"}"#;
             post(
@@ -428,6 +435,7 @@ const KEYS: [Keys; 8] = [
     },
     Keys {
         name: "a tenant of 250 bytes, whole answers",
+        part: 1.0 / 8.0,
         request: |n| {
             get(
                 "/prometheus/prom/api/v1/series?match[]=up&start=1600000000&end=1600000600",
@@ -437,6 +445,7 @@ const KEYS: [Keys; 8] = [
     },
     Keys {
         name: "a tenant of 250 bytes, lanes",
+        part: 1.0,
         request: |n| {
             get(
                 "/prometheus/prom/api/v1/query_range?query=up&start=1600000000&end=1600000600&step=60",
@@ -446,6 +455,7 @@ const KEYS: [Keys; 8] = [
     },
     Keys {
         name: "an expression of 2 kB",
+        part: 1.0,
         request: |n| {
             let query = format!("up%7Ba=%22{n:x>2000}%22%7D");
             let path = "/prometheus/prom/api/v1/query_range";
@@ -557,7 +567,8 @@ fn keys(mebibytes: u64) {
             (asked..asked + batch).for_each(ask);
             asked += batch;
             let weighed = server.cache_bytes() as f64;
-            let room = (bound * FULL - weighed) / ((weighed - bytes as f64) / (asked - 200) as f64);
+            let each = (weighed - bytes as f64) / (asked - 200) as f64;
+            let room = (bound * kind.part * FULL - weighed) / each;
             if room < 1.0 {
                 break;
             }
