@@ -221,8 +221,16 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use bytes::Bytes;
+    use http::Method;
+
     use super::*;
+    use crate::adapters::{Exchange, Next, Request};
+    use crate::clock::Clock;
     use crate::front::Reloads;
+    use crate::model::Millis;
+    use crate::telemetry::trace::Trace;
+    use crate::upstream::CallContext;
 
     #[tokio::test(start_paused = true)]
     async fn an_invalid_configuration_is_tried_again_until_it_is_valid() {
@@ -284,6 +292,74 @@ mod tests {
         assert!(!watched.has_changed());
         assert!(watched.has_changed(), "as before what was read last");
         assert!(!Watched::new(None).has_changed());
+    }
+
+    #[derive(Debug)]
+    struct Standing;
+
+    impl Clock for Standing {
+        fn now(&self) -> Millis {
+            1_790_000_040_000
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    /// Makes a call to the upstream of `app`.
+    async fn call(app: &App) {
+        let exchange = Exchange {
+            request: Request {
+                method: Method::GET,
+                path: "/".into(),
+                headers: Vec::new(),
+                body: Bytes::new(),
+                units: 0,
+            },
+            read: Arc::new(|_| Ok(Next::Done(()))),
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let context = CallContext::new(None, deadline, Trace::default());
+        let client = &app.built[0].upstream.client;
+        assert!(client.run(exchange, &context).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_reload_that_fails_late_takes_nothing_from_the_running_upstreams() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, "key").unwrap();
+        let config = |more: &str| {
+            let limit = "rate_limit = { per_second = 50, burst = 50, per_hour = 30 }";
+            let toml =
+                format!("[[upstream]]\nname = \"counted\"\nkind = \"demo\"\n{limit}\n{more}");
+            crate::config::parse(&toml, "c.toml", &BTreeMap::new()).unwrap()
+        };
+        let used = |app: &App| {
+            let upstream = &app.built[0].upstream;
+            upstream.client.state(Standing.now()).budgets[0].used
+        };
+        let first = App::build(&config(""), Arc::new(Standing)).await.unwrap();
+        call(&first).await;
+        let changed = "refresh = \"55s\"\n";
+        let bad = config(&format!(
+            "{changed}[server]\napi_key = {{ file = {key:?} }}\n"
+        ));
+        // It is gone once the configuration has been read.
+        std::fs::remove_file(&key).unwrap();
+        assert!(first.rebuild(&bad).await.is_err());
+        call(&first).await;
+        assert_eq!(used(&first), 2);
+        let next = first.rebuild(&config(changed)).await.unwrap();
+        assert!(!Arc::ptr_eq(
+            &first.built[0].upstream,
+            &next.built[0].upstream
+        ));
+        assert_eq!(used(&next), 2);
+        // Of a request that came before.
+        call(&first).await;
+        assert_eq!(used(&next), 3);
     }
 
     #[tokio::test]
