@@ -318,6 +318,7 @@ mod tests {
                 units: 0,
             },
             read: Arc::new(|_| Ok(Next::Done(()))),
+            bill: None,
         };
         let deadline = Instant::now() + Duration::from_secs(60);
         let context = CallContext::new(None, deadline, Trace::default());

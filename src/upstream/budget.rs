@@ -17,7 +17,7 @@ use crate::store::joint::{JointBudget, JointLimit, Leases};
 use crate::store::lease::{BudgetWindow, Lease, LeaseGrant, LeaseReport};
 
 /// Most time that a call waits for a lease of what other replicas have left.
-const LEASE_WAIT: Duration = Duration::from_secs(1);
+pub(super) const LEASE_WAIT: Duration = Duration::from_secs(1);
 
 /// The time after which a client may try again that lacked a lease.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -287,26 +287,30 @@ impl Budgets {
         Ok(())
     }
 
-    /// The same, by `clock`, and waits for a lease if that may be granted before `deadline` and soon.
-    /// Fails with the time until it is worth trying again.
-    pub(super) async fn take_leased(
+    /// Gives back `n` that were taken at the wall time `now` for a call that is not made.
+    pub(super) fn give_back(&self, n: u32, now: Millis) {
+        self.used.give_back(n, now);
+    }
+
+    /// Waits, `until` then at most, as long as `n` cannot be taken for lack of a lease, by `clock`. Fails
+    /// with the time until it is worth trying again.
+    pub(super) async fn leased(
         &self,
         n: u32,
         clock: &dyn Clock,
-        deadline: Instant,
+        until: Instant,
     ) -> Result<(), Duration> {
-        let until = deadline.min(Instant::now() + LEASE_WAIT);
+        let Some(joint) = &self.joint else {
+            return Ok(());
+        };
         loop {
-            // Before it is tried: a grant that comes meanwhile is not missed.
-            let changed = self.joint.as_ref().map(|joint| joint.changed());
-            match self.take(n, clock.now()) {
-                Ok(()) => return Ok(()),
-                Err(Lacking::Until(wait)) => return Err(wait),
-                Err(Lacking::Lease) => {}
+            // Before it is checked: a grant that comes meanwhile is not missed.
+            let changed = joint.changed();
+            let (may_grow, share) = self.standing();
+            let checked = self.used.check(n, clock.now(), may_grow, share);
+            if checked != Err(Lacking::Lease) {
+                return Ok(());
             }
-            let Some(changed) = changed else {
-                return Err(TRY_AGAIN);
-            };
             let granted = timeout_at(until, changed).await;
             granted.map_err(|_| TRY_AGAIN)?;
         }
@@ -367,6 +371,33 @@ impl Used {
             }
         }
         Ok(write)
+    }
+
+    /// Checks that `n` can be taken at `now`; the next beats tell of what a lease lacks for it.
+    fn check(&self, n: u32, now: Millis, may_grow: bool, share: u32) -> Result<(), Lacking> {
+        let mut windows = self.windows();
+        if let Some(next) = self.next.get() {
+            drop(windows);
+            return next.check(n, now, may_grow, share);
+        }
+        windows.iter_mut().try_for_each(|window| {
+            window.go_on(now, share);
+            window.check(n, now, may_grow)
+        })
+    }
+
+    /// Gives back `n` that were taken at `now`, as far as those windows have not ended.
+    fn give_back(&self, n: u32, now: Millis) {
+        let mut windows = self.windows();
+        if let Some(next) = self.next.get() {
+            drop(windows);
+            return next.give_back(n, now);
+        }
+        for window in windows.iter_mut() {
+            if window.index == window.period.index(now) {
+                window.used = window.used.saturating_sub(n);
+            }
+        }
     }
 
     /// Returns what the next beat tells of each lease, at `now`; they end if the replica leaves.

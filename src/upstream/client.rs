@@ -250,8 +250,12 @@ impl UpstreamClient {
             let Ok(permit) = self.admit(call, false, wish).await else {
                 return;
             };
+            let ready = self.ready(permit, &exchange.request, call, Turn::FIRST, wish);
+            let Ok(ready) = ready.await else {
+                return;
+            };
             // An error shows in the breaker, the log of failures, and the metrics.
-            let _ = self.attempt_at(permit, exchange, call, Turn::FIRST).await;
+            let _ = Box::pin(self.attempt_at(ready, exchange, call, Turn::FIRST)).await;
         }
     }
 
@@ -470,7 +474,13 @@ impl UpstreamClient {
         if let Some(chosen) = permit.chosen() {
             tries.add(chosen.index);
         }
-        self.attempt_at(permit, exchange, call, turn).await
+        let mut ready = self
+            .ready(permit, &exchange.request, call, turn, wish)
+            .await?;
+        if let Some(address) = ready.address() {
+            tries.add(address);
+        }
+        Box::pin(self.attempt_at(ready, exchange, call, turn)).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::budget::Budgets;
+use super::budget::{Budgets, Lacking};
 use super::period::Period;
 use super::searches::Searches;
 use super::state::{BudgetState, UnitsState};
@@ -56,20 +56,27 @@ impl Ledger {
         }
     }
 
-    /// Takes `units` out of each budget and counts them, or returns the time until it is worth trying
-    /// again. Waits for a lease if that may be granted before `deadline` and soon.
-    pub(super) async fn take(
+    /// Takes `units` out of each budget at the wall time `now`, and counts them.
+    pub(super) fn take(&self, units: u32, now: Millis) -> Result<(), Lacking> {
+        if units > 0 {
+            self.budgets.take(units, now)?;
+            self.count(units);
+        }
+        Ok(())
+    }
+
+    /// Waits, `until` then at most, as long as `units` cannot be taken for lack of a lease. Fails with
+    /// the time until it is worth trying again.
+    pub(super) async fn leased(
         &self,
         units: u32,
         clock: &dyn Clock,
-        deadline: Instant,
+        until: Instant,
     ) -> Result<(), Duration> {
-        if units == 0 {
-            return Ok(());
+        match units {
+            0 => Ok(()),
+            _ => self.budgets.leased(units, clock, until).await,
         }
-        self.budgets.take_leased(units, clock, deadline).await?;
-        self.count(units);
-        Ok(())
     }
 
     /// Counts `units` that turned out to be billed at the wall time `now`, whether the budgets have so

@@ -150,6 +150,9 @@ impl UpstreamClient {
             ..Turn::FIRST
         };
         let permit = self.admit(call, turn.continues, wish).await?;
-        self.attempt_at(permit, exchange, call, turn).await
+        let ready = self
+            .ready(permit, &exchange.request, call, turn, wish)
+            .await?;
+        Box::pin(self.attempt_at(ready, exchange, call, turn)).await
     }
 }

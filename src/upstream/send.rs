@@ -9,9 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
-use super::addresses::{Chosen, SILENT};
+use super::addresses::{Chosen, SILENT, Wish};
 use super::answer_memory::BuiltCharge;
 use super::attempt::{Attempt, Turn, ended, verdict};
+use super::aws::{AwsSigner, Signed};
+use super::budget::LEASE_WAIT;
 use super::client::{Answered, CallContext, UpstreamClient};
 use super::limiter::Permit;
 use super::rate_limit_headers::RateLimitHeaders;
@@ -23,17 +25,55 @@ use crate::model::{Error, Evidence, Kind, QueryMethod, TargetUrl};
 /// The failure of a call that is made elsewhere because its address is silent.
 const GIVEN_UP: &str = "the URL answers none of several calls, while another is well";
 
+/// A call that may be made at once.
+pub(super) struct ReadyCall<'a> {
+    permit: Permit,
+    url: TargetUrl,
+    by_get: bool,
+    outgoing: Outgoing,
+    /// Its signer, and what that signed it with.
+    signed: Option<(&'a AwsSigner, Signed)>,
+}
+
+impl ReadyCall<'_> {
+    /// Returns the position of the address that it goes to.
+    pub(super) fn address(&mut self) -> Option<usize> {
+        self.permit.chosen().map(|chosen| chosen.index)
+    }
+}
+
 impl UpstreamClient {
-    /// Makes the call that `permit` is for.
-    pub(super) async fn attempt_at<T: Send + 'static>(
+    /// Readies the call of `request` that `permit` is for, and takes it out of the budgets. If other
+    /// replicas hold what it lacks, it waits for that, [`LEASE_WAIT`] and until its deadline at most, and
+    /// is then admitted anew, as `wish` says: permits do not last, and others may use the place
+    /// meanwhile.
+    pub(super) async fn ready(
         &self,
         mut permit: Permit,
-        exchange: &Exchange<T>,
+        request: &Request,
         call: &CallContext,
         turn: Turn,
-    ) -> Result<Answered<Next<T>>, Error> {
+        wish: Wish,
+    ) -> Result<ReadyCall<'_>, Error> {
+        let until = call.deadline.min(Instant::now() + LEASE_WAIT);
+        loop {
+            let ready = self.prepared(permit, request).await?;
+            if self.spend(request.units)? {
+                return Ok(ready);
+            }
+            drop(ready);
+            self.leased(request.units, until).await?;
+            permit = self.admit(call, turn.continues, wish).await?;
+        }
+    }
+
+    async fn prepared(
+        &self,
+        mut permit: Permit,
+        request: &Request,
+    ) -> Result<ReadyCall<'_>, Error> {
         let Some(chosen) = permit.chosen() else {
-            return Err(Error::new(Kind::Internal, "a call has no address"));
+            return Err(no_address());
         };
         let url = chosen.url().clone();
         let by_get = match self.method {
@@ -41,19 +81,44 @@ impl UpstreamClient {
             QueryMethod::Get => true,
             QueryMethod::Auto => chosen.refuses_post(),
         };
-        let get = by_get.then(|| as_get(&exchange.request)).flatten();
-        let request = get.as_ref().unwrap_or(&exchange.request);
-        let mut outgoing = self.outgoing(&url, request);
+        let get = by_get.then(|| as_get(request)).flatten();
+        let mut outgoing = self.outgoing(&url, get.as_ref().unwrap_or(request));
         outgoing.new_connection = chosen.trial;
-        let (address, provisional) = (chosen.index, chosen.provisional);
         let signed = match &self.signer {
             Some(signer) => Some((signer, signer.sign(&mut outgoing).await?)),
             None => None,
         };
+        Ok(ReadyCall {
+            permit,
+            url,
+            by_get,
+            outgoing,
+            signed,
+        })
+    }
+
+    /// Makes the call that is `ready`.
+    pub(super) async fn attempt_at<T: Send + 'static>(
+        &self,
+        ready: ReadyCall<'_>,
+        exchange: &Exchange<T>,
+        call: &CallContext,
+        turn: Turn,
+    ) -> Result<Answered<Next<T>>, Error> {
+        let ReadyCall {
+            mut permit,
+            url,
+            by_get,
+            mut outgoing,
+            signed,
+        } = ready;
+        let Some(chosen) = permit.chosen() else {
+            return Err(no_address());
+        };
+        let (address, provisional) = (chosen.index, chosen.provisional);
         let (started, begun) = (self.clock.monotonic(), Instant::now());
-        self.spend(exchange.request.units, call.deadline).await?;
         let mut counted = Attempt::begin(&self.metrics, &call.trace, turn);
-        let trace = counted.to(&url, &request.method, &call.trace);
+        let trace = counted.to(&url, &outgoing.method, &call.trace);
         trace.send(&mut outgoing.headers);
         let wall = self.clock.now();
         let share = || self.answers.share(self.max_response, call.deadline);
@@ -194,6 +259,10 @@ impl UpstreamClient {
             new_connection: false,
         }
     }
+}
+
+fn no_address() -> Error {
+    Error::new(Kind::Internal, "a call has no address")
 }
 
 /// Returns what `send` brings within `limit`; `waited` says how much of the time so far does not count.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::budget::Lacking;
 use super::client::UpstreamClient;
 use super::ledger::Ledger;
 use super::refusal::{overspent, units_overspent};
@@ -45,25 +46,49 @@ impl UpstreamClient {
                 .all(|budget| budget.left > budget.allowed / 2)
     }
 
-    /// Takes a call that is billed as `units` out of the budgets. Waits, for a second and until
-    /// `deadline` at most, if other replicas hold what it lacks.
-    pub(super) async fn spend(&self, units: u32, deadline: Instant) -> Result<(), Error> {
+    /// Takes a call that is billed as `units` out of the budgets, or nothing. Returns whether it did; if
+    /// not, it lacks a lease that may be granted soon.
+    pub(super) fn spend(&self, units: u32) -> Result<bool, Error> {
         let now = self.clock.now();
-        let calls = |wait| {
-            self.metrics.rejected("budget");
-            overspent(wait)
-        };
-        self.budgets.spent(now).map_or(Ok(()), Err).map_err(calls)?;
-        let clock = self.clock.as_ref();
-        if let Some(ledger) = &self.ledger {
-            let taken = ledger.take(units, clock, deadline).await;
-            taken.map_err(|wait| {
-                self.metrics.rejected("units");
-                units_overspent(wait)
-            })?;
+        match self.budgets.take(1, now) {
+            Ok(()) => {}
+            Err(Lacking::Lease) => return Ok(false),
+            Err(Lacking::Until(wait)) => return Err(self.lacks_calls(wait)),
         }
-        let taken = self.budgets.take_leased(1, clock, deadline).await;
-        taken.map_err(calls)
+        let Some(ledger) = &self.ledger else {
+            return Ok(true);
+        };
+        let taken = ledger.take(units, now);
+        if taken.is_err() {
+            self.budgets.give_back(1, now);
+        }
+        match taken {
+            Ok(()) => Ok(true),
+            Err(Lacking::Lease) => Ok(false),
+            Err(Lacking::Until(wait)) => Err(self.lacks_units(wait)),
+        }
+    }
+
+    /// Waits, `until` then at most, as long as a call that is billed as `units` lacks a lease.
+    pub(super) async fn leased(&self, units: u32, until: Instant) -> Result<(), Error> {
+        let clock = self.clock.as_ref();
+        let calls = self.budgets.leased(1, clock, until).await;
+        calls.map_err(|wait| self.lacks_calls(wait))?;
+        let Some(ledger) = &self.ledger else {
+            return Ok(());
+        };
+        let leased = ledger.leased(units, clock, until).await;
+        leased.map_err(|wait| self.lacks_units(wait))
+    }
+
+    fn lacks_calls(&self, wait: Duration) -> Error {
+        self.metrics.rejected("budget");
+        overspent(wait)
+    }
+
+    fn lacks_units(&self, wait: Duration) -> Error {
+        self.metrics.rejected("units");
+        units_overspent(wait)
     }
 
     /// Returns the error for the budget that is spent now, if one is.

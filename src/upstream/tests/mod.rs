@@ -1,6 +1,7 @@
 //! A call's way as a whole, in paused time and without sockets: exact counts.
 
 mod batches;
+mod leases;
 mod overload;
 
 use std::collections::HashMap;
@@ -114,9 +115,19 @@ fn upstream<T: Transport + 'static>(
     names: &[&str],
     limits: Limits,
 ) -> Arc<Upstream> {
+    upstream_with(hosts, names, limits, |_| {})
+}
+
+/// Returns the same, with what `change` changes.
+fn upstream_with<T: Transport + 'static>(
+    hosts: &Arc<T>,
+    names: &[&str],
+    limits: Limits,
+    change: impl FnOnce(&mut ClientConfig),
+) -> Arc<Upstream> {
     let metrics = UpstreamMetrics::new("way");
     let url = |name: &&str| TargetUrl::parse(&format!("http://{name}")).unwrap();
-    let client = UpstreamClient::new(ClientConfig {
+    let mut parts = ClientConfig {
         units: None,
         batch: Batching::default(),
         signer: None,
@@ -132,7 +143,9 @@ fn upstream<T: Transport + 'static>(
         budget_file: None,
         metrics: metrics.clone(),
         clock: Arc::new(SystemClock::default()),
-    });
+    };
+    change(&mut parts);
+    let client = UpstreamClient::new(parts);
     let second = Duration::from_secs(1);
     let freshness = Freshness {
         settle: 1000,
