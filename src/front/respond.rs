@@ -173,7 +173,7 @@ pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Resp
 /// text with other digits.
 fn timing_of_a_hit(timing: &Timing) -> Option<HeaderValue> {
     let mut text = *b"plan;dur=0.000, fetch;dur=0.000, render;dur=0.000";
-    if !timing.second.is_zero() || !timing.fetch.is_zero() {
+    if !timing.second.is_zero() || !timing.fetch.is_zero() || timing.filled {
         return None;
     }
     // Where the three digits of each begin.
