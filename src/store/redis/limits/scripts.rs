@@ -77,7 +77,7 @@ if lost then
   state = {epoch = ARGV[7], born = number(now), known = '0', fresh = '0', total = '0',
     grown = number(now), run = run, met = '0'}
 end
-local mine = members[name]
+local mine, gone = members[name], 0
 if mine and mine.instance == instance and sequence <= mine.sequence then
   return redis.error_reply('a beat came late')
 end
@@ -87,7 +87,7 @@ if mine and mine.instance ~= instance then
     return redis.error_reply('another replica has the same name')
   end
   -- It has ended, as this one has its place.
-  mine = nil
+  gone, mine = mine.claim, nil
 end
 local away = not lost and now - seen > 1000
 if away then
@@ -229,6 +229,8 @@ for at = 11, #ARGV - 8, 9 do
     window.start, window.last, window.part, window.known, window.ended = start, last, 0, 0, 0
     if start >= tonumber(state.born) + skew or state.fresh == '1' then
       window.part = total
+      -- Its predecessor may have used its share of it without a word.
+      if not restored then window.ended = math.floor(gone * allowed / 1000000) end
       -- Each may have begun it with its share already.
       for other, member in pairs(members) do
         if counts(member, total) and member.claim > 0 then
