@@ -47,7 +47,7 @@ pub(super) enum Polled {
 
 /// A poll.
 pub(super) struct Poll {
-    /// What is polled.
+    /// The lane or query that is polled.
     key: Polled,
     /// Time for which its data is served.
     refresh: Duration,

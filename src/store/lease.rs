@@ -1,14 +1,17 @@
 //! The leases of budgets that replicas keep together: how much of an hour, day or month is this
 //! replica's.
 //!
-//! What has been used and what is leased does not sum above what is allowed while replies are lost, the
-//! level is away, or replicas end, with two exceptions. A share never lapses: a replica that the level
-//! cannot hear for longer than `forget_after` begins each further window with the share that it had,
-//! which belongs to others by then. And what turns out to have been billed after a call, as that of a
-//! search expression, counts as used even beyond what is leased or allowed. The level divides what is left among the live replicas with each heartbeat; a replica uses
-//! only what it holds, so it needs nobody's leave for a call, and goes on while the level is away. A
-//! window of which the level has told nothing yet begins with the replica's share of it: shares never
-//! sum above 1, and the level keeps what each may hold by its share when it hears of the window first.
+//! Usage and leases do not sum above what is allowed while replies are lost, the level is away, or
+//! replicas end, with these exceptions. A share never lapses: a replica that the level cannot hear for
+//! longer than `forget_after` begins each further window with the share that it had, which belongs to
+//! others by then. What turns out to have been billed after a call, as that of a search expression,
+//! counts as used even beyond what is leased or allowed. And long histories of the law still find one
+//! that is not understood.
+//!
+//! The level divides what is left among the live replicas with each heartbeat; a replica uses only what
+//! it holds, so it needs nobody's leave for a call, and goes on while the level is away. A window of
+//! which the level has told nothing yet begins with the replica's share of it: shares never sum above
+//! 1, and the level keeps what each may hold by its share when it hears of the window first.
 
 use super::standing::WHOLE;
 use crate::model::Millis;
@@ -31,29 +34,29 @@ pub struct BudgetWindow {
     pub allowed: u32,
 }
 
-/// What a beat tells of a lease.
+/// A lease as a beat reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseReport {
     /// The window that it is of.
     pub window: BudgetWindow,
     /// Calls or units that this replica has used.
     pub used: u32,
-    /// What it holds, the used ones among them.
+    /// The calls or units that it holds, the used ones among them.
     pub leased: u32,
-    /// What it lacked for a call lately; 0 for nothing.
+    /// The calls or units that it lacked for a call lately; 0 for none.
     pub want: u32,
     /// Set if what is used was read from a file that an earlier process wrote.
     pub restored: bool,
 }
 
-/// What the level replies to a [`LeaseReport`].
+/// The level's reply to a [`LeaseReport`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseGrant {
-    /// What this replica holds from now on.
+    /// The calls or units that this replica holds from now on.
     pub leased: u32,
-    /// What all replicas together have left.
+    /// The calls or units that all replicas together have left.
     pub left: u32,
-    /// What it holds of the window after this one, if the level knows of that.
+    /// The calls or units that it holds of the window after this one, if the level knows of that.
     pub next: Option<u32>,
 }
 
@@ -63,7 +66,7 @@ pub struct Lease {
     index: Option<i64>,
     leased: u32,
     next: Option<u32>,
-    /// What all had left when that was told last.
+    /// The calls or units that all had left, as told last.
     left: Option<u32>,
     want: u32,
     /// The number of beats that still tell `want`.

@@ -54,7 +54,7 @@ struct Window {
     before: (i64, u32),
     /// Whether the usage is also that of an earlier process.
     restored: bool,
-    /// What this replica may use, if replicas keep the budget together.
+    /// The calls or units that this replica may use, if replicas keep the budget together.
     lease: Option<Lease>,
 }
 
@@ -329,7 +329,7 @@ fn leases(limit: &Arc<JointLimit>, used: &Arc<Used>, clock: &Arc<dyn Clock>) -> 
 /// The usage of each window, and the usage in the file.
 struct Used {
     windows: Mutex<Vec<Window>>,
-    /// What has taken its place, if something has.
+    /// The budget that has taken its place, if one has.
     next: OnceLock<Arc<Used>>,
 }
 

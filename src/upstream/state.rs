@@ -56,11 +56,11 @@ pub struct BudgetState {
     pub allowed: u32,
     /// The usage of the budget, by this replica.
     pub used: u32,
-    /// What this replica may use of it before it is granted more, its usage included, if replicas
+    /// The part of it that this replica may use before it is granted more, its usage included, if replicas
     /// keep it together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leased: Option<u32>,
-    /// What is left of it; of a budget that replicas keep together, by what the level said last.
+    /// The rest of it; of a budget that replicas keep together, by what the level said last.
     pub left: u32,
     /// Seconds until it begins anew.
     pub renewed_seconds: f64,

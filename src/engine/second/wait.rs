@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::SecondLevel;
 use crate::engine::{CacheOutcome, RequestContext, Timing};
 
-/// What a request that is no hit has waited for: the time for the second level and whether that had
+/// The waits of a request that is no hit: the time for the second level and whether that had
 /// something for it, and whether another replica filled a gap.
 #[derive(Debug, Default)]
 pub struct LevelWait {

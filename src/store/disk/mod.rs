@@ -38,7 +38,7 @@ const STATE: &str = "state";
 /// The first bytes of [`STATE`].
 const STATE_MARK: [u8; 4] = *b"HeS2";
 
-/// What is known of the level besides its values.
+/// The knowledge about the level besides its values.
 #[derive(Clone)]
 struct DiskState {
     /// Names are made with it.

@@ -156,7 +156,7 @@ pub(super) struct Target {
     process: Child,
     /// The file with the tenant of the upstream `tenants`.
     tenant: PathBuf,
-    /// What it logs.
+    /// Its log.
     log: PathBuf,
 }
 

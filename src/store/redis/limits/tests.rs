@@ -137,7 +137,7 @@ struct World {
     beats: u64,
     /// Most that was used at once, in millionths.
     most: u32,
-    /// What all replicas have used of each window of the budget.
+    /// The usage of all replicas in each window of the budget.
     used: BTreeMap<i64, u32>,
     /// The last epoch that began with replicas of which none had ever shared limits.
     fresh: u64,
@@ -802,7 +802,7 @@ async fn all_of_a_budget_can_be_used_by_one_or_by_all_and_not_a_call_more() {
     assert_eq!(world.used[&index], ALLOWED);
 }
 
-/// What becomes of the rest of a window after `event`, when one of four has used 100 of it.
+/// The fate of the rest of a window after `event`, when one of four has used 100 of it.
 fn used_after(server: &Server, scripts: Scripts, event: impl FnOnce(&mut World)) -> u32 {
     let mut world = World::new(server, scripts);
     (0..4).for_each(|n| world.join(&format!("r{n}"), 7 * n));
