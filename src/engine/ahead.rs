@@ -27,8 +27,11 @@ use crate::model::{Millis, TimeRange};
 use crate::telemetry::trace::Trace;
 use crate::upstream::{CallContext, Upstream};
 
-/// Most lanes and instant queries whose pace is known.
-const MOST: u64 = 20_000;
+/// Most bytes of the lanes and instant queries whose pace is known: about 20,000 usual ones.
+const BYTES: u64 = 16 << 20;
+
+/// The bytes of a pace, and what the table has for it.
+const PACE: usize = 256;
 
 /// The shortest time before a poll is due at which its refresh begins.
 const LEAD: Duration = Duration::from_millis(200);
@@ -64,10 +67,18 @@ pub(super) struct Paces {
 impl Default for Paces {
     fn default() -> Self {
         Self {
-            known: Cache::new(MOST),
+            known: Cache::builder().max_capacity(BYTES).weigher(weigh).build(),
             starts: Starts::default(),
         }
     }
+}
+
+fn weigh(key: &Polled, _: &Arc<Mutex<Pace>>) -> u32 {
+    let key = match key {
+        Polled::Lane(key) => key.heap_bytes(),
+        Polled::Instant(key) => key.heap_bytes(),
+    };
+    u32::try_from(size_of::<Polled>() + PACE + key).unwrap_or(u32::MAX)
 }
 
 fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {

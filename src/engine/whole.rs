@@ -102,7 +102,7 @@ impl WholeIdentity {
         hasher.finish()
     }
 
-    fn heap_bytes(&self) -> usize {
+    pub(super) fn heap_bytes(&self) -> usize {
         let query = match &self.query {
             WholeQuery::List(details, query) | WholeQuery::Page(details, query) => {
                 details.heap_bytes() + query.heap_bytes()
