@@ -7,7 +7,8 @@
 //! ten times what is allowed, and stores that are partly sick.
 //!
 //! `cargo bench --bench protection`, or `-- --short` for a run of some seconds; `-- NAME …` runs the parts of these
-//! names alone: `well`, `impatient`, `busy`, `closed`, `sooner`, `overload`, `sick`.
+//! names alone: `well`, `impatient`, `busy`, `closed`, `sooner`, `overload`, `sick`. After `overload` more words pick
+//! cases: a load (`0.9`, `1.1`, `1.7`, `10`), `rate` or `concurrency`, `cold` or `warm`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -291,7 +292,7 @@ impl Load {
             let asked = clock.now();
             let text = stream.to_string();
             let conditions = [("name", "load"), ("stream", text.as_str())];
-            let body = support::query(&details, conditions, asked - HOUR, asked);
+            let body = support::query(&details, conditions, (asked - HOUR, asked), MINUTE);
             let sent = Instant::now();
             let answer = client.post(&body).await;
             let took = sent.elapsed();
@@ -569,7 +570,7 @@ fn main() {
     }
     let pace = overload::Pace::new(short);
     if wanted("overload") {
-        runtime.block_on(overload::overload(pace));
+        runtime.block_on(overload::overload(pace, &named));
     }
     if wanted("sick") {
         runtime.block_on(overload::sick(pace));

@@ -25,6 +25,8 @@ use super::support::{self, Client, quantile};
 
 const MINUTE: i64 = 60_000;
 const INTERVAL: i64 = 15_000;
+/// The size of the buckets that are asked for: some begin while calls wait, and are not part of these.
+const BUCKET: i64 = 10_000;
 
 /// The rate that the limits allow, in calls per second.
 const LIMIT: f64 = 50.0;
@@ -227,7 +229,7 @@ impl Clients {
         let now = SystemClock::default().now();
         let text = stream.to_string();
         let conditions = [("name", "load"), ("stream", text.as_str())];
-        let body = support::query("{}", conditions, now - 10 * MINUTE, now);
+        let body = support::query("{}", conditions, (now - 10 * MINUTE, now), BUCKET);
         let asked = Instant::now();
         let answer = client.post(&body).await;
         let (took, at) = (asked.elapsed(), self.begun.elapsed());
@@ -312,6 +314,31 @@ struct Case {
 }
 
 impl Case {
+    /// Whether `words` name it: by load, limit and state, of which those that they do not name may be any.
+    fn is_named_by(self, words: &[String]) -> bool {
+        let named = |all: &[&str], own: &str| {
+            let mut some = words
+                .iter()
+                .filter(|word| all.contains(&&***word))
+                .peekable();
+            some.peek().is_none() || some.any(|word| word == own)
+        };
+        let loads = LOADS.map(|load| load.to_string());
+        named(
+            &loads.each_ref().map(|load| &**load),
+            &self.load.to_string(),
+        ) && named(&["rate", "concurrency"], self.limit())
+            && named(&["cold", "warm"], self.state())
+    }
+
+    fn limit(self) -> &'static str {
+        if self.by_rate { "rate" } else { "concurrency" }
+    }
+
+    fn state(self) -> &'static str {
+        if self.warm { "warm" } else { "cold" }
+    }
+
     async fn run(self, pace: Pace) -> String {
         let Self {
             load,
@@ -375,14 +402,15 @@ impl Case {
         format!(
             "{:<5}{:<13}{:<6}{sources:>7}{shares}{calls:>7}{abandoned:>10}{refused}{expired}",
             format!("{load}"),
-            if by_rate { "rate" } else { "concurrency" },
-            if warm { "warm" } else { "cold" },
+            self.limit(),
+            self.state(),
         )
     }
 }
 
 /// Prints the answers under more load than the limits allow.
-pub(crate) async fn overload(pace: Pace) {
+/// `words` name the cases, or none does.
+pub(crate) async fn overload(pace: Pace, words: &[String]) {
     let window = humantime::format_duration(pace.window);
     println!("\n== overload: {LIMIT} calls a second are allowed, and a call takes {TAKES:?}");
     println!(
@@ -411,6 +439,7 @@ pub(crate) async fn overload(pace: Pace) {
                 }
             }
         }
+        cases.retain(|case| case.is_named_by(words));
         // Clients share the machine with the servers that they measure.
         let at_once = if load > 2.0 { 2 } else { 8 };
         for some in cases.chunks(at_once) {

@@ -105,9 +105,14 @@ impl Client {
     }
 }
 
-/// Returns a query for the mean in buckets of a minute, with `conditions` as pairs of key and
-/// value.
-pub(crate) fn query(details: &str, conditions: [(&str, &str); 2], start: i64, end: i64) -> String {
+/// Returns a query for the mean in buckets of so many milliseconds from `start` to `end`, with `conditions` as
+/// pairs of key and value.
+pub(crate) fn query(
+    details: &str,
+    conditions: [(&str, &str); 2],
+    (start, end): (i64, i64),
+    bucket: i64,
+) -> String {
     let condition = |(key, value): (&str, &str)| {
         format!(
             r#"{{"key":"{key}","value":{{"value":"{value}","_type":"StringValue"}},"_type":"EqualityCondition"}}"#
@@ -115,7 +120,7 @@ pub(crate) fn query(details: &str, conditions: [(&str, &str); 2], start: i64, en
     };
     let conditions = conditions.map(condition).join(",");
     format!(
-        r#"{{"connectionDetails":{details},"query":{{"conditions":[{conditions}],"startTime":{start},"endTime":{end},"aggregation":{{"method":"MEAN","bucketSizeMillis":60000,"_type":"Aggregation"}}}}}}"#
+        r#"{{"connectionDetails":{details},"query":{{"conditions":[{conditions}],"startTime":{start},"endTime":{end},"aggregation":{{"method":"MEAN","bucketSizeMillis":{bucket},"_type":"Aggregation"}}}}}}"#
     )
 }
 

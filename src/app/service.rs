@@ -93,7 +93,7 @@ impl Service {
                     tokio::time::sleep(grace).await;
                 }
                 info!("stopping: no new connections; requests in flight finish");
-                server.drain_timeout.max(server.request_timeout)
+                server.drain()
             }
         };
         let tls = running.clone();

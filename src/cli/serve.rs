@@ -86,8 +86,7 @@ async fn serve(config: &Config, source: ConfigSource) -> Result<(), Box<dyn std:
         let drained = clock
             .monotonic()
             .saturating_sub(stopped.get().copied().unwrap_or_default());
-        let server = &config.server;
-        let time = server.drain_grace + server.drain_timeout.max(server.request_timeout);
+        let time = config.server.drain_grace + config.server.drain();
         crate::app::traces::stop(traces, time.saturating_sub(drained)).await;
     }
     info!("stopped");

@@ -162,10 +162,19 @@ pub struct Server {
     pub compression: Compression,
     /// Time during which new connections are still accepted after a signal to stop.
     pub drain_grace: Duration,
-    /// Longest time that requests in flight have to finish after that.
+    /// Time that requests in flight have to finish after that; see [`Server::drain`].
     pub drain_timeout: Duration,
     /// TLS settings, if TLS is served.
     pub tls: Option<ServerTls>,
+}
+
+impl Server {
+    /// Returns the time that requests in flight have to finish once no more connections are
+    /// accepted: that of the last one, and a second to send its answer.
+    pub fn drain(&self) -> Duration {
+        let last = self.request_timeout.saturating_add(Duration::from_secs(1));
+        self.drain_timeout.max(last)
+    }
 }
 
 /// Access rules for all APIs.

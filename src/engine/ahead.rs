@@ -115,7 +115,7 @@ impl Engine {
                 let engine = engine.clone();
                 let call = async move {
                     let planning = context.span("plan");
-                    let view = engine.view(&lane, range, source, &context, planning);
+                    let view = engine.view(&lane, range, range, source, &context, planning);
                     view.await.is_ok()
                 };
                 Refresh {

@@ -7,8 +7,7 @@ use futures_util::future::try_join_all;
 
 use super::cache::Chunks;
 use super::chunk::{Piece, derived};
-use super::fetch::{Round, Source};
-use super::lane::Lane;
+use super::fetch::{Round, Source, Wanted};
 use super::summaries::{routed, until_now};
 use super::{Engine, RequestContext};
 use crate::adapters::Data;
@@ -23,13 +22,14 @@ const BLOCKING: usize = if cfg!(test) { 300 } else { 100_000 };
 const MOST_PARTS: usize = 4;
 
 impl Engine {
-    /// Makes the buckets of `missing` out of raw points.
+    /// Makes the buckets of `missing`, of what is `wanted`, out of raw points.
     pub(super) async fn derive(
         self: &Arc<Self>,
-        lane: &Lane,
+        wanted: &Wanted<'_>,
         missing: &[TimeRange],
         context: &RequestContext,
     ) -> Round {
+        let lane = wanted.lane;
         let Layout::Buckets { statistic, size } = lane.layout() else {
             return Round::default();
         };
@@ -40,6 +40,9 @@ impl Engine {
         let since = self.memory.generation();
         let metered = lane.upstream.adapter.is_metered();
         for range in missing {
+            if self.is_decided(wanted, &round, context) {
+                break;
+            }
             let (asked, to_come) = match metered {
                 true => {
                     let (asked, to_come) = until_now(lane, range, Step::MILLI, context);
@@ -47,9 +50,11 @@ impl Engine {
                 }
                 false => (*range, None),
             };
+            let needed = asked.intersection(&wanted.range).unwrap_or(asked);
             // Boxed, as this is a view within a view.
             let view = self.view(
                 &raw,
+                needed,
                 asked,
                 routed(&raw).unwrap_or(Source::Upstream),
                 context,
@@ -92,7 +97,9 @@ impl Engine {
                     let unnamed = || Error::new(Kind::UpstreamFailed, degraded.reason);
                     round.errors.push(degraded.error.unwrap_or_else(unnamed));
                 }
-                None => round.brought.insert(*range),
+                None => round
+                    .brought
+                    .insert(range.intersection(&wanted.range).unwrap_or(*range)),
             }
         }
         round

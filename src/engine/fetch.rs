@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
 use super::cache::Chunks;
 use super::chunk::Piece;
 use super::invalidate::Generation;
@@ -11,13 +13,16 @@ use super::plan::{Lookup, Plan, Policy, fresh, plan};
 use super::revalidate::fall_back;
 use super::second::once;
 use super::{Engine, RequestContext, planned};
-use crate::model::{Bucket, Error, Kind, Layout, Millis, RangeSet, Step, TimeRange};
+use crate::model::{Bucket, Error, Kind, Layout, Millis, Origin, RangeSet, Step, TimeRange};
 use crate::telemetry::trace::Span;
 use crate::upstream::Flight;
 
 /// Pieces of more points are stored off the threads that serve connections: packing and rendering them
 /// takes about a millisecond (`cargo bench --bench cache`).
 const STORE_INLINE: usize = if cfg!(test) { 500 } else { 6_000 };
+
+/// The longest wait of a call for its turn that a fetch allows for.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The result of a fetch.
 #[derive(Clone)]
@@ -99,6 +104,13 @@ pub(super) enum Source {
     Summaries,
 }
 
+/// A range that is to be known, and what was known of it when the query came.
+pub(super) struct Wanted<'a> {
+    pub(super) lane: &'a Lane,
+    pub(super) range: TimeRange,
+    chunks: &'a Chunks,
+}
+
 /// The result of fetching the missing ranges.
 #[derive(Default)]
 pub(super) struct Round {
@@ -115,17 +127,19 @@ pub(super) fn too_late() -> Error {
 }
 
 impl Engine {
-    /// Makes `range` of `lane` known. The range of a bucketed lane lies on the bucket grid.
+    /// Makes `range` of `lane` known; what has to be fetched for it reaches up to the ends of `reach`, which
+    /// contains it. Ranges of a bucketed lane lie on the bucket grid.
     pub(super) async fn view(
         self: &Arc<Self>,
         lane: &Lane,
         range: TimeRange,
+        reach: TimeRange,
         source: Source,
         context: &RequestContext,
         planning: Span,
     ) -> Result<View, Error> {
         let mut chunks = self.memory.cache.look_up(lane, &range);
-        let mut first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+        let mut first = self.plan(lane, &reach, &chunks, &RangeSet::new(), context);
         planned(planning, first.lookup, first.missing.len());
         if source == Source::Upstream
             && !first.missing.is_empty()
@@ -133,24 +147,30 @@ impl Engine {
                 .ask_second_level(lane, &mut chunks, &first.missing, context)
                 .await
         {
-            first = self.plan(lane, &range, &chunks, &RangeSet::new(), context);
+            first = self.plan(lane, &reach, &chunks, &RangeSet::new(), context);
         }
         let mut view = View::cached(lane, chunks.clone(), first.lookup, first.ttl);
-        if first.missing.is_empty() {
+        let is_needed = |missing: &TimeRange| missing.intersection(&range).is_some();
+        if !first.missing.iter().any(is_needed) {
             return Ok(view);
         }
         view.fetched = first.missing.iter().copied().collect();
+        let wanted = Wanted {
+            lane,
+            range,
+            chunks: &chunks,
+        };
         let round = match source {
-            Source::Upstream => self.fetch(lane, &first.missing, context).await,
+            Source::Upstream => self.fetch(&wanted, &first.missing, context).await,
             Source::RawPoints => {
                 let span = context.span("derive");
                 let context = context.within(&span);
-                self.derive(lane, &first.missing, &context).await
+                self.derive(&wanted, &first.missing, &context).await
             }
             Source::Summaries => {
                 let span = context.span("derive");
                 let context = context.within(&span);
-                Box::pin(self.from_summaries(lane, &first.missing, &context)).await
+                Box::pin(self.from_summaries(&wanted, &first.missing, &context)).await
             }
         };
         for fetched in &round.fetched {
@@ -202,17 +222,42 @@ impl Engine {
     ) -> Plan {
         let mut policy = policy(lane, context);
         policy.metered = lane.is_metered();
+        // The time to refresh begins when the call is sent. Until then, other requests can join it.
+        let wait = lane
+            .upstream
+            .client
+            .wait(context.call.caller, lane.key.number());
+        policy.ahead = policy.ahead.saturating_add(wait.min(LONGEST_WAIT));
         plan(range, &chunks.coverage(), brought, &policy, &context.now())
     }
 
-    /// Fetches `missing` from the upstream, together with all requests that need it.
+    /// Returns whether the errors of `round` decide the answer: an error of the client is told, and otherwise
+    /// there is enough expired data. Then nothing else is waited for.
+    pub(super) fn is_decided(
+        &self,
+        wanted: &Wanted<'_>,
+        round: &Round,
+        context: &RequestContext,
+    ) -> bool {
+        let Some(error) = round.errors.first() else {
+            return false;
+        };
+        let mut chunks = wanted.chunks.clone();
+        for fetched in &round.fetched {
+            chunks.update(wanted.lane, &fetched.chunks);
+        }
+        let plan = self.plan(wanted.lane, &wanted.range, &chunks, &round.brought, context);
+        error.kind.origin() == Origin::Client || plan.fallback.is_some()
+    }
+
+    /// Fetches `missing` of what is `wanted` from the upstream, together with all requests that need it.
     async fn fetch(
         self: &Arc<Self>,
-        lane: &Lane,
+        wanted: &Wanted<'_>,
         missing: &[TimeRange],
         context: &RequestContext,
     ) -> Round {
-        let call = &context.call;
+        let (lane, call) = (wanted.lane, &context.call);
         if context.deadline < call.deadline && !self.memory.flights.is_under_way(&lane.key) {
             // The fetch has time to wait for its turn, but this client has no time to wait for the
             // fetch.
@@ -227,11 +272,17 @@ impl Engine {
         let mut span = context.span("fetch");
         let within = context.within(&span);
         let (flights, trace) = (&self.memory.flights, &within.call.trace);
-        let boarded = flights.join_or_start(&lane.key, missing, trace, |range, waiters| {
-            let mut within = within.clone();
-            within.call.waiters = waiters;
-            once::fetch(self.clone(), lane.clone(), range, within)
-        });
+        let boarded = flights.join_or_start(
+            &lane.key,
+            missing,
+            &wanted.range,
+            trace,
+            |range, waiters| {
+                let mut within = within.clone();
+                within.call.waiters = waiters;
+                once::fetch(self.clone(), lane.clone(), range, within)
+            },
+        );
         boarded.show(&mut span);
         if boarded.joined > 0 {
             lane.upstream.metrics.coalesced.increment(1);
@@ -240,18 +291,26 @@ impl Engine {
             collapsed: boarded.joined > 0,
             ..Round::default()
         };
-        for flight in &boarded.flights {
-            match wait(flight, context).await {
+        let flights = boarded.flights.iter();
+        let flights =
+            flights.map(|flight| async move { (flight.range(), wait(flight, context).await) });
+        let mut flights: FuturesUnordered<_> = flights.collect();
+        while let Some((range, fetched)) = flights.next().await {
+            match fetched {
                 Ok(fetched) => {
-                    round.brought.insert(flight.range());
+                    round.brought.insert(range);
                     round.fetched.push(fetched);
                 }
                 Err(error) => {
                     span.fail(&error.kind);
                     round.errors.push(error);
+                    if self.is_decided(wanted, &round, context) {
+                        break;
+                    }
                 }
             }
         }
+        drop(flights);
         round
     }
 

@@ -1,7 +1,6 @@
 //! A single fetch: its parts, how they are requested, and how they are stored.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 
@@ -26,7 +25,6 @@ pub(super) async fn fetch_one(
     context: RequestContext,
 ) -> Result<Fetched, Error> {
     let since = engine.memory.generation();
-    let started = engine.clock.monotonic();
     let parts = parts(&lane, range)?;
     let mut fetched = Fetched {
         chunks: Chunks::new(&lane, &range),
@@ -35,7 +33,8 @@ pub(super) async fn fetch_one(
     };
     if parts.is_empty() {
         // There can be no points, and there never will be.
-        let piece = Piece::fetched(lane.nothing(), range, started, range.end(), Step::MILLI);
+        let now = engine.clock.monotonic();
+        let piece = Piece::fetched(lane.nothing(), range, now, range.end(), Step::MILLI);
         let landed = engine.land(&lane, piece, since, true, None, Source::Upstream);
         return landed.await;
     }
@@ -47,7 +46,6 @@ pub(super) async fn fetch_one(
         engine,
         lane,
         since,
-        started,
         wait: context.level_wait,
     });
     let later: Vec<Millis> = parts.iter().skip(1).map(|part| part.start).collect();
@@ -88,8 +86,6 @@ struct Fetching {
     lane: Lane,
     call: CallContext,
     since: Generation,
-    /// The time at which it began, by the monotonic clock.
-    started: Duration,
     /// The wait of the request that it is for.
     wait: Option<Arc<LevelWait>>,
 }
@@ -114,8 +110,8 @@ impl Fetching {
             true => Millis::MIN,
             false => settled_before.saturating_add(self.lane.lag()),
         };
-        let (started, grid) = (self.started, self.lane.grid());
-        let piece = Piece::fetched(series.data, range, started, settled_before, grid);
+        let grid = self.lane.grid();
+        let piece = Piece::fetched(series.data, range, answered.sent, settled_before, grid);
         let (complete, off_grid) = (series.complete, series.off_grid);
         self.engine
             .land(

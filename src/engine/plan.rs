@@ -162,24 +162,27 @@ pub fn plan(
     }
 }
 
-/// Returns the time up to which `range` can be answered with what is `usable`.
+/// Returns the latest time up to which `range` can be answered, without a hole, with what is `usable`.
 fn fallback(
     range: &TimeRange,
     missing: &RangeSet,
     usable: &RangeSet,
     coverage: &[Segment],
 ) -> Option<Millis> {
-    let edge = usable.ranges().last()?.end();
     // Data that did not exist yet before the failure may be missing at the end, and only there:
     // what comes before it must be a tail, fetched when it was the newest.
-    let reaches = |s: &Segment| !s.settled && s.range.start() < edge && edge <= s.range.end();
-    let open = coverage.iter().any(reaches);
-    if edge < range.end() && !open {
-        return None;
-    }
-    let known = TimeRange::clamped(range.start(), edge);
-    let mut parts = missing.iter().filter_map(|m| m.intersection(&known));
-    parts.all(|part| usable.covers(&part)).then_some(edge)
+    let is_tail = |edge: Millis| {
+        let reaches = |s: &Segment| !s.settled && s.range.start() < edge && edge <= s.range.end();
+        edge >= range.end() || coverage.iter().any(reaches)
+    };
+    let is_whole = |edge: Millis| {
+        let known = TimeRange::clamped(range.start(), edge);
+        let mut parts = missing.iter().filter_map(|m| m.intersection(&known));
+        parts.all(|part| usable.covers(&part))
+    };
+    // A later fetch may have begun where the one before reached ahead of its moment.
+    let mut edges = usable.ranges().iter().rev().map(TimeRange::end);
+    edges.find(|edge| is_tail(*edge) && is_whole(*edge))
 }
 
 /// Returns the time after its fetch for which a segment is fresh.
@@ -452,6 +455,12 @@ mod tests {
         );
         let hole = [known[0], segment(1_050_000, 1_100_000, 100, false)];
         assert_eq!(fallback(0, 1_160_000, &hole), None);
+        // What was fetched at 1,150 s begins where the fetch before it ends, not at that one's moment.
+        let beyond = segment(1_100_000, 1_200_000, 190, false);
+        assert_eq!(
+            fallback(0, 1_160_000, &[known[0], known[1], beyond]),
+            Some(1_060_000)
+        );
     }
 
     #[test]

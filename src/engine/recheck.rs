@@ -104,7 +104,7 @@ impl Engine {
         };
         let trace = Trace::default();
         let flights = &self.memory.flights;
-        let joined = flights.join_or_start(&lane.key, &[hull], &trace, |range, waiters| {
+        let joined = flights.join_or_start(&lane.key, &[hull], &hull, &trace, |range, waiters| {
             let mut context = context.clone();
             context.call.waiters = waiters;
             fetch_one(self.clone(), lane.clone(), range, context)

@@ -60,7 +60,10 @@ impl Engine {
                 planned(planning, view.lookup, 0);
                 Ok(view)
             }
-            None => self.view(lane, range, source, context, planning).await,
+            None => {
+                self.view(lane, range, range, source, context, planning)
+                    .await
+            }
         }
     }
 
@@ -106,7 +109,9 @@ impl Engine {
         context.call.caller = None;
         tokio::spawn(async move {
             let planning = context.span("plan");
-            let view = guard.engine.view(&lane, range, source, &context, planning);
+            let view = guard
+                .engine
+                .view(&lane, range, range, source, &context, planning);
             let view = view.await;
             if let Err(error) = view {
                 debug!(

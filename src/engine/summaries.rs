@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::cache::Chunks;
 use super::chunk::{Piece, Segment, derived};
-use super::fetch::{Round, Source, View};
+use super::fetch::{Round, Source, View, Wanted};
 use super::lane::{Lane, Subject};
 use super::{Engine, RequestContext};
 use crate::adapters::{Data, Kept, Route};
@@ -82,16 +82,20 @@ pub(super) fn until_now(
 }
 
 impl Engine {
-    /// Makes the points of `missing` out of summaries.
+    /// Makes the points of `missing`, of what is `wanted`, out of summaries.
     pub(super) async fn from_summaries(
         self: &Arc<Self>,
-        lane: &Lane,
+        wanted: &Wanted<'_>,
         missing: &[TimeRange],
         context: &RequestContext,
     ) -> Round {
+        let lane = wanted.lane;
         let mut round = Round::default();
         for range in missing {
             for (part, summaries) in made_of(lane, range) {
+                if self.is_decided(wanted, &round, context) {
+                    return round;
+                }
                 match self
                     .from_part(lane, part, summaries, context, &mut round)
                     .await
@@ -129,7 +133,14 @@ impl Engine {
         };
         let (asked, to_come) = until_now(lane, &part, period, context);
         let planning = context.span("plan");
-        let view = self.view(&summaries, asked, Source::Upstream, context, planning);
+        let view = self.view(
+            &summaries,
+            asked,
+            asked,
+            Source::Upstream,
+            context,
+            planning,
+        );
         // Boxed, as this is a view within a view.
         let View {
             chunks,

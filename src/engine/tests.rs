@@ -1,6 +1,8 @@
 //! The law: over any order of queries, evictions, upstream failures and clock steps, the answer
 //! through the cache is the one that the source gives directly.
 
+mod overload;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
@@ -92,6 +94,26 @@ impl Clock for Clocks {
 
     fn monotonic(&self) -> Duration {
         Duration::from_millis(self.monotonic.load(Ordering::SeqCst))
+    }
+}
+
+/// The runtime's clock, which a test pauses.
+#[derive(Debug)]
+pub(super) struct RuntimeClock(Instant);
+
+impl RuntimeClock {
+    pub(super) fn starting_now() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock for RuntimeClock {
+    fn now(&self) -> Millis {
+        1_700_000_000_000 + self.0.elapsed().as_millis() as Millis
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(1_000_000) + self.0.elapsed()
     }
 }
 

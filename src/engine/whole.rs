@@ -355,13 +355,19 @@ impl Engine {
         let mut span = context.span("fetch");
         let within = context.within(&span);
         let (flights, trace) = (&self.memory.whole.flights, &within.call.trace);
-        let joined = flights.join_or_start(key, &[TimeRange::ALL], trace, |_, waiters| {
-            let mut within = within.clone();
-            within.call.lane = key.number();
-            within.call.waiters = waiters;
-            let (upstream, newest) = (upstream.clone(), newest.cloned());
-            fetch_and_store(self.clone(), upstream, key.clone(), newest, fetch(within))
-        });
+        let joined = flights.join_or_start(
+            key,
+            &[TimeRange::ALL],
+            &TimeRange::ALL,
+            trace,
+            |_, waiters| {
+                let mut within = within.clone();
+                within.call.lane = key.number();
+                within.call.waiters = waiters;
+                let (upstream, newest) = (upstream.clone(), newest.cloned());
+                fetch_and_store(self.clone(), upstream, key.clone(), newest, fetch(within))
+            },
+        );
         joined.show(&mut span);
         if joined.joined > 0 {
             cache.collapsed = true;

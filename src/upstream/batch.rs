@@ -249,6 +249,7 @@ impl Upstream {
         Ok(Answered {
             value: answered.value?,
             as_of: answered.as_of,
+            sent: answered.sent,
             address: answered.address,
             provisional: answered.provisional,
             charge: answered.charge,
@@ -348,6 +349,7 @@ impl Upstream {
                         let _ = member.answer.send(Ok(Answered {
                             value,
                             as_of: answered.as_of,
+                            sent: answered.sent,
                             address: answered.address,
                             provisional: answered.provisional,
                             charge: answered.charge.clone(),

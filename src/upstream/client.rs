@@ -79,6 +79,8 @@ pub struct Answered<T> {
     /// No later than the moment at which the upstream read its data, by our clock and, where it
     /// sent a `Date`, by its own.
     pub as_of: Millis,
+    /// The time at which it was requested, by the monotonic clock: after its wait in the queue.
+    pub sent: Duration,
     /// The position of the address that gave it.
     pub address: usize,
     /// Set if the address was away at the time that the call asks about, so that another one may
@@ -391,6 +393,11 @@ impl UpstreamClient {
     /// Returns the usual latency of calls.
     pub fn usual(&self) -> Duration {
         self.limiter.usual()
+    }
+
+    /// Returns the time that a call of `caller` for `lane` would wait for its turn.
+    pub fn wait(&self, caller: Caller, lane: u64) -> Duration {
+        self.limiter.wait(caller, lane)
     }
 
     /// Returns the time between calls that nobody waits for, so that they use at most half of the

@@ -176,13 +176,14 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// Returns the fetches of `key` that together bring all of `wanted`: those in flight that
-    /// overlap it, and, for the rest, new ones made by `fetch` as a part of `trace`, for their
-    /// waiters.
+    /// Returns the fetches of `key` that together bring all of `wanted` that is `needed`: those in
+    /// flight that overlap it, and, for the rest, new ones made by `fetch` as a part of `trace`, for
+    /// their waiters. New ones bring what else is wanted of their range, too.
     pub fn join_or_start<F>(
         &self,
         key: &K,
         wanted: &[TimeRange],
+        needed: &TimeRange,
         trace: &Trace,
         mut fetch: impl FnMut(TimeRange, Waiters) -> F,
     ) -> Joined<T>
@@ -193,14 +194,18 @@ where
         let under_way = table.entry(key.clone()).or_default();
         let mut flights: Vec<Flight<T>> = under_way
             .iter()
-            .filter(|f| wanted.iter().any(|w| w.intersection(&f.range).is_some()))
+            .filter(|f| {
+                let mut parts = wanted.iter().filter_map(|w| w.intersection(needed));
+                parts.any(|part| part.intersection(&f.range).is_some())
+            })
             .filter(|f| f.waiters.join())
             .map(|f| Flight(f.clone()))
             .collect();
         let joined = flights.len();
         let brought: RangeSet = flights.iter().map(|f| f.0.range).collect();
         for wanted in wanted {
-            for range in brought.missing_from(*wanted).iter() {
+            let rest = brought.missing_from(*wanted);
+            for range in rest.iter().filter(|r| r.intersection(needed).is_some()) {
                 let waiters = Waiters::one();
                 let fetch = fetch(*range, waiters.clone());
                 let flight = self.start(key, *range, trace, waiters, fetch);
@@ -319,8 +324,12 @@ mod tests {
 
         fn join_or_start(&self, wanted: &[TimeRange]) -> Joined<TimeRange> {
             let (started, ended) = (self.started.clone(), self.ended.clone());
-            self.flights
-                .join_or_start(&"lane", wanted, &Trace::default(), move |range, waiters| {
+            self.flights.join_or_start(
+                &"lane",
+                wanted,
+                &TimeRange::ALL,
+                &Trace::default(),
+                move |range, waiters| {
                     let (started, ended) = (started.clone(), ended.clone());
                     let queued = self.queued;
                     async move {
@@ -333,7 +342,8 @@ mod tests {
                         ended.fetch_add(1, Ordering::SeqCst);
                         Ok(range)
                     }
-                })
+                },
+            )
         }
 
         fn counts(&self) -> (usize, usize) {
@@ -371,6 +381,27 @@ mod tests {
         }
         assert_eq!(ranges, [range(10, 20), range(0, 10), range(20, 30)]);
         drop(first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wanted_and_not_needed_is_neither_fetched_alone_nor_waited_for() {
+        let counted = Counted::new();
+        let first = counted.join_or_start(&[range(0, 10)]);
+        let join = |wanted, needed: TimeRange| {
+            let fetch = |range, _| async move { Ok(range) };
+            let flights = &counted.flights;
+            flights.join_or_start(&"lane", &[wanted], &needed, &Trace::default(), fetch)
+        };
+        let ranges = |joined: &Joined<TimeRange>| -> Vec<_> {
+            joined.flights.iter().map(Flight::range).collect()
+        };
+        let within = join(range(5, 15), range(5, 10));
+        assert_eq!(ranges(&within), [range(0, 10)]);
+        let beyond = join(range(5, 15), range(5, 12));
+        assert_eq!(ranges(&beyond), [range(0, 10), range(10, 15)]);
+        let before = join(range(-5, 15), range(-5, 0));
+        assert_eq!(ranges(&before), [range(-5, 15)]);
+        drop((first, within));
     }
 
     #[tokio::test(start_paused = true)]
@@ -417,10 +448,10 @@ mod tests {
             Err(Error::new(Kind::Internal, "given up"))
         };
         let at = [range(0, 1)];
-        drop(flights.join_or_start(&1, &at, &Trace::default(), never));
+        drop(flights.join_or_start(&1, &at, &at[0], &Trace::default(), never));
         tokio::task::yield_now().await;
         let at_once = |_, _| async { Ok(7) };
-        let second = flights.join_or_start(&1, &at, &Trace::default(), at_once);
+        let second = flights.join_or_start(&1, &at, &at[0], &Trace::default(), at_once);
         assert_eq!(second.joined, 0);
         assert_eq!(second.flights[0].outcome().await, Ok(7));
     }
@@ -428,16 +459,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_error_reaches_everyone_and_the_next_request_tries_again() {
         let flights: Flights<u8, u8> = Flights::default();
+        let at = [range(0, 1)];
         let fail = |_, _| async { Err(Error::new(Kind::UpstreamFailed, "no")) };
-        let first = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), fail);
-        let second = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), fail);
+        let first = flights.join_or_start(&1, &at, &at[0], &Trace::default(), fail);
+        let second = flights.join_or_start(&1, &at, &at[0], &Trace::default(), fail);
         for joined in [first, second] {
             let error = joined.flights[0].outcome().await.unwrap_err();
             assert_eq!(error.kind, Kind::UpstreamFailed);
         }
-        let third = flights.join_or_start(&1, &[range(0, 1)], &Trace::default(), |_, _| async {
-            Ok(7)
-        });
+        let third =
+            flights.join_or_start(&1, &at, &at[0], &Trace::default(), |_, _| async { Ok(7) });
         assert_eq!(third.joined, 0);
         assert_eq!(third.flights[0].outcome().await, Ok(7));
     }

@@ -47,7 +47,7 @@ impl UpstreamClient {
     ) -> Result<Answered<T>, Error> {
         let first = self.call(&exchange, call, false).await?;
         let mut asked = Asked::of(&first);
-        let (mut as_of, mut any_provisional) = (first.as_of, false);
+        let (mut as_of, sent, mut any_provisional) = (first.as_of, first.sent, false);
         let (address, mut next, mut charge) = (first.address, first.value, first.charge);
         loop {
             let answered = match next {
@@ -55,6 +55,7 @@ impl UpstreamClient {
                     return Ok(Answered {
                         value,
                         as_of,
+                        sent,
                         address,
                         provisional: asked.provisional || any_provisional,
                         charge,

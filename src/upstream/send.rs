@@ -182,6 +182,7 @@ impl UpstreamClient {
                 read.map(|value| Answered {
                     value,
                     as_of,
+                    sent: started,
                     address,
                     provisional,
                     charge,

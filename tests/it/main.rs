@@ -59,6 +59,7 @@ mod second_level;
 mod secrets;
 mod shared;
 mod sigv4;
+mod stopping;
 mod support;
 mod targets;
 mod tls;

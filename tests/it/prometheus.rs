@@ -369,9 +369,7 @@ impl Store {
 
     /// Sends it a signal, such as `STOP`.
     pub(crate) fn signal(&self, signal: &str) {
-        let process = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &process]).status();
-        assert!(sent.unwrap().success());
+        crate::support::signal(&self.child, signal);
     }
 
     async fn prometheus(data: &Data) -> Option<Self> {

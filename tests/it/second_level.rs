@@ -87,7 +87,7 @@ pub(crate) fn configuration(url: &str, dir: &Path) -> String {
 
 /// A separate process; it is killed when dropped.
 pub(crate) struct Process {
-    child: Child,
+    pub(crate) child: Child,
     pub(crate) url: String,
     pub(crate) client: reqwest::Client,
 }

@@ -1,6 +1,7 @@
 //! A Heliostat to test, and a client for it.
 
 use std::collections::BTreeMap;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -173,6 +174,13 @@ impl Server {
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         metric(&self.get("/metrics").await.text, series)
     }
+}
+
+/// Sends the signal `name` to `process`.
+pub(crate) fn signal(process: &Child, name: &str) {
+    let process = process.id().to_string();
+    let sent = Command::new("kill").args(["-s", name, &process]).status();
+    assert!(sent.unwrap().success());
 }
 
 /// Returns the value of `series` in `text`, the contents of `/metrics`.

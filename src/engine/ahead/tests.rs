@@ -10,7 +10,7 @@ use super::*;
 use crate::adapters::Response;
 use crate::adapters::mirror::Mirror;
 use crate::clock::Clock;
-use crate::engine::tests::{Keeping, engine_limited};
+use crate::engine::tests::{Keeping, RuntimeClock, engine_limited};
 use crate::engine::{Lookup, Memory};
 use crate::model::{
     Aggregate, Condition, Details, Error, Layout, Limits, MetricQuery, Scalar, Selector, Test,
@@ -26,20 +26,6 @@ const LATENCY: Duration = Duration::from_millis(400);
 
 /// The distance of its points, in milliseconds.
 const DISTANCE: Millis = 30_000;
-
-/// The runtime's clock, which a test pauses.
-#[derive(Debug)]
-struct RuntimeClock(Instant);
-
-impl Clock for RuntimeClock {
-    fn now(&self) -> Millis {
-        1_700_000_000_000 + self.0.elapsed().as_millis() as Millis
-    }
-
-    fn monotonic(&self) -> Duration {
-        Duration::from_secs(1_000_000) + self.0.elapsed()
-    }
-}
 
 /// A store in which every series has a point every half a minute.
 #[derive(Default)]
@@ -117,7 +103,7 @@ struct World {
 
 impl World {
     fn new(ahead: bool, limits: Limits) -> Arc<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(RuntimeClock(Instant::now()));
+        let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::starting_now());
         let store = Arc::new(Store::default());
         let mirror = Mirror {
             api_key: None,

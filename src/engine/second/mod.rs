@@ -196,11 +196,13 @@ impl Engine {
         };
         let span = context.span("second level");
         let trace = context.within(&span).call.trace;
-        let joined = second
-            .reading
-            .join_or_start(&lane.key, &wanted, &trace, |range, _| {
-                read::read(self.clone(), lane.clone(), range)
-            });
+        let joined = second.reading.join_or_start(
+            &lane.key,
+            &wanted,
+            &TimeRange::ALL,
+            &trace,
+            |range, _| read::read(self.clone(), lane.clone(), range),
+        );
         let mut found = false;
         for flight in &joined.flights {
             let read = tokio::time::timeout_at(wait.until, flight.outcome()).await;

@@ -185,9 +185,13 @@ impl Engine {
                 Ok(())
             }
         };
-        let joined = second
-            .reading_whole
-            .join_or_start(key, &[TimeRange::ALL], &trace, read);
+        let joined = second.reading_whole.join_or_start(
+            key,
+            &[TimeRange::ALL],
+            &TimeRange::ALL,
+            &trace,
+            read,
+        );
         for flight in &joined.flights {
             let _ = tokio::time::timeout_at(wait.until, flight.outcome()).await;
         }

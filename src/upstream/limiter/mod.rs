@@ -203,6 +203,20 @@ impl Limiter {
         self.0.state().latency.usual()
     }
 
+    /// Returns the time that a call of `caller` for `lane` would wait now for those before it.
+    pub(super) fn wait(&self, caller: Caller, lane: u64) -> Duration {
+        let state = self.0.state();
+        let place = Place {
+            caller,
+            lane,
+            continues: false,
+        };
+        let now = Instant::now();
+        let ahead = state.queue.ahead(now, place);
+        let turn = self.0.turn(&state, now, ahead.calls);
+        turn.max(ahead.by_pace)
+    }
+
     /// Returns the number of calls that have waited so far.
     #[cfg(test)]
     pub(super) fn entered(&self) -> u64 {
@@ -248,7 +262,7 @@ impl SharedLimiter {
             Outlook::From(at) => at.saturating_duration_since(now),
             Outlook::Ready | Outlook::Later => Duration::ZERO,
         };
-        let ahead = state.queue.ahead(ask.place());
+        let ahead = state.queue.ahead(now, ask.place());
         let turn = self.turn(state, now, ahead.calls);
         let turn = turn.max(ahead.by_pace).max(rests);
         let waiting = state.queue.len();
@@ -261,8 +275,9 @@ impl SharedLimiter {
             // for the next request, and shows how long calls take now.
             return Ok(());
         }
-        // A call that is estimated to be just in time would be late half of the time.
-        let slack = turn.saturating_sub(rests) / 10;
+        // A call that is estimated to be just in time would be late half of the time. Callers that come later
+        // take turns before it, so the estimate of a long wait is not exact.
+        let slack = turn.saturating_sub(rests) / 5;
         if now + turn + slack + state.latency.usual() <= ask.deadline {
             return Ok(());
         }

@@ -64,8 +64,18 @@ impl Pace {
         }
     }
 
-    fn wait(&self, ahead: usize) -> Duration {
-        Duration::try_from_secs_f64(self.seconds * ahead as f64).unwrap_or(Duration::MAX)
+    /// Returns the time of so many turns.
+    fn wait(&self, turns: usize) -> Duration {
+        Duration::try_from_secs_f64(self.seconds * turns as f64).unwrap_or(Duration::MAX)
+    }
+
+    /// Returns the time from `now` until the turn that comes after `ahead` others.
+    fn wait_from(&self, now: Instant, ahead: usize) -> Duration {
+        let passed = self
+            .last
+            .map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        let until_next = self.wait(1).saturating_sub(passed);
+        self.wait(ahead).saturating_add(until_next)
     }
 }
 
@@ -117,9 +127,9 @@ impl<T> Queue<T> {
         self.last_ticket
     }
 
-    /// Returns the turns before a call that comes to `place` now: its turn comes when each lane of
+    /// Returns the turns before a call that comes to `place` at `now`: its turn comes when each lane of
     /// its line has had as many as its own lane, and each other line has moved as often.
-    pub(super) fn ahead(&self, place: Place) -> Ahead {
+    pub(super) fn ahead(&self, now: Instant, place: Place) -> Ahead {
         let line = self.lines.iter().find(|l| l.caller == place.caller);
         let own = line
             .filter(|_| !place.continues)
@@ -132,7 +142,7 @@ impl<T> Queue<T> {
         });
         Ahead {
             calls: own + others.sum::<usize>(),
-            by_pace: line.map_or(Duration::ZERO, |line| line.pace.wait(own)),
+            by_pace: line.map_or(Duration::ZERO, |line| line.pace.wait_from(now, own)),
         }
     }
 

@@ -96,6 +96,7 @@ async fn polls(load: Load) -> Polls {
             let joined = flights.join_or_start(
                 &stream,
                 &whole,
+                &whole[0],
                 &crate::telemetry::trace::Trace::default(),
                 |_, waiters| {
                     let upstream = upstream.clone();
