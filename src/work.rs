@@ -11,6 +11,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::model::stop;
 
 /// Most threads, however many processors there are.
 const MOST: usize = 8;
@@ -42,7 +45,7 @@ fn serve(jobs: &Mutex<Receiver<WorkItem>>) {
     }
 }
 
-/// The work ended without a result: it panicked, or there is no thread for it.
+/// The work ended without a result: it panicked, it was stopped at its deadline, or there is no thread for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unfinished;
 
@@ -55,12 +58,52 @@ impl fmt::Display for Unfinished {
 impl std::error::Error for Unfinished {}
 
 /// Does `work`, which takes processor time only and waits for nothing, on another thread when its turn
-/// comes; not at all if nobody waits for it any more by then. Within a runtime.
+/// comes; not at all if nobody waits for it any more by then. If the one who waits leaves later, it stops at its
+/// next [checkpoint](stop). Within a runtime.
 ///
 /// # Errors
 ///
 /// [`Unfinished`] if it panicked.
 pub async fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unfinished> {
+    // Boxed, so that those who may have to wait for such work do not carry its state.
+    Box::pin(until(None, work)).await
+}
+
+/// Does `work` [`elsewhere`]; if it has not ended at `deadline`, it stops at its next checkpoint, and if it has
+/// not begun by then, it does not.
+///
+/// # Errors
+///
+/// [`Unfinished`] if it panicked or was stopped.
+pub async fn elsewhere_until<T: Send + 'static>(
+    deadline: Instant,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unfinished> {
+    Box::pin(until(Some(deadline), work)).await
+}
+
+async fn until<T: Send + 'static>(
+    deadline: Option<Instant>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unfinished> {
+    // It is dropped with this future.
+    let waits = Arc::new(());
+    let waiter = Arc::downgrade(&waits);
+    let useless = move || {
+        waiter.strong_count() == 0 || deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    };
+    let work = move || match useless() {
+        true => None,
+        false => stop::unless(useless, work),
+    };
+    let done = in_turn(work).await?;
+    drop(waits);
+    done.ok_or(Unfinished)
+}
+
+async fn in_turn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unfinished> {
     if cfg!(test) {

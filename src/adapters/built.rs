@@ -2,6 +2,8 @@
 
 use memchr::memchr2_iter;
 
+use crate::model::Checkpoints;
+
 /// The bytes for a number of a sample or a point, which is in a column of numbers.
 const NUMBER: usize = 8;
 
@@ -16,7 +18,9 @@ const MEMBER: usize = 256;
 ///
 /// A comma ends a number, or a string of a list; a colon begins the value of a member.
 pub fn built_bytes(body: &[u8]) -> usize {
-    let each = memchr2_iter(b',', b':', body).map(|at| {
+    let mut checkpoints = Checkpoints::default();
+    let ends = memchr2_iter(b',', b':', body).take_while(|_| !checkpoints.stop());
+    let each = ends.map(|at| {
         if body.get(at) == Some(&b':') {
             return MEMBER;
         }
@@ -35,7 +39,9 @@ pub fn built_bytes(body: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::fmt::Write;
+    use std::rc::Rc;
 
     use bytes::Bytes;
     use http::{HeaderMap, StatusCode};
@@ -43,6 +49,7 @@ mod tests {
     use super::*;
     use crate::adapters::Response;
     use crate::adapters::prometheus::tests::{read_samples, read_strings};
+    use crate::model::stop;
     use crate::wire::mirror::points::read_metric;
     use crate::wire::mirror::response;
     use crate::wire::prometheus::read_matrix;
@@ -59,8 +66,10 @@ mod tests {
         all
     }
 
-    #[test]
-    fn what_is_built_is_charged_before() {
+    type Reader = fn(&Response) -> bool;
+
+    /// Returns answers of all kinds, with what reads each, which says whether it could.
+    fn answers() -> Vec<(&'static str, Bytes, Reader)> {
         let matrix = |result: String| {
             format!(
                 r#"{{"status":"success","data":{{"resultType":"matrix","result":[{result}]}}}}"#
@@ -98,19 +107,19 @@ mod tests {
             r#"{{"fields":[{}],"isPartial":false}}"#,
             list(|_| r#"{"fieldName":"a","fieldType":"STRING"}"#.to_owned())
         );
-        type Reader = fn(&Response);
-        let face: Reader = |r| drop(read_matrix(&r.body, usize::MAX / 64).unwrap());
+        let face: Reader = |r| read_matrix(&r.body, usize::MAX / 64).is_ok();
         let mirrored: Reader = |r| read_samples(r, usize::MAX / 64);
         let listed: Reader = read_strings;
-        let page: Reader = |r| drop(read_metric(&r.body).unwrap());
-        let field_values: Reader = |r| drop(response::read_field_values(&r.body).unwrap());
-        let field_names: Reader = |r| drop(response::read_field_names(&r.body).unwrap());
+        let page: Reader = |r| read_metric(&r.body).is_ok();
+        let field_values: Reader = |r| response::read_field_values(&r.body).is_ok();
+        let field_names: Reader = |r| response::read_field_names(&r.body).is_ok();
         let raw = points("[1,1600000000000]", r#""value","timestamp""#);
         let buckets = points(
             "[1.5,1600000000000,1600000060000]",
             r#""value","startTimestamp","endTimestamp""#,
         );
-        for (what, text, reader) in [
+        let spaced = points("[ 1.5e0, 1600000000000 ]", r#""value","timestamp""#);
+        let all = [
             ("samples", samples(300), face),
             ("samples", samples(300), mirrored),
             ("one sample", samples(1), face),
@@ -119,17 +128,54 @@ mod tests {
             ("empty series", labels, mirrored),
             ("names", names, listed),
             ("points", raw, page),
+            ("points of an unusual form", spaced, page),
             ("buckets", buckets, page),
             ("values", values, field_values),
             ("fields", fields, field_names),
-        ] {
-            let response = Response {
-                status: StatusCode::OK,
-                headers: HeaderMap::new(),
-                body: Bytes::from(text),
+        ];
+        let all = all.into_iter();
+        all.map(|(what, text, reader)| (what, Bytes::from(text), reader))
+            .collect()
+    }
+
+    fn response(body: Bytes) -> Response {
+        Response {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body,
+        }
+    }
+
+    #[test]
+    fn reading_of_any_kind_stops_when_it_is_to() {
+        for (what, body, reader) in answers() {
+            let response = response(body);
+            let looks = Rc::new(Cell::new(0));
+            let counted = looks.clone();
+            let second = move || {
+                counted.set(counted.get() + 1);
+                counted.get() >= 2
             };
+            let read = stop::unless(second, || reader(&response));
+            // What has an unusual form is read from its beginning again, and stops there.
+            let looks = looks.get();
+            assert!(read.is_none() && looks <= 3, "{what}: {looks} looks");
+            // It would have been read.
+            assert_eq!(
+                stop::unless(|| false, || reader(&response)),
+                Some(true),
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_built_is_charged_before() {
+        for (what, body, reader) in answers() {
+            let response = response(body);
             let charged = built_bytes(&response.body);
-            let built = allocation_counter::measure(|| reader(&response)).bytes_max as usize;
+            let read = || assert!(reader(&response), "{what}");
+            let built = allocation_counter::measure(read).bytes_max as usize;
             println!(
                 "{what}: {} bytes, {charged} charged, {built} built",
                 response.body.len()

@@ -17,7 +17,7 @@ use super::summaries::routed;
 use super::{Engine, LevelWait, RequestContext, planned};
 use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
-    RangeSet, TimeRange,
+    RangeSet, TimeRange, stop,
 };
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
@@ -274,6 +274,9 @@ impl Engine {
         let last = slices.len().saturating_sub(1);
         let mut parts = SmallVec::new();
         for (i, Slice { index, chunk, at }) in slices.into_iter().enumerate() {
+            if stop::is_due() {
+                break;
+            }
             let grows = chunk.rendering_cost(&at, i == last, encoding) > 0;
             if let Some(text) = chunk.rendered(lane.layout()) {
                 text.add_to(&mut parts, at, i == last, encoding);

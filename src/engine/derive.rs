@@ -12,7 +12,7 @@ use super::summaries::{routed, until_now};
 use super::{Engine, RequestContext};
 use crate::adapters::Data;
 use crate::aggregate::{aggregate, split};
-use crate::model::{Error, Kind, Layout, Points, Statistic, Step, TimeRange};
+use crate::model::{Error, Kind, Layout, Points, Statistic, Step, TimeRange, stop};
 
 /// With more raw points than these, about a millisecond's work, buckets are made off the threads
 /// that serve connections. A low limit in tests.
@@ -139,6 +139,9 @@ async fn buckets(
 fn part(chunks: &Chunks, statistic: Statistic, size: Step, range: &TimeRange) -> Points {
     let mut points = Points::new();
     for (_, chunk) in chunks.iter() {
+        if stop::is_due() {
+            break;
+        }
         let mut known = chunk.coverage().iter();
         // Chunks of other parts are not unpacked.
         if known.any(|s| s.range.intersection(range).is_some()) {

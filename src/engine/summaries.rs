@@ -9,7 +9,9 @@ use super::lane::{Lane, Subject};
 use super::{Engine, RequestContext};
 use crate::adapters::{Data, Kept, Route};
 use crate::aggregate::{combine, each};
-use crate::model::{Error, Kind, Layout, Millis, Points, Selector, Statistic, Step, TimeRange};
+use crate::model::{
+    Error, Kind, Layout, Millis, Points, Selector, Statistic, Step, TimeRange, stop,
+};
 
 /// More points of summaries than these, about a millisecond's work, are combined off the threads
 /// that serve connections.
@@ -179,6 +181,9 @@ async fn points(chunks: &Chunks, lane: &Lane, range: TimeRange) -> Result<Points
     let make = move || {
         let mut summaries = Points::new();
         for (_, chunk) in chunks.iter() {
+            if stop::is_due() {
+                break;
+            }
             let all = chunk.points();
             summaries.extend(&all, all.within(&range));
         }

@@ -15,7 +15,9 @@ pub mod raw_response;
 pub mod region;
 pub mod selector;
 pub mod setting;
+pub mod shared_text;
 pub mod statistic;
+pub mod stop;
 pub mod target;
 pub mod time;
 
@@ -37,6 +39,8 @@ pub use raw_response::RawResponse;
 pub use region::{is_region, partition};
 pub use selector::{Condition, Number, Scalar, Selector, Test};
 pub use setting::{Setting, SettingOrigin};
+pub use shared_text::SharedText;
 pub use statistic::Statistic;
+pub use stop::Checkpoints;
 pub use target::{Pattern, TargetUrl};
 pub use time::{MAX_TIME, Millis, RangeSet, Step, TimeRange};

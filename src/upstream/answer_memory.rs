@@ -11,17 +11,18 @@
 //! memory. If those that have been left half read hold so much that the oldest cannot go on, the newest gives
 //! way.
 
+mod charge;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::adapters::built_bytes;
+pub use self::charge::Charges;
 use crate::model::{Error, Kind};
 use crate::telemetry::metrics;
 
@@ -69,8 +70,11 @@ struct GrowingAnswers {
     watched: Duration,
     looked: Option<Instant>,
     /// By age, the oldest first.
-    growing: BTreeMap<u64, Growing>,
+    growing: BTreeMap<Place, Growing>,
 }
+
+/// The place of an answer in the order of age: that of the first answer to its call, and its own.
+type Place = (u64, u64);
 
 struct Growing {
     bytes: usize,
@@ -90,6 +94,8 @@ enum Stage {
     Waits,
     /// It has been read, and its share gets smaller only.
     Whole,
+    /// So has it, and what was built of it stays until the next answer to its call has been read.
+    Stays,
 }
 
 /// The decision about an answer that needs more memory.
@@ -120,8 +126,19 @@ impl AnswerMemory {
 
     /// Returns a share for one answer of at most `max` bytes, which waits for others until `deadline`.
     pub fn share(self: &Arc<Self>, max: usize, deadline: Instant) -> Arc<AnswerShare> {
+        self.share_after(&Charges::default(), max, deadline)
+    }
+
+    /// Returns a share for a further answer to the call that has `kept` what it has built so far.
+    pub(super) fn share_after(
+        self: &Arc<Self>,
+        kept: &Charges,
+        max: usize,
+        deadline: Instant,
+    ) -> Arc<AnswerShare> {
         Arc::new(AnswerShare {
             memory: self.clone(),
+            kept: kept.clone(),
             max,
             deadline,
             place: Mutex::default(),
@@ -151,7 +168,7 @@ impl AnswerMemory {
 
 impl GrowingAnswers {
     /// Sets the bytes of the answer `id`.
-    fn set(&mut self, id: u64, bytes: usize, stage: Stage) {
+    fn set(&mut self, id: Place, bytes: usize, stage: Stage) {
         if let Some(mine) = self.growing.get_mut(&id) {
             self.used = self.used - mine.bytes + bytes;
             mine.bytes = bytes;
@@ -175,24 +192,35 @@ impl GrowingAnswers {
             Stage::Reads(since) => answer.bytes > SMALL && self.watched < since + STALLED,
             Stage::Decodes => answer.bytes > SMALL,
             Stage::Waits => true,
-            Stage::Whole => false,
+            Stage::Whole | Stage::Stays => false,
         }
     }
 
-    /// Decides whether the answer `id` may have `bytes` now, of `most` of all.
-    fn turn(&mut self, id: u64, bytes: usize, most: usize) -> Growth {
+    /// Decides whether the answer `id`, whose call has `kept` what it has built of earlier answers, may have
+    /// `bytes` now, of `most` of all.
+    fn turn(&mut self, id: Place, kept: &[Place], bytes: usize, most: usize) -> Growth {
         let Some(mine) = self.growing.get(&id).filter(|mine| !mine.gives_way) else {
             return Growth::GiveWay;
         };
         let before = mine.bytes;
-        let others = self.used - before;
-        let all = others + bytes;
+        let kept = kept.iter().filter_map(|place| self.growing.get(place));
+        let (kept, gives_way) = kept.fold((0, false), |(bytes, gives_way), one| {
+            (bytes + one.bytes, gives_way || one.gives_way)
+        });
+        if gives_way {
+            return Growth::GiveWay;
+        }
+        // Its call would wait for what only it can give back.
+        let others = self.used - before - kept;
+        let all = self.used - before + bytes;
         if all <= most / 4 || others == 0 {
             return Growth::Grow;
         }
         if bytes <= SMALL && all <= most {
             let small = self.growing.values();
-            let small = small.filter(|one| one.bytes <= SMALL && one.stage != Stage::Whole);
+            let small = small.filter(|one| {
+                one.bytes <= SMALL && !matches!(one.stage, Stage::Whole | Stage::Stays)
+            });
             let small_bytes: usize = small.map(|one| one.bytes).sum();
             if small_bytes - before + bytes <= most / 8 {
                 return Growth::Grow;
@@ -219,7 +247,7 @@ impl GrowingAnswers {
             return Growth::Grow;
         }
         // Some have been left half read. One that still grows will soon wait, too.
-        let mut newer = self.growing.range(id + 1..);
+        let mut newer = self.growing.range((id.0, id.1 + 1)..);
         if newer.any(|(_, other)| other.stage != Stage::Waits && self.takes_turn(other)) {
             return Growth::Wait;
         }
@@ -227,7 +255,7 @@ impl GrowingAnswers {
         match newest.filter(|(_, one)| !one.gives_way) {
             Some((newest, one)) => {
                 one.gives_way = true;
-                match *newest == id {
+                match newest.0 == id.0 {
                     true => Growth::GiveWay,
                     false => Growth::Displace,
                 }
@@ -241,6 +269,8 @@ impl GrowingAnswers {
 #[derive(Debug)]
 pub struct AnswerShare {
     memory: Arc<AnswerMemory>,
+    /// What its call has built of earlier answers.
+    kept: Charges,
     max: usize,
     deadline: Instant,
     place: Mutex<SharePlace>,
@@ -249,7 +279,7 @@ pub struct AnswerShare {
 /// The place of an answer in the table, and how long it waited.
 #[derive(Debug, Default)]
 struct SharePlace {
-    id: Option<u64>,
+    id: Option<Place>,
     bytes: usize,
     /// The bytes for what is built of it, once it is whole.
     built: usize,
@@ -270,6 +300,16 @@ impl AnswerShare {
         place.waited + since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Returns the error for an answer that is too late, if it has more than a few of its `bytes` and the
+    /// deadline has passed.
+    pub(super) fn in_time(&self, bytes: usize) -> Result<(), Error> {
+        if bytes <= SMALL || Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let message = "the upstream's answer came too late to be read before the deadline";
+        Err(Error::new(Kind::DeadlineExceeded, message))
+    }
+
     /// Waits until the share has room for `bytes`, which the answer's upstream is to bring, unless it is being
     /// decoded.
     ///
@@ -277,6 +317,7 @@ impl AnswerShare {
     ///
     /// [`Kind::Overloaded`] if there is none before the deadline, or the answer had to give way.
     async fn grow(&self, bytes: usize, decodes: bool) -> Result<(), Error> {
+        let kept: Vec<Place> = self.kept.places().collect();
         let id = {
             let mut place = self.place();
             if bytes <= place.bytes.max(FREE) {
@@ -284,7 +325,8 @@ impl AnswerShare {
             }
             place.id.unwrap_or_else(|| {
                 let mut table = self.memory.table();
-                let id = table.next;
+                let own = table.next;
+                let id = (kept.first().map_or(own, |(age, _)| *age), own);
                 table.next += 1;
                 let new = Growing {
                     bytes: 0,
@@ -308,7 +350,7 @@ impl AnswerShare {
                 let mut table = self.memory.table();
                 let most = self.memory.most();
                 table.look(now);
-                let turn = table.turn(id, bytes, most);
+                let turn = table.turn(id, &kept, bytes, most);
                 let stage = match decodes {
                     true => Stage::Decodes,
                     false => Stage::Reads(table.watched),
@@ -372,49 +414,6 @@ impl AnswerShare {
         }
     }
 
-    /// Waits until the share has room for what is built of `body`, which has been read, and returns that: its
-    /// bytes are given back with the last slice of it, those of what is built with the [`BuiltCharge`].
-    ///
-    /// # Errors
-    ///
-    /// As [`grow`](Self::grow).
-    pub(super) async fn whole(self: Arc<Self>, body: Vec<u8>) -> Result<Bytes, Error> {
-        let Some(id) = self.place().id else {
-            return Ok(Bytes::from(body));
-        };
-        self.decodes();
-        let length = body.len();
-        let (body, built) = match length <= SMALL {
-            true => {
-                let built = built_bytes(&body);
-                (body, built)
-            }
-            false => crate::work::elsewhere(move || {
-                let built = built_bytes(&body);
-                (body, built)
-            })
-            .await
-            .map_err(|e| Error::new(Kind::Internal, format!("reading an answer failed: {e}")))?,
-        };
-        self.grow(length + built, true).await?;
-        self.place().built = built;
-        self.memory.table().set(id, length + built, Stage::Whole);
-        self.memory.changed.notify_waiters();
-        Ok(Bytes::from_owner(ChargedBody { body, share: self }))
-    }
-
-    /// Gives back `bytes` of an answer that has been read.
-    fn give_back(&self, bytes: usize) {
-        let id = self.place().id;
-        if let Some(id) = id {
-            let mut table = self.memory.table();
-            let left = table.growing.get(&id).map_or(0, |mine| mine.bytes);
-            table.set(id, left.saturating_sub(bytes), Stage::Whole);
-            drop(table);
-            self.memory.changed.notify_waiters();
-        }
-    }
-
     fn no_room(&self) -> Error {
         let most = self.memory.most();
         let message = format!(
@@ -455,51 +454,10 @@ impl Drop for AnswerShare {
     }
 }
 
-/// A body and its share.
-struct ChargedBody {
-    body: Vec<u8>,
-    share: Arc<AnswerShare>,
-}
-
-impl AsRef<[u8]> for ChargedBody {
-    fn as_ref(&self) -> &[u8] {
-        &self.body
-    }
-}
-
-impl Drop for ChargedBody {
-    fn drop(&mut self) {
-        self.share.give_back(self.body.len());
-    }
-}
-
-/// The bytes of what is built of an answer, given back when this is dropped: when that has been stored.
-#[derive(Debug)]
-pub struct BuiltCharge(Arc<AnswerShare>);
-
-impl BuiltCharge {
-    /// Returns the charge of the answer that `share` is for.
-    pub(super) fn of(share: Arc<AnswerShare>) -> Self {
-        Self(share)
-    }
-
-    /// Gives the bytes back before they are freed. A request that reads another answer beside what it has built
-    /// would wait for bytes that only it can give back.
-    pub(super) fn give_back(&self) {
-        let built = std::mem::take(&mut self.0.place().built);
-        self.0.give_back(built);
-    }
-}
-
-impl Drop for BuiltCharge {
-    fn drop(&mut self) {
-        self.give_back();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::built_bytes;
 
     const MIB: usize = 1 << 20;
 
@@ -646,7 +604,7 @@ mod tests {
         share.grow(MIB, false).await.unwrap();
         let list = b"\"a\",".repeat(MIB / 4);
         let body = share.clone().whole(list.clone()).await.unwrap();
-        let charge = BuiltCharge::of(share);
+        let charge = Charges::default().and(share);
         let built = built_bytes(&list);
         assert!(built > 10 * MIB);
         assert_eq!(memory.used(), MIB + built);
@@ -661,22 +619,49 @@ mod tests {
         waits.await.unwrap().unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_request_reads_another_answer_beside_what_it_has_built() {
-        let memory = AnswerMemory::new(32 * MIB);
-        let first = memory.share(usize::MAX, deadline());
+    /// Reads an answer of a mebibyte, and returns the charge for what is built of it.
+    async fn built(memory: &Arc<AnswerMemory>) -> Charges {
+        let share = memory.share(usize::MAX, deadline());
+        share.grow(MIB, false).await.unwrap();
         let list = b"\"a\",".repeat(MIB / 4);
-        first.grow(MIB, false).await.unwrap();
-        drop(first.clone().whole(list).await.unwrap());
-        let charge = BuiltCharge::of(first);
-        let second = memory.share(usize::MAX, deadline());
-        let read = tokio::spawn(async move { second.grow(28 * MIB, false).await });
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(!read.is_finished(), "both fit");
-        charge.give_back();
-        read.await.unwrap().unwrap();
+        drop(share.clone().whole(list).await.unwrap());
+        Charges::default().and(share)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_goes_on_is_charged_for_what_it_has_built_and_does_not_wait_for_it() {
+        let memory = AnswerMemory::new(32 * MIB);
+        let charges = built(&memory).await;
+        let before = memory.used();
+        assert!(before > 15 * MIB);
+        charges.goes_on();
+        let next = memory.share_after(&charges, usize::MAX, deadline());
+        next.grow(28 * MIB, false).await.unwrap();
+        assert_eq!(next.waited(), Duration::ZERO);
+        assert_eq!(memory.used(), before + 28 * MIB);
+        let all = charges.and(next);
+        drop(charges);
+        assert_eq!(memory.used(), before + 28 * MIB);
+        drop(all);
         assert_eq!(memory.used(), 0);
-        drop(charge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_calls_that_go_on_the_newer_gives_way() {
+        let memory = AnswerMemory::new(40 * MIB);
+        let (older, newer) = (built(&memory).await, built(&memory).await);
+        older.goes_on();
+        newer.goes_on();
+        let next = memory.share_after(&older, usize::MAX, deadline());
+        let reads = tokio::spawn(async move { next.grow(10 * MIB, false).await });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!reads.is_finished());
+        let next = memory.share_after(&newer, usize::MAX, deadline());
+        let refused = next.grow(8 * MIB, false).await.unwrap_err();
+        assert_eq!(refused.kind, Kind::Overloaded);
+        drop((next, newer));
+        reads.await.unwrap().unwrap();
+        drop(older);
         assert_eq!(memory.used(), 0);
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use http::{Method, StatusCode};
 
 use super::addresses::{Tried, Verdict};
+use super::answer_memory::Charges;
 use super::failure_log::one_line;
 use super::limiter::Ended;
 use crate::model::{Error, Evidence, Kind, Millis, TargetUrl};
@@ -30,17 +31,30 @@ impl Turn {
     };
 }
 
-/// The addresses that one call, with the attempts beside it, has been tried at.
-#[derive(Debug, Default)]
-pub(super) struct Tries(Mutex<Tried>);
+/// The state that the attempts at one call share.
+#[derive(Debug)]
+pub(super) struct Tries {
+    /// The addresses that it has been tried at.
+    tried: Mutex<Tried>,
+    /// The charges for what has been built of earlier answers.
+    pub(super) kept: Charges,
+}
 
 impl Tries {
+    /// Returns the state of a call before its first attempt, beside what has been `kept` of those that it continues.
+    pub(super) fn after(kept: Option<&Charges>) -> Self {
+        Self {
+            tried: Mutex::default(),
+            kept: kept.cloned().unwrap_or_default(),
+        }
+    }
+
     pub(super) fn so_far(&self) -> Tried {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.tried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn add(&self, index: usize) {
-        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
         *tried = tried.with(index);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::addresses::{Addresses, Wish};
-use super::answer_memory::{AnswerMemory, BuiltCharge};
+use super::answer_memory::{AnswerMemory, Charges};
 use super::attempt::{Tries, Turn};
 use super::aws::AwsSigner;
 use super::batch::Batches;
@@ -87,7 +87,7 @@ pub struct Answered<T> {
     /// know more once it can be reached.
     pub provisional: bool,
     /// The charge for its memory, to be kept until it has been stored.
-    pub charge: Arc<BuiltCharge>,
+    pub charge: Charges,
 }
 
 /// The client of one upstream.
@@ -257,22 +257,24 @@ impl UpstreamClient {
                 return;
             };
             // An error shows in the breaker, the log of failures, and the metrics.
-            let _ = Box::pin(self.attempt_at(ready, exchange, call, Turn::FIRST)).await;
+            let kept = Charges::default();
+            let _ = Box::pin(self.attempt_at(ready, exchange, call, Turn::FIRST, &kept)).await;
         }
     }
 
     /// Makes one exchange: again at another address, if it is the address that failed or cannot
     /// take more calls and there is another; else again if that is worth it and the budget allows
-    /// it.
+    /// it. `kept` is
+    /// what has been built of earlier answers, if it continues a call.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         exchange: &Late<T>,
         call: &CallContext,
-        continues: bool,
+        kept: Option<&Charges>,
     ) -> Result<Answered<Next<T>>, Error> {
-        let tries = Tries::default();
+        let tries = Tries::after(kept);
         let mut turn = Turn {
-            continues,
+            continues: kept.is_some(),
             ..Turn::FIRST
         };
         let mut retries = 0;
@@ -487,7 +489,7 @@ impl UpstreamClient {
         if let Some(address) = ready.address() {
             tries.add(address);
         }
-        Box::pin(self.attempt_at(ready, exchange, call, turn)).await
+        Box::pin(self.attempt_at(ready, exchange, call, turn, &tries.kept)).await
     }
 }
 

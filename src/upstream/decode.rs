@@ -41,6 +41,7 @@ pub(super) async fn decoded(
         false => STEP,
     };
     while !decoding.ended {
+        share.in_time(decoding.decoded.len())?;
         // One byte more than it may have shows that it is too large.
         let more = step.min(share.max().saturating_add(1) - decoding.decoded.len());
         share.reserve(&mut decoding.decoded, more, encoded).await?;

@@ -45,7 +45,7 @@ use crate::adapters::Adapter;
 use crate::model::{Freshness, Reading};
 use crate::telemetry::metrics::UpstreamMetrics;
 
-pub use answer_memory::{AnswerMemory, AnswerShare, BuiltCharge};
+pub use answer_memory::{AnswerMemory, AnswerShare, Charges};
 pub use aws::AwsSigner;
 #[cfg(feature = "aws")]
 pub use aws::{AwsSettings, Keys, Role};

@@ -3,6 +3,7 @@
 use tokio::time::Instant;
 
 use super::addresses::{Tried, Wish};
+use super::answer_memory::Charges;
 use super::attempt::Turn;
 use super::client::{Answered, CallContext, UpstreamClient};
 use super::late::Late;
@@ -45,7 +46,7 @@ impl UpstreamClient {
         exchange: Late<T>,
         call: &CallContext,
     ) -> Result<Answered<T>, Error> {
-        let first = self.call(&exchange, call, false).await?;
+        let first = self.call(&exchange, call, None).await?;
         let mut asked = Asked::of(&first);
         let (mut as_of, sent, mut any_provisional) = (first.as_of, first.sent, false);
         let (address, mut next, mut charge) = (first.address, first.value, first.charge);
@@ -62,15 +63,16 @@ impl UpstreamClient {
                     });
                 }
                 Next::More(exchange) => {
-                    charge.give_back();
-                    let answered = self.call(&Late::of(exchange), call, true).await?;
+                    charge.goes_on();
+                    let exchange = Late::of(exchange);
+                    let answered = self.call(&exchange, call, Some(&charge)).await?;
                     any_provisional |= asked.provisional;
                     asked = Asked::of(&answered);
                     answered
                 }
                 Next::Compare(comparison) => {
-                    charge.give_back();
-                    let other = self.ask_another(&comparison.ask, call, &mut asked);
+                    charge.goes_on();
+                    let other = self.ask_another(&comparison.ask, call, &mut asked, &charge);
                     let Some(answered) = other.await else {
                         next = comparison.known;
                         continue;
@@ -91,7 +93,8 @@ impl UpstreamClient {
     ) -> Vec<(String, Result<(), Error>)> {
         let mut all = Vec::new();
         for (index, url) in self.urls().enumerate() {
-            let answered = self.ask_at(index, exchange, call).await;
+            let kept = Charges::default();
+            let answered = self.ask_at(index, exchange, call, &kept).await;
             all.push((url.as_str().to_owned(), answered.map(|_| ())));
         }
         all
@@ -103,6 +106,7 @@ impl UpstreamClient {
         exchange: &Exchange<T>,
         call: &CallContext,
         asked: &mut Asked,
+        kept: &Charges,
     ) -> Option<Answered<Next<T>>> {
         if !asked.compared {
             // From here on all that matters is whether all could be asked.
@@ -111,7 +115,7 @@ impl UpstreamClient {
         }
         for index in self.addresses.others(asked.addresses) {
             asked.addresses = asked.addresses.with(index);
-            let answered = self.ask_at(index, exchange, call).await;
+            let answered = self.ask_at(index, exchange, call, kept).await;
             let outcome = if answered.is_ok() {
                 "answered"
             } else {
@@ -133,6 +137,7 @@ impl UpstreamClient {
         index: usize,
         exchange: &Exchange<T>,
         call: &CallContext,
+        kept: &Charges,
     ) -> Result<Answered<Next<T>>, Error> {
         if !self
             .addresses
@@ -154,6 +159,6 @@ impl UpstreamClient {
         let ready = self
             .ready(permit, &exchange.request, call, turn, wish)
             .await?;
-        Box::pin(self.attempt_at(ready, exchange, call, turn)).await
+        Box::pin(self.attempt_at(ready, exchange, call, turn, kept)).await
     }
 }

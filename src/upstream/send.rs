@@ -1,6 +1,5 @@
 //! One call: sending it, its outcome, and the evidence in it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 use super::addresses::{Chosen, SILENT, Wish};
-use super::answer_memory::BuiltCharge;
+use super::answer_memory::Charges;
 use super::attempt::{Attempt, Turn, ended, verdict};
 use super::aws::{AwsSigner, Signed};
 use super::budget::LEASE_WAIT;
@@ -97,13 +96,14 @@ impl UpstreamClient {
         })
     }
 
-    /// Makes the call that is `ready`.
+    /// Makes the call that is `ready`, beside what has been `kept` of those that it continues.
     pub(super) async fn attempt_at<T: Send + 'static>(
         &self,
         ready: ReadyCall<'_>,
         exchange: &Exchange<T>,
         call: &CallContext,
         turn: Turn,
+        kept: &Charges,
     ) -> Result<Answered<Next<T>>, Error> {
         let ReadyCall {
             mut permit,
@@ -121,7 +121,10 @@ impl UpstreamClient {
         let trace = counted.to(&url, &outgoing.method, &call.trace);
         trace.send(&mut outgoing.headers);
         let wall = self.clock.now();
-        let share = || self.answers.share(self.max_response, call.deadline);
+        let share = || {
+            let answers = &self.answers;
+            answers.share_after(kept, self.max_response, call.deadline)
+        };
         let (first, second) = (share(), share());
         let send = async {
             let sent = self.transport.send(outgoing, first.clone());
@@ -170,7 +173,7 @@ impl UpstreamClient {
             sent.unwrap_or_else(|message| Err(Error::new(Kind::DeadlineExceeded, message)));
         let mut result = match response {
             Ok((response, share)) => {
-                let charge = Arc::new(BuiltCharge::of(share));
+                let charge = kept.and(share);
                 // The earlier of both clocks: if one is fast, nothing counts as settled too soon.
                 let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
                 let refused = signed.and_then(|(signer, by)| signer.refused(&response, &by));

@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use crate::adapters::samples::Samples;
 use crate::adapters::{Response, SAID, busy, garbage, quoted};
-use crate::model::{Error, Kind, MAX_TIME, Millis};
+use crate::model::{Checkpoints, Error, Kind, MAX_TIME, Millis, stop};
 use crate::wire::json::FirstStrings;
 use crate::wire::number::whole;
 use crate::wire::prometheus::most_labels;
@@ -297,7 +297,35 @@ struct ApiData {
 
 /// Reads the series of an answer, for none of which some gateways write `null`.
 fn null_as_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RawSeries>, D::Error> {
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+    let list: Option<SeriesList> = Option::deserialize(deserializer)?;
+    Ok(list.map_or_else(Vec::new, |list| list.0))
+}
+
+/// The series of an answer.
+struct SeriesList(Vec<RawSeries>);
+
+impl<'de> Deserialize<'de> for SeriesList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = SeriesList;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an array of series")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<SeriesList, A::Error> {
+                let mut all = Vec::new();
+                while let Some(series) = seq.next_element()? {
+                    // A series may have thousands of labels.
+                    if stop::is_due() {
+                        return Err(de::Error::custom(stop::STOPPED));
+                    }
+                    all.push(series);
+                }
+                Ok(SeriesList(all))
+            }
+        }
+        deserializer.deserialize_seq(All)
+    }
 }
 
 #[derive(Deserialize)]
@@ -322,7 +350,11 @@ impl<'de> Deserialize<'de> for Values {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Values, A::Error> {
                 let mut samples = Samples::default();
+                let mut checkpoints = Checkpoints::default();
                 while let Some((seconds, value)) = seq.next_element::<(f64, Value)>()? {
+                    if checkpoints.stop() {
+                        return Err(de::Error::custom(stop::STOPPED));
+                    }
                     samples.push(millis(seconds).map_err(de::Error::custom)?, value.0);
                 }
                 Ok(Values(samples))

@@ -585,13 +585,13 @@ fn errors_of_the_store_get_the_kind_that_they_describe() {
     }
 }
 
-/// Readers of answers, for tests of what they take.
-pub(in crate::adapters) fn read_samples(response: &Response, most: usize) {
-    drop(answer::SampleMatrix::read(response, most).unwrap());
+/// Readers of answers, for tests of what they take: whether the answer could be read.
+pub(in crate::adapters) fn read_samples(response: &Response, most: usize) -> bool {
+    answer::SampleMatrix::read(response, most).is_ok()
 }
 
-pub(in crate::adapters) fn read_strings(response: &Response) {
-    drop(answer::strings(response).unwrap());
+pub(in crate::adapters) fn read_strings(response: &Response) -> bool {
+    answer::strings(response).is_ok()
 }
 
 #[test]

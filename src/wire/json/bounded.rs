@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
+
+use crate::model::{Checkpoints, stop};
 
 /// The first strings of a list, at most `MOST`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,14 +32,20 @@ impl<'de, const MOST: usize> Visitor<'de> for FirstOfList<MOST> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let mut first = FirstStrings::default();
+        let (mut first, mut checkpoints) = (FirstStrings::default(), Checkpoints::default());
         while first.strings.len() < MOST {
             let Some(string) = list.next_element()? else {
                 return Ok(first);
             };
+            if checkpoints.stop() {
+                return Err(A::Error::custom(stop::STOPPED));
+            }
             first.strings.push(string);
         }
         while list.next_element::<IgnoredAny>()?.is_some() {
+            if checkpoints.stop() {
+                return Err(A::Error::custom(stop::STOPPED));
+            }
             first.more = true;
         }
         Ok(first)

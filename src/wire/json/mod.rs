@@ -53,6 +53,21 @@ impl Json<'_> {
         }
     }
 
+    /// Returns the bytes of the names and strings in it.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::String(text) => text.len(),
+            Self::Array(elements) => elements.iter().map(Self::text_bytes).sum(),
+            Self::Object(members) => {
+                let each = members
+                    .iter()
+                    .map(|(name, value)| name.len() + value.text_bytes());
+                each.sum()
+            }
+            _ => 0,
+        }
+    }
+
     /// Returns it as an owned value.
     pub fn to_value(&self) -> Value {
         match self {

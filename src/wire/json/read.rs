@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::Number;
 
 use super::Json;
-use crate::model::Error;
+use crate::model::{Checkpoints, Error, stop};
 
 /// The number of values that even a short document may hold; a longer one may hold one for each
 /// [`BYTES_A_VALUE`] of its bytes.
@@ -244,8 +246,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json<'de>, A::Error> {
         self.value(self.container)?;
-        let mut elements = Vec::new();
+        let (mut elements, mut checkpoints) = (Vec::new(), Checkpoints::default());
         while let Some(element) = seq.next_element_seed(self.within())? {
+            if checkpoints.stop() {
+                return Err(A::Error::custom(stop::STOPPED));
+            }
             elements.push(element);
         }
         Ok(Json::Array(elements))
@@ -253,8 +258,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json<'de>, A::Error> {
         self.value(self.container)?;
-        let mut members = Vec::new();
+        let (mut members, mut checkpoints) = (Vec::new(), Checkpoints::default());
         while let Some(MemberName(name)) = map.next_key()? {
+            if checkpoints.stop() {
+                return Err(A::Error::custom(stop::STOPPED));
+            }
             let seed = self.of_member(&name);
             seed.text(&name)?;
             members.push((name, map.next_value_seed(seed)?));

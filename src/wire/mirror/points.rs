@@ -4,7 +4,7 @@ use memchr::memmem;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
 
-use crate::model::{Error, Kind, Millis};
+use crate::model::{Checkpoints, Error, Kind, Millis, stop};
 use crate::wire::json::FirstStrings;
 
 /// Another mirror's answer to `/api/metric`: its points in columns of equal length, in the order
@@ -234,7 +234,11 @@ impl<'a> Scanner<'a> {
         // Points have about the same length.
         let more = self.rest.len() / (start - self.rest.len()).max(1) + 1;
         columns.iter_mut().for_each(|column| column.reserve(more));
+        let mut checkpoints = Checkpoints::default();
         while self.skip(b",").is_some() {
+            if checkpoints.stop() {
+                return None;
+            }
             self.skip(b"[")?;
             for (i, column) in columns.iter_mut().enumerate() {
                 if i > 0 {
@@ -339,7 +343,12 @@ impl<'de> Deserialize<'de> for PointColumns {
             fn visit_seq<A: SeqAccess<'de>>(self, mut points: A) -> Result<PointColumns, A::Error> {
                 let mut columns = Vec::new();
                 if points.next_element_seed(First(&mut columns))?.is_some() {
-                    while points.next_element_seed(Further(&mut columns))?.is_some() {}
+                    let mut checkpoints = Checkpoints::default();
+                    while points.next_element_seed(Further(&mut columns))?.is_some() {
+                        if checkpoints.stop() {
+                            return Err(A::Error::custom(stop::STOPPED));
+                        }
+                    }
                 }
                 Ok(PointColumns(columns))
             }

@@ -8,6 +8,12 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 /// The most labels of one series.
 const MOST: usize = 4096;
 
+/// Returns the most labels that an answer of at most `max_series` series may have in total: 32 for
+/// each, and a thousand more. A short label takes a hundred bytes in memory.
+pub fn most_labels(max_series: usize) -> usize {
+    max_series.saturating_mul(32).saturating_add(1000)
+}
+
 /// The labels of a series, sorted by name.
 pub(super) struct LabelMap(pub(super) BTreeMap<String, String>);
 

@@ -10,9 +10,10 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use labels::LabelMap;
+pub use labels::most_labels;
 
 use super::series::{Metric, Series, Track};
-use crate::model::Millis;
+use crate::model::{Checkpoints, Millis};
 
 /// A successful answer to a range query.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -96,12 +97,6 @@ impl fmt::Display for Unread {
 /// Most members of an answer, and of its `data`.
 const MOST_MEMBERS: usize = 64;
 
-/// Returns the most labels that an answer of at most `max_series` series may have in total: 32 for
-/// each, and a thousand more. A short label takes a hundred bytes in memory.
-pub fn most_labels(max_series: usize) -> usize {
-    max_series.saturating_mul(32).saturating_add(1000)
-}
-
 /// Reads the answer `body`, with at most `max_series` series.
 pub fn read_matrix(body: &Bytes, max_series: usize) -> Result<Matrix, Unread> {
     let answer = read_series(body, max_series, &["matrix"])?;
@@ -130,6 +125,7 @@ fn read_series(body: &Bytes, max_series: usize, kinds: &[&str]) -> Result<Instan
         at: 0,
         vectors: kinds.contains(&"vector"),
         labels_left: most_labels(max_series),
+        checkpoints: Checkpoints::default(),
     };
     let (mut answer, mut success, mut data) = (Instant::default(), false, false);
     reader.object(|r, name| {
@@ -159,11 +155,18 @@ struct Reader<'a> {
     vectors: bool,
     /// The number of labels that may still come.
     labels_left: usize,
+    checkpoints: Checkpoints,
 }
 
 impl Reader<'_> {
     fn malformed(&self) -> Unread {
         Unread::Malformed(self.at)
+    }
+
+    /// Ends the reading where it is to stop.
+    fn checkpoint(&mut self) -> Result<(), Unread> {
+        let stop = self.checkpoints.stop();
+        (!stop).then_some(()).ok_or(self.malformed())
     }
 
     fn rest(&self) -> &[u8] {
@@ -222,6 +225,7 @@ impl Reader<'_> {
             return Ok(());
         }
         loop {
+            self.checkpoint()?;
             let (name, _) = self.value::<String>()?;
             self.expect(b':')?;
             member(self, name)?;
@@ -357,6 +361,7 @@ impl Reader<'_> {
         loop {
             self.peek();
             let start = self.at;
+            self.checkpoint()?;
             let time = self.sample()?;
             if times.last().is_some_and(|last| *last >= time) {
                 return Err(Unread::Disordered);
