@@ -6,6 +6,7 @@
 //! upstream's limits allow: so the more there is, the earlier it begins.
 
 mod pace;
+mod planned;
 mod starts;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ use http::Method;
 use moka::sync::Cache;
 
 use self::pace::{Pace, counts, tolerance};
+use self::planned::Planned;
 use self::starts::Starts;
 use super::fetch::Source;
 use super::lane::{Lane, LaneKey};
@@ -27,8 +29,10 @@ use crate::model::{Millis, TimeRange};
 use crate::telemetry::trace::Trace;
 use crate::upstream::{CallContext, Upstream};
 
-/// Most bytes of the lanes and instant queries whose pace is known: about 20,000 usual ones.
-const BYTES: u64 = 16 << 20;
+/// The share of the cache for the paces of lanes and instant queries, and for the refreshes that are planned, one
+/// part in so many; and the most bytes: about 20,000 usual ones.
+const SHARE: u64 = 16;
+const MOST: u64 = 32 << 20;
 
 /// The bytes of a pace, and what the table has for it.
 const PACE: usize = 256;
@@ -62,23 +66,44 @@ pub(super) struct Poll {
 pub(super) struct Paces {
     known: Cache<Polled, Arc<Mutex<Pace>>>,
     starts: Starts,
+    planned: Arc<Planned>,
 }
 
-impl Default for Paces {
-    fn default() -> Self {
+impl Paces {
+    /// Returns a memory of `bytes`, of which a few are used.
+    pub(super) fn new(bytes: u64) -> Self {
+        let half = (bytes / SHARE).min(MOST) / 2;
         Self {
-            known: Cache::builder().max_capacity(BYTES).weigher(weigh).build(),
+            known: Cache::builder().max_capacity(half).weigher(weigh).build(),
             starts: Starts::default(),
+            planned: Planned::new(half),
         }
+    }
+
+    /// Returns the most bytes that it holds.
+    pub(super) fn most(&self) -> u64 {
+        2 * self.known.policy().max_capacity().unwrap_or(0)
+    }
+
+    /// Returns the bytes that it holds.
+    pub(super) fn weight(&self) -> u64 {
+        self.known.run_pending_tasks();
+        self.known.weighted_size() + self.planned.bytes()
     }
 }
 
 fn weigh(key: &Polled, _: &Arc<Mutex<Pace>>) -> u32 {
-    let key = match key {
-        Polled::Lane(key) => key.heap_bytes(),
-        Polled::Instant(key) => key.heap_bytes(),
-    };
-    u32::try_from(size_of::<Polled>() + PACE + key).unwrap_or(u32::MAX)
+    u32::try_from(size_of::<Polled>() + PACE + key.heap_bytes()).unwrap_or(u32::MAX)
+}
+
+impl Polled {
+    /// Returns the bytes that it holds on the heap, about.
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Lane(key) => key.heap_bytes(),
+            Self::Instant(key) => key.heap_bytes(),
+        }
+    }
 }
 
 fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
@@ -169,7 +194,7 @@ impl Engine {
             // No time is evaluated before it has come.
             let early = time.saturating_sub(engine.clock.now()).max(0);
             let call = async move {
-                let answer = engine.fetch_response(&of, method, request, policy, &context);
+                let answer = engine.fetch_response(&of, method, &key, request, policy, &context);
                 answer.await.is_ok()
             };
             Some(Refresh {
@@ -192,6 +217,7 @@ impl Engine {
             return;
         }
         let paces = &self.memory.paces;
+        let key_bytes = poll.key.heap_bytes();
         let pace = paces.known.get_with(poll.key, Arc::default);
         let interval = {
             let mut pace = lock(&pace);
@@ -223,46 +249,61 @@ impl Engine {
         let (engine, upstream) = (self.clone(), upstream.clone());
         let until_due = due.saturating_sub(self.clock.monotonic());
         let due_at = tokio::time::Instant::now() + until_due;
-        tokio::spawn(async move {
+        let of = upstream.clone();
+        let task = async move {
             let lead = due.saturating_sub(start);
             tokio::time::sleep_until(due_at - lead.min(until_due)).await;
             engine.memory.paces.starts.begun(upstream.id(), start);
-            let now = engine.clock.monotonic();
-            if now > due || now + 2 * lead < due {
-                // Time has not passed as the runtime's clock says.
-                return;
-            }
-            let deadline = due_at + interval;
-            let context = RequestContext {
-                arrived: due,
-                wall,
-                deadline,
-                call: CallContext::new(None, deadline, Trace::default()),
-                encoding: crate::wire::encoding::Encoding::Identity,
-                max_age: None,
-                level_wait: None,
-            };
-            let Some(refresh) = refresh(&engine, Due { context, later }) else {
-                return;
-            };
-            tokio::time::sleep(refresh.after).await;
-            // Others that use what is to spare at this moment leave room for it soon.
-            while !upstream.client.has_spare() {
-                if tokio::time::Instant::now() + usual >= due_at {
-                    upstream.metrics.refreshed_ahead("skipped");
-                    return;
+            // Boxed, as most of its life it sleeps.
+            let begun = Box::pin(async {
+                let now = engine.clock.monotonic();
+                if now > due || now + 2 * lead < due {
+                    // Time has not passed as the runtime's clock says.
+                    return false;
                 }
-                tokio::time::sleep(AGAIN).await;
-            }
-            lock(&pace).refreshed = true;
-            if !refresh.call.await {
-                lock(&pace).refreshed = false;
+                let deadline = due_at + interval;
+                let context = RequestContext {
+                    arrived: due,
+                    wall,
+                    deadline,
+                    call: CallContext::new(None, deadline, Trace::default()),
+                    encoding: crate::wire::encoding::Encoding::Identity,
+                    max_age: None,
+                    level_wait: None,
+                };
+                let Some(refresh) = refresh(&engine, Due { context, later }) else {
+                    return false;
+                };
+                tokio::time::sleep(refresh.after).await;
+                // Others that use what is to spare at this moment leave room for it soon.
+                while !upstream.client.has_spare() {
+                    if tokio::time::Instant::now() + usual >= due_at {
+                        upstream.metrics.refreshed_ahead("skipped");
+                        return false;
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+                lock(&pace).refreshed = true;
+                let made = refresh.call.await;
+                lock(&pace).refreshed &= made;
+                made
+            });
+            if !begun.await {
                 return;
             }
             tokio::time::sleep_until(due_at + late).await;
             if std::mem::take(&mut lock(&pace).refreshed) {
                 upstream.metrics.refreshed_ahead("unused");
             }
+        };
+        let Some(held) = paces.planned.hold(size_of_val(&task) + key_bytes) else {
+            paces.starts.begun(of.id(), start);
+            of.metrics.refreshed_ahead("skipped");
+            return;
+        };
+        tokio::spawn(async move {
+            task.await;
+            drop(held);
         });
     }
 }

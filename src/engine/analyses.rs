@@ -5,72 +5,74 @@ use std::sync::Arc;
 use moka::sync::Cache;
 
 use super::Engine;
+use crate::model::SharedText;
 use crate::promql::{self, ExpressionFacts};
 
-/// Most bytes of expressions that are remembered.
-const BYTES: u64 = 4 << 20;
+/// The share of the cache for analyses, one part in so many, and the most bytes.
+const SHARE: u64 = 32;
+const MOST: u64 = 4 << 20;
 
-/// Longer expressions may take a millisecond to read, and leave the threads that serve connections.
-const BLOCKING: usize = 12 << 10;
+/// The bytes of an analysis besides its texts, and what the table has for it.
+const ANALYSIS: usize = 400;
 
 /// Analyses of expressions, by their text.
-pub(super) struct Analyses(Cache<Arc<str>, Arc<ExpressionFacts>>);
+pub(super) struct Analyses(Cache<SharedText, Analysis>);
 
-impl Default for Analyses {
-    fn default() -> Self {
-        let weigh = |text: &Arc<str>, facts: &Arc<ExpressionFacts>| {
-            let normal = facts.normal.as_ref().map_or(0, String::len);
-            u32::try_from(text.len() + normal + 300).unwrap_or(u32::MAX)
-        };
-        Self(Cache::builder().max_capacity(BYTES).weigher(weigh).build())
-    }
+/// The analysis of an expression.
+#[derive(Clone)]
+struct Analysis {
+    /// Without the normal form.
+    facts: Arc<ExpressionFacts>,
+    /// Its normal form, if that differs from the text itself.
+    normal: Option<SharedText>,
 }
 
-/// Returns the result of `read` for an expression of `length` bytes.
-async fn elsewhere_if_long<T: Send + 'static>(
-    length: usize,
-    read: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    match length > BLOCKING {
-        true => crate::work::elsewhere(read).await.ok(),
-        false => Some(read()),
+impl Analyses {
+    /// Returns a memory of `bytes`, of which a few are used.
+    pub(super) fn new(bytes: u64) -> Self {
+        let weigh = |text: &SharedText, analysis: &Analysis| {
+            let normal = analysis.normal.as_ref().map_or(0, SharedText::heap_bytes);
+            u32::try_from(text.heap_bytes() + normal + ANALYSIS).unwrap_or(u32::MAX)
+        };
+        let bytes = (bytes / SHARE).min(MOST);
+        Self(Cache::builder().max_capacity(bytes).weigher(weigh).build())
+    }
+
+    /// Returns the most bytes that it holds.
+    pub(super) fn most(&self) -> u64 {
+        self.0.policy().max_capacity().unwrap_or(0)
+    }
+
+    /// Returns the bytes that it holds.
+    pub(super) fn weight(&self) -> u64 {
+        self.0.run_pending_tasks();
+        self.0.weighted_size()
     }
 }
 
 impl Engine {
     /// Returns the selectors of a request in their normal form, sorted. Never fails.
-    pub async fn selectors(&self, written: Vec<String>) -> Vec<String> {
-        let length = written.iter().map(String::len).sum();
-        let written = Arc::new(written);
-        let of_task = written.clone();
-        let read = move || promql::canonical_selectors(&of_task);
-        let normal = elsewhere_if_long(length, read).await.flatten();
-        normal.unwrap_or_else(|| Arc::unwrap_or_clone(written))
+    pub fn selectors(&self, written: Vec<String>) -> Vec<String> {
+        promql::canonical_selectors(&written).unwrap_or(written)
     }
 
-    /// Returns the analysis of `expression`, and puts it in its normal form. Never fails.
-    pub async fn expression(&self, expression: &mut String) -> Arc<ExpressionFacts> {
+    /// Returns the analysis of `expression`, and puts it in its normal form. Never fails. An expression of a
+    /// mebibyte takes a dozen milliseconds.
+    pub fn expression(&self, expression: &mut SharedText) -> Arc<ExpressionFacts> {
         let known = &self.memory.analyses.0;
-        let facts = match known.get(expression.as_str()) {
-            Some(facts) => facts,
-            None => self.analyze(expression).await,
-        };
-        if let Some(normal) = &facts.normal {
-            expression.clone_from(normal);
+        let analysis = known.get(expression).unwrap_or_else(|| {
+            let mut facts = promql::read(expression);
+            let normal = facts.normal.take().map(SharedText::from);
+            let analysis = Analysis {
+                facts: Arc::new(facts),
+                normal,
+            };
+            known.insert(expression.clone(), analysis.clone());
+            analysis
+        });
+        if let Some(normal) = analysis.normal {
+            *expression = normal;
         }
-        facts
-    }
-
-    /// Reads `expression`, and remembers the analysis.
-    async fn analyze(&self, expression: &mut String) -> Arc<ExpressionFacts> {
-        // No copy is made beside the tree.
-        let text = Arc::new(std::mem::take(expression));
-        let of_task = text.clone();
-        let read = elsewhere_if_long(text.len(), move || promql::read(&of_task)).await;
-        *expression = Arc::unwrap_or_clone(text);
-        let facts = Arc::new(read.unwrap_or(promql::NOT_UNDERSTOOD));
-        let known = &self.memory.analyses.0;
-        known.insert(expression.as_str().into(), facts.clone());
-        facts
+        analysis.facts
     }
 }

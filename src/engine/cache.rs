@@ -71,6 +71,16 @@ pub(super) fn free_dropped() {
     }
 }
 
+/// Returns a listener that counts what is evicted because its cache is full.
+pub(super) fn count_evictions<K, V>() -> impl Fn(Arc<K>, V, RemovalCause) + Send + Sync + 'static {
+    let evictions = CacheMetrics::default().evictions;
+    move |_, _, cause| {
+        if cause == RemovalCause::Size {
+            evictions.increment(1);
+        }
+    }
+}
+
 /// Chunks of all lanes.
 pub struct ChunkCache {
     chunks: Cache<ChunkKey, Arc<Chunk>, Hashing>,
@@ -81,15 +91,10 @@ impl ChunkCache {
     /// Returns a cache for chunks of at most `bytes` in all.
     pub fn new(bytes: u64) -> Self {
         let metrics = CacheMetrics::default();
-        let evictions = metrics.evictions.clone();
         let chunks = Cache::builder()
             .max_capacity(bytes)
             .weigher(weigh)
-            .eviction_listener(move |_, _, cause| {
-                if cause == RemovalCause::Size {
-                    evictions.increment(1);
-                }
-            })
+            .eviction_listener(count_evictions())
             .build_with_hasher(Hashing::default());
         Self { chunks, metrics }
     }

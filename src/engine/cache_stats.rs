@@ -110,7 +110,7 @@ fn series(lane: &LaneKey) -> LaneDescription {
             layout: Layout::Raw,
         },
         Subject::Expression(expression) => LaneDescription::Expression {
-            query: expression.query.clone(),
+            query: expression.query.to_string(),
             step: expression.step.millis(),
         },
     }

@@ -47,7 +47,7 @@ impl Selection {
                 self.query.is_none() && self.selector.as_ref().is_none_or(has)
             }
             Subject::Expression(expression) => {
-                let same = |wanted: &String| *wanted == expression.query;
+                let same = |wanted: &String| *wanted == *expression.query;
                 self.selector.is_none() && self.query.as_ref().is_none_or(same)
             }
         }

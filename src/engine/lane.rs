@@ -77,12 +77,17 @@ fn keys() -> &'static RandomState {
     KEYS.get_or_init(RandomState::new)
 }
 
+/// Returns the hash of `value` by keys that nobody outside can know.
+pub(super) fn keyed_hash(value: &impl Hash) -> u64 {
+    let mut gathered = Gathered::new(keys().build_hasher());
+    value.hash(&mut gathered);
+    gathered.finish()
+}
+
 impl LaneKey {
     fn new(identity: Identity) -> Self {
-        let mut gathered = Gathered::new(keys().build_hasher());
-        identity.hash(&mut gathered);
         Self {
-            hash: gathered.finish(),
+            hash: keyed_hash(&identity),
             identity: Arc::new(identity),
         }
     }

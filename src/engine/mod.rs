@@ -154,21 +154,28 @@ impl Memory {
     fn over(bytes: u64, second: Option<second::SecondLevel>) -> Arc<Self> {
         // Whole answers are small next to series, yet must not crowd them out.
         let for_whole = bytes / 8;
+        let (analyses, paces) = (Analyses::new(bytes), Paces::new(bytes));
+        let others = for_whole + analyses.most() + paces.most();
         crate::telemetry::metrics::cache_limit(bytes);
         Arc::new(Self {
             bytes,
-            cache: ChunkCache::new(bytes - for_whole),
+            cache: ChunkCache::new(bytes.saturating_sub(others)),
             flights: Flights::default(),
             known_steps: KnownSteps::default(),
             whole: WholeCache::new(for_whole),
-            analyses: Analyses::default(),
+            analyses,
             aligning: Aligning::default(),
-            paces: Paces::default(),
+            paces,
             rechecked: Rechecked::default(),
             revalidating: Mutex::default(),
             generation: RwLock::default(),
             second,
         })
+    }
+
+    /// Returns the weight of what is cached besides chunks, in bytes.
+    fn others(&self) -> u64 {
+        self.whole.weight() + self.analyses.weight() + self.paces.weight()
     }
 
     /// Evicts what is over its bound, and frees what has been evicted. To be called every few seconds:
@@ -329,12 +336,12 @@ impl Engine {
     /// Returns the weight of the cached data and its upper bound, in bytes.
     pub fn weight(&self) -> (u64, u64) {
         let memory = &self.memory;
-        (memory.cache.weight() + memory.whole.weight(), memory.bytes)
+        (memory.cache.weight() + memory.others(), memory.bytes)
     }
 
     /// Sets the gauges of `/metrics`; called when they are read.
     pub fn observe(&self) {
-        self.memory.cache.observe(self.memory.whole.weight());
+        self.memory.cache.observe(self.memory.others());
         for upstream in self.upstreams() {
             upstream.client.observe();
         }

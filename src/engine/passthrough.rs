@@ -15,9 +15,13 @@ use super::range::RangeRequest;
 use super::whole::{CachePolicy, Content, WholeAnswer, WholeIdentity, WholeKey, WholeQuery};
 use super::{Engine, RequestContext};
 use crate::adapters::Request;
-use crate::model::{Error, Millis, TimeRange, heap_block, heap_headers};
+use crate::model::{Error, Kind, Millis, SharedText, TimeRange, heap_block, heap_headers};
 use crate::upstream::{CallContext, Upstream};
 use crate::wire::prometheus::write_time;
+
+/// Longer requests take about a millisecond to write, and are written off the threads that serve
+/// connections.
+const LONG: usize = 128 << 10;
 
 /// A request that is passed on. Two clients that send the same request get the same answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,7 +29,7 @@ pub struct PassthroughRequest {
     /// Path below the upstream's URL.
     pub path: String,
     /// Parameters of the URL and of the form. Copies of the request, such as its key, share them.
-    pub params: Arc<Vec<(String, String)>>,
+    pub params: Arc<Vec<(String, SharedText)>>,
     /// The body, if it is not a form.
     pub body: Bytes,
     /// Headers that are passed on: the client's identity and the type of the body.
@@ -45,7 +49,7 @@ impl PassthroughRequest {
         let mut at = self.clone();
         let params = Arc::make_mut(&mut at.params);
         for (_, value) in params.iter_mut().filter(|(n, _)| n == "time") {
-            time.clone_into(value);
+            *value = time.into();
         }
         at
     }
@@ -78,13 +82,19 @@ impl PassthroughRequest {
             headers,
             json: _,
         } = self;
-        let pair = |(n, v): &(String, String)| heap_block(n.capacity()) + heap_block(v.capacity());
+        let pair = |(n, v): &(String, SharedText)| heap_block(n.capacity()) + v.heap_bytes();
         let pairs: usize = params.iter().map(pair).sum();
         heap_block(path.capacity())
-            + heap_block(params.capacity() * size_of::<(String, String)>())
+            + heap_block(size_of::<[usize; 2]>() + size_of_val(&**params))
+            + heap_block(params.capacity() * size_of::<(String, SharedText)>())
             + pairs
             + heap_block(body.len())
             + heap_headers(headers)
+    }
+
+    /// Returns the bytes of its parameters' values.
+    pub fn length(&self) -> usize {
+        self.params.iter().map(|(_, value)| value.len()).sum()
     }
 
     fn request(&self, method: Method) -> Request {
@@ -194,16 +204,17 @@ impl Engine {
             return self.cached_response(&key, answer, context).await;
         }
         self.instant_polled(upstream, &method, &request, &policy, fresh, context);
-        let answer = self.fetch_response(upstream, method, request, policy, context);
+        let answer = self.fetch_response(upstream, method, &key, request, policy, context);
         self.cached_response(&key, answer.await?, context).await
     }
 
-    /// Returns the cached answer to `request`, or the upstream's, which is cached as `policy`
-    /// allows.
+    /// Returns the cached answer to `request`, whose key is `key`, or the upstream's, which is cached as
+    /// `policy` allows.
     pub(super) async fn fetch_response(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         method: Method,
+        key: &WholeKey,
         request: PassthroughRequest,
         policy: CachePolicy,
         context: &RequestContext,
@@ -212,13 +223,21 @@ impl Engine {
             CachePolicy::NoStore(reason) => Some(reason),
             _ => None,
         };
-        let key = WholeIdentity::new(upstream, WholeQuery::Response(request.clone()));
         let newest = request.newest(upstream, &policy);
+        let is_long = request.length() > LONG;
         let fetch = |context: RequestContext| {
-            let sent = request.request(method.clone());
-            let exchange = upstream.adapter.pass(sent, request.json);
             let (upstream, policy) = (upstream.clone(), policy.clone());
+            let (method, request) = (method.clone(), request.clone());
             async move {
+                let json = request.json;
+                let write = move || request.request(method);
+                let sent = match is_long {
+                    false => write(),
+                    true => crate::work::elsewhere(write).await.map_err(|e| {
+                        Error::new(Kind::Internal, format!("writing the request failed: {e}"))
+                    })?,
+                };
+                let exchange = upstream.adapter.pass(sent, json);
                 let call = CallContext {
                     span: policy.span(&upstream),
                     ..context.call
@@ -239,7 +258,7 @@ impl Engine {
                 Ok((Content::Response(response), policy))
             }
         };
-        self.whole(upstream, &key, newest.as_ref(), bypass, context, fetch)
+        self.whole(upstream, key, newest.as_ref(), bypass, context, fetch)
             .await
     }
 }
@@ -277,7 +296,7 @@ mod tests {
     fn a_question_is_asked_as_the_client_asked() {
         let question = PassthroughRequest {
             path: "/api/v1/series".to_owned(),
-            params: Arc::new(vec![("match[]".to_owned(), "a b".to_owned())]),
+            params: Arc::new(vec![("match[]".to_owned(), "a b".into())]),
             body: Bytes::new(),
             headers: Vec::new(),
             json: true,

@@ -4,7 +4,7 @@
 mod cache;
 
 use std::future::Future;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::encoded::EncodedResponse;
 use super::explain::ResponseReport;
 use super::fetch::too_late;
 use super::invalidate::Generation;
-use super::lane::LaneKey;
+use super::lane::{LaneKey, keyed_hash};
 use super::metadata::{List, MetadataQuery};
 use super::outcome::{CacheOutcome, Timing};
 use super::passthrough::PassthroughRequest;
@@ -76,12 +76,26 @@ pub(super) enum WholeQuery {
     Range(LaneKey, TimeRange),
 }
 
-/// The identity that no other whole answer has.
-#[derive(PartialEq, Eq, Hash)]
+/// The identity that no other whole answer has, hashed once.
 pub(super) struct WholeIdentity {
+    hash: u64,
     pub(super) upstream: u64,
     pub(super) query: WholeQuery,
 }
+
+impl Hash for WholeIdentity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl PartialEq for WholeIdentity {
+    fn eq(&self, other: &Self) -> bool {
+        (self.hash, self.upstream) == (other.hash, other.upstream) && self.query == other.query
+    }
+}
+
+impl Eq for WholeIdentity {}
 
 /// An identity that is cheap to clone.
 pub(super) type WholeKey = Arc<WholeIdentity>;
@@ -89,17 +103,12 @@ pub(super) type WholeKey = Arc<WholeIdentity>;
 impl WholeIdentity {
     /// Returns the identity of the answer of `upstream` to `query`.
     pub(super) fn new(upstream: &Upstream, query: WholeQuery) -> WholeKey {
+        let upstream = upstream.id();
         Arc::new(Self {
-            upstream: upstream.id(),
+            hash: keyed_hash(&(upstream, &query)),
+            upstream,
             query,
         })
-    }
-
-    /// Returns a number that hardly any other identity has.
-    fn number(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        hasher.finish()
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
@@ -362,7 +371,7 @@ impl Engine {
             trace,
             |_, waiters| {
                 let mut within = within.clone();
-                within.call.lane = key.number();
+                within.call.lane = key.hash;
                 within.call.waiters = waiters;
                 let (upstream, newest) = (upstream.clone(), newest.cloned());
                 fetch_and_store(self.clone(), upstream, key.clone(), newest, fetch(within))

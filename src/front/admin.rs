@@ -333,7 +333,7 @@ fn hot(lane: &LaneStats) -> Value {
 
 /// Explains how a request for `path`, of another API, would be answered.
 async fn explain(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     path: &str,
     head: &Parts,
     body: Bytes,

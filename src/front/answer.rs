@@ -219,8 +219,7 @@ impl Front {
             match self.without_room(make().await?, claim) {
                 Ok(response) => response,
                 Err(bytes) => {
-                    self.once_there_is_room(bytes, claim, deadline, make)
-                        .await?
+                    Box::pin(self.once_there_is_room(bytes, claim, deadline, make)).await?
                 }
             }
         };

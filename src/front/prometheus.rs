@@ -12,13 +12,13 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
 use super::body::Body;
 pub(super) use super::endpoint::ApiEndpoint;
-use super::endpoint::{EXTENSIONS, split};
+use super::endpoint::{EXTENSIONS, split, takes_form};
 use super::respond::{cached, json, with_remembered};
 use super::status::{add_advice, prometheus_status};
 use crate::engine::{
     CachePolicy, Engine, Evaluation, PassthroughRequest, RangeRequest, RequestContext, Upstream,
 };
-use crate::model::{Error, Kind, Millis, Step};
+use crate::model::{Error, Kind, Millis, SharedText, Step};
 use crate::promql::{Analysis, ExpressionFacts};
 use crate::wire::prometheus::{InstantQuery, Params, RangeQuery, write_error};
 
@@ -34,9 +34,9 @@ const TENANT: [HeaderName; 2] = [
 /// The longest value of a header that is passed on, in bytes.
 const LONGEST_HEADER: usize = 256;
 
-/// Parameters of more bytes are read off the threads that serve connections, as that may take longer than a
-/// millisecond.
-const LONG: usize = 128 << 10;
+/// Longer requests, in bytes of parameters and body, are read off the threads that serve connections, as an
+/// expression may take a millisecond then.
+const LONG: usize = 12 << 10;
 
 /// Headers that describe a body other than a form.
 const OF_BODY: [HeaderName; 3] = [
@@ -81,11 +81,38 @@ pub(super) enum Asked {
 /// Reads a request with this `head` and `body`, and finds its upstream. The client's own timeout
 /// shortens the deadline of `context`.
 pub(super) async fn asked(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     endpoint: ApiEndpoint,
     head: &Parts,
     path: &str,
     body: Bytes,
+    context: &mut RequestContext,
+) -> Result<(Arc<Upstream>, Asked), Error> {
+    if body.len() + head.uri.query().map_or(0, str::len) <= LONG {
+        return read(engine, endpoint, head, path, &body, context);
+    }
+    let (engine, path, mut within) = (engine.clone(), path.to_owned(), context.clone());
+    let mut asking = Parts::clone(head);
+    asking.extensions = http::Extensions::new();
+    let reading = move || {
+        let asked = read(&engine, endpoint, &asking, &path, &body, &mut within);
+        (asked, within.deadline)
+    };
+    // Boxed, so that no other request carries its state.
+    let (asked, deadline) = Box::pin(crate::work::elsewhere(reading))
+        .await
+        .map_err(|e| Error::new(Kind::Internal, format!("reading the request failed: {e}")))?;
+    context.deadline = deadline;
+    asked
+}
+
+/// Does so in this thread.
+fn read(
+    engine: &Engine,
+    endpoint: ApiEndpoint,
+    head: &Parts,
+    path: &str,
+    body: &Bytes,
     context: &mut RequestContext,
 ) -> Result<(Arc<Upstream>, Asked), Error> {
     endpoint.check(&head.method)?;
@@ -94,13 +121,13 @@ pub(super) async fn asked(
     };
     let upstream = engine.prometheus(name)?;
     let form = !body.is_empty() && is_form(&head.headers);
-    let mut params = params(&upstream, endpoint, head, form.then_some(&body)).await?;
-    let mut lane = None;
+    let mut params = params(&upstream, endpoint, head, form.then_some(body))?;
+    let (mut lane, mut expression) = (None, None);
     let keep = match endpoint {
         ApiEndpoint::QueryRange => {
             let mut query = RangeQuery::read(&mut params)?;
             within(context, query.timeout);
-            let facts = engine.expression(&mut query.query).await;
+            let facts = engine.expression(&mut query.query);
             match cacheable(&facts, &query) {
                 Ok(lag) => {
                     let headers = picked(&head.headers, &TENANT)?;
@@ -112,7 +139,7 @@ pub(super) async fn asked(
                     return Ok((upstream, Asked::Range(request)));
                 }
                 Err(reason) => {
-                    params.set("query", query.query);
+                    expression = Some(query.query);
                     CachePolicy::NoStore(reason)
                 }
             }
@@ -120,8 +147,8 @@ pub(super) async fn asked(
         ApiEndpoint::Query => {
             let mut asked = InstantQuery::read(&mut params)?;
             within(context, asked.timeout);
-            let facts = engine.expression(&mut asked.query).await;
-            params.set("query", asked.query.clone());
+            let facts = engine.expression(&mut asked.query);
+            expression = Some(asked.query.clone());
             // The client's own limit is not part of the answer.
             params.remove("timeout");
             match engine.evaluation(&upstream, asked.time, context) {
@@ -139,7 +166,7 @@ pub(super) async fn asked(
             }
         }
         ApiEndpoint::Labels | ApiEndpoint::LabelValues | ApiEndpoint::Series => {
-            let selectors = engine.selectors(params.take_all("match[]")).await;
+            let selectors = engine.selectors(params.take_all("match[]"));
             params.replace("match[]", selectors);
             let (start, end) = (params.time_at("start"), params.time_at("end"));
             let (start, end) = engine.metadata_window(&upstream, start, end);
@@ -173,19 +200,21 @@ pub(super) async fn asked(
     }
     let question = PassthroughRequest {
         path: below.to_owned(),
-        params: Arc::new(params.sorted()),
+        params: Arc::new(shared(params, expression)),
         // A copy: a slice would hold the whole buffer of the request.
         body: if raw {
-            Bytes::copy_from_slice(&body)
+            Bytes::copy_from_slice(body)
         } else {
             Bytes::new()
         },
         headers,
         json: !matches!(endpoint, ApiEndpoint::Read | ApiEndpoint::Other),
     };
-    let method = match &head.method {
-        &Method::POST => Method::POST,
-        _ => Method::GET,
+    // The upstream may accept no target as long as that.
+    let by_form = head.method == Method::POST || (question.length() > LONG && takes_form(path));
+    let method = match by_form {
+        true => Method::POST,
+        false => Method::GET,
     };
     let whole = Asked::Whole {
         method,
@@ -196,32 +225,34 @@ pub(super) async fn asked(
     Ok((upstream, whole))
 }
 
-/// Reads the parameters of a request that `endpoint` of `upstream` knows; long ones off the threads that
-/// serve connections.
-async fn params(
-    upstream: &Arc<Upstream>,
+/// Returns `params` ordered by name, with `expression` as that of the first name `query`, which has been taken
+/// out.
+fn shared(params: Params, mut expression: Option<SharedText>) -> Vec<(String, SharedText)> {
+    let sorted = params.sorted().into_iter();
+    let shared = sorted.map(|(name, value)| match name.as_str() {
+        "query" => {
+            let text = expression.take().unwrap_or_else(|| value.into());
+            (name, text)
+        }
+        _ => (name, value.into()),
+    });
+    shared.collect()
+}
+
+/// Reads the parameters of a request that `endpoint` of `upstream` knows.
+fn params(
+    upstream: &Upstream,
     endpoint: ApiEndpoint,
     head: &Parts,
     form: Option<&Bytes>,
 ) -> Result<Params, Error> {
-    let (upstream, uri, form) = (upstream.clone(), head.uri.clone(), form.cloned());
-    let length = form.as_ref().map_or(0, Bytes::len) + uri.query().map_or(0, str::len);
-    let read = move || {
-        let more = &upstream.reading.parameters;
-        let known = endpoint.parameters();
-        Params::read(uri.query(), form.as_deref(), |name| {
-            known.is_none_or(|known| {
-                known.contains(&name)
-                    || EXTENSIONS.contains(&name)
-                    || more.iter().any(|m| m == name)
-            })
+    let more = &upstream.reading.parameters;
+    let known = endpoint.parameters();
+    Params::read(head.uri.query(), form.map(|form| &form[..]), |name| {
+        known.is_none_or(|known| {
+            known.contains(&name) || EXTENSIONS.contains(&name) || more.iter().any(|m| m == name)
         })
-    };
-    if length <= LONG {
-        return read();
-    }
-    let read = crate::work::elsewhere(read).await;
-    read.map_err(|e| Error::new(Kind::Internal, format!("reading the request failed: {e}")))?
+    })
 }
 
 /// Answers what `upstream` was asked.

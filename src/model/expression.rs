@@ -3,13 +3,14 @@
 use http::{HeaderName, HeaderValue};
 
 use super::heap::{heap_block, heap_headers};
+use super::shared_text::SharedText;
 use super::time::{Millis, Step};
 
 /// An expression that is evaluated at `phase + k * step`, and all else that its values depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Expression {
     /// The expression in PromQL.
-    pub query: String,
+    pub query: SharedText,
     /// The distance of evaluation times.
     pub step: Step,
     /// The evaluation times modulo `step`, in `0..step`.
@@ -35,7 +36,7 @@ impl Expression {
         } = self;
         let pair = |(n, v): &(String, String)| heap_block(n.capacity()) + heap_block(v.capacity());
         let pairs: usize = parameters.iter().map(pair).sum();
-        heap_block(query.capacity())
+        query.heap_bytes()
             + heap_block(parameters.capacity() * size_of::<(String, String)>())
             + pairs
             + heap_headers(headers)

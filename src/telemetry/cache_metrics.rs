@@ -11,7 +11,7 @@ pub struct CacheMetrics {
     pub bytes: Gauge,
     /// Number of cached chunks.
     pub chunks: Gauge,
-    /// Chunks evicted because the cache was full.
+    /// Chunks and whole answers evicted because the cache was full.
     pub evictions: Counter,
 }
 

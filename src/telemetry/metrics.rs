@@ -151,7 +151,7 @@ fn describe() {
     describe_gauge!(
         CACHE_BYTES,
         Unit::Bytes,
-        "Bytes that the cache holds: chunks, lists and whole answers, with their keys."
+        "Bytes that the cache holds: chunks, lists and whole answers, with their keys, and what is remembered of expressions and polls."
     );
     describe_gauge!(CACHE_CHUNKS, "Chunks in the cache.");
     describe_gauge!(
@@ -164,7 +164,10 @@ fn describe() {
         Unit::Seconds,
         "When the certificate expires, in Unix time; of a chain, the first to expire."
     );
-    describe_counter!(EVICTIONS, "Chunks evicted because the cache was full.");
+    describe_counter!(
+        EVICTIONS,
+        "Chunks, lists and whole answers evicted because the cache was full."
+    );
     describe_counter!(
         POINTS_SERVED,
         "Points served, by where they came from: the cache, or the upstream for the query."

@@ -51,7 +51,7 @@ fn request(expression: &Expression, steps: &Steps) -> crate::adapters::Request {
     let (first, last) = (seconds(steps.first), seconds(steps.last));
     let step = step_width(expression.step);
     let times = [
-        ("query", expression.query.as_str()),
+        ("query", &*expression.query),
         ("start", &first),
         ("end", &last),
         ("step", &step),

@@ -12,7 +12,7 @@ use crate::engine::metadata::MetadataQuery;
 use crate::engine::passthrough::PassthroughRequest;
 use crate::engine::whole::{CachePolicy, WholeEntry, WholeIdentity, WholeKey, WholeQuery};
 use crate::engine::{Engine, RequestContext};
-use crate::model::{Freshness, MAX_TIME, Millis, RangeSet, Step, TimeRange};
+use crate::model::{Freshness, MAX_TIME, Millis, RangeSet, SharedText, Step, TimeRange};
 use crate::store::LevelState;
 use crate::store::key::{Canonical, Slot, ValueKey};
 use crate::store::page::{self, Block, BlockContent, KnownSpan, Stamp, ValueId};
@@ -54,7 +54,7 @@ impl StoredQuery {
                     headers,
                     json,
                 } = request;
-                let timeless: Vec<&(String, String)> =
+                let timeless: Vec<&(String, SharedText)> =
                     params.iter().filter(|(name, _)| name != "time").collect();
                 if params.len() > timeless.len() + 1 {
                     return None;

@@ -6,7 +6,7 @@ use moka::ops::compute::Op;
 use moka::sync::Cache;
 
 use super::{Content, WholeEntry, WholeKey};
-use crate::engine::cache::free_dropped;
+use crate::engine::cache::{count_evictions, free_dropped};
 use crate::upstream::Flights;
 
 /// Bytes of an entry besides its contents: the bookkeeping of moka and the allocator.
@@ -21,12 +21,17 @@ pub(in crate::engine) struct WholeCache {
 impl WholeCache {
     /// Creates a cache for answers of at most `bytes` in all.
     pub(in crate::engine) fn new(bytes: u64) -> Self {
+        let count_eviction = count_evictions();
         let weigh = |key: &WholeKey, entry: &Arc<WholeEntry>| {
             let bytes = key.heap_bytes() + entry.content.heap_bytes() + ENTRY_OVERHEAD;
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         Self {
-            entries: Cache::builder().max_capacity(bytes).weigher(weigh).build(),
+            entries: Cache::builder()
+                .max_capacity(bytes)
+                .weigher(weigh)
+                .eviction_listener(count_eviction)
+                .build(),
             flights: Flights::default(),
         }
     }

@@ -6,7 +6,7 @@ use memchr::{memchr, memchr_iter};
 use url::form_urlencoded;
 
 use super::units::{read_duration, read_time, to_duration, to_millis, write_step, write_time};
-use crate::model::{Error, Millis, Step};
+use crate::model::{Error, Millis, SharedText, Step};
 
 /// The most parameters of one request.
 const MOST_PARAMETERS: usize = 10_000;
@@ -168,7 +168,7 @@ pub struct Carried {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeQuery {
     /// The expression as it was written.
-    pub query: String,
+    pub query: SharedText,
     /// The first evaluation time.
     pub start: Millis,
     /// The end of the evaluation times, inclusive; not before `start`.
@@ -226,7 +226,7 @@ impl RangeQuery {
             ));
         }
         Ok(Self {
-            query: params.take("query"),
+            query: params.take("query").into(),
             start: to_millis(start),
             end: to_millis(end),
             step: whole,
@@ -245,18 +245,19 @@ impl RangeQuery {
     }
 
     /// Returns the same as pairs of names and values.
-    pub fn pairs(&self, start: Millis, end: Millis) -> Vec<(String, String)> {
+    pub fn pairs(&self, start: Millis, end: Millis) -> Vec<(String, SharedText)> {
         let lookback = &self.carried.lookback_delta;
         let mut pairs = vec![
             ("query".to_owned(), self.query.clone()),
-            ("start".to_owned(), write_time(start)),
-            ("end".to_owned(), write_time(end)),
-            ("step".to_owned(), write_step(self.step)),
+            ("start".to_owned(), write_time(start).into()),
+            ("end".to_owned(), write_time(end).into()),
+            ("step".to_owned(), write_step(self.step).into()),
         ];
         if !lookback.is_empty() {
-            pairs.push(("lookback_delta".to_owned(), lookback.clone()));
+            pairs.push(("lookback_delta".to_owned(), lookback.as_str().into()));
         }
-        pairs.extend(self.other.iter().cloned());
+        let other = self.other.iter();
+        pairs.extend(other.map(|(name, value)| (name.clone(), value.as_str().into())));
         pairs
     }
 }
@@ -265,7 +266,7 @@ impl RangeQuery {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstantQuery {
     /// The expression as it was written.
-    pub query: String,
+    pub query: SharedText,
     /// The evaluation time; `None` means now.
     pub time: Option<Millis>,
     /// The longest time for the evaluation.
@@ -298,7 +299,7 @@ impl InstantQuery {
             }
         };
         Ok(Self {
-            query: params.take("query"),
+            query: params.take("query").into(),
             time,
             timeout: params.timeout()?,
             carried: params.carried(),
@@ -400,7 +401,7 @@ mod tests {
         let url = "query=up+%2B+1&start=1700000000.001&end=2023-11-14T23:13:20Z&step=1m30s\
                    &timeout=5&dedup=true&limit=0&lookback_delta=1m&stats=all&max[]=1&max[]=2";
         let query = read(url).unwrap();
-        assert_eq!(query.query, "up + 1");
+        assert_eq!(&*query.query, "up + 1");
         assert_eq!(
             (query.start, query.end),
             (1_700_000_000_001, 1_700_003_600_000)
@@ -480,7 +481,7 @@ mod tests {
             step in 1i64..100_000_000,
         ) {
             let asked = RangeQuery {
-                query,
+                query: query.into(),
                 start,
                 end: start + steps * step,
                 step: Step::new(step).unwrap(),

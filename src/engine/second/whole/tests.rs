@@ -233,7 +233,7 @@ impl Dashboards {
     ) -> Result<Said, crate::model::Error> {
         let request = PassthroughRequest {
             path: path.to_owned(),
-            params: Arc::new(params),
+            params: Arc::new(params.into_iter().map(|(n, v)| (n, v.into())).collect()),
             body: Bytes::new(),
             headers: Vec::new(),
             json: true,
