@@ -61,6 +61,9 @@ pub struct RequestBounds {
     pub value: usize,
 }
 
+/// The names and texts of a query may have as many times the bytes of one.
+const MOST_VALUES: usize = 8;
+
 impl Default for RequestBounds {
     /// Returns the defaults of `server.max_details` and `server.max_value`.
     fn default() -> Self {
@@ -72,6 +75,11 @@ impl Default for RequestBounds {
 }
 
 impl RequestBounds {
+    /// Returns the most bytes of names and texts in a query, which is a part of keys: 64 KiB by default.
+    fn query(&self) -> usize {
+        self.value.saturating_mul(MOST_VALUES)
+    }
+
     /// Returns the most values in `connectionDetails`: 512 by default.
     pub(super) fn details_values(&self) -> usize {
         (self.details / 32).max(16)
@@ -177,8 +185,15 @@ fn read<Q>(
     root.object()?;
     // A shorter body cannot contain a longer value.
     if body.len() > bounds.value {
-        root.member("query")
-            .check_lengths(bounds.value, "server.max_value")?;
+        let query = root.member("query");
+        query.check_lengths(bounds.value, "server.max_value")?;
+        let (text, most) = (query.value().map_or(0, Json::text_bytes), bounds.query());
+        if text > most {
+            let message = format!(
+                "has {text} bytes of names and texts; at most {most} are allowed ({MOST_VALUES} times server.max_value)"
+            );
+            return Err(Error::invalid("query", message));
+        }
     }
     Ok(Request {
         details: details(&root.member("connectionDetails"))?,
