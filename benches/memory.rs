@@ -2,7 +2,7 @@
 //!
 //! Heliostat is a process of its own, so that its resident memory is nobody else's. Caches are
 //! first filled nearly full with lanes of one shape, and with keys of one kind, and the growth of memory is
-//! compared with the weight of what is cached; then they are made to replace several times what they hold.
+//! compared with the weight of what is cached (for keys it must be within a tenth of it); then they are made to replace several times what they hold.
 //!
 //! Idle connections are opened to an empty server, and what each takes of its memory is printed: before
 //! its first request, and after it.
@@ -33,7 +33,11 @@ use support::upstream::Upstream;
 
 const CONNECTIONS: u64 = 8;
 /// The share of its limit to which a cache is filled before anything is evicted.
-const FULL: f64 = 0.85;
+const FULL: f64 = 0.75;
+/// The share of the cache that is filled with keys before their memory counts.
+const FIRST: f64 = 0.2;
+/// The most by which memory and weight of keys may differ.
+const AGREES: f64 = 1.1;
 /// The number of times a cache replaces its contents.
 const CHURN: u64 = 4;
 
@@ -521,7 +525,7 @@ fn answer_little(listener: &TcpListener) {
     }
 }
 
-/// Fills a cache with keys of one kind; prints what they take.
+/// Fills a cache with keys of one kind; prints what they take, and fails if that is not what they weigh.
 fn keys(mebibytes: u64) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let store = listener.local_addr().unwrap();
@@ -532,12 +536,18 @@ fn keys(mebibytes: u64) {
              rate_limit = {{ per_second = 100000 }}\nmetadata_ttl = \"1h\"\nrefresh = \"1h\"\n"
         )
     };
-    let config = format!(
-        "[server]\nlisten = \"127.0.0.1:0\"\n[cache]\nmemory = \"{mebibytes}MiB\"\n{}default = true\n{}",
-        upstream("mirror", "mirror"),
-        upstream("prom", "prometheus")
-    );
+    // As much for each kind, whatever its part of the cache.
+    let memory = |kind: &Keys| (mebibytes as f64 / kind.part).round();
+    let config = |kind: &Keys| {
+        format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n[cache]\nmemory = \"{}MiB\"\n{}default = true\n{}",
+            memory(kind),
+            upstream("mirror", "mirror"),
+            upstream("prom", "prometheus")
+        )
+    };
     let bound = (mebibytes << 20) as f64;
+    let mut off = Vec::new();
     println!(
         "\n{:>7}  {:<40}{:>8}{:>13}{:>13}{:>10}{:>14}{:>12}",
         "MiB",
@@ -550,7 +560,7 @@ fn keys(mebibytes: u64) {
         "grown B"
     );
     for kind in &KEYS {
-        let server = Server::start(Kind::Heliostat(&config));
+        let server = Server::start(Kind::Heliostat(&config(kind)));
         let ask = |n: u64| {
             let mut stream = TcpStream::connect(server.address).unwrap();
             stream.write_all(&(kind.request)(n)).unwrap();
@@ -559,26 +569,28 @@ fn keys(mebibytes: u64) {
             let text = String::from_utf8_lossy(&answer);
             assert!(text.starts_with("HTTP/1.1 200"), "{text:.400}");
         };
-        // Code, connections and threads are there before anything counts.
-        (0..200).for_each(ask);
-        let (rss, bytes) = (server.rss(), server.cache_bytes());
-        let (mut asked, mut batch) = (200, 100);
-        loop {
-            (asked..asked + batch).for_each(ask);
-            asked += batch;
-            let weighed = server.cache_bytes() as f64;
-            let each = (weighed - bytes as f64) / (asked - 200) as f64;
-            let room = (bound * kind.part * FULL - weighed) / each;
-            if room < 1.0 {
-                break;
+        let mut asked = 0;
+        // Fills a share of the cache, and returns memory and weight.
+        let mut fill = |share: f64| {
+            let mut batch = 100;
+            loop {
+                (asked..asked + batch).for_each(ask);
+                asked += batch;
+                let weighed = server.cache_bytes() as f64;
+                let room = (bound * share - weighed) / (weighed / asked as f64);
+                if room < 1.0 {
+                    return (server.rss() as f64, weighed, asked as f64);
+                }
+                batch = (room / 2.0).ceil() as u64;
             }
-            batch = (room / 2.0).ceil() as u64;
-        }
-        let count = (asked - 200) as f64;
-        let grown = server.rss().saturating_sub(rss) as f64;
-        let weighed = server.cache_bytes().saturating_sub(bytes) as f64;
+        };
+        // Code, connections, threads and tables must exist before anything counts.
+        let (rss, bytes, before) = fill(FIRST);
+        let (grown, weighed, count) = fill(FULL);
+        let (grown, weighed, count) = (grown - rss, weighed - bytes, count - before);
         println!(
-            "{mebibytes:>7}  {:<40}{count:>8}{:>13.1}{:>13.1}{:>10.3}{:>14.1}{:>12.1}",
+            "{:>7}  {:<40}{count:>8}{:>13.1}{:>13.1}{:>10.3}{:>14.1}{:>12.1}",
+            memory(kind),
             kind.name,
             mib(weighed),
             mib(grown),
@@ -586,7 +598,14 @@ fn keys(mebibytes: u64) {
             weighed / count,
             grown / count,
         );
+        if !(1.0 / AGREES..=AGREES).contains(&(grown / weighed)) {
+            off.push(kind.name);
+        }
     }
+    assert!(
+        off.is_empty(),
+        "memory and weight differ by more than a tenth: {off:?}"
+    );
 }
 
 fn main() {
