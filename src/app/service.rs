@@ -41,8 +41,7 @@ impl Service {
     /// Sets up what `config` describes and binds its address.
     pub async fn bind(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let address = config.server.listen;
-        let listener = TcpListener::bind(address)
-            .await
+        let listener = listen::bind(address)
             .map_err(|e| StartError(format!("cannot listen on {address} (server.listen): {e}")))?;
         let app = App::build(config, clock.clone()).await?;
         Ok(Self {

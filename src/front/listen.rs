@@ -2,7 +2,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
@@ -44,6 +45,11 @@ const UNSENT: u32 = 64 << 10;
 /// The most that an HTTP/1 connection buffers of what it receives, and so the longest head of a request:
 /// beyond it the answer is 431.
 const HEAD_BUFFER: usize = 64 << 10;
+
+/// Most connections that wait in the kernel to be accepted, if the system allows as many
+/// (`net.core.somaxconn`). What comes beyond them is dropped there, whoever sent it, and sent again after a second:
+/// with the usual 128 a burst of one client kept others waiting.
+const BACKLOG: u32 = 4096;
 
 /// Bounds of HTTP/2: requests at once on a connection, bytes of a request's head, and bytes of
 /// bodies that a stream and a connection may send ahead.
@@ -90,6 +96,22 @@ impl Connection {
     pub(super) fn claim(&self) -> &Arc<Claim> {
         &self.claim
     }
+}
+
+/// Listens on `address`. Within a runtime.
+///
+/// # Errors
+///
+/// Those of the system, such as for an address in use.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restarted process need not wait until connections of the one before are forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves each request with `handler` until `stop` completes. Then no more connections are accepted,
