@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
@@ -36,6 +37,8 @@ pub(super) struct SegmentLog {
     index: Mutex<DiskIndex>,
     /// Held by the only thread that writes.
     writer: Mutex<DiskWriter>,
+    /// The bytes of all segments, as of the last write.
+    bytes: AtomicU64,
     metrics: DiskMetrics,
 }
 
@@ -126,6 +129,7 @@ impl SegmentLog {
                 lengths: BTreeMap::new(),
                 records: Vec::new(),
             }),
+            bytes: AtomicU64::new(0),
             metrics: DiskMetrics::default(),
         };
         log.load()?;
@@ -140,7 +144,7 @@ impl SegmentLog {
     /// Returns the size of what is there.
     pub(super) fn holdings(&self) -> LevelHoldings {
         LevelHoldings {
-            bytes: self.writer().total(),
+            bytes: self.bytes.load(Ordering::Relaxed),
             limit: self.size,
             values: self.len(),
         }
@@ -154,8 +158,13 @@ impl SegmentLog {
             let expires = self.seconds().saturating_add(ttl);
             self.append(&mut writer, put.key, expires, &put.bytes)?;
         }
-        self.metrics.bytes.set(writer.total() as f64);
+        self.show_bytes(&writer);
         Ok(())
+    }
+
+    fn show_bytes(&self, writer: &DiskWriter) {
+        self.bytes.store(writer.total(), Ordering::Relaxed);
+        self.metrics.bytes.set(writer.total() as f64);
     }
 
     fn index(&self) -> MutexGuard<'_, DiskIndex> {
@@ -404,7 +413,7 @@ impl SegmentLog {
             self.begin_segment(&mut writer)?;
         }
         self.make_room(&mut writer, 0)?;
-        self.metrics.bytes.set(writer.total() as f64);
+        self.show_bytes(&writer);
         self.metrics.records.set(self.index().places.len() as f64);
         Ok(())
     }

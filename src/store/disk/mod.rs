@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
@@ -61,6 +61,8 @@ struct DiskShared {
     log: SegmentLog,
     clock: Arc<dyn Clock>,
     state: RwLock<DiskState>,
+    /// Held while the file of the state is written.
+    file: Mutex<()>,
     _lock: File,
 }
 
@@ -129,6 +131,7 @@ impl Disk {
             log,
             clock,
             state: RwLock::new(state),
+            file: Mutex::default(),
             _lock: lock,
         };
         Ok(Self {
@@ -244,11 +247,16 @@ impl DiskShared {
 
     /// Makes a change and keeps it on disk.
     fn change(&self, change: impl FnOnce(&mut DiskState)) -> io::Result<DiskState> {
-        let mut held = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        // In memory first: it holds while the process runs, whatever becomes of the file.
-        change(&mut held);
+        let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        // In memory first: it holds while the process runs, whatever becomes of the file. And readers
+        // do not wait for that.
+        let held = {
+            let mut held = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            change(&mut held);
+            held.clone()
+        };
         write_state(&self.dir, &held)?;
-        Ok(held.clone())
+        Ok(held)
     }
 }
 
