@@ -27,8 +27,9 @@ const PART: Millis = 10;
 /// The longest that a second look may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The time up to which each lane has been looked at again.
-pub(super) struct Rechecked(Cache<LaneKey, Arc<AtomicI64>>);
+/// The time up to which each lane, by its number, has been looked at again: the key of a lane can be
+/// large. Two lanes of one number share their looks.
+pub(super) struct Rechecked(Cache<u64, Arc<AtomicI64>>);
 
 impl Default for Rechecked {
     fn default() -> Self {
@@ -67,7 +68,7 @@ impl Engine {
         let done = &self.memory.rechecked.0;
         let to = lane.grid().floor(settled.saturating_sub(pause));
         // Data that settled long before it was first requested was fetched late enough.
-        let done = done.get_with(lane.key.clone(), || Arc::new(AtomicI64::new(to)));
+        let done = done.get_with(lane.key.number(), || Arc::new(AtomicI64::new(to)));
         let from = done.load(Ordering::Relaxed);
         let range = TimeRange::clamped(from.max(start), to.max(start)).aligned(lane.grid());
         if to.saturating_sub(from) < pause || !lane.upstream.client.has_spare() {

@@ -96,7 +96,7 @@ pub(super) struct WholeWrite {
 
 impl WholeWrite {
     pub(super) fn bytes(&self) -> usize {
-        self.entry.content.heap_bytes() + super::queue::PIECE_BYTES
+        self.key.heap_bytes() + self.entry.content.heap_bytes() + super::queue::PIECE_BYTES
     }
 }
 
