@@ -222,13 +222,25 @@ impl Engine {
         key: &WholeKey,
         context: &RequestContext,
     ) -> Option<Error> {
-        match &self.fresh_whole(upstream, key, context)?.entry.content {
-            Content::Error(error) => Some(Error {
+        self.fresh_or_error(upstream, key, context)?.err()
+    }
+
+    /// Returns the answer cached under `key`, or the error of the upstream about the query, if it is
+    /// fresh.
+    fn fresh_or_error(
+        &self,
+        upstream: &Upstream,
+        key: &WholeKey,
+        context: &RequestContext,
+    ) -> Option<Result<WholeAnswer, Error>> {
+        let answer = self.fresh_whole(upstream, key, context)?;
+        Some(match &answer.entry.content {
+            Content::Error(error) => Err(Error {
                 remembered: true,
                 ..error.clone()
             }),
-            Content::List(_) | Content::Response(_) | Content::Alias(_) => None,
-        }
+            Content::List(_) | Content::Response(_) | Content::Alias(_) => Ok(answer),
+        })
     }
 
     /// Remembers `error`, with which a fetch that began at `fetched` ended, if it is about the
@@ -273,18 +285,27 @@ impl Engine {
         F: Future<Output = Result<(Content, CachePolicy), Error>> + Send + 'static,
     {
         let planning = context.span("plan");
-        let remembered = self.remembered(upstream, key, context);
         // Of answers that bypass the cache, only errors are in it.
-        if remembered.is_none()
-            && let Some(hit) = self.fresh_whole(upstream, key, context)
-        {
-            planned(planning, hit.cache.lookup, 0);
-            return Ok(hit);
-        }
+        let mut remembered = match self.fresh_or_error(upstream, key, context) {
+            Some(Ok(hit)) => {
+                planned(planning, hit.cache.lookup, 0);
+                return Ok(hit);
+            }
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        let freshness = context.freshness(&upstream.freshness);
+        // Returns the answer that is known, and the time for which it is fresh.
         let known = || {
-            let known = self.memory.whole.entries.get(key);
+            let whole = &self.memory.whole;
+            let known = whole.entries.get(key);
             let known = known.filter(|entry| bypass.is_none() && !entry.content.is_error());
-            known.or_else(|| self.memory.whole.behind(newest?))
+            let lifetime = |entry: &WholeEntry| entry.policy.lifetime(&freshness);
+            match known {
+                Some(entry) => Some((lifetime(&entry).unwrap_or_default(), entry)),
+                // What was settled at its time is not what is asked for now.
+                None => Some((freshness.refresh, whole.behind(newest?)?)),
+            }
         };
         let begun = self.clock.monotonic();
         let (counting, wait) = context.counting();
@@ -294,12 +315,15 @@ impl Engine {
             let any = known_now.is_some();
             let asked = self.ask_second_level_whole(upstream, key, newest, any, context);
             if Box::pin(asked).await {
-                if let Some(mut hit) = self.fresh_whole(upstream, key, context) {
-                    planned(planning, hit.cache.lookup, 0);
-                    wait.show(&mut hit.cache, &mut hit.timing);
-                    return Ok(hit);
+                match self.fresh_or_error(upstream, key, context) {
+                    Some(Ok(mut hit)) => {
+                        planned(planning, hit.cache.lookup, 0);
+                        wait.show(&mut hit.cache, &mut hit.timing);
+                        return Ok(hit);
+                    }
+                    Some(Err(error)) => remembered = Some(error),
+                    None => known_now = known(),
                 }
-                known_now = known();
             }
         }
         let known = known_now;
@@ -321,15 +345,13 @@ impl Engine {
             ..Timing::default()
         };
         wait.show(&mut cache, &mut timing);
-        let freshness = context.freshness(&upstream.freshness);
         let entry = match (fetched, known) {
             (Ok(entry), _) => {
                 let lifetime = entry.policy.lifetime(&upstream.freshness);
                 cache.stored = lifetime.is_some_and(|ttl| !ttl.is_zero());
                 entry
             }
-            (Err(error), Some(entry)) if error.kind.origin() != Origin::Client => {
-                let ttl = entry.policy.lifetime(&freshness).unwrap_or_default();
+            (Err(error), Some((ttl, entry))) if error.kind.origin() != Origin::Client => {
                 let age = entry.age(context);
                 if age >= ttl.saturating_add(freshness.max_stale) {
                     return Err(error);
