@@ -108,6 +108,7 @@ impl Engine {
         let alone = sub_ranges.len() == 1;
         // Only what is no hit counts what it waits for.
         let mut counting: Option<Box<(RequestContext, Arc<LevelWait>)>> = None;
+        let end = range.end();
         for sub_range in sub_ranges {
             let planning = context.span("plan");
             let fresh = self.fresh(&lane, &sub_range, context);
@@ -131,6 +132,9 @@ impl Engine {
                     view
                 }
             };
+            // Where expired data ends before its sub-range does, later ones would show a hole.
+            let edge = view.degraded.as_ref().map(|degraded| degraded.edge);
+            builder.partial |= sub_range.end() < end && edge.is_some_and(|t| t < sub_range.end());
             builder.add(view, &lane, &sub_range, context);
             if builder.partial {
                 break;

@@ -721,6 +721,28 @@ async fn points_that_come_after_they_settled_are_found_by_a_second_look() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn expired_points_are_not_followed_by_later_ones_beyond_a_hole() {
+    let world = World::new(10_000, Aggregate::Auto);
+    let begin = world.clocks.truth();
+    let start = begin - 1990 * INTERVAL;
+    world.ask(&query(start, begin, Layout::Raw)).await.unwrap();
+    // Read in two: the first part has a tail of then, the second is fresh.
+    world.clocks.pass(40 * INTERVAL);
+    let (middle, now) = (start + 2000 * INTERVAL, world.clocks.truth());
+    world.ask(&query(middle, now, Layout::Raw)).await.unwrap();
+    world.source.failing.store(true, Ordering::SeqCst);
+    let answer = world.ask(&query(start, now, Layout::Raw)).await.unwrap();
+    assert!(answer.cache.error || answer.cache.ttl_seconds < 0);
+    assert!(answer.partial);
+    let last = points(&answer).last().map(|p| p.0);
+    assert!(last.is_some_and(|t| t < middle), "{last:?} of {begin}");
+    // Where the expired part is the last, the answer ends where it is known to.
+    let end = middle - INTERVAL;
+    let answer = world.ask(&query(start, end, Layout::Raw)).await.unwrap();
+    assert!(!answer.partial);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_polled_at_a_steady_pace_is_not_refreshed() {
     let world = World::new(10_000, Aggregate::Auto);
     let mut asks = 0;

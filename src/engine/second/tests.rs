@@ -446,6 +446,54 @@ fn after_a_restart_only_what_may_still_change_is_fetched() {
 }
 
 #[test]
+fn late_points_that_a_second_look_found_are_kept_too() {
+    runtime().block_on(async {
+        let make = |world: &World, clock: &Arc<dyn Clock>, memory| {
+            let mirror = Mirror {
+                api_key: None,
+                page: 100_000,
+            };
+            let keeping = Keeping {
+                recheck: 600_000,
+                ..keeping(Aggregate::Local)
+            };
+            engine_with(
+                world.source.clone(),
+                clock,
+                Box::new(mirror),
+                keeping,
+                memory,
+            )
+        };
+        let mut fleet = Fleet::with(1, None, Box::new(make));
+        let begin = fleet.clocks().truth();
+        let old = query(begin, begin + 60_000, Layout::Raw);
+        let late = TimeRange::clamped(begin + 10_000, begin + 40_000);
+        *fleet.clocks().late.lock().unwrap() = late;
+        // They come when the page of their time has been written without them.
+        for (poll, pause) in (0..20).zip([7_000, 12_000, 25_000, 45_000, 31_000].iter().cycle()) {
+            let now = fleet.clocks().truth();
+            fleet
+                .ask(0, &query(begin - 100_000, now, Layout::Raw))
+                .await
+                .unwrap();
+            fleet.flush().await;
+            if poll == 4 {
+                *fleet.clocks().late.lock().unwrap() = TimeRange::clamped(0, 0);
+            }
+            fleet.clocks().pass(*pause);
+            tokio::time::sleep(Duration::from_millis(*pause as u64)).await;
+        }
+        fleet.flush().await;
+        fleet.restart(0);
+        fleet.members[0].1.calls();
+        let answer = fleet.ask(0, &old).await;
+        check(&fleet.members[0].1, &old, &answer, REFRESH);
+        assert_eq!(fleet.members[0].1.calls(), [], "it is read from the level");
+    });
+}
+
+#[test]
 fn buckets_that_the_upstream_made_are_kept_too() {
     runtime().block_on(async {
         let mut fleet = Fleet::new(1, None, Aggregate::Upstream);

@@ -8,12 +8,14 @@ use futures_util::future::join_all;
 
 use super::queue::{Batch, LaneWrite, weight};
 use super::{Named, Tier, grain, known, line_span, page_span, pages, value};
+use crate::adapters::Data;
 use crate::engine::chunk::Piece;
 use crate::engine::lane::Lane;
 use crate::model::{RangeSet, TimeRange};
 use crate::store::key::{Slot, ValueKey};
 use crate::store::page::{self, Stamp, ValueId};
 use crate::store::{Found, LevelState, Mark, Put};
+use crate::wire::prometheus::Series;
 
 /// Most values, and bytes, of one call.
 const CALL_VALUES: usize = 64;
@@ -70,7 +72,7 @@ impl Tier {
     pub(super) fn put(&self, lane: &Lane, piece: &Arc<Piece>, stamp: Stamp) {
         let write = LaneWrite {
             lane: lane.clone(),
-            bytes: weight(piece),
+            bytes: weight(piece) + lane.key.heap_bytes(),
             pieces: vec![(piece.clone(), stamp)],
             attempts: 0,
         };
@@ -343,11 +345,27 @@ impl Job {
                 continue;
             };
             let known: RangeSet = old.segments.iter().map(|s| s.range).collect();
-            if new.segments.iter().any(|s| !known.covers(&s.range)) {
+            let ranges: RangeSet = new.segments.iter().map(|s| s.range).collect();
+            let unknown = ranges.iter().any(|range| !known.covers(range));
+            // Points that came late are found in what was settled before.
+            if unknown || !same(&old.within(&ranges, |_| true).data, &new.data) {
                 wants.insert(slot, old.joined(&new, grain(lane)));
             }
         }
         self.wants = wants.into_iter().collect();
+    }
+}
+
+/// Returns whether both hold the same points, or the same samples of the same series.
+fn same(one: &Data, other: &Data) -> bool {
+    let filled = |s: &&Series| s.values.len() + s.histograms.len() > 0;
+    match (one, other) {
+        (Data::Points(one), Data::Points(other)) => one == other,
+        (Data::Matrix(one), Data::Matrix(other)) => {
+            let one = one.series.iter().filter(filled);
+            one.eq(other.series.iter().filter(filled))
+        }
+        _ => false,
     }
 }
 
