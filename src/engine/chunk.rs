@@ -272,8 +272,8 @@ impl Chunk {
     pub(crate) fn supersedes(&self, other: &Self) -> bool {
         let known: RangeSet = self.coverage.iter().map(|s| s.range).collect();
         let worse = |theirs: &Segment| {
-            let mut ours = self.coverage.iter();
-            ours.any(|o| theirs.outranks(o) && o.range.intersection(&theirs.range).is_some())
+            let mut ours = of_range(&self.coverage, &theirs.range).iter();
+            ours.any(|o| theirs.outranks(o))
         };
         let mut theirs = other.coverage.iter();
         theirs.all(|s| known.covers(&s.range) && !worse(s))
@@ -387,6 +387,13 @@ impl Content {
     }
 }
 
+/// Returns those of `segments`, which are ascending and disjoint, that share times with `range`.
+fn of_range<'a>(segments: &'a [Segment], range: &TimeRange) -> &'a [Segment] {
+    let from = segments.partition_point(|s| s.range.end() <= range.start());
+    let to = segments.partition_point(|s| s.range.start() < range.end());
+    segments.get(from..to).unwrap_or_default()
+}
+
 /// Combines the segments `known` and `segments` of `span`; returns the result, and the ranges in
 /// which the latter count.
 fn combined(
@@ -401,7 +408,9 @@ fn combined(
         let Some(range) = segment.range.intersection(span) else {
             continue;
         };
-        let later = known.iter().filter(|k| k.outranks(segment));
+        let later = of_range(known, &range)
+            .iter()
+            .filter(|k| k.outranks(segment));
         let later: RangeSet = later.map(|k| k.range).collect();
         for range in later.missing_from(range).iter() {
             news.insert(*range);
@@ -482,7 +491,7 @@ pub(crate) fn derived(raw: &[Segment], size: Step, range: &TimeRange) -> Vec<Seg
         if !known.covers(&span) {
             return None;
         }
-        let parts = || raw.iter().filter(|s| s.range.intersection(&span).is_some());
+        let parts = || of_range(raw, &span).iter();
         let open = parts().filter(|s| !s.settled).map(|s| s.fetched).min();
         Some(Segment {
             range: span,
@@ -606,6 +615,8 @@ mod tests {
         );
         let old = Piece::fetched(Data::default(), range(0, 100), fetched, 500, step);
         assert_eq!(old.segments, [segment(0, 100, 3, true)]);
+        let unsure = Piece::fetched(Data::default(), range(0, 100), fetched, Millis::MIN, step);
+        assert_eq!(unsure.segments, [segment(0, 100, 3, false)]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The planner: decides which part of a range is cached and fresh, and which has to be fetched.
 //! Pure.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -143,7 +144,7 @@ pub fn plan(
     } else {
         Lookup::Partial
     };
-    let expired = |s: &&Segment| missing.iter().any(|m| m.intersection(&s.range).is_some());
+    let expired = |s: &&Segment| missing.intersects(&s.range);
     let age = |s: &Segment| now.monotonic.saturating_sub(s.fetched);
     let oldest = coverage.iter().filter(expired).map(age).max();
     let ttl = coverage
@@ -276,7 +277,6 @@ fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -
         false => JOIN_CELLS,
     };
     let near = policy.cell.times(join).millis();
-    let gap = |a: &TimeRange, b: &TimeRange| b.start().saturating_sub(a.end());
     let mut joined: Vec<TimeRange> = Vec::with_capacity(ranges.len());
     for range in ranges {
         match joined.last_mut() {
@@ -284,20 +284,33 @@ fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -
             _ => joined.push(range),
         }
     }
-    while joined.len() > MAX_RANGES {
-        let gaps = joined
-            .iter()
-            .zip(joined.iter().skip(1))
-            .map(|(a, b)| gap(a, b));
-        let Some((at, _)) = (0..).zip(gaps).min_by_key(|(_, gap)| *gap) else {
-            break;
-        };
-        let next = joined.remove(at + 1);
-        if let Some(here) = joined.get_mut(at) {
-            *here = here.hull(&next);
+    fewer(joined, MAX_RANGES)
+}
+
+/// Returns `ranges`, ascending, with the nearest ones joined until there are at most `most`.
+fn fewer(ranges: Vec<TimeRange>, most: usize) -> Vec<TimeRange> {
+    let Some(surplus) = ranges.len().checked_sub(most).filter(|n| *n > 0) else {
+        return ranges;
+    };
+    let gaps = ranges.iter().zip(ranges.iter().skip(1));
+    let mut gaps: Vec<(Millis, usize)> =
+        gaps.zip(1..).map(|((a, b), at)| (gap(a, b), at)).collect();
+    gaps.sort_unstable();
+    gaps.truncate(surplus);
+    let closed: BTreeSet<usize> = gaps.into_iter().map(|(_, at)| at).collect();
+    let mut joined: Vec<TimeRange> = Vec::with_capacity(most);
+    for (at, range) in ranges.into_iter().enumerate() {
+        match joined.last_mut() {
+            Some(last) if closed.contains(&at) => *last = last.hull(&range),
+            _ => joined.push(range),
         }
     }
     joined
+}
+
+/// Returns the time between `a` and `b`, which comes after it.
+fn gap(a: &TimeRange, b: &TimeRange) -> Millis {
+    b.start().saturating_sub(a.end())
 }
 
 /// Returns the range of all data that may still change, and of data fetched a while ago when it

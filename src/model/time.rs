@@ -140,9 +140,9 @@ impl Step {
         t.div_euclid(self.millis())
     }
 
-    /// Returns the last grid line at or before `t`.
+    /// Returns the last grid line at or before `t`, or [`Millis::MIN`] if that is before all times.
     pub fn floor(&self, t: Millis) -> Millis {
-        t - t.rem_euclid(self.millis())
+        t.saturating_sub(t.rem_euclid(self.millis()))
     }
 
     /// Returns the first grid line at or after `t`.
@@ -178,55 +178,70 @@ impl RangeSet {
         Self::default()
     }
 
-    /// Adds the instants of `range`.
+    /// Adds the instants of `range`. Ranges that touch it become one with it.
     pub fn insert(&mut self, range: TimeRange) {
         if range.is_empty() {
             return;
         }
-        let mut merged = range;
-        self.0.retain(|r| {
-            let apart = r.end < merged.start || merged.end < r.start;
-            if !apart {
-                merged = merged.hull(r);
-            }
-            apart
-        });
-        let at = self.0.partition_point(|r| r.start < merged.start);
-        self.0.insert(at, merged);
+        let from = self.0.partition_point(|r| r.end < range.start);
+        let to = self.0.partition_point(|r| r.start <= range.end);
+        let touching = self.0.get(from..to).unwrap_or_default();
+        let merged = touching.iter().fold(range, |all, r| all.hull(r));
+        self.0.splice(from..to, [merged]);
     }
 
     /// Takes the instants of `range` away.
     pub fn remove(&mut self, range: &TimeRange) {
-        let before = std::mem::take(&mut self.0);
-        for r in before {
-            match r.intersection(range) {
-                None => self.0.push(r),
-                Some(cut) => {
-                    for rest in [
-                        TimeRange::clamped(r.start, cut.start),
-                        TimeRange::clamped(cut.end, r.end),
-                    ] {
-                        if !rest.is_empty() {
-                            self.0.push(rest);
-                        }
-                    }
-                }
-            }
-        }
+        let cut = self.places_of(range);
+        let first = self.0.get(cut.start).copied();
+        let last = cut
+            .end
+            .checked_sub(1)
+            .and_then(|at| self.0.get(at).copied());
+        let (Some(first), Some(last), false) = (first, last, cut.is_empty()) else {
+            return;
+        };
+        let rest = [
+            TimeRange::clamped(first.start, range.start),
+            TimeRange::clamped(range.end, last.end),
+        ];
+        let rest = rest.into_iter().filter(|r| !r.is_empty());
+        self.0.splice(cut, rest);
     }
 
     /// Returns the instants of `range` that are not in the set.
     pub fn missing_from(&self, range: TimeRange) -> Self {
-        let mut rest = Self::from(range);
-        for r in &self.0 {
-            rest.remove(r);
+        let known = self.0.get(self.places_of(&range)).unwrap_or_default();
+        let mut missing = Vec::with_capacity(known.len() + 1);
+        let mut at = range.start;
+        for r in known {
+            missing.push(TimeRange::clamped(at, r.start));
+            at = r.end;
         }
-        rest
+        missing.push(TimeRange::clamped(at, range.end));
+        missing.retain(|r| !r.is_empty());
+        Self(missing)
     }
 
     /// Returns whether every instant of `range` is in the set.
     pub fn covers(&self, range: &TimeRange) -> bool {
-        range.is_empty() || self.0.iter().any(|r| r.covers(range))
+        let mut over = self.0.get(self.places_of(range)).into_iter().flatten();
+        range.is_empty() || over.next().is_some_and(|r| r.covers(range))
+    }
+
+    /// Returns whether some instant of `range` is in the set.
+    pub fn intersects(&self, range: &TimeRange) -> bool {
+        !self.places_of(range).is_empty()
+    }
+
+    /// Returns the places of the ranges that share instants with `range`.
+    fn places_of(&self, range: &TimeRange) -> std::ops::Range<usize> {
+        if range.is_empty() {
+            return 0..0;
+        }
+        let from = self.0.partition_point(|r| r.end <= range.start);
+        let to = self.0.partition_point(|r| r.start < range.end);
+        from..to
     }
 
     /// Returns its ranges, ascending.
@@ -294,12 +309,15 @@ mod tests {
         assert_eq!(step.cells_in(&range(59, 121)), 3);
         assert_eq!(step.cells_in(&range(60, 60)), 0);
         assert_eq!(step.cells_in(&range(65, 65)), 0);
+        assert_eq!(step.floor(Millis::MIN), Millis::MIN);
+        assert_eq!(step.floor(Millis::MIN + 1), Millis::MIN);
     }
 
     proptest! {
         #[test]
         fn a_set_holds_what_was_inserted_and_not_removed(
-            ops in prop::collection::vec((any::<bool>(), 0i64..60, 0i64..20), 0..25)
+            ops in prop::collection::vec((any::<bool>(), 0i64..60, 0i64..20), 0..25),
+            part in (0i64..70, 0i64..30),
         ) {
             let mut set = RangeSet::new();
             let mut model = [false; 100];
@@ -316,10 +334,15 @@ mod tests {
             for pair in set.ranges().windows(2) {
                 prop_assert!(pair[0].end() < pair[1].start());
             }
-            let missing = set.missing_from(range(0, 100));
+            let (start, end) = (part.0, part.0 + part.1);
+            let missing = set.missing_from(range(start, end));
             for t in 0..100 {
-                prop_assert_eq!(missing.iter().any(|r| r.holds(t)), !model[t as usize]);
+                let lacks = (start..end).contains(&t) && !model[t as usize];
+                prop_assert_eq!(missing.iter().any(|r| r.holds(t)), lacks);
             }
+            let of = &model[start as usize..end as usize];
+            prop_assert_eq!(set.covers(&range(start, end)), of.iter().all(|held| *held));
+            prop_assert_eq!(set.intersects(&range(start, end)), of.contains(&true));
         }
     }
 }

@@ -643,6 +643,8 @@ async fn two_real_stores_are_filled_from_each_other_in_whatever_order_they_were_
                 let (from, to) = (START + from * MINUTE, START + (from + 45) * MINUTE);
                 real.range("g", from, to).await;
                 mirror(&real.server, &real.name, "__gauge__:g b", (from, to), None).await;
+                let count = Some(("EVENT_COUNT", 5 * MINUTE));
+                mirror(&real.server, &there, "__gauge__:g b", (from, to), count).await;
             }
             stores[killed].start_again().await;
             real.clock.pass(10_001);
