@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::columns::Columns;
+use super::plan::of_range;
 use super::render::Rendered;
 use crate::adapters::{Data, LabeledSeries};
 use crate::model::{Layout, Millis, Points, RangeSet, Step, TimeRange};
@@ -385,13 +386,6 @@ impl Content {
             annotations,
         })
     }
-}
-
-/// Returns those of `segments`, which are ascending and disjoint, that share times with `range`.
-fn of_range<'a>(segments: &'a [Segment], range: &TimeRange) -> &'a [Segment] {
-    let from = segments.partition_point(|s| s.range.end() <= range.start());
-    let to = segments.partition_point(|s| s.range.start() < range.end());
-    segments.get(from..to).unwrap_or_default()
 }
 
 /// Combines the segments `known` and `segments` of `span`; returns the result, and the ranges in

@@ -287,6 +287,13 @@ fn to_fetch(missing: &RangeSet, range: &TimeRange, policy: &Policy, now: &Now) -
     fewer(joined, MAX_RANGES)
 }
 
+/// Returns those of `segments`, which are ascending and disjoint, that share times with `range`.
+pub(super) fn of_range<'a>(segments: &'a [Segment], range: &TimeRange) -> &'a [Segment] {
+    let from = segments.partition_point(|s| s.range.end() <= range.start());
+    let to = segments.partition_point(|s| s.range.start() < range.end());
+    segments.get(from..to).unwrap_or_default()
+}
+
 /// Returns `ranges`, ascending, with the nearest ones joined until there are at most `most`.
 fn fewer(ranges: Vec<TimeRange>, most: usize) -> Vec<TimeRange> {
     let Some(surplus) = ranges.len().checked_sub(most).filter(|n| *n > 0) else {
