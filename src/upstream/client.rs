@@ -262,10 +262,9 @@ impl UpstreamClient {
         }
     }
 
-    /// Makes one exchange: again at another address, if it is the address that failed or cannot
-    /// take more calls and there is another; else again if that is worth it and the budget allows
-    /// it. `kept` is
-    /// what has been built of earlier answers, if it continues a call.
+    /// Makes one exchange: again at another address, if it is the address that failed or cannot take more calls and
+    /// there is another; else again if that is worth it and the budget allows it. `kept` is what has been built of
+    /// earlier answers, if it continues a call.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         exchange: &Late<T>,
