@@ -2,24 +2,22 @@
 //! fetched once for all clients, cached for a while, and served expired while the upstream fails.
 
 mod cache;
+mod identity;
 
 use std::future::Future;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) use self::cache::WholeCache;
+pub(super) use self::identity::{WholeIdentity, WholeKey, WholeQuery};
 use super::encoded::EncodedResponse;
 use super::explain::ResponseReport;
 use super::fetch::too_late;
 use super::invalidate::Generation;
-use super::lane::{LaneKey, keyed_hash};
-use super::metadata::{List, MetadataQuery};
+use super::metadata::List;
 use super::outcome::{CacheOutcome, Timing};
-use super::passthrough::PassthroughRequest;
 use super::plan::Lookup;
 use super::{Engine, RequestContext, planned};
-use crate::adapters::{CatalogueScope, Forwarded};
 use crate::model::{Error, Freshness, Millis, Origin, TimeRange, heap_block};
 use crate::promql::Reads;
 use crate::upstream::Upstream;
@@ -56,71 +54,6 @@ impl CachePolicy {
             Self::Metadata => Some(freshness.metadata_ttl),
             Self::Settled => Some(freshness.history_ttl),
         }
-    }
-}
-
-/// A query whose answer is cached whole. Details may hold secrets, so it cannot be printed.
-#[derive(PartialEq, Eq, Hash)]
-pub(super) enum WholeQuery {
-    /// The whole list of an upstream, before prefix, offset and limit of a query are applied.
-    List(Forwarded, MetadataQuery),
-    /// The metrics of an upstream that lists are cut from.
-    Catalogue(CatalogueScope),
-    /// A query for names or values.
-    Page(Forwarded, MetadataQuery),
-    /// A request to Prometheus' API.
-    Response(PassthroughRequest),
-    /// A request without its evaluation time, of which the newest answer is known.
-    Newest(PassthroughRequest),
-    /// A range query of PromQL, of which only errors are cached whole.
-    Range(LaneKey, TimeRange),
-}
-
-/// The identity that no other whole answer has, hashed once.
-pub(super) struct WholeIdentity {
-    hash: u64,
-    pub(super) upstream: u64,
-    pub(super) query: WholeQuery,
-}
-
-impl Hash for WholeIdentity {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl PartialEq for WholeIdentity {
-    fn eq(&self, other: &Self) -> bool {
-        (self.hash, self.upstream) == (other.hash, other.upstream) && self.query == other.query
-    }
-}
-
-impl Eq for WholeIdentity {}
-
-/// An identity that is cheap to clone.
-pub(super) type WholeKey = Arc<WholeIdentity>;
-
-impl WholeIdentity {
-    /// Returns the identity of the answer of `upstream` to `query`.
-    pub(super) fn new(upstream: &Upstream, query: WholeQuery) -> WholeKey {
-        let upstream = upstream.id();
-        Arc::new(Self {
-            hash: keyed_hash(&(upstream, &query)),
-            upstream,
-            query,
-        })
-    }
-
-    pub(super) fn heap_bytes(&self) -> usize {
-        let query = match &self.query {
-            WholeQuery::List(details, query) | WholeQuery::Page(details, query) => {
-                details.heap_bytes() + query.heap_bytes()
-            }
-            WholeQuery::Catalogue(scope) => scope.heap_bytes(),
-            WholeQuery::Response(request) | WholeQuery::Newest(request) => request.heap_bytes(),
-            WholeQuery::Range(lane, _) => lane.heap_bytes(),
-        };
-        heap_block(size_of::<Self>()) + query
     }
 }
 
@@ -393,7 +326,7 @@ impl Engine {
             trace,
             |_, waiters| {
                 let mut within = within.clone();
-                within.call.lane = key.hash;
+                within.call.lane = key.number();
                 within.call.waiters = waiters;
                 let (upstream, newest) = (upstream.clone(), newest.cloned());
                 fetch_and_store(self.clone(), upstream, key.clone(), newest, fetch(within))
