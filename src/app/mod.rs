@@ -40,8 +40,8 @@ use crate::reloadable::Reloadable;
 use crate::store::joint::JointLimits;
 use crate::telemetry::metrics::{self, UpstreamMetrics};
 use crate::upstream::{
-    AnswerMemory, AwsSigner, ClientConfig, Forward, Guard, Http, Identity, Registry, SharedLimits,
-    Transport, Upstream, UpstreamClient, watch,
+    AnswerMemory, AwsSigner, BudgetPath, ClientConfig, Forward, Guard, Http, Identity, Registry,
+    SharedLimits, Transport, Upstream, UpstreamClient, watch,
 };
 use crate::wire::mirror::request::RequestBounds;
 
@@ -86,16 +86,17 @@ struct BuiltUpstream {
 impl App {
     /// Sets up what `config` describes; demonstration sources start listening.
     pub async fn build(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        Self::make(config, clock, None).await
+        Self::make(config, clock, None, true).await
     }
 
     /// The same for a command that ends soon, while a service may run under the same `config`: without the
-    /// second levels of the cache, which the service holds.
+    /// second levels of the cache, which the service holds; and the usage of budgets is read, but not
+    /// written, as the service writes it.
     pub async fn beside(config: &Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let mut config = config.clone();
         config.cache_disk = None;
         config.cache_shared = None;
-        Self::build(&config, clock).await
+        Self::make(&config, clock, None, false).await
     }
 
     /// Gives up the share of the limits that replicas keep together.
@@ -108,7 +109,7 @@ impl App {
     /// Sets up what `config` describes as the successor of this: unchanged upstreams are kept, and
     /// so is the cache of those with the same data. On failure nothing changes.
     async fn rebuild(&self, config: &Config) -> Result<Self, StartError> {
-        Self::make(config, self.clock.clone(), Some(self)).await
+        Self::make(config, self.clock.clone(), Some(self), true).await
     }
 
     fn built_as(&self, name: &str) -> Option<&BuiltUpstream> {
@@ -120,6 +121,7 @@ impl App {
         config: &Config,
         clock: Arc<dyn Clock>,
         before: Option<&Self>,
+        writes_budgets: bool,
     ) -> Result<Self, StartError> {
         // The registry comes first: handles created before it would count nothing.
         let registry = metrics::registry();
@@ -138,6 +140,7 @@ impl App {
             clock: clock.clone(),
             answers: answers.clone(),
             state_dir: config.state_dir.clone(),
+            writes_budgets,
         };
         // A client loads the system's authorities; most upstreams can share one.
         let plain: Arc<dyn Transport> = Arc::new(Http::plain().map_err(StartError)?);
@@ -255,6 +258,7 @@ struct UpstreamBuilder {
     clock: Arc<dyn Clock>,
     answers: Arc<AnswerMemory>,
     state_dir: Option<PathBuf>,
+    writes_budgets: bool,
 }
 
 /// The connection to an upstream, and its credentials.
@@ -407,10 +411,10 @@ impl UpstreamBuilder {
             method: reading.method,
             max_response: reading.max_response,
             answers: self.answers.clone(),
-            budget_file: self
-                .state_dir
-                .as_ref()
-                .map(|dir| dir.join(format!("{}.budget", settings.name))),
+            budget_file: self.state_dir.as_ref().map(|dir| BudgetPath {
+                path: dir.join(format!("{}.budget", settings.name)),
+                written: self.writes_budgets,
+            }),
             metrics: metrics.clone(),
             clock: self.clock.clone(),
         });

@@ -8,17 +8,15 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::header::{CONTENT_TYPE, DATE};
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::front::{Body, BodyLimits, error_response, read_body};
 use crate::model::{Error, Kind};
 
-/// The limits of its request bodies.
-const BODY_LIMITS: BodyLimits = BodyLimits {
-    max: 1 << 20,
-    time: Duration::from_secs(10),
-    in_flight: usize::MAX,
-};
+/// Most bytes of a request's body, and the longest time until it has arrived.
+const MOST_BODY: usize = 1 << 20;
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The demonstration mirror as a server.
 pub struct DemoServer {
@@ -50,7 +48,12 @@ impl DemoServer {
         }
         tokio::time::sleep(self.latency).await;
         let path = request.uri().path().to_owned();
-        let answer = match read_body(request.into_body(), BODY_LIMITS).await {
+        let limits = BodyLimits {
+            max: MOST_BODY,
+            deadline: Instant::now() + BODY_TIME,
+            in_flight: usize::MAX,
+        };
+        let answer = match read_body(request.into_body(), limits).await {
             Ok(body) => super::answer(&path, &body, self.clock.now()),
             Err(error) => Err(error),
         };

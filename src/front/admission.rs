@@ -88,7 +88,7 @@ pub(super) struct Claim {
 }
 
 /// Returns the key of a client's share: an IPv6 host commonly has a whole /64.
-fn share_of(address: IpAddr) -> IpAddr {
+pub(super) fn share_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::admission::Claim;
+use super::admission::{Claim, Full};
 use super::assets::Asset;
 use super::body::{Body, BodyLimits, read_charged};
 use super::headers::{accepted_encoding, max_age, require_json};
@@ -22,12 +22,15 @@ use super::status::error_response;
 use super::{admin, browser, mirror, pages, prometheus};
 use crate::engine::{CallContext, RequestContext};
 use crate::model::{Error, Kind};
-use crate::telemetry::metrics;
 use crate::telemetry::trace::Trace;
+use crate::telemetry::{metrics, removed};
 use crate::wire::encoding::Encoding;
 
 /// Responses of so many bytes wait until there is room for them.
 const LARGE: usize = 64 << 10;
+
+/// Most bytes of all texts of `/metrics` that are being sent.
+const SCRAPE_BYTES: usize = 8 << 20;
 
 /// The bytes of memory that a request of Prometheus' API is charged for each byte of a large body.
 const PARTS: usize = 4;
@@ -36,9 +39,11 @@ const PARTS: usize = 4;
 pub(super) struct Arrival {
     /// The time of its arrival, by the monotonic clock.
     pub(super) at: Duration,
+    /// The time by which it has to be answered.
+    pub(super) deadline: Instant,
     pub(super) trace: Trace,
     pub(super) client: IpAddr,
-    /// Its place among the requests in flight; probes have none.
+    /// Its place among the requests in flight, or the probes; a probe may be answered without one.
     pub(super) claim: Option<Arc<Claim>>,
 }
 
@@ -77,18 +82,12 @@ impl Front {
                 asset.answer(request.method(), headers, encoding)
             }
             Some(Route::Page(page)) => {
-                if page == pages::Page::Metrics {
-                    let (requests, bytes) = self.shared.requests.totals();
-                    metrics::in_flight(requests, bytes);
-                }
-                pages::answer(
-                    page,
-                    request.method(),
-                    request.uri().path(),
-                    &self.engine,
-                    self.shared.registry,
-                    self.is_draining(),
-                )
+                let (method, path) = (request.method(), request.uri().path());
+                let metrics = match page {
+                    pages::Page::Metrics => self.metrics(method, arrival.claim).await?,
+                    _ => Bytes::new(),
+                };
+                pages::answer(page, method, path, metrics, self.is_draining())
             }
             Some(Route::Admin(call)) => self.admin(call, request, arrival).await,
             None => {
@@ -99,12 +98,39 @@ impl Front {
         }
     }
 
+    /// Returns the text of `/metrics`, whose bytes are charged to `claim`.
+    async fn metrics(&self, method: &Method, claim: Option<Arc<Claim>>) -> Result<Bytes, Error> {
+        allow(method, &pages::METHODS)?;
+        let (shared, engine) = (self.shared.clone(), self.engine.clone());
+        let write = move || {
+            let (requests, bytes) = shared.requests.totals();
+            metrics::in_flight(requests, bytes);
+            engine.observe();
+            metrics::observe_process();
+            shared.registry.map(removed::render).unwrap_or_default()
+        };
+        let text = self.shared.scrapes.text(write).await;
+        let text = text.map_err(|e| Error::new(Kind::Internal, e.to_string()))?;
+        if let Some(claim) = claim {
+            let held = claim.hold(text.len(), SCRAPE_BYTES);
+            held.map_err(|Full| {
+                metrics::gave_way("bytes");
+                let message = format!(
+                    "answers of /metrics of {SCRAPE_BYTES} bytes are being sent already, and no other \
+                     client holds more of them"
+                );
+                Error::new(Kind::Overloaded, message)
+            })?;
+        }
+        Ok(text)
+    }
+
     /// Answers a GET of Prometheus' API that did not come over HTTP.
     pub async fn get(self: Arc<Self>, uri: Uri) -> Response<Body> {
         let (mut head, ()) = Request::new(()).into_parts();
         head.uri = uri;
-        let at = self.shared.clock.monotonic();
-        let mut context = self.context(None, None, at, Trace::default());
+        let (at, deadline) = (self.shared.clock.monotonic(), self.deadline());
+        let mut context = self.context(None, None, at, deadline, Trace::default());
         let answer = async {
             let none = || Error::new(Kind::PathNotFound, "no such path");
             let endpoint = prometheus::ApiEndpoint::of(head.uri.path()).ok_or_else(none)?;
@@ -121,8 +147,8 @@ impl Front {
 
     /// Answers the body of a mirror request that did not come over HTTP.
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
-        let at = self.shared.clock.monotonic();
-        let mut context = self.context(None, None, at, Trace::default());
+        let (at, deadline) = (self.shared.clock.monotonic(), self.deadline());
+        let mut context = self.context(None, None, at, deadline, Trace::default());
         let bounds = self.settings.request_bounds;
         let body = Bytes::copy_from_slice(body);
         mirror::answer(&self.engine, method, body, bounds, &mut context)
@@ -146,10 +172,10 @@ impl Front {
         async move {
             good?;
             let claim = claim.as_deref();
-            let body = self.read(body, claim).await?;
+            let deadline = context.deadline;
+            let body = self.read(body, claim, deadline).await?;
             let bounds = self.settings.request_bounds;
             let again = body.clone();
-            let deadline = context.deadline;
             let response = mirror::answer(&self.engine, method, body, bounds, &mut context).await?;
             match self.without_room(response, claim) {
                 Ok(response) => Ok(response),
@@ -174,8 +200,9 @@ impl Front {
         call.check(request.method())?;
         let (head, body) = request.into_parts();
         let path = normalized(head.uri.path());
-        let body = self.read(body, arrival.claim.as_deref()).await?;
+        let claim = arrival.claim.clone();
         let context = self.context_of(&head.headers, arrival);
+        let body = self.read(body, claim.as_deref(), context.deadline).await?;
         let known = admin::FrontState {
             reloads: self.shared.reloads.get(),
             report: &self.shared.report.load(),
@@ -198,7 +225,9 @@ impl Front {
             let (head, body) = request.into_parts();
             let claim = arrival.claim.clone();
             let claim = claim.as_deref();
-            let body = self.read(body, claim).await?;
+            let mut context = self.context_of(&head.headers, arrival);
+            let deadline = context.deadline;
+            let body = self.read(body, claim, deadline).await?;
             if body.len() > LARGE
                 && let Some(claim) = claim
             {
@@ -207,8 +236,6 @@ impl Front {
                 let held = claim.hold(PARTS * body.len(), most);
                 held.map_err(|full| full.of_bytes(most))?;
             }
-            let mut context = self.context_of(&head.headers, arrival);
-            let deadline = context.deadline;
             let path = normalized(head.uri.path());
             let asked = prometheus::asked(&self.engine, endpoint, &head, &path, body, &mut context);
             let (upstream, asked) = asked.await?;
@@ -266,10 +293,15 @@ impl Front {
     }
 
     /// Reads the body of a request, whose bytes are charged to its claim.
-    async fn read(&self, body: Incoming, claim: Option<&Claim>) -> Result<Bytes, Error> {
+    async fn read(
+        &self,
+        body: Incoming,
+        claim: Option<&Claim>,
+        deadline: Instant,
+    ) -> Result<Bytes, Error> {
         let limits = BodyLimits {
             max: self.settings.max_body,
-            time: self.settings.request_timeout,
+            deadline,
             in_flight: self.settings.max_in_flight_bytes,
         };
         read_charged(body, limits, claim).await
@@ -280,8 +312,14 @@ impl Front {
             Some(headers),
             Some(arrival.client),
             arrival.at,
+            arrival.deadline,
             arrival.trace,
         )
+    }
+
+    /// Returns the time by which a request that arrives now has to be answered.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.settings.request_timeout
     }
 
     fn context(
@@ -289,9 +327,9 @@ impl Front {
         headers: Option<&HeaderMap>,
         caller: Option<IpAddr>,
         at: Duration,
+        deadline: Instant,
         trace: Trace,
     ) -> RequestContext {
-        let deadline = Instant::now() + self.settings.request_timeout;
         RequestContext {
             arrived: at,
             wall: self.shared.clock.now(),

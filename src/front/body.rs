@@ -184,8 +184,8 @@ impl Buf for BodyPiece {
 pub struct BodyLimits {
     /// Most bytes of it.
     pub max: usize,
-    /// Longest time until it has arrived.
-    pub time: Duration,
+    /// The time by which it must have arrived.
+    pub deadline: Instant,
     /// Most bytes of all requests and responses in flight.
     pub in_flight: usize,
 }
@@ -237,7 +237,7 @@ pub(super) async fn read_charged(
             None => {
                 let begun = *begun.get_or_insert_with(Instant::now);
                 let earned = Duration::from_millis((buffer.len() * 1000 / LEAST_RATE) as u64);
-                let due = begun + limits.time.min(FIRST_WHILE + earned);
+                let due = limits.deadline.min(begun + FIRST_WHILE + earned);
                 timeout_at(due, body.frame()).await
             }
         };
@@ -250,9 +250,9 @@ pub(super) async fn read_charged(
             }
             Err(_) => {
                 let message = format!(
-                    "the request body did not arrive in time: within {:?} (server.request_timeout), and \
-                     after {FIRST_WHILE:?} with at least {LEAST_RATE} bytes a second",
-                    limits.time
+                    "the request body did not arrive in time: before the request's deadline \
+                     (server.request_timeout), and after {FIRST_WHILE:?} with at least {LEAST_RATE} \
+                     bytes a second"
                 );
                 return Err(Error::new(Kind::RequestTimeout, message));
             }

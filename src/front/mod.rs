@@ -37,6 +37,7 @@ mod reloads;
 mod report;
 mod respond;
 mod router;
+mod scrape;
 mod service;
 mod status;
 mod stream;

@@ -1,15 +1,12 @@
 //! Heliostat's own pages: health, readiness, metrics, and the OpenAPI description.
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Response, StatusCode};
-use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::body::Body;
 use super::path::allow;
-use crate::engine::Engine;
 use crate::model::Error;
-use crate::telemetry::metrics::observe_process;
-use crate::telemetry::removed;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The text format of Prometheus.
@@ -56,15 +53,18 @@ impl Page {
     }
 }
 
+/// The HTTP methods of all pages.
+pub(super) const METHODS: [Method; 2] = [Method::GET, Method::HEAD];
+
+/// Answers a request for `page` at `path`; `metrics` is the text of `/metrics`.
 pub(super) fn answer(
     page: Page,
     method: &Method,
     path: &str,
-    engine: &Engine,
-    registry: Option<&PrometheusHandle>,
+    metrics: Bytes,
     draining: bool,
 ) -> Result<Response<Body>, Error> {
-    allow(method, &[Method::GET, Method::HEAD])?;
+    allow(method, &METHODS)?;
     let (status, kind, body) = match page {
         Page::Source => {
             let name = path
@@ -83,12 +83,7 @@ pub(super) fn answer(
             (status, TEXT, Body::fixed("draining\n"))
         }
         Page::Ready => (StatusCode::OK, TEXT, Body::fixed("ready\n")),
-        Page::Metrics => {
-            engine.observe();
-            observe_process();
-            let text = registry.map(removed::render).unwrap_or_default();
-            (StatusCode::OK, METRICS, Body::from(text))
-        }
+        Page::Metrics => (StatusCode::OK, METRICS, Body::from(metrics)),
         Page::OpenApi => (StatusCode::OK, JSON, Body::fixed(OPENAPI)),
     };
     // HEAD is answered as GET; the connection omits the body.

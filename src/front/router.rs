@@ -39,7 +39,7 @@ impl Route {
         }
     }
 
-    /// Returns whether probes request it; they are served however full the service is.
+    /// Returns whether probes request it; they have places of their own.
     pub(super) fn is_probe(self) -> bool {
         use pages::Page::{Health, Metrics, Ready};
         matches!(self, Self::Page(Health | Ready | Metrics))

@@ -24,6 +24,7 @@ use super::path::normalized;
 use super::reloads::Reloads;
 use super::report::ConfigReport;
 use super::router::Route;
+use super::scrape::Scrapes;
 use super::status::{add_advice, error_response};
 use super::traffic::Traffic;
 use super::{pages, prometheus};
@@ -36,6 +37,9 @@ use crate::telemetry::trace::{Span, Trace};
 use crate::wire::encoding::Encoding;
 use crate::wire::mirror::API_KEY_HEADER;
 use crate::wire::mirror::request::RequestBounds;
+
+/// Most probes in flight, which have places of their own.
+const PROBES: usize = 1024;
 
 /// The longest reason of an error in the log, in characters.
 const LONGEST_REASON: usize = 500;
@@ -79,6 +83,9 @@ pub(super) struct Shared {
     metrics: Metrics,
     /// The requests in flight, by client.
     pub(super) requests: Arc<Shares>,
+    /// The probes in flight, by client, and the refusals of requests for which there is no place.
+    probes: Arc<Shares>,
+    pub(super) scrapes: Scrapes,
     pub(super) draining: AtomicBool,
     /// The handle for reloads, if the configuration can be read again.
     pub(super) reloads: OnceLock<Reloads>,
@@ -127,6 +134,8 @@ impl Front {
                 clock,
                 metrics: Metrics::new(),
                 requests: Arc::default(),
+                probes: Arc::default(),
+                scrapes: Scrapes::default(),
                 draining: AtomicBool::new(false),
                 reloads: OnceLock::new(),
                 report: ArcSwap::default(),
@@ -175,6 +184,7 @@ impl Front {
     /// seconds.
     pub fn sweep(&self) {
         self.shared.requests.sweep();
+        self.shared.probes.sweep();
         self.engine.memory().tidy();
     }
 
@@ -185,6 +195,7 @@ impl Front {
         connection: &Connection,
     ) -> Response<Body> {
         let now = self.shared.clock.monotonic();
+        let deadline = self.deadline();
         let (route, api, prometheus_path) = {
             let path = normalized(request.uri().path());
             let route = self.route(&path);
@@ -200,7 +211,19 @@ impl Front {
             .settings
             .access
             .client(connection.peer(), request.headers());
-        let allowed = self.allowed(api, route, client, &request).await;
+        let probe = route.is_some_and(Route::is_probe);
+        let claim = self.claim(probe, client, connection);
+        let allowed = match &claim {
+            // Probes of health are answered all the same.
+            Err(Full) if api.is_none() && probe => Ok(()),
+            Err(Full) => Err(self.full(probe)),
+            // It may wait for the check of a password.
+            Ok(claim) => tokio::select! {
+                biased;
+                allowed = self.allowed(api, route, client, &request) => allowed,
+                () = claim.evicted() => Err(self.gave_way()),
+            },
+        };
         let method = request.method().clone();
         let version = request.version();
         let form = ErrorForm {
@@ -212,22 +235,20 @@ impl Front {
         let logged = access || tracing::enabled!(Level::DEBUG);
         // The request has been consumed when its answer is logged.
         let log = logged.then(|| Box::new((request.uri().clone(), trace.id())));
-        let probe = route.is_some_and(Route::is_probe);
-        let claim = (!probe).then(|| self.claim(client, connection));
         let arrival = Arrival {
             at: now,
+            deadline,
             trace,
             client,
-            claim: claim.clone().and_then(Result::ok),
+            claim: claim.clone().ok(),
         };
         let answer = match (allowed, &claim) {
-            (_, Some(Err(Full))) => Err(self.full()),
             (Err(e), _) => match route {
                 Some(Route::Asset(asset)) => page_that_asks(asset, e, &request),
                 _ => Err(e),
             },
-            (Ok(()), None) => self.answer(route, request, arrival).await,
-            (Ok(()), Some(Ok(claim))) => tokio::select! {
+            (Ok(()), Err(Full)) => self.answer(route, request, arrival).await,
+            (Ok(()), Ok(claim)) => tokio::select! {
                 biased;
                 answer = self.answer(route, request, arrival) => answer,
                 () = claim.evicted() => Err(self.gave_way()),
@@ -237,9 +258,17 @@ impl Front {
             (Some(_), Err(e)) => Some(Box::new(shown(&e.to_string()))),
             _ => None,
         };
+        let refused = answer.is_err();
         let mut response = answer.unwrap_or_else(|e| self.refused(&e, form));
-        if let Some(Ok(claim)) = claim {
-            response = self.held(response, claim, form);
+        match claim {
+            Ok(claim) if !claim.is_evicted() => self.hold(&mut response, claim, form),
+            claim => {
+                if claim.is_ok() && !refused {
+                    // It gave way just now.
+                    response = self.refused(&self.gave_way(), form);
+                }
+                self.hold_beside(&mut response, client, connection);
+            }
         }
         let key = HeaderValue::clone(&self.settings.api_key.get());
         response.headers_mut().insert(API_KEY_HEADER, key);
@@ -276,16 +305,29 @@ impl Front {
         response
     }
 
-    /// Claims a place among the requests in flight for `client`.
-    fn claim(&self, client: IpAddr, connection: &Connection) -> Result<Arc<Claim>, Full> {
-        let most = self.settings.max_in_flight;
-        let connection = connection.claim().clone();
-        (self.shared.requests).claim(Some(client), most, Some(connection))
+    /// Claims a place for `client`: among the probes, or among the requests in flight.
+    fn claim(
+        &self,
+        probe: bool,
+        client: IpAddr,
+        connection: &Connection,
+    ) -> Result<Arc<Claim>, Full> {
+        let (shares, most) = match probe {
+            true => (&self.shared.probes, PROBES),
+            false => (&self.shared.requests, self.settings.max_in_flight),
+        };
+        shares.claim(Some(client), most, Some(connection.claim().clone()))
     }
 
-    /// Returns the error of a request for which there is no place.
-    fn full(&self) -> Error {
+    /// Returns the error of a request, or of a scrape, for which there is no place.
+    fn full(&self, probe: bool) -> Error {
         metrics::gave_way("request");
+        if probe {
+            let message = format!(
+                "{PROBES} probes are already in flight, and no other client has more of them"
+            );
+            return Error::new(Kind::Overloaded, message);
+        }
         let most = self.settings.max_in_flight;
         let message = format!(
             "{most} requests are already in flight, and no other client has more of them \
@@ -294,28 +336,27 @@ impl Front {
         Error::new(Kind::Overloaded, message)
     }
 
-    /// Returns `response`, which holds `claim` until it has been sent; or an error, if there is no room
+    /// Makes `response` hold `claim` until it has been sent; or makes an error of it, if there is no room
     /// for its bytes.
-    fn held(&self, response: Response<Body>, claim: Arc<Claim>, form: ErrorForm) -> Response<Body> {
+    fn hold(&self, response: &mut Response<Body>, claim: Arc<Claim>, form: ErrorForm) {
         let most = self.settings.max_in_flight_bytes;
-        let held = claim.hold(response.body().weight(), most);
-        if claim.is_evicted() {
-            // It has been answered with this error, or gave way just now.
-            return match held {
-                Ok(()) => response,
-                Err(_) if response.status() == StatusCode::SERVICE_UNAVAILABLE => response,
-                Err(_) => self.refused(&self.gave_way(), form),
-            };
+        if let Err(full) = claim.hold(response.body().weight(), most) {
+            metrics::gave_way("bytes");
+            *response = self.refused(&full.of_bytes(most), form);
         }
-        let response = held.map_or_else(
-            |full| {
-                metrics::gave_way("bytes");
-                self.refused(&full.of_bytes(most), form)
-            },
-            |()| response,
-        );
         claim.start_sending();
-        response.map(|body| body.claimed(claim))
+        let body = std::mem::take(response.body_mut());
+        *response.body_mut() = body.claimed(claim);
+    }
+
+    /// Makes `response`, which is small and has no claim, hold one among the probes. If there is no place
+    /// there either, only its head is sent: that waits for no window of HTTP/2.
+    fn hold_beside(&self, response: &mut Response<Body>, client: IpAddr, connection: &Connection) {
+        let body = std::mem::take(response.body_mut());
+        if let Ok(claim) = self.claim(true, client, connection) {
+            claim.start_sending();
+            *response.body_mut() = body.claimed(claim);
+        }
     }
 
     /// Returns the error of a request that gave way to those of other clients.

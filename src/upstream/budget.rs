@@ -1,14 +1,13 @@
 //! Budgets of calls, or of units, by the hour, day and month, kept across restarts where there is a
 //! file, and together with other replicas where those share limits.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::budget_file::{BudgetFile, Saved};
+use super::budget_file::{BudgetFile, BudgetPath, Saved};
 use super::period::Period;
 use super::state::BudgetState;
 use crate::clock::Clock;
@@ -134,7 +133,7 @@ impl Budgets {
     pub(super) fn new(
         windows: &[(Period, Option<u32>)],
         of: &'static str,
-        file: Option<PathBuf>,
+        file: Option<BudgetPath>,
         joint: Option<&Arc<JointLimit>>,
         clock: &Arc<dyn Clock>,
     ) -> Self {
@@ -479,6 +478,8 @@ impl Used {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::store::joint::JointLimits;
     use crate::store::standing::ShareVerdict;
@@ -498,6 +499,10 @@ mod tests {
     }
 
     fn budgets(per_hour: Option<u32>, per_day: Option<u32>, file: Option<PathBuf>) -> Budgets {
+        let file = file.map(|path| BudgetPath {
+            path,
+            written: true,
+        });
         let windows = [(Period::Hour, per_hour), (Period::Day, per_day)];
         let clock: Arc<dyn Clock> = Arc::new(Fixed(500_000 * HOUR));
         Budgets::new(&windows, "calls", file, None, &clock)

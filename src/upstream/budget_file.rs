@@ -38,6 +38,15 @@ pub(super) struct Saved {
     pub(super) used: u32,
 }
 
+/// The place of the file.
+#[derive(Clone, Debug)]
+pub struct BudgetPath {
+    /// Its path.
+    pub path: PathBuf,
+    /// Whether it is written, not only read: one process writes it.
+    pub written: bool,
+}
+
 /// Takes over what the file said.
 type Restore = Box<dyn Fn(&[Saved]) + Send + Sync>;
 
@@ -51,6 +60,7 @@ pub(super) struct BudgetFile {
 
 struct File {
     path: PathBuf,
+    written: bool,
     restore: Restore,
     save: Save,
     disk: FileAccess,
@@ -80,14 +90,14 @@ struct Progress {
 }
 
 impl BudgetFile {
-    /// Returns the file at `path`, after `restore` has taken over what it says.
-    pub(super) fn open(path: PathBuf, restore: Restore, save: Save) -> Self {
-        Self::over(DISK, path, restore, save, PATIENCE)
+    /// Returns the file at `place`, after `restore` has taken over what it says.
+    pub(super) fn open(place: BudgetPath, restore: Restore, save: Save) -> Self {
+        Self::over(DISK, place, restore, save, PATIENCE)
     }
 
     fn over(
         disk: FileAccess,
-        path: PathBuf,
+        place: BudgetPath,
         restore: Restore,
         save: Save,
         patience: Duration,
@@ -97,7 +107,8 @@ impl BudgetFile {
             ..Progress::default()
         };
         let file = Arc::new(File {
-            path,
+            path: place.path,
+            written: place.written,
             restore,
             save,
             disk,
@@ -120,9 +131,12 @@ impl BudgetFile {
         Self { file }
     }
 
-    /// Has it written, for something has changed. Changes that come while it is written are written by
-    /// the same thread.
+    /// Has it written, if it is, for something has changed. Changes that come while it is written are
+    /// written by the same thread.
     pub(super) fn changed(&self) {
+        if !self.file.written {
+            return;
+        }
         let now = Instant::now();
         let mut progress = self.file.progress();
         progress.changed = true;
@@ -249,6 +263,11 @@ mod tests {
         }
     }
 
+    fn written(path: PathBuf) -> BudgetPath {
+        let written = true;
+        BudgetPath { path, written }
+    }
+
     #[test]
     fn nobody_waits_for_a_folder_that_is_away_and_it_is_read_and_written_when_it_is_back() {
         let away = FileAccess {
@@ -270,7 +289,7 @@ mod tests {
         let restore = move |saved: &[Saved]| told.store(saved[0].used, Ordering::SeqCst);
         let patience = Duration::from_millis(1);
         let (restore, save) = (Box::new(restore), Box::new(Vec::new));
-        let file = BudgetFile::over(away, PathBuf::new(), restore, save, patience);
+        let file = BudgetFile::over(away, written(PathBuf::new()), restore, save, patience);
         for _ in 0..1000 {
             file.changed();
         }
@@ -303,10 +322,35 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_only_read_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let said = Saved {
+            millis: 1,
+            index: 1,
+            used: 7,
+        };
+        write(&path, vec![said.clone()]).unwrap();
+        let restored = Arc::new(AtomicU32::new(0));
+        let told = restored.clone();
+        let restore = move |saved: &[Saved]| told.store(saved[0].used, Ordering::SeqCst);
+        let place = BudgetPath {
+            path: path.clone(),
+            written: false,
+        };
+        let file = BudgetFile::open(place, Box::new(restore), Box::new(Vec::new));
+        file.changed();
+        file.settle();
+        assert_eq!(restored.load(Ordering::SeqCst), 7);
+        assert_eq!(read(&path).unwrap(), [said]);
+        assert_eq!(file.unsaved(), Duration::ZERO);
+    }
+
+    #[test]
     fn what_cannot_be_written_stays_unsaved() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("missing").join("file");
-        let file = BudgetFile::open(path, Box::new(|_| ()), Box::new(Vec::new));
+        let file = BudgetFile::open(written(path), Box::new(|_| ()), Box::new(Vec::new));
         file.changed();
         file.settle();
         assert!(file.unsaved() > Duration::ZERO);

@@ -1,6 +1,5 @@
 //! The way of one call: queue, rate, concurrency, breaker, attempt, and perhaps another attempt.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::attempt::{Tries, Turn};
 use super::aws::AwsSigner;
 use super::batch::Batches;
 use super::budget::Budgets;
+use super::budget_file::BudgetPath;
 use super::clock_check::ClockCheck;
 use super::coalesce::Waiters;
 use super::failure_log::FailureLog;
@@ -147,7 +147,7 @@ pub struct ClientConfig {
     /// The memory that answers are read into.
     pub answers: Arc<AnswerMemory>,
     /// The file in which the usage of budgets is kept, if there is one.
-    pub budget_file: Option<PathBuf>,
+    pub budget_file: Option<BudgetPath>,
     /// Counters of calls.
     pub metrics: UpstreamMetrics,
     /// The source of the time.
@@ -161,7 +161,10 @@ impl UpstreamClient {
         let (joint, clock) = (parts.joint.as_ref(), &parts.clock);
         let ledger = parts.units.map(|units| {
             let file = parts.budget_file.as_ref();
-            let file = file.map(|path| path.with_extension("units"));
+            let file = file.map(|calls| BudgetPath {
+                path: calls.path.with_extension("units"),
+                ..*calls
+            });
             Ledger::new(parts.metrics.name(), units, file, joint, clock)
         });
         let shared = parts.shared.unwrap_or_else(|| {

@@ -1,13 +1,13 @@
 //! The units that an upstream bills: those asked for, those that a cache avoided, budgets of them,
 //! and money.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::budget::{Budgets, Lacking};
+use super::budget_file::BudgetPath;
 use super::period::Period;
 use super::searches::Searches;
 use super::state::{BudgetState, UnitsState};
@@ -30,7 +30,7 @@ impl Ledger {
     pub(super) fn new(
         name: &str,
         units: Units,
-        file: Option<PathBuf>,
+        file: Option<BudgetPath>,
         joint: Option<&Arc<JointLimit>>,
         clock: &Arc<dyn Clock>,
     ) -> Self {

@@ -49,6 +49,7 @@ pub use answer_memory::{AnswerMemory, AnswerShare, Charges};
 pub use aws::AwsSigner;
 #[cfg(feature = "aws")]
 pub use aws::{AwsSettings, Keys, Role};
+pub use budget_file::BudgetPath;
 pub use client::{Answered, CallContext, ClientConfig, SharedLimits, UpstreamClient};
 pub use coalesce::{Flight, Flights, Joined, Waiters};
 pub use connections::ClientRecipe;

@@ -531,3 +531,33 @@ async fn clients_behind_a_trusted_proxy_take_turns() {
         "behind one that waited before it, not three"
     );
 }
+
+#[tokio::test]
+async fn requests_take_a_place_before_their_password_is_checked() {
+    let hash = bcrypt::hash_with_salt("secret", 10, [1; 16]).unwrap();
+    let server = Server::start(&format!(
+        "[server]\nmax_in_flight = 2\n[access.mirror]\nusers = {{ ann = {:?} }}\n\
+         [[upstream]]\nname = \"demo\"\nkind = \"demo\"",
+        hash.to_string()
+    ))
+    .await;
+    let wrong = basic("ann:wrong");
+    let asked = (0..12).map(|_| {
+        let server = &server;
+        let wrong = &wrong;
+        async move { ask(server, "POST /api/connection", &[("authorization", wrong)]).await }
+    });
+    let replies = join_all(asked).await;
+    let refused: Vec<_> = replies.iter().filter(|r| r.status == 503).collect();
+    // All would share one check.
+    assert!(!refused.is_empty(), "all have waited for the check");
+    for reply in refused {
+        assert_eq!(reply.json()["summary"], "Heliostat is at capacity");
+        assert!(
+            reply.text.contains("server.max_in_flight"),
+            "{}",
+            reply.text
+        );
+    }
+    assert!(replies.iter().any(|r| r.status == 401));
+}

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::json;
 
 use crate::pki::Authority;
 use crate::support::{ADMIN, ADMIN_TOKEN, Server, TestClock};
@@ -93,6 +96,42 @@ async fn they_ask_by_a_configuration_whose_second_level_the_server_holds() {
         let done = run(folder, address, words).await;
         let said = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{words:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn they_do_not_write_the_budgets_of_the_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let state = folder.join("state");
+    std::fs::create_dir(&state).unwrap();
+    let toml = format!(
+        "[state]\ndir = {state:?}\n[[upstream]]\nname = \"saved\"\nkind = \"demo\"\n\
+         demo = {{ latency = \"1ms\" }}\nrate_limit = {{ per_second = 50, per_day = 1000 }}\n",
+    );
+    std::fs::write(folder.join("config.toml"), &toml).unwrap();
+    let server = Server::start(&toml).await;
+    let body = json!({ "connectionDetails": {} });
+    assert_eq!(server.post("/api/connection", &body).await.status, 200);
+    let file = state.join("saved.budget");
+    for _ in 0..600 {
+        if file.exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let said = std::fs::read_to_string(&file).unwrap();
+    assert!(said.contains("\"used\":1"), "{said}");
+    let address = server.url.strip_prefix("http://").unwrap();
+    for words in [
+        &["check", "--config", "config.toml"][..],
+        &["fields", "--config", "config.toml"],
+        &["values", "host", "--config", "config.toml"],
+    ] {
+        let done = run(folder, address, words).await;
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{words:?}: {error}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), said, "{words:?}");
     }
 }
 

@@ -13,6 +13,7 @@ mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -239,7 +240,19 @@ impl Checker<'_> {
             return Ok(None);
         };
         let probe = path.join(".heliostat");
-        let write = move || std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
+        let write = move || {
+            let remove = || match std::fs::remove_file(&probe) {
+                Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+                _ => Ok(()),
+            };
+            // A file or link that is already there is not written to; another process may try the same.
+            remove()?;
+            match std::fs::File::create_new(&probe) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
+            remove()
+        };
         match files::within(STATE_PATIENCE, write) {
             // A folder that does not respond may do so later; until then, writes wait.
             Ok(Ok(())) | Err(_) => Ok(Some(path)),

@@ -386,3 +386,20 @@ fn access_comes_from_the_file_and_the_environment() {
     let shown = format!("{access:?}");
     assert!(!shown.contains("$2b") && !shown.contains("0000"), "{shown}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_link_in_the_state_folder_is_not_written_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, other) = (folder.path().join("state"), folder.path().join("other"));
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(&other, "keep").unwrap();
+    std::os::unix::fs::symlink(&other, state.join(".heliostat")).unwrap();
+    let text = format!("[state]\ndir = {state:?}\n");
+    for _ in 0..2 {
+        let config = parse(&text, "c.toml", &env(&[])).unwrap();
+        assert_eq!(config.state_dir.as_deref(), Some(state.as_path()));
+    }
+    assert_eq!(std::fs::read_to_string(&other).unwrap(), "keep");
+    assert!(state.read_dir().unwrap().next().is_none(), "nothing stays");
+}

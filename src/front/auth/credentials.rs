@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
@@ -85,10 +86,11 @@ impl Credentials {
         }
     }
 
-    /// Checks the token, or user and password, in `headers`.
+    /// Checks the token, or user and password, in `headers` of `client`.
     pub(super) async fn check(
         &self,
         hash_limiter: &PasswordHashLimiter,
+        client: IpAddr,
         headers: &HeaderMap,
     ) -> Result<Result<(), Fault>, HashLimiterBusy> {
         let right = match read(headers) {
@@ -97,7 +99,7 @@ impl Credentials {
             // There are no users: no need to hide that.
             Ok(Sent::User(_)) if self.users.is_empty() => false,
             // Boxed: waiting for a comparison is rare and takes much state.
-            Ok(Sent::User(pair)) => Box::pin(self.proves(hash_limiter, &pair)).await?,
+            Ok(Sent::User(pair)) => Box::pin(self.proves(hash_limiter, client, &pair)).await?,
         };
         Ok(right.then_some(()).ok_or(Fault::Wrong))
     }
@@ -114,6 +116,7 @@ impl Credentials {
     async fn proves(
         &self,
         hash_limiter: &PasswordHashLimiter,
+        client: IpAddr,
         pair: &Pair,
     ) -> Result<bool, HashLimiterBusy> {
         let mut tag = Tag::default();
@@ -131,9 +134,8 @@ impl Credentials {
             }
             let hash = user.map_or(&self.decoy, |u| &u.hash).clone();
             let password = pair.password().to_vec();
-            let compared =
-                hash_limiter.run(move || bcrypt::verify(password, hash.as_str()).unwrap_or(false));
-            let right = compared.await? && user.is_some();
+            let verify = move || bcrypt::verify(password, hash.as_str()).unwrap_or(false);
+            let right = hash_limiter.run(client, verify).await? && user.is_some();
             if let Some(user) = user.filter(|_| right) {
                 *locked(&user.proven) = Some(tag);
             }
@@ -243,6 +245,8 @@ mod tests {
 
     use super::*;
 
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
     fn authorization(value: &str) -> HeaderMap {
         let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
         HeaderMap::from_iter([(AUTHORIZATION, value)])
@@ -323,7 +327,7 @@ mod tests {
             (HeaderMap::new(), Err(Fault::Missing)),
         ] {
             assert_eq!(
-                known.check(&hash_limiter, &header).await,
+                known.check(&hash_limiter, CLIENT, &header).await,
                 Ok(expected),
                 "{header:?}"
             );
@@ -343,14 +347,14 @@ mod tests {
             ("ann:secret", Ok(())),
         ] {
             assert_eq!(
-                known.check(&hash_limiter, &basic(pair)).await,
+                known.check(&hash_limiter, CLIENT, &basic(pair)).await,
                 Ok(expected),
                 "{pair}"
             );
         }
         let bearer = authorization("Bearer secret");
         assert_eq!(
-            known.check(&hash_limiter, &bearer).await,
+            known.check(&hash_limiter, CLIENT, &bearer).await,
             Ok(Err(Fault::Wrong))
         );
     }
@@ -363,17 +367,29 @@ mod tests {
             PasswordHashLimiter::of(0, 1),
         );
         let right = basic("ann:secret");
-        assert_eq!(known.check(&shut, &right).await, Err(HashLimiterBusy));
-        assert_eq!(known.check(&open, &right).await, Ok(Ok(())));
-        assert_eq!(known.check(&shut, &right).await, Ok(Ok(())));
+        assert_eq!(
+            known.check(&shut, CLIENT, &right).await,
+            Err(HashLimiterBusy)
+        );
+        assert_eq!(known.check(&open, CLIENT, &right).await, Ok(Ok(())));
+        assert_eq!(known.check(&shut, CLIENT, &right).await, Ok(Ok(())));
         // A user who does not exist is as much work as one who does.
         for wrong in ["ann:wrong", "bob:secret", "ann:secre", ":ann:secret"] {
             let wrong = basic(wrong);
-            assert_eq!(known.check(&open, &wrong).await, Ok(Err(Fault::Wrong)));
-            assert_eq!(known.check(&shut, &wrong).await, Err(HashLimiterBusy));
+            assert_eq!(
+                known.check(&open, CLIENT, &wrong).await,
+                Ok(Err(Fault::Wrong))
+            );
+            assert_eq!(
+                known.check(&shut, CLIENT, &wrong).await,
+                Err(HashLimiterBusy)
+            );
         }
         // What is made anew remembers nothing.
-        assert_eq!(users().check(&shut, &right).await, Err(HashLimiterBusy));
+        assert_eq!(
+            users().check(&shut, CLIENT, &right).await,
+            Err(HashLimiterBusy)
+        );
         assert!(locked(&known.under_way).is_empty());
     }
 
@@ -382,7 +398,7 @@ mod tests {
         let (known, hash_limiter) = (users(), PasswordHashLimiter::of(1, 1));
         for (pair, expected) in [("ann:secret", Ok(())), ("ann:wrong", Err(Fault::Wrong))] {
             let header = basic(pair);
-            let all = join_all((0..100).map(|_| known.check(&hash_limiter, &header))).await;
+            let all = join_all((0..100).map(|_| known.check(&hash_limiter, CLIENT, &header))).await;
             assert!(all.iter().all(|one| *one == Ok(expected)), "{all:?}");
         }
         // Others have no part in it: of these only two find room.
@@ -390,7 +406,7 @@ mod tests {
         let all = join_all(
             others
                 .iter()
-                .map(|header| known.check(&hash_limiter, header)),
+                .map(|header| known.check(&hash_limiter, CLIENT, header)),
         )
         .await;
         assert!(all.contains(&Err(HashLimiterBusy)), "{all:?}");
@@ -422,13 +438,16 @@ mod tests {
         let (known, shut) = (users(), PasswordHashLimiter::of(0, 1));
         let header = basic("ann:secret");
         let before = tokio::time::Instant::now();
-        assert_eq!(known.check(&shut, &header).await, Err(HashLimiterBusy));
+        assert_eq!(
+            known.check(&shut, CLIENT, &header).await,
+            Err(HashLimiterBusy)
+        );
         assert_eq!(before.elapsed(), Duration::from_secs(2));
         let short = Duration::from_millis(1);
-        let given_up = tokio::time::timeout(short, known.check(&shut, &header)).await;
+        let given_up = tokio::time::timeout(short, known.check(&shut, CLIENT, &header)).await;
         assert!(given_up.is_err());
         assert!(locked(&known.under_way).is_empty());
         let open = PasswordHashLimiter::of(1, 1);
-        assert_eq!(known.check(&open, &header).await, Ok(Ok(())));
+        assert_eq!(known.check(&open, CLIENT, &header).await, Ok(Ok(())));
     }
 }

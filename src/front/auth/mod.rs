@@ -186,7 +186,7 @@ impl ProtectedApi {
         }
         let credentials = credentials.get();
         let schemes = credentials.schemes();
-        match credentials.check(hash_limiter, headers).await {
+        match credentials.check(hash_limiter, client, headers).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(fault)) => Err(Denied::Credentials { fault, schemes }),
             Err(HashLimiterBusy) => Err(Denied::HashLimiterBusy),

@@ -79,14 +79,14 @@ pub(super) async fn unfolding(target: &Target) {
     }
 }
 
-/// Thirty connections of 256 streams each, which request a fixed page and read nothing of it.
-pub(super) async fn closed_windows(target: &Target) {
+/// Thirty connections of 256 streams each, which request `path` and read nothing of it.
+pub(super) async fn closed_windows(target: &Target, path: &str) {
     let mut held = Vec::new();
     for _ in 0..30 {
         let mut stream = connect(target.address, ATTACKER).await.unwrap();
         let mut bytes = http2_without_window();
         for n in 0..256 {
-            bytes.extend(http2_get(2 * n + 1, "/openapi.json"));
+            bytes.extend(http2_get(2 * n + 1, path));
         }
         // The server may have closed the connection already.
         let _ = stream.write_all(&bytes).await;

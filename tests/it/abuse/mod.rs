@@ -23,7 +23,7 @@
 //! | D1 | row; `a_fine_step_is_not_laid_out_over_a_window_of_centuries`, `no_request_makes_the_service_allocate_without_a_bound` (extremes) |
 //! | D2 | row; `no_length_and_no_nesting_is_too_much` (promql) |
 //! | D3 | two rows; `benches/memory.rs` compares weight and memory of keys |
-//! | D4 | two rows; `a_response_without_progress_ends_with_its_connection` |
+//! | D4 | three rows; `a_response_without_progress_ends_with_its_connection`, `few_answers_of_probes_and_refusals_wait_for_a_window` |
 //! | D5 | row; `a_client_that_does_not_send_its_body_is_told_so` |
 //! | D6 | row |
 //! | D7 | row; `long_hosts_are_refused_and_matching_is_quick` |
@@ -54,6 +54,7 @@
 
 mod attacks;
 mod large;
+mod places;
 mod questions;
 mod raw;
 mod slow;
@@ -118,7 +119,10 @@ const ATTACKS: &[(&str, u64, Attack)] = &[
         Box::pin(large::keys(t))
     }),
     ("D4: HTTP/2 streams without a window", MEMORY, |t| {
-        Box::pin(attacks::closed_windows(t))
+        Box::pin(attacks::closed_windows(t, "/openapi.json"))
+    }),
+    ("D4: scrapes without a window", MEMORY, |t| {
+        Box::pin(attacks::closed_windows(t, "/metrics"))
     }),
     ("D4: large answers that nobody reads", MEMORY, |t| {
         Box::pin(attacks::unread_answers(t))
@@ -455,7 +459,9 @@ fn each_line_of_the_table_has_its_tests() {
         let row = table.lines().find_map(|l| l.strip_prefix(&head));
         let row = row.unwrap_or_else(|| panic!("{head}"));
         let attack = format!("D{line}: ");
-        let is_row = row.starts_with("row") || row.starts_with("two rows");
+        let is_row = ["row", "two rows", "three rows"]
+            .iter()
+            .any(|r| row.starts_with(r));
         let attacks = ATTACKS
             .iter()
             .filter(|(name, ..)| name.starts_with(&attack));
