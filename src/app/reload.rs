@@ -1,10 +1,12 @@
 //! Replaces the configuration at run time.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
@@ -66,12 +68,16 @@ impl Running {
     }
 
     /// Replaces the running configuration by that of `source`; an invalid one changes nothing.
-    async fn reload(&self, source: &ConfigSource) -> Result<Applied, String> {
+    async fn reload(&self, source: &Arc<ConfigSource>) -> Result<Applied, String> {
         let before = self.app();
-        let made = match source.read() {
-            Ok(config) => before.rebuild(&config).await.map_err(|e| e.to_string()),
-            Err(e) => Err(e),
-        };
+        let (old, source) = (before.clone(), source.clone());
+        // Files that it names may be on a mount that hangs, so no thread that serves reads them.
+        let made = off_the_workers(move || {
+            let config = source.read()?;
+            let rebuilt = Handle::current().block_on(old.rebuild(&config));
+            rebuilt.map_err(|e| e.to_string())
+        });
+        let made = made.await.unwrap_or_else(Err);
         let time = before.clock.now();
         metrics::reloaded(made.is_ok(), time);
         let read = |error| Some(ReloadReport { time, error });
@@ -94,7 +100,7 @@ impl Running {
         self.app.store(Arc::new(app));
         drop(before);
         // Removed upstreams cannot be queried any more.
-        let _ = tokio::task::spawn_blocking(move || engine.invalidate_removed()).await;
+        let _ = spawn_blocking(move || engine.invalidate_removed()).await;
         info!("configuration reloaded: {applied}");
         Ok(applied)
     }
@@ -103,7 +109,8 @@ impl Running {
 /// Reloads the configuration of `source` whenever that is requested, when its file has changed, and
 /// repeatedly while it is invalid.
 pub(super) async fn follow(running: Arc<Running>, source: ConfigSource, mut asked: ReloadRequests) {
-    let mut watched = Watched::new(source.file.clone());
+    let source = Arc::new(source);
+    let watched = Arc::new(Mutex::new(Watched::new(source.file.clone())));
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut again: Option<Instant> = None;
@@ -116,10 +123,12 @@ pub(super) async fn follow(running: Arc<Running>, source: ConfigSource, mut aske
             _ = looks.tick() => None,
         };
         let due = again.is_some_and(|at| Instant::now() >= at);
-        match &answer {
-            Some(_) => watched.is_read(),
-            None if watched.has_changed() || due => {}
-            None => continue,
+        let changed = match &answer {
+            Some(_) => look(&watched, Watched::is_read).await,
+            None => look(&watched, Watched::has_changed).await,
+        };
+        if answer.is_none() && !changed && !due {
+            continue;
         }
         let outcome = running.reload(&source).await;
         let wrong = outcome.is_err() && source.file.is_some();
@@ -128,6 +137,22 @@ pub(super) async fn follow(running: Arc<Running>, source: ConfigSource, mut aske
             answer.send(outcome);
         }
     }
+}
+
+/// Returns the result of `work`, which may wait for files, on a thread that serves nothing; the error says
+/// that it panicked.
+async fn off_the_workers<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    spawn_blocking(work).await.map_err(|e| e.to_string())
+}
+
+/// Looks at the file of `watched`, and returns what `how` returns.
+async fn look(watched: &Arc<Mutex<Watched>>, how: fn(&mut Watched) -> bool) -> bool {
+    let watched = watched.clone();
+    // What it knows is replaced whole, so it is sound even after a panic.
+    let look = move || how(&mut watched.lock().unwrap_or_else(PoisonError::into_inner));
+    off_the_workers(look).await.unwrap_or(false)
 }
 
 type FileContents = Result<Vec<u8>, std::io::ErrorKind>;
@@ -156,10 +181,11 @@ impl Watched {
         Some(files::read(path).map_err(|e| e.kind()))
     }
 
-    /// Notes that the file is about to be loaded, whatever its contents.
-    fn is_read(&mut self) {
+    /// Notes that the file is about to be loaded, whatever its contents: then it has not changed.
+    fn is_read(&mut self) -> bool {
         self.known = self.says();
         self.seen = None;
+        false
     }
 
     /// Returns whether the file has new contents, unchanged since the last check.
@@ -263,6 +289,34 @@ mod tests {
             tokio::time::sleep(wait).await;
             assert_eq!(reads.load(Ordering::Relaxed), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_reload_that_waits_for_files_holds_up_nothing_else() {
+        let good = || crate::config::parse("", "c", &BTreeMap::new());
+        let clock = Arc::new(crate::clock::SystemClock::default());
+        let app = App::build(&good().unwrap(), clock).await.unwrap();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let steps = Arc::new(AtomicUsize::new(0));
+        let counted = steps.clone();
+        let source = ConfigSource {
+            load: Box::new(move || {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let opened = gate.lock().unwrap().recv_timeout(Duration::from_secs(60));
+                assert!(opened.is_ok(), "this thread runs everything else");
+                good()
+            }),
+            file: None,
+        };
+        let (reloads, asked) = Reloads::new();
+        tokio::spawn(follow(Arc::new(Running::new(app)), source, asked));
+        let asked = tokio::spawn(async move { reloads.ask().await });
+        while steps.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        open.send(()).unwrap();
+        assert!(asked.await.unwrap().unwrap().is_ok());
     }
 
     #[test]

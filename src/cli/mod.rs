@@ -191,5 +191,8 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, std::io::Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    Ok(runtime.block_on(work))
+    let result = runtime.block_on(work);
+    // Threads may wait for files that do not answer.
+    runtime.shutdown_background();
+    Ok(result)
 }
