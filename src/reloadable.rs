@@ -30,9 +30,9 @@ type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync>;
 
 /// A value that follows its files. An invalid change is logged, shows in
 /// `heliostat_file_errors`, and leaves the value unchanged.
-pub struct Reloadable<T>(Arc<Inner<T>>);
+pub struct Reloadable<T>(Arc<ReloadableState<T>>);
 
-struct Inner<T> {
+struct ReloadableState<T> {
     current: ArcSwap<T>,
     source: Option<FileSource<T>>,
 }
@@ -88,7 +88,7 @@ impl<T> Reloadable<T> {
     }
 
     fn of(value: T, source: Option<FileSource<T>>) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(ReloadableState {
             current: ArcSwap::from_pointee(value),
             source,
         }))

@@ -14,11 +14,11 @@ const APART: Duration = Duration::from_millis(50);
 /// Writes the texts of `/metrics`. None is older than the request that it answers.
 #[derive(Debug, Default)]
 pub(super) struct Scrapes {
-    next: Mutex<Next>,
+    next: Mutex<NextScrape>,
 }
 
 #[derive(Debug, Default)]
-struct Next {
+struct NextScrape {
     /// When the last text was begun.
     begun: Option<Instant>,
     /// The text that is begun next.
@@ -61,7 +61,7 @@ impl Scrapes {
         None
     }
 
-    fn next(&self) -> MutexGuard<'_, Next> {
+    fn next(&self) -> MutexGuard<'_, NextScrape> {
         // Its members are replaced whole, so it is sound even after a panic.
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }

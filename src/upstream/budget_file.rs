@@ -47,6 +47,16 @@ pub struct BudgetPath {
     pub written: bool,
 }
 
+impl BudgetPath {
+    /// Returns the place of the budgets of units, beside that of the budgets of calls.
+    pub(super) fn of_units(&self) -> Self {
+        Self {
+            path: self.path.with_extension("units"),
+            ..*self
+        }
+    }
+}
+
 /// Takes over what the file said.
 type Restore = Box<dyn Fn(&[Saved]) + Send + Sync>;
 

@@ -160,11 +160,7 @@ impl UpstreamClient {
         let limits = parts.limits;
         let (joint, clock) = (parts.joint.as_ref(), &parts.clock);
         let ledger = parts.units.map(|units| {
-            let file = parts.budget_file.as_ref();
-            let file = file.map(|calls| BudgetPath {
-                path: calls.path.with_extension("units"),
-                ..*calls
-            });
+            let file = parts.budget_file.as_ref().map(BudgetPath::of_units);
             Ledger::new(parts.metrics.name(), units, file, joint, clock)
         });
         let shared = parts.shared.unwrap_or_else(|| {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::super::admission::share_of;
+use crate::front::admission::share_of;
 
 /// Most comparisons at once. On a machine with few processors it is one, so that guessing passwords
 /// cannot take all of them.
@@ -27,23 +27,23 @@ pub(super) struct HashLimiterBusy;
 /// Bounds the work of comparing passwords. Clients have a line each, and the lines take turns: one that
 /// guesses passwords delays the others by one comparison.
 pub(super) struct PasswordHashLimiter {
-    queue: Arc<Mutex<Queue>>,
+    queue: Arc<Mutex<HashQueue>>,
     /// Most comparisons that wait.
     most: usize,
 }
 
-struct Queue {
+struct HashQueue {
     /// Comparisons that may begin at once.
     free: usize,
     /// Those that wait, by client, each from the oldest to the newest; the first line is next. None is
     /// empty.
-    lines: VecDeque<(IpAddr, VecDeque<oneshot::Sender<Place>>)>,
+    lines: VecDeque<(IpAddr, VecDeque<oneshot::Sender<HashPlace>>)>,
 }
 
 /// A place among the comparisons; the next in the queue gets it when it is dropped.
-struct Place(Arc<Mutex<Queue>>);
+struct HashPlace(Arc<Mutex<HashQueue>>);
 
-impl Drop for Place {
+impl Drop for HashPlace {
     fn drop(&mut self) {
         let next = locked(&self.0).next();
         if let Some(next) = next {
@@ -63,7 +63,7 @@ impl Default for PasswordHashLimiter {
 impl PasswordHashLimiter {
     /// Returns a limiter of `places` comparisons at once, with `most` that wait.
     pub(super) fn of(places: usize, most: usize) -> Self {
-        let queue = Queue {
+        let queue = HashQueue {
             free: places,
             lines: VecDeque::new(),
         };
@@ -82,7 +82,7 @@ impl PasswordHashLimiter {
         let (sender, turn) = oneshot::channel();
         let begins = locked(&self.queue).enter(share_of(client), sender, self.most)?;
         if let Some(sender) = begins {
-            let _ = sender.send(Place(self.queue.clone()));
+            let _ = sender.send(HashPlace(self.queue.clone()));
         }
         let Ok(Ok(place)) = timeout(LONGEST_WAIT, turn).await else {
             return Err(HashLimiterBusy);
@@ -96,15 +96,15 @@ impl PasswordHashLimiter {
     }
 }
 
-impl Queue {
+impl HashQueue {
     /// Lets `sender` wait in the line of `client`, or returns it if it may begin. If `most` wait already,
     /// the newest of the longest line gives way to a client that has fewer.
     fn enter(
         &mut self,
         client: IpAddr,
-        sender: oneshot::Sender<Place>,
+        sender: oneshot::Sender<HashPlace>,
         most: usize,
-    ) -> Result<Option<oneshot::Sender<Place>>, HashLimiterBusy> {
+    ) -> Result<Option<oneshot::Sender<HashPlace>>, HashLimiterBusy> {
         if let Some(free) = self.free.checked_sub(1) {
             self.free = free;
             return Ok(Some(sender));
@@ -129,7 +129,7 @@ impl Queue {
     }
 
     /// Removes and returns the next; if none waits, there is a free place more.
-    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+    fn next(&mut self) -> Option<oneshot::Sender<HashPlace>> {
         let Some((client, mut line)) = self.lines.pop_front() else {
             self.free += 1;
             return None;
@@ -154,7 +154,7 @@ impl Queue {
 }
 
 /// Each change leaves a sound queue, so it is sound even after a panic.
-fn locked(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+fn locked(queue: &Mutex<HashQueue>) -> MutexGuard<'_, HashQueue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
