@@ -173,17 +173,15 @@ fn fallback(
     // Data that did not exist yet before the failure may be missing at the end, and only there:
     // what comes before it must be a tail, fetched when it was the newest.
     let is_tail = |edge: Millis| {
-        let reaches = |s: &Segment| !s.settled && s.range.start() < edge && edge <= s.range.end();
-        edge >= range.end() || coverage.iter().any(reaches)
+        let before = of_range(coverage, &TimeRange::clamped(edge.saturating_sub(1), edge));
+        edge >= range.end() || before.iter().any(|s| !s.settled)
     };
-    let is_whole = |edge: Millis| {
-        let known = TimeRange::clamped(range.start(), edge);
-        let mut parts = missing.iter().filter_map(|m| m.intersection(&known));
-        parts.all(|part| usable.covers(&part))
-    };
+    let holes = missing.iter().map(|part| usable.missing_from(*part));
+    let hole = holes.flat_map(|holes| holes.ranges().first().map(TimeRange::start));
+    let hole = hole.min().unwrap_or(Millis::MAX);
     // A later fetch may have begun where the one before reached ahead of its moment.
     let mut edges = usable.ranges().iter().rev().map(TimeRange::end);
-    edges.find(|edge| is_tail(*edge) && is_whole(*edge))
+    edges.find(|edge| *edge <= hole && is_tail(*edge))
 }
 
 /// Returns the time after its fetch for which a segment is fresh.
