@@ -369,10 +369,8 @@ impl UpstreamClient {
     /// Returns the error with which a call of `caller` that must be answered by `deadline` would be
     /// refused now, if it would be.
     pub fn check(&self, caller: Caller, deadline: Instant) -> Result<(), Error> {
-        let checked = self
-            .limiter
-            .check(&Ask::new(caller, deadline, &self.addresses));
-        checked.inspect_err(|e| self.refused(e))
+        let ask = Ask::new(caller, deadline, &self.addresses);
+        self.limiter.check(&ask).inspect_err(|e| self.refused(e))
     }
 
     /// Returns the error with which a call of `caller` would be refused now, if it would be,

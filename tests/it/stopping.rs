@@ -147,6 +147,16 @@ async fn a_request_that_a_store_never_answers_is_told_so_while_the_process_stops
     assert!(ended(&mut process.child).await.success());
 }
 
+/// A process that is killed when dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_nobody_reads_delays_nobody() {
     let folder = tempfile::tempdir().unwrap();
@@ -155,13 +165,14 @@ async fn a_log_that_nobody_reads_delays_nobody() {
                 [[upstream]]\nname = \"none\"\nkind = \"prometheus\"\nurls = [\"http://127.0.0.1:9\"]\n";
     std::fs::write(&path, toml).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let mut process = Command::new(env!("CARGO_BIN_EXE_heliostat"))
+    let process = Command::new(env!("CARGO_BIN_EXE_heliostat"))
         .args(["--config".as_ref(), path.as_os_str()])
         .env("HELIOSTAT_SERVER__LISTEN", address.to_string())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let pipe = process.stderr.take().unwrap();
+    let mut process = Killed(process);
+    let pipe = process.0.stderr.take().unwrap();
     let client = heliostat::upstream::Http::builder().build().unwrap();
     let ask = |path: &str| client.get(format!("http://{address}{path}")).send();
     soon(async {
@@ -185,7 +196,7 @@ async fn a_log_that_nobody_reads_delays_nobody() {
     })
     .await;
     assert_eq!(soon(ask("/healthz")).await.unwrap().status(), 200);
-    signal(&process, "TERM");
-    assert!(ended(&mut process).await.success());
+    signal(&process.0, "TERM");
+    assert!(ended(&mut process.0).await.success());
     drop(pipe);
 }
