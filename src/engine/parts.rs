@@ -9,6 +9,7 @@ use super::chunk::Piece;
 use super::fetch::{Fetched, Source};
 use super::invalidate::Generation;
 use super::lane::{Lane, Subject};
+use super::passthrough::LONG;
 use super::{Engine, LevelWait, RequestContext};
 use crate::adapters::{Fetch, FetchResult, Part, PartCall};
 use crate::model::{Error, Kind, Layout, Millis, Step, TimeRange};
@@ -25,7 +26,17 @@ pub(super) async fn fetch_one(
     context: RequestContext,
 ) -> Result<Fetched, Error> {
     let since = engine.memory.generation();
-    let parts = parts(&lane, range)?;
+    let parts = match lane.subject() {
+        // Its form takes about a millisecond to write.
+        Subject::Expression(expression) if expression.query.len() > LONG => {
+            let of = lane.clone();
+            let written = crate::work::elsewhere(move || parts(&of, range)).await;
+            written.map_err(|e| {
+                Error::new(Kind::Internal, format!("writing the request failed: {e}"))
+            })??
+        }
+        _ => parts(&lane, range)?,
+    };
     let mut fetched = Fetched {
         chunks: Chunks::new(&lane, &range),
         complete: true,

@@ -21,7 +21,7 @@ use crate::wire::prometheus::write_time;
 
 /// Longer requests take about a millisecond to write, and are written off the threads that serve
 /// connections.
-const LONG: usize = 128 << 10;
+pub(super) const LONG: usize = 128 << 10;
 
 /// A request that is passed on. Two clients that send the same request get the same answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

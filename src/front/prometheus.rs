@@ -412,6 +412,8 @@ fn picked(
             picked.push((name.clone(), copy));
         }
     }
+    // They are a part of keys.
+    picked.shrink_to_fit();
     Ok(picked)
 }
 

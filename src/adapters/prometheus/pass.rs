@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 
 use super::replicas::{Asking, InstantSeries, Spacing, ask};
 use super::{Prometheus, answer, exchange};
@@ -107,15 +107,20 @@ fn is_text(response: &Response) -> bool {
 }
 
 /// Returns `response` to be passed on, in memory of its own: its body takes from the memory for answers
-/// that are being read.
+/// that are being read, and the value of a header would keep the buffer of the connection, of 8 KiB and more.
 fn raw_response(response: &Response) -> Arc<RawResponse> {
     let headers = OF_BODY.iter().filter_map(|name| {
         let value = response.headers.get(name)?;
-        Some((name.clone(), value.clone()))
+        Some((
+            name.clone(),
+            HeaderValue::from_bytes(value.as_bytes()).ok()?,
+        ))
     });
+    let mut headers: Vec<_> = headers.collect();
+    headers.shrink_to_fit();
     Arc::new(RawResponse {
         status: response.status,
-        headers: headers.collect(),
+        headers,
         body: Bytes::copy_from_slice(&response.body),
     })
 }
@@ -123,7 +128,7 @@ fn raw_response(response: &Response) -> Arc<RawResponse> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderMap, Method};
 
     use crate::model::{Kind, Step};
 
@@ -153,6 +158,25 @@ mod tests {
     }
 
     const JSON: &str = "application/json";
+
+    #[test]
+    fn what_is_passed_on_holds_no_memory_of_the_response() {
+        let buffer = Bytes::from([b"application/json".to_vec(), vec![b' '; 8192]].concat());
+        let kind = HeaderValue::from_maybe_shared(buffer.slice(..16)).unwrap();
+        let response = Response {
+            status: StatusCode::OK,
+            headers: HeaderMap::from_iter([(CONTENT_TYPE, kind)]),
+            body: buffer.slice(16..17),
+        };
+        assert!(!buffer.is_unique());
+        let raw = raw_response(&response);
+        drop(response);
+        assert!(buffer.is_unique());
+        assert_eq!(
+            raw.headers,
+            [(CONTENT_TYPE, HeaderValue::from_static(JSON))]
+        );
+    }
 
     #[test]
     fn answers_are_complete_without_warnings() {
