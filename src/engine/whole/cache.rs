@@ -101,3 +101,43 @@ impl WholeCache {
         self.make_room();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+    use crate::engine::passthrough::PassthroughRequest;
+    use crate::engine::whole::{WholeIdentity, WholeQuery};
+    use crate::model::{Error, Kind};
+
+    #[test]
+    fn what_is_evicted_is_counted() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let cache = metrics::with_local_recorder(&recorder, || WholeCache::new(20_000));
+        for n in 0..100 {
+            let request = PassthroughRequest {
+                path: format!("/{n}"),
+                params: Arc::default(),
+                body: Bytes::new(),
+                headers: Vec::new(),
+                json: true,
+            };
+            let entry = WholeEntry {
+                content: Content::Error(Error::new(Kind::Internal, "x")),
+                policy: super::super::CachePolicy::Short,
+                fetched: Duration::ZERO,
+            };
+            let key = WholeIdentity::of(7, WholeQuery::Response(request));
+            cache.insert(key, Arc::new(entry));
+        }
+        assert!(cache.weight() <= 20_000);
+        let left = cache.entries.entry_count();
+        let text = recorder.handle().render();
+        let counted = format!("heliostat_cache_evictions_total {}", 100 - left);
+        assert!(left < 100 && text.contains(&counted), "{counted} in {text}");
+    }
+}

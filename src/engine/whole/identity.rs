@@ -54,7 +54,11 @@ pub(in crate::engine) type WholeKey = Arc<WholeIdentity>;
 impl WholeIdentity {
     /// Returns the identity of the answer of `upstream` to `query`.
     pub(in crate::engine) fn new(upstream: &Upstream, query: WholeQuery) -> WholeKey {
-        let upstream = upstream.id();
+        Self::of(upstream.id(), query)
+    }
+
+    /// Returns that of the upstream whose identity is `upstream`.
+    pub(super) fn of(upstream: u64, query: WholeQuery) -> WholeKey {
         Arc::new(Self {
             hash: keyed_hash(&(upstream, &query)),
             upstream,

@@ -42,6 +42,14 @@ pub(super) async fn large_fields(target: &Target) {
             ),
             "query.conditions[0].value",
         ),
+        (
+            "/api/metric",
+            format!(
+                r#"{{"connectionDetails":{{}},"query":{{{times},"conditions":[{}]}}}}"#,
+                vec![format!(r#"{{"key":"a","value":"{}"}}"#, &long[..8_000]); 100].join(",")
+            ),
+            "query: has",
+        ),
     ];
     for round in 0..25 {
         let (path, body, named) = &refused[round % refused.len()];
