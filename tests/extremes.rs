@@ -145,8 +145,21 @@ impl Random {
             "sum_over_time(up%5B9000000000s:1ms%5D)",
             "1e300",
         ]);
-        let (start, end, step) = (self.number(), self.number(), self.number());
-        let (time, limit) = (self.number(), self.number());
+        let (time, mut limit) = (self.number(), self.number());
+        let (start, end, step) = match self.next() % 4 {
+            // Times that are on the grid of many steps, and cached: what one left is of use to another.
+            0 => {
+                let ends = ["0", "9000000000", "9000000000000"];
+                let steps = ["0.001", "1", "1000000", "900000000", "9000000000"];
+                limit = "0".to_owned();
+                (
+                    "0".to_owned(),
+                    self.of(&ends).to_owned(),
+                    self.of(&steps).to_owned(),
+                )
+            }
+            _ => (self.number(), self.number(), self.number()),
+        };
         format!(
             "/prometheus/prom/api/v1/{endpoint}?query={query}&match[]=up&start={start}&end={end}&step={step}\
              &time={time}&limit={limit}"
