@@ -1,6 +1,7 @@
 //! Adapters: one module per kind of backend. They do no I/O: an adapter turns a fetch into an HTTP
 //! request, and the response into an answer or the next request.
 
+mod annotations;
 pub(crate) mod aws_error;
 mod built;
 pub mod cloudwatch;
@@ -22,8 +23,10 @@ use crate::model::{
     FieldValuesQuery, Kind, Layout, MetricPace, MetricQuery, Millis, NanInterpretation, Points,
     RangeLimits, RawResponse, Scope, Selector, Statistic, Step, TimeRange, heap_block,
 };
+use crate::promql::Reads;
 use crate::wire::prometheus::Series;
 
+pub use self::annotations::Annotations;
 pub use self::built::built_bytes;
 pub use self::cloudwatch::{Catalogue, CatalogueScope, StatisticsQuery};
 pub use self::exchange::{Bill, Comparison, Exchange, Next, Read, Request, Response};
@@ -53,6 +56,13 @@ pub trait Adapter: Send + Sync {
     /// Returns the pace of a metric, where it is not the upstream's.
     fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<MetricPace> {
         let _ = (selector, metric_field);
+        None
+    }
+
+    /// Returns what the newest samples are that a value of `selector` is computed from, where these are not
+    /// those of its own time.
+    fn reads(&self, selector: &Selector) -> Option<Reads> {
+        let _ = selector;
         None
     }
 
@@ -350,41 +360,6 @@ pub struct LabeledSeries {
     pub series: Vec<Series>,
     /// The backend's annotations.
     pub annotations: Annotations,
-}
-
-/// A backend's annotations of an answer; sorted, without duplicates.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Annotations {
-    /// `warnings`
-    pub warnings: Vec<String>,
-    /// `infos`
-    pub infos: Vec<String>,
-    /// Set if the answer has `isPartial`: a part of its data could not be read.
-    pub partial: bool,
-}
-
-impl Annotations {
-    /// Adds those of `others`.
-    pub fn add(&mut self, others: &Self) {
-        self.partial |= others.partial;
-        let lists = [
-            (&mut self.warnings, &others.warnings),
-            (&mut self.infos, &others.infos),
-        ];
-        for (mine, others) in lists {
-            for remark in others {
-                if let Err(at) = mine.binary_search(remark) {
-                    mine.insert(at, remark.clone());
-                }
-            }
-        }
-    }
-
-    /// Returns the bytes that they hold on the heap, about.
-    pub fn heap_bytes(&self) -> usize {
-        let all = self.warnings.iter().chain(&self.infos);
-        all.map(|r| r.capacity() + size_of::<String>()).sum()
-    }
 }
 
 /// Samples that were left out, by reason.

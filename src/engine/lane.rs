@@ -439,12 +439,16 @@ impl Lane {
         }
     }
 
-    /// Returns the milliseconds between the time of a point and the newest data that it may depend
-    /// on.
-    pub(crate) fn lag(&self) -> Millis {
+    /// Returns the time before which its points are settled that were fetched at `fetched`.
+    pub(crate) fn settled_before(&self, fetched: Millis) -> Millis {
+        let samples = fetched.saturating_sub(self.freshness().settle);
         match self.subject() {
-            Subject::Metric { .. } | Subject::Summaries { .. } => 0,
-            Subject::Expression(expression) => expression.lag,
+            Subject::Metric { selector, .. } => {
+                let reads = self.upstream.adapter.reads(selector);
+                reads.map_or(samples, |reads| reads.settled_before(samples))
+            }
+            Subject::Summaries { .. } => samples,
+            Subject::Expression(expression) => samples.saturating_add(expression.lag),
         }
     }
 

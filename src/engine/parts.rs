@@ -115,11 +115,10 @@ impl Fetching {
         if let Some(wait) = &self.wait {
             wait.fill(series.filled > 0);
         }
-        let settled_before = answered.as_of.saturating_sub(self.lane.freshness().settle);
         // Data that another address may know better is fetched again once that can be reached.
         let settled_before = match answered.provisional {
             true => Millis::MIN,
-            false => settled_before.saturating_add(self.lane.lag()),
+            false => self.lane.settled_before(answered.as_of),
         };
         let grid = self.lane.grid();
         let piece = Piece::fetched(series.data, range, answered.sent, settled_before, grid);

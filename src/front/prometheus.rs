@@ -297,8 +297,7 @@ fn lane_of(
         other: asked.other,
     };
     // Functions such as `sort` and `topk` order the answer to an instant query only.
-    let ordered = ["sort", "topk", "bottomk"];
-    if !facts.vector || ordered.iter().any(|word| query.query.contains(word)) {
+    if !facts.vector || facts.ordered {
         return None;
     }
     let lag = cacheable(facts, &query).ok()?;
@@ -433,6 +432,21 @@ fn is_form(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_has_an_order_is_no_column_of_a_range_query() {
+        let has_lane = |text: &str| {
+            let query = format!("query={}", text.replace(' ', "+"));
+            let mut params = Params::read(Some(&query), None, |_| true).unwrap();
+            let asked = InstantQuery::read(&mut params).unwrap();
+            let facts = crate::promql::read(&asked.query);
+            lane_of(&facts, asked, 1000, Vec::new()).is_some()
+        };
+        assert!(has_lane("up") && has_lane("sum by (sort) (up)"));
+        for text in ["topk(3, up)", "TOPK(3, up offset %2B5m)", "sort(up)"] {
+            assert!(!has_lane(text), "{text}");
+        }
+    }
 
     #[test]
     fn forms_are_known_by_their_type() {

@@ -102,6 +102,11 @@ pub struct ExpressionFacts {
     pub analysis: Analysis,
     /// The newest samples that an instant query reads; `None` if that is unknown.
     pub reads: Option<Reads>,
+    /// The reason why values depend on the window of a range query, if one is known; whatever else stands
+    /// against caching them.
+    pub window: Option<Reason>,
+    /// Set if it sorts, or chooses series by their values: an instant query returns them in that order.
+    pub ordered: bool,
     /// Set if its value is known to be an instant vector.
     pub vector: bool,
     /// Its normal form, if that differs from the text itself.
@@ -123,6 +128,14 @@ impl Reads {
         let newest = time.saturating_sub(self.lag);
         self.fixed.map_or(newest, |fixed| fixed.max(newest))
     }
+
+    /// Returns the time before which all values are settled, given that samples before `samples` are.
+    pub fn settled_before(&self, samples: Millis) -> Millis {
+        match self.fixed {
+            Some(fixed) if fixed >= samples => Millis::MIN,
+            _ => samples.saturating_add(self.lag),
+        }
+    }
 }
 
 /// Longer expressions are known by the spelling that they have: another would take as much memory again.
@@ -136,6 +149,8 @@ struct Unreadable;
 pub const NOT_UNDERSTOOD: ExpressionFacts = ExpressionFacts {
     analysis: Analysis::PassThrough(Reason::NotUnderstood),
     reads: None,
+    window: None,
+    ordered: false,
     vector: false,
     normal: None,
 };
@@ -148,7 +163,12 @@ pub fn read(text: &str) -> ExpressionFacts {
     let Ok((tree, root)) = parse::parse(text) else {
         return NOT_UNDERSTOOD;
     };
-    let (mut analysis, reads) = walk::analyze(&tree, root);
+    let walk::Findings {
+        mut analysis,
+        reads,
+        window,
+        ordered,
+    } = walk::analyze(&tree, root);
     if matches!(tree.kind(root), Type::Matrix | Type::String) {
         analysis = Analysis::PassThrough(Reason::NotAVector);
     }
@@ -157,6 +177,8 @@ pub fn read(text: &str) -> ExpressionFacts {
     ExpressionFacts {
         analysis,
         reads,
+        window,
+        ordered,
         vector: tree.kind(root) == Type::Vector,
         normal: normal.filter(|normal| normal != text),
     }

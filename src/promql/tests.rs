@@ -226,6 +226,31 @@ fn the_newest_sample_of_an_instant_query_is_known() {
 }
 
 #[test]
+fn what_depends_on_the_window_or_has_an_order_is_known_whatever_else_is() {
+    for (text, window) in [
+        ("up", None),
+        ("up offset -1d", None),
+        ("new(up)", None),
+        ("up @ 3 + up @ end()", Some(Reason::Window)),
+        ("new(up offset -1d) + step()", Some(Reason::Window)),
+        ("topk(scalar(a), up)", Some(Reason::VaryingParameter)),
+    ] {
+        assert_eq!(read(text).window, window, "{text}");
+    }
+    for text in [
+        "topk(3, up)",
+        "TOPK(3, up  offset +5m)",
+        "sum(BottomK(3, up))",
+        "sort_by_label_desc(up, 'a')",
+    ] {
+        assert!(read(text).ordered, "{text}");
+    }
+    for text in ["up", "sort", "sum by (topk) (up)", "quantile(1, up)"] {
+        assert!(!read(text).ordered, "{text}");
+    }
+}
+
+#[test]
 fn spellings_of_one_expression_have_one_normal_form() {
     let table: &[(&str, &[&str])] = &[
         ("up", &[" \n up\t# here\n", "(up)", "((up))", "up{}"]),

@@ -20,16 +20,30 @@ struct Found {
     reason: Option<Reason>,
     /// The newest samples that are read, unless that is unknown.
     reads: Option<Reads>,
+    /// The first reason that is about the window.
+    window: Option<Reason>,
+    /// Whether a part sorts, or chooses series by their values.
+    ordered: bool,
+}
+
+/// The result of a walk over an expression.
+pub(super) struct Findings {
+    pub(super) analysis: Analysis,
+    pub(super) reads: Option<Reads>,
+    pub(super) window: Option<Reason>,
+    pub(super) ordered: bool,
 }
 
 /// Returns what a range query over `tree` depends on, and the times that an instant query reads.
-pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
+pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> Findings {
     let mut found = Found {
         reason: None,
         reads: Some(Reads {
             lag: MAX_TIME,
             fixed: None,
         }),
+        window: None,
+        ordered: false,
     };
     // `called` says whether the series of a part are an argument of a function rather than of an
     // aggregation.
@@ -61,6 +75,7 @@ pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
                 function,
                 arguments,
             }) => {
+                found.ordered |= function.is_some_and(|f| f.name.starts_with("sort"));
                 match function.map(|f| f.depends) {
                     Some(Depends::Time) => {}
                     Some(Depends::Window) => found.because(Reason::Window),
@@ -73,10 +88,12 @@ pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
                 open.extend(arguments.map(|argument| (*argument, base, true)));
             }
             Some(ExprNode::Aggregate {
+                aggregation,
                 parameter,
                 expression,
                 ..
             }) => {
+                found.ordered |= matches!(aggregation.name, "topk" | "bottomk");
                 open.push((*expression, base, false));
                 if let Some(parameter) = parameter.filter(|p| !tree.is_literal(*p)) {
                     found.because(Reason::VaryingParameter);
@@ -90,12 +107,20 @@ pub(super) fn analyze(tree: &Tree<'_>, root: Id) -> (Analysis, Option<Reads>) {
         (None, Some(reads)) => Analysis::PerInstant { lag: reads.lag },
         (None, None) => Analysis::PassThrough(Reason::UnknownFunction),
     };
-    (analysis, found.reads)
+    Findings {
+        analysis,
+        reads: found.reads,
+        window: found.window,
+        ordered: found.ordered,
+    }
 }
 
 impl Found {
     fn because(&mut self, reason: Reason) {
         self.reason.get_or_insert(reason);
+        if matches!(reason, Reason::Window | Reason::VaryingParameter) {
+            self.window.get_or_insert(reason);
+        }
     }
 
     fn select(&mut self, selector: &SeriesSelector<'_>, base: Base, called: bool) {

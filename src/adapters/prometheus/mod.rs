@@ -9,6 +9,7 @@ mod promql;
 mod pushdown;
 mod range;
 mod replicas;
+mod steps;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,16 +25,15 @@ use super::{
 };
 use crate::model::{
     Error, Expression, Field, FieldNames, FieldNamesQuery, FieldType, FieldValue, FieldValues,
-    FieldValuesQuery, Kind, Layout, Millis, NanInterpretation, Points, RangeLimits, Scope, Step,
-    TimeRange,
+    FieldValuesQuery, Kind, Layout, Millis, NanInterpretation, Points, RangeLimits, Scope,
+    Selector, Step, TimeRange,
 };
+use crate::promql::{Reads, read};
 use answer::{Labels, SampleMatrix, SampleSeries};
-use promql::{COUNTER, EXPRESSION, GAUGE, Meaning};
+use promql::{COUNTER, EXPRESSION, GAUGE, Meaning, check_window};
 pub use replicas::ReplicaLabels;
 use replicas::{Asking, Spacing, ask};
-
-/// The most steps per series that Prometheus answers a range query with.
-const MAX_STEPS: u32 = 11_000;
+use steps::{MAX_STEPS, Steps, check_calls, steps};
 
 /// The first and the largest distance before a range at which the sample before it is looked for.
 /// Samples of a counter that lie further apart have no rate between them.
@@ -178,6 +178,9 @@ impl Adapter for Prometheus {
 
     fn series(&self, fetch: &Fetch) -> Result<Vec<Part>, Error> {
         let meaning = Meaning::of(&fetch.selector)?;
+        if let Meaning::Expression(text) = &meaning {
+            check_window(text)?;
+        }
         let whole = |exchange| {
             let start = fetch.range.start();
             let call = PartCall::Alone(exchange);
@@ -191,6 +194,13 @@ impl Adapter for Prometheus {
             (Layout::Raw, Meaning::Counter(selector)) => whole(self.counter(selector, fetch)),
             (Layout::Raw, Meaning::Expression(text)) => self.expression(text, fetch),
         })
+    }
+
+    fn reads(&self, selector: &Selector) -> Option<Reads> {
+        match Meaning::of(selector) {
+            Ok(Meaning::Expression(text)) => read(&text).reads,
+            _ => None,
+        }
     }
 
     fn field_names(
@@ -272,7 +282,7 @@ impl Adapter for Prometheus {
         range: &TimeRange,
         limits: RangeLimits,
     ) -> Result<Vec<Part>, Error> {
-        Ok(self.query_range(expression, range, limits))
+        self.query_range(expression, range, limits)
     }
 
     fn pass(&self, request: Request, json: bool) -> Result<Exchange<Passed>, Error> {
@@ -357,37 +367,6 @@ fn several(series: &[&Labels]) -> Error {
         differing.join(", ")
     );
     Error::new(Kind::MetricNotFound, message)
-}
-
-/// Steps of a range query that one call can carry.
-struct Steps {
-    /// Time of the first step.
-    first: Millis,
-    /// Time of the last step.
-    last: Millis,
-    /// The meaning of the steps.
-    range: TimeRange,
-}
-
-/// Returns the steps at `k·step + shift` for the grid lines `k·step` in `range`, at most `per_call`
-/// in one call.
-fn steps(
-    range: &TimeRange,
-    step: Step,
-    shift: Millis,
-    per_call: u32,
-) -> impl Iterator<Item = Steps> + use<> {
-    let (begin, end) = (step.ceil(range.start()), range.end());
-    let window = step.times(per_call).millis();
-    let next = move |at: &Millis| Some(at.saturating_add(window)).filter(|at| *at < end);
-    std::iter::successors((begin < end).then_some(begin), next).map(move |from| {
-        let range = TimeRange::clamped(from, end.min(from.saturating_add(window)));
-        Steps {
-            first: from + shift,
-            last: step.floor(range.end() - 1) + shift,
-            range,
-        }
-    })
 }
 
 /// Returns an instant query for the stored samples of `range`, and of what is lacking to whole seconds at

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::model::{Condition, Error, Kind, Scalar, Selector, Test};
+use crate::promql::{Reason, read};
 
 /// Key of the condition that names a gauge.
 pub(super) const GAUGE: &str = "__gauge__";
@@ -57,6 +58,23 @@ impl Meaning {
             Self::Counter(matcher)
         })
     }
+}
+
+/// Checks that each value of the expression `text` belongs to its time: points of one time are shared by
+/// queries of different ranges.
+pub(super) fn check_window(text: &str) -> Result<(), Error> {
+    let Some(reason) = read(text).window else {
+        return Ok(());
+    };
+    let message = match reason {
+        Reason::VaryingParameter => {
+            "the parameter of an aggregation in this expression varies, and some versions of Prometheus take it from the beginning of the range only: write a number"
+        }
+        _ => {
+            "the values of this expression depend on the range that is queried (start(), end(), range(), step(), or @ with one of them), so the same point would have several values: write times and durations"
+        }
+    };
+    Err(Error::new(Kind::MetricNotFound, message).about(text))
 }
 
 fn not_one() -> Error {

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::answer::SampleMatrix;
 use super::promql::Meaning;
 use super::replicas::{ReplicaLabels, Spacing, ask_or_go_on};
-use super::{MAX_STEPS, Prometheus, Steps, duration, finish, on_grid, range_query, steps};
+use super::{MAX_STEPS, Prometheus, Steps, check_calls, duration, finish, on_grid, range_query, steps};
 use crate::adapters::{Exchange, Fetch, FetchResult, Next, Part, PartCall, Response};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 
@@ -34,6 +34,10 @@ const PROBE: &str = "heliostat_probe";
 /// Most points of a subquery in one call: a server works all of them out at once, and
 /// VictoriaMetrics refuses more than 30,000, of which it takes some for itself.
 const MAX_INNER: Millis = 25_000;
+
+/// Most grids that are tried for the rates of a counter: all there can be for an interval of up to two
+/// minutes.
+const MOST_TRIALS: usize = 1 << 16;
 
 /// Prometheus' error for a subquery of an expression without labels, such as `1 + 1`.
 const SCALAR: &str = "only allowed on instant vector, got scalar";
@@ -110,6 +114,8 @@ impl Prometheus {
             Meaning::Gauge(_) | Meaning::Counter(_) => None,
         };
         let query = query(meaning);
+        let length = query(true).len();
+        check_calls(&fetch.range, size, per_call, length, "query.endTime")?;
         let rows = steps(&fetch.range, size, size.millis(), per_call).map(|steps| {
             let row = Row {
                 query: query.clone(),
@@ -133,20 +139,25 @@ impl Prometheus {
     /// Returns the grid on which a counter's rates are read to make buckets of `size`: it divides
     /// these, so that no rate is counted to a neighbour, and is at most half the interval, so that
     /// samples that come a little early or late have a grid point each.
-    fn rate_grid(&self, size: Step) -> Millis {
+    pub(super) fn rate_grid(&self, size: Step) -> Millis {
         let longest = (self.interval.millis() / 2).max(1);
         let least = (longest / 64).max(1);
         let size = size.millis();
-        let mut parts = (size + longest - 1) / longest;
-        while size / parts >= least {
-            if size % parts == 0 {
-                return size / parts;
-            }
-            parts += 1;
-        }
+        let fewest = (size + longest - 1) / longest;
+        // Either way finds the coarsest first.
+        let found = match size / least - fewest < longest - least {
+            true => (fewest..=size / least)
+                .take(MOST_TRIALS)
+                .find(|parts| size % parts == 0)
+                .map(|parts| size / parts),
+            false => (least..=longest.min(size))
+                .rev()
+                .take(MOST_TRIALS)
+                .find(|grid| size % grid == 0),
+        };
         // No grid that is coarse enough divides a bucket. Rates near an edge may be a grid point
         // off.
-        longest
+        found.unwrap_or(longest)
     }
 }
 

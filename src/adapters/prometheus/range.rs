@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use super::pass::said;
 use super::replicas::{Asking, Spacing, TextSeries, ask};
-use super::{MAX_STEPS, Prometheus, Steps, answer, form, seconds, step_width, steps};
+use super::{MAX_STEPS, Prometheus, Steps, answer, check_calls, form, seconds, step_width, steps};
 use crate::adapters::{
     Annotations, Data, FetchResult, LabeledSeries, Next, Part, PartCall, Response, garbage,
 };
@@ -20,14 +20,15 @@ impl Prometheus {
         expression: &Expression,
         range: &TimeRange,
         limits: RangeLimits,
-    ) -> Vec<Part> {
+    ) -> Result<Vec<Part>, Error> {
         let (step, phase) = (expression.step, expression.phase);
         let per_call = match limits.span / step.millis() {
             _ if limits.span == 0 => MAX_STEPS,
             span => u32::try_from(span).map_or(MAX_STEPS, |n| n.clamp(1, MAX_STEPS)),
         };
         let lines = TimeRange::clamped(range.start() - phase, range.end() - phase);
-        steps(&lines, step, phase, per_call)
+        check_calls(&lines, step, per_call, expression.query.len(), "end")?;
+        let parts = steps(&lines, step, phase, per_call)
             .map(|steps| {
                 let asked = TimeRange::clamped(steps.first, steps.last + 1);
                 let mut request = request(expression, &steps);
@@ -42,8 +43,8 @@ impl Prometheus {
                         labels: self.fill.clone(),
                     })),
                 }
-            })
-            .collect()
+            });
+        Ok(parts.collect())
     }
 }
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
 use super::*;
-use crate::model::{Condition, Evidence, Scalar, Selector, Statistic, Test};
+use crate::model::{Condition, Evidence, Scalar, Statistic, Test};
 
 const START: Millis = 1_700_000_040_000;
 const MINUTE: Millis = 60_000;
@@ -666,4 +666,110 @@ fn garbage_is_an_error_and_no_panic() {
         refused(&exchange, &matrix(&moved)).kind,
         Kind::UpstreamFailed
     );
+}
+
+#[test]
+fn the_grid_of_a_counter_is_found_in_few_steps() {
+    let of = |interval, size| {
+        let adapter = Prometheus::new(Step::new(interval).unwrap(), false, 1);
+        adapter.rate_grid(Step::new(size).unwrap())
+    };
+    let slowly = |interval: Millis, size: Millis| {
+        let longest = (interval / 2).max(1);
+        let grids = ((longest / 64).max(1)..=longest.min(size)).rev();
+        grids.into_iter().find(|d| size % d == 0).unwrap_or(longest)
+    };
+    for interval in [1, 2, 100, 1000, 15_000, 60_000, 131_000] {
+        for size in [2, 3, 999, 7001, 60_000, 61_000, 86_399_999, 999_999_999_989] {
+            assert_eq!(of(interval, size), slowly(interval, size), "{interval} {size}");
+        }
+    }
+    // Trying all parts would take hours.
+    assert_eq!(of(15_000, 253_402_300_799_992), slowly(15_000, 253_402_300_799_992));
+    let day = 86_400_000;
+    assert_eq!(of(day, 7 * day), day / 2);
+    assert!(of(100 * day, crate::model::MAX_TIME - 1) > 0);
+}
+
+#[test]
+fn a_fetch_of_too_many_calls_is_refused_before_they_are_built() {
+    let days = |days: Millis| days * 86_400_000;
+    let long = format!("up{{a=\"{}\"}}", "x".repeat(8000));
+    let parts = |key, value: &str, size, end| {
+        adapter().series(&fetch(key, value, buckets(Statistic::Mean, size), 0, end))
+    };
+    let refused = |parts: Result<Vec<Part>, Error>| {
+        let error = parts.err().unwrap();
+        assert_eq!(error.kind, Kind::TooManyPoints);
+        assert_eq!(error.field.as_deref(), Some("query.endTime"));
+        error.message
+    };
+    let error = refused(parts(EXPRESSION, &long, days(5), days(500_000)));
+    assert!(error.contains("100000 calls") && error.contains("at most 1"), "{error}");
+    refused(parts(COUNTER, "x", days(5), days(500_000)));
+    // Three years by days, and the longest range of one call each.
+    for (key, value) in [(COUNTER, "x"), (EXPRESSION, "up")] {
+        assert!(parts(key, value, days(1), days(3 * 365)).unwrap().len() > 100);
+    }
+    let expression = |query: &str| Expression {
+        query: query.into(),
+        step: Step::new(days(1)).unwrap(),
+        phase: 0,
+        lag: 0,
+        parameters: Vec::new(),
+        headers: Vec::new(),
+    };
+    let limits = RangeLimits { series: 10, span: days(1) };
+    let range = |query: &str, end| {
+        let range = TimeRange::new(0, end).unwrap();
+        adapter().range(&expression(query), &range, limits)
+    };
+    assert_eq!(range("up", days(1000)).unwrap().len(), 1000);
+    for (query, end) in [("up", days(1001)), (&long, days(400))] {
+        let error = range(query, end).err().unwrap();
+        assert_eq!(error.kind, Kind::TooManyPoints);
+        assert_eq!(error.field.as_deref(), Some("end"));
+    }
+}
+
+#[test]
+fn an_expression_whose_values_depend_on_the_range_is_refused() {
+    let series = |text, layout| adapter().series(&fetch(EXPRESSION, text, layout, 0, MINUTE));
+    for text in [
+        "topk(5, up) and topk(5, up @ end())",
+        "up @ start()",
+        "up @ 1700000000 + up @ end()",
+        "topk(scalar(k), up)",
+    ] {
+        for layout in [Layout::Raw, buckets(Statistic::Max, MINUTE)] {
+            let error = series(text, layout).err().unwrap();
+            assert_eq!(error.kind, Kind::MetricNotFound, "{text}");
+        }
+    }
+    for text in [
+        "topk(5, up)",
+        "up @ 1700000000",
+        "up offset -1d",
+        // Not PromQL, but the upstream may know it.
+        "rollup(up)",
+        "up[",
+    ] {
+        assert!(series(text, Layout::Raw).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn what_an_expression_reads_decides_when_it_is_settled() {
+    let settled = |key, text| {
+        let fetch = fetch(key, text, Layout::Raw, 0, MINUTE);
+        let reads = adapter().reads(&fetch.selector);
+        reads.map(|reads| reads.settled_before(START))
+    };
+    assert_eq!(settled(EXPRESSION, "up"), Some(START));
+    assert_eq!(settled(EXPRESSION, "up offset 1m"), Some(START + MINUTE));
+    assert_eq!(settled(EXPRESSION, "up - up offset -1m"), Some(START - MINUTE));
+    assert_eq!(settled(EXPRESSION, "up + up @ 1700000039"), Some(START));
+    assert_eq!(settled(EXPRESSION, "up + up @ 1700000040"), Some(Millis::MIN));
+    assert_eq!(settled(EXPRESSION, "rollup(up)"), None);
+    assert_eq!(settled(GAUGE, "up"), None);
 }

@@ -16,7 +16,9 @@ use crate::adapters::Response;
 use crate::adapters::prometheus::Prometheus;
 use crate::engine::Lookup;
 use crate::engine::tests::{Clocks, Keeping, engine_over};
-use crate::model::{Aggregate, Step};
+use crate::model::{
+    Aggregate, Condition, Details, Layout, MetricQuery, Scalar, Selector, Step, Test, TimeRange,
+};
 use crate::upstream::{AnswerShare, BoxFuture, Outgoing, Transport};
 use crate::wire::encoding::Encoding;
 use crate::wire::prometheus::Params;
@@ -500,5 +502,46 @@ fn long_ranges_are_asked_for_in_parts() {
             text(&long),
             direct(OLD - 11_000_000, OLD, 1000, world.clocks.truth())
         );
+    });
+}
+
+/// Settled data is 20 seconds old.
+#[test]
+fn points_of_an_expression_settle_with_the_newest_sample_that_they_read() {
+    run(async {
+        let calls_for = |text: String, back: Millis| async move {
+            let world = World::new(1000);
+            let condition = Condition {
+                key: "~".into(),
+                test: Test::Is(Scalar::String(text)),
+            };
+            let end = world.clocks.truth() - back;
+            let query = MetricQuery {
+                selector: Selector::new(vec![condition]),
+                metric_field: None,
+                range: TimeRange::clamped(end - 60_000, end),
+                limit: None,
+                layout: Layout::Raw,
+            };
+            for _ in 0..2 {
+                let context = world.clocks.context(Encoding::Identity);
+                let details = Details::default();
+                let answer = world.engine.metric(&details, query.clone(), &context);
+                answer.await.unwrap();
+                world.clocks.pass(5000);
+            }
+            world.calls().len()
+        };
+        let soon = crate::engine::tests::BEGIN / 1000 + 60;
+        for (text, back, calls) in [
+            ("up".to_owned(), 30_000, 1),
+            ("up offset -1m".to_owned(), 30_000, 2),
+            ("up offset -1m".to_owned(), 90_000, 1),
+            ("up offset 1m".to_owned(), 0, 1),
+            (format!("up @ {soon}"), 90_000, 2),
+            ("up @ 1600000000".to_owned(), 0, 1),
+        ] {
+            assert_eq!(calls_for(text.clone(), back).await, calls, "{text}");
+        }
     });
 }
