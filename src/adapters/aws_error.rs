@@ -5,6 +5,9 @@ use crate::adapters::Response;
 /// Most characters of a message that are passed on.
 const LONGEST_MESSAGE: usize = 300;
 
+/// Most bytes of a body that are read.
+const MOST_READ: usize = 64 << 10;
+
 /// An error of an AWS service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AwsError {
@@ -22,9 +25,10 @@ impl AwsError {
         let header = |name| response.headers.get(name)?.to_str().ok();
         let named = header("x-amzn-query-error").or_else(|| header("x-amzn-errortype"));
         let named = named.and_then(|text| text.split([';', ':']).next());
-        let json: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        let body = response.body.get(..MOST_READ).unwrap_or(&response.body);
+        let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
         let member = |names: [&str; 2]| names.into_iter().find_map(|n| json.get(n)?.as_str());
-        let text = String::from_utf8_lossy(&response.body);
+        let text = String::from_utf8_lossy(body);
         let code = named
             .or_else(|| member(["__type", "code"]))
             .or_else(|| element(&text, "Code"))
@@ -115,5 +119,14 @@ mod tests {
             pair("SignatureDoesNotMatch", "No match.")
         );
         assert_eq!(read(None, "<html>"), pair("", ""));
+        // Of a long body the beginning.
+        let filler = " ".repeat(MOST_READ);
+        let json = format!(r#"{{"message":"x"{filler}}}"#);
+        assert_eq!(
+            read(Some(("x-amzn-errortype", "Y")), json.leak()),
+            pair("Y", "")
+        );
+        let xml = format!("<Code>Y</Code>{filler}<Message>x</Message>");
+        assert_eq!(read(None, xml.leak()), pair("Y", ""));
     }
 }

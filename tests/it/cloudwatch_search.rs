@@ -334,13 +334,19 @@ async fn the_law_holds_for_expressions() {
                 _ => {}
             }
             let now = clock.now();
-            let (text, period) = match dice.roll(2) {
+            let period = [0, 5 * MINUTE, HOUR, DAY][dice.roll(4) as usize];
+            let named = format!("'Sum', {})", period / SECOND);
+            let (text, period) = match period {
                 0 => (ALL.to_owned(), MINUTE),
-                _ => (ALL.replace("'Sum')", "'Sum', 300)"), 5 * MINUTE),
+                _ => (ALL.replace("'Sum')", &named), period),
             };
             let aged = dice.roll(4) == 0;
             let end = now - if aged { 15 * DAY } else { 0 } - dice.roll(2 * HOUR);
-            let range = (end - 1 - dice.roll(2 * HOUR), end);
+            let mut range = (end - 1 - dice.roll(2 * HOUR), end);
+            if period == DAY {
+                // The last midnight lies in it.
+                range.0 -= DAY;
+            }
             let (method, stat) = METHODS[dice.roll(METHODS.len() as i64) as usize];
             let size = [90 * SECOND, 5 * MINUTE, HOUR][dice.roll(3) as usize];
             let reply = ask(&server, &search(&text, range, Some((method, size)))).await;

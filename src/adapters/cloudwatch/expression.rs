@@ -8,6 +8,7 @@ use super::ages::is_period;
 use super::answer::{Page, is_bad_token, page};
 use super::call::{body, exchange, object};
 use super::names::unknown;
+use super::window;
 use crate::adapters::{Bill, Data, Dropped, Exchange, FetchResult, Next};
 use crate::model::{
     Condition, Error, Kind, Millis, NanInterpretation, Points, Scalar, Selector, Step, Test,
@@ -24,6 +25,9 @@ const LONGEST: usize = 2048;
 /// bound, are not charged while the next is read: a call that kept its share of the memory for answers could
 /// wait for itself.
 const MOST_PAGES: u32 = 16;
+
+/// Most series of an expression. CloudWatch returns 500 for each of its searches.
+const MOST_SERIES: usize = 5_000;
 
 /// An expression, which brings any number of series.
 #[derive(Debug, PartialEq)]
@@ -62,8 +66,10 @@ impl Expression {
                 "the condition \"~\" must hold an expression of 1 to {LONGEST} characters"
             )));
         }
+        let bare = without_texts(text).to_ascii_uppercase();
+        window::check(&bare)?;
         Ok(Some(Self {
-            period: period_of(text)?,
+            period: period_of(&bare)?,
             text: text.to_owned(),
         }))
     }
@@ -77,9 +83,9 @@ impl Expression {
     }
 }
 
-/// Returns the period that each `SEARCH` in `text` names, as the third of its arguments.
-fn period_of(text: &str) -> Result<Option<Step>, Error> {
-    let bare = without_texts(text).to_ascii_uppercase();
+/// Returns the period that each `SEARCH` in `bare` names, as the third of its arguments: the expression
+/// without quoted texts, in capital letters.
+fn period_of(bare: &str) -> Result<Option<Step>, Error> {
     let mut named: Option<Step> = None;
     for after in bare.split("SEARCH").skip(1) {
         let arguments = after.trim_start().strip_prefix('(').unwrap_or_default();
@@ -178,12 +184,19 @@ impl Found {
                     && *series.label == *part.label
                     && first.is_none_or(|first| series.last < Some(first))
             };
+            let full = self.series.len() >= MOST_SERIES;
             match self.series.iter_mut().zip(&mut continued).find(follows) {
                 Some((series, continued)) => {
                     *continued = true;
                     series.pieces.push(piece);
                     series.last = series.last.max(last);
                     series.partial = partial;
+                }
+                None if full => {
+                    let message = format!(
+                        "the expression has more than {MOST_SERIES} series: narrow it down"
+                    );
+                    return Err(Error::new(Kind::TooManyPoints, message));
                 }
                 None => self.series.push(FoundSeries {
                     label: part.label.into(),
@@ -497,6 +510,19 @@ mod tests {
             panic!("points");
         };
         assert_eq!(points.values(), [1.0, 2.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn an_answer_of_series_without_end_is_refused() {
+        let many = |n: usize| {
+            let parts: Vec<Value> = (0..n)
+                .map(|_| part("x", "Complete", &[(END - M5, 1.0)]))
+                .collect();
+            answered(&call(false), &json!({ "MetricDataResults": parts }))
+        };
+        assert!(many(MOST_SERIES).is_ok());
+        let error = many(MOST_SERIES + 1).err().unwrap();
+        assert_eq!(error.kind, Kind::TooManyPoints);
     }
 
     #[test]

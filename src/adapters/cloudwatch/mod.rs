@@ -3,7 +3,7 @@
 //! - `names`: from conditions to metrics
 //! - `ages`: what CloudWatch keeps, the older the coarser
 //! - `call`, `answer`: `GetMetricData`
-//! - `expression`: `GetMetricData` of an expression (`~`)
+//! - `expression`: `GetMetricData` of an expression (`~`); `window`: expressions that are refused
 //! - `lists`: `ListMetrics`; `catalogue`: names and values of what it lists
 
 mod ages;
@@ -13,6 +13,7 @@ mod catalogue;
 mod expression;
 mod lists;
 mod names;
+mod window;
 
 use std::sync::Arc;
 
@@ -132,9 +133,10 @@ impl Adapter for CloudWatch {
     fn pace(&self, selector: &Selector, metric_field: Option<&str>) -> Option<MetricPace> {
         if is_expression(selector) {
             // One that is wrong has no lane: it has no canonical form.
-            let interval = self.expression(selector).ok()??.period?;
+            let named = self.expression(selector).ok()??.period;
+            let interval = named.unwrap_or(self.pace.interval);
             let usual = self.pace;
-            return Some(MetricPace { interval, ..usual });
+            return Some(filling(MetricPace { interval, ..usual }));
         }
         let namespace = value_of(selector, "Namespace")?;
         let rule = self.rules.iter().find(|rule| {
@@ -142,7 +144,11 @@ impl Adapter for CloudWatch {
             rule.namespace == namespace
                 && (rule.metrics.is_empty() || metric_field.is_some_and(named))
         });
-        rule.map(|rule| rule.pace)
+        let pace = rule.map(|rule| rule.pace);
+        match statistic(selector) {
+            Some(name) if basic(&name).is_none() => Some(filling(pace.unwrap_or(self.pace))),
+            _ => pace,
+        }
     }
 
     fn kept(&self, range: &TimeRange, layout: Layout, interval: Step) -> Vec<Kept> {
@@ -189,7 +195,8 @@ impl Adapter for CloudWatch {
                     ));
                 };
                 let statistic = format!("p{}", (quantile * 100.0).round());
-                let kept = aged(&fetch.range, size, interval, now).into_iter();
+                // Of the size of the buckets, whatever the interval of summaries is.
+                let kept = aged(&fetch.range, size, size, now).into_iter();
                 let has = |a: &Aged| a.finest.is_some_and(|f| size.millis() % f.millis() == 0);
                 let parts = kept.filter(has).flat_map(|aged| {
                     self.parts(&named, vec![statistic.clone()], size, aged.range, fetch.nan)
@@ -347,6 +354,15 @@ impl CloudWatch {
             age: age(range.start(), self.clock.now()),
             billed: self.statistics,
         }
+    }
+}
+
+/// Returns `pace` for points that are values of whole periods, each at the beginning of its own: they settle
+/// with the end of it.
+fn filling(pace: MetricPace) -> MetricPace {
+    MetricPace {
+        settle: pace.settle.saturating_add(pace.interval.millis()),
+        ..pace
     }
 }
 

@@ -220,3 +220,62 @@ fn percentiles_are_asked_for_at_the_size_of_the_buckets() {
             .is_empty()
     );
 }
+
+#[test]
+fn percentiles_of_less_than_the_interval_are_asked_for_while_they_are_kept() {
+    let size = Step::new(10_000).unwrap();
+    let layout = Layout::Buckets {
+        statistic: Statistic::P95,
+        size,
+    };
+    let parts = adapter().series(&fetch(&["f"], layout, hour())).unwrap();
+    assert_eq!(parts.len(), 1);
+    let query = &body(&parts[0])["MetricDataQueries"][0]["MetricStat"];
+    assert_eq!(query["Period"], json!(10));
+    let old = (hour().0 - 240 * MINUTE, hour().1 - 240 * MINUTE);
+    let parts = adapter().series(&fetch(&["f"], layout, old)).unwrap();
+    assert_eq!(parts.len(), 0);
+}
+
+#[test]
+fn values_of_periods_settle_when_these_have_ended() {
+    let is = |key: &str, value: &str| Condition {
+        key: key.into(),
+        test: Test::Is(Scalar::String(value.into())),
+    };
+    let adapter = CloudWatch {
+        rules: NamespaceRule::built_in().to_vec(),
+        ..adapter()
+    };
+    let settle = |conditions: Vec<Condition>| {
+        let selector = Selector::new(conditions);
+        let pace = adapter.pace(&selector, Some("BucketSizeBytes"));
+        pace.map(|pace| (pace.interval.millis(), pace.settle))
+    };
+    let usual = adapter.pace;
+    let own = usual.interval.millis();
+    let s3 = NamespaceRule::built_in()[0].pace;
+    let day = s3.interval.millis();
+    for (conditions, expected) in [
+        (
+            vec![is("~", "SEARCH('a', 'Sum')")],
+            Some((own, usual.settle + own)),
+        ),
+        (
+            vec![is("~", "SEARCH('a', 'Sum', 3600)")],
+            Some((3_600_000, usual.settle + 3_600_000)),
+        ),
+        (
+            vec![is("Namespace", "N"), is("Statistic", "p99")],
+            Some((own, usual.settle + own)),
+        ),
+        (vec![is("Namespace", "N"), is("Statistic", "Sum")], None),
+        (
+            vec![is("Namespace", "AWS/S3"), is("Statistic", "p99")],
+            Some((day, s3.settle + day)),
+        ),
+        (vec![is("Namespace", "AWS/S3")], Some((day, s3.settle))),
+    ] {
+        assert_eq!(settle(conditions.clone()), expected, "{conditions:?}");
+    }
+}

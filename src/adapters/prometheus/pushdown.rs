@@ -24,7 +24,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::answer::SampleMatrix;
 use super::promql::Meaning;
 use super::replicas::{ReplicaLabels, Spacing, ask_or_go_on};
-use super::{MAX_STEPS, Prometheus, Steps, check_calls, duration, finish, on_grid, range_query, steps};
+use super::{
+    MAX_STEPS, Prometheus, Steps, check_calls, duration, finish, on_grid, range_query, steps,
+};
 use crate::adapters::{Exchange, Fetch, FetchResult, Next, Part, PartCall, Response};
 use crate::model::{Error, Kind, Millis, NanInterpretation, Statistic, Step};
 

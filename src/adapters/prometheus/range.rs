@@ -28,22 +28,21 @@ impl Prometheus {
         };
         let lines = TimeRange::clamped(range.start() - phase, range.end() - phase);
         check_calls(&lines, step, per_call, expression.query.len(), "end")?;
-        let parts = steps(&lines, step, phase, per_call)
-            .map(|steps| {
-                let asked = TimeRange::clamped(steps.first, steps.last + 1);
-                let mut request = request(expression, &steps);
-                request.headers.extend(expression.headers.iter().cloned());
-                Part {
-                    start: steps.first,
-                    call: PartCall::Alone(ask(Asking {
-                        request,
-                        read: Box::new(move |response| read(response, limits.series, &asked, step)),
-                        done: Box::new(|series| Ok(Next::Done(result(series)))),
-                        spacing: Spacing::steps(steps.first, steps.last, step),
-                        labels: self.fill.clone(),
-                    })),
-                }
-            });
+        let parts = steps(&lines, step, phase, per_call).map(|steps| {
+            let asked = TimeRange::clamped(steps.first, steps.last + 1);
+            let mut request = request(expression, &steps);
+            request.headers.extend(expression.headers.iter().cloned());
+            Part {
+                start: steps.first,
+                call: PartCall::Alone(ask(Asking {
+                    request,
+                    read: Box::new(move |response| read(response, limits.series, &asked, step)),
+                    done: Box::new(|series| Ok(Next::Done(result(series)))),
+                    spacing: Spacing::steps(steps.first, steps.last, step),
+                    labels: self.fill.clone(),
+                })),
+            }
+        });
         Ok(parts.collect())
     }
 }

@@ -36,7 +36,8 @@ pub(super) fn check_calls(
     field: &str,
 ) -> Result<(), Error> {
     let window = step.times(per_call).millis();
-    let calls = (range.millis() / window + Millis::from(range.millis() % window > 0)).unsigned_abs();
+    let calls =
+        (range.millis() / window + Millis::from(range.millis() % window > 0)).unsigned_abs();
     // In a form each byte becomes three at most.
     let each = length.saturating_mul(3).saturating_add(PART_BYTES);
     let most = (MOST_CALL_BYTES / each).clamp(1, MOST_CALLS) as u64;

@@ -681,11 +681,18 @@ fn the_grid_of_a_counter_is_found_in_few_steps() {
     };
     for interval in [1, 2, 100, 1000, 15_000, 60_000, 131_000] {
         for size in [2, 3, 999, 7001, 60_000, 61_000, 86_399_999, 999_999_999_989] {
-            assert_eq!(of(interval, size), slowly(interval, size), "{interval} {size}");
+            assert_eq!(
+                of(interval, size),
+                slowly(interval, size),
+                "{interval} {size}"
+            );
         }
     }
     // Trying all parts would take hours.
-    assert_eq!(of(15_000, 253_402_300_799_992), slowly(15_000, 253_402_300_799_992));
+    assert_eq!(
+        of(15_000, 253_402_300_799_992),
+        slowly(15_000, 253_402_300_799_992)
+    );
     let day = 86_400_000;
     assert_eq!(of(day, 7 * day), day / 2);
     assert!(of(100 * day, crate::model::MAX_TIME - 1) > 0);
@@ -705,7 +712,10 @@ fn a_fetch_of_too_many_calls_is_refused_before_they_are_built() {
         error.message
     };
     let error = refused(parts(EXPRESSION, &long, days(5), days(500_000)));
-    assert!(error.contains("100000 calls") && error.contains("at most 1"), "{error}");
+    assert!(
+        error.contains("100000 calls") && error.contains("at most 1"),
+        "{error}"
+    );
     refused(parts(COUNTER, "x", days(5), days(500_000)));
     // Three years by days, and the longest range of one call each.
     for (key, value) in [(COUNTER, "x"), (EXPRESSION, "up")] {
@@ -719,7 +729,10 @@ fn a_fetch_of_too_many_calls_is_refused_before_they_are_built() {
         parameters: Vec::new(),
         headers: Vec::new(),
     };
-    let limits = RangeLimits { series: 10, span: days(1) };
+    let limits = RangeLimits {
+        series: 10,
+        span: days(1),
+    };
     let range = |query: &str, end| {
         let range = TimeRange::new(0, end).unwrap();
         adapter().range(&expression(query), &range, limits)
@@ -767,9 +780,15 @@ fn what_an_expression_reads_decides_when_it_is_settled() {
     };
     assert_eq!(settled(EXPRESSION, "up"), Some(START));
     assert_eq!(settled(EXPRESSION, "up offset 1m"), Some(START + MINUTE));
-    assert_eq!(settled(EXPRESSION, "up - up offset -1m"), Some(START - MINUTE));
+    assert_eq!(
+        settled(EXPRESSION, "up - up offset -1m"),
+        Some(START - MINUTE)
+    );
     assert_eq!(settled(EXPRESSION, "up + up @ 1700000039"), Some(START));
-    assert_eq!(settled(EXPRESSION, "up + up @ 1700000040"), Some(Millis::MIN));
+    assert_eq!(
+        settled(EXPRESSION, "up + up @ 1700000040"),
+        Some(Millis::MIN)
+    );
     assert_eq!(settled(EXPRESSION, "rollup(up)"), None);
     assert_eq!(settled(GAUGE, "up"), None);
 }
