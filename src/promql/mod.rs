@@ -204,6 +204,11 @@ pub fn canonical(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Appends `text` as a string in double quotes, which nothing in it can leave.
+pub fn write_string(out: &mut String, text: &str) {
+    literal::write_string(out, text.as_bytes());
+}
+
 /// Selectors of series, as in `match[]`, in their normal form and sorted; `None` if one of them is not
 /// understood: they are sent as they are then, so that the upstream finds the same mistake first.
 pub fn canonical_selectors(written: &[String]) -> Option<Vec<String>> {

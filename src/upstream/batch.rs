@@ -194,6 +194,16 @@ impl Batches {
     }
 }
 
+/// Returns whether so many more units fit into those that are `left`; if they do not, they leave them to
+/// those that come next.
+pub(super) fn within(mut left: u32) -> impl FnMut(u32) -> bool {
+    move |units| {
+        let rest = left.checked_sub(units);
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    }
+}
+
 impl UpstreamClient {
     /// Closes batch `number`, and returns those of its members that the budgets of units leave room for.
     fn closed(&self, number: u64) -> Result<Members, Error> {
@@ -201,11 +211,8 @@ impl UpstreamClient {
         let Some((left, renewed)) = self.units_left() else {
             return Ok(members);
         };
-        let mut taken: u32 = 0;
-        let fits = |member: &BatchMember| {
-            taken = taken.saturating_add(member.query.units());
-            taken <= left
-        };
+        let mut fits = within(left);
+        let fits = |member: &BatchMember| fits(member.query.units());
         let (fitting, others): (Members, Members) = members.into_iter().partition(fits);
         let refused = !others.is_empty();
         for member in others {

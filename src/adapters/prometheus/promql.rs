@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::model::{Condition, Error, Kind, Scalar, Selector, Test};
-use crate::promql::{Reason, read};
+use crate::promql::{Reason, read, write_string};
 
 /// Key of the condition that names a gauge.
 pub(super) const GAUGE: &str = "__gauge__";
@@ -109,17 +109,17 @@ fn instant_selector(conditions: &[Condition]) -> Result<String, Error> {
             GAUGE | COUNTER => text.push_str("__name__"),
             name if is_plain(name) => text.push_str(name),
             // Prometheus 3 accepts other names in quotes; earlier versions refuse them.
-            name => quote(&mut text, name),
+            name => write_string(&mut text, name),
         }
         match &condition.test {
             Test::Is(number @ Scalar::Number(_)) if whole(&number.to_string()) => {
                 // A label may hold the number in the spelling of an integer or of a double.
                 text.push_str("=~");
-                quote(&mut text, &spellings(number).join("|"));
+                write_string(&mut text, &spellings(number).join("|"));
             }
             Test::Is(value) => {
                 text.push('=');
-                quote(&mut text, &value.to_string());
+                write_string(&mut text, &value.to_string());
             }
             Test::In(values) => {
                 text.push_str("=~");
@@ -129,7 +129,7 @@ fn instant_selector(conditions: &[Condition]) -> Result<String, Error> {
                 } else {
                     any.join("|")
                 };
-                quote(&mut text, &pattern);
+                write_string(&mut text, &pattern);
             }
         }
     }
@@ -160,25 +160,6 @@ fn is_plain(name: &str) -> bool {
         .next()
         .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
-}
-
-/// Appends `text` as a PromQL string.
-fn quote(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            c if c.is_control() && c.is_ascii() => {
-                // Writing to a string cannot fail.
-                let _ = write!(out, "\\x{:02x}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
 }
 
 /// Returns a regular expression (RE2) that matches just `text`.
@@ -271,6 +252,7 @@ mod tests {
             ),
             (r"x\", r#"{__name__="up",a="x\\"}"#),
             ("x\ny\0", r#"{__name__="up",a="x\ny\x00"}"#),
+            ("\u{fffd}é\t", r#"{__name__="up",a="\ufffdé\t"}"#),
         ] {
             assert_eq!(gauge(vec![is("__gauge__", "up"), is("a", value)]), expected);
         }

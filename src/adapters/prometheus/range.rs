@@ -122,7 +122,7 @@ fn read(
     }
     let annotations = Annotations::of(&matrix.extras);
     Ok(TextSeries {
-        complete: is_complete(&matrix.extras, &annotations),
+        complete: is_complete(&matrix.extras),
         series: matrix.series,
         annotations,
         filled: 0,
@@ -148,10 +148,7 @@ impl Annotations {
     /// Returns the remarks of an answer with these further members.
     pub(crate) fn of(extras: &Extras) -> Self {
         let list = |name| {
-            let json = extras.get(name);
-            let list =
-                json.and_then(|json| serde_json::from_slice::<FirstStrings<1000>>(json).ok());
-            let mut list = list.unwrap_or_default().strings;
+            let mut list = listed(extras, name).unwrap_or_default().strings;
             list.sort();
             list.dedup();
             list
@@ -164,17 +161,58 @@ impl Annotations {
     }
 }
 
+/// Returns the list `name` of an answer, or nothing if it cannot be read.
+fn listed(extras: &Extras, name: &str) -> Option<FirstStrings<1000>> {
+    let Some(json) = extras.get(name) else {
+        return Some(FirstStrings::default());
+    };
+    let list: Option<_> = serde_json::from_slice(json).ok()?;
+    Some(list.unwrap_or_default())
+}
+
 /// Returns whether nothing is missing: remarks on the style of a query, which Prometheus 2.4x to
-/// 2.5x sends among its warnings, say nothing about its data.
-fn is_complete(extras: &Extras, annotations: &Annotations) -> bool {
-    !says_partial(extras)
-        && annotations
-            .warnings
-            .iter()
-            .all(|w| w.starts_with("PromQL info"))
+/// 2.5x sends among its warnings, say nothing about its data. What cannot be read may say that something is.
+fn is_complete(extras: &Extras) -> bool {
+    let remark = |warning: &String| warning.starts_with("PromQL info");
+    let harmless = |list: FirstStrings<1000>| !list.more && list.strings.iter().all(remark);
+    !says_partial(extras) && listed(extras, "warnings").is_some_and(harmless)
 }
 
 fn says_partial(extras: &Extras) -> bool {
     let said = extras.get("isPartial");
-    said.is_some_and(|json| &json[..] == b"true")
+    said.is_some_and(|json| !matches!(&json[..], b"false" | b"null"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_that_cannot_be_read_make_an_answer_incomplete() {
+        let complete = |name: &str, json: &str| {
+            let top = vec![(name.to_owned(), json.to_owned().into())];
+            let extras = Extras {
+                data: Vec::new(),
+                top,
+            };
+            is_complete(&extras)
+        };
+        let many = format!("[{}\"store away\"]", "\"PromQL info\",".repeat(1000));
+        for json in ["[null]", "\"store away\"", "{}", "1", "[\"a\",1]", &many] {
+            assert!(!complete("warnings", json), "{json}");
+        }
+        for json in ["null", "[]", "[\"PromQL info: x\"]"] {
+            assert!(complete("warnings", json), "{json}");
+        }
+        assert!(complete("infos", "[null]"));
+        for (json, expected) in [
+            ("true", false),
+            ("\"true\"", false),
+            ("1", false),
+            ("false", true),
+            ("null", true),
+        ] {
+            assert_eq!(complete("isPartial", json), expected, "{json}");
+        }
+    }
 }

@@ -167,3 +167,15 @@ async fn one_bad_query_among_them_fails_alone() {
     let whole: HashSet<&usize> = calls[..4].iter().collect();
     assert_eq!(whole, HashSet::from([&500]));
 }
+
+#[test]
+fn a_query_that_does_not_fit_into_the_budget_takes_nothing_from_it() {
+    let fitting = |left: u32, units: &[u32]| -> Vec<u32> {
+        let mut fits = crate::upstream::batch::within(left);
+        let fitting = units.iter().copied().filter(|units| fits(*units));
+        fitting.collect()
+    };
+    assert_eq!(fitting(5, &[3, 4, 2]), [3, 2]);
+    assert_eq!(fitting(5, &[6, 5, 1]), [5]);
+    assert_eq!(fitting(0, &[1, u32::MAX]), [0; 0]);
+}

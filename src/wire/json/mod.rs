@@ -244,10 +244,11 @@ impl<'a> Node<'a> {
             .ok_or_else(|| self.expected(format_args!("a whole number from {min} to {max}")))
     }
 
-    /// Returns a number.
+    /// Returns a number; a string of digits counts as one.
     pub fn number(&self) -> Option<f64> {
         match self.value {
             Some(Json::Number(n)) => n.as_f64(),
+            Some(Json::String(text)) => digits(text).and_then(|digits| digits.parse().ok()),
             _ => None,
         }
     }
@@ -299,11 +300,12 @@ fn digits(text: &str) -> Option<&str> {
     good.then_some(text)
 }
 
-/// Returns `value` as JSON, truncated if it is long.
+/// Returns `value` as JSON, truncated if it is long; of a container, only what it is.
 fn excerpt(value: &Json<'_>) -> String {
     const LONGEST: usize = 60;
     match value {
         Json::Object(_) => "an object".to_owned(),
+        Json::Array(_) => "an array".to_owned(),
         Json::String(s) if s.len() > LONGEST => {
             let start: String = s.chars().take(LONGEST).collect();
             format!("{:?}…", start)
@@ -411,6 +413,30 @@ mod tests {
             "\"\"", "\"1.0\"", "\"1e3\"", "\" 1\"", "\"+1\"", "\"0x1\"", "\"٣\"",
         ] {
             assert_eq!(read(bad), None, "{bad}");
+        }
+        let number = |text: &str| {
+            let json = parse(text.as_bytes()).unwrap();
+            Node::root(&json).number()
+        };
+        assert_eq!(number("\"-5\""), Some(-5.0));
+        assert_eq!(number("5.5"), Some(5.5));
+        for bad in ["\"5.5\"", "\"NaN\"", "\"\"", "true"] {
+            assert_eq!(number(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_error_repeats_little_of_what_it_found() {
+        let long = "x".repeat(8000);
+        for text in [
+            format!("[\"{long}\",\"{long}\"]"),
+            format!("{{\"{long}\":1}}"),
+            format!("\"{long}\""),
+            format!("\"{}\"", "\\u0001".repeat(8000)),
+        ] {
+            let json = parse(text.as_bytes()).unwrap();
+            let error = Node::root(&json).integer(0, 1).unwrap_err();
+            assert!(error.message.len() < 700, "{error}");
         }
     }
 

@@ -51,17 +51,6 @@ impl Extras {
         let mut all = self.top.iter().chain(&self.data);
         all.find(|(n, _)| n == name).map(|(_, json)| json)
     }
-
-    /// Returns whether the answer may lack data: it says so, or it carries a warning (a warning is
-    /// all that Prometheus and Thanos say about a store that did not answer). It must not be cached
-    /// as complete.
-    pub fn is_partial(&self) -> bool {
-        let says = |name: &str, nothing: &[&str]| {
-            let json = self.get(name).map(|json| &json[..]);
-            json.is_some_and(|json| !nothing.iter().any(|n| n.as_bytes() == json))
-        };
-        says("isPartial", &["false", "null"]) || says("warnings", &["[]", "null"])
-    }
 }
 
 /// The reason why an answer cannot be read. It can still be passed on unchanged.
