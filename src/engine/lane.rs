@@ -439,19 +439,6 @@ impl Lane {
         }
     }
 
-    /// Returns the time before which its points are settled that were fetched at `fetched`.
-    pub(crate) fn settled_before(&self, fetched: Millis) -> Millis {
-        let samples = fetched.saturating_sub(self.freshness().settle);
-        match self.subject() {
-            Subject::Metric { selector, .. } => {
-                let reads = self.upstream.adapter.reads(selector);
-                reads.map_or(samples, |reads| reads.settled_before(samples))
-            }
-            Subject::Summaries { .. } => samples,
-            Subject::Expression(expression) => samples.saturating_add(expression.lag),
-        }
-    }
-
     /// Returns the frame of chunk `index`.
     pub fn frame(&self, index: i64) -> Frame {
         Frame {

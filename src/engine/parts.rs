@@ -118,7 +118,7 @@ impl Fetching {
         // Data that another address may know better is fetched again once that can be reached.
         let settled_before = match answered.provisional {
             true => Millis::MIN,
-            false => self.lane.settled_before(answered.as_of),
+            false => settled_before(&self.lane, answered.as_of),
         };
         let grid = self.lane.grid();
         let piece = Piece::fetched(series.data, range, answered.sent, settled_before, grid);
@@ -158,6 +158,19 @@ impl Fetching {
         let units = bill.and_then(|bill| bill.last());
         client.remember(selector, range, units, outcome.as_ref().err(), refresh);
         outcome
+    }
+}
+
+/// Returns the time before which the points of `lane` are settled that were fetched at `fetched`.
+fn settled_before(lane: &Lane, fetched: Millis) -> Millis {
+    let samples = fetched.saturating_sub(lane.freshness().settle);
+    match lane.subject() {
+        Subject::Metric { selector, .. } => {
+            let reads = lane.upstream.adapter.reads(selector);
+            reads.map_or(samples, |reads| reads.settled_before(samples))
+        }
+        Subject::Summaries { .. } => samples,
+        Subject::Expression(expression) => samples.saturating_add(expression.lag),
     }
 }
 
