@@ -7,8 +7,8 @@ use super::chunk::Frame;
 use super::gathered::Gathered;
 use crate::adapters::{Data, Forwarded, LabeledSeries, Route};
 use crate::model::{
-    Details, Expression, Freshness, Layout, MetricPace, MetricQuery, Millis, NanInterpretation,
-    Points, Selector, Step, TimeRange, heap_block,
+    Details, Expression, Freshness, Layout, MetricPace, MetricQuery, NanInterpretation, Points,
+    Selector, Step, TimeRange, heap_block,
 };
 use crate::store::key::Canonical;
 use crate::upstream::{Forward, Upstream};
