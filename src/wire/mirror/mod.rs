@@ -6,6 +6,7 @@ use http::HeaderName;
 
 mod details;
 mod field;
+mod metric_body;
 pub mod points;
 pub mod request;
 pub mod response;

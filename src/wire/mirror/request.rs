@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::details::details;
 use super::field::{FieldDescriptor, field_type};
 use super::usual;
+pub use super::metric_body::{conditions_json, write_metric};
 use crate::model::{
     Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
     MetricQuery, Number, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
@@ -369,30 +370,6 @@ pub fn write_field_values(details: &Map<String, Value>, query: &FieldValuesQuery
     body(&json!({ "connectionDetails": details, "query": fields, "_type": "FieldValuesRequest" }))
 }
 
-/// Returns the body of `/api/metric`.
-pub fn write_metric(details: &Map<String, Value>, query: &MetricQuery) -> Vec<u8> {
-    let mut fields = Map::new();
-    fields.insert("conditions".into(), conditions_json(&query.selector));
-    fields.insert("startTime".into(), query.range.start().into());
-    fields.insert("endTime".into(), query.range.end().into());
-    if let Some(limit) = query.limit {
-        fields.insert("limit".into(), limit.into());
-    }
-    if let Some(field) = &query.metric_field {
-        fields.insert("metricField".into(), field.clone().into());
-    }
-    if let Layout::Buckets { statistic, size } = query.layout {
-        let aggregation = json!({
-            "method": method_name(statistic),
-            "bucketSizeMillis": size.millis(),
-            "_type": "Aggregation",
-        });
-        fields.insert("aggregation".into(), aggregation);
-    }
-    fields.insert("_type".into(), "MetricsQuery".into());
-    body(&json!({ "connectionDetails": details, "query": fields, "_type": "MetricsRequest" }))
-}
-
 fn body(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
@@ -411,36 +388,4 @@ fn scope_json(scope: &Scope) -> Map<String, Value> {
     }
     fields.insert("latestFirst".into(), scope.latest_first.into());
     fields
-}
-
-/// Returns the conditions of `selector` as in a request.
-pub fn conditions_json(selector: &Selector) -> Value {
-    let conditions = selector.conditions().iter().map(|c| {
-        let value = match &c.test {
-            Test::Is(scalar) => scalar_json(scalar),
-            Test::In(values) => {
-                let values: Vec<_> = values.iter().map(bare_json).collect();
-                json!({ "value": values, "_type": "InSetValue" })
-            }
-        };
-        json!({ "key": c.key, "value": value, "_type": "EqualityCondition" })
-    });
-    Value::Array(conditions.collect())
-}
-
-fn scalar_json(scalar: &Scalar) -> Value {
-    let tag = match scalar {
-        Scalar::String(_) => "StringValue",
-        Scalar::Number(_) => "DoubleValue",
-        Scalar::Bool(_) => "BooleanValue",
-    };
-    json!({ "value": bare_json(scalar), "_type": tag })
-}
-
-fn bare_json(scalar: &Scalar) -> Value {
-    match scalar {
-        Scalar::String(s) => json!(s),
-        Scalar::Number(n) => json!(n.get()),
-        Scalar::Bool(b) => json!(b),
-    }
 }
