@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use crate::model::{Layout, Millis, Points, TimeRange};
 use crate::wire::encoding::{Encoding, PackedText, Text};
-use crate::wire::number::{read_time, write_next_bucket, write_point};
+use crate::wire::number::{read_point, read_time};
+use crate::wire::point_writer::PointWriter;
 
 /// Number of neighbouring points that are packed together. At the ends of an answer up to one block
 /// less a point stays plain; smaller blocks pack worse.
@@ -65,16 +66,12 @@ impl Rendered {
         let mut offsets = Vec::with_capacity(starts.len() + more);
         text.extend_from_slice(head);
         offsets.extend_from_slice(starts);
-        // The end of the last bucket.
-        let mut end = None;
+        let mut writer = PointWriter::default();
         for (time, value) in points.iter().skip(done) {
             match layout {
-                Layout::Raw => write_point(&mut text, time, value),
-                Layout::Buckets { size, .. } => {
-                    end = Some(write_next_bucket(&mut text, time, size, value, end.take()));
-                }
+                Layout::Raw => writer.point(&mut text, time, value),
+                Layout::Buckets { size, .. } => writer.bucket(&mut text, time, size, value),
             }
-            text.push(b',');
             match u32::try_from(text.len()) {
                 Ok(offset) => offsets.push(offset),
                 Err(_) => break,
@@ -103,8 +100,22 @@ impl Rendered {
             .map_or(&[], |kept| kept.get_or_init(none))
     }
 
-    fn len(&self) -> usize {
+    /// Returns the number of points.
+    pub(crate) fn len(&self) -> usize {
         self.offsets.len().saturating_sub(1)
+    }
+
+    /// Reads the points from their text, to the bit.
+    pub(crate) fn points(&self) -> Points {
+        let mut points = Points::with_capacity(self.len());
+        let starts = self.offsets.get(..self.len()).unwrap_or_default();
+        for start in starts {
+            let text = self.text.get(*start as usize..).unwrap_or_default();
+            if let Some((time, value)) = read_point(text) {
+                points.push(time, value);
+            }
+        }
+        points
     }
 
     /// Returns the positions of the points that lie in `range`, read from the text: the points
@@ -283,6 +294,10 @@ mod tests {
                 let followed = Rendered::of(&old, layout).followed(same, &all, layout);
                 prop_assert_eq!(&followed.text, &whole.text);
                 prop_assert_eq!(&followed.offsets, &whole.offsets);
+                let bits = |p: &Points| p.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                let read = whole.points();
+                prop_assert_eq!(read.times(), all.times());
+                prop_assert_eq!(bits(&read), bits(&all));
                 let range = TimeRange::new(start, start + length).unwrap();
                 prop_assert_eq!(whole.within(&range), all.within(&range));
             }

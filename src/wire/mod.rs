@@ -6,4 +6,5 @@ pub mod encoding;
 pub mod json;
 pub mod mirror;
 pub mod number;
+pub mod point_writer;
 pub mod prometheus;

@@ -1,7 +1,5 @@
 //! Numbers and points as JSON text.
 
-use std::ops::Range;
-
 use crate::model::{Millis, Step};
 
 /// Appends a finite `value` in its shortest form that parses to the same value, as `serde_json`
@@ -27,34 +25,6 @@ pub fn write_point(out: &mut Vec<u8>, time: Millis, value: f64) {
 /// Appends `[value,start,end]`.
 pub fn write_bucket(out: &mut Vec<u8>, start: Millis, size: Step, value: f64) {
     write_span(out, start, start.saturating_add(size.millis()), value);
-}
-
-/// A time, and the position of its digits in a text.
-pub type WrittenTime = (Millis, Range<usize>);
-
-/// Appends `[value,start,end]` and returns the end. A bucket usually starts where the previous one
-/// ends: if that is `before`, its digits are copied.
-pub fn write_next_bucket(
-    out: &mut Vec<u8>,
-    start: Millis,
-    size: Step,
-    value: f64,
-    before: Option<WrittenTime>,
-) -> WrittenTime {
-    out.push(b'[');
-    write_f64(out, value);
-    out.push(b',');
-    match before.filter(|(time, at)| *time == start && at.end <= out.len()) {
-        Some((_, at)) => out.extend_from_within(at),
-        None => write_i64(out, start),
-    }
-    out.push(b',');
-    let end = start.saturating_add(size.millis());
-    let at = out.len();
-    write_i64(out, end);
-    let at = at..out.len();
-    out.push(b']');
-    (end, at)
 }
 
 /// Appends `[value,start,end]`.
@@ -83,6 +53,41 @@ pub fn read_time(text: &[u8]) -> Option<Millis> {
         n.wrapping_mul(10).wrapping_add(Millis::from(b - b'0'))
     });
     Some(if negative { -time } else { time })
+}
+
+/// Powers of ten that doubles represent exactly, so that a quotient is rounded only once (W. D.
+/// Clinger, "How to read floating point numbers accurately", 1990).
+pub(super) const TENS: [f64; 16] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+];
+
+/// Returns the number of digits that `text` begins with, of the first eight bytes, and their value.
+pub(super) fn leading_digits(text: &[u8]) -> (usize, i64) {
+    let Some(eight) = text.first_chunk::<8>() else {
+        let digits = text.iter().take_while(|b| b.is_ascii_digit());
+        return digits.fold((0, 0), |(count, value), digit| {
+            (count + 1, value * 10 + i64::from(digit - b'0'))
+        });
+    };
+    // All eight at once, the first in the lowest byte. A byte that is no digit has its highest bit set
+    // in `others`; what it carries reaches only bytes behind it.
+    let digits = u64::from_le_bytes(*eight) ^ 0x3030_3030_3030_3030;
+    let others = digits.wrapping_add(0x7676_7676_7676_7676) | digits;
+    let count = (others & 0x8080_8080_8080_8080).trailing_zeros() / 8;
+    // Moved to the end, behind zeros. Pairs of neighbours are joined three times.
+    let digits = digits.checked_shl(64 - 8 * count).unwrap_or_default();
+    let pairs = (digits.wrapping_mul(10) + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    let value = (fours * 10_000 + (fours >> 32)) & 0xffff_ffff;
+    (count as usize, value as i64)
+}
+
+/// Returns the time, or the start, and the value of the point at the beginning of `text`, as
+/// [`write_point`] and [`write_span`] write it.
+pub fn read_point(text: &[u8]) -> Option<(Millis, f64)> {
+    let comma = text.iter().position(|b| *b == b',')?;
+    let value = std::str::from_utf8(text.get(1..comma)?).ok()?;
+    Some((read_time(text)?, value.parse().ok()?))
 }
 
 /// Returns the nearest whole number, rounding half away from zero; `None` beyond `±9e15`, where
@@ -126,6 +131,7 @@ mod tests {
             let mut text = Vec::new();
             write_point(&mut text, time, value);
             prop_assert_eq!(read_time(&text), Some(time));
+            prop_assert_eq!(read_point(&text), Some((time, value)));
             text.clear();
             write_span(&mut text, time, time + 1, value);
             prop_assert_eq!(read_time(&text), Some(time));

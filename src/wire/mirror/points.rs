@@ -6,6 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, SeqAccess
 
 use crate::model::{Checkpoints, Error, Kind, Millis, stop};
 use crate::wire::json::FirstStrings;
+use crate::wire::number::{TENS, leading_digits};
 
 /// Another mirror's answer to `/api/metric`: its points in columns of equal length, in the order
 /// received.
@@ -162,14 +163,16 @@ fn usual(body: &[u8]) -> Option<(MetricAnswer, Vec<Column>)> {
     let (head, rest) = body.split_at_checked(before + POINTS.len())?;
     // Within the object `telemetry`, but not in a nested object.
     let mut outside = Scanner { rest: head };
-    for part in [&b"{"[..], b"\"telemetry\"", b":", b"{"] {
-        outside.skip(part)?;
-    }
+    outside.skip(b'{')?;
+    outside.peek()?;
+    outside.rest = outside.rest.strip_prefix(b"\"telemetry\"")?;
+    outside.skip(b':')?;
+    outside.skip(b'{')?;
     if outside.rest.iter().any(|b| matches!(b, b'{' | b'}')) {
         return None;
     }
     let mut scanner = Scanner { rest };
-    scanner.skip(b":")?;
+    scanner.skip(b':')?;
     let columns = scanner.points()?;
     let without = [head, b":[]", scanner.rest].concat();
     let answer: MetricAnswer = serde_json::from_slice(&without).ok()?;
@@ -183,10 +186,17 @@ enum Number {
     Any(f64),
 }
 
-/// Powers of ten that doubles represent exactly, so that a quotient is rounded only once (W. D.
-/// Clinger, "How to read floating point numbers accurately", 1990).
-const TENS: [f64; 16] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+/// The powers of ten by which up to eight more digits shift a number.
+const SMALL_TENS: [i64; 9] = [
+    1,
+    10,
+    100,
+    1_000,
+    10_000,
+    100_000,
+    1_000_000,
+    10_000_000,
+    100_000_000,
 ];
 
 /// The unread rest of an answer. Its readers return `None` if the form is unusual.
@@ -204,51 +214,53 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn skip(&mut self, expected: &[u8]) -> Option<()> {
-        self.peek()?;
-        self.rest = self.rest.strip_prefix(expected)?;
+    fn skip(&mut self, expected: u8) -> Option<()> {
+        if self.peek()? != expected {
+            return None;
+        }
+        self.rest = self.rest.get(1..)?;
         Some(())
     }
 
     /// Reads an array of points, one column for each position; no columns if there are no points.
     fn points(&mut self) -> Option<Vec<Column>> {
         let mut columns = Vec::new();
-        self.skip(b"[")?;
-        if self.skip(b"]").is_some() {
+        self.skip(b'[')?;
+        if self.skip(b']').is_some() {
             return Some(columns);
         }
         let start = self.rest.len();
-        self.skip(b"[")?;
+        self.skip(b'[')?;
         loop {
             let mut column = Column::default();
             column.push(self.number()?);
             columns.push(column);
-            if self.skip(b",").is_none() {
+            if self.skip(b',').is_none() {
                 break;
             }
             if columns.len() == WIDEST {
                 return None;
             }
         }
-        self.skip(b"]")?;
+        self.skip(b']')?;
         // Points have about the same length.
         let more = self.rest.len() / (start - self.rest.len()).max(1) + 1;
         columns.iter_mut().for_each(|column| column.reserve(more));
         let mut checkpoints = Checkpoints::default();
-        while self.skip(b",").is_some() {
+        while self.skip(b',').is_some() {
             if checkpoints.stop() {
                 return None;
             }
-            self.skip(b"[")?;
+            self.skip(b'[')?;
             for (i, column) in columns.iter_mut().enumerate() {
                 if i > 0 {
-                    self.skip(b",")?;
+                    self.skip(b',')?;
                 }
                 column.push(self.number()?);
             }
-            self.skip(b"]")?;
+            self.skip(b']')?;
         }
-        self.skip(b"]")?;
+        self.skip(b']')?;
         Some(columns)
     }
 
@@ -256,7 +268,7 @@ impl<'a> Scanner<'a> {
         self.peek()?;
         let text = self.rest;
         let mut negative = false;
-        if let Some(rest) = self.rest.strip_prefix(b"-") {
+        if let Some((b'-', rest)) = self.rest.split_first() {
             (negative, self.rest) = (true, rest);
         }
         let (mut mantissa, mut decimals) = (0i64, 0);
@@ -269,7 +281,7 @@ impl<'a> Scanner<'a> {
         if first == Some(b'0') && whole > 1 {
             return None;
         }
-        if let Some(rest) = self.rest.strip_prefix(b".") {
+        if let Some((b'.', rest)) = self.rest.split_first() {
             self.rest = rest;
             decimals = self.digits(&mut mantissa);
             if decimals == 0 {
@@ -277,8 +289,13 @@ impl<'a> Scanner<'a> {
             }
         }
         let power = matches!(self.rest.first(), Some(b'e' | b'E'));
-        if whole + decimals > 15 || power {
-            return self.long(text).map(Number::Any);
+        if power {
+            return self.with_power(text).map(Number::Any);
+        }
+        if whole + decimals > 15 {
+            let length = text.len() - self.rest.len();
+            let number = std::str::from_utf8(text.get(..length)?).ok()?;
+            return number.parse().ok().map(Number::Any);
         }
         let signed = if negative { -mantissa } else { mantissa };
         match TENS.get(decimals) {
@@ -293,18 +310,20 @@ impl<'a> Scanner<'a> {
     /// Reads digits, appends them to `number`, and returns how many there are.
     fn digits(&mut self, number: &mut i64) -> usize {
         let mut count = 0;
-        while let Some((digit @ b'0'..=b'9', rest)) = self.rest.split_first() {
-            *number = number
-                .wrapping_mul(10)
-                .wrapping_add(i64::from(digit - b'0'));
-            self.rest = rest;
-            count += 1;
+        loop {
+            let (some, value) = leading_digits(self.rest);
+            let ten = SMALL_TENS.get(some).copied().unwrap_or_default();
+            *number = number.wrapping_mul(ten).wrapping_add(value);
+            self.rest = self.rest.get(some..).unwrap_or_default();
+            count += some;
+            if some < 8 {
+                return count;
+            }
         }
-        count
     }
 
-    /// Reads the number at the beginning of `text`, which has many digits or an exponent.
-    fn long(&mut self, text: &'a [u8]) -> Option<f64> {
+    /// Reads the number at the beginning of `text`, which has an exponent.
+    fn with_power(&mut self, text: &'a [u8]) -> Option<f64> {
         let of_number = |b: &u8| matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
         let length = text.iter().take_while(|b| of_number(b)).count();
         let (number, rest) = text.split_at_checked(length)?;
