@@ -2,11 +2,10 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::columns::Columns;
+use super::content::{Content, spliced};
 use super::plan::of_range;
 use super::render::Rendered;
 use crate::adapters::{Data, LabeledSeries};
@@ -160,68 +159,33 @@ pub struct Chunk {
     answered: AtomicU64,
 }
 
-/// The data of a chunk.
-#[derive(Debug)]
-enum Content {
-    /// Points, and their text once it has been asked for.
-    Points {
-        columns: Columns,
-        rendered: OnceLock<Rendered>,
-    },
-    /// Series, which are slices of their text from the beginning.
-    Matrix(LabeledSeries),
-}
-
-impl Default for Content {
-    fn default() -> Self {
-        Self::Points {
-            columns: Columns::default(),
-            rendered: OnceLock::new(),
-        }
-    }
-}
-
 impl Chunk {
     /// Returns its points, unpacked for the caller if they are packed; none of a matrix.
     pub(crate) fn points(&self) -> Cow<'_, Points> {
-        match &self.content {
-            Content::Points { columns, .. } => columns.points(),
-            Content::Matrix(_) => Cow::Owned(Points::new()),
-        }
+        self.content.points()
     }
 
     /// Returns its series, if it holds any with labels.
     pub(crate) fn matrix(&self) -> Option<&LabeledSeries> {
-        match &self.content {
-            Content::Points { .. } => None,
-            Content::Matrix(matrix) => Some(matrix),
-        }
+        self.content.matrix()
     }
 
     /// Returns a copy of its data.
     pub(crate) fn data(&self) -> Data {
-        match &self.content {
-            Content::Points { columns, .. } => Data::Points(columns.points().into_owned()),
-            Content::Matrix(matrix) => Data::Matrix(matrix.clone()),
+        match self.matrix() {
+            None => Data::Points(self.points().into_owned()),
+            Some(matrix) => Data::Matrix(matrix.clone()),
         }
     }
 
     /// Returns the number of points.
     pub(crate) fn len(&self) -> usize {
-        match &self.content {
-            Content::Points { columns, .. } => columns.len(),
-            Content::Matrix(_) => 0,
-        }
+        self.content.len()
     }
 
     /// Returns the positions of the points that lie in `range`.
     pub(crate) fn within(&self, range: &TimeRange) -> Range<usize> {
-        let Content::Points { columns, rendered } = &self.content else {
-            return 0..0;
-        };
-        let rendered = || Some(rendered.get()?.within(range));
-        let columns = columns.within(range).or_else(rendered);
-        columns.unwrap_or_else(|| self.points().within(range))
+        self.content.within(range)
     }
 
     pub(crate) fn coverage(&self) -> &[Segment] {
@@ -230,12 +194,7 @@ impl Chunk {
 
     /// Returns the points as JSON, rendered on the first request.
     pub fn rendered(&self, layout: Layout) -> Option<&Rendered> {
-        match &self.content {
-            Content::Points { columns, rendered } => {
-                Some(rendered.get_or_init(|| Rendered::of(&columns.points(), layout)))
-            }
-            Content::Matrix(_) => None,
-        }
+        self.content.rendered(layout)
     }
 
     /// Returns the work left before the points at `at` can be the `last` slice of an answer in
@@ -246,26 +205,13 @@ impl Chunk {
         last: bool,
         encoding: Encoding,
     ) -> usize {
-        match &self.content {
-            Content::Points { columns, rendered } => match rendered.get() {
-                None => columns.len(),
-                Some(rendered) => rendered.packing_cost(at, last, encoding),
-            },
-            Content::Matrix(_) => 0,
-        }
+        self.content.rendering_cost(at, last, encoding)
     }
 
     /// Returns the bytes that it holds.
     pub(crate) fn weight(&self) -> usize {
-        let content = match &self.content {
-            Content::Points { columns, rendered } => {
-                columns.heap_bytes() + rendered.get().map_or(0, Rendered::heap_bytes)
-            }
-            Content::Matrix(matrix) => {
-                prometheus::heap_bytes(&matrix.series) + matrix.annotations.heap_bytes()
-            }
-        };
-        size_of::<Self>() + content + self.coverage.capacity() * size_of::<Segment>()
+        let coverage = self.coverage.capacity() * size_of::<Segment>();
+        size_of::<Self>() + self.content.heap_bytes() + coverage
     }
 
     /// Returns whether it covers all that `other`, of the same span, covers, and in the same or a
@@ -287,9 +233,10 @@ impl Chunk {
         let known = old.map_or(&[][..], |c| &c.coverage);
         let (coverage, news) = combined(known, &piece.segments, span, frame.grain);
         let settled = coverage.iter().all(|s| s.settled);
+        let held = old.map(|c| &c.content);
         let content = match &piece.data {
-            Data::Points(points) => Content::of_points(old, points, &news, frame, settled),
-            Data::Matrix(matrix) => Content::of_series(old, matrix, &news, span),
+            Data::Points(points) => Content::of_points(held, points, &news, frame, settled),
+            Data::Matrix(matrix) => Content::of_series(held, matrix, &news, span),
         };
         Self {
             content,
@@ -311,13 +258,10 @@ impl Chunk {
             }
         }
         let settled = coverage.iter().all(|s| s.settled);
-        let content = match &self.content {
-            Content::Points { .. } => {
-                Content::of_points(Some(self), &Points::new(), &gone, frame, settled)
-            }
-            Content::Matrix(_) => {
-                Content::of_series(Some(self), &LabeledSeries::default(), &gone, &frame.span)
-            }
+        let (held, nothing) = (Some(&self.content), LabeledSeries::default());
+        let content = match self.matrix() {
+            None => Content::of_points(held, &Points::new(), &gone, frame, settled),
+            Some(_) => Content::of_series(held, &nothing, &gone, &frame.span),
         };
         (!coverage.is_empty()).then(|| Self {
             content,
@@ -334,57 +278,6 @@ impl Chunk {
     /// Counts an answer.
     pub(crate) fn count_answer(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Content {
-    /// Returns the points of `old`, replaced by `points` in the ranges `news`.
-    fn of_points(
-        old: Option<&Chunk>,
-        points: &Points,
-        news: &RangeSet,
-        frame: &Frame,
-        settled: bool,
-    ) -> Self {
-        let span = &frame.span;
-        let old_points = old.map_or(Cow::Owned(Points::new()), Chunk::points);
-        let points = spliced(&old_points, points, news, span);
-        let rendered = OnceLock::new();
-        if let Some(Self::Points { rendered: text, .. }) = old.map(|c| &c.content)
-            && let Some(text) = text.get()
-        {
-            // A lane that was answered from will be answered from again: only what is new is
-            // rendered.
-            let changed = news.iter().next().map_or(span.end(), TimeRange::start);
-            let same = old_points.within(&TimeRange::clamped(span.start(), changed));
-            let _ = rendered.set(text.followed(same.end, &points, frame.layout));
-        } else if frame.layout != Layout::Raw {
-            // Buckets are made to be answered: their text is made before they are packed and weighed.
-            let _ = rendered.set(Rendered::of(&points, frame.layout));
-        }
-        Self::Points {
-            columns: Columns::of(points, settled),
-            rendered,
-        }
-    }
-
-    /// Returns the samples of `old`, replaced by those of `matrix` in the ranges `news`.
-    fn of_series(
-        old: Option<&Chunk>,
-        matrix: &LabeledSeries,
-        news: &RangeSet,
-        span: &TimeRange,
-    ) -> Self {
-        let old = old.and_then(Chunk::matrix);
-        let mut annotations = matrix.annotations.clone();
-        if let Some(old) = old {
-            annotations.add(&old.annotations);
-        }
-        let old = old.map_or(&[][..], |m| &m.series);
-        Self::Matrix(LabeledSeries {
-            series: prometheus::merge(old, &matrix.series, news, span),
-            annotations,
-        })
     }
 }
 
@@ -423,20 +316,6 @@ fn combined(
         }
     }
     (joined(coverage, grain), news)
-}
-
-/// Returns the points of `span`: those of `new` in the ranges `news`, those of `old` elsewhere.
-fn spliced(old: &Points, new: &Points, news: &RangeSet, span: &TimeRange) -> Points {
-    let mut points = Points::with_capacity(old.len() + new.len());
-    let mut at = span.start();
-    for range in news.iter() {
-        points.extend(old, old.within(&TimeRange::clamped(at, range.start())));
-        points.extend(new, new.within(range));
-        at = range.end();
-    }
-    points.extend(old, old.within(&TimeRange::clamped(at, span.end())));
-    points.shrink();
-    points
 }
 
 /// Returns `segments` in order, with neighbours of one state and one age joined. Ages of settled

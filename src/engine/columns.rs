@@ -38,9 +38,18 @@ pub struct Packed {
 #[derive(Debug)]
 enum Times {
     /// Evenly spaced but for some gaps.
-    Runs { step: Millis, runs: Box<[Run]> },
+    Runs(Runs),
     /// Compressed by pco.
     Packed(Box<[u8]>),
+}
+
+/// Times that are evenly spaced but for some gaps.
+#[derive(Debug)]
+pub(super) struct Runs {
+    /// The number of times.
+    len: usize,
+    step: Millis,
+    runs: Box<[Run]>,
 }
 
 /// From point `at` on, up to the next run, times are `first`, `first + step` and so on.
@@ -101,7 +110,7 @@ impl Columns {
             Self::Open(points) => points.heap_bytes(),
             Self::Packed(packed) => {
                 let times = match &packed.times {
-                    Times::Runs { runs, .. } => size_of_val::<[Run]>(runs),
+                    Times::Runs(runs) => runs.heap_bytes(),
                     Times::Packed(bytes) => bytes.len(),
                 };
                 times + packed.values.len()
@@ -115,8 +124,8 @@ impl Packed {
     /// lose data.
     fn of(points: &Points) -> Option<Self> {
         let config = ChunkConfig::default().with_compression_level(LEVEL);
-        let times = match runs(points.times()) {
-            Some(times) => times,
+        let times = match Runs::of(points.times()) {
+            Some(runs) => Times::Runs(runs),
             None => Times::Packed(simple_compress(points.times(), &config).ok()?.into()),
         };
         let packed = Self {
@@ -129,15 +138,7 @@ impl Packed {
 
     fn times(&self) -> Vec<Millis> {
         match &self.times {
-            Times::Runs { step, runs } => {
-                let mut times = Vec::with_capacity(self.len);
-                let ends = runs.iter().skip(1).map(|next| next.at as usize);
-                for (run, end) in runs.iter().zip(ends.chain([self.len])) {
-                    let count = end.saturating_sub(run.at as usize) as i64;
-                    times.extend((0..count).map(|i| run.first + i * step));
-                }
-                times
-            }
+            Times::Runs(runs) => runs.times(),
             Times::Packed(bytes) => unpacked(simple_decompress(bytes)),
         }
     }
@@ -148,9 +149,48 @@ impl Packed {
     }
 
     fn within(&self, range: &TimeRange) -> Option<Range<usize>> {
-        let Times::Runs { step, runs } = &self.times else {
-            return None;
-        };
+        match &self.times {
+            Times::Runs(runs) => Some(runs.within(range)),
+            Times::Packed(_) => None,
+        }
+    }
+}
+
+impl Runs {
+    /// Returns `times`, which ascend, as runs, if they have few.
+    pub(super) fn of(times: &[Millis]) -> Option<Self> {
+        let gaps = times.iter().zip(times.iter().skip(1)).map(|(a, b)| b - a);
+        let step = gaps.clone().min().filter(|step| *step > 0)?;
+        let starts = gaps.zip(1..).filter(|(gap, _)| *gap != step);
+        let starts = std::iter::once(0).chain(starts.map(|(_, at)| at));
+        let most = times.len() / POINTS_A_RUN;
+        let runs: Box<[Run]> = starts
+            .take(most + 1)
+            .filter_map(|at| {
+                let first = *times.get(at)?;
+                Some(Run {
+                    at: u32::try_from(at).ok()?,
+                    first,
+                })
+            })
+            .collect();
+        let len = times.len();
+        (runs.len() <= most).then_some(Self { len, step, runs })
+    }
+
+    fn times(&self) -> Vec<Millis> {
+        let mut times = Vec::with_capacity(self.len);
+        let ends = self.runs.iter().skip(1).map(|next| next.at as usize);
+        for (run, end) in self.runs.iter().zip(ends.chain([self.len])) {
+            let count = end.saturating_sub(run.at as usize) as i64;
+            times.extend((0..count).map(|i| run.first + i * self.step));
+        }
+        times
+    }
+
+    /// Returns the positions of the times that lie in `range`.
+    pub(super) fn within(&self, range: &TimeRange) -> Range<usize> {
+        let (step, runs) = (self.step, &self.runs);
         // How many points lie before `t`.
         let before = |t: Millis| {
             let next = runs.partition_point(|run| run.first < t);
@@ -161,28 +201,13 @@ impl Packed {
             let steps = (t - run.first).saturating_add(step - 1) / step;
             end.min((run.at as usize).saturating_add(usize::try_from(steps).unwrap_or(end)))
         };
-        Some(before(range.start())..before(range.end()))
+        before(range.start())..before(range.end())
     }
-}
 
-/// Returns `times` as runs, if they have few.
-fn runs(times: &[Millis]) -> Option<Times> {
-    let gaps = times.iter().zip(times.iter().skip(1)).map(|(a, b)| b - a);
-    let step = gaps.clone().min().filter(|step| *step > 0)?;
-    let starts = gaps.zip(1..).filter(|(gap, _)| *gap != step);
-    let starts = std::iter::once(0).chain(starts.map(|(_, at)| at));
-    let most = times.len() / POINTS_A_RUN;
-    let runs: Box<[Run]> = starts
-        .take(most + 1)
-        .filter_map(|at| {
-            let first = *times.get(at)?;
-            Some(Run {
-                at: u32::try_from(at).ok()?,
-                first,
-            })
-        })
-        .collect();
-    (runs.len() <= most).then_some(Times::Runs { step, runs })
+    /// Returns the bytes that they hold on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        size_of_val::<[Run]>(&self.runs)
+    }
 }
 
 /// Returns the values of `result`. It is no error in practice: the same bytes were unpacked once
@@ -242,7 +267,7 @@ mod tests {
             prop_assert_eq!(unpacked.times(), points.times());
             prop_assert_eq!(bits(&unpacked), bits(&points));
             let range = TimeRange::new(start, start + length).unwrap();
-            let even = runs(points.times()).is_some() || points.len() < WORTH_PACKING;
+            let even = Runs::of(points.times()).is_some() || points.len() < WORTH_PACKING;
             let expected = even.then(|| points.within(&range));
             prop_assert_eq!(packed.within(&range), expected);
         }

@@ -1,7 +1,7 @@
 //! The engine answers queries out of the cache and fetches what is missing.
 //!
 //! - `lane`: the identity under which data is shared
-//! - `chunk`, `columns`, `cache`: cached data, in immutable parts, bounded by weight
+//! - `chunk`, `content`, `columns`, `cache`: cached data, in immutable parts, bounded by weight
 //! - `plan`: pure; which part of a range is fresh and which has to be fetched
 //! - `fetch`, `parts`: makes a range of a lane known: plan, fetch, store; `derive`: buckets of raw points
 //! - `second`: what is asked before an upstream, and outlives the process
@@ -47,6 +47,7 @@ pub mod cache;
 mod cache_stats;
 pub mod chunk;
 pub mod columns;
+mod content;
 mod derive;
 mod encoded;
 mod explain;
@@ -181,7 +182,7 @@ impl Memory {
     /// Evicts what is over its bound, and frees what has been evicted. To be called every few seconds:
     /// what other threads hold for a moment stays until then.
     pub fn tidy(&self) {
-        self.cache.make_room();
+        self.cache.tidy();
         self.whole.make_room();
     }
 }
