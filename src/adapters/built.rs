@@ -1,8 +1,8 @@
 //! The memory that reading an answer takes, known before it is read.
 
-use memchr::memchr2_iter;
+use memchr::memchr_iter;
 
-use crate::model::Checkpoints;
+use crate::model::stop;
 
 /// The bytes for a number of a sample or a point, which is in a column of numbers.
 const NUMBER: usize = 8;
@@ -13,28 +13,31 @@ const STRING: usize = 64;
 /// The bytes for a member of an object, such as a label: two strings, and places in a map and in a list.
 const MEMBER: usize = 256;
 
+/// The bytes that are looked at without looking whether the result is of use to anyone.
+const PIECE: usize = 16 << 10;
+
 /// Returns the bytes of what is built of `body`, an answer in JSON, about: more than a reader makes of it, and
 /// not many times as much. The bytes of long strings come on top; those are the body's.
 ///
 /// A comma ends a number, or a string of a list; a colon begins the value of a member.
 pub fn built_bytes(body: &[u8]) -> usize {
-    let mut checkpoints = Checkpoints::default();
-    let ends = memchr2_iter(b',', b':', body).take_while(|_| !checkpoints.stop());
-    let each = ends.map(|at| {
-        if body.get(at) == Some(&b':') {
-            return MEMBER;
+    // The text before a quote, if that begins a string of a list: `[1700000000,"1"]` is a sample.
+    let of_list = |quote: &usize| {
+        let before = body.get(..*quote).unwrap_or_default().trim_ascii_end();
+        let item = before.strip_suffix(b",");
+        item.is_some_and(|item| !item.last().is_some_and(u8::is_ascii_digit))
+    };
+    let mut bytes = 0;
+    for (number, piece) in body.chunks(PIECE).enumerate() {
+        if stop::is_due() {
+            break;
         }
-        let before = at.checked_sub(1).and_then(|before| body.get(before));
-        let after = body.get(at + 1..).unwrap_or_default();
-        let next = after.iter().find(|b| !b.is_ascii_whitespace());
-        // `[1700000000,"1"]` is a sample.
-        let number = before.is_some_and(u8::is_ascii_digit);
-        match next {
-            Some(b'"') if !number => STRING,
-            _ => NUMBER,
-        }
-    });
-    each.sum()
+        let quotes = memchr_iter(b'"', piece).map(|at| number * PIECE + at);
+        bytes += memchr_iter(b',', piece).count() * NUMBER
+            + memchr_iter(b':', piece).count() * MEMBER
+            + quotes.filter(of_list).count() * (STRING - NUMBER);
+    }
+    bytes
 }
 
 #[cfg(test)]
@@ -45,11 +48,11 @@ mod tests {
 
     use bytes::Bytes;
     use http::{HeaderMap, StatusCode};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::adapters::Response;
     use crate::adapters::prometheus::tests::{read_samples, read_strings};
-    use crate::model::stop;
     use crate::wire::mirror::points::read_metric;
     use crate::wire::mirror::response;
     use crate::wire::prometheus::read_matrix;
@@ -67,6 +70,32 @@ mod tests {
     }
 
     type Reader = fn(&Response) -> bool;
+
+    /// Charges byte by byte.
+    fn slowly(body: &[u8]) -> usize {
+        let each = body.iter().enumerate().map(|(at, byte)| {
+            let mut after = body[at + 1..].iter().filter(|b| !b.is_ascii_whitespace());
+            let number = at > 0 && body[at - 1].is_ascii_digit();
+            match byte {
+                b':' => MEMBER,
+                b',' if after.next() == Some(&b'"') && !number => STRING,
+                b',' => NUMBER,
+                _ => 0,
+            }
+        });
+        each.sum()
+    }
+
+    proptest! {
+        #[test]
+        fn the_charge_is_that_of_a_look_at_each_byte(
+            text in r#"[,:"1a \n\[]{0,200}"#,
+            before in prop::sample::select(vec![0, PIECE - 100, 2 * PIECE - 100]),
+        ) {
+            let body = [vec![b' '; before], text.into_bytes()].concat();
+            prop_assert_eq!(built_bytes(&body), slowly(&body));
+        }
+    }
 
     /// Returns answers of all kinds, with what reads each, which says whether it could.
     fn answers() -> Vec<(&'static str, Bytes, Reader)> {

@@ -76,6 +76,13 @@ impl Samples {
         *self = all;
     }
 
+    /// Returns the positions of those, which are in order of time, that lie in `range`.
+    pub(super) fn within(&self, range: &TimeRange) -> Range<usize> {
+        let start = self.times.partition_point(|&t| t < range.start());
+        let end = self.times.partition_point(|&t| t < range.end());
+        start.min(end)..end
+    }
+
     /// Returns what of these, which are in order of time, lies in `range` and has a value to show.
     pub(super) fn points(
         mut self,
@@ -83,12 +90,11 @@ impl Samples {
         nan: NanInterpretation,
         dropped: &mut Dropped,
     ) -> Points {
-        let end = self.times.partition_point(|&t| t < range.end());
-        let start = self.times.partition_point(|&t| t < range.start());
+        let Range { start, end } = self.within(range);
         self.times.truncate(end);
-        self.times.drain(..start.min(end));
+        self.times.drain(..start);
         self.values.truncate(end);
-        self.values.drain(..start.min(end));
+        self.values.drain(..start);
         if self.values.iter().all(|v| v.is_finite()) {
             return Points::from_columns(self.times, self.values);
         }

@@ -296,7 +296,7 @@ impl Pages {
         };
         let range = match self.fetch.layout {
             Layout::Raw => self.fetch.range,
-            Layout::Buckets { size, .. } if read.buckets().all(|b| on_grid(&b, size)) => {
+            Layout::Buckets { size, .. } if all_on_grid(&read.times, &read.ends, size) => {
                 self.fetch.range.aligned(size)
             }
             Layout::Buckets { statistic, size } => {
@@ -306,8 +306,7 @@ impl Pages {
         };
         let mut samples = Samples::new(read.times, read.values);
         samples.sort();
-        let inside = samples.times().iter().filter(|t| range.holds(**t)).count();
-        series.dropped.outside_range = (samples.len() - inside) as u64;
+        series.dropped.outside_range = (samples.len() - samples.within(&range).len()) as u64;
         series.data = Data::Points(samples.points(&range, self.fetch.nan, &mut series.dropped));
         series
     }
@@ -334,6 +333,18 @@ impl Pages {
             series.off_grid = Some(buckets);
         }
     }
+}
+
+/// Returns whether all buckets with these `starts` and `ends` lie on the grid of `size`.
+fn all_on_grid(starts: &[Millis], ends: &[Millis], size: Step) -> bool {
+    let mut before = None;
+    let mut buckets = starts.iter().zip(ends);
+    buckets.all(|(start, end)| {
+        // Most buckets begin where one on the grid ended.
+        let starts_well = before == Some(start) || size.floor(*start) == *start;
+        before = Some(end);
+        starts_well && start.saturating_add(size.millis()) == *end
+    })
 }
 
 fn on_grid(bucket: &Bucket, size: Step) -> bool {
