@@ -201,7 +201,6 @@ pub(super) fn spliced(old: &Points, new: &Points, news: &RangeSet, span: &TimeRa
     points
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,11 +37,6 @@ pub(super) async fn fetch_one(
         }
         _ => parts(&lane, range)?,
     };
-    let mut fetched = Fetched {
-        chunks: Chunks::new(&lane, &range),
-        complete: true,
-        off_grid: None,
-    };
     if parts.is_empty() {
         // There can be no points, and there never will be.
         let now = engine.clock.monotonic();
@@ -59,36 +54,11 @@ pub(super) async fn fetch_one(
         since,
         wait: context.level_wait,
     });
-    let later: Vec<Millis> = parts.iter().skip(1).map(|part| part.start).collect();
-    let several = !later.is_empty();
-    // The first part stands for all before its first time, too.
-    let starts = [range.start()].into_iter().chain(later.clone());
-    let ends = later.into_iter().chain([range.end()]);
-    let parts = parts.into_iter().zip(starts.zip(ends));
-    let parts = parts.map(|(part, (start, end))| {
-        let fetching = fetching.clone();
-        async move {
-            let range = TimeRange::clamped(start, end);
-            if !several {
-                return fetching.part(part, range).await;
-            }
-            // A task of its own: if another part fails, what has been sent is stored all the same.
-            let task = tokio::spawn(async move { fetching.part(part, range).await });
-            task.await.unwrap_or_else(|e| {
-                let message = format!("a part of a fetch failed: {e}");
-                Err(Error::new(Kind::Internal, message))
-            })
-        }
-    });
-    let mut parts = stream::iter(parts).buffered(CALLS_AT_ONCE);
-    while let Some(part) = parts.next().await {
-        // Parts that came before the one that failed are in the cache already.
-        let part = part?;
-        fetched.chunks.update(&fetching.lane, &part.chunks);
-        fetched.complete &= part.complete;
-        fetched.off_grid = fetched.off_grid.or(part.off_grid);
+    // A set of futures is woken once more for each time that it is polled, so one is not put into any.
+    match parts.len() {
+        1 => fetching.alone(parts, range).await,
+        _ => fetching.together(parts, range).await,
     }
-    Ok(fetched)
 }
 
 /// The state that the parts of one fetch share.
@@ -102,6 +72,52 @@ struct Fetching {
 }
 
 impl Fetching {
+    /// Fetches the only one of `parts`, which stands for `range`.
+    async fn alone(&self, parts: Vec<Part>, range: TimeRange) -> Result<Fetched, Error> {
+        let none = || Error::new(Kind::Internal, "a fetch has no parts");
+        let part = parts.into_iter().next().ok_or_else(none)?;
+        self.part(part, range).await
+    }
+
+    /// Fetches `parts`, which together stand for `range`, some at once.
+    async fn together(
+        self: &Arc<Self>,
+        parts: Vec<Part>,
+        range: TimeRange,
+    ) -> Result<Fetched, Error> {
+        let later: Vec<Millis> = parts.iter().skip(1).map(|part| part.start).collect();
+        // The first part stands for all before its first time, too.
+        let starts = [range.start()].into_iter().chain(later.clone());
+        let ends = later.into_iter().chain([range.end()]);
+        let parts = parts.into_iter().zip(starts.zip(ends));
+        let parts = parts.map(|(part, (start, end))| {
+            let fetching = self.clone();
+            async move {
+                let range = TimeRange::clamped(start, end);
+                // A task of its own: if another part fails, what has been sent is stored all the same.
+                let task = tokio::spawn(async move { fetching.part(part, range).await });
+                task.await.unwrap_or_else(|e| {
+                    let message = format!("a part of a fetch failed: {e}");
+                    Err(Error::new(Kind::Internal, message))
+                })
+            }
+        });
+        let mut fetched = Fetched {
+            chunks: Chunks::new(&self.lane, &range),
+            complete: true,
+            off_grid: None,
+        };
+        let mut parts = stream::iter(parts).buffered(CALLS_AT_ONCE);
+        while let Some(part) = parts.next().await {
+            // Parts that came before the one that failed are in the cache already.
+            let part = part?;
+            fetched.chunks.update(&self.lane, &part.chunks);
+            fetched.complete &= part.complete;
+            fetched.off_grid = fetched.off_grid.or(part.off_grid);
+        }
+        Ok(fetched)
+    }
+
     /// Fetches one part, counts it, and stores it as what is known of `range`.
     async fn part(&self, part: Part, range: TimeRange) -> Result<Fetched, Error> {
         let upstream = &self.lane.upstream;

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::details::details;
 use super::field::{FieldDescriptor, field_type};
-use super::usual;
 pub use super::metric_body::{conditions_json, write_metric};
+use super::usual;
 use crate::model::{
     Condition, Details, Error, Field, FieldNamesQuery, FieldValuesQuery, Layout, MAX_TIME,
     MetricQuery, Number, Scalar, Scope, Selector, Statistic, Step, Test, TimeRange,
