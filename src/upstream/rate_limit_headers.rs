@@ -28,15 +28,32 @@ const EPOCH_MILLIS: f64 = 1e11;
 /// The longest reset that is believed.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
+/// The headers for what remains, and for the time until the reset.
+const FAMILIES: [[&str; 3]; 3] = [
+    [
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset-after",
+        "x-ratelimit-reset",
+    ],
+    [
+        "x-rate-limit-remaining",
+        "x-rate-limit-reset-after",
+        "x-rate-limit-reset",
+    ],
+    [
+        "ratelimit-remaining",
+        "ratelimit-reset-after",
+        "ratelimit-reset",
+    ],
+];
+
 impl RateLimitHeaders {
     /// Returns the limits in `headers`, at the wall time `now`.
     pub(super) fn of(headers: &HeaderMap, now: Millis) -> Option<Self> {
         let (remaining, reset) = structured(headers).or_else(|| {
-            let families = ["x-ratelimit", "x-rate-limit", "ratelimit"];
-            families.iter().find_map(|family| {
-                let remaining = number(headers, &format!("{family}-remaining"))?;
-                let reset = number(headers, &format!("{family}-reset-after"))
-                    .or_else(|| number(headers, &format!("{family}-reset")))?;
+            FAMILIES.iter().find_map(|[remaining, reset_after, reset]| {
+                let remaining = number(headers, remaining)?;
+                let reset = number(headers, reset_after).or_else(|| number(headers, reset))?;
                 Some((remaining, reset))
             })
         })?;
