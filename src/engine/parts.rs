@@ -76,7 +76,8 @@ impl Fetching {
     async fn alone(&self, parts: Vec<Part>, range: TimeRange) -> Result<Fetched, Error> {
         let none = || Error::new(Kind::Internal, "a fetch has no parts");
         let part = parts.into_iter().next().ok_or_else(none)?;
-        self.part(part, range).await
+        // Boxed: the task of the fetch is moved several times before it runs.
+        Box::pin(self.part(part, range)).await
     }
 
     /// Fetches `parts`, which together stand for `range`, some at once.

@@ -69,9 +69,15 @@ pub(super) fn leading_digits(text: &[u8]) -> (usize, i64) {
             (count + 1, value * 10 + i64::from(digit - b'0'))
         });
     };
-    // All eight at once, the first in the lowest byte. A byte that is no digit has its highest bit set
-    // in `others`; what it carries reaches only bytes behind it.
-    let digits = u64::from_le_bytes(*eight) ^ 0x3030_3030_3030_3030;
+    digits_of(u64::from_le_bytes(*eight))
+}
+
+/// Returns the number of digits that a text of eight bytes begins with, and their value; the first byte is
+/// the lowest of `text`.
+pub(super) fn digits_of(text: u64) -> (usize, i64) {
+    // All eight at once. A byte that is no digit has its highest bit set in `others`; what it carries
+    // reaches only bytes behind it.
+    let digits = text ^ 0x3030_3030_3030_3030;
     let others = digits.wrapping_add(0x7676_7676_7676_7676) | digits;
     let count = (others & 0x8080_8080_8080_8080).trailing_zeros() / 8;
     // Moved to the end, behind zeros. Pairs of neighbours are joined three times.

@@ -84,7 +84,10 @@ fn whole(value: f64, places: usize) -> Option<u64> {
 fn decimal(line: &mut Line, negative: bool, whole: u64, places: usize) {
     // Sixteen digits, and room to read beyond them.
     let mut digits = [0u8; 32];
-    let (high, low) = (eight(whole / EIGHT), eight(whole % EIGHT));
+    let (high, low) = match whole < EIGHT {
+        true => (0, eight(whole)),
+        false => (eight(whole / EIGHT), eight(whole % EIGHT)),
+    };
     if let Some(place) = digits.first_chunk_mut::<8>() {
         *place = text(high);
     }
@@ -112,7 +115,8 @@ fn decimal(line: &mut Line, negative: bool, whole: u64, places: usize) {
     }
 }
 
-/// Writes times that begin with the same digits.
+/// Writes times that begin with the same digits, and often one twice: the end of a bucket, and the start of
+/// the next one.
 #[derive(Default)]
 struct TimeWriter {
     /// All but the last eight digits of the last time; 0 if there was none.
@@ -120,10 +124,17 @@ struct TimeWriter {
     /// Their text.
     text: [u8; 16],
     length: usize,
+    /// The last time, and the text of its last eight digits.
+    time: Millis,
+    low: [u8; 8],
 }
 
 impl TimeWriter {
     fn write(&mut self, line: &mut Line, time: Millis) {
+        if time == self.time && self.high > 0 {
+            line.put(self.text, self.length);
+            return line.put(self.low, 8);
+        }
         let positive = u64::try_from(time).unwrap_or(0);
         let high = positive / EIGHT;
         if high == 0 {
@@ -137,8 +148,9 @@ impl TimeWriter {
             }
             (self.high, self.length) = (high, digits.len());
         }
+        (self.time, self.low) = (time, text(eight(positive % EIGHT)));
         line.put(self.text, self.length);
-        line.put(text(eight(positive % EIGHT)), 8);
+        line.put(self.low, 8);
     }
 }
 
