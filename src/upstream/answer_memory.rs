@@ -48,11 +48,18 @@ const LOOK: Duration = Duration::from_millis(200);
 /// ones teach it to keep blocks of their size (it raises `M_MMAP_THRESHOLD`, up to 32 MiB).
 const MAPPED: usize = 33 << 20;
 
+/// Buffers that are kept for the next long answer, and the longest answer after which one is: fresh memory
+/// costs a fault for each page, a third of the time in which a megabyte is received.
+const SPARE_BUFFERS: usize = 2;
+const SPARE_BYTES: usize = 2 << 20;
+
 /// The memory for answers that are being read.
 pub struct AnswerMemory {
     most: AtomicUsize,
     table: Mutex<GrowingAnswers>,
     changed: Notify,
+    /// Buffers of answers that have been read.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 impl fmt::Debug for AnswerMemory {
@@ -115,7 +122,25 @@ impl AnswerMemory {
             most: AtomicUsize::new(most),
             table: Mutex::default(),
             changed: Notify::new(),
+            spare: Mutex::default(),
         })
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        // Buffers are added and taken whole.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps `buffer` for another answer, unless there are enough, or it is small or took much memory.
+    fn keep(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() < MAPPED || buffer.len() > SPARE_BYTES {
+            return;
+        }
+        buffer.clear();
+        let mut spare = self.spare();
+        if spare.len() < SPARE_BUFFERS {
+            spare.push(buffer);
+        }
     }
 
     /// Changes the bytes that it has. Answers that are being read keep what they have.
@@ -385,6 +410,17 @@ impl AnswerShare {
         }
     }
 
+    /// Returns an empty buffer for an answer that is said to have `length` bytes. It takes next to no memory
+    /// before these have come.
+    pub(super) fn buffer(&self, length: Option<u64>) -> Vec<u8> {
+        let length = usize::try_from(length.unwrap_or(0)).unwrap_or(usize::MAX);
+        if length <= SMALL {
+            return Vec::with_capacity(length.min(FREE));
+        }
+        let spare = self.memory.spare().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(MAPPED))
+    }
+
     /// Waits until the share has room for `body` and `more` bytes, besides `others` that it is decoded from, and
     /// reserves these.
     ///
@@ -594,6 +630,39 @@ mod tests {
         }
         starved.abort();
         assert!(most <= (19 + 8) * MIB, "{most}");
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn buffers_of_long_answers_are_used_again() {
+        let memory = AnswerMemory::new(64 * MIB);
+        let read = async |length: usize| {
+            let share = memory.share(usize::MAX, deadline());
+            let mut body = share.buffer(Some(length as u64));
+            let buffer = (body.as_ptr(), body.capacity());
+            share.reserve(&mut body, length, 0).await.unwrap();
+            body.resize(length, b' ');
+            (share.whole(body).await.unwrap(), buffer)
+        };
+        let (first, (place, capacity)) = read(MIB).await;
+        assert!(capacity >= MAPPED);
+        assert!(memory.spare().is_empty());
+        drop(first);
+        assert_eq!(memory.spare().len(), 1);
+        let (again, (same, _)) = read(2 * MIB).await;
+        assert_eq!((same, again.len()), (place, 2 * MIB));
+        // No more are kept than some, nor any of very long or short answers.
+        let (long, _) = read(2 * MIB + 1).await;
+        let (short, (_, capacity)) = read(1000).await;
+        assert!((1000..=FREE).contains(&capacity));
+        drop((again, long, short));
+        assert_eq!(memory.spare().len(), 1);
+        let mut all = Vec::new();
+        for _ in 0..=SPARE_BUFFERS {
+            all.push(read(MIB).await);
+        }
+        drop(all);
+        assert_eq!(memory.spare().len(), SPARE_BUFFERS);
         assert_eq!(memory.used(), 0);
     }
 

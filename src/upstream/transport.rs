@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, LOCATION};
@@ -57,6 +57,9 @@ pub trait Transport: Send + Sync {
 pub struct Http {
     connections: Connections,
     guard: Option<Guard>,
+    /// The URL of the last call: many calls are POSTs to the same one, and parsing it takes longer than
+    /// copying it.
+    last: Mutex<Option<reqwest::Url>>,
 }
 
 /// TLS settings of connections to an upstream: contents of PEM files.
@@ -83,6 +86,7 @@ impl Http {
         Ok(Self {
             connections: Connections::new(recipe)?,
             guard: None,
+            last: Mutex::default(),
         })
     }
 
@@ -97,6 +101,7 @@ impl Http {
         Ok(Self {
             connections: Connections::new(Reloadable::fixed(recipe))?,
             guard: Some(guard),
+            last: Mutex::default(),
         })
     }
 
@@ -152,18 +157,34 @@ impl Http {
 }
 
 impl Http {
+    /// Returns `url`, parsed.
+    fn parsed(&self, url: &str) -> Result<reqwest::Url, Error> {
+        // A URL is replaced whole.
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = last().as_ref().filter(|last| last.as_str() == url) {
+            return Ok(last.clone());
+        }
+        let invalid = |e| Error::new(Kind::Internal, format!("a call has an invalid URL: {e}"));
+        let parsed = reqwest::Url::parse(url).map_err(invalid)?;
+        *last() = Some(parsed.clone());
+        Ok(parsed)
+    }
+
     /// Sends `request` to `url`. If it uses a connection that was used before, and that is lost
     /// before any byte of an answer, the other side has closed it while it was idle, and so perhaps
     /// all others like it: it is sent again, over a new one, and the idle ones are dropped.
     async fn ask(&self, request: &Outgoing, url: &str) -> Result<reqwest::Response, Error> {
         let origin = UrlOrigin::of(url);
+        let url = self.parsed(url)?;
         let mut generation = self
             .connections
             .current(&origin, request.new_connection)
             .await?;
         loop {
             let used = generation.has_answered(&origin);
-            let asked = generation.client.request(request.method.clone(), url);
+            let asked = generation
+                .client
+                .request(request.method.clone(), url.clone());
             let asked = asked.headers(request.headers.clone());
             match asked.body(request.body.clone()).send().await {
                 Ok(response) => {
@@ -228,7 +249,7 @@ impl Transport for Http {
             };
             let status = response.status();
             let mut headers = response.headers().clone();
-            let mut body = Vec::new();
+            let mut body = share.buffer(response.content_length());
             while let Some(chunk) = response.chunk().await.map_err(|e| broken(&e))? {
                 let length = body.len() + chunk.len();
                 if length > share.max() {

@@ -23,6 +23,7 @@ impl AsRef<[u8]> for ChargedBody {
 impl Drop for ChargedBody {
     fn drop(&mut self) {
         self.share.give_back(self.body.len());
+        self.share.memory.keep(std::mem::take(&mut self.body));
     }
 }
 
