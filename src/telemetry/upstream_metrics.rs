@@ -254,9 +254,9 @@ impl UpstreamMetrics {
 
     /// Counts an HTTP attempt that ended as `outcome`.
     pub fn attempt(&self, outcome: &'static str) {
-        // One that nobody waited for any more, or that was the client's fault, says nothing of the
-        // upstream.
-        let failed = !matches!(outcome, "ok" | "abandoned" | "refused");
+        // One that nobody waited for any more, that was the client's fault, or for which Heliostat lacked
+        // something says nothing of the upstream.
+        let failed = !matches!(outcome, "ok" | "abandoned" | "refused" | "overloaded");
         self.calls.made.fetch_add(1, Ordering::Relaxed);
         self.calls
             .failed
@@ -329,7 +329,7 @@ impl UpstreamMetrics {
 }
 
 /// The possible outcomes of an attempt.
-const OUTCOMES: [&str; 7] = [
+const OUTCOMES: [&str; 8] = [
     "ok",
     "refused",
     "busy",
@@ -337,6 +337,7 @@ const OUTCOMES: [&str; 7] = [
     "timeout",
     "unreachable",
     "abandoned",
+    "overloaded",
 ];
 
 fn attempts(upstream: &str, outcome: &'static str) -> Counter {

@@ -96,17 +96,23 @@ impl<'a> Attempt<'a> {
             .number("http.response.status_code", status.as_u16());
     }
 
-    /// Ends it with `result`, at `now`.
-    pub(super) fn end<T>(mut self, result: &Result<T, Error>, now: Millis) {
+    /// Ends it as one that was refused without evidence of a failure.
+    pub(super) fn refused(mut self) {
+        self.outcome = "refused";
+    }
+
+    /// Ends it with `result`, at `now`. Returns the label of its outcome.
+    pub(super) fn end<T>(mut self, result: &Result<T, Error>, now: Millis) -> &'static str {
         self.outcome = outcome(result);
         if let Err(error) = result {
             self.span.fail(&error.kind);
         }
         match result {
             Ok(_) => self.metrics.works(),
-            Err(error) if self.outcome != "refused" => self.metrics.fails(&error.to_string(), now),
-            Err(_) => {}
+            Err(_) if matches!(self.outcome, "refused" | "overloaded") => {}
+            Err(error) => self.metrics.fails(&error.to_string(), now),
         }
+        self.outcome
     }
 }
 
@@ -158,6 +164,7 @@ fn outcome<T>(result: &Result<T, Error>) -> &'static str {
         (_, Kind::UpstreamUnreachable) => "unreachable",
         (Evidence::Load, _) => "busy",
         (_, Kind::UpstreamFailed | Kind::AnswerTooLarge) => "error",
+        (Evidence::Nothing, Kind::Overloaded) => "overloaded",
         _ => "refused",
     }
 }

@@ -26,7 +26,7 @@ use super::retry::{RetryBudget, backoff};
 use super::state::{LimiterState, ProtectionState};
 use super::tenant::tenant;
 use super::transport::Transport;
-use crate::adapters::{Exchange, Next};
+use crate::adapters::Next;
 use crate::clock::Clock;
 use crate::model::{
     Batching, Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
@@ -235,32 +235,6 @@ impl UpstreamClient {
         self.limits.timeout
     }
 
-    /// Makes `exchange` at each address that is not well and may be tried again. Its state takes in the
-    /// result.
-    pub(super) async fn try_again<T: Send + 'static>(
-        &self,
-        exchange: &Exchange<T>,
-        call: &CallContext,
-    ) {
-        for index in self.addresses.to_try() {
-            let wish = Wish {
-                trial: true,
-                only: Some(index),
-                ..Wish::default()
-            };
-            let Ok(permit) = self.admit(call, false, wish).await else {
-                return;
-            };
-            let ready = self.ready(permit, &exchange.request, call, Turn::FIRST, wish);
-            let Ok(ready) = ready.await else {
-                return;
-            };
-            // An error shows in the breaker, the log of failures, and the metrics.
-            let kept = Charges::default();
-            let _ = Box::pin(self.attempt_at(ready, exchange, call, Turn::FIRST, &kept)).await;
-        }
-    }
-
     /// Makes one exchange: again at another address, if it is the address that failed or cannot take more calls and
     /// there is another; else again if that is worth it and the budget allows it. `kept` is what has been built of
     /// earlier answers, if it continues a call.
@@ -335,7 +309,13 @@ impl UpstreamClient {
         tries: &Tries,
         turn: Turn,
     ) -> Result<Answered<Next<T>>, Error> {
-        let first = self.attempt(exchange, call, tries, turn);
+        // One that waits for its turn is not slow.
+        let (permit, wish) = self.turn_of(call, tries, turn).await?;
+        let exchange = exchange.get()?;
+        if turn.retry == 0 {
+            self.retries.called();
+        }
+        let first = self.made(permit, exchange, call, turn, wish, tries);
         let Some(after) = self.limits.hedge_after else {
             return first.await;
         };
@@ -352,7 +332,10 @@ impl UpstreamClient {
             hedge: true,
             ..turn
         };
-        let second = self.attempt(exchange, call, tries, beside);
+        let second = async {
+            let (permit, wish) = self.turn_of(call, tries, beside).await?;
+            self.made(permit, exchange, call, beside, wish, tries).await
+        };
         tokio::pin!(second);
         tokio::select! {
             result = &mut first => match result {
@@ -364,6 +347,27 @@ impl UpstreamClient {
                 Err(_) => first.await,
             },
         }
+    }
+
+    /// Waits for the turn of an attempt, and adds the address that it goes to to `tries`. Returns its
+    /// permit and its requirements.
+    async fn turn_of(
+        &self,
+        call: &CallContext,
+        tries: &Tries,
+        turn: Turn,
+    ) -> Result<(Permit, Wish), Error> {
+        let wish = Wish {
+            tried: tries.so_far(),
+            span: call.span,
+            trial: call.trial,
+            only: None,
+        };
+        let mut permit = self.admit(call, turn.continues, wish).await?;
+        if let Some(chosen) = permit.chosen() {
+            tries.add(chosen.index);
+        }
+        Ok((permit, wish))
     }
 
     /// Returns the error with which a call of `caller` that must be answered by `deadline` would be
@@ -456,36 +460,6 @@ impl UpstreamClient {
             self.metrics.limit_call(source);
         }
         Ok(permit)
-    }
-
-    async fn attempt<T: Send + 'static>(
-        &self,
-        exchange: &Late<T>,
-        call: &CallContext,
-        tries: &Tries,
-        turn: Turn,
-    ) -> Result<Answered<Next<T>>, Error> {
-        let wish = Wish {
-            tried: tries.so_far(),
-            span: call.span,
-            trial: call.trial,
-            only: None,
-        };
-        let mut permit = self.admit(call, turn.continues, wish).await?;
-        let exchange = exchange.get()?;
-        if wish.tried.is_empty() {
-            self.retries.called();
-        }
-        if let Some(chosen) = permit.chosen() {
-            tries.add(chosen.index);
-        }
-        let mut ready = self
-            .ready(permit, &exchange.request, call, turn, wish)
-            .await?;
-        if let Some(address) = ready.address() {
-            tries.add(address);
-        }
-        Box::pin(self.attempt_at(ready, exchange, call, turn, &tries.kept)).await
     }
 }
 

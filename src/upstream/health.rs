@@ -4,12 +4,20 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::{CallContext, Forward, Upstream};
-use crate::adapters::Forwarded;
+use futures_util::future::join_all;
+
+use super::addresses::Wish;
+use super::attempt::{Tries, Turn};
+use super::limiter::TRIALS;
+use super::{CallContext, Forward, Upstream, UpstreamClient};
+use crate::adapters::{Exchange, Forwarded};
 use crate::telemetry::trace::Trace;
 
 /// Time between trials that the limits refused.
 const REFUSED: Duration = Duration::from_secs(1);
+
+/// Longest wait of a trial for its turn among the calls of clients.
+const TURN: Duration = Duration::from_secs(60);
 
 /// Watches the addresses of `upstream` as long as it exists: waits until one fails, then tests it each
 /// time that a breaker stays open.
@@ -22,7 +30,12 @@ pub async fn watch(upstream: Weak<Upstream>) {
         match trial {
             None => failing.notified().await,
             Some(wait) => {
-                tokio::time::sleep(wait).await;
+                // One that fails meanwhile may be due sooner.
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep(wait) => {}
+                    () = failing.notified() => continue,
+                }
                 let Some(held) = upstream.upgrade() else {
                     return;
                 };
@@ -46,10 +59,39 @@ impl Upstream {
         };
         let exchange = self.adapter.health(&details);
         let call = CallContext::new(
-            None,
-            tokio::time::Instant::now() + self.client.timeout(),
+            TRIALS,
+            tokio::time::Instant::now() + TURN + self.client.timeout(),
             Trace::default(),
         );
         self.client.try_again(&exchange, &call).await;
+    }
+}
+
+impl UpstreamClient {
+    /// Makes `exchange` at each address that is not well and may be tried again. Its state takes in the
+    /// result.
+    async fn try_again<T: Send + 'static>(&self, exchange: &Exchange<T>, call: &CallContext) {
+        // One that hangs must not delay the trial of another.
+        let trials = self.addresses.to_try().into_iter();
+        join_all(trials.map(|index| self.try_at(index, exchange, call))).await;
+    }
+
+    async fn try_at<T: Send + 'static>(
+        &self,
+        index: usize,
+        exchange: &Exchange<T>,
+        call: &CallContext,
+    ) {
+        let wish = Wish {
+            trial: true,
+            only: Some(index),
+            ..Wish::default()
+        };
+        if let Ok(permit) = self.admit(call, false, wish).await {
+            let tries = Tries::after(None);
+            // An error shows in the breaker, the log of failures, and the metrics.
+            let made = self.made(permit, exchange, call, Turn::FIRST, wish, &tries);
+            let _ = made.await;
+        }
     }
 }

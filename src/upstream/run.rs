@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::addresses::{Tried, Wish};
 use super::answer_memory::Charges;
-use super::attempt::Turn;
+use super::attempt::{Tries, Turn};
 use super::client::{Answered, CallContext, UpstreamClient};
 use super::late::Late;
 use crate::adapters::{Exchange, Next};
@@ -156,9 +156,7 @@ impl UpstreamClient {
             ..Turn::FIRST
         };
         let permit = self.admit(call, turn.continues, wish).await?;
-        let ready = self
-            .ready(permit, &exchange.request, call, turn, wish)
-            .await?;
-        Box::pin(self.attempt_at(ready, exchange, call, turn, kept)).await
+        let tries = Tries::after(Some(kept));
+        self.made(permit, exchange, call, turn, wish, &tries).await
     }
 }

@@ -8,9 +8,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
-use super::addresses::{Chosen, SILENT, Wish};
+use super::addresses::{Chosen, SILENT, Taken, Wish};
 use super::answer_memory::Charges;
-use super::attempt::{Attempt, Turn, ended, verdict};
+use super::attempt::{Attempt, Tries, Turn, ended, verdict};
 use super::aws::{AwsSigner, Signed};
 use super::budget::LEASE_WAIT;
 use super::client::{Answered, CallContext, UpstreamClient};
@@ -25,10 +25,11 @@ use crate::model::{Error, Evidence, Kind, QueryMethod, TargetUrl};
 const GIVEN_UP: &str = "the URL answers none of several calls, while another is well";
 
 /// A call that may be made at once.
-pub(super) struct ReadyCall<'a> {
+struct ReadyCall<'a> {
     permit: Permit,
     url: TargetUrl,
-    by_get: bool,
+    /// Whether it is made by GET, where the method is found out.
+    by_get: Option<bool>,
     outgoing: Outgoing,
     /// Its signer, and what that signed it with.
     signed: Option<(&'a AwsSigner, Signed)>,
@@ -36,17 +37,57 @@ pub(super) struct ReadyCall<'a> {
 
 impl ReadyCall<'_> {
     /// Returns the position of the address that it goes to.
-    pub(super) fn address(&mut self) -> Option<usize> {
+    fn address(&mut self) -> Option<usize> {
         self.permit.chosen().map(|chosen| chosen.index)
     }
 }
 
 impl UpstreamClient {
+    /// Makes `exchange` with the address that `permit` is for, which `tries` takes in. If that turns out to
+    /// refuse POST, it is made again by GET: a further call, with a permit of its own.
+    pub(super) async fn made<T: Send + 'static>(
+        &self,
+        permit: Permit,
+        exchange: &Exchange<T>,
+        call: &CallContext,
+        turn: Turn,
+        wish: Wish,
+        tries: &Tries,
+    ) -> Result<Answered<Next<T>>, Error> {
+        let request = &exchange.request;
+        let mut ready = self.ready(permit, request, call, turn, wish).await?;
+        let address = ready.address();
+        if let Some(address) = address {
+            tries.add(address);
+        }
+        let (result, taken) =
+            Box::pin(self.attempt_at(ready, exchange, call, turn, &tries.kept)).await;
+        if taken != Taken::ByGet {
+            return result;
+        }
+        let turn = Turn {
+            retry: turn.retry.saturating_add(1),
+            continues: true,
+            ..turn
+        };
+        let wish = Wish {
+            only: address,
+            ..wish
+        };
+        self.metrics.retries.increment(1);
+        let permit = self.admit(call, turn.continues, wish).await?;
+        let ready = self.ready(permit, request, call, turn, wish).await?;
+        match Box::pin(self.attempt_at(ready, exchange, call, turn, &tries.kept)).await {
+            (_, Taken::No) => result,
+            (by_get, _) => by_get,
+        }
+    }
+
     /// Readies the call of `request` that `permit` is for, and takes it out of the budgets. If other
     /// replicas hold what it lacks, it waits for that, [`LEASE_WAIT`] and until its deadline at most, and
     /// is then admitted anew, as `wish` says: permits do not last, and others may use the place
     /// meanwhile.
-    pub(super) async fn ready(
+    async fn ready(
         &self,
         mut permit: Permit,
         request: &Request,
@@ -78,9 +119,10 @@ impl UpstreamClient {
         let by_get = match self.method {
             QueryMethod::Post => false,
             QueryMethod::Get => true,
-            QueryMethod::Auto => chosen.refuses_post(),
+            QueryMethod::Auto => chosen.is_asked_by_get(),
         };
         let get = by_get.then(|| as_get(request)).flatten();
+        let found_out = self.method == QueryMethod::Auto && is_form(request);
         let mut outgoing = self.outgoing(&url, get.as_ref().unwrap_or(request));
         outgoing.new_connection = chosen.trial;
         let signed = match &self.signer {
@@ -90,21 +132,22 @@ impl UpstreamClient {
         Ok(ReadyCall {
             permit,
             url,
-            by_get,
+            by_get: found_out.then_some(get.is_some()),
             outgoing,
             signed,
         })
     }
 
-    /// Makes the call that is `ready`, beside what has been `kept` of those that it continues.
-    pub(super) async fn attempt_at<T: Send + 'static>(
+    /// Makes the call that is `ready`, beside what has been `kept` of those that it continues. Returns
+    /// whether its method was taken, too.
+    async fn attempt_at<T: Send + 'static>(
         &self,
         ready: ReadyCall<'_>,
         exchange: &Exchange<T>,
         call: &CallContext,
         turn: Turn,
         kept: &Charges,
-    ) -> Result<Answered<Next<T>>, Error> {
+    ) -> (Result<Answered<Next<T>>, Error>, Taken) {
         let ReadyCall {
             mut permit,
             url,
@@ -113,7 +156,7 @@ impl UpstreamClient {
             signed,
         } = ready;
         let Some(chosen) = permit.chosen() else {
-            return Err(no_address());
+            return (Err(no_address()), Taken::Yes);
         };
         let (address, provisional) = (chosen.index, chosen.provisional);
         let (started, begun) = (self.clock.monotonic(), Instant::now());
@@ -121,32 +164,11 @@ impl UpstreamClient {
         let trace = counted.to(&url, &outgoing.method, &call.trace);
         trace.send(&mut outgoing.headers);
         let wall = self.clock.now();
-        let share = || {
-            let answers = &self.answers;
-            answers.share_after(kept, self.max_response, call.deadline)
-        };
-        let (first, second) = (share(), share());
-        let send = async {
-            let sent = self.transport.send(outgoing, first.clone());
-            let response = sent.await?;
-            let again = !by_get && self.method == QueryMethod::Auto && refuses_post(&response);
-            let get = again.then(|| as_get(&exchange.request)).flatten();
-            let Some(get) = get else {
-                return Ok((response, first.clone()));
-            };
-            let mut outgoing = self.outgoing(&url, &get);
-            if let Some(signer) = &self.signer {
-                signer.sign(&mut outgoing).await?;
-            }
-            trace.send(&mut outgoing.headers);
-            let by_get = self.transport.send(outgoing, second.clone()).await?;
-            if refuses_post(&by_get) {
-                return Ok((response, first.clone()));
-            }
-            chosen.has_refused_post();
-            Ok((by_get, second.clone()))
-        };
-        let waited = || first.waited() + second.waited();
+        let share = self
+            .answers
+            .share_after(kept, self.max_response, call.deadline);
+        let send = self.transport.send(outgoing, share.clone());
+        let waited = || share.waited();
         let mut given_up = false;
         let sent = tokio::select! {
             sent = within(self.limits.timeout, send, waited) => sent.map_err(|_| {
@@ -158,21 +180,24 @@ impl UpstreamClient {
                 Err(GIVEN_UP.to_owned())
             }
         };
-        drop((first, second));
         let took = self.clock.monotonic().saturating_sub(started);
         self.metrics.seconds.record(took.as_secs_f64());
 
-        if let Ok(Ok((response, _))) = &sent {
+        let mut taken = Taken::Yes;
+        if let Ok(Ok(response)) = &sent {
             counted.answered(response.status);
             let (name, received) = (self.metrics.name(), self.clock.now());
             self.clock_check.look(name, response, wall, received);
             self.apply_rate_limit_headers(response, chosen);
+            if let Some(by_get) = by_get {
+                taken = chosen.learn_method(by_get, refuses_method(response));
+            }
         }
         let timed_out = sent.is_err();
         let response =
             sent.unwrap_or_else(|message| Err(Error::new(Kind::DeadlineExceeded, message)));
         let mut result = match response {
-            Ok((response, share)) => {
+            Ok(response) => {
                 let charge = kept.and(share);
                 // The earlier of both clocks: if one is fast, nothing counts as settled too soon.
                 let as_of = as_of(&response, took).map_or(wall, |t| t.min(wall));
@@ -193,6 +218,11 @@ impl UpstreamClient {
             }
             Err(error) => Err(error),
         };
+        if taken == Taken::ByGet {
+            // It shows the method that the address takes, and nothing else.
+            counted.refused();
+            return (result, taken);
+        }
         if let Some(verdict) = verdict(&result, timed_out) {
             let failed = chosen.end(verdict, self.clock.now());
             if let Err(error) = &mut result
@@ -214,7 +244,7 @@ impl UpstreamClient {
             self.failures.log(self.metrics.name(), error);
         }
         counted.end(&result, self.clock.now());
-        result
+        (result, taken)
     }
 
     /// Waits until the call to `chosen` is better made elsewhere: its address answers none of several calls,
@@ -292,26 +322,32 @@ async fn within<T>(
     }
 }
 
-/// Returns whether `response` is the usual answer to a POST of servers and gateways that let only
-/// GET pass.
-fn refuses_post(response: &Response) -> bool {
+/// Returns whether `response` is the usual answer of servers and gateways to a method that they do not
+/// let pass.
+fn refuses_method(response: &Response) -> bool {
     matches!(
         response.status,
         StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
     )
 }
 
+/// Returns whether `request` is a form that is sent by POST.
+fn is_form(request: &Request) -> bool {
+    request.method == Method::POST && request.headers.iter().any(says_form)
+}
+
+fn says_form((name, value): &(HeaderName, HeaderValue)) -> bool {
+    name == CONTENT_TYPE && value == "application/x-www-form-urlencoded"
+}
+
 /// Returns the same request by GET, if `request` is a form that is sent by POST.
 fn as_get(request: &Request) -> Option<Request> {
-    let is_form = |(name, value): &(HeaderName, HeaderValue)| {
-        name == CONTENT_TYPE && value == "application/x-www-form-urlencoded"
-    };
-    if request.method != Method::POST || !request.headers.iter().any(is_form) {
+    if !is_form(request) {
         return None;
     }
     let form = std::str::from_utf8(&request.body).ok()?;
     let separator = if request.path.contains('?') { '&' } else { '?' };
-    let headers = request.headers.iter().filter(|header| !is_form(header));
+    let headers = request.headers.iter().filter(|header| !says_form(header));
     Some(Request {
         method: Method::GET,
         path: format!("{}{separator}{form}", request.path),

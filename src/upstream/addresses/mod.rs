@@ -1,19 +1,21 @@
 //! The addresses of an upstream: which one a call goes to, and what calls show of each.
 
 mod address;
+mod method;
 mod outages;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use self::address::{AddressState, BreakerPolicy, Readiness};
+use self::method::Method;
 use super::state::EndpointState;
 use crate::model::{Limits, Millis, TargetUrl, TimeRange};
 
 pub(super) use self::address::{SILENT, Verdict};
+pub(super) use self::method::Taken;
 
 /// All addresses, the preferred one first.
 #[derive(Debug)]
@@ -27,14 +29,18 @@ struct Address {
     url: TargetUrl,
     // A plain mutex: it is held for a look-up and never across an await.
     state: Mutex<AddressState>,
-    /// Set once it has refused POST; queries are then sent by GET.
-    refuses_post: AtomicBool,
+    // The same.
+    method: Mutex<Method>,
 }
 
 impl Address {
     fn state(&self) -> MutexGuard<'_, AddressState> {
         // Each change is of plain values, none of which can be left half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn method(&self) -> MutexGuard<'_, Method> {
+        self.method.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -43,11 +49,6 @@ impl Address {
 pub(super) struct Tried(u64);
 
 impl Tried {
-    /// Returns whether the call has not been tried anywhere yet.
-    pub(super) fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
     /// Returns the same with the address `index`.
     #[must_use]
     pub(super) fn with(self, index: usize) -> Self {
@@ -93,8 +94,8 @@ pub(super) enum Outlook {
     Ready,
     /// No call may be made before the given time, as all addresses rest.
     From(Instant),
-    /// A call may be made when one in flight has ended.
-    Later,
+    /// A call may be made when one in flight has ended, or at the given time, when an address has rested.
+    Later(Option<Instant>),
     /// The breakers of all addresses are open; the next trial is at the given time.
     Open(Instant),
 }
@@ -123,17 +124,17 @@ impl Chosen {
         &self.addresses.all[self.index].url
     }
 
-    /// Returns whether it has refused POST.
-    pub(super) fn refuses_post(&self) -> bool {
+    /// Returns whether it is asked by GET, where that is found out.
+    pub(super) fn is_asked_by_get(&self) -> bool {
         let address = self.addresses.all.get(self.index);
-        address.is_some_and(|a| a.refuses_post.load(Ordering::Relaxed))
+        address.is_some_and(|address| address.method().is_get())
     }
 
-    /// Takes in that it refuses POST and answers GET.
-    pub(super) fn has_refused_post(&self) {
-        if let Some(address) = self.addresses.all.get(self.index) {
-            address.refuses_post.store(true, Ordering::Relaxed);
-        }
+    /// Takes in whether it `refused` a query that was sent `by_get` or by POST.
+    pub(super) fn learn_method(&self, by_get: bool, refused: bool) -> Taken {
+        let address = self.addresses.all.get(self.index);
+        let learn = |address: &Address| address.method().learn(by_get, refused, Instant::now());
+        address.map_or(Taken::Yes, learn)
     }
 
     /// Returns when the call is to be given up because its address answers none of several, where calls
@@ -202,7 +203,7 @@ impl Addresses {
         let address = |url| Address {
             url,
             state: Mutex::new(AddressState::new(now)),
-            refuses_post: AtomicBool::new(false),
+            method: Mutex::default(),
         };
         let alone = urls.len() == 1;
         Arc::new(Self {
@@ -238,12 +239,12 @@ impl Addresses {
             }
         }
         match (later, from, open) {
-            (true, _, _) => Outlook::Later,
+            (true, from, _) => Outlook::Later(from),
             (_, Some(at), _) => Outlook::From(at),
             // Heliostat's own trial of one address waits for its time; that of a client does not.
             (_, _, Some(at)) if wish.trial && (wish.only.is_none() || at <= now) => Outlook::Ready,
             (_, _, Some(at)) => Outlook::Open(at),
-            (false, None, None) => Outlook::Later,
+            (false, None, None) => Outlook::Later(None),
         }
     }
 

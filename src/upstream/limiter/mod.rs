@@ -15,7 +15,7 @@ mod queue;
 mod rate;
 mod shared;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +33,11 @@ use super::state::LimiterState;
 use crate::model::{Error, Kind, Limits};
 use crate::store::joint::JointLimit;
 
-/// The origin of a call: the address of a client, or Heliostat itself.
+/// The origin of a call: the address of a client, or Heliostat itself, whose calls wait until no client's does.
 pub type Caller = Option<IpAddr>;
+
+/// The caller of trials, which take turns as one client does: an address that no client has.
+pub(super) const TRIALS: Caller = Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
 
 /// A call that asks to be admitted.
 #[derive(Clone, Debug)]
@@ -260,7 +263,7 @@ impl SharedLimiter {
         let rests = match ask.outlook(now) {
             Outlook::Open(trial) => return Err(breaker_open(&ask.addresses, trial)),
             Outlook::From(at) => at.saturating_duration_since(now),
-            Outlook::Ready | Outlook::Later => Duration::ZERO,
+            Outlook::Ready | Outlook::Later(_) => Duration::ZERO,
         };
         let ahead = state.queue.ahead(now, ask.place());
         let turn = self.turn(state, now, ahead.calls);
@@ -379,8 +382,10 @@ impl SharedLimiter {
                 match ask.outlook(now) {
                     // A call that can go nowhere any more is refused at once.
                     Outlook::Ready | Outlook::Open(_) => return true,
-                    Outlook::From(at) => soonest = Some(soonest.map_or(at, |s| s.min(at))),
-                    Outlook::Later => {}
+                    Outlook::From(at) | Outlook::Later(Some(at)) => {
+                        soonest = Some(soonest.map_or(at, |s| s.min(at)));
+                    }
+                    Outlook::Later(None) => {}
                 }
                 rest = Some((Arc::as_ptr(&ask.addresses), ask.wish));
                 false

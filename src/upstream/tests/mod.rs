@@ -1,8 +1,10 @@
 //! A call's way as a whole, in paused time and without sockets: exact counts.
 
+mod attempts;
 mod batches;
 mod leases;
 mod overload;
+mod trials;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,6 +32,8 @@ enum Does {
     Refuse,
     Status(u16, &'static [(&'static str, &'static str)]),
     Never,
+    /// Status to POST, and to GET.
+    Methods(u16, u16),
     /// A body of so many bytes.
     Body(usize),
 }
@@ -38,7 +42,7 @@ enum Does {
 #[derive(Default)]
 struct Hosts {
     does: Mutex<HashMap<String, Does>>,
-    calls: Mutex<Vec<(String, Duration)>>,
+    calls: Mutex<Vec<(String, Instant)>>,
     running: AtomicUsize,
     /// Calls that were answered.
     ended: AtomicUsize,
@@ -68,11 +72,11 @@ impl Transport for Hosts {
         _: Arc<AnswerShare>,
     ) -> BoxFuture<'_, Result<Response, Error>> {
         Box::pin(async move {
-            let url = TargetUrl::parse(&request.url).unwrap();
+            let url = request.url.split('?').next().unwrap();
+            let url = TargetUrl::parse(url).unwrap();
             let host = url.host().to_owned();
             let does = self.does.lock().unwrap().get(&host).cloned().unwrap();
-            let at = Instant::now();
-            self.calls.lock().unwrap().push((host, at.elapsed()));
+            self.calls.lock().unwrap().push((host, Instant::now()));
             self.running.fetch_add(1, Ordering::SeqCst);
             struct Running<'a>(&'a AtomicUsize);
             impl Drop for Running<'_> {
@@ -94,6 +98,8 @@ impl Transport for Hosts {
                     (200, &[])
                 }
                 Does::Status(status, headers) => (status, headers),
+                Does::Methods(_, get) if request.method == Method::GET => (get, &[]),
+                Does::Methods(post, _) => (post, &[]),
             };
             let header = |(k, v): &(&'static str, &'static str)| {
                 (HeaderName::from_static(k), HeaderValue::from_static(v))
@@ -209,10 +215,8 @@ fn exchange() -> Exchange<()> {
         read: Arc::new(|response: &Response| match response.status.as_u16() {
             200 => Ok(Next::Done(())),
             429 => {
-                let wait = response
-                    .headers
-                    .get("retry-after")
-                    .map(|_| Duration::from_secs(5));
+                let wait = response.headers.get("retry-after");
+                let wait = wait.map(|v| Duration::from_secs(v.to_str().unwrap().parse().unwrap()));
                 Err(Error::new(Kind::UpstreamBusy, "busy").retry_after(wait))
             }
             422 => Err(Error::new(Kind::UpstreamFailed, "this query")),
@@ -361,30 +365,6 @@ async fn an_attempt_has_a_timeout_and_is_dropped_with_it() {
     assert_eq!(call(&upstream).await, Err(Kind::DeadlineExceeded));
     assert_eq!(begun.elapsed(), Limits::for_tests().timeout);
     assert_eq!(hosts.running.load(Ordering::SeqCst), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_slow_attempt_gets_another_beside_it() {
-    let hosts = Arc::new(Hosts::default());
-    hosts.set("a", Does::Answer(Duration::from_secs(4)));
-    hosts.set("b", QUICK);
-    let limits = Limits {
-        hedge_after: Some(Duration::from_secs(1)),
-        ..Limits::for_tests()
-    };
-    let upstream = upstream(&hosts, &["a", "b"], limits);
-    let begun = Instant::now();
-    call(&upstream).await.unwrap();
-    assert_eq!(begun.elapsed().as_millis(), 1010);
-    assert_eq!(hosts.counts(), [times("a", 1), times("b", 1)]);
-    assert_eq!(
-        hosts.running.load(Ordering::SeqCst),
-        0,
-        "the slower one is dropped"
-    );
-    // A failure beside a slow success is no failure.
-    hosts.set("b", Does::Refuse);
-    call(&upstream).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
