@@ -40,7 +40,8 @@ pub(super) async fn open(
         let replicas = &config.replicas;
         if replicas.share_limits {
             let (forget_after, without) = (replicas.forget_after, replicas.limits_without_redis);
-            let (limits, asked) = JointLimits::new(forget_after, without, clock.clone());
+            let (limits, asked) =
+                JointLimits::new(level.instance(), forget_after, without, clock.clone());
             level.keep_limits(&limits, asked, forget_after);
             joint = Some(limits);
         }

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::LevelFailure;
 use super::lease::{LeaseGrant, LeaseReport};
-use super::standing::{Mode, Report, ShareVerdict, Standing, WHOLE};
+use super::standing::{Mode, OwnShare, Report, SKEW, ShareVerdict, Standing, WHOLE};
 use crate::clock::Clock;
 use crate::telemetry::metrics;
 
@@ -48,6 +48,8 @@ pub struct Permits {
 
 /// The limits of all upstreams that replicas keep together.
 pub struct JointLimits {
+    /// The number of this process.
+    instance: u64,
     clock: Arc<dyn Clock>,
     standing: Mutex<Standing>,
     /// Calls a second to each upstream before the level was ever met.
@@ -55,27 +57,41 @@ pub struct JointLimits {
     asks: mpsc::Sender<JointAsk>,
     limits: Mutex<Vec<Weak<JointLimit>>>,
     budgets: Mutex<Vec<Weak<JointBudget>>>,
+    rests: Mutex<Vec<Weak<JointRests>>>,
+    /// Told after each grant: to all, as a budget may have taken the place of the one that a call
+    /// waits for.
+    granted: Notify,
 }
 
 impl JointLimits {
-    /// Limits of a replica that never met its level, and what its limiters ask of it. A share of
+    /// Limits of a replica that never met its level, and what its limiters ask of it. No other process has
+    /// the number `instance`. A share of
     /// which nothing was heard for `forget_after` belongs to others; before the level was met,
     /// `without` calls a second may be made to each upstream.
     pub fn new(
+        instance: u64,
         forget_after: Duration,
         without: f64,
         clock: Arc<dyn Clock>,
     ) -> (Arc<Self>, mpsc::Receiver<JointAsk>) {
         let (asks, asked) = mpsc::channel(ASKS);
         let joint = Self {
-            standing: Mutex::new(Standing::new(forget_after, clock.monotonic())),
+            instance,
+            standing: Mutex::new(Standing::new(forget_after, SKEW, clock.monotonic())),
             clock,
             without,
             asks,
             limits: Mutex::default(),
             budgets: Mutex::default(),
+            rests: Mutex::default(),
+            granted: Notify::new(),
         };
         (Arc::new(joint), asked)
+    }
+
+    /// Returns the number of this process.
+    pub fn instance(&self) -> u64 {
+        self.instance
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -104,6 +120,13 @@ impl JointLimits {
         limit
     }
 
+    /// Returns the upstreams whose rests are told and taken over.
+    pub fn rests(&self) -> Vec<Arc<JointRests>> {
+        let mut rests = self.rests.lock().unwrap_or_else(PoisonError::into_inner);
+        rests.retain(|rests| rests.strong_count() > 0);
+        rests.iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Returns what to go by now.
     pub fn mode(&self) -> Mode {
         self.standing().mode(self.clock.monotonic())
@@ -112,6 +135,10 @@ impl JointLimits {
     /// Returns the share of this replica, in millionths.
     pub fn share(&self) -> u32 {
         self.standing().share()
+    }
+
+    fn own_share(&self) -> OwnShare {
+        self.standing().own_share(self.clock.monotonic())
     }
 
     /// Returns how many replicas were live when the level was heard last; at least 1.
@@ -161,8 +188,8 @@ impl JointLimits {
         // Before the share: a lease that is told is not begun by a share that came with it.
         for ((budget, report), grant) in leases {
             (budget.leases.granted)(report, grant);
-            budget.changed.notify_waiters();
         }
+        self.granted.notify_waiters();
         let counts = self.standing().replied(verdict, sent, back);
         for limit in self.limits() {
             metrics::limit_share(&limit.name, f64::from(self.share()) / f64::from(WHOLE));
@@ -203,14 +230,30 @@ pub struct Leases {
     pub granted: Box<TakeGrant>,
 }
 
+/// Returns, by the positions of addresses, for how long each has asked this replica to rest.
+type TellRests = dyn Fn() -> Vec<(usize, Duration)> + Send + Sync;
+
+/// Lets an address, by its position, rest for so long, as it has asked another replica.
+type TakeRest = dyn Fn(usize, Duration) + Send + Sync;
+
+/// The rests that the addresses of one upstream ask for, which hold for all replicas.
+pub struct JointRests {
+    /// The name of the upstream.
+    pub upstream: String,
+    /// The URLs of its addresses.
+    pub urls: Vec<String>,
+    /// Tells those that this replica was asked for.
+    pub told: Box<TellRests>,
+    /// Takes over one that another was asked for.
+    pub take: Box<TakeRest>,
+}
+
 /// A budget of one upstream that replicas keep together.
 pub struct JointBudget {
     upstream: String,
     of: &'static str,
     leases: Leases,
     joint: Arc<JointLimits>,
-    /// Told after each grant.
-    changed: Notify,
 }
 
 impl JointBudget {
@@ -236,9 +279,9 @@ impl JointBudget {
         self.of
     }
 
-    /// Returns the share of this replica, in millionths.
-    pub fn share(&self) -> u32 {
-        self.joint.share()
+    /// Returns the share of this replica, with which it begins windows.
+    pub fn share(&self) -> OwnShare {
+        self.joint.own_share()
     }
 
     /// Returns whether the level can be asked for more now.
@@ -248,7 +291,7 @@ impl JointBudget {
 
     /// Waits for the next grant.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
-        self.changed.notified()
+        self.joint.granted.notified()
     }
 }
 
@@ -257,9 +300,34 @@ impl JointBudget {
 pub const PERMITS_LAST: Duration = Duration::from_millis(200);
 
 impl JointLimit {
+    /// Returns the number of this process.
+    pub fn instance(&self) -> u64 {
+        self.joint.instance
+    }
+
     /// Returns what to go by now.
     pub fn mode(&self) -> Mode {
         self.joint.mode()
+    }
+
+    /// Returns the rests of the same upstream at `urls`, which are told and taken over as long as this
+    /// is kept.
+    pub fn rests(
+        &self,
+        urls: Vec<String>,
+        told: Box<TellRests>,
+        take: Box<TakeRest>,
+    ) -> Arc<JointRests> {
+        let rests = Arc::new(JointRests {
+            upstream: self.name.clone(),
+            urls,
+            told,
+            take,
+        });
+        let all = self.joint.rests.lock();
+        let mut all = all.unwrap_or_else(PoisonError::into_inner);
+        all.push(Arc::downgrade(&rests));
+        rests
     }
 
     /// Returns the budget `of` calls or units of the same upstream, whose `leases` are told once it is
@@ -270,13 +338,17 @@ impl JointLimit {
             of,
             leases,
             joint: self.joint.clone(),
-            changed: Notify::new(),
         })
     }
 
     /// Returns the share of this replica, in millionths.
     pub fn share(&self) -> u32 {
         self.joint.share()
+    }
+
+    /// Returns the share of this replica, with which windows of its budgets begin.
+    pub fn own_share(&self) -> OwnShare {
+        self.joint.own_share()
     }
 
     /// Returns the share of this replica, in millionths; what it will be among those that are live,

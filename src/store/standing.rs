@@ -26,6 +26,9 @@ pub const LATEST_REPLY: Duration = Duration::from_millis(500);
 /// may step by the rest unnoticed.
 pub const SILENT: Millis = 1000;
 
+/// The clocks of replicas and of the level differ by so much at most.
+pub const SKEW: Duration = Duration::from_secs(300);
+
 /// A replica that was heard within so many milliseconds is live.
 pub const LIVE: Millis = 3000;
 
@@ -36,6 +39,15 @@ pub enum Mode {
     Together,
     /// Its share alone, in millionths; `None` if it has never had one.
     Alone(Option<u32>),
+}
+
+/// The share that a replica may begin a window of a budget with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnShare {
+    /// The least share that it had lately, in millionths.
+    pub millionths: u32,
+    /// Set if nothing was heard of it for so long that it may be another's.
+    pub lapsed: bool,
 }
 
 /// The contents of a beat.
@@ -77,19 +89,27 @@ pub struct Standing {
     /// Set if it ever had a share.
     held: bool,
     last: Option<ShareVerdict>,
+    /// By how much clocks differ at most.
+    skew: Duration,
+    /// The least share until `since`, for long, and the least from then on.
+    least: (u32, u32),
+    since: Duration,
     /// When the beat was sent that this replies to, by the monotonic clock.
     sent: Duration,
 }
 
 impl Standing {
-    /// Returns the standing of a process that begins `now`.
-    pub fn new(forget_after: Duration, now: Duration) -> Self {
+    /// Returns the standing of a process that begins `now`, where clocks differ by `skew` at most.
+    pub fn new(forget_after: Duration, skew: Duration, now: Duration) -> Self {
         Self {
             forget_after,
             began: now,
             sequence: 0,
             held: false,
             last: None,
+            skew,
+            least: (0, 0),
+            since: now,
             sent: now,
         }
     }
@@ -97,8 +117,7 @@ impl Standing {
     /// Returns what to tell with the next beat, which is sent `now`.
     pub fn report(&mut self, now: Duration) -> Report {
         self.sequence += 1;
-        // A little sooner than others take it: clocks step.
-        let lapsed = now.saturating_sub(self.sent) > self.forget_after * 4 / 5;
+        let lapsed = self.has_lapsed(now);
         let last = self.last;
         Report {
             sequence: self.sequence,
@@ -106,6 +125,38 @@ impl Standing {
             epoch: last.map_or(0, |last| last.epoch),
             acked: last.map_or(0, |last| last.time),
             held: self.held,
+        }
+    }
+
+    fn has_lapsed(&self, now: Duration) -> bool {
+        // A little sooner than others take it: clocks step.
+        now.saturating_sub(self.sent) > self.forget_after * 4 / 5
+    }
+
+    /// Returns what it may begin a window with at `now`: the least share that it had for three times the
+    /// difference of clocks at least. Replicas begin a window within that time of each other, and a replica
+    /// whose share grows after data was lost does not use that for what was divided before. So all have
+    /// had what they begin it with at one time, at which shares sum to 1.
+    pub fn own_share(&self, now: Duration) -> OwnShare {
+        let (before, after) = self.least;
+        let lasting = now.saturating_sub(self.since) >= self.skew * 3;
+        OwnShare {
+            millionths: if lasting { after } else { before.min(after) },
+            lapsed: self.has_lapsed(now),
+        }
+    }
+
+    /// Takes in the share that it has from `now` on.
+    fn has_share(&mut self, share: u32, now: Duration) {
+        let (before, after) = self.least;
+        let lasting = now.saturating_sub(self.since) >= self.skew * 3;
+        self.least = match self.last {
+            Some(_) if lasting => (after.min(share), share),
+            Some(_) => (before, after.min(share)),
+            None => (0, share),
+        };
+        if lasting || self.last.is_none() {
+            self.since = now;
         }
     }
 
@@ -119,6 +170,7 @@ impl Standing {
     pub fn replied(&mut self, verdict: ShareVerdict, sent: Duration, back: Duration) -> bool {
         let counts = Self::counts(sent, back);
         if counts {
+            self.has_share(verdict.share, back);
             self.last = Some(verdict);
             self.held |= verdict.share > 0;
             self.sent = sent;
@@ -144,5 +196,51 @@ impl Standing {
     /// Returns how many replicas were live when the level was heard last; at least 1.
     pub fn live(&self) -> u32 {
         self.last.map_or(1, |last| last.live.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_window_is_begun_with_the_least_share_of_lately() {
+        let mut standing = Standing::new(60 * SECOND, 10 * SECOND, 100 * SECOND);
+        let begins = |standing: &Standing, at: u32| standing.own_share(at * SECOND).millionths;
+        let share = |standing: &mut Standing, share, at: u32| {
+            let verdict = ShareVerdict {
+                time: 0,
+                epoch: 1,
+                share,
+                live: 1,
+            };
+            assert!(standing.replied(verdict, at * SECOND, at * SECOND));
+        };
+        assert_eq!(begins(&standing, 100), 0);
+        share(&mut standing, 250_000, 140);
+        assert_eq!(
+            [begins(&standing, 169), begins(&standing, 170)],
+            [0, 250_000]
+        );
+        share(&mut standing, 500_000, 180);
+        assert_eq!(
+            [begins(&standing, 209), begins(&standing, 210)],
+            [250_000, 500_000]
+        );
+        // One that goes down counts at once, and goes on counting when it is over.
+        share(&mut standing, 100_000, 215);
+        assert_eq!(begins(&standing, 215), 100_000);
+        share(&mut standing, 500_000, 216);
+        assert_eq!(
+            [begins(&standing, 244), begins(&standing, 245)],
+            [100_000, 100_000]
+        );
+        share(&mut standing, 500_000, 246);
+        assert_eq!(begins(&standing, 275), 100_000);
+        assert_eq!(begins(&standing, 276), 500_000);
+        assert!(!standing.own_share(294 * SECOND).lapsed);
+        assert!(standing.own_share(295 * SECOND).lapsed);
     }
 }

@@ -13,7 +13,8 @@ use super::state::BudgetState;
 use crate::clock::Clock;
 use crate::model::Millis;
 use crate::store::joint::{JointBudget, JointLimit, Leases};
-use crate::store::lease::{BudgetWindow, Lease, LeaseGrant, LeaseReport};
+use crate::store::lease::{BudgetWindow, Lease, LeaseGrant, LeaseReport, Predecessors};
+use crate::store::standing::OwnShare;
 
 /// Most time that a call waits for a lease of what other replicas have left.
 pub(super) const LEASE_WAIT: Duration = Duration::from_secs(1);
@@ -51,8 +52,8 @@ struct Window {
     written: u32,
     /// The window before this one, and its usage.
     before: (i64, u32),
-    /// Whether the usage is also that of an earlier process.
-    restored: bool,
+    /// The earlier processes whose usage is known.
+    restored: Predecessors,
     /// The calls or units that this replica may use, if replicas keep the budget together.
     lease: Option<Lease>,
 }
@@ -68,15 +69,14 @@ impl Window {
         }
     }
 
-    /// Moves on to the window at `now`; `share` is this replica's, in millionths.
-    fn go_on(&mut self, now: Millis, share: u32) {
+    /// Moves on to the window at `now`; `share` is this replica's.
+    fn go_on(&mut self, now: Millis, share: OwnShare) {
         let index = self.index_at(now);
         if index > self.index {
             self.before = (self.index, self.used);
             self.index = index;
             self.used = 0;
             self.written = 0;
-            self.restored = false;
         } else if index < self.index {
             // Calls made while the clock was wrong count, too.
             if self.before.0 == index {
@@ -146,7 +146,7 @@ impl Budgets {
                 used: 0,
                 written: 0,
                 before: (0, 0),
-                restored: false,
+                restored: Predecessors::default(),
                 lease: joint.map(|_| Lease::default()),
             })
         };
@@ -155,6 +155,7 @@ impl Budgets {
         let joint = joint.filter(|_| !windows.is_empty());
         let used = Arc::new(Used {
             windows: Mutex::new(windows),
+            instance: joint.map_or(0, |limit| limit.instance()),
             next: OnceLock::new(),
         });
         let file = file.map(|path| {
@@ -190,6 +191,10 @@ impl Budgets {
         // Only now: what it told before would not be what it has used and holds.
         if let Some(joint) = &self.joint {
             joint.start();
+            // The file is this process' from now on.
+            if let Some(file) = &self.file {
+                file.changed();
+            }
         }
     }
 
@@ -258,10 +263,10 @@ impl Budgets {
             })
     }
 
-    /// Returns whether leases may grow now, and the share of this replica, in millionths.
-    fn standing(&self) -> (bool, u32) {
+    /// Returns whether leases may grow now, and the share of this replica.
+    fn standing(&self) -> (bool, OwnShare) {
         let joint = self.joint.as_ref();
-        joint.map_or((false, 0), |joint| (joint.may_grow(), joint.share()))
+        joint.map_or_else(Default::default, |joint| (joint.may_grow(), joint.share()))
     }
 
     /// Takes `n` out of every budget at the wall time `now`, whether it has so many left or not: they
@@ -320,7 +325,7 @@ impl Budgets {
 fn leases(limit: &Arc<JointLimit>, used: &Arc<Used>, clock: &Arc<dyn Clock>) -> Leases {
     let (limit, clock, told, granted) = (limit.clone(), clock.clone(), used.clone(), used.clone());
     Leases {
-        report: Box::new(move |leaves| told.report(clock.now(), limit.share(), leaves)),
+        report: Box::new(move |leaves| told.report(clock.now(), limit.own_share(), leaves)),
         granted: Box::new(move |report, grant| granted.granted(report, grant)),
     }
 }
@@ -328,6 +333,8 @@ fn leases(limit: &Arc<JointLimit>, used: &Arc<Used>, clock: &Arc<dyn Clock>) -> 
 /// The usage of each window, and the usage in the file.
 struct Used {
     windows: Mutex<Vec<Window>>,
+    /// The number of this process, where replicas keep the budget together.
+    instance: u64,
     /// The budget that has taken its place, if one has.
     next: OnceLock<Arc<Used>>,
 }
@@ -345,7 +352,7 @@ impl Used {
         n: u32,
         now: Millis,
         may_grow: Option<bool>,
-        share: u32,
+        share: OwnShare,
     ) -> Result<bool, Lacking> {
         let mut windows = self.windows();
         if let Some(next) = self.next.get() {
@@ -373,7 +380,7 @@ impl Used {
     }
 
     /// Checks that `n` can be taken at `now`; the next beats tell of what a lease lacks for it.
-    fn check(&self, n: u32, now: Millis, may_grow: bool, share: u32) -> Result<(), Lacking> {
+    fn check(&self, n: u32, now: Millis, may_grow: bool, share: OwnShare) -> Result<(), Lacking> {
         let mut windows = self.windows();
         if let Some(next) = self.next.get() {
             drop(windows);
@@ -400,7 +407,7 @@ impl Used {
     }
 
     /// Returns what the next beat tells of each lease, at `now`; they end if the replica leaves.
-    fn report(&self, now: Millis, share: u32, leaves: bool) -> Vec<LeaseReport> {
+    fn report(&self, now: Millis, share: OwnShare, leaves: bool) -> Vec<LeaseReport> {
         let mut windows = self.windows();
         if let Some(next) = self.next.get() {
             drop(windows);
@@ -434,6 +441,15 @@ impl Used {
         }
     }
 
+    /// Returns this process, if it has a number, and those before it whose usage `window` has.
+    fn written_by(&self, window: &Window) -> Predecessors {
+        let [first, second, third, _] = window.restored;
+        match self.instance {
+            0 => window.restored,
+            this => [this, first, second, third],
+        }
+    }
+
     /// Returns what the file is to say.
     fn save(&self) -> Vec<Saved> {
         let windows = self.windows();
@@ -445,6 +461,7 @@ impl Used {
             millis: w.period.millis(),
             index: w.index,
             used: w.written,
+            written_by: self.written_by(w),
         });
         saved.collect()
     }
@@ -470,7 +487,7 @@ impl Used {
                 window.index = saved.index;
                 window.used = saved.used.saturating_add(since);
                 window.written = saved.used;
-                window.restored = true;
+                window.restored = saved.written_by;
             }
         }
     }
@@ -613,6 +630,7 @@ mod tests {
             millis,
             index,
             used,
+            written_by: Predecessors::default(),
         };
         // Of this hour, and of the day before this one.
         let day = now.div_euclid(DAY);
@@ -626,7 +644,7 @@ mod tests {
     fn a_budget_takes_the_place_of_another_once_it_is_started() {
         let now = 500_000 * HOUR;
         let clock: Arc<dyn Clock> = Arc::new(Fixed(now));
-        let (limits, _asked) = JointLimits::new(Duration::from_secs(60), 0.0, clock.clone());
+        let (limits, _asked) = JointLimits::new(7, Duration::from_secs(60), 0.0, clock.clone());
         let make = || {
             let limit = limits.limit("prom", 10.0, 10);
             let windows = [(Period::Hour, Some(100))];
@@ -640,7 +658,7 @@ mod tests {
         let reply = |told: Vec<(_, LeaseReport)>, leased| {
             let grant = LeaseGrant {
                 leased,
-                left: 100,
+                left: Some(100),
                 next: None,
             };
             let leases: Vec<_> = told.into_iter().map(|lease| (lease, grant)).collect();
@@ -672,6 +690,46 @@ mod tests {
         assert_eq!(next.take(1, now), Err(Lacking::Lease));
         drop(old);
         assert_eq!(told(), [(23, 23)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_waits_for_a_lease_gets_it_of_the_budget_that_takes_the_place() {
+        let now = 500_000 * HOUR;
+        let clock: Arc<dyn Clock> = Arc::new(Fixed(now));
+        let (limits, _asked) = JointLimits::new(7, Duration::from_secs(60), 0.0, clock.clone());
+        let make = || {
+            let limit = limits.limit("prom", 10.0, 10);
+            let windows = [(Period::Hour, Some(100))];
+            Budgets::new(&windows, "calls", None, Some(&limit), &clock)
+        };
+        let old = make();
+        old.start(None);
+        assert_eq!(old.take(1, now), Err(Lacking::Lease));
+        let until = Instant::now() + LEASE_WAIT;
+        let reloaded = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let next = make();
+            next.start(Some(&old));
+            let grant = LeaseGrant {
+                leased: 50,
+                left: Some(100),
+                next: None,
+            };
+            let told = limits.report(false).1.into_iter();
+            let leases: Vec<_> = told.map(|lease| (lease, grant)).collect();
+            let verdict = ShareVerdict {
+                time: now,
+                epoch: 1,
+                share: 0,
+                live: 2,
+            };
+            assert!(limits.replied(verdict, &leases, Duration::ZERO));
+            next
+        };
+        let (leased, _next) = tokio::join!(old.leased(1, clock.as_ref(), until), reloaded);
+        assert_eq!(leased, Ok(()));
+        assert_eq!(Instant::now(), until - Duration::from_millis(700));
+        assert_eq!(old.take(1, now), Ok(()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::model::Millis;
+use crate::store::lease::Predecessors;
 
 /// Most bytes of the file.
 const LONGEST_FILE: u64 = 64 << 10;
@@ -36,6 +37,9 @@ pub(super) struct Saved {
     pub(super) millis: Millis,
     pub(super) index: i64,
     pub(super) used: u32,
+    /// The processes that have used it, where replicas keep budgets together: the last first.
+    #[serde(default)]
+    pub(super) written_by: Predecessors,
 }
 
 /// The place of the file.
@@ -287,6 +291,7 @@ mod tests {
                     millis: 1,
                     index: 1,
                     used: 7,
+                    written_by: Predecessors::default(),
                 }])
             },
             write: |_, _| {
@@ -339,6 +344,7 @@ mod tests {
             millis: 1,
             index: 1,
             used: 7,
+            written_by: Predecessors::default(),
         };
         write(&path, vec![said.clone()]).unwrap();
         let restored = Arc::new(AtomicU32::new(0));

@@ -32,7 +32,7 @@ use crate::model::{
     Batching, Error, Evidence, Kind, Limits, Millis, QueryMethod, TargetUrl, TimeRange, Units,
 };
 use crate::reloadable::Reloadable;
-use crate::store::joint::JointLimit;
+use crate::store::joint::{JointLimit, JointRests};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::trace::Trace;
 
@@ -94,6 +94,8 @@ pub struct Answered<T> {
 pub struct UpstreamClient {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) addresses: Arc<Addresses>,
+    /// Tells other replicas for how long addresses rest, as long as it is kept.
+    _rests: Option<Arc<JointRests>>,
     /// Notified when an address fails that Heliostat asks whether it is well.
     pub(super) failing: Arc<Notify>,
     pub(super) headers: Reloadable<HeaderMap>,
@@ -174,9 +176,11 @@ impl UpstreamClient {
                 budgets: Arc::new(budgets),
             }
         });
+        let addresses = Addresses::new(parts.urls, &limits);
         Self {
             transport: parts.transport,
-            addresses: Addresses::new(parts.urls, &limits),
+            _rests: joint.map(|limit| addresses.tell(limit)),
+            addresses,
             failing: Arc::default(),
             headers: parts.headers,
             signer: parts.signer,
@@ -402,12 +406,6 @@ impl UpstreamClient {
         self.limiter.wait(caller, lane)
     }
 
-    /// Returns the time between calls that nobody waits for, so that they use at most half of the
-    /// limits.
-    pub fn spare_spacing(&self) -> Duration {
-        self.limiter.spare_spacing()
-    }
-
     /// Returns the state of its protection, at the wall time `now`.
     pub fn state(&self, now: Millis) -> ProtectionState {
         let (paused, spacing) = self.addresses.resting();
@@ -456,9 +454,6 @@ impl UpstreamClient {
         })?;
         let waited = self.clock.monotonic().saturating_sub(queued);
         self.metrics.queue_seconds.record(waited.as_secs_f64());
-        if let Some(source) = permit.source() {
-            self.metrics.limit_call(source);
-        }
         Ok(permit)
     }
 }

@@ -99,6 +99,10 @@ impl UpstreamClient {
         loop {
             let ready = self.prepared(permit, request).await?;
             if self.spend(request.units)? {
+                // Only now: what lacks a lease is admitted again.
+                if let Some(source) = ready.permit.source() {
+                    self.metrics.limit_call(source);
+                }
                 return Ok(ready);
             }
             drop(ready);

@@ -46,6 +46,12 @@ impl UpstreamClient {
                 .all(|budget| budget.left > budget.allowed / 2)
     }
 
+    /// Returns the time between calls that nobody waits for, so that they use at most half of the
+    /// limits.
+    pub fn spare_spacing(&self) -> Duration {
+        self.limiter.spare_spacing()
+    }
+
     /// Takes a call that is billed as `units` out of the budgets, or nothing. Returns whether it did; if
     /// not, it lacks a lease that may be granted soon.
     pub(super) fn spend(&self, units: u32) -> Result<bool, Error> {

@@ -363,8 +363,73 @@ async fn four_replicas_never_exceed_a_budget_by_a_call_whatever_becomes_of_redis
     }
     println!("{used} of {PER_DAY} were used");
     assert_eq!(used, counting.count());
+    // Calls that waited for a lease are counted once, too.
+    let counted = allowed_by(&processes, "shared").await + allowed_by(&processes, "share").await;
+    assert_eq!(counted as usize, used);
     // What was about to move from one to another when data was lost is lost, too.
     assert!((PER_DAY * 9 / 10..=PER_DAY).contains(&used), "{used}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_that_the_store_asks_one_replica_for_holds_for_the_other() {
+    const PAUSE: u64 = 8;
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let clock = Arc::new(SystemClock::default());
+    let calls: Arc<Mutex<Vec<Duration>>> = Arc::default();
+    let (noted, at) = (calls.clone(), clock.clone());
+    let upstream = Scripted::start(clock.clone(), move |n, _| {
+        noted.lock().unwrap().push(at.monotonic());
+        let answer = Answer::json(json!({ "_type": "MetricsResponse", "telemetry": {
+            "_type": "RawMetricTelemetry", "points": [], "dataFormat": ["value", "timestamp"],
+            "isPartial": false,
+        } }));
+        match n {
+            0 => Answer {
+                status: 429,
+                headers: [("retry-after".to_owned(), PAUSE.to_string())].into(),
+                ..answer
+            },
+            _ => answer,
+        }
+    })
+    .await;
+    let folders: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let start = |n: usize| {
+        let toml = configuration(redis.port, &upstream.url, &format!("r{n}"));
+        Process::start(folders[n].path(), &toml)
+    };
+    let (told, other) = (start(0), start(1));
+    for process in [&told, &other] {
+        process.replicas(2).await;
+        let share = "heliostat_limit_share{upstream=\"counted\"}";
+        until("it has a share", async || {
+            metric(&process.metrics().await, share) > 0.0
+        })
+        .await;
+    }
+    let paused = async |process: &Process| {
+        let said = process.admin("upstreams", None).await;
+        said["upstreams"][0]["state"]["limiter"]["pausedSeconds"].as_f64()
+    };
+    assert_eq!(paused(&other).await, None);
+    let start = now() - 100 * HOUR;
+    let refused = told.status(&query(1, start, start + HOUR)).await;
+    assert_ne!(refused, Some(200));
+    until("the other has heard of it", async || {
+        paused(&other).await.is_some()
+    })
+    .await;
+    let began = clock.monotonic();
+    let status = other.status(&query(2, start, start + HOUR)).await;
+    assert_eq!(status, Some(200), "it waits for the end of the pause");
+    assert!(clock.monotonic() > began);
+    let calls = calls.lock().unwrap().clone();
+    let after = calls[1] - calls[0];
+    println!("the other called {after:?} after the pause was asked for");
+    assert_eq!(calls.len(), 2);
+    assert!(after >= Duration::from_secs(PAUSE), "{after:?}");
 }
 
 /// The configuration of a replica that shares data but no limits.

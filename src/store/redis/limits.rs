@@ -4,6 +4,7 @@
 //! All of it lies in one slot, so that a script sees it whole. A limit of which the level knows
 //! nothing begins empty, not full, so losing data never makes a second burst.
 
+mod budget_scripts;
 mod scripts;
 
 use std::sync::{Arc, Weak};
@@ -16,9 +17,11 @@ use tracing::{info, warn};
 use self::scripts::{MemberId, NOW, RUN, Scripts, ShareKeys, ShareReply};
 use super::{RedisLevel, random};
 use crate::store::LevelFailure;
-use crate::store::joint::{JointAsk, JointBudget, JointLimits, PERMITS_LAST, PermitAsk, Permits};
+use crate::store::joint::{
+    JointAsk, JointBudget, JointLimits, JointRests, PERMITS_LAST, PermitAsk, Permits,
+};
 use crate::store::lease::{LeaseGrant, LeaseReport};
-use crate::store::standing::{LATEST_REPLY, ShareVerdict};
+use crate::store::standing::{LATEST_REPLY, SKEW, ShareVerdict};
 
 /// The interval of a replica's reports.
 const EVERY: Duration = Duration::from_millis(250);
@@ -37,7 +40,7 @@ impl RedisLevel {
     ) {
         let keeper = Arc::new(Keeper {
             level: self.clone(),
-            scripts: Scripts::new(NOW, RUN),
+            scripts: Scripts::new(NOW, RUN, SKEW),
             forget_after,
         });
         tokio::spawn(beats(keeper.clone(), Arc::downgrade(joint)));
@@ -105,7 +108,7 @@ impl Keeper {
         let level = &self.level;
         let member = MemberId {
             name: &level.settings.name,
-            instance: level.instance,
+            instance: joint.instance(),
             forget_after: self.forget_after,
         };
         let sent = level.clock.monotonic();
@@ -113,15 +116,24 @@ impl Keeper {
         let keys = ShareKeys {
             shares: level.together("shares"),
             budgets: level.together("budgets"),
+            rests: level.together("rests"),
         };
+        let resting = joint.rests();
+        let told = resting.iter().flat_map(|rests| {
+            let told = (rests.told)().into_iter();
+            told.filter_map(|(at, rest)| Some((self.address(rests, at)?, rest)))
+        });
+        let told: Vec<_> = told.collect();
         let named = |(budget, lease): &(Arc<JointBudget>, LeaseReport)| {
             let name = self.upstream(budget.upstream());
             (format!("{name}-{}", budget.of()), *lease)
         };
         let leases: Vec<_> = budgets.iter().map(named).collect();
-        let command = self.scripts.beat(&keys, &member, &report, &leases, leaves);
+        let command = self
+            .scripts
+            .beat(&keys, &member, &report, &told, &leases, leaves);
         let reply = timeout(LATEST_REPLY, level.ask::<ShareReply>(&command));
-        let (time, epoch, share, live, grants) =
+        let (time, epoch, share, live, grants, rests) =
             reply.await.map_err(|_| LevelFailure::Timeout)??;
         let verdict = ShareVerdict {
             time,
@@ -134,12 +146,36 @@ impl Keeper {
                 "no budget is shared: this replica and the shared second level are minutes apart in time"
             );
         }
+        for (id, rest) in rests {
+            let rest = Duration::from_millis(u64::try_from(rest).unwrap_or(0));
+            // What is left of it may be the time that messages took.
+            if rest > LATEST_REPLY {
+                self.rest(&resting, &id, rest);
+            }
+        }
         let grants = grants.into_iter().map(grant);
         let budgets: Vec<_> = budgets.into_iter().zip(grants).collect();
         match joint.replied(verdict, &budgets, sent) {
             true => Ok(()),
             false => Err(LevelFailure::Timeout),
         }
+    }
+
+    /// Lets the addresses rest that have the name `id` for the level.
+    fn rest(&self, all: &[Arc<JointRests>], id: &str, rest: Duration) {
+        for rests in all {
+            for at in 0..rests.urls.len() {
+                if self.address(rests, at).is_some_and(|name| name == id) {
+                    (rests.take)(at, rest);
+                }
+            }
+        }
+    }
+
+    /// Returns the name for the level of the address at the position `at`.
+    fn address(&self, rests: &JointRests, at: usize) -> Option<String> {
+        let url = rests.urls.get(at)?;
+        Some(self.upstream(&format!("{}\n{url}", rests.upstream)))
     }
 
     /// Returns the name of an upstream for the level.
@@ -165,7 +201,7 @@ impl Keeper {
 fn grant((leased, left, next): (u32, i64, i64)) -> LeaseGrant {
     LeaseGrant {
         leased,
-        left: u32::try_from(left).unwrap_or(0),
+        left: u32::try_from(left).ok(),
         next: u32::try_from(next).ok(),
     }
 }

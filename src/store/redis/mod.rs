@@ -88,6 +88,11 @@ pub struct RedisLevel {
 }
 
 impl RedisLevel {
+    /// Returns the number of this process, which no other has.
+    pub fn instance(&self) -> u64 {
+        self.instance
+    }
+
     /// A level as `settings` say, whose heart beats until it is dropped. Within a runtime.
     pub fn start(settings: RedisSettings, clock: Arc<dyn Clock>) -> Arc<Self> {
         let level = Arc::new(Self {

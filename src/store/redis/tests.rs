@@ -419,7 +419,7 @@ async fn a_user_of_an_acl_may_do_all_that_is_needed() {
         .invalidate(Invalidation { upstream, range })
         .await
         .unwrap();
-    let (limits, asked) = JointLimits::new(Duration::from_secs(60), 0.0, level.clock.clone());
+    let (limits, asked) = JointLimits::new(7, Duration::from_secs(60), 0.0, level.clock.clone());
     level.keep_limits(&limits, asked, Duration::from_secs(60));
     let limit = limits.limit("x", 1000.0, 10);
     let began = tokio::time::Instant::now();

@@ -93,6 +93,8 @@ pub(super) struct AddressState {
     /// The time at which it went away, and the time from which it may be called again.
     went: Instant,
     until: Instant,
+    /// Until when it has asked this replica to rest.
+    asked_until: Option<Instant>,
     /// The time since which it has refused all calls.
     busy_since: Option<Instant>,
     /// The time at which it came back from its last rest.
@@ -124,6 +126,7 @@ impl AddressState {
             away: None,
             went: now,
             until: now,
+            asked_until: None,
             busy_since: None,
             back: None,
             slots: None,
@@ -307,6 +310,9 @@ impl AddressState {
                 // One that has refused several calls is not believed that the next one is welcome at once.
                 let asked = asked.filter(|rest| !rest.is_zero() || since == now);
                 let rest = asked.unwrap_or(usual).min(LONGEST_REST);
+                if asked.is_some() {
+                    self.asked(now, rest);
+                }
                 match self.away {
                     // A trial with this answer has not succeeded.
                     Some(Away::Failed) => self.leave(Away::Failed, now, policy.open.max(rest)),
@@ -330,6 +336,28 @@ impl AddressState {
         self.one_first();
     }
 
+    fn asked(&mut self, now: Instant, rest: Duration) {
+        self.asked_until = self.asked_until.max(Some(now + rest));
+    }
+
+    /// Returns for how long from `now` it has asked this replica to rest.
+    pub(super) fn asked_rest(&self, now: Instant) -> Option<Duration> {
+        let rest = self.asked_until?.saturating_duration_since(now);
+        (!rest.is_zero()).then_some(rest)
+    }
+
+    /// Takes in that it has asked another replica for a `rest` from `now` on.
+    pub(super) fn asked_elsewhere(&mut self, now: Instant, rest: Duration) {
+        let until = now + rest.min(LONGEST_REST);
+        // The same is heard again and again.
+        let known = self.away.is_some() && self.until + REST / 2 >= until;
+        if known || self.is_open() {
+            return;
+        }
+        self.last_error = Some("it asked another replica for a pause (Retry-After)".to_owned());
+        self.leave(Away::Resting, now, until.duration_since(now));
+    }
+
     /// Takes in that it said at `now` that `remaining` calls are left until `reset` is over.
     pub(super) fn advised(
         &mut self,
@@ -340,6 +368,7 @@ impl AddressState {
     ) {
         let reset = reset.min(LONGEST_REST);
         if remaining == 0 {
+            self.asked(now, reset);
             if !self.is_open() {
                 self.leave(Away::Resting, now, reset);
             }

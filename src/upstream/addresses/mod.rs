@@ -13,6 +13,7 @@ use self::address::{AddressState, BreakerPolicy, Readiness};
 use self::method::Method;
 use super::state::EndpointState;
 use crate::model::{Limits, Millis, TargetUrl, TimeRange};
+use crate::store::joint::{JointLimit, JointRests};
 
 pub(super) use self::address::{SILENT, Verdict};
 pub(super) use self::method::Taken;
@@ -377,6 +378,25 @@ impl Addresses {
         let rests: Option<Vec<_>> = self.all.iter().map(|a| a.state().resting(now)).collect();
         let spacing = self.all.iter().filter_map(|a| a.state().spacing(now)).max();
         (rests.and_then(|rests| rests.into_iter().min()), spacing)
+    }
+
+    /// Tells other replicas, through `limit`, for how long addresses have asked this one to rest, and lets
+    /// them rest for what others tell, as long as what is returned is kept.
+    pub(super) fn tell(self: &Arc<Self>, limit: &JointLimit) -> Arc<JointRests> {
+        let urls = self.urls().map(|url| url.as_str().to_owned()).collect();
+        let (told, take) = (self.clone(), self.clone());
+        let told = move || {
+            let now = Instant::now();
+            let all = told.all.iter().enumerate();
+            all.filter_map(|(at, address)| Some((at, address.state().asked_rest(now)?)))
+                .collect()
+        };
+        let take = move |at: usize, rest| {
+            if let Some(address) = take.all.get(at) {
+                address.state().asked_elsewhere(Instant::now(), rest);
+            }
+        };
+        limit.rests(urls, Box::new(told), Box::new(take))
     }
 
     /// Returns the state of each.

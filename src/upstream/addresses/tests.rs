@@ -338,3 +338,43 @@ async fn calls_are_as_far_apart_as_asked_but_not_for_ever() {
     drop(chosen);
     assert_eq!(outlook(&all), Outlook::From(Instant::now() + 7 * SECOND));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rest_that_another_replica_was_asked_for_holds_here_and_is_not_told_on() {
+    let limits = Limits::for_tests();
+    let clock: Arc<dyn crate::clock::Clock> = Arc::new(crate::clock::SystemClock::default());
+    let (joint, _asked) = crate::store::joint::JointLimits::new(7, 60 * SECOND, 0.0, clock);
+    let limit = joint.limit("way", limits.per_second, limits.burst);
+    let [one, other] = [addresses(1), addresses(1)];
+    let [tells, hears] = [one.tell(&limit), other.tell(&limit)];
+    assert_eq!((tells.told)(), []);
+    assert!(!end(&one, busy(None)), "it rests, and did not ask for that");
+    assert_eq!((tells.told)(), []);
+    tokio::time::advance(2 * SECOND).await;
+    assert!(!end(&one, busy(Some(30))));
+    assert_eq!((tells.told)(), [(0, 30 * SECOND)]);
+    tokio::time::advance(10 * SECOND).await;
+    assert_eq!((tells.told)(), [(0, 20 * SECOND)]);
+
+    let now = Instant::now();
+    (hears.take)(0, 20 * SECOND);
+    assert_eq!(outlook(&other), Outlook::From(now + 20 * SECOND));
+    assert_eq!(
+        other.last_error().unwrap(),
+        "it asked another replica for a pause (Retry-After)"
+    );
+    assert_eq!((hears.told)(), [], "it would never end");
+    // The same again, which took a little longer.
+    tokio::time::advance(SECOND).await;
+    (hears.take)(0, 19 * SECOND + SECOND / 10);
+    assert_eq!(outlook(&other), Outlook::From(now + 20 * SECOND));
+    tokio::time::advance(19 * SECOND).await;
+    assert_eq!(outlook(&other), Outlook::Ready);
+    // One that fails is tried as its breaker says.
+    (0..3).for_each(|_| _ = end(&other, fails()));
+    let open = outlook(&other);
+    assert!(matches!(open, Outlook::Open(_)));
+    (hears.take)(0, 20 * SECOND);
+    assert_eq!(outlook(&other), open);
+    assert_eq!((tells.told)(), []);
+}

@@ -1,5 +1,7 @@
 //! Calls of which other replicas hold what they lack.
 
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
 use super::*;
 use crate::clock::Clock;
 use crate::model::{Millis, Units};
@@ -35,7 +37,7 @@ struct Together {
 impl Together {
     fn new() -> Self {
         let clock: Arc<dyn Clock> = Arc::new(Standing);
-        let (limits, mut asked) = JointLimits::new(Duration::from_secs(60), 0.0, clock.clone());
+        let (limits, mut asked) = JointLimits::new(7, Duration::from_secs(60), 0.0, clock.clone());
         let permits = Arc::new(AtomicUsize::new(0));
         let counted = permits.clone();
         tokio::spawn(async move {
@@ -86,7 +88,7 @@ impl Together {
                 };
                 let grant = LeaseGrant {
                     leased,
-                    left: 100,
+                    left: Some(100),
                     next: None,
                 };
                 (told, grant)
@@ -115,6 +117,37 @@ impl Together {
         let state = self.upstream.client.state(NOW);
         state.budgets.iter().map(|budget| budget.used).collect()
     }
+}
+
+/// Returns the calls that `source` has allowed, by the metrics of `recorder`.
+fn allowed(recorder: &PrometheusHandle, source: &str) -> usize {
+    let text = recorder.render();
+    let name = "heliostat_limit_calls_total{";
+    let mut lines = text.lines().filter(|line| line.starts_with(name));
+    let line = lines.find(|line| line.contains(&format!("source=\"{source}\"")));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_admitted_again_after_a_lease_counts_once() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let shown = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let together = Together::new();
+    together.grant(50, 0);
+    let lease = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        together.grant(50, 50);
+    };
+    let (called, ()) = tokio::join!(together.call(), lease);
+    assert_eq!(called, Ok(()));
+    let asked = together.permits.load(Ordering::SeqCst);
+    assert_eq!(asked, 2, "it was admitted twice");
+    assert_eq!(allowed(&shown, "shared"), 1);
+    // One that gets no lease is no call.
+    together.grant(1, 50);
+    assert_eq!(together.call().await, Err(Kind::UpstreamBudget));
+    assert_eq!(allowed(&shown, "shared"), 1);
 }
 
 #[tokio::test(start_paused = true)]

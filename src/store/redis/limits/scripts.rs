@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::budget_scripts::{LEASES, WINDOWS};
 use crate::store::joint::PermitAsk;
 use crate::store::lease::LeaseReport;
 use crate::store::redis::random;
@@ -53,11 +54,14 @@ end
 
 /// A beat: name, instance, number, believed share, epoch of that, time of the last reply, an epoch
 /// to begin with, milliseconds until a silent replica is forgotten, whether it leaves, and whether
-/// it ever had a share. Budgets follow: see [`LEASES`].
+/// it ever had a share. The number of rests follows, and these: see [`RESTS`]; then budgets: see
+/// [`LEASES`].
 const BEAT: &str = "
 local name, instance, sequence = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local believed, of, acked = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local forget, leaves = tonumber(ARGV[8]), ARGV[9] == '1'
+-- Where budgets begin.
+local first = 12 + 2 * tonumber(ARGV[11])
 now = math.floor(now)
 local before = together(tonumber(state.total or '0'))
 local lost = not state.epoch
@@ -77,7 +81,7 @@ if lost then
   state = {epoch = ARGV[7], born = number(now), known = '0', fresh = '0', total = '0',
     grown = number(now), run = run, met = '0'}
 end
-local mine, gone = members[name], 0
+local mine = members[name]
 if mine and mine.instance == instance and sequence <= mine.sequence then
   return redis.error_reply('a beat came late')
 end
@@ -87,9 +91,14 @@ if mine and mine.instance ~= instance then
     return redis.error_reply('another replica has the same name')
   end
   -- It has ended, as this one has its place.
-  gone, mine = mine.claim, nil
+  mine = nil
 end
 local away = not lost and now - seen > 1000
+";
+
+/// The part of a beat that changes shares: see [`BEAT`]. What windows were begun with before was noted by
+/// [`WINDOWS`].
+const SHARES: &str = "
 if away then
   -- It was away from all, or its clock stepped: nobody could be heard.
   for _, member in pairs(members) do member.heard = member.heard + now - seen end
@@ -164,151 +173,25 @@ redis.call('HSET', KEYS[1], 'epoch', state.epoch, 'born', state.born, 'known', n
   'seen', number(now))
 ";
 
-/// The part of a beat that divides budgets. `KEYS[2]` is a hash of `w:WINDOW`, one for each hour, day
-/// or month of a budget, and `e:WINDOW:NAME`, one for each replica that may have used some of it.
-///
-/// A window has its start and end, the part of it in millionths that may be given away, what
-/// was reported after data was lost (only so much may be given away of a window that had begun by then),
-/// and what replicas that are gone have used. A replica's entry has its instance, what it holds, what
-/// it has used of that, whether that is from before data was lost and not confirmed yet, and what it
-/// lacks.
-///
-/// Each budget is told by window, number of that, start, end, what is allowed, what the replica has
-/// used, what it holds, what it lacks, and whether it knows what its predecessor had used. Returned
-/// are, for each, what it holds from now on, what all have left, and what it holds of the next window,
-/// or -1.
-const LEASES: &str = "
-local skew = 300000
-local records = {}
-local function record(id)
-  records[id] = records[id] or {entries = {}}
-  return records[id]
+/// Keeps the rests that upstreams have asked replicas for, in the hash `KEYS[3]` of address and time of
+/// their ends. A rest is told as address and milliseconds, and so it is returned to all.
+const RESTS: &str = "
+for at = 12, first - 2, 2 do
+  local ends = now + tonumber(ARGV[at + 1])
+  if ends > tonumber(redis.call('HGET', KEYS[3], ARGV[at]) or '0') then
+    redis.call('HSET', KEYS[3], ARGV[at], number(ends))
+  end
 end
-local rows = #ARGV > 10 and redis.call('HGETALL', KEYS[2]) or {}
-for i = 1, #rows, 2 do
-  local id = string.match(rows[i], '^w:(.*)$')
-  if id then
-    local a, b, c, d, e = string.match(rows[i + 1], '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-    local window = record(id)
-    window.start, window.last, window.part = tonumber(a), tonumber(b), tonumber(c)
-    window.known, window.ended = tonumber(d), tonumber(e)
+local resting, rests = redis.call('HGETALL', KEYS[3]), {}
+for i = 1, #resting, 2 do
+  local rest = tonumber(resting[i + 1]) - now
+  if rest > 0 then
+    rests[#rests + 1] = {resting[i], number(rest)}
   else
-    local of_window, who = string.match(rows[i], '^e:([^:]+:%d+):(.*)$')
-    if of_window then
-      local a, b, c, d, e = string.match(rows[i + 1], '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-      record(of_window).entries[who] = {instance = a, claim = tonumber(b), used = tonumber(c),
-        pending = d, want = tonumber(e)}
-    end
+    redis.call('HDEL', KEYS[3], resting[i])
   end
 end
-local function keep(id, who, entry)
-  redis.call('HSET', KEYS[2], 'e:' .. id .. ':' .. who, entry.instance .. ' ' .. number(entry.claim)
-    .. ' ' .. number(entry.used) .. ' ' .. entry.pending .. ' ' .. number(entry.want))
-end
-for id, window in pairs(records) do
-  if not window.last or now - window.last > 3600000 + skew then
-    redis.call('HDEL', KEYS[2], 'w:' .. id)
-    for who in pairs(window.entries) do redis.call('HDEL', KEYS[2], 'e:' .. id .. ':' .. who) end
-    records[id] = nil
-  elseif leaves and window.entries[name] and window.entries[name].instance == instance then
-    -- What it has not used is free; what it tells below counts.
-    window.entries[name].claim = window.entries[name].used
-    keep(id, name, window.entries[name])
-  end
-end
-local leases = {}
-for at = 11, #ARGV - 8, 9 do
-  local budget, index, start, last = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local allowed, used, held = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
-  local want, restored = tonumber(ARGV[at + 7]), ARGV[at + 8] == '1'
-  local id = budget .. ':' .. number(index)
-  local window = records[id]
-  -- Who names another time than ours may be wrong about it.
-  if not window and start <= now + skew and last >= now - skew then
-    window = record(id)
-    window.start, window.last, window.part, window.known, window.ended = start, last, 0, 0, 0
-    if start >= tonumber(state.born) + skew or state.fresh == '1' then
-      window.part = total
-      -- Its predecessor may have used its share of it without a word.
-      if not restored then window.ended = math.floor(gone * allowed / 1000000) end
-      -- Each may have begun it with its share already.
-      for other, member in pairs(members) do
-        if counts(member, total) and member.claim > 0 then
-          local entry = {instance = other == name and instance or member.instance, used = 0,
-            pending = '0', want = 0, claim = math.floor(member.claim * allowed / 1000000)}
-          window.entries[other] = entry
-          keep(id, other, entry)
-        end
-      end
-    end
-  end
-  local lease, left, after = used, -1, -1
-  if window then
-    -- Nobody has shared limits before.
-    if state.fresh == '1' then window.part, window.known = 1000000, 0 end
-    local entry = window.entries[name]
-    if entry and entry.instance ~= instance then
-      if restored and used >= entry.used and entry.pending == '0' then
-        -- It goes on where its predecessor ended.
-        held = math.max(held, entry.claim)
-      else
-        -- Its predecessor may have used all that it held.
-        if entry.pending == '0' then window.ended = window.ended + entry.claim end
-        entry = nil
-      end
-    end
-    local sure = of == state.epoch or window.part >= 1000000
-    if not entry then
-      entry = {pending = '0'}
-      if not sure and held > 0 then
-        entry.pending = '1'
-      elseif window.part < 1000000 then
-        window.known = window.known + held
-      end
-    elseif entry.pending == '1' and sure then
-      entry.pending = '0'
-      if window.part < 1000000 then window.known = window.known + math.min(held, entry.claim) end
-    end
-    entry.instance, entry.claim, entry.used, entry.want = instance, held, used, want
-    window.entries[name] = entry
-    -- One that returned after its share was another's may report more than there is.
-    local free = math.min(allowed, math.floor(window.part * allowed / 1000000) + window.known)
-      - window.ended
-    local wanted, sharing = 0, 0
-    left = free
-    for who, other in pairs(window.entries) do
-      if other.pending == '0' then
-        local member = members[who]
-        local alive = who == name or (member ~= nil and member.instance == other.instance
-          and now - member.heard <= 3000)
-        -- Who is silent may use all that it holds.
-        left = left - (alive and other.used or other.claim)
-        if alive then sharing = sharing + 1 end
-        if who ~= name then
-          free = free - other.claim
-          if alive then wanted = wanted + other.want end
-        end
-      end
-    end
-    left = math.max(0, left)
-    local more = math.floor(math.max(0, left - wanted) / math.max(1, sharing))
-    if want > 0 then more = math.max(more, math.min(want, left)) end
-    lease = math.max(used, math.min(used + more, free))
-    if entry.pending == '1' then lease = held end
-    entry.claim = math.max(held, lease)
-    if leaves then lease, entry.claim, entry.want = used, used, 0 end
-    keep(id, name, entry)
-    redis.call('HSET', KEYS[2], 'w:' .. id, number(window.start) .. ' ' .. number(window.last) .. ' '
-      .. number(window.part) .. ' ' .. number(window.known) .. ' ' .. number(window.ended))
-    local next_window = records[budget .. ':' .. number(index + 1)]
-    if next_window then
-      local mine = next_window.entries[name]
-      after = mine and mine.instance == instance and mine.claim or 0
-    end
-  end
-  leases[#leases + 1] = {number(lease), number(left), number(after)}
-end
-return {number(now), state.epoch, number(share), number(live), leases}";
+return {number(now), state.epoch, number(share), number(live), leases, rests}";
 
 /// Permits of the limit `KEYS[2]`: calls a second, calls at once, and how many are wanted. The limit
 /// is the time at which the next call would come if calls came evenly, and when that was written.
@@ -344,23 +227,26 @@ pub(super) struct Scripts {
 }
 
 impl Scripts {
-    /// Scripts that go by the time that `now` sets and the run that `run` does.
-    pub(super) fn new(now: &str, run: &str) -> Self {
+    /// Scripts that go by the time that `now` sets and the run that `run` does, where clocks differ by
+    /// at most `skew`.
+    pub(super) fn new(now: &str, run: &str, skew: Duration) -> Self {
+        let windows = WINDOWS.replace("SKEW", &skew.as_millis().to_string());
         Self {
-            beat: [now, run, READ, BEAT, LEASES].concat(),
+            beat: [now, run, READ, BEAT, &windows, SHARES, LEASES, RESTS].concat(),
             permits: [now, READ, PERMITS].concat(),
         }
     }
 }
 
 /// The reply to a beat: time, epoch, share, live replicas, and of each budget what is leased, what
-/// all have left, or -1 if the time is wrong, and what is leased of the next window, or -1.
-pub(super) type ShareReply = (i64, u64, u32, u32, Vec<(u32, i64, i64)>);
+/// all have left, or -1 if the time is wrong, and what is leased of the next window, or -1; then the addresses that rest, and for how long, in milliseconds.
+pub(super) type ShareReply = (i64, u64, u32, u32, Vec<(u32, i64, i64)>, Vec<(String, i64)>);
 
 /// The hashes that beats read and write.
 pub(super) struct ShareKeys {
     pub(super) shares: String,
     pub(super) budgets: String,
+    pub(super) rests: String,
 }
 
 /// A replica, as the scripts know it.
@@ -371,18 +257,23 @@ pub(super) struct MemberId<'a> {
 }
 
 impl Scripts {
-    /// The beat of `member` that tells `report` and, by the names of their budgets, `leases`.
+    /// The beat of `member` that tells `report`, the `rests` of addresses and, by the names of their
+    /// budgets, `leases`.
     pub(super) fn beat(
         &self,
         keys: &ShareKeys,
         member: &MemberId<'_>,
         report: &Report,
+        rests: &[(String, Duration)],
         leases: &[(String, LeaseReport)],
         leaves: bool,
     ) -> redis::Cmd {
         let mut command = redis::cmd("EVAL");
-        command.arg(&self.beat).arg(2);
-        command.arg(&keys.shares).arg(&keys.budgets);
+        command.arg(&self.beat).arg(3);
+        command
+            .arg(&keys.shares)
+            .arg(&keys.budgets)
+            .arg(&keys.rests);
         command
             .arg(member.name)
             .arg(format!("{:016x}", member.instance))
@@ -394,7 +285,12 @@ impl Scripts {
             .arg(random().unwrap_or(1).max(1))
             .arg(u64::try_from(member.forget_after.as_millis()).unwrap_or(u64::MAX >> 12))
             .arg(if leaves { "1" } else { "0" })
-            .arg(if report.held { "1" } else { "0" });
+            .arg(if report.held { "1" } else { "0" })
+            .arg(rests.len());
+        for (address, rest) in rests {
+            let rest = u64::try_from(rest.as_millis()).unwrap_or(0);
+            command.arg(address).arg(rest);
+        }
         for (budget, lease) in leases {
             let window = &lease.window;
             command
@@ -405,8 +301,9 @@ impl Scripts {
                 .arg(window.allowed)
                 .arg(lease.used)
                 .arg(lease.leased)
+                .arg(lease.begins)
                 .arg(lease.want)
-                .arg(if lease.restored { "1" } else { "0" });
+                .arg(lease.restored.map(|of| format!("{of:016x}")).join(" "));
         }
         command
     }
