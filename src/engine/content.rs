@@ -12,6 +12,9 @@ use crate::model::{Layout, Points, RangeSet, TimeRange};
 use crate::wire::encoding::Encoding;
 use crate::wire::prometheus;
 
+/// The bytes of points besides those of columns and text: the rest of blocks, as the allocator rounds.
+const BLOCKS: usize = 190;
+
 /// The data of a chunk.
 #[derive(Debug)]
 pub(super) enum Content {
@@ -178,8 +181,8 @@ impl Content {
     pub(super) fn heap_bytes(&self) -> usize {
         let text = self.text().map_or(0, Rendered::heap_bytes);
         match self {
-            Self::Points { columns, .. } => columns.heap_bytes() + text,
-            Self::Text { runs, .. } => runs.as_ref().map_or(0, Runs::heap_bytes) + text,
+            Self::Points { columns, .. } => columns.heap_bytes() + text + BLOCKS,
+            Self::Text { runs, .. } => runs.as_ref().map_or(0, Runs::heap_bytes) + text + BLOCKS,
             Self::Matrix(matrix) => {
                 prometheus::heap_bytes(&matrix.series) + matrix.annotations.heap_bytes()
             }
