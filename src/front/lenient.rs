@@ -26,6 +26,8 @@ const HTTP2: &[u8] = b"PRI ";
 #[derive(Debug)]
 pub(super) struct LenientStream<S> {
     stream: S,
+    /// What has been read of it already.
+    first: Vec<u8>,
     requests: Requests,
     /// Bytes for the library that found no room in its buffer, and how many of them it has.
     ready: Vec<u8>,
@@ -88,7 +90,10 @@ impl Requests {
                 at += line.len();
                 continue;
             }
-            if matches!(self.state, State::Start) {
+            // As a rule none: then all bytes are looked at together.
+            if matches!(self.state, State::Start)
+                && line.iter().fold(false, |found, b| found | is_refused(*b))
+            {
                 for (offset, byte) in line.iter().enumerate().filter(|(_, b)| is_refused(**b)) {
                     let out = encoded.get_or_insert_default();
                     out.extend_from_slice(input.get(copied..at + offset).unwrap_or_default());
@@ -146,8 +151,12 @@ impl Requests {
 
 /// Returns whether `line` is a whole header whose name begins like none that is followed.
 fn is_plain(line: &[u8]) -> bool {
-    let first = line.first().map_or(b' ', u8::to_ascii_lowercase);
-    let followed = matches!(first, b'c' | b't' | b'u' | b':') || first.is_ascii_whitespace();
+    let letter = |at: usize| line.get(at).map_or(b' ', u8::to_ascii_lowercase);
+    let followed = match letter(0) {
+        // `Content-Length`, and not `Content-Type`, `Cookie` or `Cache-Control`.
+        b'c' => letter(8) == b'l',
+        first => matches!(first, b't' | b'u' | b':') || first.is_ascii_whitespace(),
+    };
     !followed && line.ends_with(b"\n")
 }
 
@@ -188,10 +197,12 @@ fn encode(byte: u8, out: &mut Vec<u8>) {
 }
 
 impl<S> LenientStream<S> {
-    /// Returns `stream`, whose `claim` is charged for long request targets.
-    pub(super) fn new(stream: S, claim: Option<Arc<Claim>>) -> Self {
+    /// Returns `stream`, of which `first` has been read already, and whose `claim` is charged for long
+    /// request targets.
+    pub(super) fn new(stream: S, first: Vec<u8>, claim: Option<Arc<Claim>>) -> Self {
         Self {
             stream,
+            first,
             requests: Requests {
                 state: State::Start,
                 line: Vec::new(),
@@ -207,6 +218,32 @@ impl<S> LenientStream<S> {
     fn pass(&mut self, bytes: Vec<u8>) {
         self.ready = self.requests.follow(&bytes).unwrap_or(bytes);
         self.given = 0;
+    }
+}
+
+impl<S: AsyncRead + Unpin> LenientStream<S> {
+    /// Reads what the client sent.
+    fn poll_sent(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let some = self.first.len().min(buffer.remaining());
+        buffer.put_slice(self.first.get(..some).unwrap_or_default());
+        self.first.drain(..some);
+        if !self.first.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.first = Vec::new();
+        // What has come meanwhile is given along, as if all had been read at once: the library closes a
+        // connection whose request is answered while a part of its body is missing.
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -237,11 +274,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for LenientStream<S> {
                 return Poll::Ready(Ok(()));
             }
             if matches!(this.requests.state, State::Opaque) {
-                return Pin::new(&mut this.stream).poll_read(context, buffer);
+                return this.poll_sent(context, buffer);
             }
             // Bytes are read into the library's buffer, so that none has to be cleared or copied.
             let before = buffer.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+            ready!(this.poll_sent(context, buffer))?;
             let fresh = buffer.filled().get(before..).unwrap_or_default();
             if let Some(mut long) = this.long.take() {
                 let ended = fresh.is_empty();
@@ -305,11 +342,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LenientStream<S> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
     use super::*;
 
     /// Returns the output for `input`, which arrives in pieces of `size`.
     fn passed(input: &[u8], size: usize) -> Vec<u8> {
-        let mut stream = LenientStream::new((), None);
+        let mut stream = LenientStream::new((), Vec::new(), None);
         let mut out = Vec::new();
         for piece in input.chunks(size) {
             let encoded = stream.requests.follow(piece);
@@ -332,9 +371,22 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_came_after_the_first_bytes_is_given_along() {
+        let (near, mut far) = duplex(64);
+        far.write_all(b"ld").await.unwrap();
+        let first = b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nwor".to_vec();
+        let mut stream = LenientStream::new(near, first, None);
+        let mut read = [0; 100];
+        let length = stream.read(&mut read).await.unwrap();
+        assert!(read[..length].ends_with(b"\r\n\r\nworld"));
+        drop(far);
+        assert_eq!(stream.read(&mut read).await.unwrap(), 0);
+    }
+
     #[test]
     fn a_usual_request_is_not_copied() {
-        let mut requests = LenientStream::new((), None).requests;
+        let mut requests = LenientStream::new((), Vec::new(), None).requests;
         let usual = b"POST /api/metric HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\"<>";
         for _ in 0..3 {
             assert_eq!(requests.follow(usual), None);

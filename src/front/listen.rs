@@ -4,26 +4,30 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::admission::{Claim, Full, Shares};
 use super::body::Body;
 use super::lenient::LenientStream;
-use super::stream::TimeoutStream;
+use super::stream::{HeadTimer, TimeoutStream};
 use crate::telemetry::metrics;
 
 /// The longest that a connection may take to send a request's head. It is also the time for which
@@ -57,6 +61,18 @@ const STREAMS: u32 = 256;
 const HEAD_BYTES: u32 = 16 << 10;
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
+
+/// The beginning of a connection of HTTP/2 (RFC 9113, section 3.4).
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Bytes that are read at a time before the protocol is known.
+const FIRST_BYTES: usize = 512;
+
+/// The HTTP library's settings.
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
 
 /// The settings of a listener.
 pub struct Listening {
@@ -125,19 +141,24 @@ pub async fn serve<H, F>(
     H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1()
-        .timer(TokioTimer::new())
+    let mut protocols = Protocols {
+        http1: http1::Builder::new(),
+        http2: http2::Builder::new(TokioExecutor::new()),
+    };
+    protocols
+        .http1
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BUFFER);
-    http.http2()
+    protocols
+        .http2
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    let connections = GracefulShutdown::new();
+    let protocols = Arc::new(protocols);
+    let (stopping, stopped) = watch::channel(());
     let shares = Arc::new(Shares::default());
     tokio::pin!(stop);
     let drain = loop {
@@ -168,16 +189,18 @@ pub async fn serve<H, F>(
         let served = serve_connection(
             stream,
             (listening.tls)(),
-            http.clone(),
+            protocols.clone(),
             handler.clone(),
             connection,
-            connections.watcher(),
+            stopped.clone(),
         );
         tokio::spawn(served);
     };
-    drop(listener);
-    let open = connections.count();
-    if tokio::time::timeout(drain, connections.shutdown())
+    drop((listener, stopped));
+    let (open, _) = shares.totals();
+    // Nobody hears of it if there is no connection.
+    let _ = stopping.send(());
+    if tokio::time::timeout(drain, stopping.closed())
         .await
         .is_err()
     {
@@ -202,10 +225,10 @@ fn configure(stream: &TcpStream) {
 async fn serve_connection<H, F>(
     stream: TcpStream,
     tls: Option<Arc<ServerConfig>>,
-    http: auto::Builder<TokioExecutor>,
+    protocols: Arc<Protocols>,
     handler: H,
     connection: Arc<Connection>,
-    watcher: Watcher,
+    stop: watch::Receiver<()>,
 ) where
     H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -215,12 +238,13 @@ async fn serve_connection<H, F>(
     let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
     let served = async {
         match tls {
-            None => serve_stream(stream, &http, handler, connection, watcher).await,
+            None => serve_requests(stream, &protocols, handler, connection, stop).await,
             Some(tls) => {
-                let accept = TlsAcceptor::from(tls).accept(stream);
+                let accept = Box::pin(TlsAcceptor::from(tls).accept(stream));
                 match tokio::time::timeout(HANDSHAKE, accept).await {
                     Ok(Ok(stream)) => {
-                        serve_stream(stream, &http, handler, connection, watcher).await;
+                        let stream = Box::new(stream);
+                        serve_requests(stream, &protocols, handler, connection, stop).await;
                     }
                     Ok(Err(e)) => debug!(%peer, "TLS handshake failed: {e}"),
                     Err(_) => debug!(%peer, "TLS handshake took too long"),
@@ -238,34 +262,86 @@ async fn serve_connection<H, F>(
     }
 }
 
-async fn serve_stream<S, H, F>(
-    stream: S,
-    http: &auto::Builder<TokioExecutor>,
+/// Serves the requests on `stream` until it ends; once `stop` changes, no further one is accepted.
+async fn serve_requests<S, H, F>(
+    mut stream: S,
+    protocols: &Protocols,
     handler: H,
     connection: Arc<Connection>,
-    watcher: Watcher,
+    mut stop: watch::Receiver<()>,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    let Some(first) = first_bytes(&mut stream, &mut stop).await else {
+        // It ends now in any case.
+        let _ = std::future::poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
+        return;
+    };
     let peer = connection.peer;
-    let claim = connection.claim.clone();
+    let is_http2 = first.starts_with(HTTP2);
+    let claim = (!is_http2).then(|| connection.claim.clone());
+    let io = TokioIo::new(LenientStream::new(stream, first, claim));
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = handler(request, connection.clone());
-        async move { Ok::<_, Infallible>(answer.await) }
+        handler(request, connection.clone()).map(Ok::<_, Infallible>)
     });
-    let stream = TokioIo::new(LenientStream::new(stream, Some(claim)));
-    let served = http.serve_connection(stream, service);
-    if let Err(e) = watcher.watch(served.into_owned()).await {
-        let refused = e
-            .downcast_ref::<hyper::Error>()
-            .is_some_and(hyper::Error::is_parse);
-        if refused {
+    let ended = if is_http2 {
+        let mut served = Box::pin(protocols.http2.serve_connection(io, service));
+        tokio::select! {
+            biased;
+            ended = &mut served => ended,
+            _ = stop.changed() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        }
+    } else {
+        let mut http1 = protocols.http1.clone();
+        http1.timer(HeadTimer::default());
+        let mut served = pin!(http1.serve_connection(io, service));
+        tokio::select! {
+            biased;
+            ended = &mut served => ended,
+            _ = stop.changed() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        }
+    };
+    match ended {
+        Ok(()) => {}
+        Err(e) if e.is_parse() => {
             metrics::not_http();
             info!(%peer, "a request could not be read: {e}");
-        } else {
-            debug!(%peer, "a connection ended: {e}");
         }
+        Err(e) => debug!(%peer, "a connection ended: {e}"),
     }
+}
+
+/// Returns the first bytes of `stream`, enough to tell its protocol; `None` if it ends, takes too long or
+/// fails, or if `stop` changes.
+async fn first_bytes<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    stop: &mut watch::Receiver<()>,
+) -> Option<Vec<u8>> {
+    let mut first = Vec::new();
+    let read = std::future::poll_fn(|context| {
+        while HTTP2.starts_with(&first) && first.len() < HTTP2.len() {
+            let mut space = [0; FIRST_BYTES];
+            let mut space = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut *stream).poll_read(context, &mut space));
+            if read.is_err() || space.filled().is_empty() {
+                return Poll::Ready(false);
+            }
+            first.extend_from_slice(space.filled());
+        }
+        Poll::Ready(true)
+    });
+    let told = tokio::select! {
+        biased;
+        told = timeout(HEAD_TIMEOUT, read) => told.unwrap_or(false),
+        _ = stop.changed() => false,
+    };
+    told.then_some(first)
 }

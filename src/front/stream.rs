@@ -4,11 +4,13 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use hyper::rt::{Sleep, Timer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// A stream with a limit for each direction: how long a read may wait for the first byte, and how
 /// long a write may wait until the peer takes one.
@@ -19,13 +21,41 @@ pub(super) struct TimeoutStream<S> {
     writing: IdleTimer,
 }
 
-/// A timer for a wait. It is not reset with each wait but when it fires: most waits are short, and
-/// a connection has one at every request.
+/// A limit for a wait.
 #[derive(Debug)]
 struct IdleTimer {
     limit: Duration,
     waiting_since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: LazyTimer,
+}
+
+/// A timer that is not reset with each wait but when it fires: most waits are short, and a connection has
+/// one at every request.
+#[derive(Debug, Default)]
+struct LazyTimer {
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// The task that it will wake.
+    wakes: Option<Waker>,
+}
+
+impl LazyTimer {
+    /// Completes at `end`, which is never earlier than before.
+    fn poll_until(&mut self, end: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        let wakes = self.wakes.as_ref();
+        if wakes.is_some_and(|wakes| wakes.will_wake(context.waker())) && !timer.is_elapsed() {
+            return Poll::Pending;
+        }
+        self.wakes = Some(context.waker().clone());
+        loop {
+            ready!(timer.as_mut().poll(context));
+            if timer.deadline() >= end {
+                return Poll::Ready(());
+            }
+            // It was set for an earlier wait, which ended in time.
+            timer.as_mut().reset(end);
+        }
+    }
 }
 
 impl IdleTimer {
@@ -33,7 +63,7 @@ impl IdleTimer {
         Self {
             limit,
             waiting_since: None,
-            timer: None,
+            timer: LazyTimer::default(),
         }
     }
 
@@ -48,18 +78,50 @@ impl IdleTimer {
             return result;
         }
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        let end = since + self.limit;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
-        loop {
-            ready!(timer.as_mut().poll(context));
-            if timer.deadline() >= end {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            // The timer was set for an earlier wait, which ended in time.
-            timer.as_mut().reset(end);
-        }
+        ready!(self.timer.poll_until(since + self.limit, context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
+
+/// The HTTP library's timer of one connection, which it starts anew for the head of each request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HeadTimer(Arc<Mutex<LazyTimer>>);
+
+impl Timer for HeadTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        self.sleep_until(self.now() + duration)
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn Sleep>> {
+        Box::pin(HeadWait {
+            end: deadline.into(),
+            timer: self.clone(),
+        })
+    }
+
+    fn now(&self) -> std::time::Instant {
+        Instant::now().into()
+    }
+}
+
+/// A wait of the library.
+struct HeadWait {
+    end: Instant,
+    timer: HeadTimer,
+}
+
+impl Future for HeadWait {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // It is changed by nothing that panics.
+        let timer = self.timer.0.lock();
+        let mut timer = timer.unwrap_or_else(PoisonError::into_inner);
+        timer.poll_until(self.end, context)
+    }
+}
+
+impl Sleep for HeadWait {}
 
 impl<S> TimeoutStream<S> {
     pub(super) fn new(stream: S, read: Duration, write: Duration) -> Self {
@@ -138,6 +200,22 @@ mod tests {
         let error = near.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(begun.elapsed().as_secs(), 60 + 90);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_head_has_all_of_its_time() {
+        let timer = HeadTimer::default();
+        for _ in 0..5 {
+            let head = timer.sleep(WRITE);
+            let arrives = tokio::time::sleep(WRITE / 2);
+            tokio::select! {
+                () = head => panic!("it is over too early"),
+                () = arrives => {}
+            }
+        }
+        let begun = Instant::now();
+        timer.sleep(WRITE).await;
+        assert_eq!(begun.elapsed().as_secs(), WRITE.as_secs());
     }
 
     #[tokio::test(start_paused = true)]
