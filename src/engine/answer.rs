@@ -1,10 +1,12 @@
 //! Answers to queries for metric values.
 
+use std::future::ready;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use smallvec::{SmallVec, smallvec};
 
 use super::chunk::Chunk;
@@ -12,6 +14,7 @@ use super::explain::Explanation;
 use super::fetch::{Source, View};
 use super::lane::Lane;
 use super::outcome::{CacheOutcome, Timing, both, outcome};
+use super::prepared::PreparedQuery;
 use super::render::BLOCK;
 use super::summaries::routed;
 use super::{Engine, LevelWait, RequestContext, planned};
@@ -19,6 +22,7 @@ use crate::model::{
     Aggregate, Bucket, Details, Error, IncompleteBuckets, Kind, Layout, MetricQuery, Millis,
     RangeSet, TimeRange, stop,
 };
+use crate::telemetry::trace::Span;
 use crate::upstream::Upstream;
 use crate::wire::encoding::{Encoding, Text};
 use crate::wire::number::write_span;
@@ -60,7 +64,6 @@ struct AnswerBuilder {
     from_cache: usize,
     from_upstream: usize,
     outcome: Option<CacheOutcome>,
-    fetching: Duration,
 }
 
 /// As a rule an answer is of one chunk or two.
@@ -73,116 +76,133 @@ struct Slice {
     at: Range<usize>,
 }
 
+/// An answer in the making.
+struct Making<'a> {
+    query: &'a PreparedQuery,
+    source: Source,
+    context: &'a RequestContext,
+    builder: AnswerBuilder,
+    begun: Duration,
+}
+
 impl Engine {
-    /// Answers a query for metric values.
-    pub async fn metric(
-        self: &Arc<Self>,
-        details: &Details,
-        query: MetricQuery,
-        context: &RequestContext,
-    ) -> Result<Answer, Error> {
+    /// Answers `query` for `range`. As a rule the answer of a hit is there at once; the state of all else is
+    /// boxed.
+    pub fn metric<'a>(
+        self: &'a Arc<Self>,
+        query: &'a PreparedQuery,
+        range: &TimeRange,
+        context: &'a RequestContext,
+    ) -> impl Future<Output = Result<Answer, Error>> + use<'a> {
         let begun = self.clock.monotonic();
-        let upstream = self.registry.pick(details)?;
-        let query = upstream.adapter.canonical(query)?;
-        let units = upstream.adapter.units(&query);
-        let range = query.range;
-        let layout = query.layout;
-        let limit = query.limit.unwrap_or(u32::MAX).min(self.max_points);
-        let mut builder = AnswerBuilder {
-            slices: Slices::new(),
-            off_grid: None,
-            left: limit as usize,
-            partial: false,
-            from_cache: 0,
-            from_upstream: 0,
-            outcome: None,
-            fetching: Duration::ZERO,
+        let lane = &query.lane;
+        let mut sub_ranges = match self.sub_ranges(lane, range) {
+            Ok(sub_ranges) => sub_ranges,
+            Err(error) => return Either::Left(ready(Err(error))),
         };
-        let lane = Lane::of(upstream, details, query);
-        let sub_ranges = self.sub_ranges(&lane, &range)?;
-        let source = source(&lane, &range);
-        let upstream = &lane.upstream;
-        if let [polled] = &sub_ranges[..] {
-            self.look_again(&lane, polled, source, context);
-        }
-        let alone = sub_ranges.len() == 1;
-        // Only what is no hit counts what it waits for.
-        let mut counting: Option<Box<(RequestContext, Arc<LevelWait>)>> = None;
-        let end = range.end();
-        for sub_range in sub_ranges {
-            let planning = context.span("plan");
-            let fresh = self.fresh(&lane, &sub_range, context);
-            if alone {
-                let left = fresh.as_ref().map(|view| view.ttl);
-                self.lane_polled(&lane, sub_range, source, left, context);
+        let mut making = Making {
+            query,
+            source: source(lane, range),
+            context,
+            builder: AnswerBuilder::new(query.limit),
+            begun,
+        };
+        let mut planning = None;
+        if let [polled] = sub_ranges[..] {
+            self.look_again(lane, &polled, making.source, context);
+            let span = context.span("plan");
+            let fresh = self.fresh(lane, &polled, context);
+            let left = fresh.as_ref().map(|view| view.ttl);
+            self.lane_polled(lane, polled, making.source, left, context);
+            match fresh {
+                None => planning = Some(span),
+                Some(view) => {
+                    planned(span, view.lookup, 0);
+                    making.builder.add(view, lane, &polled, context);
+                    if making.rendering_cost() == 0 {
+                        return Either::Left(ready(Ok(self.ready_answer(making))));
+                    }
+                    sub_ranges.clear();
+                }
             }
-            let view = match fresh {
+        }
+        Either::Right(Box::pin(self.finish(making, sub_ranges, planning)))
+    }
+
+    /// Returns the answer of a hit whose text is there; its time has one phase.
+    fn ready_answer(&self, mut making: Making<'_>) -> Answer {
+        let rendering = making.context.span("render");
+        let (slices, encoding) = making.slices();
+        let points = self.render(&making.query.lane, slices, encoding);
+        rendering.end();
+        let timing = Timing {
+            plan: self.clock.monotonic().saturating_sub(making.begun),
+            ..Timing::default()
+        };
+        making.answer(points, encoding, timing)
+    }
+
+    /// Adds what is to be shown of `sub_ranges`, fetched where that is needed, and renders the answer.
+    async fn finish(
+        self: &Arc<Self>,
+        mut making: Making<'_>,
+        sub_ranges: SmallVec<[TimeRange; 1]>,
+        mut planning: Option<Span>,
+    ) -> Result<Answer, Error> {
+        let (lane, context) = (&making.query.lane, making.context);
+        let mut fetching = Duration::ZERO;
+        // Only what is no hit counts what it waits for.
+        let mut counting: Option<(RequestContext, Arc<LevelWait>)> = None;
+        let end = sub_ranges.last().map_or(0, TimeRange::end);
+        for sub_range in sub_ranges {
+            let planning = planning.take().unwrap_or_else(|| context.span("plan"));
+            let view = match self.fresh(lane, &sub_range, context) {
                 Some(view) => {
                     planned(planning, view.lookup, 0);
                     view
                 }
-                // Boxed, so that a hit does not move what it does not need.
                 None => {
                     let asked = self.clock.monotonic();
-                    let (context, _) =
-                        &**counting.get_or_insert_with(|| Box::new(context.counting()));
-                    let view = self.not_fresh(&lane, sub_range, source, context, planning);
+                    let (counting, _) = &*counting.get_or_insert_with(|| context.counting());
+                    let view = self.not_fresh(lane, sub_range, making.source, counting, planning);
                     let view = Box::pin(view).await?;
-                    builder.fetching += self.clock.monotonic().saturating_sub(asked);
+                    fetching += self.clock.monotonic().saturating_sub(asked);
                     view
                 }
             };
             // Where expired data ends before its sub-range does, later ones would show a hole.
             let edge = view.degraded.as_ref().map(|degraded| degraded.edge);
+            let builder = &mut making.builder;
             builder.partial |= sub_range.end() < end && edge.is_some_and(|t| t < sub_range.end());
-            builder.add(view, &lane, &sub_range, context);
+            builder.add(view, lane, &sub_range, context);
             if builder.partial {
                 break;
             }
         }
         let gathered_at = self.clock.monotonic();
         let rendering = context.span("render");
-        builder.count(upstream);
-        let points = builder.from_cache + builder.from_upstream;
-        let encoding = match builder.off_grid {
-            None if points >= WORTH_ENCODING => context.encoding,
-            _ => Encoding::Identity,
-        };
+        let cost = making.rendering_cost();
+        let (slices, encoding) = making.slices();
+        let builder = &mut making.builder;
         let points = match &builder.off_grid {
             Some(buckets) => render_as_labelled(buckets, &mut builder.left, &mut builder.partial),
-            None => {
-                let slices = std::mem::take(&mut builder.slices);
-                self.rendered(&lane, slices, encoding).await?
-            }
+            None if cost < BLOCKING => self.render(lane, slices, encoding),
+            None => self.rendered_elsewhere(lane, slices, encoding).await?,
         };
         rendering.end();
         let rendered = self.clock.monotonic();
-        let mut cache = builder.outcome.unwrap_or_else(CacheOutcome::nothing_asked);
-        let mut timing = Timing {
-            plan: gathered_at
-                .saturating_sub(begun)
-                .saturating_sub(builder.fetching),
-            fetch: builder.fetching,
+        let timing = Timing {
+            plan: gathered_at.saturating_sub(making.begun + fetching),
+            fetch: fetching,
             second: Duration::ZERO,
             render: rendered.saturating_sub(gathered_at),
             filled: false,
         };
-        if let Some(counting) = counting {
-            counting.1.show(&mut cache, &mut timing);
+        let mut answer = making.answer(points, encoding, timing);
+        if let Some((_, wait)) = counting {
+            wait.show(&mut answer.cache, &mut answer.timing);
         }
-        let client = &lane.upstream.client;
-        client.requested(match lane.billed_by_answer() {
-            Some(selector) => client.last_units(selector),
-            None => units,
-        });
-        Ok(Answer {
-            points,
-            encoding,
-            aggregated: layout != Layout::Raw,
-            partial: builder.partial,
-            cache,
-            timing,
-        })
+        Ok(answer)
     }
 
     /// Explains how `query` would be answered.
@@ -227,9 +247,10 @@ impl Engine {
                 return Err(too_many("query.aggregation.bucketSizeMillis", message));
             }
             let aligned = range.aligned(size);
-            let raw = interval.cells_in(&aligned);
+            let raw = || interval.cells_in(&aligned);
             let most = u64::from(upstream.reading.raw_points_max) * MAX_SUB_RANGES;
-            if upstream.reading.aggregate == Aggregate::Local && raw > most {
+            if upstream.reading.aggregate == Aggregate::Local && raw() > most {
+                let raw = raw();
                 let message = format!(
                     "the buckets span {raw} points at the upstream's interval of {} ms; at most {most} can be aggregated in one query; ask for a shorter range, or set aggregate to \"auto\" or \"upstream\"",
                     interval.millis(),
@@ -257,17 +278,12 @@ impl Engine {
             .collect())
     }
 
-    async fn rendered(
+    async fn rendered_elsewhere(
         self: &Arc<Self>,
         lane: &Lane,
         slices: Slices,
         encoding: Encoding,
     ) -> Result<SmallVec<[Text; 2]>, Error> {
-        let last = slices.len().saturating_sub(1);
-        let cost = |(i, s): (usize, &Slice)| s.chunk.rendering_cost(&s.at, i == last, encoding);
-        if slices.iter().enumerate().map(cost).sum::<usize>() < BLOCKING {
-            return Ok(self.render(lane, slices, encoding));
-        }
         let (engine, lane) = (self.clone(), lane.clone());
         let task = move || engine.render(&lane, slices, encoding);
         let rendered = crate::work::elsewhere(task).await;
@@ -293,7 +309,64 @@ impl Engine {
     }
 }
 
+impl Making<'_> {
+    /// Returns the encoding of the answer.
+    fn encoding(&self) -> Encoding {
+        let builder = &self.builder;
+        let points = builder.from_cache + builder.from_upstream;
+        match builder.off_grid {
+            None if points >= WORTH_ENCODING => self.context.encoding,
+            _ => Encoding::Identity,
+        }
+    }
+
+    /// Returns the work left before the slices can be an answer, measured in points that are rendered.
+    fn rendering_cost(&self) -> usize {
+        let (slices, encoding) = (&self.builder.slices, self.encoding());
+        let last = slices.len().saturating_sub(1);
+        let cost = |(i, s): (usize, &Slice)| s.chunk.rendering_cost(&s.at, i == last, encoding);
+        slices.iter().enumerate().map(cost).sum()
+    }
+
+    /// Takes the slices out, and returns them with the encoding of the answer.
+    fn slices(&mut self) -> (Slices, Encoding) {
+        (std::mem::take(&mut self.builder.slices), self.encoding())
+    }
+
+    /// Returns the answer of `points`, and counts it.
+    fn answer(self, points: SmallVec<[Text; 2]>, encoding: Encoding, timing: Timing) -> Answer {
+        let PreparedQuery { lane, units, .. } = self.query;
+        self.builder.count(&lane.upstream);
+        let client = &lane.upstream.client;
+        client.requested(match lane.billed_by_answer() {
+            Some(selector) => client.last_units(selector),
+            None => *units,
+        });
+        let outcome = self.builder.outcome;
+        Answer {
+            points,
+            encoding,
+            aggregated: lane.layout() != Layout::Raw,
+            partial: self.builder.partial,
+            cache: outcome.unwrap_or_else(CacheOutcome::nothing_asked),
+            timing,
+        }
+    }
+}
+
 impl AnswerBuilder {
+    fn new(limit: usize) -> Self {
+        Self {
+            slices: Slices::new(),
+            off_grid: None,
+            left: limit,
+            partial: false,
+            from_cache: 0,
+            from_upstream: 0,
+            outcome: None,
+        }
+    }
+
     /// Adds the part of `view` in `range` that is shown.
     fn add(&mut self, view: View, lane: &Lane, range: &TimeRange, context: &RequestContext) {
         let outcome = outcome(&view, lane.freshness().refresh);
@@ -352,12 +425,12 @@ fn source(lane: &Lane, range: &TimeRange) -> Source {
     let Layout::Buckets { size, .. } = lane.layout() else {
         return Source::Upstream;
     };
-    let raw = lane.interval().cells_in(&range.aligned(size));
+    let raw_points = || lane.interval().cells_in(&range.aligned(size));
+    let most = u64::from(upstream.reading.raw_points_max);
     match upstream.reading.aggregate {
         Aggregate::Local => Source::RawPoints,
-        Aggregate::Upstream => Source::Upstream,
-        Aggregate::Auto if raw <= u64::from(upstream.reading.raw_points_max) => Source::RawPoints,
-        Aggregate::Auto => Source::Upstream,
+        Aggregate::Auto if raw_points() <= most => Source::RawPoints,
+        Aggregate::Auto | Aggregate::Upstream => Source::Upstream,
     }
 }
 

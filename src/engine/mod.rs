@@ -8,7 +8,7 @@
 //! - `summaries`: points and buckets of summaries, of stores that have nothing finer
 //! - `revalidate`: serves data that has just expired, and fetches it in the background
 //! - `render`: points as ready JSON
-//! - `answer`: answers to queries for metric values
+//! - `prepared`, `answer`: queries for metric values and their answers
 //! - `range`, `known_steps`, `analyses`: answers to range queries of PromQL; `aligning`: of upstreams that answer for other times
 //! - `whole`, `encoded`: answers that are cached whole, and their encoded forms; `metadata`, `passthrough`: names and values of fields, and
 //!   responses of Prometheus' API
@@ -62,6 +62,7 @@ mod outcome;
 mod parts;
 mod passthrough;
 pub mod plan;
+mod prepared;
 mod range;
 mod recheck;
 pub mod render;
@@ -85,6 +86,7 @@ pub use invalidate::{Invalidated, Selection};
 pub use outcome::{CacheOutcome, Timing};
 pub use passthrough::PassthroughRequest;
 pub use plan::Lookup;
+pub use prepared::PreparedQuery;
 pub use range::RangeRequest;
 pub use second::{LevelReport, LevelSetup, LevelWait};
 pub use whole::CachePolicy;

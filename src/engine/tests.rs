@@ -330,6 +330,18 @@ pub(super) struct World {
     pub(super) engine: Arc<Engine>,
 }
 
+impl Engine {
+    /// Answers `query` for the default upstream.
+    pub(super) async fn answer(
+        self: &Arc<Self>,
+        query: &MetricQuery,
+        context: &RequestContext,
+    ) -> Result<Answer, Error> {
+        let prepared = self.prepare(&Details::default(), query.clone())?;
+        self.metric(&prepared, &query.range, context).await
+    }
+}
+
 impl World {
     pub(super) fn new(refresh: Millis, aggregate: Aggregate) -> Self {
         Self::revalidating(refresh, aggregate, 0)
@@ -374,9 +386,7 @@ impl World {
     async fn ask(&self, query: &MetricQuery) -> Result<Answer, Error> {
         let encoding = ENCODINGS[query.range.start().rem_euclid(3) as usize];
         let context = self.clocks.context(encoding);
-        self.engine
-            .metric(&Details::default(), query.clone(), &context)
-            .await
+        self.engine.answer(query, &context).await
     }
 
     /// The upstream changes what it has in `range`, and that is forgotten.

@@ -149,9 +149,8 @@ impl Front {
     pub async fn ask(self: Arc<Self>, method: mirror::Method, body: &[u8]) -> Response<Body> {
         let (at, deadline) = (self.shared.clock.monotonic(), self.deadline());
         let mut context = self.context(None, None, at, deadline, Trace::default());
-        let bounds = self.settings.request_bounds;
         let body = Bytes::copy_from_slice(body);
-        mirror::answer(&self.engine, method, body, bounds, &mut context)
+        mirror::answer(&self, method, body, &mut context)
             .await
             .unwrap_or_else(|e| error_response(&e, false))
     }
@@ -174,15 +173,13 @@ impl Front {
             let claim = claim.as_deref();
             let deadline = context.deadline;
             let body = self.read(body, claim, deadline).await?;
-            let bounds = self.settings.request_bounds;
             let again = body.clone();
-            let response = mirror::answer(&self.engine, method, body, bounds, &mut context).await?;
+            let response = mirror::answer(self, method, body, &mut context).await?;
             match self.without_room(response, claim) {
                 Ok(response) => Ok(response),
                 Err(bytes) => {
-                    let make = || async move {
-                        mirror::answer(&self.engine, method, again, bounds, &mut context).await
-                    };
+                    let make =
+                        || async move { mirror::answer(self, method, again, &mut context).await };
                     Box::pin(self.once_there_is_room(bytes, claim, deadline, make)).await
                 }
             }

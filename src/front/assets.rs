@@ -10,12 +10,13 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use ring::digest::{SHA256, digest};
+use smallvec::smallvec;
 
 use super::body::Body;
 use super::path::allow;
-use super::respond::encoded;
+use super::respond::add_encoding;
 use crate::model::Error;
-use crate::wire::encoding::{Encoding, Text};
+use crate::wire::encoding::{BodyParts, Encoding, Text};
 
 /// A file of the page.
 struct AssetFile {
@@ -87,8 +88,8 @@ pub(super) struct Asset(usize);
 /// The parts of a file that are computed once: its validator and its compressed bytes.
 struct Prepared {
     tag: HeaderValue,
-    gzip: Option<Vec<Bytes>>,
-    zstd: Option<Vec<Bytes>>,
+    gzip: Option<BodyParts>,
+    zstd: Option<BodyParts>,
 }
 
 /// Made with the first request for the page; takes some milliseconds.
@@ -181,9 +182,13 @@ impl Asset {
             };
             let (parts, encoding) = match packed {
                 Some(parts) => (parts, encoding),
-                None => (vec![Bytes::from_static(file.bytes)], Encoding::Identity),
+                None => (
+                    smallvec![Bytes::from_static(file.bytes)],
+                    Encoding::Identity,
+                ),
             };
-            response = encoded(Response::new(Body::shared(parts)), encoding);
+            response = Response::new(Body::shared(parts));
+            add_encoding(response.headers_mut(), encoding);
         }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(file.kind));

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::admission::{Claim, Full};
 use crate::model::{Error, Kind};
+use crate::wire::encoding::BodyParts;
 
 /// The least rate at which a request's body must arrive, in bytes a second, after a first while.
 const LEAST_RATE: usize = 8 << 10;
@@ -44,10 +45,10 @@ pub struct Body {
 impl Body {
     /// Returns a body of `parts`, one after the other.
     pub fn of(parts: impl IntoIterator<Item = Bytes>) -> Self {
-        let parts: Vec<Bytes> = parts.into_iter().collect();
+        let parts: BodyParts = parts.into_iter().collect();
         let length: usize = parts.iter().map(Bytes::len).sum();
         if parts.len() < 2 || length > JOINED {
-            return Self::new(parts);
+            return Self::new(parts.into_vec());
         }
         let mut all = Vec::with_capacity(length);
         parts.iter().for_each(|part| all.extend_from_slice(part));
@@ -100,9 +101,8 @@ impl Body {
     }
 
     /// Makes it hold `claim` until all of it has been sent or dropped.
-    pub(super) fn claimed(mut self, claim: Arc<Claim>) -> Self {
+    pub(super) fn hold(&mut self, claim: Arc<Claim>) {
         self.claim = Some(claim);
-        self
     }
 }
 

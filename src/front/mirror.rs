@@ -1,15 +1,16 @@
 //! The mirror API's four methods.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 
 use super::body::Body;
-use super::respond::{cached, encoded, json, with_cache, with_timing};
-use crate::engine::{Engine, Explanation, RequestContext};
-use crate::model::{Details, Error, Kind, Origin};
-use crate::wire::encoding::Text;
+use super::respond::{cached, json, points};
+use super::service::Front;
+use crate::engine::{Engine, Explanation, PreparedQuery, RequestContext};
+use crate::model::{Error, Kind, Origin, TimeRange};
 use crate::wire::mirror::request::{Request, RequestBounds};
 use crate::wire::mirror::{request, response};
 
@@ -66,53 +67,57 @@ impl Method {
 
 /// Answers a request with this `body`.
 pub(super) async fn answer(
-    engine: &Arc<Engine>,
+    front: &Front,
     method: Method,
     body: Bytes,
-    bounds: RequestBounds,
     context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
     match method {
-        Method::Metric => metric(engine, body, bounds, context).await,
+        Method::Metric => metric(front, body, context).await,
         // Boxed: a request for points, by far the most frequent, should not carry their state.
-        _ => Box::pin(other(engine, method, body, bounds, context)).await,
+        _ => Box::pin(other(front, method, body, context)).await,
     }
 }
 
 async fn metric(
-    engine: &Arc<Engine>,
+    front: &Front,
     body: Bytes,
-    bounds: RequestBounds,
     context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
-    let asked = read(body, bounds, request::read_metric).await?;
-    shorten(context, &asked.details);
-    // Boxed: hyper moves an unboxed future for each request.
-    let answer = Box::pin(engine.metric(&asked.details, asked.query, context)).await?;
-    let head = Bytes::from_static(response::METRIC_HEAD);
-    let tail = response::metric_tail(answer.aggregated, answer.partial);
-    let tail = Bytes::from_static(tail);
-    let points = answer.points.into_iter();
-    let parts = std::iter::once(Text::Plain(head))
-        .chain(points)
-        .chain([Text::Plain(tail)]);
-    let response = json(answer.encoding.join(parts));
-    let response = with_cache(encoded(response, answer.encoding), &answer.cache);
-    Ok(with_timing(response, &answer.timing))
+    let (query, range) = match front.known.find(&body) {
+        Some(known) => known,
+        None => Box::pin(read_query(front, &body)).await?,
+    };
+    drop(body);
+    shorten(context, query.timeout);
+    let answer = front.engine.metric(&query, &range, context).await?;
+    Ok(points(answer))
+}
+
+/// Reads a query that is not known, and keeps it.
+async fn read_query(front: &Front, body: &Bytes) -> Result<(Arc<PreparedQuery>, TimeRange), Error> {
+    let bounds = front.settings.request_bounds;
+    let asked = read(body.clone(), bounds, request::read_metric).await?;
+    let range = asked.query.range;
+    let query = Arc::new(front.engine.prepare(&asked.details, asked.query)?);
+    if front.engine.may_keep(&query) {
+        front.known.keep(body, &query);
+    }
+    Ok((query, range))
 }
 
 async fn other(
-    engine: &Arc<Engine>,
+    front: &Front,
     method: Method,
     body: Bytes,
-    bounds: RequestBounds,
     context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
+    let (engine, bounds) = (&front.engine, front.settings.request_bounds);
     match method {
-        Method::Metric => metric(engine, body, bounds, context).await,
+        Method::Metric => metric(front, body, context).await,
         Method::Connection => {
             let asked = read(body, bounds, request::read_connection).await?;
-            shorten(context, &asked.details);
+            shorten(context, asked.details.timeout);
             let failure = match engine.test(&asked.details, context).await {
                 Ok(()) => None,
                 // A target that is not allowed or invalid is an error; one that fails is an answer.
@@ -127,13 +132,13 @@ async fn other(
         }
         Method::FieldNames => {
             let asked = read(body, bounds, request::read_field_names).await?;
-            shorten(context, &asked.details);
+            shorten(context, asked.details.timeout);
             let names = engine.field_names(&asked.details, &asked.query, context);
             Ok(cached(names.await?))
         }
         Method::FieldValues => {
             let asked = read(body, bounds, request::read_field_values).await?;
-            shorten(context, &asked.details);
+            shorten(context, asked.details.timeout);
             let values = engine.field_values(&asked.details, &asked.query, context);
             Ok(cached(values.await?))
         }
@@ -170,28 +175,28 @@ pub(super) async fn explain(
         }
         Method::FieldNames => {
             let asked = read(body, bounds, request::read_field_names).await?;
-            shorten(context, &asked.details);
+            shorten(context, asked.details.timeout);
             let explained = engine.explain_names(&asked.details, &asked.query, context);
             explained.await
         }
         Method::FieldValues => {
             let asked = read(body, bounds, request::read_field_values).await?;
-            shorten(context, &asked.details);
+            shorten(context, asked.details.timeout);
             let explained = engine.explain_values(&asked.details, &asked.query, context);
             explained.await
         }
         Method::Metric => {
             let asked = read(body, bounds, request::read_metric).await?;
-            shorten(context, &asked.details);
+            shorten(context, asked.details.timeout);
             let explained = engine.explain_metric(&asked.details, asked.query, context);
             explained.await
         }
     }
 }
 
-/// Shortens the deadline of `context` to the client's own timeout.
-fn shorten(context: &mut RequestContext, details: &Details) {
-    if let Some(timeout) = details.timeout {
+/// Shortens the deadline of `context` to the client's own `timeout`, if it has one.
+fn shorten(context: &mut RequestContext, timeout: Option<Duration>) {
+    if let Some(timeout) = timeout {
         let limit = tokio::time::Instant::now() + timeout;
         context.deadline = context.deadline.min(limit);
     }

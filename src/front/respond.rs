@@ -2,12 +2,16 @@
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
-use http::{HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 
 use super::body::Body;
-use crate::engine::{CacheOutcome, CachedResponse, Lookup, Timing};
+use crate::engine::{Answer, CacheOutcome, CachedResponse, Lookup, Timing};
 use crate::model::Error;
-use crate::wire::encoding::Encoding;
+use crate::wire::encoding::{Encoding, Text};
+use crate::wire::mirror::response;
+
+/// The headers of a response with data: those below, the API key and that of browsers.
+const HEADERS: usize = 6;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -42,41 +46,54 @@ impl Line {
 /// Returns a response of JSON in `parts`.
 pub(super) fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::of(parts));
+    *response.headers_mut() = HeaderMap::with_capacity(HEADERS);
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-/// Returns the response for `answer`.
-pub(super) fn cached(answer: CachedResponse) -> Response<Body> {
-    let body = answer.encoding.join(answer.body);
-    let mut response = encoded(Response::new(Body::of(body)), answer.encoding);
-    *response.status_mut() = answer.status;
-    for (name, value) in answer.headers {
-        response.headers_mut().insert(name, value);
-    }
-    let response = with_cache(response, &answer.cache);
-    with_timing(response, &answer.timing)
+/// Returns the response of the mirror API for `answer`.
+pub(super) fn points(answer: Answer) -> Response<Body> {
+    let head = Bytes::from_static(response::METRIC_HEAD);
+    let tail = response::metric_tail(answer.aggregated, answer.partial);
+    let tail = Text::Plain(Bytes::from_static(tail));
+    let parts = [Text::Plain(head)].into_iter().chain(answer.points);
+    let mut response = json(answer.encoding.join(parts.chain([tail])));
+    let headers = response.headers_mut();
+    add_encoding(headers, answer.encoding);
+    add_cache(headers, &answer.cache);
+    add_timing(headers, &answer.timing);
+    response
 }
 
-/// Adds the headers that state the encoding of `response`, and that it depends on what the client
+/// Returns the response for `answer`.
+pub(super) fn cached(answer: CachedResponse) -> Response<Body> {
+    let mut response = Response::new(Body::of(answer.encoding.join(answer.body)));
+    *response.status_mut() = answer.status;
+    let mut headers = HeaderMap::with_capacity(HEADERS);
+    add_encoding(&mut headers, answer.encoding);
+    headers.extend(answer.headers);
+    add_cache(&mut headers, &answer.cache);
+    add_timing(&mut headers, &answer.timing);
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Adds the headers that state the `encoding` of a response, and that it depends on what the client
 /// accepts.
-pub(super) fn encoded(mut response: Response<Body>, encoding: Encoding) -> Response<Body> {
-    let headers = response.headers_mut();
+pub(super) fn add_encoding(headers: &mut HeaderMap, encoding: Encoding) {
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     if let Some(name) = encoding.name() {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
     }
-    response
 }
 
 /// Adds the `Cache-Status` header.
-pub(super) fn with_cache(mut response: Response<Body>, cache: &CacheOutcome) -> Response<Body> {
+fn add_cache(headers: &mut HeaderMap, cache: &CacheOutcome) {
     if let Some(value) = cache_status(cache) {
-        response.headers_mut().insert(CACHE_STATUS, value);
+        headers.insert(CACHE_STATUS, value);
     }
-    response
 }
 
 /// The `Cache-Status` of a remembered error of the upstream.
@@ -138,10 +155,10 @@ fn cache_status(cache: &CacheOutcome) -> Option<HeaderValue> {
 }
 
 /// Adds the `Server-Timing` header (W3C), in milliseconds.
-pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Response<Body> {
+fn add_timing(headers: &mut HeaderMap, timing: &Timing) {
     if let Some(value) = timing_of_a_hit(timing) {
-        response.headers_mut().insert(SERVER_TIMING, value);
-        return response;
+        headers.insert(SERVER_TIMING, value);
+        return;
     }
     let mut line = Line::new();
     let fetch: &[u8] = match timing.filled {
@@ -164,9 +181,8 @@ pub(super) fn with_timing(mut response: Response<Body>, timing: &Timing) -> Resp
         line.push(&[b'.', digit(100), digit(10), digit(1)]);
     }
     if let Some(value) = line.value() {
-        response.headers_mut().insert(SERVER_TIMING, value);
+        headers.insert(SERVER_TIMING, value);
     }
-    response
 }
 
 /// Returns the value of `Server-Timing` for what took less than a millisecond each, and fetched nothing: a
@@ -203,9 +219,13 @@ mod tests {
             render: Duration::from_micros(1_234_005),
             filled: false,
         };
-        let response = with_timing(Response::new(Body::default()), &timing);
+        let header = |timing: &Timing| {
+            let mut headers = HeaderMap::new();
+            add_timing(&mut headers, timing);
+            headers.remove(SERVER_TIMING).unwrap()
+        };
         assert_eq!(
-            response.headers()[SERVER_TIMING],
+            header(&timing),
             "plan;dur=0.012, fetch;dur=0.000, render;dur=1234.005"
         );
         for (micros, digits) in [(0, "000"), (7, "007"), (999, "999")] {
@@ -217,14 +237,12 @@ mod tests {
                 render: took,
                 filled: false,
             };
-            let response = with_timing(Response::new(Body::default()), &timing);
             let expected = format!("plan;dur=0.{digits}, fetch;dur=0.000, render;dur=0.{digits}");
-            assert_eq!(response.headers()[SERVER_TIMING], expected);
+            assert_eq!(header(&timing), expected);
         }
         timing.filled = true;
-        let response = with_timing(Response::new(Body::default()), &timing);
         assert_eq!(
-            response.headers()[SERVER_TIMING],
+            header(&timing),
             "plan;dur=0.012, fetch;desc=\"another replica filled a gap\";dur=0.000, render;dur=1234.005"
         );
     }

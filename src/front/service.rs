@@ -19,6 +19,7 @@ use super::assets::Asset;
 use super::auth::{AccessControl, Api};
 use super::body::Body;
 use super::endpoint;
+use super::known_queries::KnownQueries;
 use super::listen::Connection;
 use super::path::normalized;
 use super::reloads::Reloads;
@@ -73,6 +74,7 @@ pub struct FrontSettings {
 pub struct Front {
     pub(super) engine: Arc<Engine>,
     pub(super) settings: FrontSettings,
+    pub(super) known: KnownQueries,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -127,6 +129,7 @@ impl Front {
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            known: KnownQueries::new(engine.weight().1),
             engine,
             settings,
             shared: Arc::new(Shared {
@@ -147,6 +150,7 @@ impl Front {
     /// Returns a front that takes over from this one, which may have requests in flight.
     pub fn rebuild(&self, engine: Arc<Engine>, settings: FrontSettings) -> Arc<Self> {
         Arc::new(Self {
+            known: KnownQueries::new(engine.weight().1),
             engine,
             settings,
             shared: self.shared.clone(),
@@ -224,17 +228,18 @@ impl Front {
                 () = claim.evicted() => Err(self.gave_way()),
             },
         };
-        let method = request.method().clone();
         let version = request.version();
+        let prometheus = api == Some(Api::Prometheus) || prometheus_path;
         let form = ErrorForm {
-            prometheus: api == Some(Api::Prometheus) || prometheus_path,
-            browser: request.headers().contains_key(ORIGIN),
+            prometheus,
+            browser: prometheus && request.headers().contains_key(ORIGIN),
         };
         let (mut span, trace) = start_span(route, &request, client);
         let access = self.settings.access_log;
         let logged = access || tracing::enabled!(Level::DEBUG);
         // The request has been consumed when its answer is logged.
-        let log = logged.then(|| Box::new((request.uri().clone(), trace.id())));
+        let head = || (request.method().clone(), request.uri().clone(), trace.id());
+        let log = logged.then(|| Box::new(head()));
         let arrival = Arrival {
             at: now,
             deadline,
@@ -290,7 +295,7 @@ impl Front {
             span.fail(&status);
         }
         if let Some(log) = log {
-            let (uri, trace_id) = *log;
+            let (method, uri, trace_id) = *log;
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             let cache = response.headers().get("cache-status");
             let cache = cache.and_then(|v| v.to_str().ok());
@@ -345,17 +350,18 @@ impl Front {
             *response = self.refused(&full.of_bytes(most), form);
         }
         claim.start_sending();
-        let body = std::mem::take(response.body_mut());
-        *response.body_mut() = body.claimed(claim);
+        response.body_mut().hold(claim);
     }
 
     /// Makes `response`, which is small and has no claim, hold one among the probes. If there is no place
     /// there either, only its head is sent: that waits for no window of HTTP/2.
     fn hold_beside(&self, response: &mut Response<Body>, client: IpAddr, connection: &Connection) {
-        let body = std::mem::take(response.body_mut());
-        if let Ok(claim) = self.claim(true, client, connection) {
-            claim.start_sending();
-            *response.body_mut() = body.claimed(claim);
+        match self.claim(true, client, connection) {
+            Ok(claim) => {
+                claim.start_sending();
+                response.body_mut().hold(claim);
+            }
+            Err(Full) => *response.body_mut() = Body::default(),
         }
     }
 

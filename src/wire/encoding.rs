@@ -9,6 +9,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use crc32fast::Hasher;
 use flate2::{Compress, Compression, FlushCompress, Status};
+use smallvec::SmallVec;
 
 /// The encoding of a response body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub enum Text {
     /// Compressed in the encoding of the response.
     Packed(PackedText),
 }
+
+/// The parts of a body, one after the other: as a rule a few.
+pub type BodyParts = SmallVec<[Bytes; 4]>;
 
 /// zlib's default level: compressed texts are kept, so speed matters less.
 const DEFLATE_LEVEL: u32 = 6;
@@ -94,8 +98,8 @@ impl Encoding {
     }
 
     /// Returns the body assembled from `parts`.
-    pub fn join(self, parts: impl IntoIterator<Item = Text>) -> Vec<Bytes> {
-        let mut body = Vec::new();
+    pub fn join(self, parts: impl IntoIterator<Item = Text>) -> BodyParts {
+        let mut body = BodyParts::new();
         match self {
             Self::Identity => body.extend(parts.into_iter().map(|part| match part {
                 Text::Plain(text) => text,
@@ -147,7 +151,7 @@ fn follow(crc: u32, packed: &PackedText) -> u32 {
     product ^ packed.crc
 }
 
-fn gzip(parts: impl IntoIterator<Item = Text>, body: &mut Vec<Bytes>) {
+fn gzip(parts: impl IntoIterator<Item = Text>, body: &mut BodyParts) {
     let (mut crc, mut length) = (0, 0u32);
     body.push(Bytes::from_static(GZIP_HEAD));
     for part in parts {
@@ -187,7 +191,7 @@ fn raw_frame(length: u32) -> Bytes {
 }
 
 /// Returns `text` in blocks of at most `most` bytes, with a `head` for the length of each.
-fn in_blocks(text: &Bytes, most: usize, body: &mut Vec<Bytes>, head: impl Fn(u32) -> Bytes) {
+fn in_blocks(text: &Bytes, most: usize, body: &mut BodyParts, head: impl Fn(u32) -> Bytes) {
     let mut rest = text.clone();
     while !rest.is_empty() {
         let block = rest.split_to(most.min(rest.len()));

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::engine::tests::{Keeping, RuntimeClock, engine_limited};
 use crate::engine::{Lookup, Memory};
 use crate::model::{
-    Aggregate, Condition, Details, Error, Layout, Limits, MetricQuery, Scalar, Selector, Test,
+    Aggregate, Condition, Error, Layout, Limits, MetricQuery, Scalar, Selector, Test,
 };
 use crate::upstream::{AnswerShare, BoxFuture, Outgoing, Transport};
 use crate::wire::encoding::Encoding;
@@ -156,8 +156,7 @@ impl World {
             limit: None,
             layout: Layout::Raw,
         };
-        let details = Details::default();
-        let answer = self.engine.metric(&details, query, &context).await.unwrap();
+        let answer = self.engine.answer(&query, &context).await.unwrap();
         let took = began.elapsed();
         let hit = answer.cache.lookup == Lookup::Hit;
         assert_eq!(hit, took < Duration::from_millis(1), "{took:?}");

@@ -11,7 +11,7 @@ use crate::engine::tests::{
     Clocks, INTERVAL, Keeping, SETTLE, World, buckets, check, engine_with, layout, query,
 };
 use crate::engine::{Answer, Memory, Selection};
-use crate::model::{Aggregate, Details, Error, Layout, MetricQuery, Statistic};
+use crate::model::{Aggregate, Error, Layout, MetricQuery, Statistic};
 use crate::store::key::{LaneName, Names, ValueKey};
 use crate::store::sim::{Sim, SimFault};
 use crate::store::{Found, Invalidation, Lease, LevelReply, Put};
@@ -203,8 +203,7 @@ impl Fleet {
     async fn ask(&self, member: usize, query: &MetricQuery) -> Result<Answer, Error> {
         let context = self.context(member);
         let (_, world) = &self.members[member];
-        let details = Details::default();
-        world.engine.metric(&details, query.clone(), &context).await
+        world.engine.answer(query, &context).await
     }
 
     pub(super) async fn flush(&self) {

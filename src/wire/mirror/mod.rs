@@ -10,6 +10,7 @@ mod metric_body;
 pub mod points;
 pub mod request;
 pub mod response;
+pub mod timeless;
 mod usual;
 
 /// The header with which a mirror authenticates itself.
