@@ -18,11 +18,16 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use heliostat::clock::{Clock, SystemClock};
 use support::asking::{ALIKE, Ask, DAY, MINUTE, Shape};
 use support::load::{Cache, Client};
+use support::prometheus::{Quick, Range, Request, vector};
 use support::redis::{Redis, shared};
 use support::server::{Kind, Server, was_server};
 use support::upstream::Upstream;
@@ -93,19 +98,7 @@ impl Case {
         ask(WARM_UP);
         // What was fetched has been written.
         std::thread::sleep(Duration::from_millis(500));
-        let counted = |during: &mut dyn FnMut()| {
-            control(&server, "--zero");
-            let began = Instant::now();
-            during();
-            let took = began.elapsed();
-            control(&server, "--dump");
-            let dumps = std::fs::read_dir(folder.path()).unwrap();
-            let dumps = dumps.map(|entry| entry.unwrap().path());
-            let newest = dumps.max_by_key(|path| path.metadata().unwrap().modified().unwrap());
-            let text = std::fs::read_to_string(newest.unwrap()).unwrap();
-            let total = text.lines().find_map(|l| l.strip_prefix("totals: "));
-            (total.unwrap().trim().parse::<f64>().unwrap(), took)
-        };
+        let counted = |during: &mut dyn FnMut()| counted(&server, folder.path(), during);
         let (idle, long) = match self.beats {
             true => counted(&mut || std::thread::sleep(IDLE)),
             false => (0.0, IDLE),
@@ -114,6 +107,98 @@ impl Case {
         let beside = idle * took.as_secs_f64() / long.as_secs_f64();
         ((all - beside) / times as f64) as u64
     }
+}
+
+/// Returns the instructions of `server` and the time `during` something; its dumps are in `folder`.
+fn counted(server: &Server, folder: &Path, during: &mut dyn FnMut()) -> (f64, Duration) {
+    control(server, "--zero");
+    let began = Instant::now();
+    during();
+    let took = began.elapsed();
+    control(server, "--dump");
+    let dumps = std::fs::read_dir(folder).unwrap();
+    let dumps = dumps.map(|entry| entry.unwrap().path());
+    let newest = dumps.max_by_key(|path| path.metadata().unwrap().modified().unwrap());
+    let text = std::fs::read_to_string(newest.unwrap()).unwrap();
+    let total = text.lines().find_map(|l| l.strip_prefix("totals: "));
+    (total.unwrap().trim().parse::<f64>().unwrap(), took)
+}
+
+/// Prints the instructions of hits of Prometheus' API, beside bare hyper with as many bytes.
+fn prometheus() {
+    const MINUTES: i64 = 60;
+    let clock = Arc::new(SystemClock::default());
+    let end = (clock.now() / DAY - 1) * DAY / 1000;
+    let config: &'static str = Quick::start(clock).config().leak();
+    let range = |series| Range {
+        series,
+        lane: 1,
+        start: end - (MINUTES - 1) * 60,
+        end,
+        step: 60,
+    };
+    let ranges = [1, 100].map(|series| {
+        let range = range(series);
+        let request = Request::new("/api/v1/query_range", &range)
+            .of(&range)
+            .to_vec();
+        (
+            format!("range of 60, {series} series"),
+            request,
+            range.length(),
+        )
+    });
+    let query = format!("query=up&time={end}");
+    let request = format!(
+        "POST /api/v1/query HTTP/1.1\r\nhost: bench\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{query}",
+        query.len()
+    );
+    let length = vector(&end.to_string()).len();
+    let instant = ("instant, 1 series".to_owned(), request.into_bytes(), length);
+    println!(
+        "\n{:<32}{:>10}{:>12}",
+        "hits of Prometheus' API", "", "bare hyper"
+    );
+    for (name, request, length) in ranges.into_iter().chain([instant]) {
+        let text = String::from_utf8(request.clone()).unwrap();
+        let path = text.split(' ').nth(1).unwrap();
+        let bare = text.replace(path, &format!("/{length}")).into_bytes();
+        let hit = of_request(Kind::Heliostat(config), &request, length);
+        let limit = of_request(Kind::Bare, &bare, length);
+        println!("{name:<32}{hit:>10}{limit:>12}");
+    }
+}
+
+/// Returns the instructions of a server of this `kind` for one `request`, whose answer has a body of
+/// `length`.
+fn of_request(kind: Kind<'static>, request: &[u8], length: usize) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let out = format!(
+        "--callgrind-out-file={}",
+        folder.path().join("callgrind.out").display()
+    );
+    let server = Server::start_in_valgrind(&["--tool=callgrind", &out], kind);
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let mut answer = vec![0; 1 << 20];
+    let mut ask = |times| {
+        for _ in 0..times {
+            stream.write_all(request).unwrap();
+            let mut filled = 0;
+            let head = loop {
+                filled += stream.read(&mut answer[filled..]).unwrap();
+                let blank = answer[..filled].windows(4).position(|w| w == b"\r\n\r\n");
+                if let Some(blank) = blank.filter(|blank| filled >= blank + 4 + length) {
+                    assert_eq!(filled, blank + 4 + length);
+                    break String::from_utf8_lossy(&answer[..blank]);
+                }
+            };
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        }
+    };
+    ask(WARM_UP);
+    std::thread::sleep(Duration::from_millis(500));
+    let (all, _) = counted(&server, folder.path(), &mut || ask(HITS));
+    (all / HITS as f64) as u64
 }
 
 /// Tells callgrind what to do with what it has counted of `server`.
@@ -188,4 +273,5 @@ fn main() {
         let growth = (weeks as f64 / day as f64 - 1.0) * 100.0;
         println!("{name:<32}{small:>10}{day:>10}{weeks:>10}{growth:>22.1} %");
     }
+    prometheus();
 }

@@ -159,6 +159,24 @@ pub(crate) struct Asked {
     pub(crate) points: AtomicU64,
 }
 
+/// Returns a response with `body`, dated `now` in milliseconds.
+fn answer(now: i64, body: Vec<u8>) -> http::Response<Body> {
+    let now = std::time::UNIX_EPOCH + Duration::from_millis(now as u64);
+    http::Response::builder()
+        .header("content-type", "application/json")
+        .header("date", httpdate::fmt_http_date(now))
+        .body(Body::from(body))
+        .unwrap()
+}
+
+/// Returns the answer to an instant query at `time`: one series.
+pub(crate) fn vector(time: &str) -> Vec<u8> {
+    format!(
+        r#"{{"status":"success","data":{{"resultType":"vector","result":[{{"metric":{{"__name__":"up"}},"value":[{time},"12.34"]}}]}}}}"#
+    )
+    .into_bytes()
+}
+
 /// A Prometheus that answers for any time. Its thread ends with the process.
 pub(crate) struct Quick {
     pub(crate) address: SocketAddr,
@@ -182,16 +200,15 @@ impl Quick {
                 let url = request.uri().query().unwrap_or_default().to_owned();
                 let form = request.into_body().collect().await.unwrap().to_bytes();
                 let form = [&form, &b"&"[..], url.as_bytes()].concat();
+                let mut pairs = form_urlencoded::parse(&form);
+                if let Some((_, time)) = pairs.find(|(name, _)| name == "time") {
+                    return answer(clock.now(), vector(&time));
+                }
                 let range = Range::read(&form);
                 let points = range.points() as u64 * u64::from(range.series);
                 count.calls.fetch_add(1, Ordering::Relaxed);
                 count.points.fetch_add(points, Ordering::Relaxed);
-                let now = std::time::UNIX_EPOCH + Duration::from_millis(clock.now() as u64);
-                http::Response::builder()
-                    .header("content-type", "application/json")
-                    .header("date", httpdate::fmt_http_date(now))
-                    .body(Body::from(range.answer()))
-                    .unwrap()
+                answer(clock.now(), range.answer())
             }
         };
         let never = std::future::pending();
