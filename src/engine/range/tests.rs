@@ -17,7 +17,7 @@ use crate::adapters::prometheus::Prometheus;
 use crate::engine::Lookup;
 use crate::engine::tests::{Clocks, Keeping, engine_over};
 use crate::model::{
-    Aggregate, Condition, Details, Layout, MetricQuery, Scalar, Selector, Step, Test, TimeRange,
+    Aggregate, Condition, Layout, MetricQuery, Scalar, Selector, Step, Test, TimeRange,
 };
 use crate::upstream::{AnswerShare, BoxFuture, Outgoing, Transport};
 use crate::wire::encoding::Encoding;
@@ -525,8 +525,7 @@ fn points_of_an_expression_settle_with_the_newest_sample_that_they_read() {
             };
             for _ in 0..2 {
                 let context = world.clocks.context(Encoding::Identity);
-                let details = Details::default();
-                let answer = world.engine.metric(&details, query.clone(), &context);
+                let answer = world.engine.answer(&query, &context);
                 answer.await.unwrap();
                 world.clocks.pass(5000);
             }
