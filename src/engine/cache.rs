@@ -82,8 +82,8 @@ pub(super) fn count_evictions<K, V>() -> impl Fn(Arc<K>, V, RemovalCause) + Send
     }
 }
 
-/// The bytes of dropped chunks that are freed together: to free each by itself takes a tenth of the time
-/// of refreshing a tail.
+/// The bytes of dropped chunks that are freed together: each refresh of a tail drops one, and to free it by
+/// itself is work for all threads.
 const FREED_TOGETHER: u64 = 1 << 20;
 
 /// Chunks of all lanes.

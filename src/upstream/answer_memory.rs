@@ -49,7 +49,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const MAPPED: usize = 33 << 20;
 
 /// Buffers that are kept for the next long answer, and the longest answer after which one is: fresh memory
-/// costs a fault for each page, a third of the time in which a megabyte is received.
+/// costs a fault for each page.
 const SPARE_BUFFERS: usize = 2;
 const SPARE_BYTES: usize = 2 << 20;
 
