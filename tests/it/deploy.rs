@@ -27,7 +27,10 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 
 /// Returns all metrics. Histograms are recognised by their unit.
 fn metrics() -> BTreeSet<String> {
-    let source = read("src/telemetry/metrics.rs");
+    let files = ["metrics.rs", "upstream_metrics.rs"];
+    let source = files
+        .map(|file| read(&format!("src/telemetry/{file}")))
+        .concat();
     let names = source.split('"').filter(|t| t.starts_with("heliostat_"));
     let mut all: BTreeSet<String> = names.map(str::to_owned).collect();
     assert!(all.len() > 15, "{all:?}");

@@ -179,10 +179,10 @@ impl AddressState {
         self.silent_since + SILENT.max(usual.saturating_mul(SILENT_TIMES))
     }
 
-    /// Returns whether it has failed since its last answer; if it is the only one, no longer ago than a
-    /// breaker stays open, as nobody asks whether it is well then.
+    /// Returns whether it has failed since its last answer, no longer ago than a breaker stays
+    /// open.
     pub(super) fn is_suspect(&self, now: Instant, policy: BreakerPolicy) -> bool {
-        let fails = |at| !policy.alone || now.saturating_duration_since(at) < policy.open;
+        let fails = |at| now.saturating_duration_since(at) < policy.open;
         self.last_failure.is_some_and(fails)
     }
 
