@@ -29,7 +29,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 fn metrics() -> BTreeSet<String> {
     let files = ["metrics.rs", "upstream_metrics.rs"];
     let source = files
-        .map(|file| read(&format!("src/telemetry/{file}")))
+        .map(|file| read(format!("src/telemetry/{file}")))
         .concat();
     let names = source.split('"').filter(|t| t.starts_with("heliostat_"));
     let mut all: BTreeSet<String> = names.map(str::to_owned).collect();
