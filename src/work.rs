@@ -35,16 +35,8 @@ static QUEUE: LazyLock<Sender<WorkItem>> = LazyLock::new(|| {
     sender
 });
 
-/// The niceness of the threads for work: where processors are short, they get a third of the share of those
-/// that serve connections.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 5;
-
 /// Does one job after the other as long as the process lives.
 fn serve(jobs: &Mutex<Receiver<WorkItem>>) {
-    // On Linux it is that of the calling thread. Without it, the work is done all the same.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::nice(NICENESS);
     loop {
         // The lock is free again before the job begins.
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
