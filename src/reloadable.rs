@@ -2,7 +2,7 @@
 //!
 //! There is no watcher: readers of the value have the files checked, at most every [`CHECK_EVERY`]. This
 //! works wherever files can be read, mounted secrets included. A thread of its own reads them, as they may
-//! be on a mount that hangs: the reader waits for it once, for [`PATIENCE`], and from then on uses the value
+//! be on a mount that hangs: the reader waits for it once, for a second at most, and from then on uses the value
 //! there is until the files answer.
 
 use std::fmt;
