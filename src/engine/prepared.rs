@@ -11,7 +11,7 @@ pub struct PreparedQuery {
     pub(super) lane: Lane,
     /// Most points in an answer.
     pub(super) limit: usize,
-    /// What the backend would bill for it; where it bills by the answer, the least.
+    /// The units that the backend would bill for it; where it bills by the answer, the least.
     pub(super) units: u32,
     /// The client's own limit for the request.
     pub(crate) timeout: Option<Duration>,

@@ -26,7 +26,7 @@ const HTTP2: &[u8] = b"PRI ";
 #[derive(Debug)]
 pub(super) struct LenientStream<S> {
     stream: S,
-    /// What has been read of it already.
+    /// The bytes of it that have been read already.
     first: Vec<u8>,
     requests: Requests,
     /// Bytes for the library that found no room in its buffer, and how many of them it has.

@@ -294,7 +294,7 @@ impl GrowingAnswers {
 #[derive(Debug)]
 pub struct AnswerShare {
     memory: Arc<AnswerMemory>,
-    /// What its call has built of earlier answers.
+    /// The charges for data that its call has built of earlier answers.
     kept: Charges,
     max: usize,
     deadline: Instant,

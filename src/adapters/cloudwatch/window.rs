@@ -23,7 +23,7 @@ const FILLS: [&str; 2] = ["LINEAR", "REPEAT"];
 /// Functions that make one series of several, and one number of all points of a single series.
 const REDUCING: [&str; 5] = ["AVG", "MAX", "MIN", "STDDEV", "SUM"];
 
-/// What is open within an expression.
+/// A construct that is open within an expression.
 #[derive(Default)]
 struct Open<'a> {
     /// The reducing function whose argument it is.

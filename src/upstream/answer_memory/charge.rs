@@ -1,4 +1,4 @@
-//! What is charged once an answer has been read: its body, and what is built of it.
+//! The charges for an answer that has been read: for its body, and for the data that is built of it.
 
 use std::sync::Arc;
 

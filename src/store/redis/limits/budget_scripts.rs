@@ -1,6 +1,6 @@
 //! The parts of a beat that divide budgets.
 //!
-//! What has to hold is, for each window (an hour, day or month of a budget): all that replicas were
+//! For each window (an hour, day or month of a budget) this has to hold: all that replicas were
 //! granted of it or may use of it unseen, those that are gone included, is never more than is allowed.
 //!
 //! 1. A replica may begin a window of which it was told nothing with the least share that it had
