@@ -345,6 +345,11 @@ impl Claim {
         }
     }
 
+    /// Returns the client; `None` is a trusted proxy.
+    pub(super) fn client(&self) -> Option<IpAddr> {
+        self.client
+    }
+
     /// Returns whether it holds any bytes.
     pub(super) fn holds(&self) -> bool {
         !matches!(self.bytes.load(Ordering::Acquire), 0 | GONE)

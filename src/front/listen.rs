@@ -1,12 +1,13 @@
 //! Connections: HTTP/1.1 and HTTP/2 on one port, with or without TLS, and a graceful end.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,6 +21,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
@@ -28,6 +30,7 @@ use super::admission::{Claim, Full, Shares};
 use super::body::Body;
 use super::lenient::LenientStream;
 use super::stream::{HeadTimer, TimeoutStream};
+use super::turns::Turns;
 use crate::telemetry::metrics;
 
 /// The longest that a connection may take to send a request's head. It is also the time for which
@@ -55,6 +58,10 @@ const HEAD_BUFFER: usize = 64 << 10;
 /// with the usual 128 a burst of one client kept others waiting.
 const BACKLOG: u32 = 4096;
 
+/// Most connections that begin at once, for each processor: that read what has come first, answer it, or agree
+/// on keys. They do not stop before they wait for something, so this is the work that is in front of others.
+const BEGINNING: usize = 2;
+
 /// Bounds of HTTP/2: requests at once on a connection, bytes of a request's head, and bytes of
 /// bodies that a stream and a connection may send ahead.
 const STREAMS: u32 = 256;
@@ -68,10 +75,11 @@ const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes that are read at a time before the protocol is known.
 const FIRST_BYTES: usize = 512;
 
-/// The HTTP library's settings.
+/// The HTTP library's settings, and the turns of connections that begin.
 struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
+    turns: Turns,
 }
 
 /// The settings of a listener.
@@ -141,9 +149,11 @@ pub async fn serve<H, F>(
     H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    let processors = available_parallelism().map_or(1, usize::from);
     let mut protocols = Protocols {
         http1: http1::Builder::new(),
         http2: http2::Builder::new(TokioExecutor::new()),
+        turns: Turns::new(BEGINNING * processors, usize::MAX),
     };
     protocols
         .http1
@@ -200,10 +210,7 @@ pub async fn serve<H, F>(
     let (open, _) = shares.totals();
     // Nobody hears of it if there is no connection.
     let _ = stopping.send(());
-    if tokio::time::timeout(drain, stopping.closed())
-        .await
-        .is_err()
-    {
+    if timeout(drain, stopping.closed()).await.is_err() {
         warn!(
             open,
             "some connections were still busy at the end of the drain"
@@ -228,28 +235,51 @@ async fn serve_connection<H, F>(
     protocols: Arc<Protocols>,
     handler: H,
     connection: Arc<Connection>,
-    stop: watch::Receiver<()>,
+    mut stop: watch::Receiver<()>,
 ) where
     H: Fn(Request<Incoming>, Arc<Connection>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let peer = connection.peer;
     let claim = connection.claim.clone();
-    let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
     let served = async {
-        match tls {
-            None => serve_requests(stream, &protocols, handler, connection, stop).await,
-            Some(tls) => {
-                let accept = Box::pin(TlsAcceptor::from(tls).accept(stream));
-                match tokio::time::timeout(HANDSHAKE, accept).await {
-                    Ok(Ok(stream)) => {
-                        let stream = Box::new(stream);
-                        serve_requests(stream, &protocols, handler, connection, stop).await;
+        // Until something comes, it has nothing to begin with.
+        let silence = tls.as_ref().map_or(HEAD_TIMEOUT, |_| HANDSHAKE);
+        let arrived = tokio::select! {
+            biased;
+            arrived = timeout(silence, stream.readable()) => matches!(arrived, Ok(Ok(()))),
+            _ = stop.changed() => false,
+        };
+        if !arrived {
+            debug!(%peer, "a connection ended: nothing came on it");
+            return;
+        }
+        let Ok(turn) = protocols.turns.take(claim.client()).await else {
+            return;
+        };
+        let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
+        let mut served = pin!(async {
+            match tls {
+                None => serve_requests(stream, &protocols, handler, connection, stop).await,
+                Some(tls) => {
+                    let accept = Box::pin(TlsAcceptor::from(tls).accept(stream));
+                    match timeout(HANDSHAKE, accept).await {
+                        Ok(Ok(stream)) => {
+                            let stream = Box::new(stream);
+                            serve_requests(stream, &protocols, handler, connection, stop).await;
+                        }
+                        Ok(Err(e)) => debug!(%peer, "TLS handshake failed: {e}"),
+                        Err(_) => debug!(%peer, "TLS handshake took too long"),
                     }
-                    Ok(Err(e)) => debug!(%peer, "TLS handshake failed: {e}"),
-                    Err(_) => debug!(%peer, "TLS handshake took too long"),
                 }
             }
+        });
+        let begun = poll_fn(|context| Poll::Ready(served.as_mut().poll(context))).await;
+        // The runtime looks for what others have sent before the next one begins.
+        yield_now().await;
+        drop(turn);
+        if begun.is_pending() {
+            served.await;
         }
     };
     tokio::select! {
@@ -276,7 +306,7 @@ async fn serve_requests<S, H, F>(
 {
     let Some(first) = first_bytes(&mut stream, &mut stop).await else {
         // It ends now in any case.
-        let _ = std::future::poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
+        let _ = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
         return;
     };
     let peer = connection.peer;
@@ -326,7 +356,7 @@ async fn first_bytes<S: AsyncRead + Unpin>(
     stop: &mut watch::Receiver<()>,
 ) -> Option<Vec<u8>> {
     let mut first = Vec::new();
-    let read = std::future::poll_fn(|context| {
+    let read = poll_fn(|context| {
         while HTTP2.starts_with(&first) && first.len() < HTTP2.len() {
             let mut space = [0; FIRST_BYTES];
             let mut space = ReadBuf::new(&mut space);

@@ -1,6 +1,7 @@
 //! The front: listens, admits, routes, and turns answers and errors into HTTP.
 //!
 //! - `listen`, `stream`, `lenient`: connections, how they end, and request targets that need encoding
+//! - `turns`: work that begins in turn of its clients
 //! - `service`: what each request gets: admission, a deadline, the log line and metrics
 //! - `answer`: how an admitted request is read, and given to its API
 //! - `router`, `path`: which path asks for what
@@ -43,6 +44,7 @@ mod service;
 mod status;
 mod stream;
 mod traffic;
+mod turns;
 
 pub use auth::{AccessControl, Api, Credentials, Rules};
 pub use body::{Body, BodyLimits, read_body};

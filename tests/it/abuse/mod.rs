@@ -171,6 +171,15 @@ pub(super) struct Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<_> = log.lines().rev().take(5).collect();
+            let ended = self.process.try_wait();
+            println!(
+                "the last lines of the log of {}, {ended:?}: {lines:#?}",
+                self.address
+            );
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

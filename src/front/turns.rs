@@ -1,0 +1,186 @@
+//! Work of clients that begins in turn: few at once, and those of a client that wait form a line.
+//!
+//! The lines take turns, so a client with a thousand waiting delays another by what was begun, and one more.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::fast::RandomState;
+use tokio::sync::oneshot;
+
+/// The key of a client's share, or of all trusted proxies together.
+type Client = Option<IpAddr>;
+
+/// Places for so much work at once, and the lines of the clients that wait for one.
+#[derive(Clone, Debug)]
+pub(super) struct Turns(Arc<Mutex<Queue>>);
+
+#[derive(Debug)]
+struct Queue {
+    /// Places that nobody has.
+    free: usize,
+    /// Most that wait.
+    most: usize,
+    waiting: usize,
+    /// Those that wait, by client, each from the oldest to the newest. None is empty.
+    lines: HashMap<Client, VecDeque<oneshot::Sender<Turn>>, RandomState>,
+    /// The clients of the lines; the first is next.
+    order: VecDeque<Client>,
+}
+
+/// A place; the next in the queue gets it when it is dropped.
+#[derive(Debug)]
+pub(super) struct Turn(Turns);
+
+/// The error where there is no room to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let next = self.0.queue().next();
+        if let Some(next) = next {
+            // Where nobody waits any more, it is dropped there and passed on.
+            let _ = next.send(Self(self.0.clone()));
+        }
+    }
+}
+
+impl Turns {
+    /// Returns `places`, for which at most `most` wait.
+    pub(super) fn new(places: usize, most: usize) -> Self {
+        Self(Arc::new(Mutex::new(Queue {
+            free: places,
+            most,
+            waiting: 0,
+            lines: HashMap::default(),
+            order: VecDeque::new(),
+        })))
+    }
+
+    /// Returns a place once it is the turn of `client`; `None` are trusted proxies.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] if as many wait as may, and no client has a longer line.
+    pub(super) async fn take(&self, client: Client) -> Result<Turn, NoRoom> {
+        let turn = self.queue().enter(client)?;
+        match turn {
+            None => Ok(Turn(self.clone())),
+            Some(turn) => turn.await.map_err(|_| NoRoom),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn free(&self) -> usize {
+        self.queue().free
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Each change leaves a sound queue, so it is sound even after a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// Takes a free place for `client`, or lets it wait in its line. If as many wait as may, the newest of the
+    /// longest line gives way to a client that has fewer.
+    fn enter(&mut self, client: Client) -> Result<Option<oneshot::Receiver<Turn>>, NoRoom> {
+        if let Some(free) = self.free.checked_sub(1) {
+            self.free = free;
+            return Ok(None);
+        }
+        if self.waiting >= self.most {
+            self.forget_those_who_left();
+        }
+        if self.waiting >= self.most {
+            let own = 1 + self.lines.get(&client).map_or(0, VecDeque::len);
+            let longest = self.lines.values_mut().max_by_key(|line| line.len());
+            let longest = longest.filter(|line| line.len() > own).ok_or(NoRoom)?;
+            longest.pop_back();
+            self.waiting -= 1;
+        }
+        let (sender, turn) = oneshot::channel();
+        let line = self.lines.entry(client).or_default();
+        if line.is_empty() {
+            self.order.push_back(client);
+        }
+        line.push_back(sender);
+        self.waiting += 1;
+        Ok(Some(turn))
+    }
+
+    /// Removes and returns the next; if none waits, there is a free place more.
+    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+        while let Some(client) = self.order.pop_front() {
+            let Some(line) = self.lines.get_mut(&client) else {
+                continue;
+            };
+            let next = line.pop_front();
+            if line.is_empty() {
+                self.lines.remove(&client);
+            } else {
+                self.order.push_back(client);
+            }
+            if next.is_some() {
+                self.waiting -= 1;
+                return next;
+            }
+        }
+        self.free += 1;
+        None
+    }
+
+    fn forget_those_who_left(&mut self) {
+        self.lines.retain(|_, line| {
+            line.retain(|sender| !sender.is_closed());
+            !line.is_empty()
+        });
+        self.order.retain(|client| self.lines.contains_key(client));
+        self.waiting = self.lines.values().map(VecDeque::len).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    fn client(last: u8) -> Client {
+        Some([192, 0, 2, last].into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_take_turns() {
+        let turns = Turns::new(2, usize::MAX);
+        let begun = Mutex::new(Vec::new());
+        let work = |of: u8| {
+            let (turns, begun) = (&turns, &begun);
+            async move {
+                let _turn = turns.take(client(of)).await.unwrap();
+                begun.lock().unwrap().push(of);
+                tokio::task::yield_now().await;
+            }
+        };
+        join_all([1, 1, 1, 1, 1, 1, 2, 3, 2].map(work)).await;
+        assert_eq!(*begun.lock().unwrap(), [1, 1, 1, 2, 3, 1, 2, 1, 1]);
+        assert_eq!((turns.free(), turns.queue().waiting), (2, 0));
+        assert!(turns.queue().lines.is_empty() && turns.queue().order.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_turn_of_one_who_left_is_passed_on() {
+        let turns = Turns::new(1, usize::MAX);
+        let first = turns.take(client(1)).await.unwrap();
+        let mut left = Box::pin(turns.take(client(1)));
+        let mut stays = Box::pin(turns.take(client(2)));
+        assert!((&mut left).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
+        drop(left);
+        drop(first);
+        drop(stays.await.unwrap());
+        assert_eq!(turns.free(), 1);
+    }
+}
