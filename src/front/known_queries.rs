@@ -22,10 +22,10 @@ const MOST: u64 = 16 << 10;
 pub(super) struct KnownQueries {
     hasher: RandomState,
     /// A power of two of them.
-    places: Box<[Mutex<Option<Known>>]>,
+    places: Box<[Mutex<Option<KnownQuery>>]>,
 }
 
-struct Known {
+struct KnownQuery {
     before: Box<[u8]>,
     after: Box<[u8]>,
     query: Arc<PreparedQuery>,
@@ -41,7 +41,7 @@ impl KnownQueries {
         }
     }
 
-    fn place(&self, body: &Timeless<'_>) -> Option<MutexGuard<'_, Option<Known>>> {
+    fn place(&self, body: &Timeless<'_>) -> Option<MutexGuard<'_, Option<KnownQuery>>> {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(body.before);
         hasher.write(body.after);
@@ -69,7 +69,7 @@ impl KnownQueries {
         let Some(body) = body.and_then(Timeless::of).filter(Timeless::is_certain) else {
             return;
         };
-        let known = Known {
+        let known = KnownQuery {
             before: body.before.into(),
             after: body.after.into(),
             query: query.clone(),

@@ -24,20 +24,20 @@ struct Queue {
     most: usize,
     waiting: usize,
     /// Those that wait, by client, each from the oldest to the newest. None is empty.
-    lines: HashMap<Client, VecDeque<oneshot::Sender<Turn>>, RandomState>,
+    lines: HashMap<Client, VecDeque<oneshot::Sender<TakenTurn>>, RandomState>,
     /// The clients of the lines; the first is next.
     order: VecDeque<Client>,
 }
 
 /// A place; the next in the queue gets it when it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn(Turns);
+pub(super) struct TakenTurn(Turns);
 
 /// The error where there is no room to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoRoom;
 
-impl Drop for Turn {
+impl Drop for TakenTurn {
     fn drop(&mut self) {
         let next = self.0.queue().next();
         if let Some(next) = next {
@@ -64,10 +64,10 @@ impl Turns {
     /// # Errors
     ///
     /// [`NoRoom`] if as many wait as may, and no client has a longer line.
-    pub(super) async fn take(&self, client: Client) -> Result<Turn, NoRoom> {
+    pub(super) async fn take(&self, client: Client) -> Result<TakenTurn, NoRoom> {
         let turn = self.queue().enter(client)?;
         match turn {
-            None => Ok(Turn(self.clone())),
+            None => Ok(TakenTurn(self.clone())),
             Some(turn) => turn.await.map_err(|_| NoRoom),
         }
     }
@@ -86,7 +86,7 @@ impl Turns {
 impl Queue {
     /// Takes a free place for `client`, or lets it wait in its line. If as many wait as may, the newest of the
     /// longest line gives way to a client that has fewer.
-    fn enter(&mut self, client: Client) -> Result<Option<oneshot::Receiver<Turn>>, NoRoom> {
+    fn enter(&mut self, client: Client) -> Result<Option<oneshot::Receiver<TakenTurn>>, NoRoom> {
         if let Some(free) = self.free.checked_sub(1) {
             self.free = free;
             return Ok(None);
@@ -112,7 +112,7 @@ impl Queue {
     }
 
     /// Removes and returns the next; if none waits, there is a free place more.
-    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+    fn next(&mut self) -> Option<oneshot::Sender<TakenTurn>> {
         while let Some(client) = self.order.pop_front() {
             let Some(line) = self.lines.get_mut(&client) else {
                 continue;
