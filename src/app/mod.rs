@@ -158,7 +158,7 @@ impl App {
             networks: config.target_networks.clone(),
         };
         let guarded: Arc<dyn Transport> = Arc::new(Http::guarded(guard).map_err(StartError)?);
-        let make = move |name, url: TargetUrl, shared: Option<SharedLimits>| {
+        let make = move |name, url: TargetUrl, identity, shared: Option<SharedLimits>| {
             let settings = config::Upstream::target(name, url.clone());
             let connection = Connection {
                 transport: guarded.clone(),
@@ -167,7 +167,7 @@ impl App {
                 signer: None,
             };
             let own = shared.is_none();
-            let upstream = builder.upstream(&settings, vec![url], connection, None, shared);
+            let upstream = builder.upstream(&settings, vec![url], connection, identity, shared);
             if own {
                 upstream.client.start(None);
             }
@@ -221,12 +221,14 @@ impl App {
                 made.upstream.client.start(old.map(|old| &old.client));
             }
         }
-        if let Some(before) = before
-            && before.config.targets == config.targets
-            && before.config.target_networks == config.target_networks
-        {
-            upstreams.keep_targets_of(before.engine.registry());
-        }
+        let upstreams = match before {
+            None => upstreams,
+            Some(before) => {
+                let same = before.config.targets == config.targets
+                    && before.config.target_networks == config.target_networks;
+                upstreams.succeeding(before.engine.registry(), same)
+            }
+        };
         let memory = match before {
             Some(before) => before.engine.memory(),
             None if levels.is_empty() => Memory::new(config.cache_memory),
@@ -330,9 +332,11 @@ impl UpstreamBuilder {
             .map_err(StartError)?,
             api_key,
         };
+        let same = old.filter(|old| old.settings.has_data_of(settings));
+        let identity = same.map_or_else(Identity::new, |old| old.upstream.identity.clone());
         Ok(BuiltUpstream {
             settings: settings.clone(),
-            upstream: self.upstream(settings, urls, connection, old, None),
+            upstream: self.upstream(settings, urls, connection, identity, None),
             demo,
         })
     }
@@ -342,7 +346,7 @@ impl UpstreamBuilder {
         settings: &config::Upstream,
         urls: Vec<TargetUrl>,
         connection: Connection,
-        old: Option<&BuiltUpstream>,
+        identity: Identity,
         shared: Option<SharedLimits>,
     ) -> Arc<Upstream> {
         let reading = &settings.reading;
@@ -418,9 +422,8 @@ impl UpstreamBuilder {
             metrics: metrics.clone(),
             clock: self.clock.clone(),
         });
-        let same = old.filter(|old| old.settings.has_data_of(settings));
         let upstream = Arc::new(Upstream {
-            identity: same.map_or_else(Identity::new, |old| old.upstream.identity.clone()),
+            identity,
             stored_as: stored_as::stored_as(settings),
             freshness: settings.freshness,
             reading: reading.clone(),

@@ -224,6 +224,11 @@ fn applied(before: &App, app: &App) -> Applied {
             applied.removed.push(name.clone());
         }
     }
+    for pattern in &before.config.targets {
+        if !app.config.targets.contains(pattern) {
+            metrics::upstream_gone(&pattern.to_string());
+        }
+    }
     applied
 }
 

@@ -345,9 +345,7 @@ impl Engine {
     /// Sets the gauges of `/metrics`; called when they are read.
     pub fn observe(&self) {
         self.memory.cache.observe(self.memory.others());
-        for upstream in self.upstreams() {
-            upstream.client.observe();
-        }
+        self.registry.observe();
         if let Some(second) = &self.memory.second {
             second.observe();
         }

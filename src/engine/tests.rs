@@ -319,7 +319,7 @@ pub(super) fn engine_limited(
         client,
         metrics,
     });
-    let none = Box::new(|_, _, _| unreachable!("no targets are allowed"));
+    let none = Box::new(|_, _, _, _| unreachable!("no targets are allowed"));
     let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
     Engine::new(registry, memory, 100_000, clock.clone())
 }

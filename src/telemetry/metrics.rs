@@ -65,7 +65,7 @@ const BUILD_INFO: &str = "heliostat_build_info";
 pub use super::level_metrics::{DiskMetrics, LevelMetrics, limit_share, shared_level, unreadable};
 pub use super::unit_metrics::UnitMetrics;
 pub use super::upstream_metrics::{
-    Count, Failure, UpstreamMetrics, UpstreamTotals, answer_bytes, upstream_gone,
+    Count, Failure, UpstreamMetrics, UpstreamTotals, answer_bytes, breakers_open, upstream_gone,
 };
 
 /// Bounds of histogram buckets. A hit takes some tens of microseconds, so they start there.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-/// Names of upstreams that are gone. The registry keeps their series, so that a counter goes on if the
+/// Names of upstreams, and patterns of targets, that are gone. The registry keeps their series, so that a counter goes on if the
 /// name comes back; until then they are not shown.
 static GONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
@@ -35,8 +35,10 @@ fn without(gone: &BTreeSet<String>, text: String) -> String {
         return text;
     }
     let shown = |line: &&str| {
-        let named = line.split_once("upstream=\"").map(|(_, rest)| rest);
-        let name = named.and_then(|rest| rest.split('"').next());
+        // The files of an upstream are called `upstream NAME …`.
+        let named = line.split_once("upstream=\"");
+        let named = named.or_else(|| line.split_once("what=\"upstream "));
+        let name = named.and_then(|(_, rest)| rest.split(['"', ' ']).next());
         name.is_none_or(|name| line.starts_with('#') || !gone.contains(name))
     };
     text.split_inclusive('\n').filter(shown).collect()
@@ -48,9 +50,9 @@ mod tests {
 
     #[test]
     fn series_of_upstreams_that_are_gone_are_not_shown() {
-        let text = "# HELP a upstream=\"x\"\na{upstream=\"x\"} 1\na{upstream=\"xy\"} 2\nb{le=\"1\",upstream=\"x\"} 3\nc 4\n";
+        let text = "# HELP a upstream=\"x\"\na{upstream=\"x\"} 1\na{upstream=\"xy\"} 2\nb{le=\"1\",upstream=\"x\"} 3\nc 4\nd{what=\"upstream x tls\"} 1\nd{what=\"upstream xy tls\"} 1\nd{what=\"x\"} 1\n";
         let gone = BTreeSet::from(["x".to_owned()]);
-        let shown = "# HELP a upstream=\"x\"\na{upstream=\"xy\"} 2\nc 4\n";
+        let shown = "# HELP a upstream=\"x\"\na{upstream=\"xy\"} 2\nc 4\nd{what=\"upstream xy tls\"} 1\nd{what=\"x\"} 1\n";
         assert_eq!(without(&gone, text.to_owned()), shown);
         assert_eq!(without(&BTreeSet::new(), text.to_owned()), text);
     }

@@ -111,8 +111,6 @@ pub struct UpstreamMetrics {
     pub in_flight: Gauge,
     /// Attempts that were retries.
     pub retries: Counter,
-    /// URLs whose circuit breaker is open.
-    pub breaker_open: Gauge,
     /// Seconds for which a change of what is used of budgets has waited to be written.
     pub state_unsaved: Gauge,
     /// Requests that waited for another request's fetch.
@@ -164,14 +162,12 @@ impl UpstreamMetrics {
             queue_seconds: histogram!(QUEUE_SECONDS, "upstream" => upstream()),
             in_flight: gauge!(IN_FLIGHT, "upstream" => upstream()),
             retries: counter!(RETRIES, "upstream" => upstream()),
-            breaker_open: gauge!(BREAKER_OPEN, "upstream" => upstream()),
             state_unsaved: gauge!(STATE_UNSAVED, "upstream" => upstream()),
             coalesced: counter!(COALESCED, "upstream" => upstream()),
             calls: Arc::default(),
             failing: Arc::default(),
         };
         // Counters start at 0, so that the first increment can be alerted on.
-        metrics.breaker_open.set(0.0);
         metrics.state_unsaved.set(0.0);
         // A replaced upstream of this name may still have calls in flight.
         metrics.in_flight.increment(0.0);
@@ -352,9 +348,14 @@ fn dropped(upstream: &str, reason: &'static str) -> Counter {
     counter!(DROPPED, "upstream" => upstream.to_owned(), "reason" => reason)
 }
 
-/// Records that the upstream `name` was removed: none of its breakers is open, and its series are
-/// no longer shown.
+/// Sets the number of URLs of the upstream `name`, or of all targets that the pattern `name` allows,
+/// whose circuit breaker is open.
+pub fn breakers_open(name: &str, open: usize) {
+    gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(open as f64);
+}
+
+/// Records that the upstream or pattern of targets `name` was removed: its series are no longer
+/// shown.
 pub fn upstream_gone(name: &str) {
-    gauge!(BREAKER_OPEN, "upstream" => name.to_owned()).set(0.0);
     removed::add(name);
 }

@@ -122,6 +122,19 @@ pub struct SharedLimits {
     budgets: Arc<Budgets>,
 }
 
+impl SharedLimits {
+    /// Returns whether these are `other`.
+    pub(super) fn are(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.budgets, &other.budgets)
+    }
+
+    /// Returns whether no upstream has these, and others made now would allow no more calls. For
+    /// limits without budgets.
+    pub(super) fn are_as_new(&self) -> bool {
+        Arc::strong_count(&self.budgets) == 1 && self.limiter.has_whole_burst()
+    }
+}
+
 /// The parts of an [`UpstreamClient`].
 pub struct ClientConfig {
     /// Sends the requests.

@@ -4,16 +4,25 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::connections::UrlOrigin;
-use super::{Forward, SharedLimits, Upstream};
+use super::{Forward, Identity, SharedLimits, Upstream};
 use crate::model::{Details, Error, Kind, Pattern, TargetUrl};
+use crate::telemetry::metrics;
 
-/// Builds the upstream for an allowed target; the name is for its metrics. It shares the limits of
-/// another with the same host, if there is one.
+/// Builds the upstream for an allowed target, with this identity of its data; the name is for its
+/// metrics. It shares the limits of another with the same host, if there is one.
 pub type TargetFactory =
-    Box<dyn Fn(String, TargetUrl, Option<SharedLimits>) -> Arc<Upstream> + Send + Sync>;
+    Box<dyn Fn(String, TargetUrl, Identity, Option<SharedLimits>) -> Arc<Upstream> + Send + Sync>;
 
 /// Most targets that are known at once besides the configured upstreams.
 const MAX_TARGETS: usize = 256;
+
+/// Most hosts whose limits are known at once besides those of configured upstreams. Limits of hosts
+/// that nobody calls are kept until they are as new.
+const MAX_HOSTS: usize = 4 * MAX_TARGETS;
+
+/// The limits of hosts that only targets lead to. They outlive the targets, and reloads: a host has
+/// a burst once, however often its targets are built.
+type HostLimits = Mutex<HashMap<UrlOrigin, SharedLimits>>;
 
 /// The configured upstreams, and targets that connection details may name by themselves.
 pub struct Registry {
@@ -22,6 +31,7 @@ pub struct Registry {
     allow: Vec<Pattern>,
     make: TargetFactory,
     targets: Mutex<HashMap<TargetUrl, Arc<Upstream>>>,
+    hosts: Arc<HostLimits>,
 }
 
 impl Registry {
@@ -38,13 +48,49 @@ impl Registry {
             allow,
             make,
             targets: Mutex::default(),
+            hosts: Arc::default(),
         }
     }
 
-    /// Takes over the targets of `before`, which this replaces.
-    pub fn keep_targets_of(&self, before: &Self) {
+    /// Makes this the successor of `before`: limits of targets count on, and targets that are still
+    /// allowed keep their data. They are built anew, unless their settings are the `same` and
+    /// their host has the same limits as before.
+    pub fn succeeding(mut self, before: &Self, same: bool) -> Self {
+        self.hosts = before.hosts.clone();
         let known = before.targets().clone();
-        *self.targets() = known;
+        let mut targets = HashMap::new();
+        for (url, old) in known {
+            let Some(pattern) = self.allowing(&url) else {
+                continue;
+            };
+            // They are others where an upstream with this host was added, changed or removed.
+            let Ok(limits) = self.limits(&url) else {
+                continue;
+            };
+            let mine = old.client.shared_limits();
+            let target = match &limits {
+                Some(limits) if same && limits.are(&mine) => old,
+                _ => self.build(pattern, &url, old.identity.clone(), limits),
+            };
+            targets.insert(url, target);
+        }
+        self.targets = Mutex::new(targets);
+        self
+    }
+
+    /// Sets the gauges that change with time alone.
+    pub fn observe(&self) {
+        let patterns = self.allow.iter().map(|pattern| (pattern.to_string(), 0));
+        let mut open: HashMap<String, usize> = patterns.collect();
+        for upstream in &self.upstreams {
+            upstream.client.observe();
+        }
+        for upstream in self.upstreams.iter().chain(self.targets().values()) {
+            *open.entry(upstream.name().to_owned()).or_default() += upstream.client.open_breakers();
+        }
+        for (name, open) in open {
+            metrics::breakers_open(&name, open);
+        }
     }
 
     /// Returns the identities of all that is known.
@@ -103,8 +149,12 @@ impl Registry {
             .ok_or_else(|| denied("connectionDetails", "there is no default upstream".into()))
     }
 
+    fn allowing(&self, url: &TargetUrl) -> Option<&Pattern> {
+        self.allow.iter().find(|pattern| pattern.allows(url))
+    }
+
     fn target(&self, url: &TargetUrl) -> Result<Arc<Upstream>, Error> {
-        let Some(pattern) = self.allow.iter().find(|p| p.allows(url)) else {
+        let Some(pattern) = self.allowing(url) else {
             let message = format!(
                 "the target {url} is not allowed: add \"{}:{}\" to `allow` in the section [targets], or configure an [[upstream]] with this address",
                 url.host(),
@@ -118,24 +168,64 @@ impl Registry {
             return Ok(known.clone());
         }
         if targets.len() >= MAX_TARGETS {
-            // Nobody uses those now; their limits start afresh with the next request.
+            // Nobody uses those now.
             targets.retain(|_, upstream| Arc::strong_count(upstream) > 1);
         }
         if targets.len() >= MAX_TARGETS {
             let message = format!("{MAX_TARGETS} targets are in use at once");
             return Err(Error::new(Kind::Overloaded, message));
         }
-        let origin = UrlOrigin::of(url.as_str());
-        let same_host = |u: &&Arc<Upstream>| {
-            let mut urls = u.client.urls();
-            urls.any(|url| UrlOrigin::of(url.as_str()) == origin)
-        };
-        let beside = self.upstreams.iter().find(same_host);
-        let beside = beside.or_else(|| targets.values().find(same_host));
-        let shared = beside.map(|upstream| upstream.client.shared_limits());
-        let made = (self.make)(pattern.to_string(), url.clone(), shared);
+        let limits = self.limits(url)?;
+        let made = self.build(pattern, url, Identity::new(), limits);
         targets.insert(url.clone(), made.clone());
         Ok(made)
+    }
+
+    /// Returns the limits of the host of `url`, if it has any; fails if there is no room for new ones.
+    fn limits(&self, url: &TargetUrl) -> Result<Option<SharedLimits>, Error> {
+        let origin = UrlOrigin::of(url.as_str());
+        let mut configured = self.upstreams.iter().filter(|u| {
+            let mut urls = u.client.urls();
+            urls.any(|url| UrlOrigin::of(url.as_str()) == origin)
+        });
+        if let Some(upstream) = configured.next() {
+            return Ok(Some(upstream.client.shared_limits()));
+        }
+        let mut hosts = self.hosts();
+        if let Some(limits) = hosts.get(&origin) {
+            return Ok(Some(limits.clone()));
+        }
+        if hosts.len() >= MAX_HOSTS {
+            hosts.retain(|_, limits| !limits.are_as_new());
+        }
+        if hosts.len() >= MAX_HOSTS {
+            let message = format!("{MAX_HOSTS} hosts of targets are in use at once");
+            return Err(Error::new(Kind::Overloaded, message));
+        }
+        Ok(None)
+    }
+
+    /// Builds the target `url` that `pattern` allows, and takes in its limits if it has no `limits` of
+    /// its host.
+    fn build(
+        &self,
+        pattern: &Pattern,
+        url: &TargetUrl,
+        identity: Identity,
+        limits: Option<SharedLimits>,
+    ) -> Arc<Upstream> {
+        let new = limits.is_none();
+        let made = (self.make)(pattern.to_string(), url.clone(), identity, limits);
+        if new {
+            let origin = UrlOrigin::of(url.as_str());
+            self.hosts().insert(origin, made.client.shared_limits());
+        }
+        made
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, HashMap<UrlOrigin, SharedLimits>> {
+        // Entries are added and removed whole, so the map is sound even after a panic.
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -236,8 +236,6 @@ impl UpstreamClient {
                 error.evidence = Evidence::Address;
             }
         }
-        let open = self.addresses.open();
-        self.metrics.breaker_open.set(open as f64);
         if self.addresses.next_trial().is_some() {
             self.failing.notify_one();
         }

@@ -19,6 +19,11 @@ impl UpstreamClient {
         self.metrics.state_unsaved.set(unsaved.as_secs_f64());
     }
 
+    /// Returns the number of its URLs whose breaker is open.
+    pub fn open_breakers(&self) -> usize {
+        self.addresses.open()
+    }
+
     /// Counts on from what was taken of the budgets of `before`, whose place this takes, if there is
     /// that; then tells other replicas of the budgets that they keep together.
     pub fn start(&self, before: Option<&Self>) {

@@ -158,6 +158,61 @@ async fn connection_details_get_into_no_request() {
 }
 
 #[tokio::test]
+async fn breakers_of_targets_are_counted_together_and_are_gone_with_their_pattern() {
+    let upstream = prometheus().await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dead = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
+    // This pattern is in no other test: the servers of a process share their metrics.
+    let targets = "[targets]\nallow = [\"127.0.0.*:*\"]\nnetworks = [\"127.0.0.1\"]\n";
+    let server = Server::start_at(targets, TestClock::at(NOW)).await;
+    for n in 0..6 {
+        let url = format!("{dead}/path{}", n % 2);
+        assert_eq!(ask(&server, &json!({ "url": url })).await.status, 502);
+    }
+    assert_eq!(
+        ask(&server, &json!({ "url": upstream.url })).await.status,
+        200
+    );
+    let open = "heliostat_breaker_open{upstream=\"127.0.0.*:*\"}";
+    assert_eq!(server.metric(open).await, 2.0);
+    server.reload("").await.unwrap();
+    let shown = server.get("/metrics").await.text;
+    assert!(!shown.contains("127.0.0.*"), "{shown}");
+    server.reload(targets).await.unwrap();
+    ask(&server, &json!({ "url": upstream.url })).await;
+    assert!(
+        server
+            .get("/metrics")
+            .await
+            .text
+            .contains(&format!("{open} 0"))
+    );
+}
+
+#[tokio::test]
+async fn targets_follow_the_limits_of_a_reload_and_keep_their_data() {
+    let upstream = prometheus().await;
+    let toml = |per_hour: u32| {
+        format!(
+            "[targets]\nallow = [\"127.0.0.1:*\"]\n[[upstream]]\nname = \"host\"\nkind = \"prometheus\"\n\
+             urls = [{:?}]\nrate_limit = {{ per_second = 1000, per_hour = {per_hour} }}\n",
+            upstream.url
+        )
+    };
+    let server = Server::start_at(&toml(2), TestClock::at(NOW)).await;
+    let path = |n: u32| json!({ "url": format!("{}/path{n}", upstream.url) });
+    for (n, expected) in [(0, 200), (1, 200), (2, 429)] {
+        assert_eq!(ask(&server, &path(n)).await.status, expected, "{n}");
+    }
+    server.reload(&toml(3)).await.unwrap();
+    for (n, expected) in [(0, 200), (2, 200), (3, 429)] {
+        assert_eq!(ask(&server, &path(n)).await.status, expected, "{n}");
+    }
+    assert_eq!(upstream.seen().len(), 3);
+}
+
+#[tokio::test]
 async fn paths_on_one_host_share_its_limits() {
     let upstream = prometheus().await;
     let toml = format!(

@@ -193,6 +193,11 @@ impl Limiter {
             && state.rate.has_spare(Instant::now())
     }
 
+    /// Returns whether a whole burst of calls is left.
+    pub(super) fn has_whole_burst(&self) -> bool {
+        self.0.state().rate.has_whole_burst(Instant::now())
+    }
+
     /// Returns the time between calls that use half of the rate and of the concurrency.
     pub(super) fn spare_spacing(&self) -> Duration {
         let state = self.0.state();

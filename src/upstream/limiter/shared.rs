@@ -100,11 +100,21 @@ impl LimiterPace {
 
     /// Whether half of a burst is left at `now`.
     pub(super) fn has_spare(&self, now: Instant) -> bool {
-        let rate = match self {
+        self.rate()
+            .is_some_and(|rate| rate.wait(now, (rate.burst() / 2) as usize).is_zero())
+    }
+
+    /// Returns whether a whole burst is left at `now`. A replica without a share has none to lose.
+    pub(super) fn has_whole_burst(&self, now: Instant) -> bool {
+        self.rate()
+            .is_none_or(|rate| rate.wait(now, (rate.burst() - 1) as usize).is_zero())
+    }
+
+    fn rate(&self) -> Option<&Rate> {
+        match self {
             Self::Own(rate) => Some(rate),
             Self::Joint(joint) => joint.rate.as_ref(),
-        };
-        rate.is_some_and(|rate| rate.wait(now, (rate.burst() / 2) as usize).is_zero())
+        }
     }
 
     /// Returns the time between two calls.

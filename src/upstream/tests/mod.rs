@@ -4,6 +4,7 @@ mod attempts;
 mod batches;
 mod leases;
 mod overload;
+mod targets;
 mod trials;
 
 use std::collections::HashMap;
