@@ -50,6 +50,7 @@ impl Engine {
                 }
                 false => (*range, None),
             };
+            let found = self.memory.rechecked.found(&raw);
             let needed = asked.intersection(&wanted.range).unwrap_or(asked);
             // Boxed, as this is a view within a view.
             let view = self.view(
@@ -81,10 +82,13 @@ impl Engine {
                 data: Data::Points(points),
                 segments: derived(&coverage, size, range),
             };
-            match self
-                .land(lane, piece, since, view.complete, None, Source::RawPoints)
-                .await
-            {
+            let landed = self.land(lane, piece, since, view.complete, None, Source::RawPoints);
+            let landed = landed.await;
+            if self.memory.rechecked.found(&raw) != found {
+                // A second look has stored late points meanwhile, and dropped what was there of them then.
+                self.drop_made_of(&raw, *range).await;
+            }
+            match landed {
                 Ok(fetched) => round.fetched.push(fetched),
                 Err(error) => {
                     round.errors.push(error);

@@ -2,7 +2,7 @@
 //! counted and cached.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -27,9 +27,36 @@ const PART: Millis = 10;
 /// The longest that a second look may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The time up to which each lane, by its number, has been looked at again: the key of a lane can be
-/// large. Two lanes of one number share their looks.
-pub(super) struct Rechecked(Cache<u64, Arc<AtomicI64>>);
+/// The second looks at each lane, by its number: the key of a lane can be large. Two lanes of one number
+/// share their looks.
+pub(super) struct Rechecked(Cache<u64, Arc<Looks>>);
+
+/// The second looks at a lane.
+struct Looks {
+    /// The time up to which it has been looked at again.
+    up_to: AtomicI64,
+    /// The number of looks that found late points.
+    found: AtomicU64,
+}
+
+impl Rechecked {
+    /// Returns the looks at `lane`; if there was none, it counts as looked at `up_to` then.
+    fn looks(&self, lane: &Lane, up_to: Millis) -> Arc<Looks> {
+        let new = || {
+            Arc::new(Looks {
+                up_to: AtomicI64::new(up_to),
+                found: AtomicU64::new(0),
+            })
+        };
+        self.0.get_with(lane.key.number(), new)
+    }
+
+    /// Returns the number of looks at `lane` that found late points.
+    pub(super) fn found(&self, lane: &Lane) -> u64 {
+        let looks = self.0.get(&lane.key.number());
+        looks.map_or(0, |looks| looks.found.load(Ordering::SeqCst))
+    }
+}
 
 impl Default for Rechecked {
     fn default() -> Self {
@@ -65,10 +92,10 @@ impl Engine {
         };
         let pause = recheck / PART;
         let start = settled.saturating_sub(recheck);
-        let done = &self.memory.rechecked.0;
         let to = lane.grid().floor(settled.saturating_sub(pause));
         // Data that settled long before it was first requested was fetched late enough.
-        let done = done.get_with(lane.key.number(), || Arc::new(AtomicI64::new(to)));
+        let looks = self.memory.rechecked.looks(&lane, to);
+        let done = &looks.up_to;
         let from = done.load(Ordering::Relaxed);
         let range = TimeRange::clamped(from.max(start), to.max(start)).aligned(lane.grid());
         if to.saturating_sub(from) < pause || !lane.upstream.client.has_spare() {
@@ -83,7 +110,7 @@ impl Engine {
         tokio::spawn(async move { engine.recheck(&lane, range).await });
     }
 
-    async fn recheck(self: &Arc<Self>, lane: &Lane, range: TimeRange) {
+    pub(super) async fn recheck(self: &Arc<Self>, lane: &Lane, range: TimeRange) {
         let before = self.memory.cache.look_up(lane, &range);
         let settled = before.segments().filter(|segment| segment.settled);
         let settled: RangeSet = settled
@@ -123,12 +150,20 @@ impl Engine {
             return;
         }
         lane.upstream.metrics.late_points(late as u64);
-        // Buckets that were made of fewer points are made again.
+        // Buckets that are being made of fewer points are dropped once they are there, see `derive`.
+        let looks = self.memory.rechecked.looks(lane, range.end());
+        looks.found.fetch_add(1, Ordering::SeqCst);
+        self.drop_made_of(lane, hull).await;
+    }
+
+    /// Drops the buckets that are made of the raw points of `lane` in `range`, to be made again of all
+    /// points there are now.
+    pub(super) async fn drop_made_of(self: &Arc<Self>, lane: &Lane, range: TimeRange) {
         let (engine, lane) = (self.clone(), lane.clone());
         let drop_made = move || {
             let made = |of: &LaneKey| of.is_made_of(&lane.key);
             let cache = &engine.memory.cache;
-            cache.invalidate_range(&lane.upstream, &hull, made);
+            cache.invalidate_range(&lane.upstream, &range, made);
         };
         let _ = tokio::task::spawn_blocking(drop_made).await;
     }

@@ -172,6 +172,8 @@ pub(super) struct Source {
     pub(super) failing: AtomicBool,
     truncating: AtomicBool,
     asked: Mutex<Vec<TimeRange>>,
+    /// Answers that meet this range do not come.
+    withheld: Mutex<Option<TimeRange>>,
 }
 
 impl Transport for Source {
@@ -187,6 +189,13 @@ impl Transport for Source {
             }
             let query = read_metric(&request.body, RequestBounds::default())?.query;
             self.asked.lock().unwrap().push(query.range);
+            let is_withheld = || {
+                let withheld = *self.withheld.lock().unwrap();
+                withheld.is_some_and(|withheld| withheld.intersection(&query.range).is_some())
+            };
+            while is_withheld() {
+                tokio::task::yield_now().await;
+            }
             let now = self.clocks.truth();
             let points = direct(&query, &self.clocks, now);
             let mut limit = query.limit.unwrap_or(u32::MAX) as usize;
@@ -365,6 +374,7 @@ impl World {
             failing: AtomicBool::new(false),
             truncating: AtomicBool::new(false),
             asked: Mutex::default(),
+            withheld: Mutex::default(),
         });
         let mirror = Mirror {
             api_key: None,
@@ -728,6 +738,51 @@ async fn points_that_come_after_they_settled_are_found_by_a_second_look() {
         let again = calls.iter().filter(|c| c.start() < begin + 10_000);
         assert!(again.count() <= 8, "{calls:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn buckets_that_are_made_during_a_second_look_are_made_again() {
+    let world = World::with(10_000, Aggregate::Local, 0, 600_000);
+    let end = world.clocks.truth() - 100_000;
+    let lane = |layout, range: TimeRange| {
+        let upstream = world.engine.upstreams()[0].clone();
+        let query = query(range.start(), range.end(), layout);
+        Lane::of(upstream, &Details::default(), query)
+    };
+    let layout = buckets(Statistic::Count, 10_000);
+    let all = TimeRange::clamped(end - 5_000_000, end);
+    let raw = lane(Layout::Raw, all);
+    // Of several chunks, the first has points that came late, and the last is not cached.
+    let late = TimeRange::clamped(all.start() + 10_000, all.start() + 40_000);
+    let last = TimeRange::clamped(end - 10_000, end);
+    assert!(raw.chunk_span().cells_in(&all) > 2);
+    *world.clocks.late.lock().unwrap() = late;
+    let asked = query(all.start(), all.end(), layout);
+    let before = points(&world.ask(&asked).await.unwrap());
+    *world.clocks.late.lock().unwrap() = TimeRange::clamped(0, 0);
+    let cache = &world.engine.memory.cache;
+    cache.invalidate(|key| *key != raw.key);
+    cache.invalidate_range(&raw.upstream, &last, |key| *key == raw.key);
+    *world.source.withheld.lock().unwrap() = Some(last);
+    let look = async {
+        // Once the first chunk has been read for the buckets.
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        world.engine.recheck(&raw, late).await;
+        *world.source.withheld.lock().unwrap() = None;
+    };
+    let (during, ()) = tokio::join!(world.ask(&asked), look);
+    // Not `assert_eq!`: there are hundreds.
+    assert!(points(&during.unwrap()) == before, "read before");
+    let due = direct(&asked, &world.clocks, world.clocks.truth());
+    assert!(before != due, "some came late");
+    assert!(
+        points(&world.ask(&asked).await.unwrap()) == due,
+        "all there are now"
+    );
+    let again = world.ask(&asked).await.unwrap();
+    assert_eq!(again.cache.lookup, Lookup::Hit, "what is made then stays");
 }
 
 #[tokio::test(start_paused = true)]
