@@ -58,6 +58,12 @@ fn fault(document: &Value, schema: &Value, value: &Value) -> Option<String> {
             "minLength" => value
                 .as_str()
                 .is_none_or(|s| s.chars().count() as f64 >= number(said)),
+            "pattern" => {
+                assert_eq!(said, "^0*[1-9][0-9]*$");
+                let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+                let positive = |s: &str| s.bytes().any(|b| b != b'0');
+                value.as_str().is_none_or(|s| digits(s) && positive(s))
+            }
             "minItems" => value
                 .as_array()
                 .is_none_or(|a| a.len() as f64 >= number(said)),
@@ -214,6 +220,43 @@ fn the_description_rejects_wrong_requests() {
         let mut request = good.clone();
         *request.pointer_mut(at).unwrap() = bad;
         assert!(fault(&document, schema, &request).is_some(), "{at}");
+    }
+}
+
+#[tokio::test]
+async fn time_outs_are_read_as_described() {
+    let demo = "[[upstream]]\nname = \"demo\"\nkind = \"demo\"\ndemo = { latency = \"1ms\" }";
+    let server = Server::start(demo).await;
+    let document = document();
+    let operation = &document["paths"]["/api/field/name"]["post"];
+    let example = &operation["requestBody"]["content"]["application/json"]["example"];
+    let values = [
+        (json!(60_000), true),
+        (json!(60_000.5), true),
+        (json!("60000"), true),
+        (json!("0060000"), true),
+        (Value::Null, true),
+        (json!(0), false),
+        (json!(-1), false),
+        (json!(1e9), false),
+        (json!("0"), false),
+        (json!(""), false),
+        (json!("-1"), false),
+        (json!("60s"), false),
+        (json!("6e4"), false),
+        (json!(true), false),
+        (json!([1]), false),
+    ];
+    for key in ["requestTimeout", "request_timeout_seconds"] {
+        for (value, good) in &values {
+            let mut asked = example.clone();
+            asked["connectionDetails"][key] = value.clone();
+            let described = fault(&document, request_schema(operation), &asked).is_none();
+            let answer = server.post("/api/field/name", &asked).await;
+            let read = (answer.status, described);
+            let expected = if *good { (200, true) } else { (400, false) };
+            assert_eq!(read, expected, "{key} = {value}: {}", answer.text);
+        }
     }
 }
 
