@@ -30,7 +30,7 @@ mod walk;
 
 use std::borrow::Cow;
 
-use crate::model::Millis;
+use crate::model::{MAX_TIME, Millis};
 use tree::Type;
 
 #[cfg(test)]
@@ -123,6 +123,12 @@ pub struct Reads {
 }
 
 impl Reads {
+    /// The samples of an expression that may read any: none of its values is ever settled.
+    pub const ANY: Self = Self {
+        lag: 0,
+        fixed: Some(MAX_TIME),
+    };
+
     /// Returns the time of the newest sample that the value at `time` may be computed from.
     pub fn newest(&self, time: Millis) -> Millis {
         let newest = time.saturating_sub(self.lag);

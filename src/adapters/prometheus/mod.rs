@@ -198,7 +198,8 @@ impl Adapter for Prometheus {
 
     fn reads(&self, selector: &Selector) -> Option<Reads> {
         match Meaning::of(selector) {
-            Ok(Meaning::Expression(text)) => read(&text).reads,
+            // What cannot be read may hold an `offset -1d` or an `@`, too.
+            Ok(Meaning::Expression(text)) => Some(read(&text).reads.unwrap_or(Reads::ANY)),
             _ => None,
         }
     }

@@ -789,6 +789,8 @@ fn what_an_expression_reads_decides_when_it_is_settled() {
         settled(EXPRESSION, "up + up @ 1700000040"),
         Some(Millis::MIN)
     );
-    assert_eq!(settled(EXPRESSION, "rollup(up)"), None);
+    for unread in ["rollup(up)", "up offset -1d keep_metric_names", "up["] {
+        assert_eq!(settled(EXPRESSION, unread), Some(Millis::MIN), "{unread}");
+    }
     assert_eq!(settled(GAUGE, "up"), None);
 }
