@@ -2,6 +2,7 @@
 //! answer to each prefix, offset and limit is made from it once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -11,7 +12,7 @@ use super::encoded::{CachedResponse, EncodedResponse};
 use super::explain::Explanation;
 use super::lane::forwarded;
 use super::whole::{
-    CachePolicy, Content, WholeAnswer, WholeEntry, WholeIdentity, WholeKey, WholeQuery,
+    CachePolicy, Content, WholeAnswer, WholeEntry, WholeFetch, WholeIdentity, WholeKey, WholeQuery,
 };
 use super::{Engine, RequestContext};
 use crate::adapters::{Catalogue, CatalogueScope, Forwarded};
@@ -194,9 +195,13 @@ impl Engine {
             let fetch = |context: RequestContext| {
                 let (upstream, details, query) = (upstream.clone(), details.clone(), query.clone());
                 async move {
-                    let list = fetch(&upstream, &details, &query, &context).await?;
-                    // A list that is cut by its limit is still what the client asked for.
-                    Ok((response(list.answer(&query, true)), CachePolicy::Metadata))
+                    let (list, sent) = fetch(&upstream, &details, &query, &context).await?;
+                    Ok(WholeFetch {
+                        content: response(list.answer(&query, true)),
+                        // A list that is cut by its limit is still what the client asked for.
+                        policy: CachePolicy::Metadata,
+                        sent,
+                    })
                 }
             };
             let answer = self
@@ -236,12 +241,16 @@ impl Engine {
         let fetch = |context: RequestContext| {
             let (upstream, details, all) = (upstream.clone(), details.clone(), all.clone());
             async move {
-                let list = fetch(&upstream, &details, &all, &context).await?;
+                let (list, sent) = fetch(&upstream, &details, &all, &context).await?;
                 let policy = match list.is_partial() {
                     true => CachePolicy::NoStore("incomplete"),
                     false => CachePolicy::Metadata,
                 };
-                Ok((Content::List(list), policy))
+                Ok(WholeFetch {
+                    content: Content::List(list),
+                    policy,
+                    sent,
+                })
             }
         };
         self.whole(upstream, &list, None, None, context, fetch)
@@ -294,8 +303,11 @@ impl Engine {
             async move {
                 let exchange = upstream.adapter.catalogue(&scope)?;
                 let answered = upstream.client.run(exchange, &context.call).await?;
-                let content = Content::List(List::Catalogue(answered.value));
-                Ok((content, CachePolicy::Metadata))
+                Ok(WholeFetch {
+                    content: Content::List(List::Catalogue(answered.value)),
+                    policy: CachePolicy::Metadata,
+                    sent: answered.sent,
+                })
             }
         };
         self.whole(upstream, key, None, None, context, fetch).await
@@ -413,13 +425,13 @@ fn written(list: &List, query: &MetadataQuery, upstream: &Upstream) -> Result<Co
     }))
 }
 
-/// Fetches the list for `query` from `upstream`.
+/// Fetches the list for `query` from `upstream`. Returns it, and the time at which it was requested.
 async fn fetch(
     upstream: &Upstream,
     details: &Forwarded,
     query: &MetadataQuery,
     context: &RequestContext,
-) -> Result<List, Error> {
+) -> Result<(List, Duration), Error> {
     let call = &context.call;
     Ok(match query {
         MetadataQuery::Names(query) => {
@@ -427,19 +439,20 @@ async fn fetch(
             let answered = upstream.client.run(exchange, call).await?;
             let mut names = answered.value;
             names.fields.shrink_to_fit();
-            List::Names(names)
+            (List::Names(names), answered.sent)
         }
         MetadataQuery::Values(query) => {
             if let Some(values) = upstream.adapter.known_values(&query.field) {
                 let values = values.into_iter().map(FieldValue::Complete).collect();
                 let partial = false;
-                return Ok(List::Values(FieldValues { values, partial }));
+                let list = List::Values(FieldValues { values, partial });
+                return Ok((list, context.arrived));
             }
             let exchange = upstream.adapter.field_values(details, query)?;
             let answered = upstream.client.run(exchange, call).await?;
             let mut values = answered.value;
             values.values.shrink_to_fit();
-            List::Values(values)
+            (List::Values(values), answered.sent)
         }
     })
 }

@@ -12,7 +12,9 @@ use super::encoded::{CachedResponse, EncodedResponse};
 use super::explain::Explanation;
 use super::parts::read_for;
 use super::range::RangeRequest;
-use super::whole::{CachePolicy, Content, WholeAnswer, WholeIdentity, WholeKey, WholeQuery};
+use super::whole::{
+    CachePolicy, Content, WholeAnswer, WholeFetch, WholeIdentity, WholeKey, WholeQuery,
+};
 use super::{Engine, RequestContext};
 use crate::adapters::Request;
 use crate::model::{Error, Kind, Millis, SharedText, TimeRange, heap_block, heap_headers};
@@ -255,7 +257,11 @@ impl Engine {
                     false => CachePolicy::NoStore("incomplete"),
                 };
                 let response = EncodedResponse::new(answered.value.answer);
-                Ok((Content::Response(response), policy))
+                Ok(WholeFetch {
+                    content: Content::Response(response),
+                    policy,
+                    sent: answered.sent,
+                })
             }
         };
         self.whole(upstream, key, newest.as_ref(), bypass, context, fetch)

@@ -92,12 +92,21 @@ impl Content {
     }
 }
 
+/// What a fetch brought.
+pub(super) struct WholeFetch {
+    pub(super) content: Content,
+    pub(super) policy: CachePolicy,
+    /// The time at which it was requested, by the monotonic clock: after its wait in the queue.
+    pub(super) sent: Duration,
+}
+
 /// An answer that was fetched.
 pub(super) struct WholeEntry {
     pub(super) content: Content,
     /// The time for which it is fresh. Whether data has settled is decided when it is fetched: an
     /// entry does not become settled with age.
     pub(super) policy: CachePolicy,
+    /// The time that its age counts from, by the monotonic clock.
     pub(super) fetched: Duration,
 }
 
@@ -215,7 +224,7 @@ impl Engine {
         fetch: impl Fn(RequestContext) -> F,
     ) -> Result<WholeAnswer, Error>
     where
-        F: Future<Output = Result<(Content, CachePolicy), Error>> + Send + 'static,
+        F: Future<Output = Result<WholeFetch, Error>> + Send + 'static,
     {
         let planning = context.span("plan");
         // Of answers that bypass the cache, only errors are in it.
@@ -314,7 +323,7 @@ impl Engine {
         cache: &mut CacheOutcome,
     ) -> Result<Arc<WholeEntry>, Error>
     where
-        F: Future<Output = Result<(Content, CachePolicy), Error>> + Send + 'static,
+        F: Future<Output = Result<WholeFetch, Error>> + Send + 'static,
     {
         let mut span = context.span("fetch");
         let within = context.within(&span);
@@ -411,18 +420,20 @@ async fn fetch_and_store(
     upstream: Arc<Upstream>,
     key: WholeKey,
     newest: Option<WholeKey>,
-    fetch: impl Future<Output = Result<(Content, CachePolicy), Error>>,
+    fetch: impl Future<Output = Result<WholeFetch, Error>>,
 ) -> Result<Arc<WholeEntry>, Error> {
     let since = engine.memory.generation();
-    let fetched = engine.clock.monotonic();
-    let (content, policy) = fetch
-        .await
-        .inspect_err(|error| engine.remember(since, fetched, &key, error))?;
-    let stored = !matches!(policy, CachePolicy::NoStore(_));
+    let fetched = fetch.await.inspect_err(|error| {
+        // When the call was sent that found it is not known; it took one answer's time.
+        let usual = upstream.client.usual();
+        let sent = engine.clock.monotonic().saturating_sub(usual);
+        engine.remember(since, sent, &key, error);
+    })?;
+    let stored = !matches!(fetched.policy, CachePolicy::NoStore(_));
     let entry = Arc::new(WholeEntry {
-        content,
-        policy,
-        fetched,
+        content: fetched.content,
+        policy: fetched.policy,
+        fetched: fetched.sent,
     });
     if stored {
         let store = || {

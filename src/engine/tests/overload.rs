@@ -216,3 +216,77 @@ async fn what_is_not_answered_fresh_is_answered_with_expired_data_at_once() {
         }
     }
 }
+
+/// A mirror without fields.
+struct NoFields;
+
+impl Transport for NoFields {
+    fn send(&self, _: Outgoing, _: Arc<AnswerShare>) -> BoxFuture<'_, Result<Response, Error>> {
+        Box::pin(async {
+            Ok(Response {
+                status: StatusCode::OK,
+                headers: HeaderMap::new(),
+                body: crate::wire::mirror::response::write_field_names(&[], false).into(),
+            })
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_is_as_old_as_its_call_and_not_as_its_wait() {
+    let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::starting_now());
+    let mirror = Mirror {
+        api_key: None,
+        page: 100_000,
+    };
+    let keeping = Keeping {
+        recheck: 0,
+        refresh: 1000,
+        while_revalidating: 0,
+        aggregate: Aggregate::Auto,
+    };
+    let limits = Limits {
+        per_second: 1.0 / 50.0,
+        burst: 1,
+        ..Limits::for_tests()
+    };
+    let memory = Memory::new(1 << 20);
+    let adapter = Box::new(mirror);
+    let engine = engine_limited(
+        Arc::new(NoFields),
+        &clock,
+        adapter,
+        keeping,
+        memory,
+        limits,
+        false,
+    );
+    let lookup = async |limit| {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        let context = RequestContext {
+            arrived: clock.monotonic(),
+            wall: clock.now(),
+            deadline,
+            call: CallContext::new(None, deadline, crate::telemetry::trace::Trace::default()),
+            encoding: Encoding::Identity,
+            max_age: None,
+            level_wait: None,
+        };
+        let mut query = crate::model::FieldNamesQuery::default();
+        query.scope.limit = Some(limit);
+        let details = Details::default();
+        let names = engine.field_names(&details, &query, &context);
+        let cache = names.await.unwrap().cache;
+        cache.lookup
+    };
+    let begun = Instant::now();
+    assert_eq!(lookup(1).await, Lookup::Miss);
+    assert_eq!(lookup(2).await, Lookup::Miss);
+    let waited = begun.elapsed();
+    assert!((49..=51).contains(&waited.as_secs()), "{waited:?}");
+    // Lists are fresh for a minute.
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(lookup(2).await, Lookup::Hit);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(lookup(2).await, Lookup::Stale);
+}
