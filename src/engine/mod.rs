@@ -55,6 +55,7 @@ mod fetch;
 mod gathered;
 mod instant;
 mod invalidate;
+mod known_queries;
 mod known_steps;
 pub mod lane;
 mod metadata;
@@ -99,6 +100,7 @@ use analyses::Analyses;
 use cache::ChunkCache;
 use fetch::Fetched;
 use invalidate::Generation;
+use known_queries::KnownQueries;
 use known_steps::KnownSteps;
 use lane::LaneKey;
 use plan::Now;
@@ -119,6 +121,7 @@ pub struct Engine {
     memory: Arc<Memory>,
     clock: Arc<dyn Clock>,
     max_points: u32,
+    known: KnownQueries,
 }
 
 /// The state of engines. It outlives them: a new configuration makes a new engine over the same
@@ -158,7 +161,7 @@ impl Memory {
         // Whole answers are small next to series, yet must not crowd them out.
         let for_whole = bytes / 8;
         let (analyses, paces) = (Analyses::new(bytes), Paces::new(bytes));
-        let others = for_whole + analyses.most() + paces.most();
+        let others = for_whole + analyses.most() + paces.most() + KnownQueries::most(bytes);
         crate::telemetry::metrics::cache_limit(bytes);
         Arc::new(Self {
             bytes,
@@ -174,11 +177,6 @@ impl Memory {
             generation: RwLock::default(),
             second,
         })
-    }
-
-    /// Returns the weight of what is cached besides chunks, in bytes.
-    fn others(&self) -> u64 {
-        self.whole.weight() + self.analyses.weight() + self.paces.weight()
     }
 
     /// Evicts what is over its bound, and frees what has been evicted. To be called every few seconds:
@@ -264,6 +262,7 @@ impl Engine {
     ) -> Arc<Self> {
         Arc::new(Self {
             registry,
+            known: KnownQueries::new(memory.bytes),
             memory,
             clock,
             max_points,
@@ -336,15 +335,22 @@ impl Engine {
         upstream.client.run_at_each(&exchange, &context.call).await
     }
 
+    /// Returns the weight of what is cached besides chunks, in bytes.
+    fn others(&self) -> u64 {
+        let memory = &self.memory;
+        let shared = memory.whole.weight() + memory.analyses.weight() + memory.paces.weight();
+        shared + self.known.weight()
+    }
+
     /// Returns the weight of the cached data and its upper bound, in bytes.
     pub fn weight(&self) -> (u64, u64) {
         let memory = &self.memory;
-        (memory.cache.weight() + memory.others(), memory.bytes)
+        (memory.cache.weight() + self.others(), memory.bytes)
     }
 
     /// Sets the gauges of `/metrics`; called when they are read.
     pub fn observe(&self) {
-        self.memory.cache.observe(self.memory.others());
+        self.memory.cache.observe(self.others());
         self.registry.observe();
         if let Some(second) = &self.memory.second {
             second.observe();

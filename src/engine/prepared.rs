@@ -34,11 +34,4 @@ impl Engine {
             timeout: details.timeout,
         })
     }
-
-    /// Returns whether `query` may be kept as long as this engine: targets that details name by themselves
-    /// are given up once nobody holds them.
-    pub fn may_keep(&self, query: &PreparedQuery) -> bool {
-        let upstream = query.lane.upstream.id();
-        self.upstreams().iter().any(|u| u.id() == upstream)
-    }
 }

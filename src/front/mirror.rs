@@ -84,7 +84,7 @@ async fn metric(
     body: Bytes,
     context: &mut RequestContext,
 ) -> Result<Response<Body>, Error> {
-    let (query, range) = match front.known.find(&body) {
+    let (query, range) = match front.engine.known_query(&body) {
         Some(known) => known,
         None => Box::pin(read_query(front, &body)).await?,
     };
@@ -100,9 +100,7 @@ async fn read_query(front: &Front, body: &Bytes) -> Result<(Arc<PreparedQuery>, 
     let asked = read(body.clone(), bounds, request::read_metric).await?;
     let range = asked.query.range;
     let query = Arc::new(front.engine.prepare(&asked.details, asked.query)?);
-    if front.engine.may_keep(&query) {
-        front.known.keep(body, &query);
-    }
+    front.engine.keep_query(body, &query);
     Ok((query, range))
 }
 

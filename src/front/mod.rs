@@ -27,7 +27,6 @@ mod body;
 mod browser;
 mod endpoint;
 mod headers;
-mod known_queries;
 mod lenient;
 pub mod listen;
 mod long_target;

@@ -19,7 +19,6 @@ use super::assets::Asset;
 use super::auth::{AccessControl, Api};
 use super::body::Body;
 use super::endpoint;
-use super::known_queries::KnownQueries;
 use super::listen::Connection;
 use super::path::normalized;
 use super::reloads::Reloads;
@@ -74,7 +73,6 @@ pub struct FrontSettings {
 pub struct Front {
     pub(super) engine: Arc<Engine>,
     pub(super) settings: FrontSettings,
-    pub(super) known: KnownQueries,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -129,7 +127,6 @@ impl Front {
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            known: KnownQueries::new(engine.weight().1),
             engine,
             settings,
             shared: Arc::new(Shared {
@@ -150,7 +147,6 @@ impl Front {
     /// Returns a front that takes over from this one, which may have requests in flight.
     pub fn rebuild(&self, engine: Arc<Engine>, settings: FrontSettings) -> Arc<Self> {
         Arc::new(Self {
-            known: KnownQueries::new(engine.weight().1),
             engine,
             settings,
             shared: self.shared.clone(),
