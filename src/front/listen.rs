@@ -150,10 +150,12 @@ pub async fn serve<H, F>(
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let processors = available_parallelism().map_or(1, usize::from);
+    // All connections may wait, besides as many that gave way meanwhile.
+    let waiting = listening.connections.saturating_mul(2);
     let mut protocols = Protocols {
         http1: http1::Builder::new(),
         http2: http2::Builder::new(TokioExecutor::new()),
-        turns: Turns::new(BEGINNING * processors, usize::MAX),
+        turns: Turns::new(BEGINNING * processors, waiting),
     };
     protocols
         .http1

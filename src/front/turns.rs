@@ -22,8 +22,9 @@ struct Queue {
     free: usize,
     /// Most that wait.
     most: usize,
+    /// Those in the lines, whether they wait still or have left.
     waiting: usize,
-    /// Those that wait, by client, each from the oldest to the newest. None is empty.
+    /// The lines by client, each from the oldest to the newest. None is empty.
     lines: HashMap<Client, VecDeque<oneshot::Sender<TakenTurn>>, RandomState>,
     /// The clients of the lines; the first is next.
     order: VecDeque<Client>,
@@ -41,14 +42,15 @@ impl Drop for TakenTurn {
     fn drop(&mut self) {
         let next = self.0.queue().next();
         if let Some(next) = next {
-            // Where nobody waits any more, it is dropped there and passed on.
+            // One that leaves at this moment drops it again.
             let _ = next.send(Self(self.0.clone()));
         }
     }
 }
 
 impl Turns {
-    /// Returns `places`, for which at most `most` wait.
+    /// Returns `places`, for which at most `most` wait. Those who left count until there is no room, or it would
+    /// have been their turn.
     pub(super) fn new(places: usize, most: usize) -> Self {
         Self(Arc::new(Mutex::new(Queue {
             free: places,
@@ -111,20 +113,26 @@ impl Queue {
         Ok(Some(turn))
     }
 
-    /// Removes and returns the next; if none waits, there is a free place more.
+    /// Removes and returns the next that has not left; if none waits, there is a free place more.
     fn next(&mut self) -> Option<oneshot::Sender<TakenTurn>> {
         while let Some(client) = self.order.pop_front() {
             let Some(line) = self.lines.get_mut(&client) else {
                 continue;
             };
-            let next = line.pop_front();
+            let mut next = None;
+            while let Some(first) = line.pop_front() {
+                self.waiting -= 1;
+                if !first.is_closed() {
+                    next = Some(first);
+                    break;
+                }
+            }
             if line.is_empty() {
                 self.lines.remove(&client);
             } else {
                 self.order.push_back(client);
             }
             if next.is_some() {
-                self.waiting -= 1;
                 return next;
             }
         }
@@ -182,5 +190,29 @@ mod tests {
         drop(first);
         drop(stays.await.unwrap());
         assert_eq!(turns.free(), 1);
+    }
+
+    #[tokio::test]
+    async fn any_number_may_leave() {
+        let turns = Turns::new(1, 1000);
+        let first = turns.take(client(1)).await.unwrap();
+        for n in 0..100_000 {
+            let left = Box::pin(turns.take(client((n / 100) as u8))).now_or_never();
+            assert!(left.is_none());
+            assert!(turns.queue().waiting <= 1000);
+        }
+        let mut stays = Box::pin(turns.take(client(2)));
+        assert!((&mut stays).now_or_never().is_none());
+        drop(first);
+        drop(stays.await.unwrap());
+        assert_eq!((turns.free(), turns.queue().waiting), (1, 0));
+        // One after the other is passed over, and not one within the other.
+        let turns = Turns::new(1, usize::MAX);
+        let first = turns.take(client(1)).await.unwrap();
+        for _ in 0..100_000 {
+            assert!(turns.take(client(1)).now_or_never().is_none());
+        }
+        drop(first);
+        assert_eq!((turns.free(), turns.queue().waiting), (1, 0));
     }
 }
