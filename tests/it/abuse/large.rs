@@ -101,15 +101,13 @@ pub(super) async fn tiny_strings(target: &Target) {
             .to_vec(),
     ];
     for request in &requests {
-        for _ in 0..3 {
-            let answer = exchange(target.address, ATTACKER, request).await.unwrap();
-            let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
-            assert!(
-                ["422", "502"].contains(&&*status),
-                "{}: {answer:.400}",
-                String::from_utf8_lossy(request)
-            );
-        }
+        let answer = exchange(target.address, ATTACKER, request).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
+        assert!(
+            ["422", "502"].contains(&&*status),
+            "{}: {answer:.400}",
+            String::from_utf8_lossy(request)
+        );
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) async fn exchange(
         }
         Ok(String::from_utf8_lossy(&answer).into_owned())
     };
-    timeout(Duration::from_secs(30), whole)
+    timeout(Duration::from_secs(60), whole)
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
 }
