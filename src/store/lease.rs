@@ -48,6 +48,8 @@ pub struct LeaseReport {
     pub leased: u32,
     /// The calls or units that it would begin the next window with, if nothing more is heard.
     pub begins: u32,
+    /// `leased` and `begins` if a share of it that has lapsed is nobody else's.
+    pub unless_lapsed: (u32, u32),
     /// The calls or units that it lacked for a call lately; 0 for none.
     pub want: u32,
     /// The processes of which it is known what they used, as it was read from a file: the last first.
@@ -155,6 +157,7 @@ impl Lease {
         if self.beats == 0 {
             self.want = 0;
         }
+        let begins = self.next.unwrap_or_else(|| self.by_share(window.allowed));
         LeaseReport {
             window,
             used,
@@ -163,10 +166,10 @@ impl Lease {
                 false => self.held(used),
             },
             begins: match self.next {
-                Some(told) => told,
                 None if self.share.lapsed => 0,
-                None => self.by_share(window.allowed),
+                _ => begins,
             },
+            unless_lapsed: (self.held(used), begins),
             want: self.want,
             restored,
         }
@@ -281,7 +284,9 @@ mod tests {
         assert_eq!(lease.report(window(7), 20, [0; 4]).leased, 300);
         lease.open(&window(8), lapsed);
         assert_eq!(lease.room(20), 230);
-        assert_eq!(lease.report(window(8), 20, [0; 4]).leased, 20);
+        let report = lease.report(window(8), 20, [0; 4]);
+        assert_eq!((report.leased, report.begins), (20, 0));
+        assert_eq!(report.unless_lapsed, (250, 250));
         lease.granted(8, &grant(100, None), 20);
         assert_eq!(lease.report(window(8), 20, [0; 4]).leased, 100);
     }

@@ -57,6 +57,8 @@ pub struct Report {
     pub sequence: u64,
     /// The share that it goes by, in millionths.
     pub share: u32,
+    /// Set if nothing was heard of that for so long that it may be another's.
+    pub lapsed: bool,
     /// The epoch that this is of; 0 for none.
     pub epoch: u64,
     /// The level's time in the last reply.
@@ -70,7 +72,8 @@ pub struct Report {
 pub struct ShareVerdict {
     /// The level's time.
     pub time: Millis,
-    /// The epoch; another begins when the level has lost data.
+    /// The epoch; another begins when the level has lost data. 0 while the level waits for others to
+    /// say whether a share that has lapsed is still this replica's, which goes on as if alone.
     pub epoch: u64,
     /// The share from now on, in millionths.
     pub share: u32,
@@ -117,11 +120,11 @@ impl Standing {
     /// Returns what to tell with the next beat, which is sent `now`.
     pub fn report(&mut self, now: Duration) -> Report {
         self.sequence += 1;
-        let lapsed = self.has_lapsed(now);
         let last = self.last;
         Report {
             sequence: self.sequence,
-            share: last.filter(|_| !lapsed).map_or(0, |last| last.share),
+            share: self.share(),
+            lapsed: self.has_lapsed(now),
             epoch: last.map_or(0, |last| last.epoch),
             acked: last.map_or(0, |last| last.time),
             held: self.held,
@@ -168,7 +171,7 @@ impl Standing {
     /// Takes over the reply to the last beat, sent and returned at these times. Returns whether it
     /// counts.
     pub fn replied(&mut self, verdict: ShareVerdict, sent: Duration, back: Duration) -> bool {
-        let counts = Self::counts(sent, back);
+        let counts = Self::counts(sent, back) && verdict.epoch != 0;
         if counts {
             self.has_share(verdict.share, back);
             self.last = Some(verdict);

@@ -450,8 +450,17 @@ impl Redis {
 
     /// Kills it and starts an empty one in its place.
     pub(crate) async fn restart(&mut self) {
+        self.kill();
+        self.start_empty().await;
+    }
+
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Starts an empty one in the place of one that was killed.
+    pub(crate) async fn start_empty(&mut self) {
         self.child = Self::spawn(self.port, self.dir.path()).unwrap();
         self.listens().await;
     }

@@ -294,6 +294,98 @@ async fn four_replicas_keep_a_limit_together_whatever_becomes_of_redis() {
     asking.join_all().await;
 }
 
+/// The same as `configuration`, with shares that are forgotten as soon as may be.
+fn forgetful(redis: u16, upstream: &str, name: &str) -> String {
+    let toml = configuration(redis, upstream, name);
+    let shares = "share_limits = true\n";
+    assert!(toml.contains(shares));
+    toml.replace(shares, "share_limits = true\nforget_after = \"10s\"\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_go_on_when_redis_comes_back_empty_after_their_shares_have_lapsed() {
+    let Some(mut redis) = Redis::start().await else {
+        return;
+    };
+    let counting = Counting::start().await;
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut processes = Vec::new();
+    for (n, folder) in folders.iter().enumerate() {
+        let toml = forgetful(redis.port, &counting.upstream.url, &format!("r{n}"));
+        processes.push(Arc::new(Process::start(folder.path(), &toml)));
+    }
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let mut asking = JoinSet::new();
+    for process in &processes {
+        load(process, &goes_on, &mut asking);
+    }
+    well(&processes).await;
+    redis.kill();
+    // Longer than any share lasts.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    redis.start_empty().await;
+    // Otherwise they would wait for `forget_after` from their first heartbeat on.
+    let alone = allowed_by(&processes, "share").await;
+    let made = counting.during(Duration::from_secs(2)).await;
+    let alone = allowed_by(&processes, "share").await - alone;
+    println!("just back: {made} calls in 2 s, {alone} by shares");
+    assert!(made >= PER_SECOND / 2, "{made} calls");
+    well(&processes).await;
+    let most = counting.most_in_a_second();
+    println!("most calls in a second {most}");
+    assert!(most <= PER_SECOND + BURST, "{most} calls in a second");
+    goes_on.store(false, Ordering::Relaxed);
+    asking.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_cut_off_applies_on_return_what_was_invalidated() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let source = source().await;
+    let cable = Cable::to(redis.port).await;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let start = |n: usize, port: u16| {
+        let toml = sharing(port, &source.url, ["one", "two"][n]);
+        Process::start(folders[n].path(), &toml)
+    };
+    let (one, two) = (start(0, redis.port), start(1, cable.port));
+    one.replicas(2).await;
+    two.replicas(2).await;
+    let begin = now() - 50 * HOUR;
+    let body = query(1, begin, begin + HOUR);
+    let calls = async |process: &Process| {
+        let before = source.seen().len();
+        let got = process.ask(&body).await.unwrap();
+        assert_eq!(got, expected(1, begin, begin + HOUR));
+        source.seen().len() - before
+    };
+    let invalidate = async || {
+        let range = json!({ "upstream": "kept", "startTime": begin, "endTime": begin + HOUR });
+        one.admin("invalidate", Some(range)).await["replicas"].clone()
+    };
+    assert_eq!(calls(&two).await, 1);
+    assert_eq!(calls(&two).await, 0);
+    cable.cut.send(true).unwrap();
+    let said = invalidate().await;
+    assert_eq!(said["applied"], 1, "{said}");
+    assert_eq!(calls(&two).await, 0, "it could not hear of it");
+    cable.cut.send(false).unwrap();
+    let clock = SystemClock::default();
+    let began = clock.monotonic();
+    while calls(&two).await == 0 {
+        assert!(
+            clock.monotonic() - began < Duration::from_secs(30),
+            "never applied"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(calls(&two).await, 0, "once");
+    one.replicas(2).await;
+    assert_eq!(invalidate().await, json!({ "applied": 2, "of": 2 }));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_replicas_never_exceed_a_budget_by_a_call_whatever_becomes_of_redis() {
     let Some(mut redis) = Redis::start().await else {

@@ -157,6 +157,9 @@ impl Keeper {
         let budgets: Vec<_> = budgets.into_iter().zip(grants).collect();
         match joint.replied(verdict, &budgets, sent) {
             true => Ok(()),
+            false if epoch == 0 => Err(LevelFailure::Error(
+                "it has lost its data, and waits for what others had of the limits".into(),
+            )),
             false => Err(LevelFailure::Timeout),
         }
     }

@@ -15,8 +15,9 @@
 //! 5. After data was lost, a window that may have been noted before is divided among those only who come
 //!    with what they had of it: what each holds, or would begin it with. That counts once it is said
 //!    knowing of the loss: what was sent before may be out of date.
-//! 6. A lease that was begun with a share that may be another's by then is reported as no more than what
-//!    was used of it: it adds nothing (`store::lease`).
+//! 6. A lease that was begun with a share that may be another's by then counts as no more than what was
+//!    used of it: it adds nothing. The exception is a share that is found to be nobody else's after data
+//!    was lost (`scripts`).
 //! 7. Nobody begins a window of a budget with its share of which the level was never told, as the level
 //!    could not note it (`store::lease`).
 
@@ -102,7 +103,7 @@ local function follow(window)
     index, start = index + 1, start + length
   end
 end
-for at = first, #ARGV - 9, 10 do
+for at = first, #ARGV - 11, 12 do
   local budget, index, allowed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 4])
   local start, last = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local window = windows[budget .. ':' .. number(index)]
@@ -145,7 +146,8 @@ end
 
 /// Divides what is left of the windows that the beat tells. Each budget is told by window, number of
 /// that, start, end, what is allowed, what the replica has used, what it holds, what it would begin the
-/// next window with, what it lacks, and the predecessors of which it knows what they used. Returned are, for
+/// next window with, what it lacks, the predecessors of which it knows what they used, and what it holds and
+/// would begin the next window with if its share, that has lapsed, is nobody else's. Returned are, for
 /// each, what it holds from now on, what all have left, or -1 if the time is wrong, and what it holds of
 /// the next window, or -1 if there is nothing to tell of that.
 pub(super) const LEASES: &str = "
@@ -189,10 +191,11 @@ local function free(window, allowed)
   return rest
 end
 local leases = {}
-for at = first, #ARGV - 9, 10 do
+for at = first, undecided and 0 or #ARGV - 11, 12 do
   local budget, index, allowed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 4])
   local used, held, begins = tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6]), tonumber(ARGV[at + 7])
   local want, restored = tonumber(ARGV[at + 8]), ARGV[at + 9]
+  if resumed then held, begins = tonumber(ARGV[at + 10]), tonumber(ARGV[at + 11]) end
   local window = windows[budget .. ':' .. number(index)]
   local following = windows[budget .. ':' .. number(index + 1)]
   local lease, left, after = used, -1, -1

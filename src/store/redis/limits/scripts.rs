@@ -53,15 +53,15 @@ end
 ";
 
 /// A beat: name, instance, number, believed share, epoch of that, time of the last reply, an epoch
-/// to begin with, milliseconds until a silent replica is forgotten, whether it leaves, and whether
-/// it ever had a share. The number of rests follows, and these: see [`RESTS`]; then budgets: see
-/// [`LEASES`].
+/// to begin with, milliseconds until a silent replica is forgotten, whether it leaves, whether
+/// it ever had a share, and whether the one it believes in has lapsed. The number of rests follows, and
+/// these: see [`RESTS`]; then budgets: see [`LEASES`].
 const BEAT: &str = "
 local name, instance, sequence = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local believed, of, acked = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
-local forget, leaves = tonumber(ARGV[8]), ARGV[9] == '1'
+local forget, leaves, lapsed = tonumber(ARGV[8]), ARGV[9] == '1', ARGV[11] == '1'
 -- Where budgets begin.
-local first = 12 + 2 * tonumber(ARGV[11])
+local first = 13 + 2 * tonumber(ARGV[12])
 now = math.floor(now)
 local before = together(tonumber(state.total or '0'))
 local lost = not state.epoch
@@ -79,7 +79,7 @@ if lost then
   members = {}
   before = 0
   state = {epoch = ARGV[7], born = number(now), known = '0', fresh = '0', total = '0',
-    grown = number(now), run = run, met = '0'}
+    grown = number(now), run = run, met = '0', latest = '0 0', resumed = '0 0'}
 end
 local mine = members[name]
 if mine and mine.instance == instance and sequence <= mine.sequence then
@@ -98,6 +98,13 @@ local away = not lost and now - seen > 1000
 
 /// The part of a beat that changes shares: see [`BEAT`]. What windows were begun with before was noted by
 /// [`WINDOWS`].
+///
+/// A share that has lapsed may be another's, unless the level was away from all. This is so if all who
+/// have reported what they had before data was lost had their last replies at about the same time, in one
+/// epoch: a grant then left room for all whom the level had heard within `forget_after`. `latest` is the
+/// epoch and time of the last of these replies, `resumed` those of the first whose share was resumed.
+/// Until all who are there have had time to report, the reply is that nothing is decided, and who asked
+/// goes on as before.
 const SHARES: &str = "
 if away then
   -- It was away from all, or its clock stepped: nobody could be heard.
@@ -115,7 +122,31 @@ local claim = 0
 -- It has shared limits before, so others may have, who cannot be heard.
 if ARGV[10] == '1' and of ~= state.epoch then state.met = '1' end
 local pending = '0'
-if of ~= state.epoch and not whole and (mine == nil or mine.pending == '1') then
+local unconfirmed = of ~= state.epoch and not whole and (mine == nil or mine.pending == '1')
+local latest_of, latest = string.match(state.latest or '0 0', '^(%S+) (%S+)$')
+if unconfirmed and believed > 0 and acked > tonumber(latest) then
+  latest_of, latest = of, number(acked)
+  state.latest = latest_of .. ' ' .. latest
+end
+local resumed, undecided = false, false
+if lapsed then
+  local resumed_of, eldest = string.match(state.resumed or '0 0', '^(%S+) (%S+)$')
+  local claimed = believed
+  for other, member in pairs(members) do
+    if other ~= name then claimed = claimed + member.claim end
+  end
+  resumed = unconfirmed and believed > 0 and acked <= now and claimed <= 1000000
+    and of == latest_of and latest - acked <= forget / 2
+    and (resumed_of == '0' or of == resumed_of and acked - eldest <= forget / 2)
+  if resumed and now - born <= math.max(3000, forget / 10) and not leaves then
+    resumed, undecided = false, true
+  elseif not resumed then
+    believed = 0
+  elseif resumed_of == '0' or acked < tonumber(eldest) then
+    state.resumed = of .. ' ' .. number(acked)
+  end
+end
+if unconfirmed then
   -- What it had before data was lost, it has still. That counts once it says it again, knowing of
   -- the loss: this may be a beat of long ago.
   claim = believed
@@ -151,7 +182,7 @@ end
 if leaves then
   members[name] = nil
   redis.call('HDEL', KEYS[1], 'm:' .. name)
-else
+elseif not undecided then
   share = math.max(0, math.min(math.floor(1000000 / live), total - others))
   if pending == '1' then share = claim end
   claim = math.max(claim, share)
@@ -170,13 +201,13 @@ end
 if together(total) > before then state.grown = number(now) end
 redis.call('HSET', KEYS[1], 'epoch', state.epoch, 'born', state.born, 'known', number(known),
   'fresh', state.fresh, 'total', number(total), 'grown', state.grown, 'run', state.run, 'met', state.met,
-  'seen', number(now))
+  'latest', state.latest or '0 0', 'resumed', state.resumed or '0 0', 'seen', number(now))
 ";
 
 /// Keeps the rests that upstreams have asked replicas for, in the hash `KEYS[3]` of address and time of
 /// their ends. A rest is told as address and milliseconds, and so it is returned to all.
 const RESTS: &str = "
-for at = 12, first - 2, 2 do
+for at = 13, first - 2, 2 do
   local ends = now + tonumber(ARGV[at + 1])
   if ends > tonumber(redis.call('HGET', KEYS[3], ARGV[at]) or '0') then
     redis.call('HSET', KEYS[3], ARGV[at], number(ends))
@@ -191,7 +222,7 @@ for i = 1, #resting, 2 do
     redis.call('HDEL', KEYS[3], resting[i])
   end
 end
-return {number(now), state.epoch, number(share), number(live), leases, rests}";
+return {number(now), undecided and '0' or state.epoch, number(share), number(live), leases, rests}";
 
 /// Permits of the limit `KEYS[2]`: calls a second, calls at once, and how many are wanted. The limit
 /// is the time at which the next call would come if calls came evenly, and when that was written.
@@ -238,8 +269,9 @@ impl Scripts {
     }
 }
 
-/// The reply to a beat: time, epoch, share, live replicas, and of each budget what is leased, what
-/// all have left, or -1 if the time is wrong, and what is leased of the next window, or -1; then the addresses that rest, and for how long, in milliseconds.
+/// The reply to a beat: time, epoch, or 0 if nothing is decided, share, live replicas, and of each budget
+/// what is leased, what all have left, or -1 if the time is wrong, and what is leased of the next window,
+/// or -1; then the addresses that rest, and for how long, in milliseconds.
 pub(super) type ShareReply = (i64, u64, u32, u32, Vec<(u32, i64, i64)>, Vec<(String, i64)>);
 
 /// The hashes that beats read and write.
@@ -286,6 +318,7 @@ impl Scripts {
             .arg(u64::try_from(member.forget_after.as_millis()).unwrap_or(u64::MAX >> 12))
             .arg(if leaves { "1" } else { "0" })
             .arg(if report.held { "1" } else { "0" })
+            .arg(if report.lapsed { "1" } else { "0" })
             .arg(rests.len());
         for (address, rest) in rests {
             let rest = u64::try_from(rest.as_millis()).unwrap_or(0);
@@ -303,7 +336,9 @@ impl Scripts {
                 .arg(lease.leased)
                 .arg(lease.begins)
                 .arg(lease.want)
-                .arg(lease.restored.map(|of| format!("{of:016x}")).join(" "));
+                .arg(lease.restored.map(|of| format!("{of:016x}")).join(" "))
+                .arg(lease.unless_lapsed.0)
+                .arg(lease.unless_lapsed.1);
         }
         command
     }

@@ -76,7 +76,7 @@ async fn what_becomes_of_leases_that_are_not_used() {
     // One that ends leaves the rest of its lease to the others.
     let leave = |world: &mut World| {
         world.beat("r3", false, false, 2, true);
-        world.replicas.remove("r3");
+        world.remove("r3");
     };
     assert_eq!(used(leave), ALLOWED);
     // What it used counts once if it starts again and knows of it, and if a beat of before comes late.
@@ -96,19 +96,19 @@ async fn what_becomes_of_leases_that_are_not_used() {
     };
     assert_eq!(used_after(&server, scripts(), again), ALLOWED);
     // One that is killed keeps it.
-    let kill = |world: &mut World| _ = world.replicas.remove("r3");
+    let kill = |world: &mut World| world.remove("r3");
     let lease = (ALLOWED - 100) / 4;
     assert_eq!(used(kill), ALLOWED - lease);
     // Unless its successor knows what it had used.
     let succeed = |world: &mut World| {
-        world.replicas.remove("r3");
+        world.remove("r3");
         pass(world, 3500);
         world.join_with("r3", 0, 0, true);
         assert_eq!(world.replicas["r3"].part.used, 100);
     };
     assert_eq!(used(succeed), ALLOWED);
     let forget = |world: &mut World| {
-        world.replicas.remove("r3");
+        world.remove("r3");
         pass(world, 3500);
         world.join("r3", 0);
     };
@@ -236,7 +236,7 @@ fn shares_that_grow_after_a_window_was_noted(world: &mut World) {
     world.beat("r0", false, false, 2, false);
     world.take("r0", ALLOWED);
     world.beat("r0", false, false, 2, true);
-    world.replicas.remove("r0");
+    world.remove("r0");
     pass(world, 550);
     for replica in world.replicas.values_mut() {
         replica.cut_off = true;

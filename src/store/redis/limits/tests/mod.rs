@@ -6,7 +6,7 @@ mod permits;
 mod rests;
 mod shares;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::scripts::READ;
 use super::*;
@@ -79,24 +79,12 @@ impl Part {
         self.lease.open(&window(index), share);
     }
 }
+
+/// A silent replica is forgotten after so long.
 const FORGET: Duration = Duration::from_secs(10);
 
-/// Numbers that look random and are the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        // xorshift64*, Vigna 2016.
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % n
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
+/// A share lapses when nothing was heard of it for so long.
+const LAPSE: Millis = 8000;
 
 /// A replica as the test runs it.
 #[derive(Debug)]
@@ -114,7 +102,10 @@ struct Replica {
     /// When the beat was sent whose reply counted last.
     heard: Option<Millis>,
     epoch: u64,
-    /// Whether the level began anew with replicas of which none had ever shared limits.
+    /// The epoch in which the level heard it last.
+    told: u64,
+    /// Whether the level began anew with replicas of which none had ever shared limits, or which had
+    /// not been heard since long before this one.
     unknown: bool,
     part: Part,
 }
@@ -124,10 +115,16 @@ impl Replica {
         self.standing.own_share(at(now) + self.ahead)
     }
 
-    /// Whether others may have been given its share, or may be.
-    fn is_alone(&self, now: Millis) -> bool {
-        let long = i64::try_from(FORGET.as_millis()).unwrap() * 4 / 5;
-        self.unknown || self.heard.is_none_or(|heard| now - heard > long)
+    /// Whether its share has lapsed.
+    fn has_lapsed(&self, now: Millis) -> bool {
+        self.heard.is_none_or(|heard| now - heard > LAPSE)
+    }
+
+    /// Whether others may have been given its share, or may be: it has lapsed, and others have not,
+    /// of whom the level heard the last at `last`.
+    fn is_alone(&self, now: Millis, last: Millis) -> bool {
+        let others = self.heard.is_none_or(|heard| last > heard + LAPSE);
+        self.unknown || self.has_lapsed(now) && others
     }
 }
 
@@ -156,6 +153,14 @@ struct World {
     files: BTreeMap<String, (i64, u32, Predecessors)>,
     /// The last epoch that began with replicas of which none had ever shared limits.
     fresh: u64,
+    /// When the level heard anybody last, and decided what it has.
+    last: Millis,
+    /// The last time at which a replica was heard that has ended since.
+    ended: Millis,
+    /// Windows that are excepted: see [`Self::resumed`].
+    spoilt: BTreeSet<i64>,
+    /// Number of shares that had lapsed and were resumed, and of those that the law excepts.
+    resumptions: (u32, u32),
     /// The events, the latest last.
     log: Vec<String>,
 }
@@ -183,6 +188,10 @@ impl World {
             used: BTreeMap::new(),
             files: BTreeMap::new(),
             fresh: 0,
+            last: 0,
+            ended: 0,
+            spoilt: BTreeSet::new(),
+            resumptions: (0, 0),
             log: Vec::new(),
         }
     }
@@ -200,10 +209,18 @@ impl World {
             cut_off: false,
             heard: None,
             epoch: 0,
+            told: 0,
             unknown: false,
             part: Part::default(),
         };
+        self.remove(name);
         self.replicas.insert(name.to_owned(), replica);
+    }
+
+    /// Ends a replica without a word.
+    fn remove(&mut self, name: &str) {
+        let ended = self.replicas.remove(name);
+        self.ended = self.ended.max(ended.and_then(|r| r.heard).unwrap_or(0));
     }
 
     /// The same, with a wall clock that is `wall` ahead; it knows what its predecessor used if it has
@@ -234,12 +251,12 @@ impl World {
             instance: replica.instance,
             forget_after: FORGET,
         };
-        let leases = replica.report(now, leaves);
-        let told = leases[0].1;
+        let leases = replica.report(now, self.last, leaves);
+        let lease = leases[0].1;
         let command = self
             .scripts
             .beat(&keys(), &member, &report, &[], &leases, leaves);
-        self.log.push(format!("{now} {name} lost {lost} reply_lost {reply_lost} trip {trip} leaves {leaves} {report:?} {told:?}"));
+        self.log.push(format!("{now} {name} lost {lost} reply_lost {reply_lost} trip {trip} leaves {leaves} {report:?} {lease:?}"));
         if lost {
             return;
         }
@@ -247,12 +264,22 @@ impl World {
         self.now += trip / 2;
         let reply = self.send(command);
         self.log.push(format!("  {} {reply:?}", self.level_time()));
+        if !leaves {
+            // The reply is still on its way. One that leaves makes no call any more.
+            self.check();
+        }
         self.now += trip - trip / 2;
         let back = self.now;
         let replica = self.replicas.get_mut(name).unwrap();
         let Ok((time, epoch, share, live, grants, _)) = reply else {
             return;
         };
+        let told: u64 = redis::cmd("HGET")
+            .arg(SHARES)
+            .arg("epoch")
+            .query(&mut self.connection)
+            .unwrap();
+        replica.told = told;
         if reply_lost || leaves {
             return;
         }
@@ -265,20 +292,62 @@ impl World {
         let (sent, back) = (at(now) + replica.ahead, at(back) + replica.ahead);
         if Standing::counts(sent, back) {
             let used = replica.part.used;
-            let lease = &mut replica.part.lease;
-            lease.granted(told.window.index, &grant(grants[0]), used);
+            let part = &mut replica.part;
+            for granted in grants {
+                part.lease
+                    .granted(lease.window.index, &grant(granted), used);
+                part.lapsed &= lease.window.index != part.index;
+            }
         }
         if replica.standing.replied(verdict, sent, back) {
-            replica.heard = Some(now);
-            // What it believed before may be nobody's any more, until it is given a share anew.
-            replica.unknown &= report.share > 0;
+            let before = replica.heard.replace(now);
+            // What it believed before may be nobody's any more, until it is given a share by a level that
+            // knows that it has none, or which one.
+            replica.unknown &= report.share > 0 && !report.lapsed && report.epoch != epoch;
             replica.epoch = epoch;
+            if report.lapsed && report.epoch != epoch && share > 0 {
+                self.resumed(name, before);
+            }
         }
+    }
+
+    /// Takes note that `name`, whose last reply before was to the beat of `before`, may have been given
+    /// its lapsed share again. The law excepts those who have been heard for longer and have not reported:
+    /// it was cut off while they were not. So are the windows which that replica holds something of.
+    fn resumed(&mut self, name: &str, before: Option<Millis>) {
+        let mut row = redis::cmd("HGET");
+        row.arg(SHARES).arg(format!("m:{name}"));
+        let row: String = row.query(&mut self.connection).unwrap();
+        if !row.ends_with(" 1") {
+            // It was given another.
+            return;
+        }
+        self.resumptions.0 += 1;
+        let replica = &self.replicas[name];
+        let (epoch, index) = (replica.epoch, replica.part.index);
+        let before = before.unwrap();
+        if self.ended > before + LAPSE {
+            self.spoilt.extend([index, index + 1]);
+        }
+        for other in self.replicas.values_mut().filter(|r| r.told != epoch) {
+            if other.heard.is_some_and(|heard| heard > before + LAPSE) {
+                other.unknown = true;
+                self.spoilt.extend([index, index + 1]);
+            }
+        }
+        self.resumptions.1 += u32::from(self.spoilt.contains(&index));
     }
 
     fn send(&mut self, mut command: redis::Cmd) -> Result<ShareReply, redis::RedisError> {
         let time = self.level_time();
-        command.arg(self.run).arg(time).query(&mut self.connection)
+        let reply: ShareReply = command
+            .arg(self.run)
+            .arg(time)
+            .query(&mut self.connection)?;
+        if reply.1 != 0 {
+            self.last = self.now;
+        }
+        Ok(reply)
     }
 
     /// A beat that arrives later, whose reply nobody waits for.
@@ -291,7 +360,7 @@ impl World {
             instance: replica.instance,
             forget_after: FORGET,
         };
-        let leases = replica.report(now, false);
+        let leases = replica.report(now, self.last, false);
         let command = self
             .scripts
             .beat(&keys(), &member, &report, &[], &leases, false);
@@ -303,7 +372,7 @@ impl World {
     fn take(&mut self, name: &str, n: u32) -> u32 {
         let now = self.now;
         let replica = self.replicas.get_mut(name).unwrap();
-        let alone = replica.is_alone(now);
+        let alone = replica.is_alone(now, self.last);
         let share = replica.share(now);
         let part = &mut replica.part;
         part.go_on(now + replica.wall, share, alone);
@@ -323,7 +392,7 @@ impl World {
         let all = self.used.entry(index).or_default();
         *all += taken;
         assert!(
-            *all <= ALLOWED,
+            *all <= ALLOWED || self.spoilt.contains(&index),
             "{}: {all} used of window {index} by {name}\n{:#?}\n{:#?}",
             self.log.first().map_or("", String::as_str),
             self.log[self.log.len().saturating_sub(80)..].to_vec(),
@@ -333,8 +402,7 @@ impl World {
     }
 
     /// Checks the sum, in millionths, of what all may use together and what those who are alone may
-    /// use. Replicas count that were heard within `FORGET`, and whose share is not of a level that
-    /// began anew without them.
+    /// use. Replicas count but those that are alone: see [`Replica::is_alone`].
     fn check(&mut self) {
         let (now, time) = (self.now, self.level_time());
         let mut together = redis::cmd("EVAL");
@@ -357,12 +425,8 @@ impl World {
                 *self.used.entry(replica.part.index).or_default() += replica.part.used;
             }
         }
-        let counted = self.replicas.values().filter(|replica| {
-            let lapsed = replica
-                .heard
-                .is_none_or(|h| now - h > i64::try_from(FORGET.as_millis()).unwrap() * 4 / 5);
-            !lapsed && !replica.unknown
-        });
+        let last = self.last;
+        let counted = self.replicas.values().filter(|r| !r.is_alone(now, last));
         // Permits are asked for by those only who have got a reply lately.
         let asks = |r: &Replica| r.standing.mode(at(now) + r.ahead) == Mode::Together;
         let asked = self.replicas.values().any(asks);
@@ -379,8 +443,8 @@ impl World {
 
 impl Replica {
     /// Returns what its beat tells of its lease.
-    fn report(&mut self, now: Millis, leaves: bool) -> Vec<(String, LeaseReport)> {
-        let alone = self.is_alone(now);
+    fn report(&mut self, now: Millis, last: Millis, leaves: bool) -> Vec<(String, LeaseReport)> {
+        let alone = self.is_alone(now, last);
         let share = self.share(now);
         let part = &mut self.part;
         part.go_on(now + self.wall, share, alone);

@@ -12,7 +12,7 @@ fn told(world: &mut World, name: &str, rests: &[(String, Duration)]) -> Vec<(Str
         forget_after: FORGET,
     };
     let report = replica.standing.report(at(now) + replica.ahead);
-    let leases = replica.report(now, false);
+    let leases = replica.report(now, 0, false);
     let scripts = &world.scripts;
     let command = scripts.beat(&keys(), &member, &report, rests, &leases, false);
     world.send(command).unwrap().5
