@@ -2,7 +2,8 @@
 //! hit (`refresh_ahead`).
 //!
 //! It makes no calls that would not be made anyway, one per poll; after a poll that did not come it
-//! stops. What is due at one moment is refreshed one after the other, by at most half of what the
+//! stops. A refresh that was planned under a configuration that has been replaced is made under the
+//! current one, if that has the same data. What is due at one moment is refreshed one after the other, by at most half of what the
 //! upstream's limits allow: so the more there is, the earlier it begins.
 
 mod pace;
@@ -130,25 +131,30 @@ impl Engine {
             refresh: freshness.refresh,
             left,
         };
-        let (lane, grid) = (lane.clone(), lane.grid());
-        let of = lane.upstream.clone();
-        self.polled(poll, &of, context, move |engine, due| {
-            let range = TimeRange::clamped(range.start(), range.end().saturating_add(due.later));
-            let range = range.aligned(grid);
-            let (lane, context) = (lane.clone(), due.context);
-            (engine.fresh(&lane, &range, &context).is_none()).then(|| {
-                let engine = engine.clone();
-                let call = async move {
-                    let planning = context.span("plan");
-                    let view = engine.view(&lane, range, range, source, &context, planning);
-                    view.await.is_ok()
-                };
-                Refresh {
-                    after: Duration::ZERO,
-                    call: Box::pin(call),
-                }
-            })
-        });
+        let key = lane.key.clone();
+        self.polled(
+            poll,
+            &lane.upstream,
+            context,
+            move |engine, upstream, due| {
+                let lane = Lane::with_key(upstream.clone(), key);
+                let range =
+                    TimeRange::clamped(range.start(), range.end().saturating_add(due.later));
+                let (range, context) = (range.aligned(lane.grid()), due.context);
+                (engine.fresh(&lane, &range, &context).is_none()).then(|| {
+                    let engine = engine.clone();
+                    let call = async move {
+                        let planning = context.span("plan");
+                        let view = engine.view(&lane, range, range, source, &context, planning);
+                        view.await.is_ok()
+                    };
+                    Refresh {
+                        after: Duration::ZERO,
+                        call: Box::pin(call),
+                    }
+                })
+            },
+        );
     }
 
     /// Takes in `request`, whose answer is `fresh` or not, if it is an instant query for its newest
@@ -176,13 +182,13 @@ impl Engine {
             refresh,
             left: fresh.then(|| refresh.saturating_sub(age)),
         };
-        let (of, method, request) = (upstream.clone(), method.clone(), request.clone());
-        self.polled(poll, upstream, context, move |engine, due| {
+        let (method, request) = (method.clone(), request.clone());
+        self.polled(poll, upstream, context, move |engine, upstream, due| {
             let now = Some(due.context.wall);
-            let Evaluation { time, newest } = engine.evaluation(&of, now, &due.context)?;
+            let Evaluation { time, newest } = engine.evaluation(upstream, now, &due.context)?;
             let request = request.at(time);
-            let key = WholeIdentity::new(&of, WholeQuery::Response(request.clone()));
-            if engine.fresh_whole(&of, &key, &due.context).is_some() {
+            let key = WholeIdentity::new(upstream, WholeQuery::Response(request.clone()));
+            if engine.fresh_whole(upstream, &key, &due.context).is_some() {
                 return None;
             }
             let policy = CachePolicy::AtTime {
@@ -190,7 +196,7 @@ impl Engine {
                 time,
                 newest,
             };
-            let (engine, context) = (engine.clone(), due.context);
+            let (engine, of, context) = (engine.clone(), upstream.clone(), due.context);
             // No time is evaluated before it has come.
             let early = time.saturating_sub(engine.clock.now()).max(0);
             let call = async move {
@@ -211,7 +217,7 @@ impl Engine {
         poll: Poll,
         upstream: &Arc<Upstream>,
         context: &RequestContext,
-        refresh: impl FnOnce(&Arc<Self>, Due) -> Option<Refresh> + Send + 'static,
+        refresh: impl FnOnce(&Arc<Self>, &Arc<Upstream>, Due) -> Option<Refresh> + Send + 'static,
     ) {
         if !upstream.reading.refresh_ahead || context.max_age.is_some() {
             return;
@@ -239,28 +245,31 @@ impl Engine {
         let lead = LEAD.max(usual + usual / 2 + LEAD / 4).min(earliest);
         let within = due.saturating_sub(earliest)..=due.saturating_sub(lead);
         let apart = upstream.client.spare_spacing();
-        let Some(start) = paces.starts.take(upstream.id(), within, apart) else {
+        let id = upstream.id();
+        let Some(start) = paces.starts.take(id, within, apart) else {
             upstream.metrics.refreshed_ahead("skipped");
             return;
         };
         let later = Millis::try_from(interval.as_millis()).unwrap_or(0);
         let wall = context.wall.saturating_add(later);
         let late = tolerance(interval, poll.refresh);
-        let (engine, upstream) = (self.clone(), upstream.clone());
-        let until_due = due.saturating_sub(self.clock.monotonic());
+        // Neither this engine nor the upstream: both may be replaced meanwhile.
+        let (memory, clock) = (self.memory.clone(), self.clock.clone());
+        let until_due = due.saturating_sub(clock.monotonic());
         let due_at = tokio::time::Instant::now() + until_due;
-        let of = upstream.clone();
         let task = async move {
             let lead = due.saturating_sub(start);
             tokio::time::sleep_until(due_at - lead.min(until_due)).await;
-            engine.memory.paces.starts.begun(upstream.id(), start);
+            memory.paces.starts.begun(id, start);
             // Boxed, as most of its life it sleeps.
             let begun = Box::pin(async {
-                let now = engine.clock.monotonic();
+                let now = clock.monotonic();
                 if now > due || now + 2 * lead < due {
                     // Time has not passed as the runtime's clock says.
-                    return false;
+                    return None;
                 }
+                let engine = memory.engine().upgrade()?;
+                let upstream = engine.registry.with_id(id)?;
                 let deadline = due_at + interval;
                 let context = RequestContext {
                     arrived: due,
@@ -271,34 +280,34 @@ impl Engine {
                     max_age: None,
                     level_wait: None,
                 };
-                let Some(refresh) = refresh(&engine, Due { context, later }) else {
-                    return false;
-                };
+                let refresh = refresh(&engine, &upstream, Due { context, later })?;
                 tokio::time::sleep(refresh.after).await;
                 // Others that use what is to spare at this moment leave room for it soon.
                 while !upstream.client.has_spare() {
                     if tokio::time::Instant::now() + usual >= due_at {
                         upstream.metrics.refreshed_ahead("skipped");
-                        return false;
+                        return None;
                     }
                     tokio::time::sleep(AGAIN).await;
                 }
                 lock(&pace).refreshed = true;
                 let made = refresh.call.await;
                 lock(&pace).refreshed &= made;
-                made
+                made.then(|| Arc::downgrade(&upstream))
             });
-            if !begun.await {
+            let Some(upstream) = begun.await else {
                 return;
-            }
+            };
             tokio::time::sleep_until(due_at + late).await;
-            if std::mem::take(&mut lock(&pace).refreshed) {
+            if std::mem::take(&mut lock(&pace).refreshed)
+                && let Some(upstream) = upstream.upgrade()
+            {
                 upstream.metrics.refreshed_ahead("unused");
             }
         };
         let Some(held) = paces.planned.hold(size_of_val(&task) + key_bytes) else {
-            paces.starts.begun(of.id(), start);
-            of.metrics.refreshed_ahead("skipped");
+            paces.starts.begun(id, start);
+            upstream.metrics.refreshed_ahead("skipped");
             return;
         };
         tokio::spawn(async move {

@@ -73,7 +73,7 @@ mod summaries;
 mod whole;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 pub use answer::Answer;
@@ -140,6 +140,8 @@ pub struct Memory {
     /// Lanes that are fetched in the background.
     revalidating: Mutex<HashSet<LaneKey>>,
     generation: RwLock<Generation>,
+    /// The engine of the current configuration.
+    engine: Mutex<Weak<Engine>>,
     /// The level that outlives the process, if there is one.
     second: Option<second::SecondLevel>,
 }
@@ -175,8 +177,14 @@ impl Memory {
             rechecked: Rechecked::default(),
             revalidating: Mutex::default(),
             generation: RwLock::default(),
+            engine: Mutex::default(),
             second,
         })
+    }
+
+    fn engine(&self) -> MutexGuard<'_, Weak<Engine>> {
+        // It is replaced whole, so it is sound even after a panic.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Evicts what is over its bound, and frees what has been evicted. To be called every few seconds:
@@ -253,20 +261,22 @@ fn planned(mut planning: Span, lookup: Lookup, missing: usize) {
 
 impl Engine {
     /// Returns an engine over `registry` that answers from `memory`; no answer has more than
-    /// `max_points` points.
+    /// `max_points` points. It takes the place of an earlier engine over that.
     pub fn new(
         registry: Registry,
         memory: Arc<Memory>,
         max_points: u32,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let engine = Arc::new(Self {
             registry,
             known: KnownQueries::new(memory.bytes),
             memory,
             clock,
             max_points,
-        })
+        });
+        *engine.memory.engine() = Arc::downgrade(&engine);
+        engine
     }
 
     /// Returns the upstreams.

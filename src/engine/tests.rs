@@ -271,6 +271,31 @@ pub(super) fn engine_limited(
     limits: Limits,
     ahead: bool,
 ) -> Arc<Engine> {
+    let upstream = upstream_over(transport, clock, adapter, keeping, limits, ahead);
+    engine_of(upstream, memory, clock)
+}
+
+/// An engine over `upstream` that answers from `memory`.
+pub(super) fn engine_of(
+    upstream: Upstream,
+    memory: Arc<Memory>,
+    clock: &Arc<dyn Clock>,
+) -> Arc<Engine> {
+    let none = Box::new(|_, _, _, _| unreachable!("no targets are allowed"));
+    let upstreams = vec![Arc::new(upstream)];
+    let registry = Registry::new(upstreams, "law".into(), Vec::new(), none);
+    Engine::new(registry, memory, 100_000, clock.clone())
+}
+
+/// An upstream named "law" that is reached by `transport`.
+pub(super) fn upstream_over(
+    transport: Arc<dyn Transport>,
+    clock: &Arc<dyn Clock>,
+    adapter: Box<dyn Adapter>,
+    keeping: Keeping,
+    limits: Limits,
+    ahead: bool,
+) -> Upstream {
     let metrics = UpstreamMetrics::new("law");
     let client = UpstreamClient::new(ClientConfig {
         units: None,
@@ -318,7 +343,7 @@ pub(super) fn engine_limited(
         replica_labels: Vec::new(),
         method: crate::model::QueryMethod::Auto,
     };
-    let upstream = Arc::new(Upstream {
+    Upstream {
         identity: Identity::new(),
         freshness,
         reading,
@@ -327,10 +352,7 @@ pub(super) fn engine_limited(
         forward: Forward::Nothing,
         client,
         metrics,
-    });
-    let none = Box::new(|_, _, _, _| unreachable!("no targets are allowed"));
-    let registry = Registry::new(vec![upstream], "law".into(), Vec::new(), none);
-    Engine::new(registry, memory, 100_000, clock.clone())
+    }
 }
 
 pub(super) struct World {

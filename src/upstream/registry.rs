@@ -117,6 +117,12 @@ impl Registry {
         self.upstreams.iter().find(|u| u.name() == name)
     }
 
+    /// Returns the upstream or target whose data has the number `id`.
+    pub fn with_id(&self, id: u64) -> Option<Arc<Upstream>> {
+        let configured = self.upstreams.iter().find(|u| u.id() == id).cloned();
+        configured.or_else(|| self.targets().values().find(|u| u.id() == id).cloned())
+    }
+
     /// Returns the upstream that `details` pick, if they may.
     pub fn pick(&self, details: &Details) -> Result<Arc<Upstream>, Error> {
         let upstream = self.meant(details)?;

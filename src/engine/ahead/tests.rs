@@ -10,12 +10,12 @@ use super::*;
 use crate::adapters::Response;
 use crate::adapters::mirror::Mirror;
 use crate::clock::Clock;
-use crate::engine::tests::{Keeping, RuntimeClock, engine_limited};
+use crate::engine::tests::{Keeping, RuntimeClock, engine_of, upstream_over};
 use crate::engine::{Lookup, Memory};
 use crate::model::{
     Aggregate, Condition, Error, Layout, Limits, MetricQuery, Scalar, Selector, Test,
 };
-use crate::upstream::{AnswerShare, BoxFuture, Outgoing, Transport};
+use crate::upstream::{AnswerShare, BoxFuture, Identity, Outgoing, Transport};
 use crate::wire::encoding::Encoding;
 use crate::wire::mirror::request::{RequestBounds, read_metric};
 use crate::wire::mirror::response::{METRIC_HEAD, metric_tail};
@@ -104,6 +104,25 @@ struct World {
 impl World {
     fn new(ahead: bool, limits: Limits) -> Arc<Self> {
         let clock: Arc<dyn Clock> = Arc::new(RuntimeClock::starting_now());
+        Self::over(clock, Memory::new(64 << 20), ahead, limits, None)
+    }
+
+    /// Returns the world after a reload in which a new upstream has the place of the one before, perhaps
+    /// with the same data.
+    fn reloaded(&self, same_data: bool) -> Arc<Self> {
+        let identity = self.engine.upstreams()[0].identity.clone();
+        let identity = same_data.then_some(identity);
+        let (clock, memory) = (self.clock.clone(), self.engine.memory());
+        Self::over(clock, memory, true, Limits::default(), identity)
+    }
+
+    fn over(
+        clock: Arc<dyn Clock>,
+        memory: Arc<Memory>,
+        ahead: bool,
+        limits: Limits,
+        identity: Option<Identity>,
+    ) -> Arc<Self> {
         let store = Arc::new(Store::default());
         let mirror = Mirror {
             api_key: None,
@@ -115,19 +134,13 @@ impl World {
             while_revalidating: 0,
             aggregate: Aggregate::Auto,
         };
-        let engine = engine_limited(
-            store.clone(),
-            &clock,
-            Box::new(mirror),
-            keeping,
-            Memory::new(64 << 20),
-            limits,
-            ahead,
-        );
+        let adapter = Box::new(mirror);
+        let mut upstream = upstream_over(store.clone(), &clock, adapter, keeping, limits, ahead);
+        upstream.identity = identity.unwrap_or_default();
         Arc::new(Self {
+            engine: engine_of(upstream, memory, &clock),
             clock,
             store,
-            engine,
         })
     }
 
@@ -339,4 +352,31 @@ async fn what_cannot_be_refreshed_in_time_is_left_to_the_polls() {
         "{} calls",
         outcome.calls
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_was_planned_before_a_reload_is_made_after_it_as_it_says() {
+    for same_data in [true, false] {
+        let before = World::new(true, Limits::default());
+        let began = Instant::now();
+        for poll in 0..3 {
+            sleep_until(began + Duration::from_secs(10 * poll)).await;
+            before.ask("polled").await;
+        }
+        let planned = Arc::downgrade(&before.engine);
+        sleep_until(began + Duration::from_secs(25)).await;
+        let after = before.reloaded(same_data);
+        assert_eq!(before.calls(), 3);
+        let store = before.store.clone();
+        drop(before);
+        assert!(planned.upgrade().is_none(), "nothing else holds it");
+        sleep_until(began + Duration::from_secs(30)).await;
+        assert_eq!(store.calls.load(Ordering::SeqCst), 3);
+        assert_eq!(after.calls(), usize::from(same_data));
+        let waited = after.ask("polled").await >= LATENCY;
+        assert_eq!(waited, !same_data);
+        // And what is planned then is dropped with the last one.
+        drop(after);
+        sleep(Duration::from_secs(60)).await;
+    }
 }
