@@ -208,6 +208,37 @@ mod tests {
     }
 
     #[test]
+    fn one_that_takes_the_place_of_another_is_not_taken_for_it() {
+        // So small that there are two places.
+        let known = KnownQueries::new((2 << 10) * SHARE);
+        assert_eq!(known.places.len(), 2);
+        let at = lane();
+        let queries: Vec<_> = (0..20).map(|n| query(n, 20, &at)).collect();
+        for (body, read) in &queries {
+            known.keep(body, read);
+        }
+        let mut found = 0;
+        for (body, read) in &queries {
+            if let Some((query, _)) = known.find(body) {
+                assert!(Arc::ptr_eq(&query, read));
+                found += 1;
+            }
+        }
+        assert!((1..=2).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn one_whose_times_may_be_others_is_not_kept() {
+        let known = KnownQueries::new(256 << 20);
+        let (body, read) = query(7, 20, &lane());
+        let twice = String::from_utf8(body)
+            .unwrap()
+            .replace("]", "],\"endTime\" :9");
+        known.keep(twice.as_bytes(), &read);
+        assert!(Timeless::of(twice.as_bytes()).is_some() && known.find(twice.as_bytes()).is_none());
+    }
+
+    #[test]
     fn they_weigh_no_more_than_their_share() {
         const CACHE: u64 = 16 << 20;
         let (known, lane) = (KnownQueries::new(CACHE), lane());

@@ -219,6 +219,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_wait_wakes_the_task_that_polled_it_last() {
+        let timer = HeadTimer::default();
+        let mut head = timer.sleep(WRITE);
+        let mut other = Context::from_waker(Waker::noop());
+        assert!(head.as_mut().poll(&mut other).is_pending());
+        let begun = Instant::now();
+        let ended = tokio::time::timeout(2 * WRITE, head).await;
+        assert!(ended.is_ok(), "the other task was woken");
+        assert_eq!(begun.elapsed().as_secs(), WRITE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
         let (near, mut far) = duplex(16);
         let mut near = TimeoutStream::new(near, READ, WRITE);

@@ -105,7 +105,16 @@ mod tests {
         assert_eq!(unless(|| true, || 7), Some(7));
         assert_eq!(unless(|| false, || count(5000)), Some(5000));
         assert_eq!(count(5000), 5000);
-        let panicked = std::panic::catch_unwind(|| unless(|| true, || panic!("on purpose")));
+        let panicked = std::panic::catch_unwind(|| {
+            unless(
+                || true,
+                || {
+                    assert!(is_due());
+                    panic!("on purpose")
+                },
+            )
+        });
         assert!(panicked.is_err() && !is_due());
+        assert_eq!(unless(|| false, || 7), Some(7), "another job");
     }
 }

@@ -62,3 +62,20 @@ impl Method {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_post_that_was_sent_before_get_was_found_does_not_bring_it_into_doubt() {
+        let now = Instant::now();
+        let mut method = Method::default();
+        assert_eq!(method.learn(false, true, now), Taken::ByGet);
+        assert_eq!(method.learn(true, false, now), Taken::Yes);
+        assert_eq!(method.learn(false, true, now), Taken::ByGet);
+        // It refuses this query, not the method.
+        assert_eq!(method.learn(true, true, now), Taken::No);
+        assert!(method.is_get());
+    }
+}

@@ -72,6 +72,73 @@ async fn a_refused_post_is_no_failure_of_the_address() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_get_after_a_refused_post_goes_before_others_that_wait() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", QUICK);
+    let upstream = upstream(&hosts, &["a"], one_a_second());
+    let begun = Instant::now();
+    call(&upstream).await.unwrap();
+    hosts.set("a", Does::Methods(403, 200));
+    let calls = (0..3).map(async |_| {
+        let answered = upstream.client.run(query(), &call_context()).await;
+        assert!(answered.is_ok());
+        begun.elapsed().as_secs()
+    });
+    let ends = futures_util::future::join_all(calls).await;
+    assert_eq!(ends, [2, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_to_the_post_says_why_where_both_methods_are_refused() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Methods(405, 403));
+    let upstream = upstream(&hosts, &["a"], Limits::for_tests());
+    let mut query = query();
+    query.read = Arc::new(|response: &Response| {
+        Err(Error::new(Kind::UpstreamFailed, response.status.as_str()))
+    });
+    let error = upstream.client.run(query, &call_context()).await.err();
+    assert_eq!(error.unwrap().message, "405");
+    assert_eq!(hosts.counts(), [times("a", 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_attempts_get_others_beside_them_as_far_as_the_budget_of_retries_goes() {
+    let hosts = Arc::new(Hosts::default());
+    for host in ["a", "b"] {
+        hosts.set(host, Does::Answer(4 * SECOND));
+    }
+    let limits = Limits {
+        hedge_after: Some(SECOND),
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a", "b"], limits);
+    for _ in 0..100 {
+        call(&upstream).await.unwrap();
+    }
+    let made = hosts.calls.lock().unwrap().len();
+    // Ten are saved up, and each five calls allow one more.
+    assert!((125..=130).contains(&made), "{made}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_fails_leaves_the_other_beside_it() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Never);
+    hosts.set("b", Does::Answer(3 * SECOND / 2));
+    let limits = Limits {
+        timeout: 2 * SECOND,
+        hedge_after: Some(SECOND),
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a", "b"], limits);
+    let begun = Instant::now();
+    call(&upstream).await.unwrap();
+    assert_eq!(begun.elapsed().as_millis(), 2500);
+    assert_eq!(hosts.counts(), [times("a", 1), times("b", 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_attempt_gets_another_beside_it() {
     let hosts = Arc::new(Hosts::default());
     hosts.set("a", Does::Answer(Duration::from_secs(4)));
