@@ -89,6 +89,30 @@ async fn the_get_after_a_refused_post_goes_before_others_that_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_get_after_a_refused_post_goes_to_the_address_that_refused_it() {
+    let hosts = Arc::new(Hosts::default());
+    hosts.set("a", Does::Never);
+    hosts.set("b", QUICK);
+    let limits = Limits {
+        per_second: 1.0,
+        burst: 2,
+        timeout: SECOND / 2,
+        ..Limits::for_tests()
+    };
+    let upstream = upstream(&hosts, &["a", "b"], limits);
+    let silent = call(&upstream);
+    let refused = async {
+        hosts.set("a", Does::Methods(405, 200));
+        let answered = upstream.client.run(query(), &call_context()).await;
+        assert!(answered.is_ok());
+    };
+    // The first fails while the GET waits for its turn, so that the other address looks better then.
+    let (silent, ()) = tokio::join!(silent, refused);
+    assert_eq!(silent, Ok(()));
+    assert_eq!(hosts.counts(), [times("a", 3), times("b", 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_answer_to_the_post_says_why_where_both_methods_are_refused() {
     let hosts = Arc::new(Hosts::default());
     hosts.set("a", Does::Methods(405, 403));
