@@ -119,19 +119,20 @@ impl KnownQueries {
         let replaced = self
             .place_of(&body)
             .and_then(|mut place| place.replace(known));
-        self.dropped(replaced);
+        self.dropped(replaced.as_ref());
         for _ in 0..self.places.len() {
             if self.held.load(Ordering::Relaxed) <= self.most {
                 break;
             }
             let at = self.hand.fetch_add(1, Ordering::Relaxed);
             let emptied = self.place(at).and_then(|mut place| place.take());
-            self.dropped(emptied);
+            self.dropped(emptied.as_ref());
         }
     }
 
-    fn dropped(&self, known: Option<KnownQuery>) {
-        let weight = known.as_ref().map_or(0, KnownQuery::weight);
+    /// Counts back the bytes of `known`, which is about to be dropped.
+    fn dropped(&self, known: Option<&KnownQuery>) {
+        let weight = known.map_or(0, KnownQuery::weight);
         self.held.fetch_sub(weight, Ordering::Relaxed);
     }
 }
