@@ -5,7 +5,7 @@
 //! absolute figures depend on the machine. Cases that are compared take turns in short rounds; the
 //! requests/s are those of the best round, the times those of all.
 //!
-//! `cargo bench --bench end_to_end`: some minutes; or `-- --short`: half a minute.
+//! `cargo bench --bench end_to_end`: some minutes; `-- --short`: half a minute; `-- --storm`: the storm only.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -555,6 +555,10 @@ fn main() {
         "{:<42}{:>7}{:>12}{:>11}{:>11}{:>9}{:>11}{:>11}",
         "case", "points", "requests/s", "p50 µs", "p99 µs", "of limit", "CPU µs/req", "of load"
     );
+    if std::env::args().any(|a| a == "--storm") {
+        bench.storm(60);
+        return;
+    }
     for points in SIZES {
         bench.windows(points);
     }

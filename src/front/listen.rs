@@ -245,11 +245,12 @@ async fn serve_connection<H, F>(
     let peer = connection.peer;
     let claim = connection.claim.clone();
     let served = async {
-        // Until something comes, it has nothing to begin with.
+        // Until something comes, it has nothing to begin with. `readable` may say so of a new stream too soon.
+        let mut byte = [0];
         let silence = tls.as_ref().map_or(HEAD_TIMEOUT, |_| HANDSHAKE);
         let arrived = tokio::select! {
             biased;
-            arrived = timeout(silence, stream.readable()) => matches!(arrived, Ok(Ok(()))),
+            arrived = timeout(silence, stream.peek(&mut byte)) => matches!(arrived, Ok(Ok(_))),
             _ = stop.changed() => false,
         };
         if !arrived {
