@@ -5,7 +5,8 @@
 //! absolute figures depend on the machine. Cases that are compared take turns in short rounds; the
 //! requests/s are those of the best round, the times those of all.
 //!
-//! `cargo bench --bench end_to_end`: some minutes; `-- --short`: half a minute; `-- --storm`: the storm only.
+//! `cargo bench --bench end_to_end`: some minutes; `-- --short`: half a minute; `-- --storm`: the storm only;
+//! `-- --misses`: what misses take, outside the kernel and in it.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -27,7 +28,7 @@ use heliostat::clock::{Clock, SystemClock};
 use heliostat::wire::encoding::Encoding;
 use support::asking::{ALIKE, Ask, DAY, MINUTE, Shape, mixed};
 use support::load::{Cache, Sample, Target, Until, body, closed, open, verify};
-use support::server::{Kind, Server, cpu, cpu_of_all, was_server};
+use support::server::{Kind, Server, cpu, cpu_of_all, usage, was_server};
 use support::upstream::Upstream;
 
 const SIZES: [i64; 3] = [50, 1440, 30_240];
@@ -203,24 +204,11 @@ impl Bench {
         }
 
         self.upstream.set_latency(LATENCY);
-        let clock = SystemClock::default();
         let tail = Case {
             name: "(e) refresh of the tail, upstream 50 ms".to_owned(),
             server: &server,
             target: Target::heliostat(server.address, Shape::Buckets),
-            next: Box::new(move |number| {
-                let end = clock.now();
-                let lane = 1000 + (number % CONNECTIONS) as u32;
-                let start = end.div_euclid(MINUTE) * MINUTE - (points - 1) * MINUTE;
-                let shape = Shape::Buckets;
-                let ask = Ask {
-                    shape,
-                    lane,
-                    start,
-                    end,
-                };
-                (ask, Cache::Forwarded)
-            }),
+            next: Box::new(move |number| refreshed(points, number)),
         };
         tail.run(CONNECTIONS, Until::Asked(CONNECTIONS));
         let mut row = tail.run(CONNECTIONS, Until::Passed(self.amount.waiting));
@@ -272,6 +260,23 @@ impl Bench {
             misses.quantile(0.5) / 1000.0,
             misses.quantile(0.99) / 1000.0,
         );
+    }
+
+    /// Shows what cold misses of `points`, and refreshes of the tail of as many, take.
+    fn misses(&self, points: i64) {
+        let server = Server::start(Kind::Heliostat(&self.upstream.config("4GiB")));
+        let target = Target::heliostat(server.address, Shape::Buckets);
+        self.upstream.set_latency(LATENCY);
+        let asked = (240_000 / points as u64).clamp(200, 1000);
+        let miss = |_| (self.new_ask(points), Cache::Forwarded);
+        print_usage("cold miss", points, &server, asked, || {
+            closed(&target, CONNECTIONS, Until::Asked(asked), miss)
+        });
+        print_usage("refresh of the tail", points, &server, asked, || {
+            closed(&target, CONNECTIONS, Until::Asked(asked), |n| {
+                refreshed(points, n)
+            })
+        });
     }
 
     /// Polls many streams one after the other.
@@ -443,6 +448,41 @@ impl Bench {
     }
 }
 
+/// Returns the request `number` for the last `points` buckets of the lane of its connection, the last of which
+/// goes on.
+fn refreshed(points: i64, number: u64) -> (Ask, Cache) {
+    let end = SystemClock::default().now();
+    let ask = Ask {
+        shape: Shape::Buckets,
+        lane: 1000 + (number % CONNECTIONS) as u32,
+        start: end.div_euclid(MINUTE) * MINUTE - (points - 1) * MINUTE,
+        end,
+    };
+    (ask, Cache::Forwarded)
+}
+
+/// Prints what `server` uses for each of the `asked` requests of `points` that `ask` sends it.
+fn print_usage(name: &str, points: i64, server: &Server, asked: u64, ask: impl Fn() -> Sample) {
+    const ROUNDS: u64 = 4;
+    ask();
+    let used = || (usage(server.process_id()), server.cpu());
+    let (before, cpu_before) = used();
+    for _ in 0..ROUNDS {
+        ask();
+    }
+    let (after, cpu_after) = used();
+    let each = |amount: f64| amount / (ROUNDS * asked) as f64;
+    let (user, kernel) = (after.user - before.user, after.kernel - before.kernel);
+    let share = user.as_secs_f64() / (user + kernel).as_secs_f64();
+    let micros = each((cpu_after - cpu_before).as_secs_f64() * 1e6);
+    println!(
+        "{name:<24}{points:>7}{micros:>12.1}{:>12.1}{:>12.1}{:>12.1}",
+        micros * share,
+        micros * (1.0 - share),
+        each((after.faults - before.faults) as f64),
+    );
+}
+
 /// Prints the length of an answer's body, and how long a client takes to decompress it.
 fn print_unpacking(case: &Case<'_>, ask: &Ask) {
     let packed = body(&case.target, ask);
@@ -548,6 +588,16 @@ fn main() {
         end: (now / DAY - 1) * DAY,
         new_lane: AtomicU32::new(ALIKE),
     };
+    if std::env::args().any(|a| a == "--misses") {
+        println!(
+            "misses, {CONNECTIONS} at once, upstream {LATENCY} ms: CPU µs each, and new pages of memory"
+        );
+        println!(
+            "{:<24}{:>7}{:>12}{:>12}{:>12}{:>12}",
+            "", "points", "CPU", "user", "kernel", "pages"
+        );
+        return SIZES.into_iter().for_each(|points| bench.misses(points));
+    }
     println!(
         "{CONNECTIONS} connections ({CONNECTIONS_WITH_MISSES} where some miss); a point is a bucket of a minute or a raw point"
     );

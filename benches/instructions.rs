@@ -5,7 +5,8 @@
 //! what else it does.
 //!
 //! `cargo bench --bench instructions`; it needs valgrind, and does nothing without it; the row with
-//! both levels of the cache behind a hit needs `redis-server`.
+//! both levels of the cache behind a hit needs `redis-server`. `-- --profile` shows the functions in which
+//! hits and misses spend their instructions.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -20,7 +21,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,8 +61,13 @@ impl Case {
     /// Returns the instructions of one hit of `points`.
     fn instructions(&self, points: i64) -> u64 {
         let folder = tempfile::tempdir().unwrap();
+        self.instructions_in(folder.path(), points)
+    }
+
+    /// Returns the same, and leaves what callgrind has counted in `folder`.
+    fn instructions_in(&self, folder: &Path, points: i64) -> u64 {
         // Each dump gets a number.
-        let file = folder.path().join("callgrind.out");
+        let file = folder.join("callgrind.out");
         let out = format!("--callgrind-out-file={}", file.display());
         let server = Server::start_in_valgrind(&["--tool=callgrind", &out], self.kind);
         let end = (SystemClock::default().now() / DAY - 1) * DAY;
@@ -98,7 +104,7 @@ impl Case {
         ask(WARM_UP);
         // What was fetched has been written.
         std::thread::sleep(Duration::from_millis(500));
-        let counted = |during: &mut dyn FnMut()| counted(&server, folder.path(), during);
+        let counted = |during: &mut dyn FnMut()| counted(&server, folder, during);
         let (idle, long) = match self.beats {
             true => counted(&mut || std::thread::sleep(IDLE)),
             false => (0.0, IDLE),
@@ -116,16 +122,58 @@ fn counted(server: &Server, folder: &Path, during: &mut dyn FnMut()) -> (f64, Du
     during();
     let took = began.elapsed();
     control(server, "--dump");
-    let dumps = std::fs::read_dir(folder).unwrap();
-    let dumps = dumps.map(|entry| entry.unwrap().path());
-    let newest = dumps.max_by_key(|path| path.metadata().unwrap().modified().unwrap());
-    let text = std::fs::read_to_string(newest.unwrap()).unwrap();
+    // A server dumps once more when it ends.
+    let kept = folder.join(KEPT);
+    std::fs::copy(newest(folder), &kept).unwrap();
+    let text = std::fs::read_to_string(kept).unwrap();
     let total = text.lines().find_map(|l| l.strip_prefix("totals: "));
     (total.unwrap().trim().parse::<f64>().unwrap(), took)
 }
 
-/// Prints the instructions of hits of Prometheus' API, beside bare hyper with as many bytes.
-fn prometheus() {
+/// The copy of the last dump that was asked for.
+const KEPT: &str = "kept";
+
+/// Returns the newest dump in `folder`.
+fn newest(folder: &Path) -> PathBuf {
+    let dumps = std::fs::read_dir(folder).unwrap();
+    let dumps = dumps.map(|entry| entry.unwrap().path());
+    let newest = dumps.max_by_key(|path| path.metadata().unwrap().modified().unwrap());
+    newest.unwrap()
+}
+
+/// Prints the functions in which a request spends most of its `instructions`, as counted in `folder`: by
+/// themselves, and with those that they call.
+fn print_profile(folder: &Path, name: &str, instructions: u64) {
+    const SHOWN: usize = 40;
+    println!("\n{name}: {instructions} instructions");
+    for (option, title) in [
+        ("--auto=no", "by themselves"),
+        ("--inclusive=yes", "with what they call"),
+    ] {
+        let mut annotate = std::process::Command::new("callgrind_annotate");
+        annotate.args([option, "--auto=no", "--threshold=100"]);
+        let output = annotate.arg(folder.join(KEPT)).output().unwrap().stdout;
+        println!("{title}:");
+        let text = String::from_utf8_lossy(&output);
+        let lines = text.lines().filter_map(|line| {
+            let (share, function) = line.split_once('%')?;
+            let share: f64 = share.rsplit('(').next()?.trim().parse().ok()?;
+            let function = function.strip_prefix(") ")?;
+            let function = function.split(" [").next()?.trim_start_matches("???:");
+            (function != "PROGRAM TOTALS").then_some((share, function))
+        });
+        for (share, function) in lines.take(SHOWN) {
+            let each = share / 100.0 * instructions as f64;
+            println!("{each:>12.0}{share:>7.1} % {function:.110}");
+        }
+    }
+}
+
+/// A request of Prometheus' API: its name, its bytes, and the length of the body of its answer.
+type Named = (String, Vec<u8>, usize);
+
+/// Returns the configuration of a server, and the requests of Prometheus' API that are counted.
+fn requests() -> (&'static str, Vec<Named>) {
     const MINUTES: i64 = 60;
     let clock = Arc::new(SystemClock::default());
     let end = (clock.now() / DAY - 1) * DAY / 1000;
@@ -155,28 +203,45 @@ fn prometheus() {
     );
     let length = vector(&end.to_string()).len();
     let instant = ("instant, 1 series".to_owned(), request.into_bytes(), length);
+    (config, ranges.into_iter().chain([instant]).collect())
+}
+
+/// Prints where hits of Prometheus' API spend their instructions.
+fn profile_prometheus() {
+    let (config, requests) = requests();
+    for (name, request, length) in requests {
+        let folder = tempfile::tempdir().unwrap();
+        let hit = of_request(folder.path(), Kind::Heliostat(config), &request, length);
+        print_profile(folder.path(), &name, hit);
+    }
+}
+
+/// Prints the instructions of hits of Prometheus' API, beside bare hyper with as many bytes.
+fn prometheus() {
+    let (config, requests) = requests();
     println!(
         "\n{:<32}{:>10}{:>12}",
         "hits of Prometheus' API", "", "bare hyper"
     );
-    for (name, request, length) in ranges.into_iter().chain([instant]) {
+    for (name, request, length) in requests {
         let text = String::from_utf8(request.clone()).unwrap();
         let path = text.split(' ').nth(1).unwrap();
         let bare = text.replace(path, &format!("/{length}")).into_bytes();
-        let hit = of_request(Kind::Heliostat(config), &request, length);
-        let limit = of_request(Kind::Bare, &bare, length);
+        let of_request = |kind, request: &[u8]| {
+            let folder = tempfile::tempdir().unwrap();
+            of_request(folder.path(), kind, request, length)
+        };
+        let hit = of_request(Kind::Heliostat(config), &request);
+        let limit = of_request(Kind::Bare, &bare);
         println!("{name:<32}{hit:>10}{limit:>12}");
     }
 }
 
 /// Returns the instructions of a server of this `kind` for one `request`, whose answer has a body of
-/// `length`.
-fn of_request(kind: Kind<'static>, request: &[u8], length: usize) -> u64 {
-    let folder = tempfile::tempdir().unwrap();
-    let out = format!(
-        "--callgrind-out-file={}",
-        folder.path().join("callgrind.out").display()
-    );
+/// `length`; leaves what callgrind has counted in `folder`.
+fn of_request(folder: &Path, kind: Kind<'static>, request: &[u8], length: usize) -> u64 {
+    let file = folder.join("callgrind.out");
+    let out = format!("--callgrind-out-file={}", file.display());
     let server = Server::start_in_valgrind(&["--tool=callgrind", &out], kind);
     let mut stream = TcpStream::connect(server.address).unwrap();
     let mut answer = vec![0; 1 << 20];
@@ -197,7 +262,7 @@ fn of_request(kind: Kind<'static>, request: &[u8], length: usize) -> u64 {
     };
     ask(WARM_UP);
     std::thread::sleep(Duration::from_millis(500));
-    let (all, _) = counted(&server, folder.path(), &mut || ask(HITS));
+    let (all, _) = counted(&server, folder, &mut || ask(HITS));
     (all / HITS as f64) as u64
 }
 
@@ -262,6 +327,27 @@ fn main() {
             ..heliostat(Shape::Buckets, 0)
         };
         cases.insert(2, ("the same, both levels behind it", case));
+    }
+    if std::env::args().any(|a| a == "--profile") {
+        let miss = Case {
+            misses: true,
+            ..heliostat(Shape::Buckets, 0)
+        };
+        for (name, case, points) in [
+            ("bare hyper", bare, SIZES[0]),
+            ("hit", heliostat(Shape::Buckets, 0), SIZES[0]),
+            ("cold miss", miss, SIZES[0]),
+            ("cold miss", miss, SIZES[2]),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let instructions = case.instructions_in(folder.path(), points);
+            print_profile(
+                folder.path(),
+                &format!("{name} of {points} points"),
+                instructions,
+            );
+        }
+        return profile_prometheus();
     }
     println!("instructions a request, without the kernel, at so many points");
     println!(

@@ -87,7 +87,9 @@ impl Ask {
             out.extend_from_slice(b"],");
             time += self.shape.step();
         }
-        out.pop();
+        if out.len() > METRIC_HEAD.len() {
+            out.pop();
+        }
         out.extend_from_slice(metric_tail(self.shape == Shape::Buckets, false));
         out
     }
