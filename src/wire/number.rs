@@ -74,6 +74,7 @@ pub(super) fn leading_digits(text: &[u8]) -> (usize, i64) {
 
 /// Returns the number of digits that a text of eight bytes begins with, and their value; the first byte is
 /// the lowest of `text`.
+#[inline(always)]
 pub(super) fn digits_of(text: u64) -> (usize, i64) {
     // All eight at once. A byte that is no digit has its highest bit set in `others`; what it carries
     // reaches only bytes behind it.

@@ -277,10 +277,11 @@ impl Pages {
         if let Some(wrong) = wrong {
             return Err(garbage(response, wrong));
         }
-        let (last, partial) = (telemetry.times.iter().copied().max(), telemetry.partial);
+        let partial = telemetry.partial;
+        let last = partial.then(|| telemetry.times.iter().copied().max());
         read.add(start, telemetry);
-        match last {
-            Some(last) if partial && last > start && read.pages < MAX_PAGES => {
+        match last.flatten() {
+            Some(last) if last > start && read.pages < MAX_PAGES => {
                 Ok(Next::More(self.exchange(last, read)))
             }
             // A mirror that says "partial" and returns nothing new cannot be read further.

@@ -7,6 +7,7 @@ use http::HeaderName;
 mod details;
 mod field;
 mod metric_body;
+mod point_numbers;
 pub mod points;
 pub mod request;
 pub mod response;

@@ -4,9 +4,10 @@ use memchr::memmem;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
 
+use super::point_numbers::{Number, SMALL_TENS, TimeReader, short};
 use crate::model::{Checkpoints, Error, Kind, Millis, stop};
 use crate::wire::json::FirstStrings;
-use crate::wire::number::{TENS, digits_of, leading_digits};
+use crate::wire::number::{TENS, leading_digits};
 
 /// Another mirror's answer to `/api/metric`: its points in columns of equal length, in the order
 /// received.
@@ -110,17 +111,23 @@ impl Default for Column {
 }
 
 impl Column {
+    #[inline(always)]
     fn push(&mut self, number: Number) {
         match (&mut *self, number) {
             (Self::Whole(all), Number::Whole(n)) => all.push(n),
             (Self::Any(all), Number::Whole(n)) => all.push(n as f64),
             (Self::Any(all), Number::Any(n)) => all.push(n),
-            (Self::Whole(all), Number::Any(n)) => {
-                let mut any = Vec::with_capacity(all.capacity());
-                any.extend(all.iter().map(|n| *n as f64));
-                any.push(n);
-                *self = Self::Any(any);
-            }
+            (Self::Whole(_), Number::Any(n)) => self.push_first_of_any(n),
+        }
+    }
+
+    /// Appends a number that is the first which is not whole.
+    fn push_first_of_any(&mut self, number: f64) {
+        if let Self::Whole(all) = self {
+            let mut any = Vec::with_capacity(all.capacity());
+            any.extend(all.iter().map(|n| *n as f64));
+            any.push(number);
+            *self = Self::Any(any);
         }
     }
 
@@ -179,66 +186,6 @@ fn usual(body: &[u8]) -> Option<(MetricAnswer, Vec<Column>)> {
     Some((answer, columns))
 }
 
-/// A number as it was read.
-#[derive(Clone, Copy)]
-enum Number {
-    Whole(i64),
-    Any(f64),
-}
-
-/// The powers of ten by which up to eight more digits shift a number.
-const SMALL_TENS: [i64; 9] = [
-    1,
-    10,
-    100,
-    1_000,
-    10_000,
-    100_000,
-    1_000_000,
-    10_000_000,
-    100_000_000,
-];
-
-/// Reads the number that `text` begins with, in as few steps as possible: most are times, or decimals of a
-/// few digits, with nothing around them. Returns it with its length; `None` if it is of another form.
-fn short(text: &[u8]) -> Option<(Number, usize)> {
-    let negative = text.first() == Some(&b'-');
-    let digits = text.get(usize::from(negative)..)?;
-    let (whole, value) = digits_of(u64::from_le_bytes(*digits.first_chunk()?));
-    // More than one digit do not begin with 0.
-    if whole == 0 || (whole > 1 && digits.first() == Some(&b'0')) {
-        return None;
-    }
-    let rest = digits.get(whole..)?;
-    let signed = |number: i64| if negative { -number } else { number };
-    let (number, length) = match rest.first()? {
-        b',' | b']' if !negative || value > 0 => (Number::Whole(signed(value)), whole),
-        b'.' if whole < 8 => {
-            let rest = rest.get(1..)?;
-            let (places, decimals) = digits_of(u64::from_le_bytes(*rest.first_chunk()?));
-            let ended = matches!(rest.get(places)?, b',' | b']');
-            if !ended || places == 0 || places == 8 {
-                return None;
-            }
-            let mantissa = value * SMALL_TENS.get(places)? + decimals;
-            let magnitude = mantissa as f64 / TENS.get(places)?;
-            let number = if negative { -magnitude } else { magnitude };
-            (Number::Any(number), whole + 1 + places)
-        }
-        _ if whole == 8 => {
-            let (more, low) = digits_of(u64::from_le_bytes(*rest.first_chunk()?));
-            let ended = matches!(rest.get(more)?, b',' | b']');
-            if !ended || more == 8 {
-                return None;
-            }
-            let value = value * SMALL_TENS.get(more)? + low;
-            (Number::Whole(signed(value)), whole + more)
-        }
-        _ => return None,
-    };
-    Some((number, usize::from(negative) + length))
-}
-
 /// The unread rest of an answer. Its readers return `None` if the form is unusual.
 struct Scanner<'a> {
     rest: &'a [u8],
@@ -254,7 +201,18 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    #[inline(always)]
     fn skip(&mut self, expected: u8) -> Option<()> {
+        match self.rest.split_first() {
+            Some((byte, rest)) if *byte == expected => {
+                self.rest = rest;
+                Some(())
+            }
+            _ => self.skip_behind_blanks(expected),
+        }
+    }
+
+    fn skip_behind_blanks(&mut self, expected: u8) -> Option<()> {
         if self.peek()? != expected {
             return None;
         }
@@ -265,6 +223,7 @@ impl<'a> Scanner<'a> {
     /// Reads an array of points, one column for each position; no columns if there are no points.
     fn points(&mut self) -> Option<Vec<Column>> {
         let mut columns = Vec::new();
+        let mut times = TimeReader::new();
         self.skip(b'[')?;
         if self.skip(b']').is_some() {
             return Some(columns);
@@ -296,7 +255,15 @@ impl<'a> Scanner<'a> {
                 if i > 0 {
                     self.skip(b',')?;
                 }
-                column.push(self.number()?);
+                let time = match column {
+                    Column::Whole(_) => times.read(&mut self.rest),
+                    Column::Any(_) => None,
+                };
+                let number = match time {
+                    Some(time) => Number::Whole(time),
+                    None => self.number()?,
+                };
+                column.push(number);
             }
             self.skip(b']')?;
         }
@@ -304,6 +271,7 @@ impl<'a> Scanner<'a> {
         Some(columns)
     }
 
+    #[inline(always)]
     fn number(&mut self) -> Option<Number> {
         if let Some((number, length)) = short(self.rest)
             && let Some(rest) = self.rest.get(length..)
@@ -311,6 +279,11 @@ impl<'a> Scanner<'a> {
             self.rest = rest;
             return Some(number);
         }
+        self.any_number()
+    }
+
+    /// Reads a number that is not short, or has blanks before it.
+    fn any_number(&mut self) -> Option<Number> {
         self.peek()?;
         let text = self.rest;
         let mut negative = false;
@@ -512,6 +485,8 @@ mod tests {
                 .prop_filter("finite", |n| n.is_finite())
                 .prop_map(|n| serde_json::to_string(&n).unwrap()),
             "-?[0-9]{1,18}",
+            "[01]?[0-2]{13}",
+            (0i64..3).prop_map(|n| (1_700_000_000_000 + n * 60_000).to_string()),
             "-?[0-9]{1,12}\\.[0-9]{0,12}",
             "-?[0-9]{1,3}(\\.[0-9]{1,3})?[eE][+-]?[0-9]{1,3}",
             prop::sample::select(vec![
