@@ -61,22 +61,24 @@ impl Rendered {
     fn written(head: &[u8], starts: &[u32], points: &Points, layout: Layout) -> Self {
         let done = starts.len().saturating_sub(1);
         let more = points.len().saturating_sub(done);
-        // A point is some 20 to 50 bytes.
-        let mut text = Vec::with_capacity(head.len() + more * 40);
         let mut offsets = Vec::with_capacity(starts.len() + more);
-        text.extend_from_slice(head);
         offsets.extend_from_slice(starts);
-        let mut writer = PointWriter::default();
-        for (time, value) in points.iter().skip(done) {
+        let mut writer = PointWriter::after(head, more);
+        let times = points.times().get(done..).unwrap_or_default();
+        for (time, value) in times
+            .iter()
+            .zip(points.values().get(done..).unwrap_or_default())
+        {
             match layout {
-                Layout::Raw => writer.point(&mut text, time, value),
-                Layout::Buckets { size, .. } => writer.bucket(&mut text, time, size, value),
+                Layout::Raw => writer.point(*time, *value),
+                Layout::Buckets { size, .. } => writer.bucket(*time, size, *value),
             }
-            match u32::try_from(text.len()) {
+            match u32::try_from(writer.length()) {
                 Ok(offset) => offsets.push(offset),
                 Err(_) => break,
             }
         }
+        let text = writer.text();
         Self {
             text: Bytes::from(text.into_boxed_slice()),
             offsets,

@@ -12,7 +12,7 @@ const MOST_PLACES: usize = 6;
 
 /// Whole numbers from here on have more digits than a double holds in any case. Two different decimals
 /// of at most 15 digits are never the same double, so such a decimal is the shortest text of its value.
-const MOST_WHOLE: u64 = 1_000_000_000_000_000;
+const MOST_WHOLE: i64 = 1_000_000_000_000_000;
 
 /// Smaller values are written with an exponent.
 const LEAST: f64 = 1e-5;
@@ -20,68 +20,147 @@ const LEAST: f64 = 1e-5;
 /// Eight decimal digits.
 const EIGHT: u64 = 100_000_000;
 
+/// The room that the text of one point is written into. A value has at most 24 bytes and a time 20.
+const LINE: usize = 128;
+
+/// The bytes by which the room grows.
+const ROOM: usize = 1 << 10;
+
 /// Writes points or buckets, each with a comma after it, as `serde_json` writes their numbers.
 #[derive(Default)]
 pub struct PointWriter {
+    /// The text, and room behind it.
+    text: Vec<u8>,
+    length: usize,
     /// The decimals of the last value that had few.
     places: usize,
     times: TimeWriter,
 }
 
 impl PointWriter {
+    /// Returns a writer of about `points` after those of `head`.
+    pub fn after(head: &[u8], points: usize) -> Self {
+        // A point is some 20 to 50 bytes.
+        let mut text = Vec::with_capacity(head.len() + points * 40 + ROOM);
+        text.extend_from_slice(head);
+        Self {
+            length: text.len(),
+            text,
+            ..Self::default()
+        }
+    }
+
+    /// Returns the length of the text so far.
+    #[inline(always)]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Returns the text.
+    pub fn text(self) -> Vec<u8> {
+        let mut text = self.text;
+        text.truncate(self.length);
+        text
+    }
+
     /// Appends `[value,time],`; the value is finite.
-    pub fn point(&mut self, out: &mut Vec<u8>, time: Millis, value: f64) {
-        let mut line = Line::new();
-        line.put(*b"[", 1);
-        self.value(&mut line, value);
-        line.put(*b",", 1);
-        self.times.write(&mut line, time);
-        line.put(*b"],", 2);
-        out.extend_from_slice(line.text());
+    #[inline(always)]
+    pub fn point(&mut self, time: Millis, value: f64) {
+        self.line(|line, places, times| {
+            line.put(*b"[", 1);
+            number(line, places, value);
+            line.put(*b",", 1);
+            times.write(line, time);
+            line.put(*b"],", 2);
+        });
     }
 
     /// Appends `[value,start,end],`; the value is finite.
-    pub fn bucket(&mut self, out: &mut Vec<u8>, start: Millis, size: Step, value: f64) {
-        let mut line = Line::new();
-        line.put(*b"[", 1);
-        self.value(&mut line, value);
-        line.put(*b",", 1);
-        self.times.write(&mut line, start);
-        line.put(*b",", 1);
-        self.times
-            .write(&mut line, start.saturating_add(size.millis()));
-        line.put(*b"],", 2);
-        out.extend_from_slice(line.text());
+    #[inline(always)]
+    pub fn bucket(&mut self, start: Millis, size: Step, value: f64) {
+        self.line(|line, places, times| {
+            line.put(*b"[", 1);
+            number(line, places, value);
+            line.put(*b",", 1);
+            times.write(line, start);
+            line.put(*b",", 1);
+            times.write(line, start.saturating_add(size.millis()));
+            line.put(*b"],", 2);
+        });
     }
 
-    fn value(&mut self, line: &mut Line, value: f64) {
-        if let Some(whole) = whole(value, self.places) {
-            return decimal(line, value.is_sign_negative(), whole, self.places);
+    #[inline(always)]
+    fn line(&mut self, write: impl FnOnce(&mut Line<'_>, &mut usize, &mut TimeWriter)) {
+        if self.text.len() - self.length < LINE {
+            self.text.resize(self.length + ROOM, 0);
         }
-        let mut buffer = zmij::Buffer::new();
-        let text = buffer.format_finite(value).as_bytes();
-        line.put_slice(text);
-        let point = text.iter().position(|b| *b == b'.');
-        let decimals = point.map_or(0, |point| text.len() - point - 1);
-        if (1..=MOST_PLACES).contains(&decimals) {
-            self.places = decimals;
+        let room = self.text.get_mut(self.length..);
+        if let Some(bytes) = room.and_then(|room| room.first_chunk_mut()) {
+            let mut line = Line { bytes, length: 0 };
+            write(&mut line, &mut self.places, &mut self.times);
+            self.length += line.length;
         }
+    }
+}
+
+/// Writes `value`, which has as many decimals as the one before, as a rule: `places`.
+#[inline(always)]
+fn number(line: &mut Line<'_>, places: &mut usize, value: f64) {
+    match whole(value, *places) {
+        Some(whole) if whole < EIGHT && (1..8).contains(places) => {
+            short_decimal(line, value.is_sign_negative(), whole, *places);
+        }
+        Some(whole) => decimal(line, value.is_sign_negative(), whole, *places),
+        None => any_number(line, places, value),
+    }
+}
+
+/// Writes a value of other decimals.
+fn any_number(line: &mut Line<'_>, places: &mut usize, value: f64) {
+    let mut buffer = zmij::Buffer::new();
+    let text = buffer.format_finite(value).as_bytes();
+    line.put_slice(text);
+    let point = text.iter().position(|b| *b == b'.');
+    let decimals = point.map_or(0, |point| text.len() - point - 1);
+    if (1..=MOST_PLACES).contains(&decimals) {
+        *places = decimals;
     }
 }
 
 /// Returns the whole number that is `value`, without its sign, times ten to the power of `places`; `None` if
 /// there is none, or if it is not the shortest way to write the value.
+#[inline(always)]
 fn whole(value: f64, places: usize) -> Option<u64> {
     let ten = TENS.get(places)?;
     let magnitude = value.abs();
-    let whole = (magnitude * ten + 0.5) as u64;
+    let whole = (magnitude * ten + 0.5) as i64;
     // One rounding each: of the quotient here, and of a reader of the text.
-    let same = whole < MOST_WHOLE && whole as i64 as f64 / ten == magnitude;
-    (same && (magnitude >= LEAST || whole == 0)).then_some(whole)
+    let same = whole < MOST_WHOLE && whole as f64 / ten == magnitude;
+    (same && (magnitude >= LEAST || whole == 0)).then_some(whole as u64)
+}
+
+/// Writes `whole` of at most eight digits with `places` of them, one at least, behind the point, without zeros
+/// at its end.
+#[inline(always)]
+fn short_decimal(line: &mut Line<'_>, negative: bool, whole: u64, places: usize) {
+    let digits = eight(whole);
+    let zeros_before = digits.trailing_zeros() as usize / 8;
+    let zeros_behind = digits.leading_zeros() as usize / 8;
+    let point = 8 - places;
+    let start = zeros_before.min(point - 1);
+    if negative {
+        line.put(*b"-", 1);
+    }
+    // Of the bytes, the first is the lowest.
+    let digits = u64::from_le_bytes(text(digits));
+    line.put((digits >> (8 * start)).to_le_bytes(), point - start);
+    line.put(*b".", 1);
+    let decimals = places - zeros_behind.min(places - 1);
+    line.put((digits >> (8 * point)).to_le_bytes(), decimals);
 }
 
 /// Writes `whole` with `places` of its digits behind the point, without zeros at its end.
-fn decimal(line: &mut Line, negative: bool, whole: u64, places: usize) {
+fn decimal(line: &mut Line<'_>, negative: bool, whole: u64, places: usize) {
     // Sixteen digits, and room to read beyond them.
     let mut digits = [0u8; 32];
     let (high, low) = match whole < EIGHT {
@@ -121,40 +200,55 @@ fn decimal(line: &mut Line, negative: bool, whole: u64, places: usize) {
 struct TimeWriter {
     /// All but the last eight digits of the last time; 0 if there was none.
     high: u64,
-    /// Their text.
-    text: [u8; 16],
-    length: usize,
-    /// The last time, and the text of its last eight digits.
+    /// The number of those digits.
+    before: usize,
+    /// The last time, and its text.
     time: Millis,
-    low: [u8; 8],
+    text: [u8; 24],
 }
 
 impl TimeWriter {
-    fn write(&mut self, line: &mut Line, time: Millis) {
-        if time == self.time && self.high > 0 {
-            line.put(self.text, self.length);
-            return line.put(self.low, 8);
-        }
-        let positive = u64::try_from(time).unwrap_or(0);
-        let high = positive / EIGHT;
-        if high == 0 {
-            return line.put_slice(itoa::Buffer::new().format(time).as_bytes());
-        }
-        if high != self.high {
-            let mut buffer = itoa::Buffer::new();
-            let digits = buffer.format(high).as_bytes();
-            for (place, digit) in self.text.iter_mut().zip(digits) {
-                *place = *digit;
+    #[inline(always)]
+    fn write(&mut self, line: &mut Line<'_>, time: Millis) {
+        if time != self.time || self.high == 0 {
+            let positive = u64::try_from(time).unwrap_or(0);
+            let high = positive / EIGHT;
+            if high != self.high || high == 0 {
+                return self.write_first(line, time, high);
             }
-            (self.high, self.length) = (high, digits.len());
+            self.set(time, positive);
         }
-        (self.time, self.low) = (time, text(eight(positive % EIGHT)));
-        line.put(self.text, self.length);
-        line.put(self.low, 8);
+        line.put(self.text, self.before + 8);
+    }
+
+    /// Writes a time that begins with other digits than the last one, or has at most eight.
+    fn write_first(&mut self, line: &mut Line<'_>, time: Millis, high: u64) {
+        let mut buffer = itoa::Buffer::new();
+        if high == 0 {
+            return line.put_slice(buffer.format(time).as_bytes());
+        }
+        let digits = buffer.format(high).as_bytes();
+        for (place, digit) in self.text.iter_mut().zip(digits) {
+            *place = *digit;
+        }
+        (self.high, self.before) = (high, digits.len());
+        self.set(time, u64::try_from(time).unwrap_or(0));
+        line.put(self.text, self.before + 8);
+    }
+
+    /// Takes in a time that begins with the same digits as the last one.
+    #[inline(always)]
+    fn set(&mut self, time: Millis, positive: u64) {
+        let place = self.text.get_mut(self.before..);
+        if let Some(place) = place.and_then(|rest| rest.first_chunk_mut()) {
+            *place = text(eight(positive % EIGHT));
+            self.time = time;
+        }
     }
 }
 
 /// Returns the eight digits of `number`, which is below [`EIGHT`]: one in each byte, the first in the lowest.
+#[inline(always)]
 fn eight(number: u64) -> u64 {
     // Halves, quarters and eighths, all at once: a product and a shift instead of a quotient. 10,486 / 2^20 is
     // a hundredth, near enough for numbers below 10,000, and 103 / 2^10 a tenth for those below 100.
@@ -166,26 +260,21 @@ fn eight(number: u64) -> u64 {
 }
 
 /// Returns digits of [`eight`] as text.
+#[inline(always)]
 fn text(digits: u64) -> [u8; 8] {
     (digits | 0x3030_3030_3030_3030).to_le_bytes()
 }
 
-/// The text of one point. A value has at most 24 bytes and a time 20.
-struct Line {
-    bytes: [u8; 128],
+/// The text of one point, in the room for it.
+struct Line<'a> {
+    bytes: &'a mut [u8; LINE],
     length: usize,
 }
 
-impl Line {
-    fn new() -> Self {
-        Self {
-            bytes: [0; 128],
-            length: 0,
-        }
-    }
-
+impl Line<'_> {
     /// Appends the first `used` of `bytes`: all are copied, since that is faster than to copy a number of them
     /// that varies.
+    #[inline(always)]
     fn put<const N: usize>(&mut self, bytes: [u8; N], used: usize) {
         let place = self.bytes.get_mut(self.length..);
         if let Some(place) = place.and_then(|rest| rest.first_chunk_mut::<N>()) {
@@ -201,10 +290,6 @@ impl Line {
             self.length += bytes.len();
         }
     }
-
-    fn text(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
 }
 
 #[cfg(test)]
@@ -217,7 +302,7 @@ mod tests {
     fn value() -> impl Strategy<Value = f64> {
         prop_oneof![
             (-9_999_999i64..=9_999_999, 0usize..9).prop_map(|(n, places)| n as f64 / TENS[places]),
-            (-(MOST_WHOLE as i64) * 9..MOST_WHOLE as i64 * 9, 0usize..9)
+            (-MOST_WHOLE * 9..MOST_WHOLE * 9, 0usize..9)
                 .prop_map(|(n, places)| n as f64 / TENS[places]),
             any::<u64>()
                 .prop_map(f64::from_bits)
@@ -259,21 +344,24 @@ mod tests {
     proptest! {
         #[test]
         fn points_are_written_as_they_are_one_by_one(
-            points in prop::collection::vec((time(), value()), 0..20),
+            points in prop::collection::vec((time(), value()), 0..200),
             size in prop::sample::select(vec![1, 60_000, i64::MAX / 2]),
         ) {
             let size = Step::new(size).unwrap_or(Step::MILLI);
-            let (mut raw, mut buckets) = (PointWriter::default(), PointWriter::default());
-            let (mut text, mut expected) = (Vec::new(), Vec::new());
+            let (mut raw, mut buckets) = (PointWriter::default(), PointWriter::after(b"head", 3));
+            let (mut expected_raw, mut expected_buckets) = (Vec::new(), b"head".to_vec());
             for (time, value) in points {
-                raw.point(&mut text, time, value);
-                buckets.bucket(&mut text, time, size, value);
-                write_point(&mut expected, time, value);
-                expected.push(b',');
-                write_bucket(&mut expected, time, size, value);
-                expected.push(b',');
+                raw.point(time, value);
+                buckets.bucket(time, size, value);
+                write_point(&mut expected_raw, time, value);
+                expected_raw.push(b',');
+                write_bucket(&mut expected_buckets, time, size, value);
+                expected_buckets.push(b',');
             }
-            prop_assert_eq!(String::from_utf8(text).unwrap(), String::from_utf8(expected).unwrap());
+            for (writer, expected) in [(raw, expected_raw), (buckets, expected_buckets)] {
+                prop_assert_eq!(writer.length(), expected.len());
+                prop_assert_eq!(String::from_utf8(writer.text()).unwrap(), String::from_utf8(expected).unwrap());
+            }
         }
     }
 
@@ -284,7 +372,7 @@ mod tests {
             assert_eq!(whole(value, places), expected, "{value}");
         }
         let mut writer = PointWriter::default();
-        writer.point(&mut Vec::new(), 0, 0.125);
+        writer.point(0, 0.125);
         assert_eq!(writer.places, 3);
     }
 }
