@@ -159,21 +159,27 @@ impl Packed {
 impl Runs {
     /// Returns `times`, which ascend, as runs, if they have few.
     pub(super) fn of(times: &[Millis]) -> Option<Self> {
-        let gaps = times.iter().zip(times.iter().skip(1)).map(|(a, b)| b - a);
-        let step = gaps.clone().min().filter(|step| *step > 0)?;
-        let starts = gaps.zip(1..).filter(|(gap, _)| *gap != step);
-        let starts = std::iter::once(0).chain(starts.map(|(_, at)| at));
+        let gap = |pair: &[Millis]| match pair {
+            [before, after] => after - before,
+            _ => 0,
+        };
+        let mut step = Millis::MAX;
+        for pair in times.windows(2) {
+            step = step.min(gap(pair));
+        }
+        let first = *times.first().filter(|_| times.len() > 1 && step > 0)?;
         let most = times.len() / POINTS_A_RUN;
-        let runs: Box<[Run]> = starts
-            .take(most + 1)
-            .filter_map(|at| {
-                let first = *times.get(at)?;
-                Some(Run {
-                    at: u32::try_from(at).ok()?,
-                    first,
-                })
-            })
-            .collect();
+        let mut runs = vec![Run { at: 0, first }];
+        for (at, pair) in (1..).zip(times.windows(2)) {
+            if gap(pair) != step {
+                let first = *pair.last()?;
+                runs.push(Run { at, first });
+                if runs.len() > most {
+                    break;
+                }
+            }
+        }
+        let runs = runs.into_boxed_slice();
         let len = times.len();
         (runs.len() <= most).then_some(Self { len, step, runs })
     }
