@@ -280,7 +280,8 @@ impl Engine {
             |range, waiters| {
                 let mut within = within.clone();
                 within.call.waiters = waiters;
-                once::fetch(self.clone(), lane.clone(), range, within)
+                // Boxed: its state is moved several times before its task runs.
+                Box::pin(once::fetch(self.clone(), lane.clone(), range, within))
             },
         );
         boarded.show(&mut span);
