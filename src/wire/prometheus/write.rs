@@ -9,8 +9,13 @@ use super::series::{Series, Track};
 use crate::model::{Error, Kind, Millis, TimeRange};
 use crate::wire::encoding::{Encoding, Text};
 
-/// Texts of samples shorter than this are copied: a separate part would cost more.
-const SHORT: usize = 256;
+/// Texts of samples shorter than this are copied: a separate part costs more. In an answer that is compressed,
+/// a part is a compressed text.
+const SHORT: usize = 4 << 10;
+const SHORT_ENCODED: usize = 256;
+
+/// The most bytes that room is made for after the first series.
+const MOST_RESERVED: usize = 256 << 10;
 
 /// Returns the answer with the samples of `range` of consecutive chunks, each ordered by labels, as
 /// parts. Series with the same labels are joined, and the result is in the order of labels; a
@@ -54,7 +59,15 @@ pub fn write_matrix(
                 *rest = tail;
             }
         }
+        let before = parts.glue.len();
+        let first = !any;
         any |= parts.series(&same, range, any);
+        if first {
+            // The others are about as long.
+            let more = open.iter().map(|rest| rest.len()).max().unwrap_or(0);
+            let length = (parts.glue.len() - before).saturating_mul(more);
+            parts.glue.reserve(length.min(MOST_RESERVED));
+        }
     }
     parts.write(b"]");
     parts.members(&extras.data);
@@ -175,6 +188,10 @@ impl Parts {
         tracks: impl Iterator<Item = &'a Track>,
         range: &TimeRange,
     ) -> bool {
+        let short = match self.encoding {
+            Encoding::Identity => SHORT,
+            Encoding::Gzip | Encoding::Zstd => SHORT_ENCODED,
+        };
         let mut any = false;
         for track in tracks {
             let Some(span) = track.span_of(range) else {
@@ -183,7 +200,7 @@ impl Parts {
             self.write(if any { b"," } else { name });
             any = true;
             let text = track.bytes(span.clone());
-            if text.len() < SHORT {
+            if text.len() < short {
                 self.write(text);
             } else {
                 let slice = track.encoded(span, self.encoding);
@@ -342,7 +359,8 @@ mod tests {
             (plain.join(parts), list[0].values.slice(0..n as usize))
         };
         assert_eq!(parts(3).0.len(), 1);
-        let (long, text) = parts(300);
+        assert_eq!(parts(300).0.len(), 1);
+        let (long, text) = parts(3000);
         assert_eq!(long.len(), 3);
         assert_eq!(long[1].as_ptr(), text.as_ptr());
     }
