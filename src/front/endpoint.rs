@@ -100,6 +100,12 @@ impl ApiEndpoint {
     /// Returns the endpoint at `path`, normalized; `None` if it is not of this API.
     pub(super) fn of(path: &str) -> Option<Self> {
         let (_, below) = split(path)?;
+        match below {
+            // Nearly all requests are for these.
+            "/api/v1/query_range" => return Some(Self::QueryRange),
+            "/api/v1/query" => return Some(Self::Query),
+            _ => {}
+        }
         // Decoded, as the upstream reads it: escapes must not hide a path.
         let below = percent_decode_str(below).decode_utf8_lossy();
         let parts: Vec<&str> = below.split(['/', '\\']).filter(|p| !p.is_empty()).collect();

@@ -1,8 +1,9 @@
 //! The parameters of requests.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use memchr::{memchr, memchr_iter};
+use memchr::{memchr, memchr_iter, memchr2};
 use url::form_urlencoded;
 
 use super::units::{read_duration, read_time, to_duration, to_millis, write_step, write_time};
@@ -319,26 +320,29 @@ fn pair(text: &[u8], is_known: impl Fn(&str) -> bool) -> Result<Option<(String, 
     }
     let end = memchr(b'=', text).unwrap_or(text.len());
     let name = text.get(..end).and_then(unescaped);
-    let Some(name) = name.and_then(|name| String::from_utf8(name).ok()) else {
+    let name = name.as_deref().and_then(|name| str::from_utf8(name).ok());
+    let Some(name) = name.filter(|name| is_known(name)) else {
         return Ok(None);
     };
-    if !is_known(&name) {
-        return Ok(None);
-    }
     let Some(value) = unescaped(text.get(end + 1..).unwrap_or_default()) else {
         return Ok(None);
     };
-    match String::from_utf8(value) {
-        Ok(value) => Ok(Some((name, value))),
-        Err(_) => Err(invalid(&name, "it is not UTF-8")),
+    match String::from_utf8(value.into_owned()) {
+        Ok(value) => Ok(Some((name.to_owned(), value))),
+        Err(_) => Err(invalid(name, "it is not UTF-8")),
     }
 }
 
 /// Returns `text` unescaped, or `None` if an escape is invalid.
-fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
-    let escapes = memchr_iter(b'%', text).count();
+fn unescaped(text: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let Some(first) = memchr2(b'+', b'%', text) else {
+        return Some(Cow::Borrowed(text));
+    };
+    let (before, rest) = text.split_at_checked(first)?;
+    let escapes = memchr_iter(b'%', rest).count();
     let mut plain = Vec::with_capacity(text.len().checked_sub(2 * escapes)?);
-    let mut bytes = text.iter();
+    plain.extend_from_slice(before);
+    let mut bytes = rest.iter();
     while let Some(byte) = bytes.next() {
         plain.push(match byte {
             b'+' => b' ',
@@ -346,7 +350,7 @@ fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
             byte => *byte,
         });
     }
-    Some(plain)
+    Some(Cow::Owned(plain))
 }
 
 /// Returns the value of a hexadecimal digit.
