@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Target;
 use super::raw::{ATTACKER, connect, exchange, http2_get, http2_without_window, post};
@@ -80,7 +81,7 @@ pub(super) async fn unfolding(target: &Target) {
     ] {
         let request = post("/api/metric", &body);
         let asked = (0..24).map(|_| exchange(target.address, ATTACKER, &request));
-        for answer in futures_util::future::join_all(asked).await {
+        for answer in join_all(asked).await {
             let answer = answer.unwrap();
             assert!(answer.starts_with("HTTP/1.1 400"), "{answer:.300}");
         }
@@ -103,16 +104,17 @@ pub(super) async fn closed_windows(target: &Target, path: &str) {
     sleep(HELD).await;
 }
 
-/// Two connections of a hundred streams each, which request cached answers of 7 MB and read nothing
-/// of them; and forty connections over HTTP/1 that do the same.
+/// Two connections of a hundred streams each, which request answers of 7 MB, each another, and read nothing of
+/// them; and forty connections over HTTP/1 that do the same.
 pub(super) async fn unread_answers(target: &Target) {
     let mut held = Vec::new();
     for connection in 0..2 {
         let mut stream = connect(target.address, ATTACKER).await.unwrap();
         let mut bytes = http2_without_window();
         for n in 0..100 {
-            let path =
-                format!("/prometheus/prom/api/v1/query?query=SIZE7x{connection}&time=1600000000");
+            let path = format!(
+                "/prometheus/prom/api/v1/query?query=SIZE7x{connection}x{n}&time=1600000000"
+            );
             bytes.extend(http2_get(2 * n + 1, &path));
         }
         let _ = stream.write_all(&bytes).await;
@@ -121,8 +123,7 @@ pub(super) async fn unread_answers(target: &Target) {
     for n in 0..40 {
         let mut stream = connect(target.address, ATTACKER).await.unwrap();
         let request = format!(
-            "GET /prometheus/prom/api/v1/query?query=SIZE7x{}&time=1600000000 HTTP/1.1\r\nhost: x\r\n\r\n",
-            n % 2
+            "GET /prometheus/prom/api/v1/query?query=SIZE7x{n}&time=1600000000 HTTP/1.1\r\nhost: x\r\n\r\n"
         );
         let _ = stream.write_all(request.as_bytes()).await;
         held.push(stream);
@@ -141,6 +142,22 @@ pub(super) async fn missing_bodies(target: &Target) {
         held.push(stream);
     }
     sleep(HELD).await;
+}
+
+/// Two hundred bodies of the largest size, without their last byte.
+pub(super) async fn unfinished_bodies(target: &Target) {
+    const LARGEST: usize = 1 << 20;
+    let mut request = post("/api/metric", &" ".repeat(LARGEST));
+    request.pop();
+    let send = || async {
+        let mut stream = connect(target.address, ATTACKER).await.unwrap();
+        // Most find no room, and are answered before they have sent all.
+        let _ = timeout(HELD, stream.write_all(&request)).await;
+        stream
+    };
+    let held = join_all((0..200).map(|_| send())).await;
+    sleep(HELD).await;
+    drop(held);
 }
 
 /// Twenty bodies of 200 kB in chunks of one byte.
@@ -173,8 +190,7 @@ pub(super) async fn unfinished_heads(target: &Target) {
         let Ok(mut stream) = connect(target.address, ATTACKER).await else {
             continue;
         };
-        let _ =
-            tokio::time::timeout(Duration::from_secs(1), stream.write_all(head.as_bytes())).await;
+        let _ = timeout(Duration::from_secs(1), stream.write_all(head.as_bytes())).await;
         held.push(stream);
     }
     sleep(HELD).await;

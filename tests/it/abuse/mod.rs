@@ -24,7 +24,7 @@
 //! | D2 | row; `no_length_and_no_nesting_is_too_much` (promql) |
 //! | D3 | two rows; `benches/memory.rs` compares weight and memory of keys |
 //! | D4 | three rows; `a_response_without_progress_ends_with_its_connection`, `few_answers_of_probes_and_refusals_wait_for_a_window` |
-//! | D5 | row; `a_client_that_does_not_send_its_body_is_told_so` |
+//! | D5 | two rows; `a_client_that_does_not_send_its_body_is_told_so` |
 //! | D6 | row |
 //! | D7 | row; `long_hosts_are_refused_and_matching_is_quick` |
 //! | D8 | row; `reading_a_request_takes_at_most_four_times_its_bytes` (extremes) |
@@ -131,6 +131,9 @@ const ATTACKS: &[(&str, u64, Attack)] = &[
     }),
     ("D5: heads of requests without their bodies", MEMORY, |t| {
         Box::pin(attacks::missing_bodies(t))
+    }),
+    ("D5: bodies without their ends", MEMORY, |t| {
+        Box::pin(attacks::unfinished_bodies(t))
     }),
     ("D6: all of time in one bucket", MEMORY, |t| {
         Box::pin(large::all_of_time(t))
