@@ -261,7 +261,9 @@ async fn serve_connection<H, F>(
             return;
         };
         let stream = TimeoutStream::new(stream, SILENCE, NOT_READING);
-        let mut served = pin!(async {
+        // Boxed, so that a connection on which nothing has come takes little; and by a thread that serves: among
+        // the small blocks of the one that accepts it would leave holes that nothing else fits in.
+        let mut served = Box::pin(async {
             match tls {
                 None => serve_requests(stream, &protocols, handler, connection, stop).await,
                 Some(tls) => {
