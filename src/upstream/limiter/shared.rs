@@ -271,3 +271,6 @@ impl SharedLimiter {
         self.admit_next();
     }
 }
+
+#[cfg(test)]
+mod tests;
