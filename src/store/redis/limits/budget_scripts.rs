@@ -14,7 +14,8 @@
 //! 4. Granted is what no entry has.
 //! 5. After data was lost, a window that may have been noted before is divided among those only who come
 //!    with what they had of it: what each holds, or would begin it with. That counts once it is said
-//!    knowing of the loss: what was sent before may be out of date.
+//!    knowing of the loss: what was sent before may be out of date. If nobody turns out to have shared limits
+//!    before, all of it is divided, and what replicas have said at all is theirs.
 //! 6. A lease that was begun with a share that may be another's by then counts as no more than what was
 //!    used of it: it adds nothing. The exception is a share that is found to be nobody else's after data
 //!    was lost (`scripts`).
@@ -182,11 +183,13 @@ end
 local function all(window, allowed)
   return math.min(allowed, worth(window.part, allowed) + window.known) - window.ended
 end
+-- What is pending is no part of what is divided yet, unless that is the whole.
+local function divided(window, entry) return entry.pending == '0' or window.part >= 1000000 end
 -- What nobody but this replica holds or has used up.
 local function free(window, allowed)
   local rest = all(window, allowed)
   for who, entry in pairs(window.entries) do
-    if who ~= name and entry.pending == '0' then rest = rest - entry.claim end
+    if who ~= name and divided(window, entry) then rest = rest - entry.claim end
   end
   return rest
 end
@@ -206,7 +209,7 @@ for at = first, undecided and 0 or #ARGV - 11, 12 do
     local wanted, sharing, rest = 0, 0, free(window, allowed)
     left = all(window, allowed)
     for who, other in pairs(window.entries) do
-      if other.pending == '0' then
+      if divided(window, other) then
         local member = members[who]
         local alive = who == name or (member ~= nil and member.instance == other.instance
           and now - member.heard <= 3000)

@@ -307,3 +307,43 @@ async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
         a_window_that_was_noted_before_data_was_lost
     ));
 }
+
+/// Returns whether a budget is exceeded of which one replica, that is heard once, knows from its file that
+/// it has been used before anybody shared it, when another has all that is left.
+fn exceeds_a_file(server: &Server, scripts: Scripts) -> bool {
+    let mut world = World::new(server, scripts);
+    // Nobody is at the beginning of a window, or at its end.
+    world.now += 3000;
+    let index = world.now / PERIOD;
+    world.files.insert("r0".into(), (index, 224, [9, 0, 0, 0]));
+    world.used.insert(index, 224);
+    world.join_with("r0", 0, 0, true);
+    world.beat("r0", false, false, 2, false);
+    world.replicas.get_mut("r0").unwrap().cut_off = true;
+    world.join("r1", 0);
+    pass(&mut world, 6000);
+    assert_eq!(world.used[&index], 224);
+    let taken = std::panic::AssertUnwindSafe(|| world.take("r1", ALLOWED));
+    match std::panic::catch_unwind(taken) {
+        Ok(taken) => {
+            assert_eq!(taken, ALLOWED - 224);
+            false
+        }
+        Err(_) => true,
+    }
+}
+
+#[tokio::test]
+async fn what_a_file_says_of_a_budget_counts_from_the_first_beat() {
+    if !has_server() {
+        return;
+    }
+    let server = Server::start(&[]).await;
+    assert!(!exceeds_a_file(&server, scripts()));
+    // The rule that failed: only what is said again counts.
+    let failed = (
+        "entry.pending == '0' or window.part >= 1000000",
+        "entry.pending == '0'",
+    );
+    assert!(exceeds_a_file(&server, mutant(&[failed])));
+}

@@ -163,7 +163,7 @@ fn history(world: &mut World, seed: u64, steps: u64) -> u32 {
         } else {
             let lost = cut_off || random.chance(30);
             let trip = if random.chance(10) {
-                random.below(900)
+                random.below(2500)
             } else {
                 random.below(20)
             };

@@ -240,7 +240,8 @@ impl World {
         self.now + self.ahead
     }
 
-    /// The beat of a replica at this time, and what became of it. The reply comes back after `trip`.
+    /// The beat of a replica at this time, and what became of it. The reply comes back after `trip`, of
+    /// which the way there takes some part or all.
     fn beat(&mut self, name: &str, lost: bool, reply_lost: bool, trip: Millis, leaves: bool) {
         self.beats += 1;
         let now = self.now;
@@ -260,15 +261,16 @@ impl World {
         if lost {
             return;
         }
-        // It is processed half way.
-        self.now += trip / 2;
+        // It is processed on the way.
+        let there = trip * Millis::try_from(self.beats % 5).unwrap() / 4;
+        self.now += there;
         let reply = self.send(command);
         self.log.push(format!("  {} {reply:?}", self.level_time()));
         if !leaves {
             // The reply is still on its way. One that leaves makes no call any more.
             self.check();
         }
-        self.now += trip - trip / 2;
+        self.now += trip - there;
         let back = self.now;
         let replica = self.replicas.get_mut(name).unwrap();
         let Ok((time, epoch, share, live, grants, _)) = reply else {
