@@ -394,3 +394,60 @@ impl JointLimit {
         answered.await.map_err(|_| gone())?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::store::lease::BudgetWindow;
+
+    #[test]
+    fn what_is_granted_of_a_budget_is_known_before_the_share_that_came_with_it() {
+        let clock = Arc::new(SystemClock::default());
+        let (limits, _asked) = JointLimits::new(7, Duration::from_secs(60), 0.0, clock);
+        let report = LeaseReport {
+            window: BudgetWindow {
+                per: "hour",
+                index: 1,
+                start: 0,
+                end: 1,
+                allowed: 100,
+            },
+            used: 0,
+            leased: 0,
+            begins: 0,
+            unless_lapsed: (0, 0),
+            want: 0,
+            restored: [0; 4],
+        };
+        let shares = Arc::new(Mutex::new(Vec::new()));
+        let (noted, of) = (shares.clone(), limits.clone());
+        let leases = Leases {
+            report: Box::new(move |_| vec![report]),
+            granted: Box::new(move |_, _| noted.lock().unwrap().push(of.share())),
+        };
+        let budget = limits.limit("way", 1.0, 1).budget("calls", leases);
+        budget.start();
+        let beat = |share| {
+            let grant = LeaseGrant {
+                leased: 50,
+                left: Some(50),
+                next: None,
+            };
+            let told = limits.report(false).1.into_iter();
+            let leases: Vec<_> = told.map(|told| (told, grant)).collect();
+            assert_eq!(leases.len(), 1);
+            let verdict = ShareVerdict {
+                time: 1,
+                epoch: 1,
+                share,
+                live: 1,
+            };
+            assert!(limits.replied(verdict, &leases, limits.clock.monotonic()));
+        };
+        beat(500_000);
+        beat(250_000);
+        assert_eq!(*shares.lock().unwrap(), [0, 500_000]);
+        assert_eq!(limits.share(), 250_000);
+    }
+}

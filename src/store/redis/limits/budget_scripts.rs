@@ -231,6 +231,9 @@ for at = first, undecided and 0 or #ARGV - 11, 12 do
   end
   if following then
     local known = following.entries[name]
+    local shared = state.fresh == '1' or following.part >= 1000000
+    -- All of it is divided without the share that this replica had before data was lost.
+    if shared and of ~= state.epoch then begins = math.min(begins, known and known.claim or 0) end
     local entry, holds = enter(following, 0, begins, restored)
     if entry.pending == '1' then
       entry.claim = holds

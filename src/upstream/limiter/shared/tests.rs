@@ -134,7 +134,10 @@ async fn permits_that_are_not_used_at_once_lapse() {
     assert!(replica.calls_within(Duration::from_millis(1)).await);
     assert_eq!(replica.asked.load(Relaxed), asked, "one that is left");
     tokio::time::sleep(PERMITS_LAST).await;
-    assert!(!replica.calls_within(TRIP / 2).await, "three are left of old");
+    assert!(
+        !replica.calls_within(TRIP / 2).await,
+        "three are left of old"
+    );
     replica.left.store(1, Relaxed);
     assert!(replica.calls_within(SECOND).await);
 }

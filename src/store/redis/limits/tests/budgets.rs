@@ -261,6 +261,28 @@ fn a_window_that_was_noted_before_data_was_lost(world: &mut World) {
     use_up(world, 6000);
 }
 
+/// One is cut off while all data is lost and all others are new, and returns shortly before a window begins
+/// that those have divided.
+fn one_that_returns_when_all_others_are_new(world: &mut World) {
+    let rest = PERIOD - world.now % PERIOD;
+    pass(world, rest - 4500);
+    world.replicas.get_mut("r0").unwrap().cut_off = true;
+    (1..4).for_each(|n| world.remove(&format!("r{n}")));
+    redis::cmd("FLUSHALL").exec(&mut world.connection).unwrap();
+    (4..6).for_each(|n| world.join(&format!("r{n}"), 0));
+    pass(world, 3500);
+    // Something that it sent before arrives late.
+    world.beat_late("r0", 0);
+    let late = world.late.pop().unwrap().1;
+    world.send(late).unwrap();
+    world.replicas.get_mut("r0").unwrap().cut_off = false;
+    pass(world, 700);
+    // It goes on by what it was told.
+    world.replicas.get_mut("r0").unwrap().cut_off = true;
+    until_next_window(world);
+    use_up(world, 3000);
+}
+
 #[tokio::test]
 async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
     if !has_server() {
@@ -268,11 +290,12 @@ async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
     }
     let server = Server::start(&[]).await;
     type History = fn(&mut World);
-    let histories: [History; 4] = [
+    let histories: [History; 5] = [
         a_lapsed_lease_that_returns,
         a_share_that_is_spent_unseen_and_moves,
         shares_that_grow_after_a_window_was_noted,
         a_window_that_was_noted_before_data_was_lost,
+        one_that_returns_when_all_others_are_new,
     ];
     for history in histories {
         assert!(!exceeds(&server, scripts(), history));
@@ -298,6 +321,13 @@ async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
         shares_that_grow_after_a_window_was_noted(world);
     };
     assert!(exceeds(&server, silent, at_once));
+    // What a share was worth before data was lost counts, though all has been divided.
+    let before = mutant(&[("if shared and of ~= state.epoch then", "if false then")]);
+    assert!(exceeds(
+        &server,
+        before,
+        one_that_returns_when_all_others_are_new
+    ));
     // What shares are worth counts, whatever was told.
     let worth = "math.floor(believed * tonumber(ARGV[at + 4]) / 1000000)";
     let worth = mutant(&[("tonumber(ARGV[at + 7])", worth)]);
