@@ -223,7 +223,11 @@ for at = first, undecided and 0 or #ARGV - 11, 12 do
     local more = math.floor(math.max(0, left - wanted) / math.max(1, sharing))
     if want > 0 then more = math.max(more, math.min(want, left)) end
     lease = math.max(used, math.min(used + more, rest))
-    if entry.pending == '1' then lease = held end
+    if entry.pending == '1' then
+      -- Unless others have said that they hold it: they were given it when this replica was unknown.
+      local others = all(window, allowed) - rest
+      lease = math.max(used, math.min(held, allowed - window.ended - others))
+    end
     entry.claim = math.max(held, lease)
     if leaves then lease, entry.claim, entry.want = used, used, 0 end
     keep_entry(window, name)

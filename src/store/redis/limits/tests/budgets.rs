@@ -283,6 +283,25 @@ fn one_that_returns_when_all_others_are_new(world: &mut World) {
     use_up(world, 3000);
 }
 
+/// One is cut off while all data is lost and all others are new, and returns after it was lost once more,
+/// when those have said what they hold.
+fn one_that_returns_after_all_others_were_new(world: &mut World) {
+    world.replicas.get_mut("r0").unwrap().cut_off = true;
+    (1..4).for_each(|n| world.remove(&format!("r{n}")));
+    redis::cmd("FLUSHALL").exec(&mut world.connection).unwrap();
+    (4..6).for_each(|n| world.join(&format!("r{n}"), 0));
+    pass(world, 4000);
+    for name in ["r4", "r5"] {
+        assert!(world.take(name, ALLOWED) > 0);
+    }
+    pass(world, 5000);
+    redis::cmd("FLUSHALL").exec(&mut world.connection).unwrap();
+    pass(world, 1000);
+    world.replicas.get_mut("r0").unwrap().cut_off = false;
+    pass(world, 100);
+    use_up(world, 500);
+}
+
 #[tokio::test]
 async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
     if !has_server() {
@@ -290,12 +309,13 @@ async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
     }
     let server = Server::start(&[]).await;
     type History = fn(&mut World);
-    let histories: [History; 5] = [
+    let histories: [History; 6] = [
         a_lapsed_lease_that_returns,
         a_share_that_is_spent_unseen_and_moves,
         shares_that_grow_after_a_window_was_noted,
         a_window_that_was_noted_before_data_was_lost,
         one_that_returns_when_all_others_are_new,
+        one_that_returns_after_all_others_were_new,
     ];
     for history in histories {
         assert!(!exceeds(&server, scripts(), history));
@@ -327,6 +347,13 @@ async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
         &server,
         before,
         one_that_returns_when_all_others_are_new
+    ));
+    // What is said first is held, whatever others have said.
+    let first = mutant(&[("math.min(held, allowed - window.ended - others)", "held")]);
+    assert!(exceeds(
+        &server,
+        first,
+        one_that_returns_after_all_others_were_new
     ));
     // What shares are worth counts, whatever was told.
     let worth = "math.floor(believed * tonumber(ARGV[at + 4]) / 1000000)";
