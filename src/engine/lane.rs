@@ -164,7 +164,8 @@ impl LaneKey {
             }
             Subject::Expression(expression) => expression.heap_bytes(),
         };
-        heap_block(size_of::<Identity>()) + subject
+        // An `Arc` has two counters of a word.
+        heap_block(size_of::<Identity>() + 2 * size_of::<usize>()) + subject
     }
 }
 

@@ -11,9 +11,14 @@ pub fn heap_block(bytes: usize) -> usize {
     }
 }
 
+/// The bytes of the block that the copies of a `Bytes` share besides its contents: address, capacity and count, of a
+/// word each. It is allocated at the first copy.
+const SHARED_BYTES: usize = 3 * size_of::<usize>();
+
 /// Returns the bytes that `headers` hold on the heap, about. Their names are those that are known
-/// here, which hold none.
+/// here, which hold none; their values are `Bytes` that have been copied.
 pub fn heap_headers(headers: &Vec<(HeaderName, HeaderValue)>) -> usize {
-    let values: usize = headers.iter().map(|(_, v)| heap_block(v.len())).sum();
+    let value = |v: &HeaderValue| heap_block(v.len()) + heap_block(SHARED_BYTES);
+    let values: usize = headers.iter().map(|(_, v)| value(v)).sum();
     heap_block(headers.capacity() * size_of::<(HeaderName, HeaderValue)>()) + values
 }
