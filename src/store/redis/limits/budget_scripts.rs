@@ -227,6 +227,8 @@ for at = first, undecided and 0 or #ARGV - 11, 12 do
       -- Unless others have said that they hold it: they were given it when this replica was unknown.
       local others = all(window, allowed) - rest
       lease = math.max(used, math.min(held, allowed - window.ended - others))
+      -- Others may have been given it, and not be heard now.
+      if lapsed and not resumed then lease = used end
     end
     entry.claim = math.max(held, lease)
     if leaves then lease, entry.claim, entry.want = used, used, 0 end

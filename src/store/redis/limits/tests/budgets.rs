@@ -286,6 +286,15 @@ fn one_that_returns_when_all_others_are_new(world: &mut World) {
 /// One is cut off while all data is lost and all others are new, and returns after it was lost once more,
 /// when those have said what they hold.
 fn one_that_returns_after_all_others_were_new(world: &mut World) {
+    returns_after_all_others_were_new(world, false);
+}
+
+/// The same, but one of the others is cut off by then.
+fn one_that_returns_when_not_all_are_heard(world: &mut World) {
+    returns_after_all_others_were_new(world, true);
+}
+
+fn returns_after_all_others_were_new(world: &mut World, one_is_cut_off: bool) {
     world.replicas.get_mut("r0").unwrap().cut_off = true;
     (1..4).for_each(|n| world.remove(&format!("r{n}")));
     redis::cmd("FLUSHALL").exec(&mut world.connection).unwrap();
@@ -295,6 +304,7 @@ fn one_that_returns_after_all_others_were_new(world: &mut World) {
         assert!(world.take(name, ALLOWED) > 0);
     }
     pass(world, 5000);
+    world.replicas.get_mut("r4").unwrap().cut_off = one_is_cut_off;
     redis::cmd("FLUSHALL").exec(&mut world.connection).unwrap();
     pass(world, 1000);
     world.replicas.get_mut("r0").unwrap().cut_off = false;
@@ -309,13 +319,14 @@ async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
     }
     let server = Server::start(&[]).await;
     type History = fn(&mut World);
-    let histories: [History; 6] = [
+    let histories: [History; 7] = [
         a_lapsed_lease_that_returns,
         a_share_that_is_spent_unseen_and_moves,
         shares_that_grow_after_a_window_was_noted,
         a_window_that_was_noted_before_data_was_lost,
         one_that_returns_when_all_others_are_new,
         one_that_returns_after_all_others_were_new,
+        one_that_returns_when_not_all_are_heard,
     ];
     for history in histories {
         assert!(!exceeds(&server, scripts(), history));
@@ -349,11 +360,21 @@ async fn a_window_is_divided_once_however_shares_move_about_its_beginning() {
         one_that_returns_when_all_others_are_new
     ));
     // What is said first is held, whatever others have said.
-    let first = mutant(&[("math.min(held, allowed - window.ended - others)", "held")]);
+    let said = ("math.min(held, allowed - window.ended - others)", "held");
+    let lapsed = (
+        "if lapsed and not resumed then lease",
+        "if false then lease",
+    );
     assert!(exceeds(
         &server,
-        first,
+        mutant(&[said, lapsed]),
         one_that_returns_after_all_others_were_new
+    ));
+    // What was leased with a share that has lapsed is held, if those who were given it are not heard.
+    assert!(exceeds(
+        &server,
+        mutant(&[lapsed]),
+        one_that_returns_when_not_all_are_heard
     ));
     // What shares are worth counts, whatever was told.
     let worth = "math.floor(believed * tonumber(ARGV[at + 4]) / 1000000)";
