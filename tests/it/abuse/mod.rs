@@ -9,8 +9,9 @@
 //! - It has a thread of its own, and asks another Heliostat that nobody attacks the same at the same moment. A
 //!   slow answer counts only if that one's was quick.
 //! - The kernel tells how long a thread that could run has waited for a processor (`schedstat`). For so long
-//!   nothing but the scheduler had the request: that time of the client's thread, and the longest of a serving
-//!   thread's, is not counted. The threads for heavy work are not serving ones.
+//!   nothing but the scheduler had the request: that time of the client's thread, of the server's first, which
+//!   accepts connections, and the longest of a serving thread's, one after the other, is not counted. The threads
+//!   for heavy work are not serving ones.
 //!
 //! Of all others none may be slow. Nor may any take twenty times as long, whatever the kernel says (a connection that
 //! is not accepted at once is tried again after a second); and by the server's own clock, which sees none of this,
@@ -413,14 +414,20 @@ impl Modest {
                         let (ours, other) =
                             tokio::join!(time(attacked, &request), time(spared, &request));
                         let (after, ended) = (waits(process), thread_wait(mine));
-                        let grown = after.iter().map(|(thread, wait)| {
-                            let known = before.iter().find(|(before, _)| before == thread);
-                            wait.saturating_sub(known.map_or(Duration::ZERO, |(_, wait)| *wait))
-                        });
+                        let grown = |accepts: bool| {
+                            let of = after.iter().filter(|(thread, _)| {
+                                thread.ends_with(process.to_string()) == accepts
+                            });
+                            let grown = of.map(|(thread, wait)| {
+                                let known = before.iter().find(|(before, _)| before == thread);
+                                wait.saturating_sub(known.map_or(Duration::ZERO, |(_, wait)| *wait))
+                            });
+                            grown.max().unwrap_or_default()
+                        };
                         let client = ended
                             .unwrap_or_default()
                             .saturating_sub(began.unwrap_or_default());
-                        let waited = grown.max().unwrap_or_default() + client;
+                        let waited = grown(true) + grown(false) + client;
                         *place = Timed {
                             ours,
                             waited,
