@@ -59,7 +59,8 @@ const HEAD_BUFFER: usize = 64 << 10;
 const BACKLOG: u32 = 4096;
 
 /// Most connections that begin at once, for each processor: that read what has come first, answer it, or agree
-/// on keys. They do not stop before they wait for something, so this is the work that is in front of others.
+/// on keys; and those of HTTP/2 whenever they go on, as many requests may come at once. They do not stop before
+/// they wait for something, so this is the work that is in front of others.
 const BEGINNING: usize = 2;
 
 /// Bounds of HTTP/2: requests at once on a connection, bytes of a request's head, and bytes of
@@ -316,6 +317,7 @@ async fn serve_requests<S, H, F>(
     };
     let peer = connection.peer;
     let is_http2 = first.starts_with(HTTP2);
+    let client = connection.claim.client();
     let claim = (!is_http2).then(|| connection.claim.clone());
     let io = TokioIo::new(LenientStream::new(stream, first, claim));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -323,12 +325,14 @@ async fn serve_requests<S, H, F>(
     });
     let ended = if is_http2 {
         let mut served = Box::pin(protocols.http2.serve_connection(io, service));
+        // Each poll may begin as many requests as there are streams.
+        let turns = &protocols.turns;
         tokio::select! {
             biased;
-            ended = &mut served => ended,
+            ended = turns.poll_each(client, &mut served) => ended,
             _ = stop.changed() => {
                 served.as_mut().graceful_shutdown();
-                served.await
+                turns.poll_each(client, served).await
             }
         }
     } else {

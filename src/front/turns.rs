@@ -3,11 +3,17 @@
 //! The lines take turns, so a client with a thousand waiting delays another by what was begun, and one more.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 
 use foldhash::fast::RandomState;
+use futures_util::task::AtomicWaker;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 
 /// The key of a client's share, or of all trusted proxies together.
 type Client = Option<IpAddr>;
@@ -74,6 +80,28 @@ impl Turns {
         }
     }
 
+    /// Polls `future` in turns of `client`: whenever it has been woken, once.
+    pub(super) async fn poll_each<F: Future + Unpin>(
+        &self,
+        client: Client,
+        mut future: F,
+    ) -> F::Output {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        loop {
+            // Without room to wait it is not held up.
+            let turn = self.take(client).await;
+            let polled = Pin::new(&mut future).poll(&mut Context::from_waker(&waker));
+            if let Poll::Ready(output) = polled {
+                return output;
+            }
+            // The runtime does what came of it, and looks for what others have sent.
+            yield_now().await;
+            drop(turn);
+            poll_fn(|context| woken.poll(context)).await;
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn free(&self) -> usize {
         self.queue().free
@@ -82,6 +110,34 @@ impl Turns {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // Each change leaves a sound queue, so it is sound even after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a wake until it is asked for.
+#[derive(Default)]
+struct Woken {
+    woken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+impl Woken {
+    fn poll(&self, context: &Context<'_>) -> Poll<()> {
+        self.task.register(context.waker());
+        match self.woken.swap(false, Ordering::AcqRel) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     }
 }
 
@@ -177,6 +233,63 @@ mod tests {
         assert_eq!(*begun.lock().unwrap(), [1, 1, 1, 2, 3, 1, 2, 1, 1]);
         assert_eq!((turns.free(), turns.queue().waiting), (2, 0));
         assert!(turns.queue().lines.is_empty() && turns.queue().order.is_empty());
+    }
+
+    /// Waits for each of `0..most` from a task that sends them, and returns their sum.
+    async fn sum(most: u32) -> u32 {
+        let (sender, mut numbers) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            for n in 0..most {
+                sender.send(n).await.unwrap();
+            }
+        });
+        let mut sum = 0;
+        while let Some(n) = numbers.recv().await {
+            sum += n;
+            // It may wake itself, too.
+            tokio::task::yield_now().await;
+        }
+        sum
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_polled_in_turn_misses_no_wake() {
+        let turns = Turns::new(2, usize::MAX);
+        let all = (0..20).map(|n| {
+            let turns = turns.clone();
+            tokio::spawn(async move { turns.poll_each(client(n % 3), Box::pin(sum(500))).await })
+        });
+        for one in all.collect::<Vec<_>>() {
+            assert_eq!(one.await.unwrap(), 500 * 499 / 2);
+        }
+        assert_eq!((turns.free(), turns.queue().waiting), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_always_ready_does_not_hold_up_others() {
+        let turns = Turns::new(1, usize::MAX);
+        let polls = Mutex::new(Vec::new());
+        let work = |of: u8| {
+            let polls = &polls;
+            let mut left = 10;
+            Box::pin(poll_fn(move |context| {
+                polls.lock().unwrap().push(of);
+                left -= 1;
+                context.waker().wake_by_ref();
+                if left == 0 {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            }))
+        };
+        let many = join_all((0..5).map(|_| turns.poll_each(client(1), work(1))));
+        let one = turns.poll_each(client(2), work(2));
+        futures_util::future::join(many, one).await;
+        let polls = polls.lock().unwrap();
+        let last = polls.iter().rposition(|of| *of == 2).unwrap();
+        // At most two of the other come in between, of its 50.
+        assert!(last < 30, "{last}: {polls:?}");
     }
 
     #[tokio::test]
