@@ -2,7 +2,8 @@
 //!
 //! Heliostat is a process of its own, so that its resident memory is nobody else's. Caches are
 //! first filled nearly full with lanes of one shape, and with keys of one kind, and the growth of memory is
-//! compared with the weight of what is cached (for keys it must be within a tenth of it); then they are made to replace several times what they hold.
+//! compared with the weight of what is cached (for keys it must be within a tenth of it); then they are made
+//! to replace several times what they hold.
 //!
 //! Idle connections are opened to an empty server, and what each takes of its memory is printed: before
 //! its first request, and after it.

@@ -136,7 +136,7 @@ pub(crate) fn cpu_of_all(process: u32) -> Duration {
     Duration::from_millis(hundredths * 10)
 }
 
-/// What a process has used so far, all its threads together.
+/// The CPU time and memory that all threads of a process have used so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     /// CPU time outside the kernel and in it, in steps of 10 ms.

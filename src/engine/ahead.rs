@@ -3,8 +3,9 @@
 //!
 //! It makes no calls that would not be made anyway, one per poll; after a poll that did not come it
 //! stops. A refresh that was planned under a configuration that has been replaced is made under the
-//! current one, if that has the same data. What is due at one moment is refreshed one after the other, by at most half of what the
-//! upstream's limits allow: so the more there is, the earlier it begins.
+//! current one, if that has the same data. What is due at one moment is refreshed one after the
+//! other, by at most half of what the upstream's limits allow: so the more there is, the earlier it
+//! begins.
 
 mod pace;
 mod planned;

@@ -92,7 +92,7 @@ impl Content {
     }
 }
 
-/// What a fetch brought.
+/// The result of a fetch.
 pub(super) struct WholeFetch {
     pub(super) content: Content,
     pub(super) policy: CachePolicy,

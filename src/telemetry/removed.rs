@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-/// Names of upstreams, and patterns of targets, that are gone. The registry keeps their series, so that a counter goes on if the
-/// name comes back; until then they are not shown.
+/// Names of upstreams, and patterns of targets, that are gone. The registry keeps their series, so
+/// that a counter goes on if the name comes back; until then they are not shown.
 static GONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 fn gone() -> MutexGuard<'static, BTreeSet<String>> {
