@@ -130,12 +130,25 @@ impl<T> Reloadable<T> {
 impl<T: Send + Sync + 'static> Reloadable<T> {
     /// Returns the value, after a check of the files if one is due and they answer.
     pub fn get(&self) -> Arc<T> {
+        self.check_if_due();
+        self.0.current.load_full()
+    }
+
+    /// Returns a copy of the value, after the same check.
+    pub fn copy(&self) -> T
+    where
+        T: Clone,
+    {
+        self.check_if_due();
+        T::clone(&self.0.current.load())
+    }
+
+    fn check_if_due(&self) {
         if let Some(source) = &self.0.source
             && source.is_due()
         {
             self.check(source, PATIENCE);
         }
-        self.0.current.load_full()
     }
 
     /// Has the files checked, and waits for that for at most `patience`, unless the last check took longer.

@@ -104,10 +104,10 @@ impl Service {
         };
         let catching_up = tokio::spawn(catch_up(Arc::downgrade(&running)));
         let serving = running.clone();
-        let handler = move |request, connection: Arc<Connection>| {
+        let handler = move |mut request, connection: Arc<Connection>| {
             let app = serving.app();
             // Held until the answer is complete: its demonstration sources end with it.
-            async move { app.front.handle(request, &connection).await }
+            async move { app.front.handle(&mut request, &connection).await }
         };
         listen::serve(listener, listening, handler, stop).await;
         // No call is made any more.

@@ -237,7 +237,8 @@ impl Engine {
         }
         let (upstream, interval) = (&lane.upstream, lane.interval());
         if let Layout::Buckets { size, .. } = lane.layout() {
-            let buckets = size.cells_in(range);
+            let aligned = range.aligned(size);
+            let buckets = (aligned.millis() / size.millis()).unsigned_abs();
             if buckets > u64::from(self.max_points) {
                 let message = format!(
                     "the range has {buckets} buckets of {} ms; at most {} are allowed (server.max_points)",
@@ -246,7 +247,6 @@ impl Engine {
                 );
                 return Err(too_many("query.aggregation.bucketSizeMillis", message));
             }
-            let aligned = range.aligned(size);
             let raw = || interval.cells_in(&aligned);
             let most = u64::from(upstream.reading.raw_points_max) * MAX_SUB_RANGES;
             if upstream.reading.aggregate == Aggregate::Local && raw() > most {
@@ -380,7 +380,7 @@ impl AnswerBuilder {
             return;
         }
         let shown = shown(&view, range, &lane.upstream, context);
-        for (index, chunk) in view.chunks.iter() {
+        for (index, chunk) in view.chunks.into_present() {
             let mut at = if shown.covers(&lane.chunk_span().cell(index)) {
                 0..chunk.len()
             } else {
@@ -394,14 +394,10 @@ impl AnswerBuilder {
                 continue;
             }
             self.left -= at.len();
-            let fetched = fetched_in(chunk, &at, &view.fetched);
+            let fetched = fetched_in(&chunk, &at, &view.fetched);
             self.from_upstream += fetched;
             self.from_cache += at.len() - fetched;
-            self.slices.push(Slice {
-                index,
-                chunk: chunk.clone(),
-                at,
-            });
+            self.slices.push(Slice { index, chunk, at });
         }
     }
 

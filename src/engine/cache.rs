@@ -319,6 +319,12 @@ impl Chunks {
         numbered.filter_map(|(index, chunk)| Some((index, chunk.as_ref()?)))
     }
 
+    /// Returns the chunks that are present, with their numbers, in order of time.
+    pub(crate) fn into_present(self) -> impl Iterator<Item = (i64, Arc<Chunk>)> {
+        let numbered = self.indices().zip(self.chunks);
+        numbered.filter_map(|(index, chunk)| Some((index, chunk?)))
+    }
+
     /// Returns the known segments, in order of time.
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.iter().flat_map(|(_, chunk)| chunk.coverage())

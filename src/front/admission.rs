@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use foldhash::fast::RandomState;
 use futures_util::task::AtomicWaker;
@@ -28,7 +28,6 @@ const KEPT: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     table: Mutex<Table>,
-    next: AtomicU64,
     /// Bytes that all claims hold.
     bytes: AtomicUsize,
     /// Told when bytes are given back while responses wait for room, and how many of these wait.
@@ -39,6 +38,8 @@ pub(super) struct Shares {
 #[derive(Debug, Default)]
 struct Table {
     claims: usize,
+    /// The number of the newest claim.
+    next: u64,
     /// By client; `None` are trusted proxies, whose connections never give way.
     clients: HashMap<Option<IpAddr>, Holder, RandomState>,
 }
@@ -121,11 +122,13 @@ impl Shares {
                 victim = Some(table.evict_newest(own).ok_or(Full)?);
             }
             table.claims += 1;
+            table.next += 1;
+            let number = table.next;
             let holder = table.clients.entry(client).or_default();
             let claim = Arc::new(Claim {
                 shares: self.clone(),
                 client,
-                number: self.next.fetch_add(1, Ordering::Relaxed),
+                number,
                 bytes: AtomicUsize::new(0),
                 clients_bytes: holder.bytes.clone(),
                 connection,
@@ -262,6 +265,9 @@ impl Claim {
         if before == GONE {
             return Err(Full);
         }
+        if before == bytes {
+            return Ok(());
+        }
         let more = bytes.saturating_sub(before);
         if more > 0 {
             if !self.shares.reserve(more, before, most) {
@@ -362,16 +368,19 @@ impl Claim {
 
     /// Waits until it gives way to another client. One task can wait for it.
     pub(super) fn evicted(&self) -> impl Future<Output = ()> {
-        std::future::poll_fn(|context| {
-            if !self.is_evicted() {
-                self.waiting.register(context.waker());
-            }
-            // It may have given way before the task could be woken.
-            match self.is_evicted() {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        })
+        std::future::poll_fn(|context| self.poll_evicted(context))
+    }
+
+    /// Does the same for a task that waits for something else, too.
+    pub(super) fn poll_evicted(&self, context: &Context<'_>) -> Poll<()> {
+        if !self.is_evicted() {
+            self.waiting.register(context.waker());
+        }
+        // It may have given way before the task could be woken.
+        match self.is_evicted() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     }
 
     /// Marks the response as being sent.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::ORIGIN;
+use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -36,7 +37,7 @@ const SCRAPE_BYTES: usize = 8 << 20;
 const PARTS: usize = 4;
 
 /// A request's circumstances.
-pub(super) struct Arrival {
+pub(super) struct Arrival<'a> {
     /// The time of its arrival, by the monotonic clock.
     pub(super) at: Duration,
     /// The time by which it has to be answered.
@@ -44,17 +45,17 @@ pub(super) struct Arrival {
     pub(super) trace: Trace,
     pub(super) client: IpAddr,
     /// Its place among the requests in flight, or the probes; a probe may be answered without one.
-    pub(super) claim: Option<Arc<Claim>>,
+    pub(super) claim: Option<&'a Claim>,
 }
 
 impl Front {
     /// Answers `request` for `route`. The future is small for hits of the mirror API; that of others is
     /// boxed.
-    pub(super) fn answer(
-        &self,
+    pub(super) fn answer<'a>(
+        &'a self,
         route: Option<Route>,
-        request: Request<Incoming>,
-        arrival: Arrival,
+        request: &'a mut Request<Incoming>,
+        arrival: Arrival<'a>,
     ) -> impl Future<Output = Result<Response<Body>, Error>> {
         match route {
             Some(Route::Mirror(method)) => Either::Left(self.mirror(method, request, arrival)),
@@ -65,8 +66,8 @@ impl Front {
     async fn answer_other(
         &self,
         route: Option<Route>,
-        request: Request<Incoming>,
-        arrival: Arrival,
+        request: &mut Request<Incoming>,
+        arrival: Arrival<'_>,
     ) -> Result<Response<Body>, Error> {
         match route {
             Some(Route::Mirror(method)) => self.mirror(method, request, arrival).await,
@@ -99,7 +100,7 @@ impl Front {
     }
 
     /// Returns the text of `/metrics`, whose bytes are charged to `claim`.
-    async fn metrics(&self, method: &Method, claim: Option<Arc<Claim>>) -> Result<Bytes, Error> {
+    async fn metrics(&self, method: &Method, claim: Option<&Claim>) -> Result<Bytes, Error> {
         allow(method, &pages::METHODS)?;
         let (shared, engine) = (self.shared.clone(), self.engine.clone());
         let write = move || {
@@ -156,50 +157,50 @@ impl Front {
     }
 
     /// Answers a request to the mirror API. What needs the head of the request is done at once, so
-    /// that the future does not carry it.
-    fn mirror(
-        &self,
+    /// that it is not kept while the answer is waited for.
+    fn mirror<'a>(
+        &'a self,
         method: mirror::Method,
-        request: Request<Incoming>,
-        arrival: Arrival,
+        request: &'a mut Request<Incoming>,
+        arrival: Arrival<'a>,
     ) -> impl Future<Output = Result<Response<Body>, Error>> {
         let good = allow(request.method(), &mirror::METHODS)
             .and_then(|()| require_json(request.headers()));
-        let claim = arrival.claim.clone();
+        let claim = arrival.claim;
         let mut context = self.context_of(request.headers(), arrival);
-        let body = request.into_body();
+        take_head(request);
         async move {
             good?;
-            let claim = claim.as_deref();
             let deadline = context.deadline;
-            let body = self.read(body, claim, deadline).await?;
+            let body = self.read(request.body_mut(), claim, deadline).await?;
             let again = body.clone();
             let response = mirror::answer(self, method, body, &mut context).await?;
-            match self.without_room(response, claim) {
-                Ok(response) => Ok(response),
-                Err(bytes) => {
-                    let make =
-                        || async move { mirror::answer(self, method, again, &mut context).await };
-                    Box::pin(self.once_there_is_room(bytes, claim, deadline, make)).await
-                }
+            if self.has_room(&response, claim) {
+                return Ok(response);
             }
+            let bytes = response.body().weight();
+            // What waits holds no memory.
+            drop(response);
+            let make = || async move { mirror::answer(self, method, again, &mut context).await };
+            Box::pin(self.once_there_is_room(bytes, claim, deadline, make)).await
         }
     }
 
     async fn admin(
         &self,
         call: admin::Call,
-        request: Request<Incoming>,
-        arrival: Arrival,
+        request: &mut Request<Incoming>,
+        arrival: Arrival<'_>,
     ) -> Result<Response<Body>, Error> {
         let changes = call.changes(request.method());
         browser::check(request.uri(), request.headers(), changes)?;
         call.check(request.method())?;
-        let (head, body) = request.into_parts();
+        let head = take_head(request);
         let path = normalized(head.uri.path());
-        let claim = arrival.claim.clone();
+        let claim = arrival.claim;
         let context = self.context_of(&head.headers, arrival);
-        let body = self.read(body, claim.as_deref(), context.deadline).await?;
+        let body = request.body_mut();
+        let body = self.read(body, claim, context.deadline).await?;
         let known = admin::FrontState {
             reloads: self.shared.reloads.get(),
             report: &self.shared.report.load(),
@@ -212,19 +213,18 @@ impl Front {
     async fn prometheus(
         &self,
         endpoint: prometheus::ApiEndpoint,
-        request: Request<Incoming>,
-        arrival: Arrival,
+        request: &mut Request<Incoming>,
+        arrival: Arrival<'_>,
     ) -> Result<Response<Body>, Error> {
         let browser = request.headers().contains_key(ORIGIN);
         let mut response = if request.method() == Method::OPTIONS {
             prometheus::options()
         } else {
-            let (head, body) = request.into_parts();
-            let claim = arrival.claim.clone();
-            let claim = claim.as_deref();
+            let head = take_head(request);
+            let claim = arrival.claim;
             let mut context = self.context_of(&head.headers, arrival);
             let deadline = context.deadline;
-            let body = self.read(body, claim, deadline).await?;
+            let body = self.read(request.body_mut(), claim, deadline).await?;
             if body.len() > LARGE
                 && let Some(claim) = claim
             {
@@ -240,30 +240,25 @@ impl Front {
                 let (asked, context) = (asked.clone(), context.clone());
                 prometheus::answer(&self.engine, &upstream, asked, context)
             };
-            match self.without_room(make().await?, claim) {
-                Ok(response) => response,
-                Err(bytes) => {
-                    Box::pin(self.once_there_is_room(bytes, claim, deadline, make)).await?
-                }
+            let response = make().await?;
+            if self.has_room(&response, claim) {
+                response
+            } else {
+                let bytes = response.body().weight();
+                // What waits holds no memory.
+                drop(response);
+                Box::pin(self.once_there_is_room(bytes, claim, deadline, make)).await?
             }
         };
         prometheus::finish(&mut response, browser);
         Ok(response)
     }
 
-    /// Returns `response` if it is small or there is room for its bytes; else how many they are. It is
-    /// dropped then: what waits holds no memory.
-    fn without_room(
-        &self,
-        response: Response<Body>,
-        claim: Option<&Claim>,
-    ) -> Result<Response<Body>, usize> {
+    /// Returns whether `response` is small or there is room for its bytes, which `claim` holds then.
+    fn has_room(&self, response: &Response<Body>, claim: Option<&Claim>) -> bool {
         let bytes = response.body().weight();
         let most = self.settings.max_in_flight_bytes;
-        match claim {
-            Some(claim) if bytes >= LARGE && claim.hold(bytes, most).is_err() => Err(bytes),
-            _ => Ok(response),
-        }
+        bytes < LARGE || claim.is_none_or(|claim| claim.hold(bytes, most).is_ok())
     }
 
     /// Waits until there is room for `bytes` of a response, which `make` makes again then, as a rule from
@@ -292,7 +287,7 @@ impl Front {
     /// Reads the body of a request, whose bytes are charged to its claim.
     async fn read(
         &self,
-        body: Incoming,
+        body: &mut Incoming,
         claim: Option<&Claim>,
         deadline: Instant,
     ) -> Result<Bytes, Error> {
@@ -304,7 +299,7 @@ impl Front {
         read_charged(body, limits, claim).await
     }
 
-    fn context_of(&self, headers: &HeaderMap, arrival: Arrival) -> RequestContext {
+    fn context_of(&self, headers: &HeaderMap, arrival: Arrival<'_>) -> RequestContext {
         self.context(
             Some(headers),
             Some(arrival.client),
@@ -339,4 +334,16 @@ impl Front {
             level_wait: None,
         }
     }
+}
+
+/// Takes the head out of `request`: what is left has its body only, and holds nothing of the connection's
+/// buffer.
+fn take_head(request: &mut Request<Incoming>) -> Parts {
+    let (mut head, ()) = Request::new(()).into_parts();
+    head.version = request.version();
+    std::mem::swap(&mut head.method, request.method_mut());
+    std::mem::swap(&mut head.uri, request.uri_mut());
+    std::mem::swap(&mut head.headers, request.headers_mut());
+    std::mem::swap(&mut head.extensions, request.extensions_mut());
+    head
 }

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io::IoSlice;
+use std::iter::once;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,19 +27,31 @@ const FIRST_WHILE: Duration = Duration::from_secs(5);
 /// The first size of the buffer that a request's body is copied into.
 const FIRST_BUFFER: usize = 4 << 10;
 
+/// The bytes that requests and responses are charged by: most take no more for both, so that their charge
+/// need not be changed.
+const PAGE: usize = 4 << 10;
+
 /// Shorter bodies are joined: their bytes are copied in less time than two more parts take.
 const JOINED: usize = 4 << 10;
 
 /// A body whose parts, and so its length, are known.
 #[derive(Debug, Default)]
 pub struct Body {
+    /// All of it, until it goes into the connection: as one, since that has its price for each frame of a body.
+    parts: Parts,
+    /// Bytes of memory that are held for it.
+    weight: usize,
+}
+
+/// The parts of a body on their way into the connection. They hold the request's claim until they have been
+/// sent or dropped, and tell it of each byte that the connection takes.
+#[derive(Debug, Default)]
+pub struct Parts {
     /// The next part; empty at the end.
     next: Bytes,
     /// Those after it, none of which is empty.
     rest: std::vec::IntoIter<Bytes>,
-    left: u64,
-    /// Bytes of memory that are held for it.
-    weight: usize,
+    left: usize,
     claim: Option<Arc<Claim>>,
 }
 
@@ -50,14 +63,41 @@ impl Body {
         if parts.len() < 2 || length > JOINED {
             return Self::new(parts.into_vec());
         }
+        Self::joined(length, parts.iter().map(Bytes::as_ref))
+    }
+
+    /// Returns a body of `texts` between a head and a tail.
+    pub(super) fn around(
+        (head, tail): (&'static [u8], &'static [u8]),
+        texts: impl ExactSizeIterator<Item = Bytes>,
+    ) -> Self {
+        let mut parts = Vec::with_capacity(texts.len() + 2);
+        parts.push(Bytes::from_static(head));
+        parts.extend(texts);
+        parts.push(Bytes::from_static(tail));
+        Self::new(parts)
+    }
+
+    /// Returns the same, if it is short enough to be joined.
+    pub(super) fn short<'a>(
+        (head, tail): (&'a [u8], &'a [u8]),
+        texts: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Option<Self> {
+        let length = texts.clone().map(<[u8]>::len).sum::<usize>() + head.len() + tail.len();
+        let parts = || once(head).chain(texts).chain(once(tail));
+        (length <= JOINED).then(|| Self::joined(length, parts()))
+    }
+
+    fn joined<'a>(length: usize, parts: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut all = Vec::with_capacity(length);
-        parts.iter().for_each(|part| all.extend_from_slice(part));
+        parts.for_each(|part| all.extend_from_slice(part));
         Self {
-            next: Bytes::from(all),
-            rest: Vec::new().into_iter(),
-            left: length as u64,
+            parts: Parts {
+                next: Bytes::from(all),
+                left: length,
+                ..Parts::default()
+            },
             weight: length,
-            claim: None,
         }
     }
 
@@ -66,11 +106,13 @@ impl Body {
         let length = parts.iter().map(Bytes::len).sum();
         let mut rest = parts.into_iter();
         Self {
-            next: rest.next().unwrap_or_default(),
-            rest,
-            left: length as u64,
+            parts: Parts {
+                next: rest.next().unwrap_or_default(),
+                rest,
+                left: length,
+                claim: None,
+            },
             weight: length,
-            claim: None,
         }
     }
 
@@ -87,22 +129,19 @@ impl Body {
     }
 
     /// Returns its parts, joined, for callers without a connection to write to.
-    pub fn into_bytes(self) -> Bytes {
-        let mut all = Vec::with_capacity(usize::try_from(self.left).unwrap_or(0));
-        for part in std::iter::once(self.next).chain(self.rest) {
-            all.extend_from_slice(&part);
-        }
-        Bytes::from(all)
+    pub fn into_bytes(mut self) -> Bytes {
+        let length = self.parts.left;
+        self.parts.copy_to_bytes(length)
     }
 
-    /// Returns the bytes of memory that it holds.
+    /// Returns the bytes of memory that it holds, in whole pages.
     pub(super) fn weight(&self) -> usize {
-        self.weight
+        self.weight.next_multiple_of(PAGE)
     }
 
     /// Makes it hold `claim` until all of it has been sent or dropped.
     pub(super) fn hold(&mut self, claim: Arc<Claim>) {
-        self.claim = Some(claim);
+        self.parts.claim = Some(claim);
     }
 }
 
@@ -113,69 +152,55 @@ impl<T: Into<Bytes>> From<T> for Body {
 }
 
 impl http_body::Body for Body {
-    type Data = BodyPiece;
+    type Data = Parts;
     type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<BodyPiece>, Infallible>>> {
-        let next = self.rest.next().unwrap_or_default();
-        let bytes = std::mem::replace(&mut self.next, next);
-        if bytes.is_empty() {
-            return Poll::Ready(None);
-        }
-        self.left -= bytes.len() as u64;
-        // The last part takes the claim along.
-        let claim = match self.next.is_empty() {
-            true => self.claim.take(),
-            false => self.claim.clone(),
-        };
-        Poll::Ready(Some(Ok(Frame::data(BodyPiece { bytes, claim }))))
+    ) -> Poll<Option<Result<Frame<Parts>, Infallible>>> {
+        let parts = std::mem::take(&mut self.parts);
+        Poll::Ready(parts.has_remaining().then(|| Ok(Frame::data(parts))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.next.is_empty()
+        !self.parts.has_remaining()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.parts.left as u64)
     }
 }
 
-/// A part of a body on its way into the connection. It holds the request's claim until it has been
-/// sent or dropped, and tells it of each byte that the connection takes.
-#[derive(Debug)]
-pub struct BodyPiece {
-    bytes: Bytes,
-    claim: Option<Arc<Claim>>,
-}
-
-impl Buf for BodyPiece {
+impl Buf for Parts {
     fn remaining(&self) -> usize {
-        self.bytes.remaining()
+        self.left
     }
 
     fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
+        &self.next
     }
 
     fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
-        self.bytes.chunks_vectored(into)
+        let parts = once(&self.next).chain(self.rest.as_slice());
+        let places = into.iter_mut().zip(parts.filter(|part| !part.is_empty()));
+        let filled = places.map(|(place, part)| *place = IoSlice::new(part));
+        filled.count()
     }
 
     fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
+        assert!(count <= self.left, "no more than remains can be taken");
+        self.left -= count;
         if let Some(claim) = &self.claim {
             claim.progress(count);
         }
-    }
-
-    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
-        if let Some(claim) = &self.claim {
-            claim.progress(count);
+        let mut more = count;
+        while more >= self.next.len() && more > 0 {
+            more -= self.next.len();
+            // What has been sent is not held any more.
+            self.next = self.rest.next().unwrap_or_default();
         }
-        self.bytes.copy_to_bytes(count)
+        self.next.advance(more);
     }
 }
 
@@ -196,8 +221,8 @@ pub struct BodyLimits {
 ///
 /// [`Kind::BodyTooLarge`] beyond the largest size, [`Kind::RequestTimeout`] if it arrives too slowly,
 /// [`Kind::InvalidRequest`] if the connection ends.
-pub async fn read_body(body: Incoming, limits: BodyLimits) -> Result<Bytes, Error> {
-    read_charged(body, limits, None).await
+pub async fn read_body(mut body: Incoming, limits: BodyLimits) -> Result<Bytes, Error> {
+    read_charged(&mut body, limits, None).await
 }
 
 /// Reads the body of a request. Its bytes are charged to `claim`, if there is one, as they arrive. A body
@@ -209,7 +234,7 @@ pub async fn read_body(body: Incoming, limits: BodyLimits) -> Result<Bytes, Erro
 /// [`Kind::BodyTooLarge`] beyond the largest size, [`Kind::RequestTimeout`] if it arrives too slowly,
 /// [`Kind::Overloaded`] if there is no room for it, [`Kind::InvalidRequest`] if the connection ends.
 pub(super) async fn read_charged(
-    mut body: Incoming,
+    body: &mut Incoming,
     limits: BodyLimits,
     claim: Option<&Claim>,
 ) -> Result<Bytes, Error> {
@@ -224,7 +249,7 @@ pub(super) async fn read_charged(
             .hold(bytes, limits.in_flight)
             .map_err(|full| full.of_bytes(limits.in_flight)),
     };
-    let size = hyper::body::Body::size_hint(&body);
+    let size = hyper::body::Body::size_hint(body);
     if size.lower() > max as u64 {
         return Err(too_large());
     }
@@ -261,7 +286,7 @@ pub(super) async fn read_charged(
             continue;
         };
         if buffer.is_empty() && size.exact() == Some(data.len() as u64) {
-            hold(data.len())?;
+            hold(data.len().next_multiple_of(PAGE))?;
             return Ok(data);
         }
         let length = buffer.len() + data.len();
@@ -286,5 +311,54 @@ impl Full {
              more of them (half of server.max_in_flight_bytes)"
         );
         Error::new(Kind::Overloaded, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A connection takes a body in pieces of any size, and is shown as many parts as it has places for.
+        #[test]
+        fn the_parts_of_a_body_are_sent_one_after_the_other(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2_000), 0..9),
+            taken in prop::collection::vec(1_usize..3_000, 1..9),
+            places in 1_usize..5,
+        ) {
+            let all = parts.concat();
+            let mut body = Body::of(parts.into_iter().map(Bytes::from));
+            prop_assert_eq!(http_body::Body::size_hint(&body).exact(), Some(all.len() as u64));
+            prop_assert_eq!(http_body::Body::is_end_stream(&body), all.is_empty());
+            let frame = |body: &mut Body| {
+                let mut context = Context::from_waker(std::task::Waker::noop());
+                match http_body::Body::poll_frame(Pin::new(body), &mut context) {
+                    Poll::Ready(frame) => frame.map(|frame| frame.unwrap().into_data().unwrap()),
+                    Poll::Pending => panic!("a body is there at once"),
+                }
+            };
+            let Some(mut sent) = frame(&mut body) else {
+                prop_assert!(all.is_empty());
+                return Ok(());
+            };
+            prop_assert!(http_body::Body::is_end_stream(&body) && frame(&mut body).is_none());
+            let mut left = &all[..];
+            for count in taken.iter().cycle() {
+                prop_assert_eq!(sent.remaining(), left.len());
+                if left.is_empty() {
+                    break;
+                }
+                let mut shown = vec![IoSlice::new(&[]); places];
+                let filled = sent.chunks_vectored(&mut shown);
+                prop_assert!(filled > 0 && shown[..filled].iter().all(|part| !part.is_empty()));
+                let shown: Vec<u8> = shown[..filled].iter().flat_map(|part| part.to_vec()).collect();
+                prop_assert!(left.starts_with(&shown) && shown.starts_with(sent.chunk()));
+                prop_assert!(filled == places || shown.len() == left.len());
+                let count = left.len().min(*count);
+                sent.advance(count);
+                left = &left[count..];
+            }
+        }
     }
 }

@@ -339,10 +339,9 @@ async fn serve_requests<S, H, F>(
         let mut http1 = protocols.http1.clone();
         http1.timer(HeadTimer::default());
         let mut served = pin!(http1.serve_connection(io, service));
-        tokio::select! {
-            biased;
-            ended = &mut served => ended,
-            _ = stop.changed() => {
+        match unless_it_changes(&mut stop, served.as_mut()).await {
+            Some(ended) => ended,
+            None => {
                 served.as_mut().graceful_shutdown();
                 served.await
             }
@@ -356,6 +355,31 @@ async fn serve_requests<S, H, F>(
         }
         Err(e) => debug!(%peer, "a connection ended: {e}"),
     }
+}
+
+/// Returns what `served` becomes, or `None` once `stop` changes.
+///
+/// A task that waits for `stop` stays known to it, so each poll only looks whether it has changed; and polls by
+/// this task only must follow, which is so where it is one by itself.
+async fn unless_it_changes<F: Future>(
+    stop: &mut watch::Receiver<()>,
+    mut served: Pin<&mut F>,
+) -> Option<F::Output> {
+    let seen = stop.clone();
+    let mut changed = pin!(stop.changed());
+    let mut waits = false;
+    poll_fn(|context| {
+        if let Poll::Ready(ended) = served.as_mut().poll(context) {
+            return Poll::Ready(Some(ended));
+        }
+        let look = !waits || seen.has_changed().unwrap_or(true);
+        waits = true;
+        match look && changed.as_mut().poll(context).is_ready() {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Returns the first bytes of `stream`, enough to tell its protocol; `None` if it ends, takes too long or

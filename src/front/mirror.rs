@@ -90,8 +90,8 @@ async fn metric(
     };
     drop(body);
     shorten(context, query.timeout);
-    let answer = front.engine.metric(&query, &range, context).await?;
-    Ok(points(answer))
+    let mut answer = front.engine.metric(&query, &range, context).await?;
+    Ok(points(&mut answer))
 }
 
 /// Reads a query that is not known, and keeps it.

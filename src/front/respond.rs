@@ -1,5 +1,8 @@
 //! Common parts of responses with data: their encoding, `Cache-Status` and `Server-Timing`.
 
+use std::iter::once;
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
 use http::{HeaderMap, HeaderValue, Response};
@@ -8,7 +11,7 @@ use super::body::Body;
 use crate::engine::{Answer, CacheOutcome, CachedResponse, Lookup, Timing};
 use crate::model::Error;
 use crate::wire::encoding::{Encoding, Text};
-use crate::wire::mirror::response;
+use crate::wire::mirror::{API_KEY_HEADER, response};
 
 /// The headers of a response with data: those below, the API key and that of browsers.
 const HEADERS: usize = 6;
@@ -53,15 +56,38 @@ pub(super) fn json(parts: impl IntoIterator<Item = Bytes>) -> Response<Body> {
     response
 }
 
+/// The headers of a response with points, made once: the service sets the API key, and an answer those of the
+/// cache.
+static OF_POINTS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let fixed = |value| HeaderValue::from_static(value);
+    HeaderMap::from_iter([
+        (CONTENT_TYPE, fixed("application/json")),
+        (VARY, fixed("accept-encoding")),
+        (CACHE_STATUS, fixed("")),
+        (SERVER_TIMING, fixed("")),
+        (API_KEY_HEADER, fixed("")),
+    ])
+});
+
 /// Returns the response of the mirror API for `answer`.
-pub(super) fn points(answer: Answer) -> Response<Body> {
-    let head = Bytes::from_static(response::METRIC_HEAD);
+pub(super) fn points(answer: &mut Answer) -> Response<Body> {
     let tail = response::metric_tail(answer.aggregated, answer.partial);
-    let tail = Text::Plain(Bytes::from_static(tail));
-    let parts = [Text::Plain(head)].into_iter().chain(answer.points);
-    let mut response = json(answer.encoding.join(parts.chain([tail])));
+    let around = (response::METRIC_HEAD, tail);
+    let body = if answer.encoding == Encoding::Identity {
+        let short = Body::short(around, answer.points.iter().map(Text::bytes));
+        short.unwrap_or_else(|| Body::around(around, answer.points.drain(..).map(Text::into_bytes)))
+    } else {
+        let (head, tail) = around;
+        let [head, tail] = [head, tail].map(|text| Text::Plain(Bytes::from_static(text)));
+        let parts = once(head).chain(answer.points.drain(..)).chain(once(tail));
+        Body::of(answer.encoding.join(parts))
+    };
+    let mut response = Response::new(body);
+    *response.headers_mut() = OF_POINTS.clone();
     let headers = response.headers_mut();
-    add_encoding(headers, answer.encoding);
+    if answer.encoding != Encoding::Identity {
+        add_encoding(headers, answer.encoding);
+    }
     add_cache(headers, &answer.cache);
     add_timing(headers, &answer.timing);
     response
@@ -89,11 +115,12 @@ pub(super) fn add_encoding(headers: &mut HeaderMap, encoding: Encoding) {
     }
 }
 
-/// Adds the `Cache-Status` header.
+/// Sets the `Cache-Status` header.
 fn add_cache(headers: &mut HeaderMap, cache: &CacheOutcome) {
-    if let Some(value) = cache_status(cache) {
-        headers.insert(CACHE_STATUS, value);
-    }
+    match cache_status(cache) {
+        Some(value) => headers.insert(CACHE_STATUS, value),
+        None => headers.remove(CACHE_STATUS),
+    };
 }
 
 /// The `Cache-Status` of a remembered error of the upstream.

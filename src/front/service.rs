@@ -1,7 +1,9 @@
 //! The service: the steps that are the same for every request: admission, a deadline, the API key,
 //! a log line and metrics.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -189,9 +191,12 @@ impl Front {
     }
 
     /// Answers `request`, which came on `connection`.
+    ///
+    /// The request stays where the caller has it: its head and the future of its answer are too large to be
+    /// moved about for each hit.
     pub async fn handle(
         &self,
-        request: Request<Incoming>,
+        request: &mut Request<Incoming>,
         connection: &Connection,
     ) -> Response<Body> {
         let now = self.shared.clock.monotonic();
@@ -218,11 +223,10 @@ impl Front {
             Err(Full) if api.is_none() && probe => Ok(()),
             Err(Full) => Err(self.full(probe)),
             // It may wait for the check of a password.
-            Ok(claim) => tokio::select! {
-                biased;
-                allowed = self.allowed(api, route, client, &request) => allowed,
-                () = claim.evicted() => Err(self.gave_way()),
-            },
+            Ok(claim) => {
+                let allowed = pin!(self.allowed(api, route, client, request));
+                self.unless_it_gives_way(allowed, Some(claim)).await
+            }
         };
         let version = request.version();
         let prometheus = api == Some(Api::Prometheus) || prometheus_path;
@@ -230,30 +234,29 @@ impl Front {
             prometheus,
             browser: prometheus && request.headers().contains_key(ORIGIN),
         };
-        let (mut span, trace) = start_span(route, &request, client);
+        let (mut span, trace) = start_span(route, request, client);
         let access = self.settings.access_log;
         let logged = access || tracing::enabled!(Level::DEBUG);
-        // The request has been consumed when its answer is logged.
+        // The request has been taken apart when its answer is logged.
         let head = || (request.method().clone(), request.uri().clone(), trace.id());
         let log = logged.then(|| Box::new(head()));
-        let arrival = Arrival {
-            at: now,
-            deadline,
-            trace,
-            client,
-            claim: claim.clone().ok(),
-        };
-        let answer = match (allowed, &claim) {
-            (Err(e), _) => match route {
-                Some(Route::Asset(asset)) => page_that_asks(asset, e, &request),
+        let answer = match allowed {
+            Err(e) => match route {
+                Some(Route::Asset(asset)) => page_that_asks(asset, e, request),
                 _ => Err(e),
             },
-            (Ok(()), Err(Full)) => self.answer(route, request, arrival).await,
-            (Ok(()), Ok(claim)) => tokio::select! {
-                biased;
-                answer = self.answer(route, request, arrival) => answer,
-                () = claim.evicted() => Err(self.gave_way()),
-            },
+            Ok(()) => {
+                let claim = claim.as_deref().ok();
+                let arrival = Arrival {
+                    at: now,
+                    deadline,
+                    trace,
+                    client,
+                    claim,
+                };
+                let answer = pin!(self.answer(route, request, arrival));
+                self.unless_it_gives_way(answer, claim).await
+            }
         };
         let reason = match (&log, &answer) {
             (Some(_), Err(e)) => Some(Box::new(shown(&e.to_string()))),
@@ -271,7 +274,7 @@ impl Front {
                 self.hold_beside(&mut response, client, connection);
             }
         }
-        let key = HeaderValue::clone(&self.settings.api_key.get());
+        let key = self.settings.api_key.copy();
         response.headers_mut().insert(API_KEY_HEADER, key);
         if version < Version::HTTP_2 && self.is_draining() {
             let close = HeaderValue::from_static("close");
@@ -304,6 +307,23 @@ impl Front {
             }
         }
         response
+    }
+
+    /// Returns what `answer` becomes, or an error if `claim` gives way to another client before.
+    fn unless_it_gives_way<T>(
+        &self,
+        mut answer: Pin<&mut impl Future<Output = Result<T, Error>>>,
+        claim: Option<&Claim>,
+    ) -> impl Future<Output = Result<T, Error>> {
+        poll_fn(move |context| {
+            let polled = answer.as_mut().poll(context);
+            match claim {
+                Some(claim) if polled.is_pending() => {
+                    claim.poll_evicted(context).map(|()| Err(self.gave_way()))
+                }
+                _ => polled,
+            }
+        })
     }
 
     /// Claims a place for `client`: among the probes, or among the requests in flight.
@@ -474,7 +494,7 @@ mod tests {
     /// Bytes of the future of `handle`, which hyper keeps for each connection and moves for each
     /// request.
     fn future_bytes<'a, F>(
-        _handle: fn(&'a Front, Request<Incoming>, &'a Connection) -> F,
+        _handle: fn(&'a Front, &'a mut Request<Incoming>, &'a Connection) -> F,
     ) -> usize {
         size_of::<F>()
     }

@@ -43,6 +43,24 @@ pub enum Text {
     Packed(PackedText),
 }
 
+impl Text {
+    /// Returns its bytes, compressed if it is.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Packed(packed) => &packed.bytes,
+        }
+    }
+
+    /// Returns the same, without copying them.
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Packed(packed) => packed.bytes,
+        }
+    }
+}
+
 /// The parts of a body, one after the other: as a rule a few.
 pub type BodyParts = SmallVec<[Bytes; 4]>;
 
@@ -101,10 +119,7 @@ impl Encoding {
     pub fn join(self, parts: impl IntoIterator<Item = Text>) -> BodyParts {
         let mut body = BodyParts::new();
         match self {
-            Self::Identity => body.extend(parts.into_iter().map(|part| match part {
-                Text::Plain(text) => text,
-                Text::Packed(packed) => packed.bytes,
-            })),
+            Self::Identity => body.extend(parts.into_iter().map(Text::into_bytes)),
             Self::Gzip => gzip(parts, &mut body),
             Self::Zstd => {
                 for part in parts {

@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
+use super::point_numbers::{Number, short};
 use crate::model::{MAX_TIME, Millis, TimeRange};
 
 const START: &[u8] = b"\"startTime\"";
@@ -50,6 +51,9 @@ impl<'a> Timeless<'a> {
 
 /// Reads the number that `text` begins with, without sign, fraction and exponent; returns it and the rest.
 fn time(text: &[u8]) -> Option<(Millis, &[u8])> {
+    if let Some((Number::Whole(time @ 0..=MAX_TIME), length)) = short(text) {
+        return Some((time, text.get(length..)?));
+    }
     let mut time: Millis = 0;
     // A number of 18 digits cannot overflow.
     for (at, byte) in text.iter().enumerate().take(19) {
@@ -96,6 +100,7 @@ mod tests {
             r#""startTime":1.5,"endTime":2"#,
             r#""startTime":1,"endTime":2e3"#,
             r#""startTime":-1,"endTime":2"#,
+            r#""startTime":-0,"endTime":2"#,
             r#""startTime":1,"endTime":999999999999999"#,
             r#""startTime":1,"endTime":99999999999999999999"#,
             r#""startTime":"1","endTime":2"#,
