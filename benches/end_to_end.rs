@@ -6,7 +6,7 @@
 //! requests/s are those of the best round, the times those of all.
 //!
 //! `cargo bench --bench end_to_end`: some minutes; `-- --short`: half a minute; `-- --storm`: the storm only;
-//! `-- --misses`: what misses take, outside the kernel and in it.
+//! `-- --misses`: what misses take, outside the kernel and in it; `-- --hits`: hits of the same windows only.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -70,8 +70,17 @@ struct Row {
     per_second: f64,
 }
 
+/// What bare hyper shows with as many bytes: requests per second, and CPU time of each in microseconds.
+#[derive(Clone, Copy)]
+struct Limit {
+    per_second: f64,
+    cpu: f64,
+}
+
 struct Bench {
     amount: Amount,
+    /// Set if only hits are measured.
+    only_hits: bool,
     upstream: Upstream,
     bare: Server,
     /// The end of the queried history, which has settled.
@@ -192,10 +201,13 @@ impl Bench {
         }
         let mut rows = self.run(&cases, CONNECTIONS);
         let raw = cases.len() - 2;
-        let limits = [rows[0].per_second, rows[raw].per_second];
+        let limits = [rows[0].limit(), rows[raw].limit()];
         let hits = rows[1].sample.per_second();
         for (at, (case, row)) in cases.iter().zip(&mut rows).enumerate() {
-            row.print(&case.name, points, Some(limits[usize::from(at >= raw)]));
+            row.print(&case.name, points, limits[usize::from(at >= raw)]);
+        }
+        if self.only_hits {
+            return;
         }
         for case in &cases {
             if case.target.encoding != Encoding::Identity {
@@ -212,14 +224,14 @@ impl Bench {
         };
         tail.run(CONNECTIONS, Until::Asked(CONNECTIONS));
         let mut row = tail.run(CONNECTIONS, Until::Passed(self.amount.waiting));
-        row.print(&tail.name, points, Some(limits[0]));
+        row.print(&tail.name, points, limits[0]);
         let miss = Case {
             name: "(f) cold miss, upstream 50 ms".to_owned(),
             next: Box::new(|_| (self.new_ask(points), Cache::Forwarded)),
             ..tail
         };
         let mut row = miss.run(CONNECTIONS, Until::Passed(self.amount.waiting));
-        row.print(&miss.name, points, Some(limits[0]));
+        row.print(&miss.name, points, limits[0]);
 
         let fixed = |_| (buckets(0), Cache::Hit);
         self.beside_misses("(b)", points, &miss, hits, fixed);
@@ -294,9 +306,9 @@ impl Bench {
         let held = self.warm(&server, STREAMS, points);
         verify(server.address, &next(0));
         let mut rows = self.run(&cases, CONNECTIONS);
-        let limit = rows[0].per_second;
+        let limit = rows[0].limit();
         for (case, row) in cases.iter().zip(&mut rows) {
-            row.print(&case.name, points, Some(limit));
+            row.print(&case.name, points, limit);
         }
         println!("{held}");
     }
@@ -318,10 +330,10 @@ impl Bench {
             Self::hits("(h) Zipf, hits only", &server, Shape::Buckets, known),
         ];
         let mut rows = self.run(&cases, CONNECTIONS);
-        let limit = rows[0].per_second;
+        let limit = rows[0].limit();
         let hits = rows[1].sample.per_second();
         for (case, row) in cases.iter().zip(&mut rows) {
-            row.print(&case.name, POINTS, Some(limit));
+            row.print(&case.name, POINTS, limit);
         }
         self.upstream.set_latency(LATENCY);
         let mixed = Case {
@@ -335,7 +347,7 @@ impl Bench {
         };
         let whole = self.amount.round * self.amount.rounds;
         let mut row = mixed.run(CONNECTIONS_WITH_MISSES, Until::Passed(whole));
-        row.print(&mixed.name, POINTS, Some(limit));
+        row.print(&mixed.name, POINTS, limit);
         println!("{held}; {lanes} lanes");
         let known = |n| (known(n), Cache::Hit);
         self.beside_misses("(h)", POINTS, &mixed, hits, known);
@@ -526,15 +538,28 @@ impl Case<'_> {
 }
 
 impl Row {
-    fn print(&mut self, name: &str, points: i64, limit: Option<f64>) {
+    /// Returns what it shows, as a limit for other rows.
+    fn limit(&self) -> Limit {
+        Limit {
+            per_second: self.per_second,
+            cpu: self.each(self.cpu),
+        }
+    }
+
+    /// Returns the microseconds of `cpu` for each request.
+    fn each(&self, cpu: Duration) -> f64 {
+        cpu.as_secs_f64() * 1e6 / self.sample.times.len() as f64
+    }
+
+    fn print(&mut self, name: &str, points: i64, limit: Limit) {
         let per_second = self.per_second;
-        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / self.sample.times.len() as f64;
-        let (cpu, load_cpu) = (each(self.cpu), each(self.load_cpu));
+        let (cpu, load_cpu) = (self.each(self.cpu), self.each(self.load_cpu));
         println!(
-            "{name:<42}{points:>7}{per_second:>12.0}{:>11.0}{:>11.0}{:>9.3}{cpu:>11.1}{load_cpu:>11.1}",
+            "{name:<42}{points:>7}{per_second:>12.0}{:>11.0}{:>11.0}{:>9.3}{cpu:>11.1}{:>9.2}{load_cpu:>11.1}",
             self.sample.quantile(0.5),
             self.sample.quantile(0.99),
-            limit.map_or(f64::NAN, |l| per_second / l),
+            per_second / limit.per_second,
+            cpu / limit.cpu,
         );
     }
 }
@@ -580,9 +605,11 @@ fn main() {
             lanes: 100_000,
         }
     };
+    let only_hits = std::env::args().any(|a| a == "--hits");
     let now = SystemClock::default().now();
     let bench = Bench {
         amount,
+        only_hits,
         upstream: Upstream::start(),
         bare: Server::start(Kind::Bare),
         end: (now / DAY - 1) * DAY,
@@ -602,8 +629,16 @@ fn main() {
         "{CONNECTIONS} connections ({CONNECTIONS_WITH_MISSES} where some miss); a point is a bucket of a minute or a raw point"
     );
     println!(
-        "{:<42}{:>7}{:>12}{:>11}{:>11}{:>9}{:>11}{:>11}",
-        "case", "points", "requests/s", "p50 µs", "p99 µs", "of limit", "CPU µs/req", "of load"
+        "{:<42}{:>7}{:>12}{:>11}{:>11}{:>9}{:>11}{:>9}{:>11}",
+        "case",
+        "points",
+        "requests/s",
+        "p50 µs",
+        "p99 µs",
+        "of limit",
+        "CPU µs/req",
+        "of limit",
+        "of load"
     );
     if std::env::args().any(|a| a == "--storm") {
         bench.storm(60);
@@ -611,6 +646,9 @@ fn main() {
     }
     for points in SIZES {
         bench.windows(points);
+    }
+    if only_hits {
+        return;
     }
     for points in bench.amount.streams {
         bench.streams(*points);

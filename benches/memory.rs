@@ -2,7 +2,7 @@
 //!
 //! Heliostat is a process of its own, so that its resident memory is nobody else's. Caches are
 //! first filled nearly full with lanes of one shape, and with keys of one kind, and the growth of memory is
-//! compared with the weight of what is cached (for keys it must be within a tenth of it); then they are made
+//! compared with the weight of what is cached, of which it must be within a tenth; then they are made
 //! to replace several times what they hold.
 //!
 //! Idle connections are opened to an empty server, and what each takes of its memory is printed: before
@@ -35,9 +35,9 @@ use support::upstream::Upstream;
 const CONNECTIONS: u64 = 8;
 /// The share of its limit to which a cache is filled before anything is evicted.
 const FULL: f64 = 0.75;
-/// The share of the cache that is filled with keys before their memory counts.
+/// The share of the cache that is filled before memory counts.
 const FIRST: f64 = 0.2;
-/// The most by which memory and weight of keys may differ.
+/// The most by which memory and weight may differ.
 const AGREES: f64 = 1.1;
 /// The number of times a cache replaces its contents.
 const CHURN: u64 = 4;
@@ -124,6 +124,25 @@ impl Filled {
         self.lane += lanes;
     }
 
+    /// Requests new lanes until the cache weighs about `most` bytes; returns how many those were.
+    fn fill(&mut self, filling: &Filling, most: f64) -> u32 {
+        let before = self.server.cache_bytes() as f64;
+        let mut lanes = 0;
+        let mut batch = 8;
+        loop {
+            self.ask(filling, batch, 1);
+            lanes += batch;
+            let weighed = self.server.cache_bytes() as f64;
+            let each = (weighed - before) / f64::from(lanes);
+            let room = (most - weighed) / each;
+            if room < 1.0 {
+                return lanes;
+            }
+            // An estimate from a few lanes is not trusted with all of the room.
+            batch = (room / 2.0).ceil() as u32;
+        }
+    }
+
     /// Returns the resident memory in excess of that at the start.
     fn grown(&self) -> f64 {
         self.server.rss().saturating_sub(self.rss) as f64
@@ -134,24 +153,14 @@ impl Filled {
     }
 }
 
-/// Fills a cache with lanes of one shape; prints their memory.
-fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
+/// Fills a cache with lanes of one shape; prints their memory, and returns whether it agrees with their weight.
+fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) -> bool {
     let mut filled = Filled::start(upstream, &format!("{mebibytes}MiB"));
     let bound = (mebibytes << 20) as f64;
-    let mut lanes = 0;
-    let mut batch = 8;
-    loop {
-        filled.ask(filling, batch, 1);
-        lanes += batch;
-        let weighed = filled.server.cache_bytes() as f64;
-        let each = filled.weighed() / f64::from(lanes);
-        let room = (bound * FULL - weighed) / each;
-        if room < 1.0 {
-            break;
-        }
-        // An estimate from a few lanes is not trusted with all of the room.
-        batch = (room / 2.0).ceil() as u32;
-    }
+    // Buffers and tables of reading such lanes, too, must exist before anything counts.
+    filled.fill(filling, bound * FIRST);
+    (filled.rss, filled.bytes) = (filled.server.rss(), filled.server.cache_bytes());
+    let lanes = filled.fill(filling, bound * FULL);
     let points = f64::from(lanes) * filling.points as f64;
     let (grown, weighed) = (filled.grown(), filled.weighed());
     println!(
@@ -164,6 +173,7 @@ fn fill(upstream: &Upstream, mebibytes: u64, filling: &Filling) {
         weighed / points,
         grown / points,
     );
+    (1.0 / AGREES..=AGREES).contains(&(grown / weighed))
 }
 
 /// Replaces the contents of a cache several times with lanes of all shapes, each of which grows
@@ -640,11 +650,13 @@ fn main() {
         "weighed B/pt",
         "grown B/pt"
     );
+    let mut agree = true;
     for mebibytes in sizes {
         for filling in &FILLINGS {
-            fill(&upstream, *mebibytes, filling);
+            agree &= fill(&upstream, *mebibytes, filling);
         }
     }
+    assert!(agree, "memory and weight differ by more than a tenth");
     println!(
         "\nafter {CHURN} times the bound in lanes of all shapes\n{:>7}{:>13}{:>13}{:>17}{:>16}{:>14}{:>20}{:>9}",
         "MiB",
