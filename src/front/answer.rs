@@ -69,32 +69,38 @@ impl Front {
         request: &mut Request<Incoming>,
         arrival: Arrival<'_>,
     ) -> Result<Response<Body>, Error> {
+        let head = take_head(request);
+        let (method, path) = (&head.method, head.uri.path());
         match route {
-            Some(Route::Mirror(method)) => self.mirror(method, request, arrival).await,
-            Some(Route::Prometheus(endpoint)) => self.prometheus(endpoint, request, arrival).await,
+            // Those of the mirror API do not come here.
+            Some(Route::Mirror(_)) | None => {
+                let path = normalized(path);
+                let message = format!("no such path: {path:.100?}; GET / lists the paths");
+                Err(Error::new(Kind::PathNotFound, message))
+            }
+            Some(Route::Prometheus(endpoint)) => {
+                let body = request.body_mut();
+                self.prometheus(endpoint, head, body, arrival).await
+            }
             Some(Route::Asset(Asset::PAGE)) => {
                 let upstreams = self.engine.upstreams().iter().map(|u| u.name());
-                Asset::page(request.method(), request.headers(), upstreams)
+                Asset::page(method, &head.headers, upstreams)
             }
             Some(Route::Asset(asset)) => {
                 let compression = self.settings.compression;
-                let headers = request.headers();
-                let encoding = accepted_encoding(compression, headers, Some(arrival.client));
-                asset.answer(request.method(), headers, encoding)
+                let encoding = accepted_encoding(compression, &head.headers, Some(arrival.client));
+                asset.answer(method, &head.headers, encoding)
             }
             Some(Route::Page(page)) => {
-                let (method, path) = (request.method(), request.uri().path());
                 let metrics = match page {
                     pages::Page::Metrics => self.metrics(method, arrival.claim).await?,
                     _ => Bytes::new(),
                 };
                 pages::answer(page, method, path, metrics, self.is_draining())
             }
-            Some(Route::Admin(call)) => self.admin(call, request, arrival).await,
-            None => {
-                let path = normalized(request.uri().path());
-                let message = format!("no such path: {path:.100?}; GET / lists the paths");
-                Err(Error::new(Kind::PathNotFound, message))
+            Some(Route::Admin(call)) => {
+                let body = request.body_mut();
+                self.admin(call, head, body, arrival).await
             }
         }
     }
@@ -189,17 +195,16 @@ impl Front {
     async fn admin(
         &self,
         call: admin::Call,
-        request: &mut Request<Incoming>,
+        head: Parts,
+        body: &mut Incoming,
         arrival: Arrival<'_>,
     ) -> Result<Response<Body>, Error> {
-        let changes = call.changes(request.method());
-        browser::check(request.uri(), request.headers(), changes)?;
-        call.check(request.method())?;
-        let head = take_head(request);
+        let changes = call.changes(&head.method);
+        browser::check(&head.uri, &head.headers, changes)?;
+        call.check(&head.method)?;
         let path = normalized(head.uri.path());
         let claim = arrival.claim;
         let context = self.context_of(&head.headers, arrival);
-        let body = request.body_mut();
         let body = self.read(body, claim, context.deadline).await?;
         let known = admin::FrontState {
             reloads: self.shared.reloads.get(),
@@ -213,18 +218,18 @@ impl Front {
     async fn prometheus(
         &self,
         endpoint: prometheus::ApiEndpoint,
-        request: &mut Request<Incoming>,
+        head: Parts,
+        body: &mut Incoming,
         arrival: Arrival<'_>,
     ) -> Result<Response<Body>, Error> {
-        let browser = request.headers().contains_key(ORIGIN);
-        let mut response = if request.method() == Method::OPTIONS {
+        let browser = head.headers.contains_key(ORIGIN);
+        let mut response = if head.method == Method::OPTIONS {
             prometheus::options()
         } else {
-            let head = take_head(request);
             let claim = arrival.claim;
             let mut context = self.context_of(&head.headers, arrival);
             let deadline = context.deadline;
-            let body = self.read(request.body_mut(), claim, deadline).await?;
+            let body = self.read(body, claim, deadline).await?;
             if body.len() > LARGE
                 && let Some(claim) = claim
             {

@@ -26,12 +26,20 @@ const LINE: usize = 128;
 /// The bytes by which the room grows.
 const ROOM: usize = 1 << 10;
 
+/// The points for which room is made before their length is known, and the bytes of a usual one.
+const FIRST: usize = 100;
+const USUAL: usize = 40;
+
 /// Writes points or buckets, each with a comma after it, as `serde_json` writes their numbers.
 #[derive(Default)]
 pub struct PointWriter {
     /// The text, and room behind it.
     text: Vec<u8>,
     length: usize,
+    /// The length of the text before the first point, the points since then, and how many are expected.
+    head: usize,
+    written: usize,
+    expected: usize,
     /// The decimals of the last value that had few.
     places: usize,
     times: TimeWriter,
@@ -40,12 +48,13 @@ pub struct PointWriter {
 impl PointWriter {
     /// Returns a writer of about `points` after those of `head`.
     pub fn after(head: &[u8], points: usize) -> Self {
-        // A point is some 20 to 50 bytes.
-        let mut text = Vec::with_capacity(head.len() + points * 40 + ROOM);
+        let mut text = Vec::with_capacity(head.len() + points.min(FIRST) * USUAL + ROOM);
         text.extend_from_slice(head);
         Self {
             length: text.len(),
             text,
+            head: head.len(),
+            expected: points,
             ..Self::default()
         }
     }
@@ -89,11 +98,25 @@ impl PointWriter {
         });
     }
 
+    /// Makes room for some more lines; at first for all, as long as those so far. A text for which far too much
+    /// is allocated leaves holes that others do not fill.
+    #[cold]
+    fn make_room(&mut self) {
+        self.text.truncate(self.length);
+        if self.text.capacity() - self.length < ROOM {
+            let more = self.expected.saturating_sub(self.written);
+            let each = (self.length - self.head).div_ceil(self.written.max(1));
+            self.text.reserve_exact(more * each + ROOM);
+        }
+        self.text.resize(self.length + ROOM, 0);
+    }
+
     #[inline(always)]
     fn line(&mut self, write: impl FnOnce(&mut Line<'_>, &mut usize, &mut TimeWriter)) {
         if self.text.len() - self.length < LINE {
-            self.text.resize(self.length + ROOM, 0);
+            self.make_room();
         }
+        self.written += 1;
         let room = self.text.get_mut(self.length..);
         if let Some(bytes) = room.and_then(|room| room.first_chunk_mut()) {
             let mut line = Line { bytes, length: 0 };
