@@ -408,3 +408,32 @@ async fn first_bytes<S: AsyncRead + Unpin>(
     };
     told.then_some(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_told_to_stop_however_often_it_was_woken() {
+        let (stopping, mut stop) = watch::channel(());
+        let woken = Arc::new(tokio::sync::Notify::new());
+        let waits = woken.clone();
+        let task = tokio::spawn(async move {
+            let mut served = pin!(async {
+                loop {
+                    waits.notified().await;
+                }
+            });
+            let ended: Option<()> = unless_it_changes(&mut stop, served.as_mut()).await;
+            ended
+        });
+        for _ in 0..3 {
+            yield_now().await;
+            woken.notify_one();
+        }
+        yield_now().await;
+        stopping.send(()).unwrap();
+        let ended = timeout(Duration::from_secs(1), task).await;
+        assert!(ended.unwrap().unwrap().is_none());
+    }
+}
