@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use memchr::memchr;
+use memchr::{memchr, memchr_iter};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::admission::Claim;
@@ -70,6 +70,10 @@ impl Requests {
         // How much of `input` stands in `encoded`, and how much has been followed.
         let (mut copied, mut at) = (0, 0);
         while let Some(rest) = input.get(at..).filter(|rest| !rest.is_empty()) {
+            if matches!(self.state, State::Headers(_)) && self.line.is_empty() {
+                at += plain_lines(rest);
+            }
+            let rest = input.get(at..).unwrap_or_default();
             let line = match self.state {
                 State::Opaque => break,
                 State::Body(left) => {
@@ -86,10 +90,6 @@ impl Requests {
                     rest.get(..end).unwrap_or(rest)
                 }
             };
-            if matches!(self.state, State::Headers(_)) && self.line.is_empty() && is_plain(line) {
-                at += line.len();
-                continue;
-            }
             // As a rule none: then all bytes are looked at together.
             if matches!(self.state, State::Start)
                 && line.iter().fold(false, |found, b| found | is_refused(*b))
@@ -147,6 +147,18 @@ impl Requests {
             State::Body(_) | State::Opaque => State::Opaque,
         };
     }
+}
+
+/// Returns the length of the plain lines that `text` begins with.
+fn plain_lines(text: &[u8]) -> usize {
+    let mut length = 0;
+    for end in memchr_iter(b'\n', text) {
+        if !text.get(length..=end).is_some_and(is_plain) {
+            break;
+        }
+        length = end + 1;
+    }
+    length
 }
 
 /// Returns whether `line` is a whole header whose name begins like none that is followed.

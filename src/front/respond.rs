@@ -88,8 +88,19 @@ pub(super) fn points(answer: &mut Answer) -> Response<Body> {
     if answer.encoding != Encoding::Identity {
         add_encoding(headers, answer.encoding);
     }
-    add_cache(headers, &answer.cache);
-    add_timing(headers, &answer.timing);
+    // In place: to find a header by its name takes longer than to look at the few that there are.
+    let mut cache = cache_status(&answer.cache);
+    let mut timing = server_timing(&answer.timing);
+    for (name, value) in headers.iter_mut() {
+        let new = match name {
+            name if *name == CACHE_STATUS => cache.take(),
+            name if *name == SERVER_TIMING => timing.take(),
+            _ => None,
+        };
+        if let Some(new) = new {
+            *value = new;
+        }
+    }
     response
 }
 
@@ -115,12 +126,11 @@ pub(super) fn add_encoding(headers: &mut HeaderMap, encoding: Encoding) {
     }
 }
 
-/// Sets the `Cache-Status` header.
+/// Adds the `Cache-Status` header.
 fn add_cache(headers: &mut HeaderMap, cache: &CacheOutcome) {
-    match cache_status(cache) {
-        Some(value) => headers.insert(CACHE_STATUS, value),
-        None => headers.remove(CACHE_STATUS),
-    };
+    if let Some(value) = cache_status(cache) {
+        headers.insert(CACHE_STATUS, value);
+    }
 }
 
 /// The `Cache-Status` of a remembered error of the upstream.
@@ -181,11 +191,17 @@ fn cache_status(cache: &CacheOutcome) -> Option<HeaderValue> {
     HeaderValue::try_from(text).ok()
 }
 
-/// Adds the `Server-Timing` header (W3C), in milliseconds.
+/// Adds the `Server-Timing` header.
 fn add_timing(headers: &mut HeaderMap, timing: &Timing) {
-    if let Some(value) = timing_of_a_hit(timing) {
+    if let Some(value) = server_timing(timing) {
         headers.insert(SERVER_TIMING, value);
-        return;
+    }
+}
+
+/// Returns the value of `Server-Timing` (W3C) for `timing`, in milliseconds.
+fn server_timing(timing: &Timing) -> Option<HeaderValue> {
+    if let Some(value) = timing_of_a_hit(timing) {
+        return Some(value);
     }
     let mut line = Line::new();
     let fetch: &[u8] = match timing.filled {
@@ -207,9 +223,7 @@ fn add_timing(headers: &mut HeaderMap, timing: &Timing) {
         let digit = |unit: u64| b'0' + (micros / unit % 10) as u8;
         line.push(&[b'.', digit(100), digit(10), digit(1)]);
     }
-    if let Some(value) = line.value() {
-        headers.insert(SERVER_TIMING, value);
-    }
+    line.value()
 }
 
 /// Returns the value of `Server-Timing` for what took less than a millisecond each, and fetched nothing: a
