@@ -208,6 +208,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt;
     use futures_util::future::join_all;
 
@@ -260,7 +262,9 @@ mod tests {
             tokio::spawn(async move { turns.poll_each(client(n % 3), Box::pin(sum(500))).await })
         });
         for one in all.collect::<Vec<_>>() {
-            assert_eq!(one.await.unwrap(), 500 * 499 / 2);
+            // A second at most; for ever if a wake is missed.
+            let sum = tokio::time::timeout(Duration::from_secs(60), one).await;
+            assert_eq!(sum.expect("a wake was missed").unwrap(), 500 * 499 / 2);
         }
         assert_eq!((turns.free(), turns.queue().waiting), (2, 0));
     }

@@ -66,7 +66,7 @@ impl PasswordHashLimiter {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use futures_util::future::{join, join_all};
+    use futures_util::future::{join_all, join4};
 
     use super::*;
 
@@ -78,16 +78,25 @@ mod tests {
     async fn one_that_guesses_delays_others_by_one_comparison() {
         let limiter = PasswordHashLimiter::of(1, 8);
         let done = Arc::new(Mutex::new(Vec::new()));
+        let (all_came, come) = std::sync::mpsc::channel();
+        let first = limiter.run(address(1), {
+            let done = done.clone();
+            move || {
+                come.recv().unwrap();
+                done.lock().unwrap().push(1);
+            }
+        });
         let run = |client: u8| {
             let done = done.clone();
             limiter.run(address(client), move || done.lock().unwrap().push(client))
         };
-        // One compares, and eight wait.
-        let guesses = join_all((0..20).map(|_| run(1)));
+        // One compares until all have come, and eight wait.
+        let guesses = join_all((1..20).map(|_| run(1)));
         // They come when the queue is full.
-        let others = async { join_all([run(2), run(3), run(2)]).await };
-        let (guesses, others) = join(guesses, others).await;
-        assert_eq!(others, [Ok(()); 3]);
+        let others = join_all([run(2), run(3), run(2)]);
+        let (first, guesses, others, ()) =
+            join4(first, guesses, others, async { all_came.send(()).unwrap() }).await;
+        assert_eq!((first, others), (Ok(()), vec![Ok(()); 3]));
         let refused = guesses.iter().filter(|one| one.is_err()).count();
         assert_eq!(refused, 20 - 9 + 3, "three gave way");
         assert_eq!(*done.lock().unwrap(), [1, 1, 2, 3, 1, 2, 1, 1, 1]);
