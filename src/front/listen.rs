@@ -436,4 +436,33 @@ mod tests {
         let ended = timeout(Duration::from_secs(1), task).await;
         assert!(ended.unwrap().unwrap().is_none());
     }
+
+    /// Connections that wait for a next request end at once, those of a client that sends none as well.
+    #[tokio::test]
+    async fn idle_connections_end_when_the_service_stops() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let handler = |_, _| async { Response::new(Body::fixed("ok")) };
+        let stopping = async {
+            stopped.await.unwrap();
+            Duration::from_secs(600)
+        };
+        let served = tokio::spawn(serve(listener, Listening::default(), handler, stopping));
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        let mut answer = [0; 1024];
+        for _ in 0..2 {
+            idle.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                .await
+                .unwrap();
+            assert!(idle.read(&mut answer).await.unwrap() > 2);
+        }
+        stop.send(()).unwrap();
+        let ended = timeout(Duration::from_secs(60), served).await;
+        ended.expect("connections are still open").unwrap();
+        assert_eq!(idle.read(&mut answer).await.unwrap(), 0);
+        assert_eq!(silent.read(&mut answer).await.unwrap(), 0);
+    }
 }
