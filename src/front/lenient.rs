@@ -399,9 +399,12 @@ mod tests {
     #[test]
     fn a_usual_request_is_not_copied() {
         let mut requests = LenientStream::new((), Vec::new(), None).requests;
-        let usual = b"POST /api/metric HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\"<>";
-        for _ in 0..3 {
-            assert_eq!(requests.follow(usual), None);
+        let short = "POST /api/metric HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\"<>";
+        let long = "POST /api/metric HTTP/1.1\r\nHost: heliostat.example:7007\r\nAccept: */*\r\n\
+                    Content-Type: application/json; charset=utf-8\r\nUser-Agent: a client/1.0\r\n\
+                    X-Request-Id: 8c1f3f3e-2d5b-4c53\r\nContent-Length: 3\r\nPragma: no-cache\r\n\r\n\"<>";
+        for usual in [short, long, long] {
+            assert_eq!(requests.follow(usual.as_bytes()), None);
             assert!(requests.line.capacity() == 0 && matches!(requests.state, State::Start));
         }
     }
