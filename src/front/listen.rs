@@ -21,7 +21,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::task::yield_now;
+use tokio::task::{unconstrained, yield_now};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
@@ -339,7 +339,7 @@ async fn serve_requests<S, H, F>(
         let mut http1 = protocols.http1.clone();
         http1.timer(HeadTimer::default());
         let mut served = pin!(http1.serve_connection(io, service));
-        match unless_it_changes(&mut stop, served.as_mut()).await {
+        match unless_stopped(&mut stop, served.as_mut()).await {
             Some(ended) => ended,
             None => {
                 served.as_mut().graceful_shutdown();
@@ -359,14 +359,15 @@ async fn serve_requests<S, H, F>(
 
 /// Returns what `served` becomes, or `None` once `stop` changes.
 ///
-/// A task that waits for `stop` stays known to it, so each poll only looks whether it has changed; and polls by
-/// this task only must follow, which is so where it is one by itself.
-async fn unless_it_changes<F: Future>(
+/// The task is registered with `stop` once; later polls only compare versions, which takes no lock. So all polls
+/// have to be of one task.
+async fn unless_stopped<F: Future>(
     stop: &mut watch::Receiver<()>,
     mut served: Pin<&mut F>,
 ) -> Option<F::Output> {
     let seen = stop.clone();
-    let mut changed = pin!(stop.changed());
+    // Without tokio's budget for a task: where that is used up, the poll that registers would do nothing.
+    let mut changed = pin!(unconstrained(stop.changed()));
     let mut waits = false;
     poll_fn(|context| {
         if let Poll::Ready(ended) = served.as_mut().poll(context) {
@@ -411,6 +412,8 @@ async fn first_bytes<S: AsyncRead + Unpin>(
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::consume_budget;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -424,7 +427,7 @@ mod tests {
                     waits.notified().await;
                 }
             });
-            let ended: Option<()> = unless_it_changes(&mut stop, served.as_mut()).await;
+            let ended: Option<()> = unless_stopped(&mut stop, served.as_mut()).await;
             ended
         });
         for _ in 0..3 {
@@ -432,6 +435,27 @@ mod tests {
             woken.notify_one();
         }
         yield_now().await;
+        stopping.send(()).unwrap();
+        let ended = timeout(Duration::from_secs(1), task).await;
+        assert!(ended.unwrap().unwrap().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_used_up_its_budget_is_told_to_stop() {
+        let (stopping, mut stop) = watch::channel(());
+        let task = tokio::spawn(async move {
+            let mut served = pin!(async {
+                // More than a task may do at a time.
+                for _ in 0..1000 {
+                    consume_budget().await;
+                }
+                std::future::pending::<()>().await;
+            });
+            unless_stopped(&mut stop, served.as_mut()).await
+        });
+        for _ in 0..100 {
+            yield_now().await;
+        }
         stopping.send(()).unwrap();
         let ended = timeout(Duration::from_secs(1), task).await;
         assert!(ended.unwrap().unwrap().is_none());

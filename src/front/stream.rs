@@ -3,13 +3,14 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::rt::{Sleep, Timer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 /// A stream with a limit for each direction: how long a read may wait for the first byte, and how
@@ -48,7 +49,8 @@ impl LazyTimer {
         }
         self.wakes = Some(context.waker().clone());
         loop {
-            ready!(timer.as_mut().poll(context));
+            // Without tokio's budget for a task: where that is used up, the poll would set no timer.
+            ready!(pin!(unconstrained(timer.as_mut())).poll(context));
             if timer.deadline() >= end {
                 return Poll::Ready(());
             }
@@ -182,6 +184,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::task::consume_budget;
 
     const READ: Duration = Duration::from_secs(90);
     const WRITE: Duration = Duration::from_secs(20);
@@ -227,6 +230,23 @@ mod tests {
         let begun = Instant::now();
         let ended = tokio::time::timeout(2 * WRITE, head).await;
         assert!(ended.is_ok(), "the other task was woken");
+        assert_eq!(begun.elapsed().as_secs(), WRITE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_begins_when_the_budget_of_its_task_is_used_up_ends_in_time() {
+        let timer = HeadTimer::default();
+        let mut head = timer.sleep(WRITE);
+        let mut begins = true;
+        let head = std::future::poll_fn(move |context| {
+            // As after many reads at once.
+            while begins && pin!(consume_budget()).poll(context).is_ready() {}
+            begins = false;
+            head.as_mut().poll(context)
+        });
+        let begun = Instant::now();
+        let ended = tokio::spawn(tokio::time::timeout(2 * WRITE, head));
+        assert!(ended.await.unwrap().is_ok(), "no timer was set");
         assert_eq!(begun.elapsed().as_secs(), WRITE.as_secs());
     }
 
