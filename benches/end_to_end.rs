@@ -70,7 +70,7 @@ struct Row {
     per_second: f64,
 }
 
-/// What bare hyper shows with as many bytes: requests per second, and CPU time of each in microseconds.
+/// Requests per second of bare hyper with as many bytes, and its CPU time for each in microseconds.
 #[derive(Clone, Copy)]
 struct Limit {
     per_second: f64,
@@ -538,7 +538,7 @@ impl Case<'_> {
 }
 
 impl Row {
-    /// Returns what it shows, as a limit for other rows.
+    /// Returns its figures, as the limit of other rows.
     fn limit(&self) -> Limit {
         Limit {
             per_second: self.per_second,

@@ -27,8 +27,8 @@ const FIRST_WHILE: Duration = Duration::from_secs(5);
 /// The first size of the buffer that a request's body is copied into.
 const FIRST_BUFFER: usize = 4 << 10;
 
-/// The bytes that requests and responses are charged by: most take no more for both, so that their charge
-/// need not be changed.
+/// Requests and responses are charged in multiples of so many bytes. Most take no more for both, so their charge
+/// is not changed in between.
 const PAGE: usize = 4 << 10;
 
 /// Shorter bodies are joined: their bytes are copied in less time than two more parts take.
@@ -37,8 +37,8 @@ const JOINED: usize = 4 << 10;
 /// A body whose parts, and so its length, are known.
 #[derive(Debug, Default)]
 pub struct Body {
-    /// All of it, until it goes into the connection: as one, since that has its price for each frame of a body.
-    parts: Parts,
+    /// All of it, until it goes into the connection: as one frame, since each costs the HTTP library some work.
+    parts: BodyData,
     /// Bytes of memory that are held for it.
     weight: usize,
 }
@@ -46,7 +46,7 @@ pub struct Body {
 /// The parts of a body on their way into the connection. They hold the request's claim until they have been
 /// sent or dropped, and tell it of each byte that the connection takes.
 #[derive(Debug, Default)]
-pub struct Parts {
+pub struct BodyData {
     /// The next part; empty at the end.
     next: Bytes,
     /// Those after it, none of which is empty.
@@ -92,10 +92,10 @@ impl Body {
         let mut all = Vec::with_capacity(length);
         parts.for_each(|part| all.extend_from_slice(part));
         Self {
-            parts: Parts {
+            parts: BodyData {
                 next: Bytes::from(all),
                 left: length,
-                ..Parts::default()
+                ..BodyData::default()
             },
             weight: length,
         }
@@ -106,7 +106,7 @@ impl Body {
         let length = parts.iter().map(Bytes::len).sum();
         let mut rest = parts.into_iter();
         Self {
-            parts: Parts {
+            parts: BodyData {
                 next: rest.next().unwrap_or_default(),
                 rest,
                 left: length,
@@ -152,13 +152,13 @@ impl<T: Into<Bytes>> From<T> for Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Parts;
+    type Data = BodyData;
     type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Parts>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<BodyData>, Infallible>>> {
         let parts = std::mem::take(&mut self.parts);
         Poll::Ready(parts.has_remaining().then(|| Ok(Frame::data(parts))))
     }
@@ -172,7 +172,7 @@ impl http_body::Body for Body {
     }
 }
 
-impl Buf for Parts {
+impl Buf for BodyData {
     fn remaining(&self) -> usize {
         self.left
     }

@@ -69,7 +69,7 @@ static OF_POINTS: LazyLock<HeaderMap> = LazyLock::new(|| {
     ])
 });
 
-/// Returns the response of the mirror API for `answer`.
+/// Returns the response of the mirror API for `answer`, whose points it takes.
 pub(super) fn points(answer: &mut Answer) -> Response<Body> {
     let tail = response::metric_tail(answer.aggregated, answer.partial);
     let around = (response::METRIC_HEAD, tail);

@@ -98,8 +98,8 @@ impl PointWriter {
         });
     }
 
-    /// Makes room for some more lines; at first for all, as long as those so far. A text for which far too much
-    /// is allocated leaves holes that others do not fill.
+    /// Makes room for more lines. If more has to be allocated, it is enough for all points, each as long as those so
+    /// far: a text for which far too much is allocated leaves holes in the heap when it is cut.
     #[cold]
     fn make_room(&mut self) {
         self.text.truncate(self.length);
